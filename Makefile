@@ -1,0 +1,65 @@
+# Needs Python 3.11+ and make; everything else is installed into $(VENV).
+
+PYTHON ?= python3
+VENV ?= .venv
+# Passed on to pytest, the demonstration or the benchmarks.
+ARGS ?=
+# Worker processes of pytest; each starts a server of its own.
+WORKERS ?= 2
+# The URL of a broker for the demonstration; without it, Postgres carries the messages.
+BROKER ?=
+
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint types check bench clean
+
+help: ## Show the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+
+$(VENV)/.created:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "There is no '$(PYTHON)'. Install Python 3.11 or newer, or name one: make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." \
+	    "Name another one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "'$(PYTHON)' cannot make virtual environments: its modules venv and ensurepip are missing." \
+	    "On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# Stamps, so that nothing is installed twice. What a developer has includes what the demonstration needs.
+$(VENV)/.installed-dev: pyproject.toml $(VENV)/.created
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.installed-demo
+
+$(VENV)/.installed-demo: pyproject.toml $(VENV)/.created
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	@touch $@
+
+venv: $(VENV)/.installed-dev ## Create .venv with everything for development
+
+demo: $(VENV)/.installed-demo ## Run the demonstration (BROKER=kafka://host:9092, ARGS=...)
+	@$(BIN)/scoop-outbox demo $(if $(BROKER),--broker '$(BROKER)') $(ARGS)
+
+test: $(VENV)/.installed-dev ## Run the tests (ARGS="-k name", WORKERS=auto)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+lint: $(VENV)/.installed-dev ## Check style, formatting and the direction of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+
+types: $(VENV)/.installed-dev ## Check the types
+	$(BIN)/mypy
+
+check: lint types ## Check everything that needs no server
+
+bench: $(VENV)/.installed-dev ## Run the benchmarks (ARGS=...)
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean: ## Remove what the other targets have made
+	rm -rf $(VENV) build dist .coverage htmlcov
+	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
