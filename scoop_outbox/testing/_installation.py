@@ -60,9 +60,7 @@ class Identity:
     def spawn(self, *command: str | Path, cwd: Path, log: Path) -> subprocess.Popen[bytes]:
         """Start a command in a session of its own, so that Ctrl-C in a terminal reaches only its owner."""
         # The caller's PG* variables are meant for a client, and its locale for a person.
-        environment = {
-            name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_"))
-        }
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_"))}
         with log.open("ab") as output:
             return subprocess.Popen(
                 [*self.prefix, *command],
@@ -96,9 +94,7 @@ def find_binaries() -> Binaries:
     if named:
         binaries = Binaries(Path(named).absolute())
         if not binaries.complete:
-            msg = (
-                f"{BINARIES} is {named!r}, where there is no initdb and postgres: name Postgres's bin folder."
-            )
+            msg = f"{BINARIES} is {named!r}, where there is no initdb and postgres: name Postgres's bin folder."
             raise PostgresNotFoundError(msg)
         return binaries
     for binaries in candidates():

@@ -79,9 +79,7 @@ def _process_table() -> dict[int, tuple[int, str]]:
                 state, parent = file.read_text(errors="replace").rpartition(")")[2].split()[:2]
                 table[int(file.parent.name)] = int(parent), state
         return table
-    listing = subprocess.run(
-        ["ps", "-A", "-o", "pid=,ppid=,stat="], capture_output=True, text=True, check=True
-    )
+    listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,stat="], capture_output=True, text=True, check=True)
     for line in listing.stdout.splitlines():
         pid, parent, state = line.split()[:3]
         table[int(pid)] = int(parent), state[0]

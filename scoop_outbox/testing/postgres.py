@@ -166,9 +166,7 @@ class PostgresServer:
             try:
                 self._process.wait(_STOP_SECONDS)
             except subprocess.TimeoutExpired:
-                _log.warning(
-                    "Postgres did not stop within %s s and is killed; see %s", _STOP_SECONDS, self._log
-                )
+                _log.warning("Postgres did not stop within %s s and is killed; see %s", _STOP_SECONDS, self._log)
                 self.kill()
         self._release()
 
@@ -257,9 +255,7 @@ class PostgresServer:
             return False
 
         if not wait_for(ready, _START_SECONDS):
-            msg = (
-                f"Postgres was not ready within {_START_SECONDS} s; its log ends with:\n{self._log_since(0)}"
-            )
+            msg = f"Postgres was not ready within {_START_SECONDS} s; its log ends with:\n{self._log_since(0)}"
             raise PostgresStartError(msg)
 
     def _watch(self, process: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:

@@ -213,9 +213,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("binaries", INSTALLED, ids=str)
-def test_the_binaries_that_are_named_are_used(
-    data: Path, binaries: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_binaries_that_are_named_are_used(data: Path, binaries: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCOOP_PG_BIN", str(binaries))
     told = subprocess.run([binaries / "postgres", "--version"], capture_output=True, text=True, check=True)
     with start_postgres(data, settings=TEST_SETTINGS) as server:
@@ -264,18 +262,14 @@ def test_named_binaries_that_are_not_there_are_an_error(data: Path, monkeypatch:
         start_postgres(data)
 
 
-def test_the_named_server_is_used_and_left_running(
-    server: PostgresServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_named_server_is_used_and_left_running(server: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCOOP_OUTBOX_TEST_DATABASE_URL", server.url)
     with postgres_for_tests() as url:
         assert url == server.url
     assert ask(server.url, "SELECT 1") == 1
 
 
-@pytest.mark.parametrize(
-    "url", ["postgresql//user:secret-word@host/db", "postgresql://u:secret-word@127.0.0.1:1/db"]
-)
+@pytest.mark.parametrize("url", ["postgresql//user:secret-word@host/db", "postgresql://u:secret-word@127.0.0.1:1/db"])
 def test_a_named_server_that_cannot_be_reached_is_an_error_without_the_password(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,1 @@
+"""What an adapter has to know, and how it is found."""

@@ -1,0 +1,37 @@
+"""Finds the adapter for a broker URL among the installed distributions."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from urllib.parse import urlsplit
+
+from scoop_outbox.broker.protocol import Broker
+from scoop_outbox.errors import BrokerError
+
+GROUP = "scoop_outbox.brokers"
+
+_KNOWN = {"kafka": "scoop-outbox-kafka", "amqp": "scoop-outbox-rabbitmq", "amqps": "scoop-outbox-rabbitmq"}
+
+
+def is_builtin(url: str | None) -> bool:
+    """Tell whether a broker URL means the built-in broker, the home's own Postgres."""
+    return url is None or urlsplit(url).scheme in ("postgresql", "postgres")
+
+
+def load(url: str) -> Broker:
+    """Return the broker that serves a URL.
+
+    Raises:
+        BrokerError: no installed adapter knows the URL's scheme.
+    """
+    scheme = urlsplit(url).scheme
+    for entry in entry_points(group=GROUP, name=scheme):
+        broker: Broker = entry.load()(url)
+        return broker
+    if scheme in _KNOWN:
+        raise BrokerError(f"no adapter for {scheme}:// is installed: pip install {_KNOWN[scheme]}")
+    installed = sorted(entry.name for entry in entry_points(group=GROUP))
+    raise BrokerError(
+        f"no broker is known for the scheme {scheme!r}: use kafka://, amqp://, postgresql:// or leave the URL out"
+        + (f" (installed adapters: {', '.join(installed)})" if installed else "")
+    )

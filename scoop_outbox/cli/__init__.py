@@ -1,0 +1,117 @@
+"""The command line: `scoop-outbox`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import click
+
+from scoop_outbox.errors import ScoopError
+
+_database = click.option(
+    "--database",
+    metavar="URL",
+    envvar="SCOOP_OUTBOX_DATABASE",
+    help="PostgreSQL URL [env: SCOOP_OUTBOX_DATABASE].",
+)
+_broker = click.option(
+    "--broker",
+    metavar="URL",
+    envvar="SCOOP_OUTBOX_BROKER",
+    help="kafka:// or amqp:// URL; the built-in broker unless given [env: SCOOP_OUTBOX_BROKER].",
+)
+_schema = click.option("--schema", default="scoop_outbox", show_default=True, help="Postgres schema of the tables.")
+_grace = click.option(
+    "--grace", default=20.0, show_default=True, help="Seconds that running steps get to finish after SIGTERM."
+)
+_log_level = click.option(
+    "--log-level",
+    default="info",
+    show_default=True,
+    type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
+    help="How much to log.",
+)
+
+
+class _Group(click.Group):
+    """Shows our own errors as what they are: messages for people, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except ScoopError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="scoop-outbox")
+def main() -> None:
+    """Structured cooperation for message-driven systems on Postgres."""
+
+
+@main.command()
+@_database
+@_schema
+def migrate(database: str | None, schema: str) -> None:
+    """Create or upgrade the tables. Safe to run again at any time, and from several places at once."""
+    from scoop_outbox.store import migrate as migrations
+
+    url = _required(database)
+    migrations.migrate(url, schema)
+    click.echo(f"schema {schema} is at revision {migrations.head()}")
+
+
+@main.command()
+@click.argument("app", metavar="MODULE:APP")
+@_database
+@_broker
+@click.option("--slots", default=16, show_default=True, help="How many runs are executed at the same time.")
+@click.option("--relay/--no-relay", default=False, help="Whether to publish the outbox in this process too.")
+@_grace
+@_log_level
+def worker(
+    *, app: str, database: str | None, broker: str | None, slots: int, relay: bool, grace: float, log_level: str
+) -> None:
+    """Execute the sagas of an application: MODULE:APP names a `Scoop`, as in shop.sagas:app.
+
+    Start as many as you like; they share the work. SIGTERM lets running steps finish, a second one stops at once.
+    """
+    from scoop_outbox.cli.processes import load_app, run
+
+    _log(log_level)
+    scoop = load_app(app)
+    scoop.configure(database=database, broker=broker)
+    run(scoop, worker=True, relay=relay, slots=slots, grace=grace)
+
+
+@main.command()
+@_database
+@_broker
+@_schema
+@_grace
+@_log_level
+def relay(*, database: str | None, broker: str | None, schema: str, grace: float, log_level: str) -> None:
+    """Publish what the outbox of a database holds.
+
+    Start as many as you like: each shard has one owner, and the others stand by.
+    """
+    from scoop_outbox.app import Scoop
+    from scoop_outbox.cli.processes import run
+
+    _log(log_level)
+    scoop = Scoop("relay", database=_required(database), broker=broker, schema=schema)
+    run(scoop, worker=False, relay=True, slots=1, grace=grace)
+
+
+def _required(database: str | None) -> str:
+    if database is None:
+        raise click.UsageError("no database: pass --database postgresql://... or set SCOOP_OUTBOX_DATABASE")
+    return database
+
+
+def _log(level: str) -> None:
+    logging.basicConfig(
+        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-8s %(name)s: %(message)s"
+    )

@@ -1,0 +1,74 @@
+"""Running an application as a process: finding it, serving it, and ending with grace."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import os
+import signal
+import sys
+
+from scoop_outbox.app import Scoop
+from scoop_outbox.errors import DefinitionError
+
+log = logging.getLogger(__name__)
+
+
+def load_app(path: str) -> Scoop:
+    """Return the `Scoop` that `module:attribute` names; the working directory is searched too.
+
+    Raises:
+        DefinitionError: the module does not import, or holds no such application.
+    """
+    module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute:
+        raise DefinitionError(f"{path!r} does not name an application: write MODULE:APP, as in shop.sagas:app")
+    if "" not in sys.path and str(os.getcwd()) not in sys.path:  # noqa: PTH109 - sys.path holds text
+        sys.path.insert(0, os.getcwd())  # noqa: PTH109
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise DefinitionError(f"the module {module_name!r} does not import: {type(error).__name__}: {error}") from error
+    app = getattr(module, attribute, None)
+    if not isinstance(app, Scoop):
+        found = sorted(name for name, value in vars(module).items() if isinstance(value, Scoop))
+        hint = f"; it holds {', '.join(f'{module_name}:{name}' for name in found)}" if found else ""
+        what = "has no such name" if app is None else f"is a {type(app).__qualname__}"
+        raise DefinitionError(f"{path!r} {what}, where a Scoop is needed{hint}")
+    return app
+
+
+def run(app: Scoop, *, worker: bool, relay: bool, slots: int, grace: float) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. A second signal ends the process at once.
+
+    Ending at once loses nothing: what was not committed is undone by the server and done again by others.
+
+    Raises:
+        DefinitionError, DatabaseError: the application cannot be served.
+    """
+    asyncio.run(_serve(app, worker=worker, relay=relay, slots=slots, grace=grace))
+    # A plain `def` that has outlasted its grace still runs in a thread; nobody waits for it.
+    logging.shutdown()
+    os._exit(0)
+
+
+async def _serve(app: Scoop, *, worker: bool, relay: bool, slots: int, grace: float) -> None:
+    stopping = asyncio.Event()
+
+    def stop(number: int) -> None:
+        if stopping.is_set():
+            log.warning("stopping at once")
+            os._exit(128 + number)
+        log.info("stopping: no new work, running steps get %.0f s to finish", grace)
+        stopping.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number)
+    if worker and not app.sagas:
+        raise DefinitionError(f"service {app.service!r} declares no sagas: a worker would have nothing to do")
+    async with app.running(worker=worker, relay=relay, slots=slots, grace=grace):
+        log.info("ready: service %s, %s", app.service, app.home)
+        await stopping.wait()
+    log.info("stopped")

@@ -1,0 +1,224 @@
+"""What a run does next: one pure function over facts, and the only place that knows the rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from scoop_outbox.core.run import Child, ChildState, Facts, Instance, Run, RunState, StepKind
+from scoop_outbox.failure import Failure
+from scoop_outbox.saga import Callback, Saga, Step
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing to do before news comes, or before a point in time."""
+
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Invoke:
+    """Execute the next step."""
+
+    step: Step
+    iteration: int
+
+
+@dataclass(frozen=True, slots=True)
+class HandleChildFailure:
+    """Call the child-failure handler of the step that launched the failed children."""
+
+    step: Step
+    handler: Callback
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class RollBack:
+    """Begin to roll back, for this failure."""
+
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class AskChildren:
+    """Order the committed children of an instance to roll back."""
+
+    instance: Instance
+
+
+@dataclass(frozen=True, slots=True)
+class Compensate:
+    """Call the compensation of an instance."""
+
+    step: Step
+    compensation: Callback
+    instance: Instance
+
+
+@dataclass(frozen=True, slots=True)
+class HandleChildRollbackFailure:
+    """Call the handler for children of an instance that could not be rolled back."""
+
+    step: Step
+    handler: Callback
+    instance: Instance
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class CompensationFailed:
+    """Children of a compensation failed: that attempt of the compensation has failed (behaviour Q46)."""
+
+    step: Step
+    instance: Instance
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Undone:
+    """Nothing more is to be done to undo an instance."""
+
+    instance: Instance
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The last step and everything below it has finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndRolledBack:
+    """Every executed instance is undone."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndRollbackFailed:
+    """The rollback cannot go on."""
+
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Park:
+    """Somebody has to look at this run: it cannot go on by itself."""
+
+    reason: str
+
+
+Decision = (
+    Wait
+    | Invoke
+    | HandleChildFailure
+    | RollBack
+    | AskChildren
+    | Compensate
+    | HandleChildRollbackFailure
+    | CompensationFailed
+    | Undone
+    | Commit
+    | EndRolledBack
+    | EndRollbackFailed
+    | Park
+)
+
+
+def decide(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:
+    """Return what `run` does next.
+
+    Args:
+        saga: the saga as this process declares it, which may differ from the one that started the run.
+        run: the run, locked.
+        facts: read after the lock was granted.
+        source: names this worker in failures that are made here: `saga[worker id]`.
+    """
+    if facts.open_children:
+        return Wait()
+    if run.not_before is not None and facts.now < run.not_before:
+        return Wait(run.not_before)
+    if run.state is RunState.RUNNING:
+        return _forward(saga, run, facts, source)
+    if run.state is RunState.ROLLING_BACK:
+        return _backward(saga, run, facts, source)
+    return Wait()
+
+
+def _forward(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:
+    failed = facts.failed_children
+    if failed and run.step is not None:
+        failure = child_failure(run.step, failed, source)
+        step = saga.get(run.step)
+        if step is None:
+            return Park(_missing(saga, run.step))
+        if step.child_failure_handler is None:
+            return RollBack(failure)
+        return HandleChildFailure(step, step.child_failure_handler, failure)
+    if run.instance == 0 and run.next_step is None:
+        return Invoke(saga.steps[0], 0)
+    if run.next_step is None:
+        return Commit()
+    step = saga.get(run.next_step)
+    if step is None:
+        return Park(_missing(saga, run.next_step))
+    return Invoke(step, run.iteration + 1 if run.next_step == run.step else 0)
+
+
+def _backward(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:
+    instance = facts.instance
+    if instance is None:
+        return EndRolledBack()
+    step = saga.get(instance.step)
+    if run.compensation_seq is not None:
+        if not instance.compensation_failures:
+            return Undone(instance)
+        if step is None:
+            return Park(_missing(saga, instance.step))
+        failure = Failure.child_rolled_back(undo_name(instance), instance.compensation_failures, source=source)
+        return CompensationFailed(step, instance, failure)
+    if instance.askable:
+        return AskChildren(instance)
+    if step is None:
+        return Park(_missing(saga, instance.step))
+    if instance.failures:
+        if run.failure is not None and all(run.failure.contains(failure) for failure in instance.failures):
+            # These failures are what the run rolls back for: they were delivered on the forward path (behaviour Q5).
+            return EndRollbackFailed(run.failure)
+        failure = rollback_failure(run, undo_name(instance, children=True), instance.failures, source)
+        if step.child_rollback_failure_handler is None:
+            return EndRollbackFailed(failure)
+        return HandleChildRollbackFailure(step, step.child_rollback_failure_handler, instance, failure)
+    if instance.kind is StepKind.STEP and step.compensation is not None:
+        return Compensate(step, step.compensation, instance)
+    return Undone(instance)
+
+
+def child_failure(step: str, failed: Sequence[Child], source: str) -> Failure:
+    """Return what a run fails with when children launched by `step` failed."""
+    causes = tuple(child.failure for child in failed if child.failure is not None)
+    if any(child.state is ChildState.ROLLBACK_FAILED for child in failed):
+        return Failure.child_rollback_failed(step, causes, source=source)
+    return Failure.child_rolled_back(step, causes, source=source)
+
+
+def rollback_failure(run: Run, phase: str, failures: Sequence[Failure], source: str) -> Failure:
+    """Return the failure of a rollback: what failed first, then the reason for the rollback unless it is in there."""
+    causes = list(failures)
+    reason = run.failure
+    if reason is not None and not any(cause == reason or cause.contains(reason) for cause in causes):
+        causes.append(reason)
+    return Failure.child_rollback_failed(phase, tuple(causes), source=source)
+
+
+def undo_name(instance: Instance, *, children: bool = False) -> str:
+    """Return how a phase of a rollback is called in failures."""
+    name = f"Rollback of {instance.step}[{instance.iteration}]"
+    return f"{name} (rolling back child scopes)" if children else name
+
+
+def _missing(saga: Saga, step: str) -> str:
+    return (
+        f"saga {saga.name!r} has no step {step!r} any more, which this run needs: deploy a version that has it, "
+        "then retry the run"
+    )

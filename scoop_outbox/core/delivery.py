@@ -1,0 +1,115 @@
+"""Plans of launching, taking in and relaying: how a message gets from one transaction into others."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scoop_outbox.core.plans import Hints, emitted
+from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, ask, statement
+from scoop_outbox.message import Envelope, uuid7
+from scoop_outbox.scope import RESERVED_PREFIX, Emission
+
+
+def launch(emissions: Sequence[Emission]) -> Plan[None]:
+    """Write messages from outside any run into the outbox, in whatever transaction is open."""
+    yield from ask(statement("launch", **emitted(emissions, None, 0)))
+
+
+def launch_and_commit(emissions: Sequence[Emission], hints: Hints) -> Plan[None]:
+    """Write messages into the outbox in a transaction of their own."""
+    yield from ask(BEGIN, statement("launch", **emitted(emissions, None, 0)), COMMIT)
+    hints.outbox()
+
+
+def take_in(envelopes: Sequence[Envelope], hints: Hints) -> Plan[None]:
+    """Take messages into this home: each once, and one run for each saga that is to handle it.
+
+    Who handles a message launched by a run was frozen when it was launched; a message from outside goes to the
+    sagas that are subscribed now. Messages that were taken in before change nothing.
+    """
+    children = [envelope.id for envelope in envelopes if _lineage(envelope)]
+    topics = list({envelope.topic for envelope in envelopes})
+    subscribed, expected = yield from ask(
+        statement("read_subscribed", topics=topics), statement("read_expected", ids=children)
+    )
+    by_topic: dict[str, list[tuple[str, str]]] = {}
+    for topic, service, saga in subscribed:
+        by_topic.setdefault(topic, []).append((service, saga))
+    by_message: dict[uuid.UUID, list[tuple[str, str]]] = {}
+    for message_id, service, saga in expected:
+        by_message.setdefault(message_id, []).append((service, saga))
+
+    runs: list[tuple[Any, ...]] = []
+    for envelope in envelopes:
+        lineage = _lineage(envelope)
+        routes = by_message.get(envelope.id, []) if lineage else by_topic.get(envelope.topic, [])
+        for service, saga in routes:
+            run_id = uuid7()
+            above = lineage.split(",") if lineage else []
+            runs.append(
+                (
+                    run_id,
+                    envelope.id,
+                    service,
+                    saga,
+                    "{" + ",".join([*above, str(run_id)]) + "}",
+                    above[-1] if above else None,
+                    envelope.headers.get("scoop-context"),
+                    envelope.headers.get("scoop-launched-at"),
+                )
+            )
+    columns = list(zip(*runs, strict=True)) or [()] * 8
+    names = ("runs", "messages", "services", "sagas", "lineages", "parents", "contexts", "launched_at")
+    _, mailed, _ = yield from ask(
+        BEGIN,
+        statement(
+            "take_in",
+            ids=[envelope.id for envelope in envelopes],
+            topics=[envelope.topic for envelope in envelopes],
+            keys=[envelope.key for envelope in envelopes],
+            bodies=[envelope.body for envelope in envelopes],
+            content_types=[envelope.content_type for envelope in envelopes],
+            headers=[json.dumps(_own(envelope)) for envelope in envelopes],
+            **{name: list(column) for name, column in zip(names, columns, strict=True)},
+        ),
+        COMMIT,
+    )
+    for run_id, service, saga in mailed:
+        hints.mail(service, saga, run_id, 0.0)
+
+
+def _lineage(envelope: Envelope) -> str:
+    return envelope.headers.get("scoop-lineage", "")
+
+
+def _own(envelope: Envelope) -> dict[str, str]:
+    """Return the launcher's headers without ours."""
+    return {name: value for name, value in envelope.headers.items() if not name.startswith(RESERVED_PREFIX)}
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A row of the outbox: a message, and where it stands in its shard."""
+
+    shard: int
+    seq: int
+    envelope: Envelope
+
+
+def read_outbox(floors: Sequence[tuple[int, int]], limit: int) -> Plan[list[Waiting]]:
+    """Read messages to be published, oldest first within each shard, without locking them.
+
+    Args:
+        floors: a shard and the number above which to read, for each shard that this relay owns.
+        limit: most rows per shard.
+    """
+    shards = [shard for shard, _ in floors]
+    (rows,) = yield from ask(statement("read_outbox", shards=shards, floors=[floor for _, floor in floors], most=limit))
+    return [
+        Waiting(shard, seq, Envelope(message_id, topic, key, bytes(body), content_type, headers))
+        for shard, seq, message_id, topic, key, body, content_type, headers in rows
+    ]

@@ -1,0 +1,153 @@
+"""Facts: what was read about a run when it was claimed."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+from scoop_outbox.failure import Failure, Frame
+
+
+class RunState(StrEnum):
+    """Where a run stands."""
+
+    RUNNING = "running"
+    ROLLING_BACK = "rolling_back"
+    COMMITTED = "committed"
+    ROLLED_BACK = "rolled_back"
+    ROLLBACK_FAILED = "rollback_failed"
+    PARKED = "parked"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will happen any more unless somebody asks for it."""
+        return self not in (RunState.RUNNING, RunState.ROLLING_BACK)
+
+
+class ChildState(StrEnum):
+    """Where an expected child stands, as its parent knows it."""
+
+    WAITING = "waiting"
+    STARTED = "started"
+    ROLLING_BACK = "rolling_back"
+    COMMITTED = "committed"
+    ROLLED_BACK = "rolled_back"
+    ROLLBACK_FAILED = "rollback_failed"
+
+
+class StepKind(StrEnum):
+    """What a row of `step` is an execution of."""
+
+    STEP = "step"
+    CHILD_FAILURE_HANDLER = "child_failure_handler"
+    COMPENSATION = "compensation"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run as it is stored, or as it shall be stored.
+
+    Attributes:
+        step: the step whose execution the run is suspended in, None before the first.
+        next_step: the step to execute next, None after the last one.
+        seq: the number of the newest row of `step`, 0 before the first.
+        instance: the number of the execution that the run is suspended in; its children are waited for.
+        iteration: how often in a row `step` had been executed before its newest execution.
+        attempt: failed attempts of the callback that is due.
+        handled: calls of the child-failure handler since `step` was executed.
+        not_before: a retry waits until then.
+        undo_seq: while rolling back, instances above this number are undone already.
+        compensation_seq: while rolling back, the compensation whose children are waited for.
+        context: the cooperation context as JSON text.
+        inherited: the context of the parent that ordered the rollback, until it has been merged.
+        failure: why the run rolls back, rolled back, or could not.
+        result: what `scope.set_result` left, as JSON text.
+        reason: why the run is parked.
+    """
+
+    id: uuid.UUID
+    message_id: uuid.UUID
+    service: str
+    saga: str
+    lineage: tuple[uuid.UUID, ...]
+    parent_run: uuid.UUID | None
+    state: RunState
+    step: str | None = None
+    next_step: str | None = None
+    seq: int = 0
+    instance: int = 0
+    iteration: int = 0
+    attempt: int = 0
+    handled: int = 0
+    not_before: datetime | None = None
+    undo_seq: int | None = None
+    compensation_seq: int | None = None
+    context: str | None = None
+    inherited: str | None = None
+    failure: Failure | None = None
+    result: str | None = None
+    launched_at: Frame | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A child that has ended and has something to tell: a failure or a result."""
+
+    message_id: uuid.UUID
+    saga: str
+    state: ChildState
+    ordinal: int
+    result: str | None = None
+    failure: Failure | None = None
+    failed_at: datetime | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether it did not commit."""
+        return self.state in (ChildState.ROLLED_BACK, ChildState.ROLLBACK_FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """The step instance to be undone next, and what is known of its children.
+
+    Attributes:
+        askable: whether some of its children are committed and must be asked to roll back first.
+        failures: failures of those that could not be rolled back.
+        compensation_failures: failures of children of the compensation attempt `Run.compensation_seq`.
+    """
+
+    seq: int
+    step: str
+    kind: StepKind
+    iteration: int
+    askable: bool = False
+    failures: tuple[Failure, ...] = ()
+    compensation_failures: tuple[Failure, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Everything that `decide` may look at, read under the run's row lock after its mail was read.
+
+    Attributes:
+        now: the database's clock.
+        open_children: whether some child has not ended, or is rolling back.
+        children: ended children of the suspended instance that failed or left a result.
+        instance: while rolling back, what is to be undone next; None when nothing is left.
+    """
+
+    now: datetime
+    open_children: bool = False
+    children: Sequence[Child] = field(default=())
+    instance: Instance | None = None
+
+    @property
+    def failed_children(self) -> list[Child]:
+        """The failed children in the order in which they failed."""
+        failed = [child for child in self.children if child.failed]
+        return sorted(failed, key=lambda child: (child.failed_at is None, child.failed_at or self.now, child.ordinal))

@@ -1,0 +1,88 @@
+"""What a plan yields and what it is sent: the whole vocabulary between rules and drivers.
+
+A *plan* is a generator. It yields a batch of named statements and is sent a list with the rows of each; or it
+yields a `Call` and is sent how the user's callback ended. It knows no driver, no SQL text and no event loop, so
+the blocking and the async driver run the same plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+
+from scoop_outbox.core.run import Run
+from scoop_outbox.core.transition import Raised, Returned
+from scoop_outbox.message import Message
+from scoop_outbox.saga import Callback
+from scoop_outbox.scope import Result
+
+T = TypeVar("T")
+Rows = list[tuple[Any, ...]]
+
+
+class Refused(Exception):
+    """The database refused a batch for good; what was open is undone. Carries the driver's error."""
+
+    def __init__(self, error: Exception) -> None:
+        """Wrap what the driver raised."""
+        super().__init__(str(error))
+        self.error = error
+
+
+class Statement(NamedTuple):
+    """A statement of the store, by name, with its parameters."""
+
+    name: str
+    params: Mapping[str, Any]
+
+
+Batch = Sequence[Statement]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A callback of the user to be called inside the transaction, behind its savepoint.
+
+    Attributes:
+        error: the third argument of compensations and failure handlers.
+        key: identifies callback and instance, whatever the attempt.
+        check: raises when the callback's return value cannot be used; then the call counts as raised.
+        source: names this worker in a failure.
+    """
+
+    callback: Callback
+    run: Run
+    step: str
+    message: Message
+    iteration: int
+    attempt: int
+    key: str
+    source: str
+    error: Exception | None = None
+    results: Sequence[Result] = field(default=())
+    check: Callable[[object], object] = lambda value: value
+
+
+Ask = Batch | Call
+Answer = Any  # list[Rows] for a batch, Returned | Raised for a call: a generator has one send type
+Plan = Generator[Ask, Answer, T]
+
+Outcome = Returned | Raised
+
+
+def ask(*statements: Statement) -> Generator[Ask, Answer, list[Rows]]:
+    """Run statements in order, in one round trip, and return the rows of each."""
+    rows: list[Rows] = yield statements
+    return rows
+
+
+def statement(name: str, /, **params: Any) -> Statement:
+    """Name a statement and bind its parameters."""
+    return Statement(name, params)
+
+
+BEGIN = Statement("begin", {})
+COMMIT = Statement("commit", {})
+ROLLBACK = Statement("rollback", {})
+SAVEPOINT = Statement("savepoint", {})

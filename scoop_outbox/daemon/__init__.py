@@ -1,0 +1,1 @@
+"""What runs: the relay, the workers, and the hints between them."""

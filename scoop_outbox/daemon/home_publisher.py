@@ -1,0 +1,61 @@
+"""The built-in broker: publishing is taking in, for relay and intake meet in the home's own database."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import psycopg
+
+from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
+from scoop_outbox.core.delivery import take_in
+from scoop_outbox.core.plans import Hints
+from scoop_outbox.message import Envelope
+from scoop_outbox.store.aio import AsyncDriver
+from scoop_outbox.store.calls import Interrupted
+from scoop_outbox.store.home import Home
+
+log = logging.getLogger(__name__)
+
+
+class HomePublisher:
+    """Publishes into the home itself: a message becomes runs of the sagas that handle it, in one transaction a batch.
+
+    Args:
+        home: where messages come from and go to.
+        hints: told which runs have mail.
+    """
+
+    def __init__(self, home: Home, hints: Hints) -> None:
+        """Connect at the first batch."""
+        self._home = home
+        self._hints = hints
+        self._driver: AsyncDriver | None = None
+
+    async def publish(self, batch: Sequence[Envelope]) -> Sequence[Receipt]:
+        """See `Publisher.publish`."""
+        try:
+            return await self._publish(batch)
+        except (Interrupted, psycopg.OperationalError, OSError) as error:
+            await self.close()
+            return [Receipt(Verdict.FAILED_FOR_NOW, type(error).__name__)] * len(batch)
+
+    async def _publish(self, batch: Sequence[Envelope]) -> Sequence[Receipt]:
+        if self._driver is None or not self._driver.usable:
+            self._driver = await self._home.connect()
+        try:
+            await self._driver.run(take_in(batch, self._hints))
+        except psycopg.Error as error:
+            # One message that cannot be stored must not stop the others: halve the batch until it is alone.
+            if len(batch) == 1:
+                log.warning("message %s cannot be taken in: %s", batch[0].id, type(error).__name__)
+                return [Receipt(Verdict.FAILED_FOR_GOOD, str(error))]
+            middle = len(batch) // 2
+            return [*await self._publish(batch[:middle]), *await self._publish(batch[middle:])]
+        return [ACKNOWLEDGED] * len(batch)
+
+    async def close(self) -> None:
+        """See `Publisher.close`."""
+        driver, self._driver = self._driver, None
+        if driver is not None:
+            await driver.close()

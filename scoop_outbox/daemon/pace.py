@@ -1,0 +1,48 @@
+"""Pace: how long to sleep between looks. Short while there is work, longer and longer while there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+
+class Pace:
+    """Adaptive polling that can be woken.
+
+    Args:
+        shortest: seconds between looks just after there was work.
+        longest: seconds between looks after a long idle time.
+    """
+
+    def __init__(self, shortest: float = 0.01, longest: float = 1.0) -> None:
+        """Start as if there had just been work."""
+        self._shortest = shortest
+        self._longest = longest
+        self._interval = shortest
+        self._woken = asyncio.Event()
+
+    def wake(self) -> None:
+        """End the sleep at once, or the next one if nobody sleeps."""
+        self._interval = self._shortest
+        self._woken.set()
+
+    def busy(self) -> None:
+        """Note that there was work."""
+        self._interval = self._shortest
+
+    async def sleep(self, at_most: float | None = None) -> None:
+        """Sleep until woken, or until it is time to look again.
+
+        Args:
+            at_most: seconds after which something is known to be due.
+        """
+        # Jitter keeps processes that were woken together from staying in step for ever.
+        interval = self._interval * random.uniform(0.8, 1.0)
+        self._interval = min(self._interval * 2, self._longest)
+        timeout = interval if at_most is None else min(interval, max(at_most, 0.0005))
+        try:
+            async with asyncio.timeout(timeout):
+                await self._woken.wait()
+        except TimeoutError:
+            return
+        self._woken.clear()

@@ -1,0 +1,218 @@
+"""The relay: reads the outbox, publishes, waits for the broker's word, deletes. It knows no broker.
+
+The outbox is divided into shards by key. A shard has one owner at a time, by a lease row with an epoch that grows
+with every change of owner: so messages of one key are published in order, by as many relays as anybody starts. The
+epoch is checked again when published rows are deleted. No transaction is open while a broker is talked to.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+
+import psycopg
+import sqlalchemy as sa
+
+from scoop_outbox.broker.protocol import Publisher, Receipt, Verdict
+from scoop_outbox.core.delivery import Waiting, read_outbox
+from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, Rows, Statement, ask, statement
+from scoop_outbox.daemon.pace import Pace
+from scoop_outbox.daemon.signals import Signals
+from scoop_outbox.store.aio import AsyncDriver
+from scoop_outbox.store.calls import Interrupted
+from scoop_outbox.store.home import Home
+
+log = logging.getLogger(__name__)
+
+BATCH = 500
+LEASE = timedelta(seconds=6)
+_RENEW = LEASE.total_seconds() / 3
+_FULL_SCAN = 5.0
+_LONGEST_BACKOFF = 30.0
+
+
+class Relay:
+    """Publishes the shards of one home that it can get hold of.
+
+    Args:
+        home: whose outbox.
+        publisher: the broker's publisher.
+        signals: wakes the relay when there is something to publish.
+    """
+
+    def __init__(self, home: Home, publisher: Publisher, signals: Signals) -> None:
+        """Own nothing yet."""
+        self._home = home
+        self._publisher = publisher
+        self._pace = Pace(longest=0.5)
+        self._driver: AsyncDriver | None = None
+        self._epochs: dict[int, int] = {}
+        self._floors: dict[int, int] = {}
+        self._lease_until = 0.0
+        self._renew_at = 0.0
+        self._full_scan_at = 0.0
+        self._failures: dict[int, int] = {}
+        self._held_back: dict[int, float] = {}
+        self._stopping = False
+        self.published = 0
+        signals.on_outbox(self._wake)
+
+    def _wake(self) -> bool:
+        self._pace.wake()
+        return bool(self._epochs)
+
+    def stop(self) -> None:
+        """End after the batch in hand; what is in the outbox stays there."""
+        self._stopping = True
+        self._pace.wake()
+
+    async def run(self) -> None:
+        """Relay until stopped, whatever happens to the database and the broker meanwhile."""
+        failures = 0
+        try:
+            while not self._stopping:
+                try:
+                    if await self._turn():
+                        self._pace.busy()
+                    else:
+                        await self._pace.sleep(self._next_due())
+                    failures = 0
+                except (Interrupted, psycopg.Error, sa.exc.SQLAlchemyError, OSError) as error:
+                    failures += 1
+                    log.warning("the relay cannot reach the database (%s); trying again", type(error).__name__)
+                    await self._drop_driver()
+                    await self._pace.sleep(min(0.1 * 2**failures, 5.0))
+        finally:
+            await self._release()
+            await self._publisher.close()
+
+    async def _turn(self) -> bool:
+        """Publish one batch; answer whether there was one."""
+        driver = await self._connected()
+        await self._keep_leases(driver)
+        now = time.monotonic()
+        if now >= self._full_scan_at:
+            # Messages whose transaction committed late lie below the floor.
+            self._floors.clear()
+            self._full_scan_at = now + _FULL_SCAN
+        floors = [
+            (shard, self._floors.get(shard, 0)) for shard in self._epochs if self._held_back.get(shard, 0.0) <= now
+        ]
+        if not floors:
+            return False
+        waiting = await driver.run(read_outbox(floors, BATCH))
+        self._raise_floors(waiting)
+        if not waiting:
+            return False
+        receipts = await self._publisher.publish([one.envelope for one in waiting])
+        await self._settle(driver, waiting, receipts)
+        return True
+
+    def _raise_floors(self, waiting: Sequence[Waiting]) -> None:
+        """Read on above a full batch, so that the index is not searched through rows just deleted."""
+        counts: dict[int, int] = {}
+        for one in waiting:
+            counts[one.shard] = counts.get(one.shard, 0) + 1
+            self._floors[one.shard] = one.seq
+        for shard in list(self._floors):
+            if counts.get(shard, 0) < BATCH:
+                del self._floors[shard]
+
+    async def _settle(self, driver: AsyncDriver, waiting: Sequence[Waiting], receipts: Sequence[Receipt]) -> None:
+        done = [one for one, receipt in zip(waiting, receipts, strict=True) if receipt.verdict is Verdict.ACKNOWLEDGED]
+        await driver.run(_delete(done, self._epochs))
+        self.published += len(done)
+        for one, receipt in zip(waiting, receipts, strict=True):
+            if receipt.verdict is Verdict.FAILED_FOR_GOOD:
+                log.error("message %s cannot be published and is a dead letter now", one.envelope.id)
+                await driver.run(_bury(one, self._epochs[one.shard], receipt.reason))
+        held_back = {
+            one.shard
+            for one, receipt in zip(waiting, receipts, strict=True)
+            if receipt.verdict is Verdict.FAILED_FOR_NOW
+        }
+        for shard in {one.shard for one in waiting}:
+            if shard not in held_back:
+                self._failures.pop(shard, None)
+                continue
+            self._failures[shard] = self._failures.get(shard, 0) + 1
+            self._floors.pop(shard, None)
+            pause = min(0.05 * 2 ** self._failures[shard], _LONGEST_BACKOFF)
+            self._held_back[shard] = time.monotonic() + pause
+            log.warning("shard %d waits %.1f s: the broker does not take its messages", shard, pause)
+
+    def _next_due(self) -> float | None:
+        now = time.monotonic()
+        due = [until - now for until in self._held_back.values() if until > now]
+        return min(due, default=None)
+
+    async def _connected(self) -> AsyncDriver:
+        if self._driver is None or not self._driver.usable:
+            self._driver = await self._home.connect()
+        return self._driver
+
+    async def _keep_leases(self, driver: AsyncDriver) -> None:
+        """Renew what is owned, take what nobody owns, forget what another relay has taken."""
+        started = time.monotonic()
+        if started < self._renew_at:
+            return
+        renewed: list[Rows] = []
+        if self._epochs:
+            renewed = await driver.run(_run(statement("renew_shards", lease=LEASE, **_mine(self._epochs))))
+        acquired = await driver.run(_run(statement("acquire_shards", owner=self._home.process_id, lease=LEASE)))
+        held: dict[int, int] = dict(renewed[0] if renewed else ())
+        gained: dict[int, int] = dict(acquired[0])
+        lost = set(self._epochs) - set(held) - set(gained)
+        if lost:
+            log.warning("another relay has taken shards %s", sorted(lost))
+        self._epochs = {**held, **gained}
+        self._renew_at = started + _RENEW
+        if gained:
+            log.info("relaying shards %s", sorted(self._epochs))
+            self._full_scan_at = 0.0
+
+    async def _release(self) -> None:
+        """Let a standby take over at once."""
+        try:
+            if self._epochs and self._driver is not None and self._driver.usable:
+                await self._driver.run(_run(statement("release_shards", **_mine(self._epochs))))
+        except (Interrupted, psycopg.Error):
+            log.info("the leases of this relay run out by themselves")
+        self._epochs = {}
+        await self._drop_driver()
+
+    async def _drop_driver(self) -> None:
+        driver, self._driver = self._driver, None
+        if driver is not None:
+            await driver.close()
+
+
+def _run(*statements: Statement) -> Plan[list[Rows]]:
+    return (yield from ask(*statements))
+
+
+def _mine(epochs: dict[int, int]) -> dict[str, list[int]]:
+    return {"shards": list(epochs), "epochs": list(epochs.values())}
+
+
+def _delete(done: Sequence[Waiting], epochs: dict[int, int]) -> Plan[None]:
+    if done:
+        # A crash that forgets the delete publishes again, which intake notices: not worth a wait for the disk.
+        yield from ask(
+            BEGIN,
+            statement("without_waiting_for_disk"),
+            statement(
+                "delete_published",
+                shards=[one.shard for one in done],
+                seqs=[one.seq for one in done],
+                owned=list(epochs),
+                epochs=list(epochs.values()),
+            ),
+            COMMIT,
+        )
+
+
+def _bury(one: Waiting, epoch: int, reason: str) -> Plan[None]:
+    yield from ask(statement("bury_unpublishable", shard=one.shard, seq=one.seq, epoch=epoch, reason=reason))

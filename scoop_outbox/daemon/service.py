@@ -1,0 +1,97 @@
+"""What a process runs: relay, workers and signals, started together and stopped with grace."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from scoop_outbox.broker import plugins
+from scoop_outbox.broker.protocol import Publisher
+from scoop_outbox.daemon.home_publisher import HomePublisher
+from scoop_outbox.daemon.relay import Relay
+from scoop_outbox.daemon.signals import Signals
+from scoop_outbox.daemon.worker import SLOTS, Worker
+from scoop_outbox.saga import Saga
+from scoop_outbox.store.home import Home
+
+log = logging.getLogger(__name__)
+
+
+class Daemons:
+    """The relay and the worker of one process, either of which may be missing.
+
+    Attributes:
+        relay: publishes, or None.
+        worker: executes runs, or None.
+    """
+
+    def __init__(self, relay: Relay | None, worker: Worker | None) -> None:
+        """See `daemons`."""
+        self.relay = relay
+        self.worker = worker
+
+
+@asynccontextmanager
+async def daemons(
+    home: Home,
+    service: str,
+    sagas: Mapping[str, Saga],
+    *,
+    signals: Signals,
+    broker: str | None = None,
+    relay: bool = True,
+    worker: bool = True,
+    slots: int = SLOTS,
+    grace: float = 20.0,
+) -> AsyncIterator[Daemons]:
+    """Run relay and worker in the background, and drain them at the end.
+
+    Args:
+        home: the database.
+        service: whose runs the worker executes.
+        sagas: the service's sagas by name.
+        signals: the hints of this process.
+        broker: the broker's URL; None is the built-in one.
+        relay: whether to relay.
+        worker: whether to execute runs.
+        slots: how many runs are executed at the same time.
+        grace: seconds that running steps get to finish at the end.
+    """
+    running = Daemons(
+        Relay(home, await _publisher(home, broker, signals), signals) if relay else None,
+        Worker(home, service, sagas, signals, slots) if worker and sagas else None,
+    )
+    tasks = [asyncio.create_task(signals.run(), name="scoop_outbox signals")]
+    if running.relay is not None:
+        tasks.append(asyncio.create_task(running.relay.run(), name="scoop_outbox relay"))
+    if running.worker is not None:
+        tasks.append(asyncio.create_task(running.worker.run(), name="scoop_outbox worker"))
+    for task in tasks:
+        task.add_done_callback(_report)
+    try:
+        yield running
+    finally:
+        # The worker first: what its last steps launch is still relayed, if there is time.
+        if running.worker is not None:
+            await running.worker.stop(grace)
+        if running.relay is not None:
+            running.relay.stop()
+        _, late = await asyncio.wait(tasks[1:], timeout=grace) if tasks[1:] else (set(), set())
+        for task in {tasks[0], *late}:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        signals.detach()
+
+
+async def _publisher(home: Home, broker: str | None, signals: Signals) -> Publisher:
+    if broker is None or plugins.is_builtin(broker):
+        return HomePublisher(home, signals)
+    return await plugins.load(broker).publisher()
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    """Say so when a daemon ends that should not: silence is how work stops unnoticed."""
+    if not task.cancelled() and task.exception() is not None:
+        log.critical("%s has died", task.get_name(), exc_info=task.exception())

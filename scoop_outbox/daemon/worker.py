@@ -1,0 +1,293 @@
+"""The worker: follows the mail of one service, and executes its runs.
+
+A *feeder* reads which runs have mail that is due (an index read: no lock, no write) and hands them to free *slots*;
+a slot claims the run by its id. A run that waits for children, a retry or the time of day holds no slot, no
+connection and no thread. Any number of workers of a service run side by side: the row lock decides who executes a
+run, and they divide the mail among themselves so that they seldom try the same one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+import uuid
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import sqlalchemy as sa
+
+from scoop_outbox.core import plans
+from scoop_outbox.core.plans import Execution
+from scoop_outbox.core.statement import Plan, Rows, ask, statement
+from scoop_outbox.daemon.pace import Pace
+from scoop_outbox.daemon.signals import Signals, mail_channel
+from scoop_outbox.saga import Saga, is_async
+from scoop_outbox.store.aio import AsyncDriver
+from scoop_outbox.store.blocking import Driver
+from scoop_outbox.store.calls import Interrupted
+from scoop_outbox.store.home import Home
+
+log = logging.getLogger(__name__)
+
+SLOTS = 16
+_STEAL = timedelta(milliseconds=50)
+_COUNT_EVERY = 2.0
+_LONGEST_BACKOFF = 30.0
+_REMEMBERED = 10_000
+
+
+@dataclass(slots=True)
+class Counters:
+    """What this worker has done since it started."""
+
+    claims: int = 0
+    empty_claims: int = 0
+    interruptions: int = 0
+
+
+class Worker:
+    """Executes the runs of one service.
+
+    Args:
+        home: where they are.
+        service: whose.
+        sagas: its sagas by name.
+        signals: tells of mail.
+        slots: how many runs are executed at the same time.
+    """
+
+    def __init__(
+        self, home: Home, service: str, sagas: Mapping[str, Saga], signals: Signals, slots: int = SLOTS
+    ) -> None:
+        """Execute nothing yet."""
+        self._home = home
+        self._service = service
+        self._sagas = dict(sagas)
+        self._slots = slots
+        self._signals = signals
+        self._pace = Pace()
+        self._name = f"scoop_outbox feeder {mail_channel(service)}"  # names may be longer than Postgres shows
+        self._part = (0, 1)
+        self._counted_at = 0.0
+        self._tasks: dict[uuid.UUID, asyncio.Task[None]] = {}
+        self._again: set[uuid.UUID] = set()
+        self._backoff: dict[uuid.UUID, tuple[float, int]] = {}
+        self._freed = asyncio.Event()
+        self._stopping = False
+        self._drivers: list[AsyncDriver] = []
+        self._blocking: list[Driver] = []
+        self._threads = ThreadPoolExecutor(slots, thread_name_prefix=f"scoop_outbox {service}")
+        self._coroutines = {name: _mostly_async(saga) for name, saga in self._sagas.items()}
+        self.counters = Counters()
+        signals.on_mail(service, self._offer, self._pace.wake)
+
+    @property
+    def busy(self) -> int:
+        """How many runs are being executed."""
+        return len(self._tasks)
+
+    def _worker(self, *, coroutines: bool) -> plans.Worker:
+        return plans.Worker(self._service, self._sagas, self._home.worker_id, self._signals, coroutines, random.random)
+
+    async def run(self) -> None:
+        """Execute runs until stopped, whatever happens to the database meanwhile."""
+        failures = 0
+        driver: AsyncDriver | None = None
+        while not self._stopping:
+            try:
+                if driver is None or not driver.usable:
+                    driver = await self._home.connect()
+                    await driver.run(_rows("name_connection", name=self._name))
+                await self._feed(driver)
+                failures = 0
+            except (Interrupted, psycopg.Error, sa.exc.SQLAlchemyError, OSError) as error:
+                failures += 1
+                log.warning("the worker cannot reach the database (%s); trying again", type(error).__name__)
+                if driver is not None:
+                    await driver.close()
+                driver = None
+                await self._pace.sleep(min(0.1 * 2**failures, 5.0))
+        if driver is not None:
+            await driver.close()
+
+    async def stop(self, grace: float) -> None:
+        """Claim nothing more, and give running steps `grace` seconds to finish.
+
+        A step that takes longer is cancelled (an `async def`) or loses its connection (a `def`): its transaction is
+        undone, and any other worker executes it again.
+        """
+        self._stopping = True
+        self._pace.wake()
+        self._freed.set()
+        if self._tasks:
+            _, late = await asyncio.wait(list(self._tasks.values()), timeout=grace)
+            for task in late:
+                log.warning("a step did not finish within %.0f s; it will be executed again", grace)
+                task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=1.0)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for driver in self._drivers:
+            await driver.close()
+        for blocking in self._blocking:
+            blocking.close()
+        self._drivers.clear()
+        self._blocking.clear()
+
+    async def _feed(self, driver: AsyncDriver) -> None:
+        """Hand runs that have mail to free slots, once."""
+        free = self._slots - self.busy
+        if free <= 0:
+            self._freed.clear()
+            await self._freed.wait()
+            return
+        await self._count(driver)
+        part, parts = self._part
+        fed, wait = await self._hand_out(driver, part, parts, timedelta(days=36500), free)
+        if fed == 0 and parts > 1:
+            # Nothing of our own: help with what others have left lying for a while.
+            fed, wait = await self._hand_out(driver, part, parts, _STEAL, free)
+        if fed:
+            self._pace.busy()
+        if self.busy < self._slots:
+            await self._pace.sleep(wait)
+
+    async def _hand_out(
+        self, driver: AsyncDriver, part: int, parts: int, steal: timedelta, free: int
+    ) -> tuple[int, float | None]:
+        # Runs in hand or backing off keep their mail, and would hide what lies behind them.
+        most = free + len(self._tasks) + len(self._backoff) + 1
+        (rows,) = await driver.run(
+            _rows("read_due", service=self._service, part=part, parts=parts, steal=steal, most=most)
+        )
+        now = time.monotonic()
+        fed, wait = 0, None
+        for run_id, saga, delay in rows:
+            if delay > 0:
+                wait = _sooner(wait, delay)
+                break
+            until = self._backoff.get(run_id, (0.0, 0))[0]
+            if until > now:
+                wait = _sooner(wait, until - now)
+            elif fed < free and self._start(run_id, saga):
+                fed += 1
+        return fed, wait
+
+    def _offer(self, run_id: uuid.UUID, saga: str, delay: float) -> bool:
+        """Take mail that was posted in this process; answer whether this worker sees to it."""
+        part, parts = self._part
+        if run_id.bytes[-1] % parts != part:
+            return False
+        if run_id in self._tasks:
+            self._again.add(run_id)
+        elif delay > 0:
+            asyncio.get_running_loop().call_later(delay, self._pace.wake)
+        elif not self._stopping and self.busy < self._slots:
+            self._backoff.pop(run_id, None)
+            self._start(run_id, saga)
+        return True
+
+    def _start(self, run_id: uuid.UUID, saga: str) -> bool:
+        if run_id in self._tasks or saga not in self._sagas:
+            return False
+        self._tasks[run_id] = asyncio.create_task(self._execute(run_id, saga))
+        return True
+
+    async def _execute(self, run_id: uuid.UUID, saga: str) -> None:
+        """Execute one run in a slot, and see to it that the slot is free again whatever happens."""
+        done = Execution.NOTHING
+        try:
+            self.counters.claims += 1
+            coroutines = self._coroutines[saga]
+            done = await self._drive(run_id, coroutines=coroutines)
+            while done is Execution.OTHER_COLOUR:
+                coroutines = not coroutines
+                done = await self._drive(run_id, coroutines=coroutines)
+            if done is Execution.NOTHING:
+                self.counters.empty_claims += 1
+        except (Interrupted, psycopg.OperationalError, sa.exc.OperationalError, OSError) as error:
+            self.counters.interruptions += 1
+            log.warning("run %s was interrupted (%s); it is executed again", run_id, error)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            log.warning("run %s: a callback raised CancelledError; it is executed again", run_id)
+        except Exception:
+            log.exception("run %s cannot be executed; it is tried again, others go on", run_id)
+        finally:
+            self._finished(run_id, saga, done)
+
+    def _finished(self, run_id: uuid.UUID, saga: str, done: Execution) -> None:
+        del self._tasks[run_id]
+        self._freed.set()
+        if done is Execution.NOTHING:
+            failures = self._backoff.get(run_id, (0.0, 0))[1] + 1
+            pause = min(0.02 * 2**failures, _LONGEST_BACKOFF) * random.uniform(0.5, 1.0)
+            self._backoff[run_id] = (time.monotonic() + pause, failures)
+            if len(self._backoff) > _REMEMBERED:
+                self._forget()
+        else:
+            self._backoff.pop(run_id, None)
+        if run_id in self._again:
+            self._again.discard(run_id)
+            if not self._stopping:
+                self._backoff.pop(run_id, None)
+                self._start(run_id, saga)
+        elif not self._stopping and self.busy == self._slots - 1:
+            self._pace.wake()
+
+    def _forget(self) -> None:
+        now = time.monotonic()
+        self._backoff = {run_id: entry for run_id, entry in self._backoff.items() if entry[0] > now}
+
+    async def _drive(self, run_id: uuid.UUID, *, coroutines: bool) -> Execution:
+        if not coroutines:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._drive_blocking, run_id)
+        driver = self._drivers.pop() if self._drivers else await self._home.connect()
+        try:
+            return await driver.run(plans.execute(run_id, self._worker(coroutines=True)))
+        finally:
+            if driver.usable and not self._stopping:
+                self._drivers.append(driver)
+            else:
+                await driver.close()
+
+    def _drive_blocking(self, run_id: uuid.UUID) -> Execution:
+        driver = self._blocking.pop() if self._blocking else self._home.connect_blocking()
+        try:
+            return driver.run(plans.execute(run_id, self._worker(coroutines=False)))
+        finally:
+            if driver.usable and not self._stopping:
+                self._blocking.append(driver)
+            else:
+                driver.close()
+
+    async def _count(self, driver: AsyncDriver) -> None:
+        """Look how many workers serve this service, and which part of its mail is ours."""
+        now = time.monotonic()
+        if now < self._counted_at + _COUNT_EVERY:
+            return
+        self._counted_at = now
+        (rows,) = await driver.run(_rows("count_workers", name=self._name))
+        mine = [index for index, (_, is_me) in enumerate(rows) if is_me]
+        self._part = (mine[0], len(rows)) if mine else (0, 1)
+
+
+def _rows(name: str, /, **params: Any) -> Plan[list[Rows]]:
+    return (yield from ask(statement(name, **params)))
+
+
+def _sooner(one: float | None, other: float) -> float:
+    return other if one is None else min(one, other)
+
+
+def _mostly_async(saga: Saga) -> bool:
+    colours = [is_async(callback) for step in saga.steps for callback in step.callbacks]
+    return 2 * sum(colours) >= len(colours)

@@ -1,0 +1,1 @@
+"""The demonstration: an order flow of four services."""

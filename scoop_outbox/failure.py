@@ -1,0 +1,399 @@
+"""Failures: data that travels between services as language-neutral JSON, and Python exceptions made of it.
+
+A `Failure` is what is stored and sent. `Failure.of` makes one of any exception. `Failure.to_exception` makes
+an exception of it, with a real `__cause__` and `__traceback__`, so that whatever prints it shows one traceback
+across all services, root cause first, with the place where each message was launched.
+
+Whatever failures are built of, they are bounded:
+
+- `FRAME_LIMIT` frames: the outermost 16 and the innermost 47, around a mark;
+- `MESSAGE_LIMIT` characters in a message, `NAME_LIMIT` in other texts; what was cut ends in a mark;
+- `DEPTH_LIMIT` levels of causes: the outermost ones and the root causes, around a `CausesLeftOut`;
+- `SIZE_LIMIT` bytes of JSON. What is larger gets the `LEAN` limits at every level, and if that does not do,
+  its last causes are left out for a `CausesLeftOut`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from scoop_outbox.remote_traceback import Frame as Frame  # noqa: PLC0414  # part of this module's interface
+from scoop_outbox.remote_traceback import (
+    causes_of,
+    cut,
+    cut_frames,
+    frames_from_json,
+    frames_of,
+    levels,
+    message_of,
+    text_of,
+    traceback_of,
+    type_of,
+)
+
+FRAME_LIMIT = 64
+MESSAGE_LIMIT = 64 * 1024
+LEAN_FRAME_LIMIT = 8
+LEAN_MESSAGE_LIMIT = 1024
+NAME_LIMIT = 1024
+DEPTH_LIMIT = 32
+SIZE_LIMIT = 512 * 1024
+"""Kafka refuses messages of more than 1 MiB unless told otherwise, and a failure travels in one."""
+
+UNKNOWN_TYPE = "<unknown type>"
+UNKNOWN_SOURCE = "<unknown source>"
+NO_MESSAGE = "<no message>"
+CAUSES_LEFT_OUT = "CausesLeftOut"
+"""Type of the failure that stands for causes which were cut out of a failure."""
+
+REPEATED = Frame("<already shown in full>", None, None, "...")
+"""The only frame of a failure whose frames and causes are those of an equal failure before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why something failed, as data. Immutable, hashable and compared by value.
+
+    Attributes:
+        type: the class of the original exception, or one of the neutral names that every language shares.
+        message: its text.
+        source: who recorded it: `saga[worker id]`, or what a person who cancels says about themselves.
+        stack_trace: outermost frame first.
+        causes: what it was caused by; several when several children failed.
+        launched_at: where the message was launched whose handling failed. It tells how the failure got here
+            and is no part of its value: equality ignores it.
+    """
+
+    type: str
+    message: str | None
+    source: str
+    stack_trace: tuple[Frame, ...] = ()
+    causes: tuple[Failure, ...] = ()
+    launched_at: Frame | None = field(default=None, compare=False)
+
+    @classmethod
+    def of(cls, error: BaseException, *, source: str, launched_at: Frame | None = None) -> Failure:
+        """Return an exception as data, within the limits above.
+
+        The cause comes first (`__cause__`, else a `__context__` that is not suppressed), then the members of
+        an exception group. A `DistributedError`, at any level, is the failure it was made of: nothing is
+        re-labelled while it travels. Notes of an exception are lines of its message.
+
+        Args:
+            error: what was raised; no exception, however odd its class, makes this fail.
+            source: who records it.
+            launched_at: where the message was launched that was being handled.
+        """
+        failure = error.failure if isinstance(error, DistributedError) else _bounded(error, source)
+        return failure if launched_at is None else failure.with_launched_at(launched_at)
+
+    @classmethod
+    def child_rolled_back(cls, step: str, causes: Iterable[Failure], *, source: str) -> Failure:
+        """Return the failure of a run whose children failed, and were rolled back, after `step`."""
+        message = f"Child failure occurred while suspended in step [{step}]"
+        return _bounded(cls(ChildRolledBack.__name__, message, source, causes=tuple(causes)))
+
+    @classmethod
+    def child_rollback_failed(cls, step: str, causes: Iterable[Failure], *, source: str) -> Failure:
+        """Return the failure of a run whose children, launched by `step`, could not be rolled back."""
+        message = f"Child rollback failure occurred while suspended in step [{step}]"
+        return _bounded(cls(ChildRollbackFailed.__name__, message, source, causes=tuple(causes)))
+
+    @classmethod
+    def parent_said_so(cls, cause: Failure, *, source: str) -> Failure:
+        """Return the failure of a run that its parent orders to roll back because of `cause`."""
+        return _bounded(cls(ParentSaidSo.__name__, None, source, causes=(cause,)))
+
+    @classmethod
+    def gave_up(cls, causes: Iterable[Failure], *, source: str) -> Failure:
+        """Return the failure of a run that was cancelled or is late."""
+        return _bounded(cls(GaveUp.__name__, None, source, causes=tuple(causes)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the stored form: a dict of what JSON knows; `launchedAt` is there only when known."""
+        data: dict[str, Any] = {
+            "message": self.message,
+            "type": self.type,
+            "source": self.source,
+            "stackTrace": [frame.to_json() for frame in self.stack_trace],
+            "causes": [cause.to_json() for cause in self.causes],
+        }
+        if self.launched_at is not None:
+            data["launchedAt"] = self.launched_at.to_json()
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Failure:
+        """Return the failure of a stored form, within the limits above.
+
+        What `to_json` made comes back equal. From other producers, a missing type or source becomes a
+        placeholder, and what makes no sense is as good as missing.
+        """
+        return _bounded(data)
+
+    def dumps(self) -> str:
+        """Return the stored form as JSON text of ASCII characters.
+
+        NUL and lone surrogates cannot be part of a text in Postgres. As escapes, which a `json` column checks
+        for their syntax only, they can. (`jsonb` decodes them, and refuses them.)
+        """
+        return json.dumps(self.to_json())
+
+    @classmethod
+    def loads(cls, text: str | bytes) -> Failure:
+        """Return the failure that JSON text describes, as `from_json` does.
+
+        Raises:
+            ValueError: the text is not JSON, is nested thousands of levels deep, or is no JSON object.
+        """
+        try:
+            data = json.loads(text)
+        except RecursionError:
+            raise ValueError("the JSON of a failure is nested too deeply to be read") from None
+        if not isinstance(data, dict):
+            raise ValueError(f"the JSON of a failure is an object, not {text[:80]!r}")  # noqa: TRY004
+        return cls.from_json(data)
+
+    def with_launched_at(self, frame: Frame | None) -> Failure:
+        """Return the same failure, of a message that was launched at `frame`."""
+        return replace(self, launched_at=frame)
+
+    def contains(self, other: Failure) -> bool:
+        """Tell whether `other` is this failure, or occurs among its causes at any level, by value.
+
+        A failure of which only the mark of a repetition was kept counts as the one it repeats.
+        """
+        return self._same(other) or any(cause.contains(other) for cause in self.causes)
+
+    def _same(self, other: Failure) -> bool:
+        if (self.type, self.message, self.source) != (other.type, other.message, other.source):
+            return False
+        if (REPEATED,) in (self.stack_trace, other.stack_trace):
+            return True
+        return (self.stack_trace, len(self.causes)) == (other.stack_trace, len(other.causes)) and all(
+            map(Failure._same, self.causes, other.causes)
+        )
+
+    def to_exception(self) -> DistributedError:
+        """Return a new exception of this failure, to be raised or printed.
+
+        Its class is that of the neutral type name (`ChildRolledBack` and its kin), else `DistributedError`.
+        """
+        return _exception_of(self, note_launch=True)
+
+    def __str__(self) -> str:
+        """Return `[source] type: message`."""
+        return f"[{self.source}] {self.type}: {self.message if (self.message or '').strip() else NO_MESSAGE}"
+
+
+class DistributedError(Exception):
+    """A failure that happened in a saga, perhaps in another service, perhaps in another language.
+
+    Printed like any exception, it shows the traceback of the place where it was raised, after those of its
+    causes, and where messages were launched. Errors with equal failures are equal.
+
+    Attributes:
+        failure: the failure as data.
+        type: the class of the original exception, by name only: it need not exist here. Or a neutral name.
+        source: who recorded it.
+        message: the original text.
+        causes: what it was caused by. One is `__cause__`; several are the members of the group that is.
+    """
+
+    def __init__(self, failure: Failure) -> None:
+        """Make one of `failure`; `Failure.to_exception` chooses the class as well."""
+        super().__init__(failure)
+        self.failure = failure
+        self.type = failure.type
+        self.source = failure.source
+        self.message = failure.message
+        frames = failure.stack_trace
+        in_traceback = False
+        if not frames and failure.type in _SHOWS_LAUNCH:
+            # These have no stack of their own. What is looked for at this level is the launch that failed.
+            places = dict.fromkeys(cause.launched_at for cause in failure.causes if cause.launched_at)
+            frames = cut_frames(tuple(places), FRAME_LIMIT)
+            in_traceback = len(places) == 1
+        # Several places do not tell which cause belongs to which: then each cause has its own in a note.
+        self.causes = tuple(_exception_of(cause, note_launch=not in_traceback) for cause in failure.causes)
+        if len(self.causes) == 1:
+            self.__cause__ = self.causes[0]
+        elif self.causes:
+            what = "children failed" if failure.type == ChildRolledBack.__name__ else "causes"
+            self.__cause__ = ExceptionGroup(f"{len(self.causes)} {what}", self.causes)
+        self.__traceback__ = traceback_of(frames)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the stored form of the failure."""
+        return self.failure.to_json()
+
+    def __str__(self) -> str:
+        return str(self.failure)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pickle knows nothing of causes and tracebacks; the failure has them all.
+        return Failure.to_exception, (self.failure,), {"__notes__": list(getattr(self, "__notes__", ()))}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return self.failure == other.failure if isinstance(other, DistributedError) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.failure)
+
+
+class ChildRolledBack(DistributedError):
+    """One or more children failed, and everything they did was rolled back."""
+
+
+class ChildRollbackFailed(DistributedError):
+    """One or more children failed to roll back: an operator has to look at them."""
+
+
+class ParentSaidSo(DistributedError):
+    """The parent ordered the rollback; the cause is its reason."""
+
+
+class GaveUp(DistributedError):
+    """The run was cancelled, or missed its deadline; the causes say which."""
+
+
+class CancellationRequested(DistributedError):
+    """Somebody asked to cancel; the message is their reason."""
+
+
+class RollbackRequested(DistributedError):
+    """Somebody asked to roll back; the message is their reason."""
+
+
+_CLASSES = {kind.__name__: kind for kind in DistributedError.__subclasses__()}
+_SHOWS_LAUNCH = (ChildRolledBack.__name__, ChildRollbackFailed.__name__)
+
+for _kind in (DistributedError, *_CLASSES.values()):
+    # Where users import them from; it is what tracebacks print in front of the name.
+    _kind.__module__ = "scoop_outbox"
+
+
+def _exception_of(failure: Failure, *, note_launch: bool) -> DistributedError:
+    error = _CLASSES.get(failure.type, DistributedError)(failure)
+    if note_launch and failure.launched_at is not None:
+        error.add_note(f"launched at {failure.launched_at}")
+    return error
+
+
+_MORE = Failure(CAUSES_LEFT_OUT, "more causes are left out here", "scoop_outbox")
+
+_Node = BaseException | Failure | Mapping[str, Any]
+"""What a failure is built of."""
+_OUTER = DEPTH_LIMIT // 2
+_INNER = DEPTH_LIMIT - _OUTER - 1
+_BUDGET = SIZE_LIMIT - 64 * 1024
+"""Bytes of JSON for failures; the rest of `SIZE_LIMIT` is for marks and the place of the launch."""
+
+
+def _bounded(root: _Node, source: str = UNKNOWN_SOURCE) -> Failure:
+    """Return the failure built of `root` within the limits; `source` is that of exceptions."""
+    builder = _Builder(source, FRAME_LIMIT, MESSAGE_LIMIT, merge=not isinstance(root, Mapping))
+    failure = builder.build(root)
+    if builder.spent:
+        failure = _Builder(source, LEAN_FRAME_LIMIT, LEAN_MESSAGE_LIMIT, merge=True).build(root)
+    return failure
+
+
+def _causes_of(node: _Node) -> Sequence[_Node]:
+    if isinstance(node, DistributedError):
+        return node.failure.causes
+    if isinstance(node, Failure):
+        return node.causes
+    if isinstance(node, BaseException):
+        return causes_of(node)
+    causes = node.get("causes")
+    return [cause for cause in causes if isinstance(cause, Mapping)] if isinstance(causes, list) else ()
+
+
+def _alone(node: _Node, source: str) -> Failure:
+    """Return the failure of a node without its causes."""
+    if isinstance(node, DistributedError):
+        return node.failure
+    if isinstance(node, Failure):
+        return node
+    if isinstance(node, BaseException):
+        return Failure(type_of(node), message_of(node), source, frames_of(node.__traceback__))
+    launched_at = node.get("launchedAt")
+    return Failure(
+        text_of(node.get("type"), UNKNOWN_TYPE),
+        text_of(node.get("message"), None),
+        text_of(node.get("source"), UNKNOWN_SOURCE),
+        frames_from_json(node.get("stackTrace")),
+        launched_at=Frame.from_json(launched_at) if isinstance(launched_at, Mapping) else None,
+    )
+
+
+@dataclass
+class _Builder:
+    """Builds one failure. It recurses `DEPTH_LIMIT` levels at most, however deep its input goes."""
+
+    source: str
+    frames: int
+    message: int
+    merge: bool
+    left: int = _BUDGET
+    spent: bool = False
+    path: set[int] = field(default_factory=set)
+    built: dict[int, Failure] = field(default_factory=dict)
+    seen: set[Failure] = field(default_factory=set)
+
+    def build(self, node: _Node, depth: int = 0) -> Failure:
+        """Return the failure of a node `depth` levels below the root, or `_MORE` if there is no room."""
+        if self.merge and id(node) in self.built:
+            return self._mark_repeated(self.built[id(node)])
+        own = self._cut(_alone(node, self.source))
+        size = len(own.dumps())
+        self.spent = self.spent or size > self.left
+        if depth == DEPTH_LIMIT or (size > self.left and depth > 0):
+            return _MORE
+        before, self.left = self.left, self.left - size
+        self.path.add(id(node))
+        failure = replace(own, causes=self._build_all(_causes_of(node), depth + 1))
+        self.path.discard(id(node))
+        if self.merge and failure in self.seen:
+            self.left = before
+            return self._mark_repeated(failure)
+        self.seen.add(failure)
+        self.built[id(node)] = failure
+        return failure
+
+    def _build_all(self, nodes: Sequence[_Node], depth: int) -> tuple[Failure, ...]:
+        failures: list[Failure] = []
+        for node in nodes:
+            if id(node) in self.path:
+                continue  # what a failure is itself a cause of is no cause of it
+            below = levels(node, _causes_of) if depth == _OUTER else []
+            if len(below) > DEPTH_LIMIT - _OUTER:
+                roots = self._build_all(below[-_INNER], depth + 1)
+                failures.append(replace(_MORE, message="levels of causes are left out here", causes=roots))
+                continue
+            failures.append(self.build(node, depth))
+            if failures[-1] is _MORE:  # of several failures, the first ones are kept
+                break
+        return tuple(failures)
+
+    def _cut(self, own: Failure) -> Failure:
+        return Failure(
+            cut(own.type, NAME_LIMIT),
+            own.message if own.message is None else cut(own.message, self.message),
+            cut(own.source, NAME_LIMIT),
+            tuple(frame.cut(NAME_LIMIT) for frame in cut_frames(own.stack_trace, self.frames)),
+            launched_at=own.launched_at and own.launched_at.cut(NAME_LIMIT),
+        )
+
+    def _mark_repeated(self, failure: Failure) -> Failure:
+        if failure.stack_trace or failure.causes:
+            failure = replace(failure, stack_trace=(REPEATED,), causes=())
+        self.left -= len(failure.dumps())
+        return failure

@@ -1,0 +1,221 @@
+"""Messages: what is launched, published and handled.
+
+A body is bytes and a content type. Plain Python values travel as JSON; bytes travel untouched, so that
+Avro or Protobuf topics work as they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+from scoop_outbox.errors import DefinitionError, PayloadError
+
+JSON = "application/json"
+BYTES = "application/octet-stream"
+
+NAME_LIMIT = 255
+"""Longest name in bytes of UTF-8: what AMQP's short strings carry, the narrowest of the transports."""
+
+T = TypeVar("T")
+
+
+def checked_name(kind: str, name: object) -> str:
+    """Return `name` if it can be used as the name of a `kind` (a topic, saga, step or service).
+
+    Raises:
+        DefinitionError: `name` is not text, is empty, longer than `NAME_LIMIT` bytes, or holds a character
+            that cannot be stored (NUL, lone surrogates).
+    """
+    if not isinstance(name, str):
+        raise DefinitionError(f"a {kind} name is text, not {type(name).__name__}: {name!r}")
+    if not name.strip():
+        raise DefinitionError(f"a {kind} name must not be empty: give it at least one visible character")
+    if "\0" in name:
+        raise DefinitionError(f"the {kind} name {name!r} holds a NUL character, which Postgres cannot store")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise DefinitionError(f"the {kind} name {name!r} holds a lone surrogate and is not valid text") from None
+    if size > NAME_LIMIT:
+        raise DefinitionError(
+            f"the {kind} name {name[:40]!r}... takes {size} bytes in UTF-8, more than the limit of {NAME_LIMIT}"
+        )
+    return name
+
+
+class _Uuid7:
+    """UUIDs of version 7 (RFC 9562) that ascend within a process, also within one millisecond."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last = 0
+
+    def __call__(self) -> uuid.UUID:
+        tail = int.from_bytes(os.urandom(8), "big")
+        # 48 bits of milliseconds and 12 bits that count within one: read as one 60-bit clock, it only has to grow.
+        ticks = (time.time_ns() // 1_000_000) << 12 | tail >> 53
+        with self._lock:
+            self._last = ticks = max(ticks, self._last + 1)
+        high = (ticks >> 12) << 16 | 0x7000 | ticks & 0xFFF
+        return uuid.UUID(int=high << 64 | 0b10 << 62 | tail & 0x3FFF_FFFF_FFFF_FFFF)
+
+
+uuid7 = _Uuid7()
+
+
+@dataclass(frozen=True)
+class Topic(Generic[T]):
+    """A topic whose payloads have a type: a dataclass or a pydantic model.
+
+    Args:
+        name: the topic as the broker knows it.
+        type: what `scope.launch` accepts for this topic, and what `message.payload` is for its sagas.
+    """
+
+    name: str
+    type: type[T]
+
+    def __post_init__(self) -> None:
+        """Refuse names and types that could never work."""
+        checked_name("topic", self.name)
+        declared: object = self.type
+        if not isinstance(declared, type) or not (
+            dataclasses.is_dataclass(declared) or hasattr(declared, "model_validate_json")
+        ):
+            raise DefinitionError(
+                f"topic {self.name!r}: {self.type!r} is neither a dataclass nor a pydantic model; "
+                "use one of these, or a plain topic name for untyped payloads"
+            )
+
+    def decode(self, body: bytes) -> T:
+        """Return the payload in `body`.
+
+        Raises:
+            PayloadError: the bytes are not what the type expects.
+        """
+        try:
+            validate = getattr(self.type, "model_validate_json", None)
+            if validate is not None:
+                validated: T = validate(body)
+                return validated
+            return self.type(**json.loads(body))
+        except (ValueError, TypeError) as error:
+            raise PayloadError(
+                f"a message on topic {self.name!r} does not fit {self.type.__qualname__}: {type(error).__name__}"
+            ) from error
+
+
+def topic_name(topic: str | Topic[Any]) -> str:
+    """Return the checked name of a plain or typed topic."""
+    return topic.name if isinstance(topic, Topic) else checked_name("topic", topic)
+
+
+def encode(topic: str | Topic[Any], payload: Any) -> tuple[bytes, str]:
+    """Return `payload` as a body and its content type.
+
+    Raises:
+        PayloadError: the payload is not JSON-compatible, bytes, a dataclass or a pydantic model, or is not of the
+            type that the topic declares.
+    """
+    if isinstance(topic, Topic) and not isinstance(payload, topic.type):
+        raise PayloadError(f"topic {topic.name!r} carries {topic.type.__qualname__}, not {type(payload).__qualname__}")
+    if isinstance(payload, bytes | bytearray | memoryview):
+        return bytes(payload), BYTES
+    return dump_json(payload, f"the payload for topic {topic_name(topic)!r}").encode(), JSON
+
+
+def dump_json(value: Any, what: str) -> str:
+    """Return `value` as JSON in plain ASCII, so that NUL and lone surrogates can be stored.
+
+    Raises:
+        PayloadError: naming `what`, the value that cannot be encoded.
+    """
+    try:
+        return json.dumps(value, default=_jsonable, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PayloadError(
+            f"{what} cannot be encoded as JSON: {error}. Use plain values, a dataclass, a pydantic model, or bytes"
+        ) from error
+
+
+def _jsonable(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
+    dump = getattr(value, "model_dump", None)
+    if dump is not None:
+        return dump(mode="json")
+    raise TypeError(f"{type(value).__qualname__} is not JSON serializable")
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message as its handlers see it.
+
+    Attributes:
+        id: UUIDv7 given at launch; the same in every service that handles the message.
+        topic: where it was published.
+        key: what orders it (messages of one key keep their order), or None.
+        body: the bytes as published.
+        content_type: media type of the body.
+        headers: what the launcher passed along; ours are left out.
+        created_at: when this home took the message in, by the database's clock.
+    """
+
+    id: uuid.UUID
+    topic: str
+    key: str | None
+    body: bytes
+    content_type: str
+    headers: Mapping[str, str]
+    created_at: datetime
+    schema: Topic[Any] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def payload(self) -> Any:
+        """The decoded body: the topic's type, what JSON holds, or the bytes of any other content type.
+
+        Decoded anew at each access, so that a handler that changes it cannot surprise another one.
+
+        Raises:
+            PayloadError: the body does not fit its content type or the topic's type.
+        """
+        if self.schema is not None:
+            return self.schema.decode(self.body)
+        if self.content_type.split(";")[0].strip() != JSON:
+            return self.body
+        try:
+            return json.loads(self.body)
+        except ValueError as error:
+            raise PayloadError(
+                f"message {self.id} on topic {self.topic!r} says it is {JSON} but does not parse"
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A message on its way: what a relay hands to a broker, and what a broker hands to intake.
+
+    Attributes:
+        id: the message's id.
+        topic: where it is published.
+        key: what orders it, or None.
+        body: bytes, never looked into.
+        content_type: media type of the body.
+        headers: the launcher's headers and ours, which start with `scoop-`.
+    """
+
+    id: uuid.UUID
+    topic: str
+    key: str | None
+    body: bytes
+    content_type: str
+    headers: Mapping[str, str]

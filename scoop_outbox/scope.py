@@ -1,0 +1,252 @@
+"""The scope: what a callback of a saga is handed, next to its message."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from scoop_outbox.context import Context
+from scoop_outbox.errors import PayloadError
+from scoop_outbox.failure import Frame
+from scoop_outbox.message import Topic, dump_json, encode, topic_name, uuid7
+
+if TYPE_CHECKING:  # only the types of what the drivers put in; the scope itself does no I/O
+    from psycopg import AsyncConnection, Connection
+    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.orm import Session
+
+KEY_LIMIT = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Emission:
+    """A message that a step launched, as data: it is written when the step's transaction ends.
+
+    Attributes:
+        awaited: False for a message launched on the global scope, which starts a hierarchy of its own.
+        context: what the handlers find in `scope.context`, as JSON text.
+        launched_at: the line of the launching code; it shows up in the traceback of a failure below it.
+    """
+
+    message_id: uuid.UUID
+    topic: str
+    key: str | None
+    body: bytes
+    content_type: str
+    headers: Mapping[str, str]
+    context: str | None
+    awaited: bool
+    launched_at: Frame
+
+
+def emission(
+    topic: str | Topic[Any],
+    payload: Any,
+    *,
+    key: object,
+    headers: Mapping[Any, Any] | None,
+    context: str | None,
+    awaited: bool,
+    depth: int,
+) -> Emission:
+    """Check and encode one message to be launched.
+
+    Args:
+        topic: a name, or a typed topic.
+        payload: JSON values, a dataclass, a pydantic model, or bytes.
+        key: orders the message among others of the same key.
+        headers: text headers that travel with the message.
+        context: the cooperation context of its handlers.
+        awaited: whether the launching step's successor waits for it.
+        depth: how many frames above the caller the launching code is.
+
+    Raises:
+        DefinitionError: the topic's name cannot be used.
+        PayloadError: payload, key or a header cannot be encoded.
+    """
+    body, content_type = encode(topic, payload)
+    if key is not None and (not isinstance(key, str) or "\0" in key or len(key) > KEY_LIMIT):
+        raise PayloadError(f"a message key is text of at most {KEY_LIMIT} characters without NUL, not {key!r:.60}")
+    for name, value in (headers or {}).items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise PayloadError(f"header {name!r}: names and values are text; encode other values yourself")
+        if name.lower().startswith(RESERVED_PREFIX):
+            raise PayloadError(f"header {name!r}: names that start with {RESERVED_PREFIX!r} are ours; use another name")
+    return Emission(
+        uuid7(),
+        topic_name(topic),
+        key,
+        body,
+        content_type,
+        dict(headers or {}),
+        context,
+        awaited,
+        Frame.of_caller(depth + 1),
+    )
+
+
+RESERVED_PREFIX = "scoop-"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a committed child left with `scope.set_result` (behaviour Q52)."""
+
+    saga: str
+    message_id: uuid.UUID
+    value: Any
+
+
+class Scope:
+    """One call of one callback of a run: its transaction, and what it may launch.
+
+    Everything done through it commits or vanishes with the step. It is of no use after the callback has returned.
+
+    Attributes:
+        run_id: the run that this call belongs to.
+        saga: its saga's name.
+        step: the step's name.
+        lineage: run ids from the root of the hierarchy to this run.
+        context: the cooperation context, a mutable mapping.
+        results: results of the committed children emitted since the run was last suspended, in order of emission.
+        iteration: how often in a row this step has been executed before; callbacks that belong to a step instance
+            see that instance's number.
+        attempt: how often this very callback has been called before for this instance.
+        idempotency_key: the same text each time this callback is called for this step instance, however often it
+            is tried: hand it to systems outside the database, where a crash may repeat a call.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_id: uuid.UUID,
+        saga: str,
+        step: str,
+        lineage: Sequence[uuid.UUID],
+        context: Context,
+        results: Sequence[Result],
+        iteration: int,
+        attempt: int,
+        idempotency_key: str,
+    ) -> None:
+        """Called by the drivers, and by tests of steps."""
+        self.run_id = run_id
+        self.saga = saga
+        self.step = step
+        self.lineage = tuple(lineage)
+        self.context = context
+        self.results = tuple(results)
+        self.iteration = iteration
+        self.attempt = attempt
+        self.idempotency_key = idempotency_key
+        self.emissions: list[Emission] = []
+        self.result: str | None = None
+
+    def launch(
+        self,
+        topic: str | Topic[Any],
+        payload: Any,
+        *,
+        key: str | None = None,
+        context: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> uuid.UUID:
+        """Launch a message: the run's next step starts when all its handlers, and all below them, have finished.
+
+        A plain call in both colours: it appends to a list, and the message is written with the step's transaction.
+
+        Args:
+            topic: a name, or a typed topic.
+            payload: JSON values, a dataclass, a pydantic model, or bytes.
+            key: orders the message among others of the same key.
+            context: values on top of this run's context, for the handlers of this message.
+            headers: text headers that travel with the message.
+
+        Returns:
+            The message's id.
+
+        Raises:
+            DefinitionError: the topic's name cannot be used.
+            PayloadError: payload, key, context or a header cannot be encoded.
+        """
+        return self._launch(topic, payload, key, self.context.dumps(**(context or {})), headers, awaited=True)
+
+    def launch_on_global_scope(
+        self,
+        topic: str | Topic[Any],
+        payload: Any,
+        *,
+        key: str | None = None,
+        context: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> uuid.UUID:
+        """Launch a message that starts a hierarchy of its own: nobody waits for it, and no rollback reaches it.
+
+        It is still written with the step's transaction: if the step fails, it was never launched.
+        Arguments, return value and errors are those of `launch`; its context holds only what is passed.
+        """
+        own = None if context is None else dump_json(dict(context), "the context")
+        return self._launch(topic, payload, key, own, headers, awaited=False)
+
+    def _launch(
+        self,
+        topic: str | Topic[Any],
+        payload: Any,
+        key: str | None,
+        context: str | None,
+        headers: Mapping[str, str] | None,
+        *,
+        awaited: bool,
+    ) -> uuid.UUID:
+        launched = emission(topic, payload, key=key, headers=headers, context=context, awaited=awaited, depth=2)
+        self.emissions.append(launched)
+        return launched.message_id
+
+    def set_result(self, value: Any) -> None:
+        """Leave a JSON value for the parent's next step, which finds it in `scope.results`; the last call counts.
+
+        Raises:
+            PayloadError: the value cannot be encoded as JSON.
+        """
+        self.result = dump_json(value, "the result")
+
+    @property
+    def session(self) -> Any:
+        """An SQLAlchemy session in the step's transaction: an `AsyncSession` in an `async def`, else a `Session`.
+
+        It is flushed when the callback returns. Its `commit()` and `rollback()` reach as far as the session's own
+        work: the step's transaction is ended by the engine.
+        """
+        raise RuntimeError("this scope is not bound to a database; a worker's driver makes one that is")
+
+    @property
+    def connection(self) -> Any:
+        """The psycopg connection of the step's transaction: `AsyncConnection` in an `async def`, else `Connection`.
+
+        Use `connection.transaction()` for savepoints; never commit or roll back the connection itself.
+        """
+        raise RuntimeError("this scope is not bound to a database; a worker's driver makes one that is")
+
+
+class AsyncScope(Scope):
+    """The scope of an `async def` callback; annotate with it to have `session` and `connection` typed."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def session(self) -> AsyncSession: ...  # noqa: D102
+        @property
+        def connection(self) -> AsyncConnection[Any]: ...  # noqa: D102
+
+
+class BlockingScope(Scope):
+    """The scope of a plain `def` callback; annotate with it to have `session` and `connection` typed."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def session(self) -> Session: ...  # noqa: D102
+        @property
+        def connection(self) -> Connection[Any]: ...  # noqa: D102

@@ -1,0 +1,149 @@
+"""The status of a hierarchy: what ran, how it stands, and why."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from datetime import datetime
+
+from scoop_outbox.core.rows import failure_of
+from scoop_outbox.core.run import RunState, StepKind
+from scoop_outbox.core.statement import Plan, ask, statement
+from scoop_outbox.errors import UnknownMessage
+from scoop_outbox.failure import Failure
+
+
+@dataclass(frozen=True, slots=True)
+class StepStatus:
+    """One execution of a step, child-failure handler or compensation.
+
+    Attributes:
+        state: `committed`, `failed`, or `compensated`.
+        undoes: for a compensation, the number of the execution that it undid.
+    """
+
+    seq: int
+    step: str
+    kind: StepKind
+    iteration: int
+    attempt: int
+    state: str
+    undoes: int | None
+    failure: Failure | None
+    started_at: datetime
+    ended_at: datetime
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """One run of a hierarchy.
+
+    Attributes:
+        lineage: run ids from the root of the hierarchy to this run.
+        reason: why it is parked.
+        steps: its executions in order.
+    """
+
+    id: uuid.UUID
+    service: str
+    saga: str
+    message_id: uuid.UUID
+    topic: str
+    state: RunState
+    lineage: tuple[uuid.UUID, ...]
+    step: str | None
+    next_step: str | None
+    failure: Failure | None
+    reason: str | None
+    created_at: datetime
+    ended_at: datetime | None
+    steps: tuple[StepStatus, ...]
+
+    @property
+    def parent(self) -> uuid.UUID | None:
+        """The run that launched the message, None for a root."""
+        return self.lineage[-2] if len(self.lineage) > 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Everything below one message.
+
+    Attributes:
+        message_id: the message at the top.
+        runs: every run, parents before their children.
+    """
+
+    message_id: uuid.UUID
+    runs: tuple[RunStatus, ...]
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will happen any more by itself."""
+        return all(run.state.ended for run in self.runs)
+
+
+def read_status(message_id: uuid.UUID) -> Plan[Status]:
+    """Read a hierarchy.
+
+    Raises:
+        UnknownMessage: the message has not been taken in here, or has been pruned.
+    """
+    rows, known = yield from ask(
+        statement("read_hierarchy", message=message_id), statement("read_taken_in", message=message_id)
+    )
+    if not known:
+        raise UnknownMessage(f"message {message_id} has not been taken in here, or it has been pruned")
+    (steps,) = yield from ask(statement("read_steps", runs=[row[0] for row in rows]))
+    by_run: dict[uuid.UUID, list[StepStatus]] = {}
+    for (
+        run_id,
+        seq,
+        step,
+        kind,
+        iteration,
+        attempt,
+        state,
+        undoes,
+        failure,
+        started_at,
+        ended_at,
+        worker,
+    ) in steps:
+        by_run.setdefault(run_id, []).append(
+            StepStatus(
+                seq,
+                step,
+                StepKind(kind),
+                iteration,
+                attempt,
+                state,
+                undoes,
+                failure_of(failure),
+                started_at,
+                ended_at,
+                worker,
+            )
+        )
+    runs = [
+        RunStatus(
+            run_id,
+            service,
+            saga,
+            of_message,
+            topic,
+            RunState(state),
+            tuple(lineage),
+            step,
+            next_step,
+            failure_of(failure),
+            reason,
+            created_at,
+            ended_at,
+            tuple(by_run.get(run_id, ())),
+        )
+        for run_id, service, saga, of_message, state, lineage, step, next_step, failure, reason, created_at, ended_at,
+        topic in rows
+    ]  # fmt: skip
+    return Status(message_id, tuple(runs))

@@ -1,0 +1,179 @@
+"""The async driver: runs plans on an async psycopg connection, and calls `async def` callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+
+from scoop_outbox.core.statement import Batch, Call, Outcome, Plan, Refused, Rows
+from scoop_outbox.scope import AsyncScope
+from scoop_outbox.store.calls import (
+    Interrupted,
+    arguments,
+    check_transaction,
+    is_transient,
+    raised,
+    returned,
+    scope_arguments,
+)
+
+T = TypeVar("T")
+
+
+class _Scope(AsyncScope):
+    """A scope bound to the driver's connection."""
+
+    def __init__(self, call: Call, driver: AsyncDriver) -> None:
+        super().__init__(**scope_arguments(call))
+        self._driver = driver
+        self._session: AsyncSession | None = None
+
+    @property
+    def session(self) -> AsyncSession:
+        if self._session is None:
+            self._session = AsyncSession(
+                self._driver.outer, join_transaction_mode="create_savepoint", expire_on_commit=False
+            )
+        return self._session
+
+    @property
+    def connection(self) -> psycopg.AsyncConnection[Any]:
+        return self._driver.raw
+
+    async def finish(self) -> None:
+        """Flush what the session holds and release its savepoint."""
+        if self._session is not None:
+            await self._session.commit()
+
+    async def close(self) -> None:
+        """Give the session's savepoint up, if it is still there."""
+        if self._session is not None:
+            await self._session.close()
+
+
+class AsyncDriver:
+    """One connection that executes plans, one at a time.
+
+    Args:
+        outer: SQLAlchemy's connection, in autocommit. It believes to be inside a transaction all the time, so that
+            sessions joined to it only ever make savepoints; the real transaction is in the hands of the plans.
+        raw: psycopg's connection beneath it.
+        queries: the statements by name.
+    """
+
+    def __init__(self, outer: AsyncConnection, raw: psycopg.AsyncConnection[Any], queries: Mapping[str, bytes]) -> None:
+        """See `connect`."""
+        self.outer = outer
+        self.raw = raw
+        self._queries = queries
+        self.usable = True
+
+    @classmethod
+    async def connect(cls, engine: AsyncEngine, queries: Mapping[str, bytes]) -> AsyncDriver:
+        """Open a driver on a connection of its own.
+
+        Raises:
+            sqlalchemy.exc.OperationalError: the database cannot be reached.
+        """
+        outer = await engine.connect()
+        await outer.begin()
+        raw = (await outer.get_raw_connection()).driver_connection
+        assert isinstance(raw, psycopg.AsyncConnection)  # noqa: S101 - the engine's dialect is ours
+        return cls(outer, raw, queries)
+
+    async def release(self) -> None:
+        """Give a connection that was used for a moment back to its pool."""
+        if not self.usable:
+            await self.close()
+            return
+        await self.outer.rollback()  # only SQLAlchemy's idea of a transaction: there is none on the server
+        await self.outer.close()
+
+    async def close(self) -> None:
+        """Close the connection; what is open in it is undone."""
+        self.usable = False
+        await self.raw.close()
+        await self.outer.invalidate()
+        await self.outer.close()
+
+    async def run(self, plan: Plan[T]) -> T:
+        """Execute a plan to its end.
+
+        Raises:
+            Interrupted: the machinery failed; nothing of the open transaction stays.
+            psycopg.Error: the database refused a statement; nothing of the open transaction stays.
+        """
+        answer: Any = None
+        refused: Refused | None = None
+        try:
+            while True:
+                try:
+                    asked = plan.send(answer) if refused is None else plan.throw(refused)
+                except StopIteration as done:
+                    result: T = done.value
+                    return result
+                answer = refused = None
+                if isinstance(asked, Call):
+                    answer = await self._call(asked)
+                    continue
+                try:
+                    answer = await self._batch(asked)
+                except psycopg.Error as error:
+                    if self.raw.closed or is_transient(error):
+                        raise
+                    await self._undo()
+                    refused = Refused(error)
+        except BaseException as error:
+            plan.close()
+            await self._undo()
+            if isinstance(error, Refused):
+                raise error.error from None
+            if isinstance(error, psycopg.Error):
+                raise Interrupted(type(error).__name__) from error
+            raise
+
+    async def _batch(self, batch: Batch) -> list[Rows]:
+        execute, queries = self.raw.execute, self._queries
+        if len(batch) == 1:
+            cursors = [await execute(queries[batch[0].name], batch[0].params or None)]
+        else:
+            async with self.raw.pipeline():
+                cursors = [await execute(queries[name], params or None) for name, params in batch]
+        return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
+
+    async def _call(self, call: Call) -> Outcome:
+        scope = _Scope(call, self)
+        try:
+            value = await call.callback(*arguments(call, scope))
+            await scope.finish()
+            check_transaction(call, self.raw)
+            return returned(call, scope, value)
+        except Exception as error:
+            if self.raw.closed or is_transient(error):
+                raise Interrupted(type(error).__name__) from error
+            await scope.close()
+            if self.raw.info.transaction_status is not TransactionStatus.IDLE:
+                await self.raw.execute(self._queries["rollback_to_savepoint"])
+            return raised(call, scope, error)
+        finally:
+            await self._discard(scope)
+
+    async def _discard(self, scope: _Scope) -> None:
+        try:
+            await scope.close()
+        except Exception:  # noqa: BLE001 - SQLAlchemy's view of this connection is wrong now: take a new one
+            self.usable = False
+
+    async def _undo(self) -> None:
+        """Leave no transaction open; a connection that cannot even do that is not used again."""
+        try:
+            if self.raw.info.transaction_status is not TransactionStatus.IDLE:
+                await self.raw.rollback()
+        except psycopg.Error:
+            self.usable = False
+        if self.raw.closed:
+            self.usable = False

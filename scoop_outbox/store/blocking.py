@@ -1,0 +1,180 @@
+"""The blocking driver: runs plans on a blocking psycopg connection, and calls `def` callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from sqlalchemy import Connection, Engine
+from sqlalchemy.orm import Session
+
+from scoop_outbox.core.statement import Batch, Call, Outcome, Plan, Refused, Rows
+from scoop_outbox.scope import BlockingScope
+from scoop_outbox.store.calls import (
+    Interrupted,
+    arguments,
+    check_transaction,
+    is_transient,
+    raised,
+    returned,
+    scope_arguments,
+)
+
+T = TypeVar("T")
+
+
+class _Scope(BlockingScope):
+    """A scope bound to the driver's connection."""
+
+    def __init__(self, call: Call, driver: Driver) -> None:
+        super().__init__(**scope_arguments(call))
+        self._driver = driver
+        self._session: Session | None = None
+
+    @property
+    def session(self) -> Session:
+        if self._session is None:
+            self._session = Session(
+                self._driver.outer, join_transaction_mode="create_savepoint", expire_on_commit=False
+            )
+        return self._session
+
+    @property
+    def connection(self) -> psycopg.Connection[Any]:
+        return self._driver.raw
+
+    def finish(self) -> None:
+        """Flush what the session holds and release its savepoint."""
+        if self._session is not None:
+            self._session.commit()
+
+    def close(self) -> None:
+        """Give the session's savepoint up, if it is still there."""
+        if self._session is not None:
+            self._session.close()
+
+
+class Driver:
+    """One connection that executes plans, one at a time.
+
+    Args:
+        outer: SQLAlchemy's connection, in autocommit. It believes to be inside a transaction all the time, so that
+            sessions joined to it only ever make savepoints; the real transaction is in the hands of the plans.
+        raw: psycopg's connection beneath it.
+        queries: the statements by name.
+    """
+
+    def __init__(self, outer: Connection, raw: psycopg.Connection[Any], queries: Mapping[str, bytes]) -> None:
+        """See `connect`."""
+        self.outer = outer
+        self.raw = raw
+        self._queries = queries
+        self.usable = True
+
+    @classmethod
+    def connect(cls, engine: Engine, queries: Mapping[str, bytes]) -> Driver:
+        """Open a driver on a connection of its own.
+
+        Raises:
+            sqlalchemy.exc.OperationalError: the database cannot be reached.
+        """
+        outer = engine.connect()
+        outer.begin()
+        raw = outer.connection.driver_connection
+        assert isinstance(raw, psycopg.Connection)  # noqa: S101 - the engine's dialect is ours
+        return cls(outer, raw, queries)
+
+    def release(self) -> None:
+        """Give a connection that was used for a moment back to its pool."""
+        if not self.usable:
+            self.close()
+            return
+        self.outer.rollback()  # only SQLAlchemy's idea of a transaction: there is none on the server
+        self.outer.close()
+
+    def close(self) -> None:
+        """Close the connection; what is open in it is undone."""
+        self.usable = False
+        self.raw.close()
+        self.outer.invalidate()
+        self.outer.close()
+
+    def run(self, plan: Plan[T]) -> T:
+        """Execute a plan to its end.
+
+        Raises:
+            Interrupted: the machinery failed; nothing of the open transaction stays.
+            psycopg.Error: the database refused a statement; nothing of the open transaction stays.
+        """
+        answer: Any = None
+        refused: Refused | None = None
+        try:
+            while True:
+                try:
+                    asked = plan.send(answer) if refused is None else plan.throw(refused)
+                except StopIteration as done:
+                    result: T = done.value
+                    return result
+                answer = refused = None
+                if isinstance(asked, Call):
+                    answer = self._call(asked)
+                    continue
+                try:
+                    answer = self._batch(asked)
+                except psycopg.Error as error:
+                    if self.raw.closed or is_transient(error):
+                        raise
+                    self._undo()
+                    refused = Refused(error)
+        except BaseException as error:
+            plan.close()
+            self._undo()
+            if isinstance(error, Refused):
+                raise error.error from None
+            if isinstance(error, psycopg.Error):
+                raise Interrupted(type(error).__name__) from error
+            raise
+
+    def _batch(self, batch: Batch) -> list[Rows]:
+        execute, queries = self.raw.execute, self._queries
+        if len(batch) == 1:
+            cursors = [execute(queries[batch[0].name], batch[0].params or None)]
+        else:
+            with self.raw.pipeline():
+                cursors = [execute(queries[name], params or None) for name, params in batch]
+        return [cursor.fetchall() if cursor.description else [] for cursor in cursors]
+
+    def _call(self, call: Call) -> Outcome:
+        scope = _Scope(call, self)
+        try:
+            value = call.callback(*arguments(call, scope))
+            scope.finish()
+            check_transaction(call, self.raw)
+            return returned(call, scope, value)
+        except Exception as error:
+            if self.raw.closed or is_transient(error):
+                raise Interrupted(type(error).__name__) from error
+            scope.close()
+            if self.raw.info.transaction_status is not TransactionStatus.IDLE:
+                self.raw.execute(self._queries["rollback_to_savepoint"])
+            return raised(call, scope, error)
+        finally:
+            self._discard(scope)
+
+    def _discard(self, scope: _Scope) -> None:
+        try:
+            scope.close()
+        except Exception:  # noqa: BLE001 - SQLAlchemy's view of this connection is wrong now: take a new one
+            self.usable = False
+
+    def _undo(self) -> None:
+        """Leave no transaction open; a connection that cannot even do that is not used again."""
+        try:
+            if self.raw.info.transaction_status is not TransactionStatus.IDLE:
+                self.raw.rollback()
+        except psycopg.Error:
+            self.usable = False
+        if self.raw.closed:
+            self.usable = False

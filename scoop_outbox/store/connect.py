@@ -1,0 +1,98 @@
+"""Connections: from a URL to engines, with errors that say what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from scoop_outbox.errors import DatabaseError
+
+_SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
+
+
+def parsed(url: str) -> URL:
+    """Return a database URL for psycopg.
+
+    Raises:
+        DatabaseError: it is not a PostgreSQL URL. The message never shows a password.
+    """
+    try:
+        parsed_url = make_url(url)
+    except (sa.exc.ArgumentError, ValueError):
+        raise DatabaseError(
+            "the database URL cannot be parsed; it looks like postgresql://user:password@host:5432/database"
+        ) from None
+    if parsed_url.drivername not in _SCHEMES:
+        raise DatabaseError(
+            f"the database URL starts with {parsed_url.drivername}://, but sagas live in PostgreSQL: "
+            "use postgresql://user:password@host:5432/database"
+        )
+    return parsed_url.set(drivername="postgresql+psycopg")
+
+
+def shown(url: str) -> str:
+    """Return a database URL without its password, for messages."""
+    return parsed(url).set(drivername="postgresql").render_as_string(hide_password=True)
+
+
+def _options(application: str) -> dict[str, Any]:
+    return {
+        # The engine ends transactions itself (see sql/transaction.sql), so psycopg must not begin any.
+        "isolation_level": "AUTOCOMMIT",
+        "connect_args": {"application_name": application, "connect_timeout": 10},
+        "max_overflow": -1,
+        "use_native_hstore": False,  # else every new connection asks for a type that we do not use
+    }
+
+
+def blocking_engine(url: str) -> sa.Engine:
+    """Return an engine for migrations and other work in ordinary SQLAlchemy transactions."""
+    return sa.create_engine(parsed(url), connect_args={"connect_timeout": 10}, poolclass=sa.NullPool)
+
+
+def driver_engine(url: str, application: str) -> sa.Engine:
+    """Return an engine whose connections the blocking driver uses."""
+    return sa.create_engine(parsed(url), **_options(application))
+
+
+def async_driver_engine(url: str, application: str) -> AsyncEngine:
+    """Return an engine whose connections the async driver uses."""
+    return create_async_engine(parsed(url), **_options(application))
+
+
+@contextmanager
+def explained(url: str) -> Iterator[None]:
+    """Turn what the driver raises when a database cannot be used into a `DatabaseError` that says what to do."""
+    try:
+        yield
+    except (psycopg.OperationalError, sa.exc.OperationalError) as error:
+        raise DatabaseError(
+            f"cannot connect to {shown(url)}: {_first_line(error)}. Is the server running, and are host, port, "
+            "user, password and database right?"
+        ) from error
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
+        raise DatabaseError(_UNMIGRATED.format(shown(url))) from error
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise DatabaseError(f"the user of {shown(url)} lacks a permission: {_first_line(error)}") from error
+    except sa.exc.ProgrammingError as error:
+        if isinstance(error.orig, psycopg.errors.UndefinedTable | psycopg.errors.InvalidSchemaName):
+            raise DatabaseError(_UNMIGRATED.format(shown(url))) from error
+        raise DatabaseError(f"{shown(url)} refused a statement: {_first_line(error)}") from error
+
+
+_UNMIGRATED = (
+    "the database {} lacks the tables of scoop_outbox: run `scoop-outbox migrate --database URL`, "
+    "or `await app.migrate()`"
+)
+
+
+def _first_line(error: BaseException) -> str:
+    original = getattr(error, "orig", None) or error
+    lines = str(original).strip().splitlines()
+    return lines[0] if lines else type(original).__name__

@@ -1,0 +1,123 @@
+"""A home: one Postgres database that holds runs, and how this process reaches it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import psycopg
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from scoop_outbox.message import uuid7
+from scoop_outbox.store import queries
+from scoop_outbox.store.aio import AsyncDriver
+from scoop_outbox.store.blocking import Driver
+from scoop_outbox.store.connect import async_driver_engine, driver_engine, explained, parsed, shown
+
+
+class Home:
+    """The database of a process: connections in both colours, and the statements.
+
+    Creating one opens nothing. Async connections belong to the event loop that opened them, so there is a pool for
+    each loop.
+
+    Args:
+        url: a PostgreSQL URL.
+        schema: the schema of the tables.
+        application: what the server's list of connections shows.
+
+    Raises:
+        DatabaseError: the URL is not usable.
+    """
+
+    def __init__(self, url: str, schema: str, application: str) -> None:
+        """Check the URL and load the statements."""
+        parsed(url)
+        self.url = url
+        self.schema = schema
+        self.application = application
+        self.process_id = uuid7()
+        self.queries = queries.load(schema)
+        self._engine: sa.Engine | None = None
+        self._lock = threading.Lock()
+        self._async_engines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncEngine] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def __repr__(self) -> str:
+        """Show the URL without its password."""
+        return f"<home {shown(self.url)} schema {self.schema!r}>"
+
+    @property
+    def worker_id(self) -> str:
+        """What names this process in failures and step records."""
+        return str(self.process_id)
+
+    async def connect(self) -> AsyncDriver:
+        """Open an async driver that the caller closes."""
+        loop = asyncio.get_running_loop()
+        engine = self._async_engines.get(loop)
+        if engine is None:
+            engine = self._async_engines[loop] = async_driver_engine(self.url, self.application)
+        return await AsyncDriver.connect(engine, self.queries)
+
+    def connect_blocking(self) -> Driver:
+        """Open a blocking driver that the caller closes."""
+        with self._lock:
+            if self._engine is None:
+                self._engine = driver_engine(self.url, self.application)
+        return Driver.connect(self._engine, self.queries)
+
+    @asynccontextmanager
+    async def driver(self) -> AsyncIterator[AsyncDriver]:
+        """Lend an async driver, and explain what goes wrong with the database.
+
+        Raises:
+            DatabaseError: the database cannot be reached or used.
+        """
+        with explained(self.url):
+            driver = await self.connect()
+            try:
+                yield driver
+            finally:
+                await driver.release()
+
+    @contextmanager
+    def blocking_driver(self) -> Iterator[Driver]:
+        """Lend a blocking driver, and explain what goes wrong with the database.
+
+        Raises:
+            DatabaseError: the database cannot be reached or used.
+        """
+        with explained(self.url):
+            driver = self.connect_blocking()
+            try:
+                yield driver
+            finally:
+                driver.release()
+
+    async def dispose(self) -> None:
+        """Close what the running loop's pool holds."""
+        engine = self._async_engines.pop(asyncio.get_running_loop(), None)
+        if engine is not None:
+            await engine.dispose()
+        self.dispose_blocking()
+
+    def dispose_blocking(self) -> None:
+        """Close what the blocking pool holds."""
+        with self._lock:
+            engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.dispose()
+
+    async def listen(self, application: str) -> psycopg.AsyncConnection[Any]:
+        """Open a bare connection in autocommit, for LISTEN or NOTIFY."""
+        url = parsed(self.url).set(drivername="postgresql").render_as_string(hide_password=False)
+        return await psycopg.AsyncConnection.connect(
+            url, autocommit=True, application_name=application, connect_timeout=10
+        )

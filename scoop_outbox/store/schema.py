@@ -1,0 +1,231 @@
+"""The tables, in one module. What a row of each is, and why it looks as it does.
+
+A message is written to `outbox` by the transaction that launches it, together with one row of `child` for each saga
+that is subscribed to its topic: who is waited for is frozen there. A relay publishes and deletes it. Intake writes
+`message` and one row of `run` for each saga, and posts mail. Workers follow the mail, execute runs, and write one
+row of `step` for each execution. A run that ends updates its row of `child` and posts mail to its parent.
+
+`outbox` and `mailbox` hold live work only and know only insert and delete: their cost does not depend on what has
+been. Time is the database's clock; order within a run is `seq`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSON, TIMESTAMP
+
+DEFAULT_SCHEMA = "scoop_outbox"
+
+SHARDS = 8
+"""Into how many shards the outbox is divided by key; each is published by one relay at a time, in order."""
+
+_NOW = text("clock_timestamp()")
+# Rows of these tables are updated in place again and again: room on the page keeps the indexes out of it.
+_UPDATED: dict[str, Any] = {"postgresql_with": {"fillfactor": "80"}}
+# Queues are emptied as fast as they fill: vacuum comes by how much has changed, not by what share of it.
+_QUEUE: dict[str, Any] = {
+    "postgresql_with": {
+        "autovacuum_vacuum_scale_factor": "0",
+        "autovacuum_vacuum_threshold": "5000",
+        "autovacuum_vacuum_cost_delay": "0",
+    }
+}
+
+
+def _time(name: str, *, nullable: bool = True, default: bool = False) -> Column[Any]:
+    return Column(name, TIMESTAMP(timezone=True), nullable=nullable, server_default=_NOW if default else None)
+
+
+def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
+    """Return the tables as SQLAlchemy metadata, in the given schema."""
+    metadata = MetaData(schema=schema)
+
+    # This database's identity: one row, made by the migration.
+    Table(
+        "home",
+        metadata,
+        Column("id", Uuid, primary_key=True),
+        _time("created_at", nullable=False, default=True),
+    )
+
+    # Saga X of service Y listens on topic T. Forgotten only by an explicit command, so that a service which is down
+    # is waited for.
+    Table(
+        "subscription",
+        metadata,
+        Column("topic", Text, primary_key=True),
+        Column("service", Text, primary_key=True),
+        Column("saga", Text, primary_key=True),
+        _time("created_at", nullable=False, default=True),
+    )
+
+    # A message still to be published. Insert and delete only: no status, lease or attempts on the hot table.
+    # A sequence without cache, so that numbers of one key ascend in the order of its transactions.
+    Table(
+        "outbox",
+        metadata,
+        Column("shard", SmallInteger, primary_key=True, autoincrement=False),
+        Column("seq", BigInteger, Identity(always=True), primary_key=True),
+        Column("message_id", Uuid, nullable=False),
+        Column("topic", Text, nullable=False),
+        Column("key", Text),
+        Column("body", LargeBinary, nullable=False),
+        Column("content_type", Text, nullable=False),
+        Column("headers", JSON, nullable=False),
+        _time("created_at", nullable=False, default=True),
+        **_QUEUE,
+    )
+
+    # Which relay publishes a shard. The epoch grows with every change of owner, and is checked again when published
+    # rows are deleted.
+    Table(
+        "outbox_shard",
+        metadata,
+        Column("shard", SmallInteger, primary_key=True, autoincrement=False),
+        Column("owner", Uuid),
+        Column("epoch", BigInteger, nullable=False, server_default=text("0")),
+        _time("expires_at", nullable=False),
+    )
+
+    # A message taken in: once, however many sagas handle it here.
+    Table(
+        "message",
+        metadata,
+        Column("id", Uuid, primary_key=True),
+        Column("topic", Text, nullable=False),
+        Column("key", Text),
+        Column("body", LargeBinary, nullable=False),
+        Column("content_type", Text, nullable=False),
+        Column("headers", JSON, nullable=False),
+        _time("created_at", nullable=False, default=True),
+    )
+
+    # One execution of one saga for one message; see core/run.py for what the columns mean. JSON, not JSONB: it keeps
+    # what was written, and an escaped NUL can be stored.
+    Table(
+        "run",
+        metadata,
+        Column("id", Uuid, primary_key=True),
+        Column("message_id", Uuid, nullable=False),
+        Column("service", Text, nullable=False),
+        Column("saga", Text, nullable=False),
+        Column("lineage", ARRAY(Uuid), nullable=False),
+        Column("parent_run", Uuid),
+        Column("state", Text, nullable=False, server_default=text("'running'")),
+        Column("step", Text),
+        Column("next_step", Text),
+        Column("seq", Integer, nullable=False, server_default=text("0")),
+        Column("instance", Integer, nullable=False, server_default=text("0")),
+        Column("iteration", Integer, nullable=False, server_default=text("0")),
+        Column("attempt", Integer, nullable=False, server_default=text("0")),
+        Column("handled", Integer, nullable=False, server_default=text("0")),
+        _time("not_before"),
+        Column("undo_seq", Integer),
+        Column("compensation_seq", Integer),
+        Column("context", JSON),
+        Column("inherited", JSON),
+        Column("failure", JSON),
+        _time("failed_at"),
+        Column("result", JSON),
+        Column("launched_at", JSON),
+        Column("reason", Text),
+        _time("created_at", nullable=False, default=True),
+        _time("ended_at"),
+        # Leads with the message: it is the idempotency of intake, and how the runs of a message are found.
+        Index("run_once", "message_id", "service", "saga", unique=True),
+        CheckConstraint(
+            "state in ('running', 'rolling_back', 'committed', 'rolled_back', 'rollback_failed', 'parked')",
+            name="run_state",
+        ),
+        **_UPDATED,
+    )
+
+    # One execution of a step, child-failure handler or compensation: the plan of the rollback, the trace, the times.
+    Table(
+        "step",
+        metadata,
+        Column("run_id", Uuid, primary_key=True),
+        Column("seq", Integer, primary_key=True, autoincrement=False),
+        Column("step", Text, nullable=False),
+        Column("kind", Text, nullable=False),
+        Column("iteration", Integer, nullable=False),
+        Column("attempt", Integer, nullable=False),
+        Column("state", Text, nullable=False),
+        Column("failure", JSON),
+        Column("undoes", Integer),
+        _time("started_at", nullable=False),
+        _time("ended_at", nullable=False),
+        Column("worker", Text, nullable=False),
+    )
+
+    # An expected child and how it ended. Written when its message is launched; `run_id` and `seq` are the parent's.
+    child = Table(
+        "child",
+        metadata,
+        Column("message_id", Uuid, primary_key=True),
+        Column("service", Text, primary_key=True),
+        Column("saga", Text, primary_key=True),
+        Column("run_id", Uuid, nullable=False),
+        Column("seq", Integer, nullable=False),
+        Column("ordinal", Integer, nullable=False),
+        Column("open", Boolean, nullable=False, server_default=text("true")),
+        Column("state", Text, nullable=False, server_default=text("'waiting'")),
+        Column("child_run", Uuid),
+        Column("result", JSON),
+        Column("failure", JSON),
+        _time("failed_at"),
+        Column("consumed", Boolean, nullable=False, server_default=text("false")),
+        Index("child_of_instance", "run_id", "seq"),
+        **_UPDATED,
+    )
+    # The rule asks of this index alone whether a run still has to wait, however many children it had.
+    Index("child_open", child.c.run_id, postgresql_where=child.c.open)
+
+    # A wake-up. Live work only.
+    Table(
+        "mailbox",
+        metadata,
+        Column("id", BigInteger, Identity(always=True), primary_key=True),
+        Column("service", Text, nullable=False),
+        Column("saga", Text, nullable=False),
+        Column("run_id", Uuid, nullable=False),
+        _time("due", nullable=False),
+        Index("mailbox_due", "service", "due"),
+        Index("mailbox_run", "run_id"),
+        **_QUEUE,
+    )
+
+    # What could not be published or taken in, with its bytes.
+    Table(
+        "dead_letter",
+        metadata,
+        Column("id", BigInteger, Identity(always=True), primary_key=True),
+        Column("message_id", Uuid),
+        Column("topic", Text, nullable=False),
+        Column("key", Text),
+        Column("body", LargeBinary, nullable=False),
+        Column("content_type", Text, nullable=False),
+        Column("headers", JSON, nullable=False),
+        Column("origin", Text, nullable=False),
+        Column("reason", Text, nullable=False),
+        _time("created_at", nullable=False, default=True),
+    )
+    return metadata

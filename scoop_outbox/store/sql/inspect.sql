@@ -1,0 +1,39 @@
+-- What people and waiting callers ask.
+
+-- name: subscribe
+insert into {schema}.subscription (topic, service, saga)
+select * from unnest(%(topics)s::text[], %(services)s::text[], %(sagas)s::text[])
+on conflict do nothing
+
+-- name: read_home
+select id from {schema}.home
+
+-- name: read_roots
+-- Whether the message has been taken in, and how its own runs ended. One row at least.
+select m.id is not null, r.saga, r.state, r.failure::text
+from (select %(message)s::uuid as id) asked
+left join {schema}.message m on m.id = asked.id
+left join {schema}.run r on r.message_id = m.id
+order by r.failed_at, r.saga
+
+-- name: read_taken_in
+select id, topic, key, body, content_type, headers, created_at from {schema}.message where id = %(message)s
+
+-- name: read_hierarchy
+with recursive tree as (
+    select r.id from {schema}.run r where r.message_id = %(message)s
+    union all
+    select c.child_run from tree t join {schema}.child c on c.run_id = t.id where c.child_run is not null
+)
+select r.id, r.service, r.saga, r.message_id, r.state, r.lineage, r.step, r.next_step, r.failure::text, r.reason,
+       r.created_at, r.ended_at, m.topic
+from tree t
+join {schema}.run r on r.id = t.id
+join {schema}.message m on m.id = r.message_id
+order by r.created_at, r.id
+
+-- name: read_steps
+select run_id, seq, step, kind, iteration, attempt, state, undoes, failure::text, started_at, ended_at, worker
+from {schema}.step
+where run_id = any(%(runs)s)
+order by ended_at, run_id, seq

@@ -1,0 +1,39 @@
+-- Wake-ups: insert, read, delete. Live work only.
+
+-- name: drop_mail
+delete from {schema}.mailbox where id = any(%(ids)s)
+
+-- name: drop_mail_if_waiting
+-- Answers whether there is anything to wait for.
+with waiting as (
+    select exists (select from {schema}.child where run_id = %(run)s and open) as open
+), dropped as (
+    delete from {schema}.mailbox where id = any(%(ids)s) and (select open from waiting)
+)
+select open from waiting
+
+-- name: defer_mail
+-- Behind everything that is due already.
+update {schema}.mailbox set due = clock_timestamp() where id = any(%(ids)s)
+
+-- name: post_timer
+insert into {schema}.mailbox (service, saga, run_id, due) values (%(service)s, %(saga)s, %(run)s, %(due)s)
+
+-- name: read_due
+-- Plain index read in order of time: no lock, no join, no write. The first row that is not due yet says how long
+-- to sleep. Runs are divided among the workers of a service by the last byte of their id.
+select run_id, saga, greatest(extract(epoch from due - clock_timestamp()), 0)::float8
+from {schema}.mailbox
+where service = %(service)s
+  and (get_byte(uuid_send(run_id), 15) %% %(parts)s = %(part)s or due < clock_timestamp() - %(steal)s)
+order by due
+limit %(most)s
+
+-- name: count_workers
+select pid, pid = pg_backend_pid()
+from pg_catalog.pg_stat_activity
+where application_name = %(name)s and datname = current_database()
+order by pid
+
+-- name: name_connection
+select set_config('application_name', %(name)s, false)

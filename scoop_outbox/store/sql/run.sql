@@ -1,0 +1,131 @@
+-- Claiming a run, and writing what became of it. Everything here happens under the run's row lock.
+
+-- name: lock_run
+-- The locking select itself re-reads a row that changed since the statement's snapshot; a sub-select or a join
+-- around it would return the old one, and steps would run twice.
+select id, message_id, service, saga, lineage, parent_run, state, step, next_step, seq, instance, iteration,
+       attempt, handled, not_before, undo_seq, compensation_seq, context::text, inherited::text, failure::text,
+       result::text, launched_at, reason, clock_timestamp()
+from {schema}.run
+where id = %(run)s
+for update skip locked
+
+-- name: read_message
+select r.saga, m.id, m.topic, m.key, m.body, m.content_type, m.headers, m.created_at
+from {schema}.run r
+join {schema}.message m on m.id = r.message_id
+where r.id = %(run)s
+
+-- name: read_mail
+select id from {schema}.mailbox where run_id = %(run)s
+
+-- name: read_children
+-- One row at least. While a child is open nothing else matters, and nothing else is read.
+select o.open, c.message_id, c.saga, c.state, c.ordinal, c.result::text, c.failure::text, c.failed_at
+from (select exists (select from {schema}.child where run_id = %(run)s and open) as open) o
+left join {schema}.child c
+  on not o.open
+ and c.run_id = %(run)s
+ and c.seq = (select instance from {schema}.run where id = %(run)s)
+ and (c.state <> 'committed' or c.result is not null)
+order by c.ordinal
+
+-- name: read_instance
+-- What is to be undone next, with a row for each failure that stands in the way.
+with instance as (
+    select s.run_id, s.seq, s.step, s.kind, s.iteration, r.compensation_seq
+    from {schema}.run r
+    join {schema}.step s on s.run_id = r.id and s.seq <= r.undo_seq
+    where r.id = %(run)s and s.state = 'committed' and s.kind <> 'compensation'
+    order by s.seq desc
+    limit 1
+)
+select i.seq, i.step, i.kind, i.iteration,
+       exists (select from {schema}.child c where c.run_id = i.run_id and c.seq = i.seq and c.state = 'committed'),
+       f.seq, f.failure::text
+from instance i
+left join lateral (
+    select c.seq, c.failure, c.failed_at, c.ordinal
+    from {schema}.child c
+    where c.run_id = i.run_id and c.seq = i.seq and c.state = 'rollback_failed' and not c.consumed
+    union all
+    select c.seq, c.failure, c.failed_at, c.ordinal
+    from {schema}.child c
+    where c.run_id = i.run_id and c.seq = i.compensation_seq and c.state in ('rolled_back', 'rollback_failed')
+) f on true
+order by f.failed_at, f.ordinal
+
+-- name: record_step
+insert into {schema}.step
+    (run_id, seq, step, kind, iteration, attempt, state, failure, undoes, started_at, ended_at, worker)
+values
+    (%(run)s, %(seq)s, %(step)s, %(kind)s, %(iteration)s, %(attempt)s, %(state)s, %(failure)s, %(undoes)s,
+     %(started_at)s, clock_timestamp(), %(worker)s)
+
+-- name: mark_undone
+update {schema}.step set state = 'compensated' where run_id = %(run)s and seq = %(seq)s and state = 'committed'
+
+-- name: update_run
+update {schema}.run
+set state = %(state)s, step = %(step)s, next_step = %(next_step)s, seq = %(seq)s, instance = %(instance)s,
+    iteration = %(iteration)s, attempt = %(attempt)s, handled = %(handled)s, not_before = %(not_before)s,
+    undo_seq = %(undo_seq)s, compensation_seq = %(compensation_seq)s, context = %(context)s, inherited = null,
+    failure = %(failure)s, result = %(result)s, reason = %(reason)s,
+    failed_at = case when %(failed)s then clock_timestamp() else failed_at end,
+    ended_at = case when %(ended)s then clock_timestamp() end
+where id = %(run)s
+
+-- name: consume_failures
+update {schema}.child
+set consumed = true
+where run_id = %(run)s and seq = %(seq)s and state in ('rolled_back', 'rollback_failed') and not consumed
+
+-- name: ask_children
+-- Only children that committed are asked: one that failed has rolled itself back, one that never started has
+-- nothing to undo.
+with asked as (
+    update {schema}.child
+    set state = 'rolling_back', open = true
+    where run_id = %(run)s and seq = %(seq)s and state = 'committed'
+    returning child_run
+), told as (
+    update {schema}.run r
+    set state = 'rolling_back', failure = %(failure)s, inherited = %(context)s, undo_seq = r.seq, attempt = 0,
+        failed_at = clock_timestamp(), ended_at = null
+    from asked a
+    where r.id = a.child_run and r.state = 'committed'
+    returning r.id, r.service, r.saga
+), posted as (
+    insert into {schema}.mailbox (service, saga, run_id, due)
+    select service, saga, id, clock_timestamp() from told
+)
+select id, service, saga, 0.0::float8 from told
+
+-- name: tell_parent
+-- Insert only: children that end at the same moment never wait for each other. One that sees open siblings posts
+-- its mail a little in the future, the more of them the later, so that a fan-out of thousands does not wake its
+-- parent thousands of times; the last one posts it for now.
+with ended as (
+    update {schema}.child
+    set state = %(state)s, open = false, result = %(result)s, failure = %(failure)s,
+        failed_at = (select failed_at from {schema}.run where id = %(run)s)
+    where message_id = %(message)s and service = %(service)s and saga = %(saga)s and open
+    returning run_id
+), siblings as (
+    select count(*) as others
+    from ended e
+    cross join lateral (
+        select from {schema}.child c
+        where c.run_id = e.run_id and c.open
+          and (c.message_id, c.service, c.saga) <> (%(message)s, %(service)s, %(saga)s)
+        limit 100
+    ) o
+), posted as (
+    insert into {schema}.mailbox (service, saga, run_id, due)
+    select r.service, r.saga, r.id, clock_timestamp() + s.others * interval '2 milliseconds'
+    from ended e
+    join {schema}.run r on r.id = e.run_id
+    cross join siblings s
+    returning service, saga, run_id
+)
+select p.run_id, p.service, p.saga, (s.others * 0.002)::float8 from posted p cross join siblings s

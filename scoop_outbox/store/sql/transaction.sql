@@ -1,0 +1,19 @@
+-- The engine ends its transactions itself, so that ending one and beginning the next is one round trip.
+
+-- name: begin
+begin isolation level read committed
+
+-- name: commit
+commit
+
+-- name: rollback
+rollback
+
+-- name: savepoint
+savepoint scoop_step
+
+-- name: rollback_to_savepoint
+rollback to savepoint scoop_step
+
+-- name: without_waiting_for_disk
+set local synchronous_commit = off
