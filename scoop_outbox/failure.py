@@ -298,10 +298,10 @@ _BUDGET = SIZE_LIMIT - 64 * 1024
 
 def _bounded(root: _Node, source: str = UNKNOWN_SOURCE) -> Failure:
     """Return the failure built of `root` within the limits; `source` is that of exceptions."""
-    builder = _Builder(source, FRAME_LIMIT, MESSAGE_LIMIT, merge=not isinstance(root, Mapping))
+    builder = _Builder(source, FRAME_LIMIT, MESSAGE_LIMIT)
     failure = builder.build(root)
     if builder.spent:
-        failure = _Builder(source, LEAN_FRAME_LIMIT, LEAN_MESSAGE_LIMIT, merge=True).build(root)
+        failure = _Builder(source, LEAN_FRAME_LIMIT, LEAN_MESSAGE_LIMIT).build(root)
     return failure
 
 
@@ -318,8 +318,6 @@ def _causes_of(node: _Node) -> Sequence[_Node]:
 
 def _alone(node: _Node, source: str) -> Failure:
     """Return the failure of a node without its causes."""
-    if isinstance(node, DistributedError):
-        return node.failure
     if isinstance(node, Failure):
         return node
     if isinstance(node, BaseException):
@@ -341,31 +339,27 @@ class _Builder:
     source: str
     frames: int
     message: int
-    merge: bool
     left: int = _BUDGET
     spent: bool = False
     path: set[int] = field(default_factory=set)
-    built: dict[int, Failure] = field(default_factory=dict)
-    seen: set[Failure] = field(default_factory=set)
+    built: dict[Failure | int, Failure] = field(default_factory=dict)
 
     def build(self, node: _Node, depth: int = 0) -> Failure:
         """Return the failure of a node `depth` levels below the root, or `_MORE` if there is no room."""
-        if self.merge and id(node) in self.built:
-            return self._mark_repeated(self.built[id(node)])
+        node = node.failure if isinstance(node, DistributedError) else node
+        key = node if isinstance(node, Failure) else id(node)
+        if key in self.built:
+            return self._mark_repeated(self.built[key])
         own = self._cut(_alone(node, self.source))
         size = len(own.dumps())
         self.spent = self.spent or size > self.left
         if depth == DEPTH_LIMIT or (size > self.left and depth > 0):
             return _MORE
-        before, self.left = self.left, self.left - size
+        self.left -= size
         self.path.add(id(node))
         failure = replace(own, causes=self._build_all(_causes_of(node), depth + 1))
         self.path.discard(id(node))
-        if self.merge and failure in self.seen:
-            self.left = before
-            return self._mark_repeated(failure)
-        self.seen.add(failure)
-        self.built[id(node)] = failure
+        self.built[key] = failure
         return failure
 
     def _build_all(self, nodes: Sequence[_Node], depth: int) -> tuple[Failure, ...]:
