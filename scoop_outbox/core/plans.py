@@ -12,11 +12,12 @@ from typing import Any, Protocol
 from scoop_outbox.context import merge
 from scoop_outbox.core import decide as rule
 from scoop_outbox.core import transition
-from scoop_outbox.core.rows import children_of, instance_of, message_of, run_of
+from scoop_outbox.core.rows import CLOCK, MAIL, MESSAGE, children_of, instance_of, message_of, run_of
 from scoop_outbox.core.run import ChildState, Facts, Run, RunState
 from scoop_outbox.core.statement import (
     BEGIN,
     COMMIT,
+    COMMIT_AND_BEGIN,
     ROLLBACK,
     SAVEPOINT,
     Call,
@@ -130,42 +131,50 @@ def _refused(
 
 
 def _claim(run_id: uuid.UUID, worker: Worker) -> Plan[_Claim | None]:
-    rows = yield from ask(BEGIN, *_claiming(run_id), statement("read_message", run=run_id))
-    found = rows.pop()
-    message = None
-    if found and found[0][0] in worker.sagas:
-        message = message_of(found[0][1:], worker.sagas[found[0][0]].schema)
-    return (yield from _claimed(rows[1:], worker, message))
+    """Lock a run and read what there is to know about it.
 
-
-def _claiming(run_id: uuid.UUID, *, children: bool = True) -> list[Statement]:
-    # The order matters. The lock comes first, for it reads the row as it is once granted; mail comes before the
-    # facts that it tells of, so that mail which is dropped later is mail whose news was seen.
-    statements = [statement("lock_run", run=run_id), statement("read_mail", run=run_id), SAVEPOINT]
-    return [*statements, statement("read_children", run=run_id)] if children else statements
-
-
-def _claimed(rows: Sequence[Rows], worker: Worker, message: Message | None) -> Plan[_Claim | None]:
-    locked, mail, _, *children = rows
+    The order matters. The lock comes first and with it the mail; what is read of children comes after, so that mail
+    which is dropped later is mail whose news was seen.
+    """
+    _, locked, _, children = yield from ask(
+        BEGIN, statement("claim_run", run=run_id), SAVEPOINT, statement("read_children", run=run_id)
+    )
     if not locked:
         yield from ask(ROLLBACK)
         return None
-    run, now = run_of(locked[0]), locked[0][-1]
-    ids = [row[0] for row in mail]
+    run, now, mail = run_of(locked[0]), locked[0][CLOCK], locked[0][MAIL]
     if run.state.ended:
-        yield from ask(statement("drop_mail", ids=ids), COMMIT)  # it told of something that no longer matters
+        yield from ask(statement("drop_mail", ids=mail), COMMIT)  # it told of something that no longer matters
         return None
-    if message is None:
-        yield from ask(ROLLBACK)  # a saga that this process does not know: another deployment's work
+    saga = worker.sagas.get(run.saga)
+    if saga is None:
+        yield from ask(ROLLBACK)  # another deployment's work
         return None
     instance = None
     if run.state is RunState.ROLLING_BACK:
         run = replace(run, context=merge(run.context, run.inherited), inherited=None)
         (found,) = yield from ask(statement("read_instance", run=run.id))
         instance = instance_of(found)
-    is_open, ended = children_of(children[0]) if children else (False, [])
-    facts = Facts(now, is_open, ended, instance)
-    return _Claim(run, ids, facts, message, worker.sagas[run.saga], f"{run.saga}[{worker.id}]")
+    is_open, ended = children_of(children)
+    message = message_of(locked[0][MESSAGE], saga.schema)
+    return _Claim(run, mail, Facts(now, is_open, ended, instance), message, saga, f"{run.saga}[{worker.id}]")
+
+
+def _claiming_again(run: Run) -> list[Statement]:
+    """Lock a run that goes straight on, in the round trip that commits what it did."""
+    statements = [statement("claim_again", run=run.id, seq=run.seq, state=run.state.value), SAVEPOINT]
+    if run.state is RunState.ROLLING_BACK:
+        statements.append(statement("read_instance", run=run.id))
+    return statements
+
+
+def _claimed_again(claim: _Claim, run: Run, rows: Sequence[Rows]) -> Plan[_Claim | None]:
+    locked, _, *found = rows
+    if not locked:
+        yield from ask(ROLLBACK)  # somebody was faster, or has asked for something: the mail is still there
+        return None
+    facts = Facts(locked[0][0], instance=instance_of(found[0]) if found else None)
+    return replace(claim, run=run, facts=facts)
 
 
 def _call(due: rule.Decision, claim: _Claim) -> Call | None:
@@ -281,13 +290,16 @@ def _settle(claim: _Claim, change: Transition, worker: Worker, *, go_on: bool) -
         places[name] = len(statements)
         statements.append(statement(name, **params))
 
-    if change.record is not None:
+    advances = change.record is not None and change.record.seq == after.instance != before.instance
+    if advances and after.handled == 0:
+        add("advance_run", **_advance(change, claim, worker))
+    elif change.record is not None:
         add("record_step", **_record(change, claim, worker))
     if change.undone is not None:
         add("mark_undone", run=after.id, seq=change.undone)
     if change.consumes is not None:
         add("consume_failures", run=after.id, seq=change.consumes)
-    if after != before:
+    if after != before and "advance_run" not in places:
         add("update_run", **_columns(after, failed=before.failure is not after.failure))
     if change.emissions:
         add("launch", **emitted(change.emissions, after, change.record.seq if change.record else after.seq))
@@ -296,7 +308,7 @@ def _settle(claim: _Claim, change: Transition, worker: Worker, *, go_on: bool) -
         add("ask_children", run=after.id, seq=seq, failure=reason.dumps(), context=after.context)
     if after.state.ended and after.parent_run is not None and after.state is not RunState.PARKED:
         add("tell_parent", **_outcome(after))
-    if change.mail is Mail.DROP:
+    if change.mail is Mail.DROP and "advance_run" not in places:
         add("drop_mail", ids=claim.mail)
     elif change.mail is Mail.DROP_IF_WAITING:
         add("drop_mail_if_waiting", ids=claim.mail, run=after.id)
@@ -304,22 +316,17 @@ def _settle(claim: _Claim, change: Transition, worker: Worker, *, go_on: bool) -
         add("defer_mail", ids=claim.mail)
     if change.wake_at is not None:
         add("post_timer", run=after.id, service=after.service, saga=after.saga, due=change.wake_at)
-    statements.append(COMMIT)
-    settled = len(statements)
     ahead = go_on and change.mail is Mail.KEEP
+    statements.append(COMMIT_AND_BEGIN if ahead else COMMIT)
+    settled = len(statements)
     if ahead:
-        statements += [
-            BEGIN,
-            *_claiming(after.id, children=change.asks is not None or bool(change.emissions)),
-        ]
+        statements += _claiming_again(after)
     rows = yield from ask(*statements)
     _tell(worker.hints, change, places, rows)
     if ahead:
-        return (yield from _claimed(rows[settled + 1 :], worker, claim.message))
+        return (yield from _claimed_again(claim, after, rows[settled:]))
     if go_on and change.mail is Mail.DROP_IF_WAITING and not rows[places["drop_mail_if_waiting"]][0][0]:
-        # Nobody listens to what was launched: there is nothing to wait for.
-        claimed = yield from ask(BEGIN, *_claiming(after.id))
-        return (yield from _claimed(claimed[1:], worker, claim.message))
+        return (yield from _claim(after.id, worker))  # nobody listens to what was launched: nothing to wait for
     return None
 
 
@@ -330,6 +337,25 @@ def _tell(hints: Hints, change: Transition, places: Mapping[str, int], rows: Seq
         if name in places:
             for run_id, service, saga, delay in rows[places[name]]:
                 hints.mail(service, saga, run_id, delay)
+
+
+def _advance(change: Transition, claim: _Claim, worker: Worker) -> dict[str, Any]:
+    after = change.run
+    return {
+        "run": after.id,
+        "seq": after.seq,
+        "step": after.step,
+        "next_step": after.next_step,
+        "iteration": after.iteration,
+        "attempt": claim.run.attempt,
+        "state": after.state.value,
+        "context": after.context,
+        "result": after.result,
+        "ended": after.state.ended,
+        "mail": claim.mail if change.mail is Mail.DROP else [],
+        "started_at": claim.facts.now,
+        "worker": worker.id,
+    }
 
 
 def _record(change: Transition, claim: _Claim, worker: Worker) -> dict[str, Any]:

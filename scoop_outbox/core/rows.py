@@ -11,6 +11,9 @@ from scoop_outbox.message import Message, Topic
 
 Row = Sequence[Any]
 
+# Where `claim_run` returns what comes after the run's own columns.
+CLOCK, MAIL, MESSAGE = 23, 24, slice(25, 32)
+
 
 def failure_of(text: str | None) -> Failure | None:
     """Return a stored failure."""
@@ -18,7 +21,7 @@ def failure_of(text: str | None) -> Failure | None:
 
 
 def run_of(row: Row) -> Run:
-    """Return the run in a row of `lock_run` (its last column, the clock, is read by the caller)."""
+    """Return the run in a row of `claim_run`, which also holds the clock, the mail and the message."""
     (
         run_id, message_id, service, saga, lineage, parent_run, state, step, next_step, seq, instance, iteration,
         attempt, handled, not_before, undo_seq, compensation_seq, context, inherited, failure, result, launched_at,
@@ -80,6 +83,6 @@ def instance_of(rows: Sequence[Row]) -> Instance | None:
 
 
 def message_of(row: Row, schema: Topic[Any] | None) -> Message:
-    """Return the message in a row of `read_message`."""
+    """Return the message in the columns of `read_taken_in`."""
     message_id, topic, key, body, content_type, headers, created_at = row
     return Message(message_id, topic, key, bytes(body), content_type, headers, created_at, schema)

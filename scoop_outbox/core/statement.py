@@ -84,5 +84,6 @@ def statement(name: str, /, **params: Any) -> Statement:
 
 BEGIN = Statement("begin", {})
 COMMIT = Statement("commit", {})
+COMMIT_AND_BEGIN = Statement("commit_and_begin", {})
 ROLLBACK = Statement("rollback", {})
 SAVEPOINT = Statement("savepoint", {})

@@ -70,6 +70,7 @@ class AsyncDriver:
         self.outer = outer
         self.raw = raw
         self._queries = queries
+        self._cursors: list[psycopg.AsyncCursor[Any]] = []
         self.usable = True
 
     @classmethod
@@ -137,13 +138,16 @@ class AsyncDriver:
             raise
 
     async def _batch(self, batch: Batch) -> list[Rows]:
-        execute, queries = self.raw.execute, self._queries
+        while len(self._cursors) < len(batch):
+            self._cursors.append(self.raw.cursor())
+        cursors = self._cursors[: len(batch)]
         if len(batch) == 1:
-            cursors = [await execute(queries[batch[0].name], batch[0].params or None)]
+            await cursors[0].execute(self._queries[batch[0].name], batch[0].params or None)
         else:
             async with self.raw.pipeline():
-                cursors = [await execute(queries[name], params or None) for name, params in batch]
-        return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
+                for cursor, (name, params) in zip(cursors, batch, strict=True):
+                    await cursor.execute(self._queries[name], params or None)
+        return [await cursor.fetchall() if cursor.pgresult and cursor.pgresult.nfields else [] for cursor in cursors]
 
     async def _call(self, call: Call) -> Outcome:
         scope = _Scope(call, self)

@@ -71,6 +71,7 @@ class Driver:
         self.outer = outer
         self.raw = raw
         self._queries = queries
+        self._cursors: list[psycopg.Cursor[Any]] = []
         self.usable = True
 
     @classmethod
@@ -138,13 +139,16 @@ class Driver:
             raise
 
     def _batch(self, batch: Batch) -> list[Rows]:
-        execute, queries = self.raw.execute, self._queries
+        while len(self._cursors) < len(batch):
+            self._cursors.append(self.raw.cursor())
+        cursors = self._cursors[: len(batch)]
         if len(batch) == 1:
-            cursors = [execute(queries[batch[0].name], batch[0].params or None)]
+            cursors[0].execute(self._queries[batch[0].name], batch[0].params or None)
         else:
             with self.raw.pipeline():
-                cursors = [execute(queries[name], params or None) for name, params in batch]
-        return [cursor.fetchall() if cursor.description else [] for cursor in cursors]
+                for cursor, (name, params) in zip(cursors, batch, strict=True):
+                    cursor.execute(self._queries[name], params or None)
+        return [cursor.fetchall() if cursor.pgresult and cursor.pgresult.nfields else [] for cursor in cursors]
 
     def _call(self, call: Call) -> Outcome:
         scope = _Scope(call, self)

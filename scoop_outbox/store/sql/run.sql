@@ -1,23 +1,24 @@
 -- Claiming a run, and writing what became of it. Everything here happens under the run's row lock.
 
--- name: lock_run
+-- name: claim_run
 -- The locking select itself re-reads a row that changed since the statement's snapshot; a sub-select or a join
--- around it would return the old one, and steps would run twice.
-select id, message_id, service, saga, lineage, parent_run, state, step, next_step, seq, instance, iteration,
-       attempt, handled, not_before, undo_seq, compensation_seq, context::text, inherited::text, failure::text,
-       result::text, launched_at, reason, clock_timestamp()
-from {schema}.run
-where id = %(run)s
-for update skip locked
-
--- name: read_message
-select r.saga, m.id, m.topic, m.key, m.body, m.content_type, m.headers, m.created_at
+-- around it would return the old one, and steps would run twice. Mail may be as old as the snapshot: news and mail
+-- come in one commit, and what is read of children is read by a later statement.
+select r.id, r.message_id, r.service, r.saga, r.lineage, r.parent_run, r.state, r.step, r.next_step, r.seq,
+       r.instance, r.iteration, r.attempt, r.handled, r.not_before, r.undo_seq, r.compensation_seq, r.context::text,
+       r.inherited::text, r.failure::text, r.result::text, r.launched_at, r.reason,
+       clock_timestamp(), array(select b.id from {schema}.mailbox b where b.run_id = r.id),
+       m.id, m.topic, m.key, m.body, m.content_type, m.headers, m.created_at
 from {schema}.run r
 join {schema}.message m on m.id = r.message_id
 where r.id = %(run)s
+for update of r skip locked
 
--- name: read_mail
-select id from {schema}.mailbox where run_id = %(run)s
+-- name: claim_again
+-- By the worker that has just committed this very state: nobody has touched the run in between if it answers.
+select clock_timestamp() from {schema}.run
+where id = %(run)s and seq = %(seq)s and state = %(state)s
+for update skip locked
 
 -- name: read_children
 -- One row at least. While a child is open nothing else matters, and nothing else is read.
@@ -54,6 +55,21 @@ left join lateral (
     where c.run_id = i.run_id and c.seq = i.compensation_seq and c.state in ('rolled_back', 'rollback_failed')
 ) f on true
 order by f.failed_at, f.ordinal
+
+-- name: advance_run
+-- What most transactions of the engine consist of: a step has been executed, and the run goes on or has finished.
+with recorded as (
+    insert into {schema}.step (run_id, seq, step, kind, iteration, attempt, state, started_at, ended_at, worker)
+    values (%(run)s, %(seq)s, %(step)s, 'step', %(iteration)s, %(attempt)s, 'committed', %(started_at)s,
+            clock_timestamp(), %(worker)s)
+), dropped as (
+    delete from {schema}.mailbox where id = any(%(mail)s)
+)
+update {schema}.run
+set state = %(state)s, step = %(step)s, next_step = %(next_step)s, seq = %(seq)s, instance = %(seq)s,
+    iteration = %(iteration)s, attempt = 0, handled = 0, not_before = null, context = %(context)s,
+    result = %(result)s, ended_at = case when %(ended)s then clock_timestamp() end
+where id = %(run)s
 
 -- name: record_step
 insert into {schema}.step

@@ -6,6 +6,9 @@ begin isolation level read committed
 -- name: commit
 commit
 
+-- name: commit_and_begin
+commit and chain
+
 -- name: rollback
 rollback
 
