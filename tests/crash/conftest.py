@@ -1,0 +1,39 @@
+"""Processes, and the table of effects that they write to."""
+
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.crash.flow import EFFECT_TABLE
+from tests.crash.processes import Fleet
+
+
+@pytest.fixture
+def effects(database_url: str) -> Iterator[psycopg.Connection[Any]]:
+    """A connection in autocommit, to a database with the table of effects."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(EFFECT_TABLE)
+        yield connection
+
+
+@pytest.fixture
+def fleet(database_url: str, effects: psycopg.Connection[Any], tmp_path: Path) -> Iterator[Fleet]:
+    """Processes that are gone after the test."""
+    fleet = Fleet(database_url, tmp_path)
+    try:
+        yield fleet
+    finally:
+        fleet.stop()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the logs of the processes of a test that fails."""
+    report = yield
+    fleet = getattr(item, "funcargs", {}).get("fleet")
+    if report.failed and isinstance(fleet, Fleet):
+        report.sections.append(("logs of the processes", fleet.tails()))
+    return report

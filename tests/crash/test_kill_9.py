@@ -1,0 +1,78 @@
+"""Processes die at any moment, and everything is done exactly once all the same."""
+
+from __future__ import annotations
+
+import functools
+import random
+import time
+from collections import Counter
+from typing import Any
+
+import psycopg
+
+from tests.crash import flow
+from tests.crash.ledger import assert_exactly_once, count, is_quiet
+from tests.crash.processes import Fleet
+from tests.waiting import until_blocking
+
+PARENTS = 300
+WORKER_KILLS = 28
+# A relay that is killed leaves a lease that has to run out, and meanwhile there is less to interrupt.
+RELAY_KILLS = 4
+
+
+def test_kill_9_of_workers_and_relays_at_random(
+    database_url: str, effects: psycopg.Connection[Any], fleet: Fleet
+) -> None:
+    seed = random.randrange(1_000_000)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    for app in flow.SERVICES.values():
+        app.configure(database=database_url)
+        app.announce_sync()
+    running = [fleet.worker(f"flow:{service}") for service in flow.SERVICES for _ in range(2)]
+    running += [fleet.relay(), fleet.relay()]
+    for process in running:
+        process.wait_until_ready()
+
+    commands = ["worker"] * WORKER_KILLS + ["relay"] * RELAY_KILLS
+    chance.shuffle(commands)
+    launched = 0
+    for done, command in enumerate(commands, start=1):
+        steps = _steps(effects)
+        while launched < PARENTS * done // len(commands):
+            launched += 1
+            flow.orders.launch_sync("order.placed", {"n": launched}, key=str(launched % 16))
+        not_before = time.monotonic() + chance.uniform(0.1, 0.3)
+        # Only in the midst of work, and only a process that takes part in it: otherwise nothing is interrupted.
+        until_blocking(functools.partial(_has_done, effects, steps + 10, not_before), 20)
+        victim = chance.choice([process for process in running if process.arguments[0] == command and process.ready])
+        victim.kill()
+        running[running.index(victim)] = fleet.start(*victim.arguments)
+
+    until_blocking(lambda: is_quiet(effects, PARENTS, "order.placed"), 40, 0.05)
+    assert_exactly_once(effects)
+    expected = Counter(end for n in range(1, PARENTS + 1) for end in flow.expected_ends(n).items())
+    assert _ends(effects) == expected
+    interrupted = _undone_writes(effects) - sum(flow.writes_undone_on_purpose(n) for n in range(1, PARENTS + 1))
+    print(f"the kills undid {interrupted} writes")
+    assert interrupted > 0, "the kills have hit nothing"
+    flow.orders.home.dispose_blocking()
+
+
+def _steps(connection: psycopg.Connection[Any]) -> int:
+    return count(connection, "select count(*) from scoop_outbox.step")
+
+
+def _has_done(connection: psycopg.Connection[Any], steps: int, not_before: float) -> bool:
+    return time.monotonic() >= not_before and _steps(connection) >= steps
+
+
+def _undone_writes(connection: psycopg.Connection[Any]) -> int:
+    """Return how many rows were inserted and undone: a sequence never goes back."""
+    return count(connection, "select (select last_value from effect_id_seq) - count(*) from effect")
+
+
+def _ends(connection: psycopg.Connection[Any]) -> Counter[tuple[str, str]]:
+    rows = connection.execute("select saga, state, count(*) from scoop_outbox.run group by 1, 2").fetchall()
+    return Counter({(saga, state): runs for saga, state, runs in rows})
