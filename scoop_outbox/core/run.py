@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -36,6 +36,29 @@ class ChildState(StrEnum):
     COMMITTED = "committed"
     ROLLED_BACK = "rolled_back"
     ROLLBACK_FAILED = "rollback_failed"
+
+
+RUN_TRANSITIONS: Mapping[tuple[RunState, RunState], str] = {
+    (RunState.RUNNING, RunState.COMMITTED): "the last step and everything below it has finished",
+    (RunState.RUNNING, RunState.ROLLING_BACK): "a step or a child failed",
+    (RunState.RUNNING, RunState.PARKED): "the next step is not in the code any more",
+    (RunState.COMMITTED, RunState.ROLLING_BACK): "the parent ordered it",
+    (RunState.ROLLING_BACK, RunState.ROLLED_BACK): "every executed instance is undone",
+    (RunState.ROLLING_BACK, RunState.ROLLBACK_FAILED): "a compensation or the rollback of a child failed",
+    (RunState.ROLLING_BACK, RunState.PARKED): "a step to be undone is not in the code any more",
+}
+"""Every change of a run's state that is allowed, and why it happens."""
+
+CHILD_TRANSITIONS: Mapping[tuple[ChildState, ChildState], str] = {
+    (ChildState.WAITING, ChildState.STARTED): "its message was taken in",
+    (ChildState.STARTED, ChildState.COMMITTED): "its run committed",
+    (ChildState.STARTED, ChildState.ROLLED_BACK): "its run failed and rolled back",
+    (ChildState.STARTED, ChildState.ROLLBACK_FAILED): "its run failed and could not roll back",
+    (ChildState.COMMITTED, ChildState.ROLLING_BACK): "the parent ordered it",
+    (ChildState.ROLLING_BACK, ChildState.ROLLED_BACK): "its run rolled back",
+    (ChildState.ROLLING_BACK, ChildState.ROLLBACK_FAILED): "its run could not roll back",
+}
+"""Every change of a child's state, as its parent knows it, and why it happens."""
 
 
 class StepKind(StrEnum):

@@ -1,0 +1,104 @@
+"""Writes `docs/state-machine.md` from the tables of the code: `python -m scoop_outbox.core.diagram > FILE`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterable, Mapping
+from enum import StrEnum
+from typing import TypeVar, get_args
+
+from scoop_outbox.core.decide import (
+    AskChildren,
+    Commit,
+    Compensate,
+    CompensationFailed,
+    Decision,
+    EndRollbackFailed,
+    EndRolledBack,
+    HandleChildFailure,
+    HandleChildRollbackFailure,
+    Invoke,
+    Park,
+    RollBack,
+    Undone,
+    Wait,
+)
+from scoop_outbox.core.run import CHILD_TRANSITIONS, RUN_TRANSITIONS, ChildState, RunState
+
+_CHILD_ENDS = (ChildState.COMMITTED, ChildState.ROLLED_BACK, ChildState.ROLLBACK_FAILED)
+
+State = TypeVar("State", bound=StrEnum)
+
+RULES: tuple[tuple[str, str, type[Decision]], ...] = (
+    ("any", "a child is open", Wait),
+    ("any", "a retry is not due yet", Wait),
+    ("running", "children failed, and their step is not in the code any more", Park),
+    ("running", "children failed, and their step has no handler for that", RollBack),
+    ("running", "children failed", HandleChildFailure),
+    ("running", "there is no next step", Commit),
+    ("running", "the next step is not in the code any more", Park),
+    ("running", "otherwise", Invoke),
+    ("rolling_back", "nothing is left to be undone", EndRolledBack),
+    ("rolling_back", "children of a compensation failed, and its step is not in the code any more", Park),
+    ("rolling_back", "children of a compensation failed", CompensationFailed),
+    ("rolling_back", "a compensation has run, and its children have finished", Undone),
+    ("rolling_back", "children of the newest instance are committed", AskChildren),
+    ("rolling_back", "the newest instance's step is not in the code any more", Park),
+    ("rolling_back", "children could not be rolled back: the very reason for this rollback", EndRollbackFailed),
+    ("rolling_back", "children could not be rolled back, and the step has no handler for that", EndRollbackFailed),
+    ("rolling_back", "children could not be rolled back", HandleChildRollbackFailure),
+    ("rolling_back", "the newest instance is an execution of a step that has a compensation", Compensate),
+    ("rolling_back", "otherwise", Undone),
+    ("ended", "whatever else", Wait),
+)
+"""What `decide` asks, in its order: the state, the question, and the decision if the answer is yes."""
+
+
+def document() -> str:
+    """Return the text of `docs/state-machine.md`."""
+    lines = [
+        "# The state machine",
+        "",
+        "This file is written by `python -m scoop_outbox.core.diagram` from the tables of the code; a test compares",
+        "the two. Change the code, then write it again.",
+        "",
+        "## A run",
+        "",
+        *_diagram(RUN_TRANSITIONS, RunState.RUNNING, [state for state in RunState if state.ended]),
+        "",
+        "## A child, as its parent knows it",
+        "",
+        "While a child is `waiting`, `started` or `rolling_back`, its parent waits.",
+        "",
+        *_diagram(CHILD_TRANSITIONS, ChildState.WAITING, _CHILD_ENDS),
+        "",
+        "## Decisions",
+        "",
+        "A claimed run does one thing, in one transaction. `decide` asks these questions from top to bottom, and the",
+        "first one that is answered with yes decides.",
+        "",
+        "| state | question | decision |",
+        "| --- | --- | --- |",
+        *(f"| {state} | {question} | {decision.__name__} |" for state, question, decision in RULES),
+        "",
+        "| decision | what is done |",
+        "| --- | --- |",
+        *(f"| {decision.__name__} | {_summary(decision)} |" for decision in get_args(Decision)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _diagram(transitions: Mapping[tuple[State, State], str], first: State, ends: Collection[State]) -> Iterable[str]:
+    yield from ("```mermaid", "stateDiagram-v2", f"    [*] --> {first}")
+    for (before, after), why in transitions.items():
+        yield f"    {before} --> {after}: {why}"
+    yield from (f"    {state} --> [*]" for state in ends)
+    yield "```"
+
+
+def _summary(decision: type) -> str:
+    return (decision.__doc__ or "").splitlines()[0].rstrip(".")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(document())

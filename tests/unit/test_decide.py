@@ -1,0 +1,321 @@
+"""The rule, as a table: facts and the decision that they lead to."""
+
+import uuid
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scoop_outbox.core import diagram
+from scoop_outbox.core.decide import (
+    AskChildren,
+    Commit,
+    Compensate,
+    CompensationFailed,
+    Decision,
+    EndRollbackFailed,
+    EndRolledBack,
+    HandleChildFailure,
+    HandleChildRollbackFailure,
+    Invoke,
+    Park,
+    RollBack,
+    Undone,
+    Wait,
+    child_failure,
+    decide,
+    rollback_failure,
+    undo_name,
+)
+from scoop_outbox.core.run import Child, ChildState, Facts, Instance, Run, RunState, StepKind
+from scoop_outbox.failure import Failure
+from scoop_outbox.saga import Saga
+
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+LATER = NOW + timedelta(seconds=1)
+SOURCE = "parent[worker]"
+BOOM = Failure("Boom", "no", "child[other]")
+WORSE = Failure("Worse", "not at all", "child[other]")
+REASON = Failure("Reason", "that is why", SOURCE)
+GONE = "a step that was there once"
+
+
+async def callback(scope: Any, message: Any, error: Any = None) -> None: ...
+
+
+SAGA = Saga("parent", "topic")
+PLAIN = SAGA.add_step("plain", callback)
+FULL = SAGA.add_step(
+    "full", callback, compensate=callback, on_child_failure=callback, on_child_rollback_failure=callback
+)
+UNDOABLE = SAGA.add_step("undoable", callback, compensate=callback)
+
+
+def run(state: RunState = RunState.RUNNING, **more: Any) -> Run:
+    ids = [uuid.UUID(int=number) for number in (1, 2)]
+    return Run(ids[0], ids[1], "service", "parent", (ids[0],), None, state, **more)
+
+
+def back(**more: Any) -> Run:
+    return run(RunState.ROLLING_BACK, **{"failure": REASON, "step": "full", "seq": 3, "undo_seq": 3, **more})
+
+
+def child(
+    state: ChildState, failure: Failure | None = BOOM, failed_at: datetime | None = NOW, ordinal: int = 1
+) -> Child:
+    return Child(uuid.UUID(int=7), "child", state, ordinal, None, failure, failed_at)
+
+
+def instance(step: str = "full", kind: StepKind = StepKind.STEP, **more: Any) -> Instance:
+    return Instance(2, step, kind, 5, **more)
+
+
+FAILED = [child(ChildState.ROLLED_BACK)]
+STUCK = [child(ChildState.ROLLBACK_FAILED)]
+COMMITTED = [child(ChildState.COMMITTED, None, None)]
+HANDLER = StepKind.CHILD_FAILURE_HANDLER
+UNDOING = "Rollback of full[5]"
+BELOW = f"{UNDOING} (rolling back child scopes)"
+
+
+def facts(**more: Any) -> Facts:
+    return Facts(NOW, **more)
+
+
+def parked(step: str = GONE) -> Park:
+    return Park(
+        f"saga 'parent' has no step {step!r} any more, which this run needs: "
+        "deploy a version that has it, then retry the run"
+    )
+
+
+def failed_in(step: str, *causes: Failure) -> Failure:
+    return Failure.child_rolled_back(step, causes, source=SOURCE)
+
+
+def stuck_in(phase: str, *causes: Failure) -> Failure:
+    return Failure.child_rollback_failed(phase, causes, source=SOURCE)
+
+
+BETWEEN: dict[str, Any] = {"step": "plain", "seq": 1, "instance": 1}
+
+CASES: dict[str, tuple[Run, Facts, Decision]] = {
+    # Forward
+    "the first step": (run(), facts(), Invoke(PLAIN, 0)),
+    "the next step": (run(**BETWEEN, next_step="full"), facts(), Invoke(FULL, 0)),
+    "the next step, with results of children": (
+        run(**BETWEEN, next_step="full"), facts(children=COMMITTED), Invoke(FULL, 0)),
+    "a repetition counts on": (run(**BETWEEN, next_step="plain", iteration=4), facts(), Invoke(PLAIN, 5)),
+    "another step counts from 0": (run(**BETWEEN, next_step="full", iteration=4), facts(), Invoke(FULL, 0)),
+    "back to an earlier step": (
+        run(step="full", seq=2, instance=2, next_step="plain", iteration=2), facts(), Invoke(PLAIN, 0)),
+    "after the last step": (run(**BETWEEN), facts(), Commit()),
+    "the next step is gone": (run(**BETWEEN, next_step=GONE), facts(), parked()),
+    "a retry that is due": (run(attempt=1, not_before=NOW), facts(), Invoke(PLAIN, 0)),
+    "a retry that is not due": (run(attempt=1, not_before=LATER), facts(), Wait(LATER)),
+    "an open child": (run(**BETWEEN, next_step="full"), facts(open_children=True), Wait()),
+    "an open child goes before a retry": (run(not_before=LATER), facts(open_children=True), Wait()),
+    "an open child goes before failed ones": (
+        run(**BETWEEN, next_step="full"), facts(open_children=True, children=FAILED), Wait()),
+    "an open child goes before a missing step": (run(**BETWEEN, next_step=GONE), facts(open_children=True), Wait()),
+    "an open child goes before the end": (run(**BETWEEN), facts(open_children=True), Wait()),
+    "not before goes before failed children": (
+        run(**BETWEEN, next_step="full", not_before=LATER), facts(children=FAILED), Wait(LATER)),
+    "not before goes before a missing step": (run(**BETWEEN, next_step=GONE, not_before=LATER), facts(), Wait(LATER)),
+    # Failed children
+    "failed children without a handler": (
+        run(**BETWEEN, next_step="full"), facts(children=FAILED), RollBack(failed_in("plain", BOOM))),
+    "failed children with a handler": (
+        run(step="full", seq=1, instance=1, next_step="undoable"), facts(children=FAILED),
+        HandleChildFailure(FULL, callback, failed_in("full", BOOM))),
+    "failed children after the last step": (
+        run(step="full", seq=1, instance=1), facts(children=FAILED),
+        HandleChildFailure(FULL, callback, failed_in("full", BOOM))),
+    "failed children go before a missing next step": (
+        run(**BETWEEN, next_step=GONE), facts(children=FAILED), RollBack(failed_in("plain", BOOM))),
+    "failed children of a step that is gone": (
+        run(step=GONE, seq=1, instance=1, next_step="full"), facts(children=FAILED), parked()),
+    "failed and committed children": (
+        run(**BETWEEN), facts(children=[*COMMITTED, *FAILED]), RollBack(failed_in("plain", BOOM))),
+    "children that could not roll back": (
+        run(**BETWEEN), facts(children=STUCK), RollBack(stuck_in("plain", BOOM))),
+    "one that rolled back, one that could not": (
+        run(**BETWEEN), facts(children=[*FAILED, child(ChildState.ROLLBACK_FAILED, WORSE, LATER)]),
+        RollBack(stuck_in("plain", BOOM, WORSE))),
+    "several failures, in order of time": (
+        run(**BETWEEN), facts(children=[child(ChildState.ROLLED_BACK, WORSE, LATER), *FAILED]),
+        RollBack(failed_in("plain", BOOM, WORSE))),
+    "failures of the same time, in order of launch": (
+        run(**BETWEEN), facts(children=[child(ChildState.ROLLED_BACK, WORSE, NOW, 2), *FAILED]),
+        RollBack(failed_in("plain", BOOM, WORSE))),
+    # Backward
+    "nothing left": (back(), facts(), EndRolledBack()),
+    "nothing left, but an open child": (back(), facts(open_children=True), Wait()),
+    "compensate": (back(), facts(instance=instance()), Compensate(FULL, callback, instance())),
+    "a compensation that is tried again": (
+        back(attempt=1, not_before=NOW), facts(instance=instance()), Compensate(FULL, callback, instance())),
+    "a compensation that is tried again later": (
+        back(attempt=1, not_before=LATER), facts(instance=instance()), Wait(LATER)),
+    "without a compensation": (back(), facts(instance=instance("plain")), Undone(instance("plain"))),
+    "a handler's work is undone with its children": (
+        back(), facts(instance=instance(kind=HANDLER)), Undone(instance(kind=HANDLER))),
+    "committed children first": (
+        back(), facts(instance=instance(askable=True)), AskChildren(instance(askable=True))),
+    "committed children of a handler": (
+        back(), facts(instance=instance(kind=HANDLER, askable=True)),
+        AskChildren(instance(kind=HANDLER, askable=True))),
+    "committed children go before those that could not roll back": (
+        back(), facts(instance=instance(askable=True, failures=(BOOM,))),
+        AskChildren(instance(askable=True, failures=(BOOM,)))),
+    "committed children go before a missing step": (
+        back(), facts(instance=instance(GONE, askable=True)), AskChildren(instance(GONE, askable=True))),
+    "an open child goes before asking": (
+        back(), facts(open_children=True, instance=instance(askable=True)), Wait()),
+    "the step to be undone is gone": (back(), facts(instance=instance(GONE)), parked()),
+    "its children could not roll back, and it is gone": (
+        back(), facts(instance=instance(GONE, failures=(BOOM,))), parked()),
+    "children could not roll back, no handler": (
+        back(), facts(instance=instance("undoable", failures=(BOOM,))),
+        EndRollbackFailed(stuck_in("Rollback of undoable[5] (rolling back child scopes)", BOOM, REASON))),
+    "children could not roll back, with a handler": (
+        back(), facts(instance=instance(failures=(BOOM, WORSE))),
+        HandleChildRollbackFailure(
+            FULL, callback, instance(failures=(BOOM, WORSE)), stuck_in(BELOW, BOOM, WORSE, REASON))),
+    "they are the reason for the rollback: delivered already": (
+        back(failure=stuck_in("full", BOOM)), facts(instance=instance(failures=(BOOM,))),
+        EndRollbackFailed(stuck_in("full", BOOM))),
+    "one of them is the reason, another is new": (
+        back(failure=stuck_in("full", BOOM)), facts(instance=instance(failures=(BOOM, WORSE))),
+        HandleChildRollbackFailure(FULL, callback, instance(failures=(BOOM, WORSE)),
+                                   stuck_in(BELOW, BOOM, WORSE, stuck_in("full", BOOM)))),
+    "no reason is known": (
+        back(failure=None), facts(instance=instance(failures=(BOOM,))),
+        HandleChildRollbackFailure(FULL, callback, instance(failures=(BOOM,)), stuck_in(BELOW, BOOM))),
+    # Children of compensations
+    "children of a compensation have finished": (
+        back(compensation_seq=4), facts(instance=instance()), Undone(instance())),
+    "children of a compensation are open": (
+        back(compensation_seq=4), facts(open_children=True, instance=instance()), Wait()),
+    "children of a compensation failed": (
+        back(compensation_seq=4), facts(instance=instance(compensation_failures=(BOOM,))),
+        CompensationFailed(FULL, instance(compensation_failures=(BOOM,)), failed_in(UNDOING, BOOM))),
+    "children of a compensation failed, and its step is gone": (
+        back(compensation_seq=4), facts(instance=instance(GONE, compensation_failures=(BOOM,))), parked()),
+    "children of a compensation have finished, and its step is gone": (
+        back(compensation_seq=4), facts(instance=instance(GONE)), Undone(instance(GONE))),
+    # Ended
+    **{
+        f"{state} with {what}": (run(state, **BETWEEN, next_step="full"), known, Wait())
+        for state in RunState if state.ended
+        for what, known in {
+            "nothing": facts(), "failures": facts(children=FAILED), "an instance": facts(instance=instance())}.items()
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_a_run_does_next(name: str) -> None:
+    of, known, expected = CASES[name]
+    assert decide(SAGA, of, known, SOURCE) == expected
+
+
+def test_every_decision_has_a_case() -> None:
+    assert {type(expected) for _, _, expected in CASES.values()} == set(get_args(Decision))
+
+
+failures = st.sampled_from([BOOM, WORSE, REASON, stuck_in("full", BOOM)])
+steps = st.sampled_from(["plain", "full", "undoable", GONE])
+times = st.none() | st.sampled_from([NOW - timedelta(seconds=1), NOW, LATER])
+children = st.builds(
+    Child,
+    st.uuids(),
+    st.just("child"),
+    st.sampled_from(ChildState),
+    st.integers(1, 5),
+    st.none() | st.just("1"),
+    st.none() | failures,
+    times,
+)
+instances = st.builds(
+    Instance,
+    st.integers(1, 9),
+    steps,
+    st.sampled_from(StepKind),
+    st.integers(0, 9),
+    st.booleans(),
+    st.lists(failures, max_size=3).map(tuple),
+    st.lists(failures, max_size=3).map(tuple),
+)
+any_facts = st.builds(Facts, st.just(NOW), st.booleans(), st.lists(children, max_size=4), st.none() | instances)
+any_run = st.builds(
+    run,
+    st.sampled_from(RunState),
+    step=st.none() | steps,
+    next_step=st.none() | steps,
+    seq=st.integers(0, 9),
+    instance=st.integers(0, 9),
+    iteration=st.integers(0, 9),
+    attempt=st.integers(0, 9),
+    not_before=times,
+    undo_seq=st.none() | st.integers(0, 9),
+    compensation_seq=st.none() | st.integers(0, 9),
+    failure=st.none() | failures,
+)
+
+
+@given(any_run, any_facts)
+def test_whatever_the_facts_there_is_a_decision(of: Run, known: Facts) -> None:
+    decision = decide(SAGA, of, known, SOURCE)
+    assert isinstance(decision, get_args(Decision))
+    assert decide(SAGA, of, known, SOURCE) == decision
+    if of.state.ended or known.open_children:
+        assert isinstance(decision, Wait)
+
+
+@given(any_run, any_facts)
+def test_no_step_starts_before_its_children_have_ended(of: Run, known: Facts) -> None:
+    assert decide(SAGA, of, replace(known, open_children=True), SOURCE) == Wait()
+
+
+def test_a_failure_without_a_time_comes_last() -> None:
+    known = [child(ChildState.ROLLED_BACK, WORSE, None), child(ChildState.ROLLED_BACK, BOOM, LATER, 2)]
+    assert [one.failure for one in facts(children=known).failed_children] == [BOOM, WORSE]
+
+
+def test_a_failed_child_that_told_no_failure_is_still_a_failure() -> None:
+    known = facts(children=[child(ChildState.ROLLED_BACK, None)])
+    assert decide(SAGA, run(**BETWEEN), known, SOURCE) == RollBack(child_failure("plain", [], SOURCE))
+
+
+@pytest.mark.parametrize(
+    "reason, failures, expected",
+    [
+        (None, (BOOM,), (BOOM,)),
+        (REASON, (BOOM,), (BOOM, REASON)),
+        (BOOM, (BOOM,), (BOOM,)),
+        (BOOM, (stuck_in("x", BOOM),), (stuck_in("x", BOOM),)),
+        (stuck_in("x", BOOM), (BOOM,), (BOOM, stuck_in("x", BOOM))),
+    ],
+)
+def test_the_reason_for_a_rollback_is_told_once(
+    reason: Failure | None, failures: tuple[Failure, ...], expected: tuple[Failure, ...]
+) -> None:
+    assert rollback_failure(back(failure=reason), "phase", failures, SOURCE) == stuck_in("phase", *expected)
+
+
+def test_phases_are_named_after_the_instance() -> None:
+    assert undo_name(instance()) == UNDOING
+    assert undo_name(instance(), children=True) == BELOW
+
+
+def test_the_committed_document_tells_what_the_code_does() -> None:
+    committed = Path(__file__).parents[2] / "docs" / "state-machine.md"
+    assert committed.read_text("utf-8") == diagram.document(), "run python -m scoop_outbox.core.diagram"
+
+
+def test_the_documented_rules_mention_every_decision() -> None:
+    assert {decision for _, _, decision in diagram.RULES} == set(get_args(Decision))
