@@ -101,7 +101,7 @@ class Waiting:
 
 
 def read_outbox(floors: Sequence[tuple[int, int]], limit: int) -> Plan[list[Waiting]]:
-    """Read messages to be published, oldest first within each shard, without locking them.
+    """Read messages to be published, oldest first, without locking them.
 
     Args:
         floors: a shard and the number above which to read, for each shard that this relay owns.

@@ -79,6 +79,7 @@ class Worker:
         self._again: set[uuid.UUID] = set()
         self._backoff: dict[uuid.UUID, tuple[float, int]] = {}
         self._freed = asyncio.Event()
+        self._queued = True  # mail lies waiting for a slot, or may
         self._stopping = False
         self._drivers: list[AsyncDriver] = []
         self._blocking: list[Driver] = []
@@ -153,6 +154,7 @@ class Worker:
         if fed == 0 and parts > 1:
             # Nothing of our own: help with what others have left lying for a while.
             fed, wait = await self._hand_out(driver, part, parts, _STEAL, free)
+        self._queued = fed >= free or self.busy >= self._slots
         if fed:
             self._pace.busy()
         if self.busy < self._slots:
@@ -175,7 +177,7 @@ class Worker:
             until = self._backoff.get(run_id, (0.0, 0))[0]
             if until > now:
                 wait = _sooner(wait, until - now)
-            elif fed < free and self._start(run_id, saga):
+            elif self.busy < self._slots and self._start(run_id, saga):  # new mail may have filled them meanwhile
                 fed += 1
         return fed, wait
 
@@ -188,7 +190,11 @@ class Worker:
             self._again.add(run_id)
         elif delay > 0:
             asyncio.get_running_loop().call_later(delay, self._pace.wake)
-        elif not self._stopping and self.busy < self._slots:
+        elif self._queued or self.busy >= self._slots:
+            # Behind what has been waiting for longer: the feeder reads in order of time.
+            self._queued = True
+            self._pace.wake()
+        elif not self._stopping:
             self._backoff.pop(run_id, None)
             self._start(run_id, saga)
         return True

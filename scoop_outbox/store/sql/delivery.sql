@@ -62,6 +62,7 @@ cross join lateral (
     order by seq
     limit %(most)s
 ) o
+order by seq
 
 -- name: delete_published
 -- A relay that lost its shard deletes nothing: what it published will be published again by the new owner, and

@@ -58,17 +58,18 @@ order by f.failed_at, f.ordinal
 
 -- name: advance_run
 -- What most transactions of the engine consist of: a step has been executed, and the run goes on or has finished.
+-- Both end at the time of the statement: its parts are executed in no particular order.
 with recorded as (
     insert into {schema}.step (run_id, seq, step, kind, iteration, attempt, state, started_at, ended_at, worker)
     values (%(run)s, %(seq)s, %(step)s, 'step', %(iteration)s, %(attempt)s, 'committed', %(started_at)s,
-            clock_timestamp(), %(worker)s)
+            statement_timestamp(), %(worker)s)
 ), dropped as (
     delete from {schema}.mailbox where id = any(%(mail)s)
 )
 update {schema}.run
 set state = %(state)s, step = %(step)s, next_step = %(next_step)s, seq = %(seq)s, instance = %(seq)s,
     iteration = %(iteration)s, attempt = 0, handled = 0, not_before = null, context = %(context)s,
-    result = %(result)s, ended_at = case when %(ended)s then clock_timestamp() end
+    result = %(result)s, ended_at = case when %(ended)s then statement_timestamp() end
 where id = %(run)s
 
 -- name: record_step
