@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from scoop_outbox.context import Context
 from scoop_outbox.errors import PayloadError
@@ -67,10 +67,13 @@ def emission(
         PayloadError: payload, key or a header cannot be encoded.
     """
     body, content_type = encode(topic, payload)
-    if key is not None and (not isinstance(key, str) or "\0" in key or len(key) > KEY_LIMIT):
-        raise PayloadError(f"a message key is text of at most {KEY_LIMIT} characters without NUL, not {key!r:.60}")
+    if key is not None and not (_is_text(key) and "\0" not in key and len(key.encode()) <= KEY_LIMIT):
+        raise PayloadError(
+            f"a message key is text of at most {KEY_LIMIT} bytes in UTF-8, without NUL and lone surrogates, "
+            f"not {key!r:.60}"
+        )
     for name, value in (headers or {}).items():
-        if not isinstance(name, str) or not isinstance(value, str):
+        if not _is_text(name) or not _is_text(value):
             raise PayloadError(f"header {name!r}: names and values are text; encode other values yourself")
         if name.lower().startswith(RESERVED_PREFIX):
             raise PayloadError(f"header {name!r}: names that start with {RESERVED_PREFIX!r} are ours; use another name")
@@ -85,6 +88,13 @@ def emission(
         awaited,
         Frame.of_caller(depth + 1),
     )
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 RESERVED_PREFIX = "scoop-"
