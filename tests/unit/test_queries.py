@@ -1,0 +1,37 @@
+"""How statements are loaded from their files."""
+
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from scoop_outbox.store import queries
+from scoop_outbox.store.schema import SHARDS
+
+
+def test_the_schema_is_filled_in_as_an_identifier() -> None:
+    for schema in ("scoop_outbox", "Odd Name", 'with "quotes"', "o'clock"):
+        text = queries.load(schema)["read_home"].decode()
+        quoted = schema.replace('"', '""')
+        assert f'from "{quoted}".home' in text
+
+
+def test_comments_and_placeholders_are_gone() -> None:
+    for name, text in queries.load("scoop_outbox").items():
+        assert text, name
+        assert b"--" not in text, name
+        assert b"{" not in text, name
+
+
+def test_the_number_of_shards_is_filled_in() -> None:
+    assert f"%% {SHARDS})".encode() in queries.load("scoop_outbox")["launch"]
+
+
+def test_a_statement_is_defined_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "sql"
+    folder.mkdir()
+    (folder / "a.sql").write_text("-- An essay.\n\n-- name: one\nselect 1\n")
+    (folder / "b.sql").write_text("-- An essay.\n\n-- name: one\nselect 2\n")
+    monkeypatch.setattr(resources, "files", lambda _: tmp_path)
+    with pytest.raises(ValueError, match=r"'one' is defined twice, the second time in b\.sql"):
+        queries.load.__wrapped__("scoop_outbox")
