@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from scoop_outbox.core.plans import Hints, emitted
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, ask, statement
-from scoop_outbox.message import Envelope, uuid7
+from scoop_outbox.message import Envelope
 from scoop_outbox.scope import RESERVED_PREFIX, Emission
 
 
@@ -31,39 +29,6 @@ def take_in(envelopes: Sequence[Envelope], hints: Hints) -> Plan[None]:
     Who handles a message launched by a run was frozen when it was launched; a message from outside goes to the
     sagas that are subscribed now. Messages that were taken in before change nothing.
     """
-    children = [envelope.id for envelope in envelopes if _lineage(envelope)]
-    topics = list({envelope.topic for envelope in envelopes})
-    subscribed, expected = yield from ask(
-        statement("read_subscribed", topics=topics), statement("read_expected", ids=children)
-    )
-    by_topic: dict[str, list[tuple[str, str]]] = {}
-    for topic, service, saga in subscribed:
-        by_topic.setdefault(topic, []).append((service, saga))
-    by_message: dict[uuid.UUID, list[tuple[str, str]]] = {}
-    for message_id, service, saga in expected:
-        by_message.setdefault(message_id, []).append((service, saga))
-
-    runs: list[tuple[Any, ...]] = []
-    for envelope in envelopes:
-        lineage = _lineage(envelope)
-        routes = by_message.get(envelope.id, []) if lineage else by_topic.get(envelope.topic, [])
-        for service, saga in routes:
-            run_id = uuid7()
-            above = lineage.split(",") if lineage else []
-            runs.append(
-                (
-                    run_id,
-                    envelope.id,
-                    service,
-                    saga,
-                    "{" + ",".join([*above, str(run_id)]) + "}",
-                    above[-1] if above else None,
-                    envelope.headers.get("scoop-context"),
-                    envelope.headers.get("scoop-launched-at"),
-                )
-            )
-    columns = list(zip(*runs, strict=True)) or [()] * 8
-    names = ("runs", "messages", "services", "sagas", "lineages", "parents", "contexts", "launched_at")
     _, mailed, _ = yield from ask(
         BEGIN,
         statement(
@@ -74,16 +39,14 @@ def take_in(envelopes: Sequence[Envelope], hints: Hints) -> Plan[None]:
             bodies=[envelope.body for envelope in envelopes],
             content_types=[envelope.content_type for envelope in envelopes],
             headers=[json.dumps(_own(envelope)) for envelope in envelopes],
-            **{name: list(column) for name, column in zip(names, columns, strict=True)},
+            lineages=[envelope.headers.get("scoop-lineage") for envelope in envelopes],
+            contexts=[envelope.headers.get("scoop-context") for envelope in envelopes],
+            launched_at=[envelope.headers.get("scoop-launched-at") for envelope in envelopes],
         ),
         COMMIT,
     )
     for run_id, service, saga in mailed:
         hints.mail(service, saga, run_id, 0.0)
-
-
-def _lineage(envelope: Envelope) -> str:
-    return envelope.headers.get("scoop-lineage", "")
 
 
 def _own(envelope: Envelope) -> dict[str, str]:

@@ -58,6 +58,7 @@ class Worker:
         id: names this process in failures and step records.
         coroutines: whether the driver at work can call `async def` callbacks; otherwise it calls `def` ones.
         chance: draws a number in [0, 1) for jitter.
+        draining: whether the process ends: then a run is left to others after the step in hand.
     """
 
     service: str
@@ -66,6 +67,7 @@ class Worker:
     hints: Hints
     coroutines: bool
     chance: Callable[[], float]
+    draining: Callable[[], bool] = lambda: False
 
 
 @dataclass(slots=True)
@@ -104,7 +106,8 @@ def execute(run_id: uuid.UUID, worker: Worker) -> Plan[Execution]:
             outcome = yield call
         try:
             change = _change(due, claim, outcome, worker.chance)
-            go_on = yield from _settle(claim, change, worker, go_on=turn < STEPS_IN_A_ROW)
+            more = turn < STEPS_IN_A_ROW and not worker.draining()
+            go_on = yield from _settle(claim, change, worker, go_on=more)
         except Refused as refusal:
             if not isinstance(outcome, Returned):
                 raise

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 
 import psycopg
+import sqlalchemy as sa
 
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
 from scoop_outbox.core.delivery import take_in
@@ -36,7 +37,9 @@ class HomePublisher:
         """See `Publisher.publish`."""
         try:
             return await self._publish(batch)
-        except (Interrupted, psycopg.OperationalError, OSError) as error:
+        except (Interrupted, psycopg.Error, sa.exc.SQLAlchemyError, OSError) as error:
+            # Not the messages' fault, as far as we know: they stay where they are.
+            log.warning("messages cannot be taken in for now: %s", error)
             await self.close()
             return [Receipt(Verdict.FAILED_FOR_NOW, type(error).__name__)] * len(batch)
 
@@ -45,7 +48,7 @@ class HomePublisher:
             self._driver = await self._home.connect()
         try:
             await self._driver.run(take_in(batch, self._hints))
-        except psycopg.Error as error:
+        except (psycopg.DataError, psycopg.IntegrityError) as error:
             # One message that cannot be stored must not stop the others: halve the batch until it is alone.
             if len(batch) == 1:
                 log.warning("message %s cannot be taken in: %s", batch[0].id, type(error).__name__)

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 BATCH = 500
 LEASE = timedelta(seconds=6)
 _RENEW = LEASE.total_seconds() / 3
+_STANDBY = 0.4
 _FULL_SCAN = 5.0
 _LONGEST_BACKOFF = 30.0
 
@@ -168,7 +169,8 @@ class Relay:
         if lost:
             log.warning("another relay has taken shards %s", sorted(lost))
         self._epochs = {**held, **gained}
-        self._renew_at = started + _RENEW
+        # A standby looks more often: nothing is published until it has noticed that an owner is gone.
+        self._renew_at = started + (_RENEW if self._epochs else _STANDBY)
         if gained:
             log.info("relaying shards %s", sorted(self._epochs))
             self._full_scan_at = 0.0

@@ -94,7 +94,15 @@ class Worker:
         return len(self._tasks)
 
     def _worker(self, *, coroutines: bool) -> plans.Worker:
-        return plans.Worker(self._service, self._sagas, self._home.worker_id, self._signals, coroutines, random.random)
+        return plans.Worker(
+            self._service,
+            self._sagas,
+            self._home.worker_id,
+            self._signals,
+            coroutines,
+            random.random,
+            lambda: self._stopping,
+        )
 
     async def run(self) -> None:
         """Execute runs until stopped, whatever happens to the database meanwhile."""
@@ -200,7 +208,7 @@ class Worker:
         return True
 
     def _start(self, run_id: uuid.UUID, saga: str) -> bool:
-        if run_id in self._tasks or saga not in self._sagas:
+        if self._stopping or run_id in self._tasks or saga not in self._sagas:
             return False
         self._tasks[run_id] = asyncio.create_task(self._execute(run_id, saga))
         return True
@@ -212,7 +220,7 @@ class Worker:
             self.counters.claims += 1
             coroutines = self._coroutines[saga]
             done = await self._drive(run_id, coroutines=coroutines)
-            while done is Execution.OTHER_COLOUR:
+            while done is Execution.OTHER_COLOUR and not self._stopping:
                 coroutines = not coroutines
                 done = await self._drive(run_id, coroutines=coroutines)
             if done is Execution.NOTHING:

@@ -9,7 +9,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
-from scoop_outbox.core.statement import Batch, Call, Outcome, Plan, Refused, Rows
+from scoop_outbox.core.statement import ROLLBACK_TO_SAVEPOINT, Batch, Call, Outcome, Plan, Refused, Rows
 from scoop_outbox.scope import AsyncScope
 from scoop_outbox.store.calls import (
     Interrupted,
@@ -20,6 +20,7 @@ from scoop_outbox.store.calls import (
     returned,
     scope_arguments,
 )
+from scoop_outbox.store.pipeline import Pipeline, Query
 
 T = TypeVar("T")
 
@@ -65,16 +66,16 @@ class AsyncDriver:
         queries: the statements by name.
     """
 
-    def __init__(self, outer: AsyncConnection, raw: psycopg.AsyncConnection[Any], queries: Mapping[str, bytes]) -> None:
+    def __init__(self, outer: AsyncConnection, raw: psycopg.AsyncConnection[Any], queries: Mapping[str, Query]) -> None:
         """See `connect`."""
         self.outer = outer
         self.raw = raw
-        self._queries = queries
-        self._cursors: list[psycopg.AsyncCursor[Any]] = []
+        # Kept with the connection, which its pool may lend to another driver: it knows what has been prepared there.
+        self._pipeline: Pipeline = outer.info.setdefault("scoop_outbox.pipeline", Pipeline(raw, queries))
         self.usable = True
 
     @classmethod
-    async def connect(cls, engine: AsyncEngine, queries: Mapping[str, bytes]) -> AsyncDriver:
+    async def connect(cls, engine: AsyncEngine, queries: Mapping[str, Query]) -> AsyncDriver:
         """Open a driver on a connection of its own.
 
         Raises:
@@ -138,16 +139,7 @@ class AsyncDriver:
             raise
 
     async def _batch(self, batch: Batch) -> list[Rows]:
-        while len(self._cursors) < len(batch):
-            self._cursors.append(self.raw.cursor())
-        cursors = self._cursors[: len(batch)]
-        if len(batch) == 1:
-            await cursors[0].execute(self._queries[batch[0].name], batch[0].params or None)
-        else:
-            async with self.raw.pipeline():
-                for cursor, (name, params) in zip(cursors, batch, strict=True):
-                    await cursor.execute(self._queries[name], params or None)
-        return [await cursor.fetchall() if cursor.pgresult and cursor.pgresult.nfields else [] for cursor in cursors]
+        return await self.raw.wait(self._pipeline.run(batch))
 
     async def _call(self, call: Call) -> Outcome:
         scope = _Scope(call, self)
@@ -161,7 +153,7 @@ class AsyncDriver:
                 raise Interrupted(type(error).__name__) from error
             await scope.close()
             if self.raw.info.transaction_status is not TransactionStatus.IDLE:
-                await self.raw.execute(self._queries["rollback_to_savepoint"])
+                await self._batch([ROLLBACK_TO_SAVEPOINT])
             return raised(call, scope, error)
         finally:
             await self._discard(scope)

@@ -10,7 +10,7 @@ from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
-from scoop_outbox.core.statement import Batch, Call, Outcome, Plan, Refused, Rows
+from scoop_outbox.core.statement import ROLLBACK_TO_SAVEPOINT, Batch, Call, Outcome, Plan, Refused, Rows
 from scoop_outbox.scope import BlockingScope
 from scoop_outbox.store.calls import (
     Interrupted,
@@ -21,6 +21,7 @@ from scoop_outbox.store.calls import (
     returned,
     scope_arguments,
 )
+from scoop_outbox.store.pipeline import Pipeline, Query
 
 T = TypeVar("T")
 
@@ -66,16 +67,16 @@ class Driver:
         queries: the statements by name.
     """
 
-    def __init__(self, outer: Connection, raw: psycopg.Connection[Any], queries: Mapping[str, bytes]) -> None:
+    def __init__(self, outer: Connection, raw: psycopg.Connection[Any], queries: Mapping[str, Query]) -> None:
         """See `connect`."""
         self.outer = outer
         self.raw = raw
-        self._queries = queries
-        self._cursors: list[psycopg.Cursor[Any]] = []
+        # Kept with the connection, which its pool may lend to another driver: it knows what has been prepared there.
+        self._pipeline: Pipeline = outer.info.setdefault("scoop_outbox.pipeline", Pipeline(raw, queries))
         self.usable = True
 
     @classmethod
-    def connect(cls, engine: Engine, queries: Mapping[str, bytes]) -> Driver:
+    def connect(cls, engine: Engine, queries: Mapping[str, Query]) -> Driver:
         """Open a driver on a connection of its own.
 
         Raises:
@@ -139,16 +140,7 @@ class Driver:
             raise
 
     def _batch(self, batch: Batch) -> list[Rows]:
-        while len(self._cursors) < len(batch):
-            self._cursors.append(self.raw.cursor())
-        cursors = self._cursors[: len(batch)]
-        if len(batch) == 1:
-            cursors[0].execute(self._queries[batch[0].name], batch[0].params or None)
-        else:
-            with self.raw.pipeline():
-                for cursor, (name, params) in zip(cursors, batch, strict=True):
-                    cursor.execute(self._queries[name], params or None)
-        return [cursor.fetchall() if cursor.pgresult and cursor.pgresult.nfields else [] for cursor in cursors]
+        return self.raw.wait(self._pipeline.run(batch))
 
     def _call(self, call: Call) -> Outcome:
         scope = _Scope(call, self)
@@ -162,7 +154,7 @@ class Driver:
                 raise Interrupted(type(error).__name__) from error
             scope.close()
             if self.raw.info.transaction_status is not TransactionStatus.IDLE:
-                self.raw.execute(self._queries["rollback_to_savepoint"])
+                self._batch([ROLLBACK_TO_SAVEPOINT])
             return raised(call, scope, error)
         finally:
             self._discard(scope)

@@ -43,6 +43,7 @@ class Home:
         self.application = application
         self.process_id = uuid7()
         self.queries = queries.load(schema)
+        self._compiled = queries.compiled(schema)
         self._engine: sa.Engine | None = None
         self._lock = threading.Lock()
         self._async_engines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncEngine] = (
@@ -64,14 +65,14 @@ class Home:
         engine = self._async_engines.get(loop)
         if engine is None:
             engine = self._async_engines[loop] = async_driver_engine(self.url, self.application)
-        return await AsyncDriver.connect(engine, self.queries)
+        return await AsyncDriver.connect(engine, self._compiled)
 
     def connect_blocking(self) -> Driver:
         """Open a blocking driver that the caller closes."""
         with self._lock:
             if self._engine is None:
                 self._engine = driver_engine(self.url, self.application)
-        return Driver.connect(self._engine, self.queries)
+        return Driver.connect(self._engine, self._compiled)
 
     @asynccontextmanager
     async def driver(self) -> AsyncIterator[AsyncDriver]:

@@ -8,6 +8,7 @@ from importlib import resources
 
 from psycopg import sql
 
+from scoop_outbox.store.pipeline import Query
 from scoop_outbox.store.schema import SHARDS
 
 _MARK = "-- name: "
@@ -30,3 +31,9 @@ def load(schema: str) -> Mapping[str, bytes]:
             composed = sql.SQL("\n".join(lines).strip()).format(**fill)
             statements[name] = composed.as_bytes(None)
     return statements
+
+
+@functools.cache
+def compiled(schema: str) -> Mapping[str, Query]:
+    """Return every statement by name as the drivers send it."""
+    return {name: Query(name, text) for name, text in load(schema).items()}

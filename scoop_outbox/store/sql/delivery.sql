@@ -20,26 +20,42 @@ select abs(hashtext(coalesce(l.key, l.id::text)) %% {shards}), l.id, l.topic, l.
 from launched l
 order by l.ordinal
 
--- name: read_subscribed
-select topic, service, saga from {schema}.subscription where topic = any(%(topics)s)
-
--- name: read_expected
-select message_id, service, saga from {schema}.child where message_id = any(%(ids)s) and state = 'waiting'
-
 -- name: take_in
-with taken as (
-    insert into {schema}.message (id, topic, key, body, content_type, headers)
-    select id, topic, key, body, content_type, headers::json
+-- A run's id is made of its message, service and saga, behind the time that the message's id begins with: taking a
+-- message in again cannot start a second run, and whoever knows the message knows its runs.
+with arrived as (
+    select *
     from unnest(%(ids)s::uuid[], %(topics)s::text[], %(keys)s::text[], %(bodies)s::bytea[],
-                %(content_types)s::text[], %(headers)s::text[])
-         as m (id, topic, key, body, content_type, headers)
+                %(content_types)s::text[], %(headers)s::text[], %(lineages)s::text[], %(contexts)s::text[],
+                %(launched_at)s::text[])
+         with ordinality
+         as m (id, topic, key, body, content_type, headers, lineage, context, launched_at, ordinal)
+), taken as (
+    insert into {schema}.message (id, topic, key, body, content_type, headers)
+    select id, topic, key, body, content_type, headers::json from arrived
     on conflict do nothing
+), handled as (
+    -- Who handles a message launched by a run was frozen when it was launched.
+    select m.id, m.ordinal, c.service, c.saga
+    from arrived m
+    join {schema}.child c on c.message_id = m.id and c.state = 'waiting'
+    where m.lineage is not null
+    union all
+    select m.id, m.ordinal, s.service, s.saga
+    from arrived m
+    join {schema}.subscription s on s.topic = m.topic
+    where m.lineage is null
 ), started as (
     insert into {schema}.run (id, message_id, service, saga, lineage, parent_run, context, launched_at)
-    select id, message_id, service, saga, lineage::uuid[], parent_run::uuid, context::json, launched_at::json
-    from unnest(%(runs)s::uuid[], %(messages)s::uuid[], %(services)s::text[], %(sagas)s::text[],
-                %(lineages)s::text[], %(parents)s::text[], %(contexts)s::text[], %(launched_at)s::text[])
-         as r (id, message_id, service, saga, lineage, parent_run, context, launched_at)
+    select n.id, m.id, h.service, h.saga, n.above || n.id, n.above[cardinality(n.above)],
+           m.context::json, m.launched_at::json
+    from handled h
+    join arrived m on m.ordinal = h.ordinal
+    cross join lateral (
+        select (left(m.id::text, 19) || '8' || left(md5(concat_ws(e'\n', m.id, h.service, h.saga)), 15))::uuid as id,
+               coalesce(string_to_array(m.lineage, ',')::uuid[], array[]::uuid[]) as above
+    ) n
+    order by m.ordinal, h.service, h.saga
     on conflict do nothing
     returning id, message_id, service, saga
 ), known as (
@@ -85,7 +101,7 @@ select message_id, topic, key, body, content_type, headers, 'relay', %(reason)s 
 
 -- name: acquire_shards
 update {schema}.outbox_shard
-set owner = %(owner)s, epoch = epoch + 1, expires_at = clock_timestamp() + %(lease)s
+set owner = %(owner)s, epoch = epoch + 1, expires_at = clock_timestamp() + %(lease)s::interval
 where shard in (
     select shard from {schema}.outbox_shard where expires_at < clock_timestamp() for update skip locked
 )
@@ -93,7 +109,7 @@ returning shard, epoch
 
 -- name: renew_shards
 update {schema}.outbox_shard s
-set expires_at = clock_timestamp() + %(lease)s
+set expires_at = clock_timestamp() + %(lease)s::interval
 from unnest(%(shards)s::smallint[], %(epochs)s::bigint[]) as mine (shard, epoch)
 where s.shard = mine.shard and s.epoch = mine.epoch
 returning s.shard, s.epoch

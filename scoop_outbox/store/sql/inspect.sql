@@ -21,12 +21,12 @@ select id, topic, key, body, content_type, headers, created_at from {schema}.mes
 
 -- name: read_hierarchy
 with recursive tree as (
-    select r.id from {schema}.run r where r.message_id = %(message)s
+    select r.id, null::integer as launched_by from {schema}.run r where r.message_id = %(message)s
     union all
-    select c.child_run from tree t join {schema}.child c on c.run_id = t.id where c.child_run is not null
+    select c.child_run, c.seq from tree t join {schema}.child c on c.run_id = t.id where c.child_run is not null
 )
-select r.id, r.service, r.saga, r.message_id, r.state, r.lineage, r.step, r.next_step, r.failure::text, r.reason,
-       r.created_at, r.ended_at, m.topic
+select r.id, r.service, r.saga, r.message_id, r.state, r.lineage, t.launched_by, r.step, r.next_step, r.failure::text,
+       r.reason, r.created_at, r.ended_at, m.topic
 from tree t
 join {schema}.run r on r.id = t.id
 join {schema}.message m on m.id = r.message_id

@@ -25,7 +25,7 @@ insert into {schema}.mailbox (service, saga, run_id, due) values (%(service)s, %
 select run_id, saga, greatest(extract(epoch from due - clock_timestamp()), 0)::float8
 from {schema}.mailbox
 where service = %(service)s
-  and (get_byte(uuid_send(run_id), 15) %% %(parts)s = %(part)s or due < clock_timestamp() - %(steal)s)
+  and (get_byte(uuid_send(run_id), 15) %% %(parts)s = %(part)s or due < clock_timestamp() - %(steal)s::interval)
 order by due
 limit %(most)s
 

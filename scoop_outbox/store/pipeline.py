@@ -1,0 +1,128 @@
+"""A batch of statements in one write and one wait, for either colour of connection.
+
+psycopg's own pipeline waits on the socket once for each statement that it sends, and asks for types anew with each
+set of parameters: for the short transactions of the engine that was most of the time spent. This generator speaks to
+libpq through psycopg's wrapper instead: it sends everything, waits, and reads everything. Between two batches the
+connection is an ordinary psycopg connection, which is how the user's code finds it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import psycopg
+from psycopg import generators
+from psycopg.abc import PQGen
+from psycopg.adapt import PyFormat, Transformer
+from psycopg.pq import ConnStatus, ExecStatus
+from psycopg.pq.abc import PGresult
+
+from scoop_outbox.core.statement import Batch, Rows
+
+_PARAMETER = re.compile(rb"%(?:\((\w+)\)s|(%))")
+
+
+class Query:
+    """A statement as the server gets it: `$1` instead of `%(name)s`, and the names in order."""
+
+    __slots__ = ("formats", "name", "order", "text")
+
+    def __init__(self, name: str, text: bytes) -> None:
+        """Translate the named parameters; a name that occurs twice is one parameter."""
+        order: dict[bytes, int] = {}
+
+        def number(match: re.Match[bytes]) -> bytes:
+            if match[2]:
+                return b"%"
+            return b"$%d" % order.setdefault(match[1], len(order) + 1)
+
+        self.name = b"scoop_" + name.encode()
+        self.text = _PARAMETER.sub(number, text)
+        self.order = tuple(key.decode() for key in order)
+        # Text, and no types: the server knows the types of its columns, so each statement is prepared once.
+        self.formats = [PyFormat.TEXT] * len(order)
+
+
+class Pipeline:
+    """Runs batches on one connection, and remembers what has been prepared there.
+
+    Args:
+        connection: in autocommit, of either colour; nothing else may use it while a batch runs.
+        queries: every statement by name.
+    """
+
+    def __init__(
+        self, connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], queries: Mapping[str, Query]
+    ) -> None:
+        """Prepare nothing yet."""
+        self._pgconn = connection.pgconn
+        self._transformer = Transformer(connection)
+        self._queries = queries
+        self._prepared: dict[str, bytes] = {}
+        self._failures = 0
+
+    def run(self, batch: Batch) -> PQGen[list[Rows]]:
+        """Run statements in order and return the rows of each; to be driven by `connection.wait`.
+
+        Raises:
+            psycopg.Error: of the first statement that failed; those after it were not executed.
+        """
+        pgconn = self._pgconn
+        pgconn.enter_pipeline_mode()
+        try:
+            sent = self._send(batch)
+            yield from generators.send(pgconn)
+            results: list[PGresult] = []
+            while len(results) <= len(sent):  # one more: the sync at the end
+                results += yield from generators.fetch_many(pgconn)
+        finally:
+            self._leave()
+        return self._read(sent, results)
+
+    def _send(self, batch: Batch) -> list[str | None]:
+        """Send everything, and return what was sent: None for a statement, a name for its preparation."""
+        pgconn, prepared = self._pgconn, self._prepared
+        sent: list[str | None] = []
+        for name, params in batch:
+            query = self._queries[name]
+            prepared_name = prepared.get(name)
+            if prepared_name is None:
+                prepared_name = prepared[name] = b"%s_%d" % (query.name, self._failures)
+                pgconn.send_prepare(prepared_name, query.text)
+                sent.append(name)
+            values = [params[key] for key in query.order]
+            pgconn.send_query_prepared(prepared_name, self._transformer.dump_sequence(values, query.formats))
+            sent.append(None)
+        pgconn.pipeline_sync()
+        return sent
+
+    def _read(self, sent: list[str | None], results: list[PGresult]) -> list[Rows]:
+        rows: list[Rows] = []
+        for preparation, result in zip(sent, results, strict=False):
+            if result.status == ExecStatus.TUPLES_OK:
+                self._transformer.set_pgresult(result)
+                rows.append(self._transformer.load_rows(0, result.ntuples, tuple))
+            elif result.status != ExecStatus.COMMAND_OK:
+                self._forget(sent)
+                raise psycopg.errors.error_from_result(result, encoding="utf-8")
+            elif preparation is None:
+                rows.append([])
+        return rows
+
+    def _forget(self, sent: list[str | None]) -> None:
+        """After an error nobody knows which preparations took place: use other names from now on."""
+        self._failures += 1
+        for name in sent:
+            if name is not None:
+                del self._prepared[name]
+
+    def _leave(self) -> None:
+        """Leave pipeline mode; a connection whose answers were not all read is of no use any more."""
+        if self._pgconn.status != ConnStatus.OK:
+            return
+        try:
+            self._pgconn.exit_pipeline_mode()
+        except psycopg.OperationalError:
+            self._pgconn.finish()
