@@ -25,6 +25,7 @@ from scoop_outbox.saga import Saga
 from scoop_outbox.scope import emission
 from scoop_outbox.status import Status, read_status
 from scoop_outbox.store import migrate
+from scoop_outbox.store.connect import told_to_migrate
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.joined import AsyncTransaction, Transaction, run_joined, run_joined_blocking
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
@@ -186,7 +187,8 @@ class Scoop:
         launched = emission(topic, payload, key=key, headers=headers, context=text, awaited=False, depth=1)
         await self.announce()
         if session is not None:
-            await run_joined(launch([launched]), session, self.home.queries, self.signals.outbox)
+            with told_to_migrate(self.home.url):
+                await run_joined(launch([launched]), session, self.home.queries, self.signals.outbox)
         else:
             async with self.home.driver() as driver:
                 await driver.run(launch_and_commit([launched], self.signals))
@@ -211,7 +213,8 @@ class Scoop:
         launched = emission(topic, payload, key=key, headers=headers, context=text, awaited=False, depth=1)
         self.announce_sync()
         if session is not None:
-            run_joined_blocking(launch([launched]), session, self.home.queries, self.signals.outbox)
+            with told_to_migrate(self.home.url):
+                run_joined_blocking(launch([launched]), session, self.home.queries, self.signals.outbox)
         else:
             with self.home.blocking_driver() as driver:
                 driver.run(launch_and_commit([launched], self.signals))
@@ -311,7 +314,7 @@ class Scoop:
         self.check()
         await self.announce()
         async with self.home.driver() as driver:
-            await driver.run(_read_home())
+            migrate.check(await driver.run(_read_revision()), self.home.url)
         try:
             async with daemons(
                 self.home,
@@ -340,10 +343,9 @@ def _subscribe(service: str, sagas: list[Saga]) -> Plan[None]:
     )
 
 
-def _read_home() -> Plan[uuid.UUID]:
-    (rows,) = yield from ask(statement("read_home"))
-    home: uuid.UUID = rows[0][0]
-    return home
+def _read_revision() -> Plan[str | None]:
+    (rows,) = yield from ask(statement("read_revision"))
+    return rows[0][0] if rows else None
 
 
 def _read_message(message_id: uuid.UUID) -> Plan[Message]:

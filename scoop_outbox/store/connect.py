@@ -86,6 +86,19 @@ def explained(url: str) -> Iterator[None]:
         raise DatabaseError(f"{shown(url)} refused a statement: {_first_line(error)}") from error
 
 
+@contextmanager
+def told_to_migrate(url: str) -> Iterator[None]:
+    """Explain that the tables are missing, and leave every other error as it is: the transaction is the caller's.
+
+    Raises:
+        DatabaseError: the database is not migrated.
+    """
+    try:
+        yield
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
+        raise DatabaseError(_UNMIGRATED.format(shown(url))) from error
+
+
 _UNMIGRATED = (
     "the database {} lacks the tables of scoop_outbox: run `scoop-outbox migrate --database URL`, "
     "or `await app.migrate()`"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,8 +12,11 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from scoop_outbox.store.connect import blocking_engine, explained
+from scoop_outbox.errors import DatabaseError
+from scoop_outbox.store.connect import blocking_engine, explained, shown
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
+
+log = logging.getLogger(__name__)
 
 # Two migrations at the same time would trip over each other; the number is arbitrary but must never change.
 _LOCK = 0x5C00_0B0C
@@ -50,6 +54,30 @@ def revisions(url: str, schema: str = DEFAULT_SCHEMA) -> tuple[str | None, str |
 def head() -> str | None:
     """Return the revision that this code needs."""
     return ScriptDirectory.from_config(_config(DEFAULT_SCHEMA)).get_current_head()
+
+
+def check(revision: str | None, url: str) -> None:
+    """Refuse a database that is older than this code.
+
+    One that is newer is only warned of: while a new version is deployed, migrated first, the old one goes on.
+
+    Args:
+        revision: what the database has, None if its migration has been interrupted.
+        url: the database, for the message.
+
+    Raises:
+        DatabaseError: the database has to be migrated.
+    """
+    script = ScriptDirectory.from_config(_config(DEFAULT_SCHEMA))
+    needed = script.get_current_head()
+    if revision == needed:
+        return
+    if revision is None or revision in {known.revision for known in script.walk_revisions()}:
+        raise DatabaseError(
+            f"the database {shown(url)} is at revision {revision}, but this version of scoop_outbox needs {needed}: "
+            "run `scoop-outbox migrate --database URL`, or `await app.migrate()`"
+        )
+    log.warning("the database is at revision %s, which is newer than this code; it knows %s", revision, needed)
 
 
 @contextmanager

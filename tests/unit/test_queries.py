@@ -11,9 +11,9 @@ from scoop_outbox.store.schema import SHARDS
 
 def test_the_schema_is_filled_in_as_an_identifier() -> None:
     for schema in ("scoop_outbox", "Odd Name", 'with "quotes"', "o'clock"):
-        text = queries.load(schema)["read_home"].decode()
+        text = queries.load(schema)["read_revision"].decode()
         quoted = schema.replace('"', '""')
-        assert f'from "{quoted}".home' in text
+        assert f'from "{quoted}".alembic_version' in text
 
 
 def test_comments_and_placeholders_are_gone() -> None:

@@ -5,8 +5,8 @@ insert into {schema}.subscription (topic, service, saga)
 select * from unnest(%(topics)s::text[], %(services)s::text[], %(sagas)s::text[])
 on conflict do nothing
 
--- name: read_home
-select id from {schema}.home
+-- name: read_revision
+select version_num from {schema}.alembic_version
 
 -- name: read_roots
 -- Whether the message has been taken in, and how its own runs ended. One row at least.
