@@ -41,6 +41,7 @@ class RunStatus:
 
     Attributes:
         lineage: run ids from the root of the hierarchy to this run.
+        launched_by: the number of its parent's execution that launched the message, None for a root.
         reason: why it is parked.
         steps: its executions in order.
     """
@@ -52,6 +53,7 @@ class RunStatus:
     topic: str
     state: RunState
     lineage: tuple[uuid.UUID, ...]
+    launched_by: int | None
     step: str | None
     next_step: str | None
     failure: Failure | None
@@ -135,6 +137,7 @@ def read_status(message_id: uuid.UUID) -> Plan[Status]:
             topic,
             RunState(state),
             tuple(lineage),
+            launched_by,
             step,
             next_step,
             failure_of(failure),
@@ -143,7 +146,7 @@ def read_status(message_id: uuid.UUID) -> Plan[Status]:
             ended_at,
             tuple(by_run.get(run_id, ())),
         )
-        for run_id, service, saga, of_message, state, lineage, step, next_step, failure, reason, created_at, ended_at,
-        topic in rows
+        for run_id, service, saga, of_message, state, lineage, launched_by, step, next_step, failure, reason, created_at,
+        ended_at, topic in rows
     ]  # fmt: skip
     return Status(message_id, tuple(runs))
