@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
 
 import click
 
@@ -49,6 +50,36 @@ class _Group(click.Group):
 @click.version_option(package_name="scoop-outbox")
 def main() -> None:
     """Structured cooperation for message-driven systems on Postgres."""
+
+
+@main.command()
+@click.option("--database", metavar="URL", help="A PostgreSQL database to use; one of its own unless given.")
+@_broker
+@click.option(
+    "--orders",
+    metavar="FILE",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Orders to place, one JSON object a line.",
+)
+@click.option("--count", metavar="N", type=click.IntRange(min=1), help="How many of them; all unless given.")
+@click.option("--keep", is_flag=True, help="Leave everything running at the end, until Ctrl-C.")
+def demo(*, database: str | None, broker: str | None, orders: Path | None, count: int | None, keep: bool) -> None:
+    """See orders go through four services, and come back when one of them fails.
+
+    Starts a Postgres in a temporary folder, four services and a relay, and leaves nothing behind.
+    A database that is given keeps what it holds: only the schema demo_shop is made anew.
+    """
+    try:
+        from scoop_outbox.demo.demonstration import Options, demonstrate
+        from scoop_outbox.testing.postgres import PostgresNotFoundError, PostgresStartError
+
+        try:
+            code = demonstrate(Options(database, broker, orders, count, keep))
+        except (PostgresNotFoundError, PostgresStartError) as error:
+            raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt:  # before the demonstration could look out for it: nothing has been started
+        code = 130
+    sys.exit(code)
 
 
 @main.command()

@@ -1,0 +1,271 @@
+"""The demonstration from beginning to end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from rich.console import Console
+from rich.text import Text
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+from scoop_outbox import DistributedError, Handle, ScoopError
+from scoop_outbox.demo import runner, tables
+from scoop_outbox.demo.count import Connection, read_closing_count, read_progress
+from scoop_outbox.demo.orders import app, place
+from scoop_outbox.demo.screen import (
+    WIDTH,
+    ProgressDisplay,
+    open_console,
+    print_closing_count,
+    print_title,
+    print_traceback,
+)
+from scoop_outbox.demo.trees import tree_of
+from scoop_outbox.store.connect import explained, parsed, shown
+
+_CUSTOMERS = 16
+_ITEMS = 2
+"""How many items an order has that makes a tree which is easy to read."""
+_LONGEST = 120.0
+"""Seconds after which something is wrong: all orders together take about ten."""
+
+
+class DemonstrationError(ScoopError):
+    """The demonstration cannot go on; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says.
+
+    Attributes:
+        database: a database to use; None starts one.
+        broker: the broker's URL; None is the built-in one.
+        orders: a file of orders, one JSON object a line; None is the one that is shipped.
+        count: how many of them; None is all.
+        keep: whether to leave everything running at the end, until a signal comes.
+    """
+
+    database: str | None = None
+    broker: str | None = None
+    orders: Path | None = None
+    count: int | None = None
+    keep: bool = False
+
+
+@dataclass(slots=True)
+class Placed:
+    """An order that was placed, and why it failed if it did."""
+
+    order: dict[str, Any]
+    handle: Handle
+    error: DistributedError | None = None
+
+    @property
+    def id(self) -> str:
+        """The order's id."""
+        return str(self.order["id"])
+
+    @property
+    def root_cause(self) -> str:
+        """The class of what its failure began with, without its module."""
+        error = self.error
+        while error is not None and error.causes:
+            error = error.causes[0]
+        return "" if error is None else error.type.rpartition(".")[2]
+
+
+def demonstrate(options: Options) -> int:
+    """Run the demonstration and return its exit code: 0, 1 if the closing count does not add up, or 128 + signal.
+
+    Raises:
+        ScoopError: it cannot run, and says why.
+    """
+    return asyncio.run(_until_stopped(options))
+
+
+async def _until_stopped(options: Options) -> int:
+    """End in order when a signal says so: what was started is stopped, and there is no traceback."""
+    console = open_console()
+    task = asyncio.create_task(_demonstrate(options, console))
+    stopped: list[int] = []
+
+    def stop(number: int) -> None:
+        # Those who press Ctrl-C twice want it to end, which it already does: a second time would leave things behind.
+        if not stopped:
+            stopped.append(number)
+            task.cancel()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop, number)
+    try:
+        return await task
+    except (asyncio.CancelledError, Exception):
+        if not stopped:
+            raise
+        console.print("\nStopped. Nothing that was started is left.")
+        return 128 + stopped[0]
+
+
+async def _demonstrate(options: Options, console: Console) -> int:
+    orders = read_orders(options.orders, options.count)
+    # A broker that cannot be used is refused before anything has been started.
+    app.configure(broker=options.broker)
+    async with AsyncExitStack() as stack:
+        console.print(
+            "[bold]scoop_outbox: orders that go through four services, and come back when one of them fails[/]"
+        )
+        if options.database is None:
+            console.print("  database   a Postgres of its own, in a temporary folder")
+            url = await stack.enter_async_context(runner.postgres())
+        else:
+            url = options.database
+            console.print(f"  database   {shown(url)}, in the schema {tables.SCHEMA}")
+        stack.enter_context(explained(url))
+        connection = await stack.enter_async_context(await _connect(url))
+        await tables.claim(connection)
+        await asyncio.to_thread(tables.create, url)
+        app.configure(database=url)
+        stack.push_async_callback(app.home.dispose)
+        console.print(f"  services   {', '.join(runner.SERVICES)}: a process each, and one that relays their messages")
+        processes = await stack.enter_async_context(runner.processes(url, options.broker))
+        console.print(f"  orders     {len(orders)}; each has its stock reserved, is paid for, and is shipped\n")
+        placed = await _follow(url, orders, connection, processes, ProgressDisplay(console, len(orders)))
+        await _tell(placed, console)
+        failed = {one.id for one in placed if one.error is not None}
+        print_title(console, "The closing count, taken from the tables of all four services")
+        count = await read_closing_count(connection, {one.id for one in placed} - failed, failed)
+        print_closing_count(console, count)
+        if options.keep:
+            console.print(f"\nEverything is left running until Ctrl-C. Look at it, in the schema {tables.SCHEMA}:")
+            console.print(Text(f"  psql '{url}'"), soft_wrap=True)
+            while True:
+                processes.check()
+                await asyncio.sleep(0.5)
+        return 1 if count.problems else 0
+
+
+def read_orders(file: Path | None, count: int | None) -> list[dict[str, Any]]:
+    """Read orders from a file of JSON lines, at most so many of them.
+
+    Raises:
+        DemonstrationError: the file cannot be read, or a line of it is no order; the message says which.
+    """
+    source = resources.files("scoop_outbox.demo") / "orders.jsonl" if file is None else file
+    orders: dict[str, dict[str, Any]] = {}
+    try:
+        lines = source.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DemonstrationError(f"{source} cannot be read: {error}") from error
+    for number, line in enumerate(lines[:count], 1):
+        try:
+            order = json.loads(line)
+            order["customer"]["name"], order["card"]["last4"], order["address"]["country"]
+            if order["id"] in orders or sum(item["quantity"] * item["price_cents"] for item in order["items"]) <= 0:
+                raise ValueError("its id is not new, or it costs nothing")  # noqa: TRY301
+        except (KeyError, TypeError, ValueError) as error:
+            raise DemonstrationError(
+                f"line {number} of {source} is no order ({type(error).__name__}: {error}); write it as in the file "
+                "that is shipped, scoop_outbox/demo/orders.jsonl"
+            ) from error
+        orders[order["id"]] = order
+    if not orders:
+        raise DemonstrationError(f"{source} holds no orders")
+    return list(orders.values())
+
+
+async def _connect(url: str) -> Connection:
+    plain = parsed(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    return await psycopg.AsyncConnection.connect(plain, autocommit=True, connect_timeout=10)
+
+
+async def _follow(
+    url: str,
+    orders: Sequence[dict[str, Any]],
+    connection: Connection,
+    processes: runner.Processes,
+    display: ProgressDisplay,
+) -> list[Placed]:
+    """See all orders through, and show meanwhile where they stand."""
+    seeing = asyncio.create_task(_see_through(url, orders))
+    try:
+        with display:
+            while True:
+                done, _ = await asyncio.wait([seeing], timeout=0.1)
+                processes.check()
+                display.update(await read_progress(connection), last=bool(done))
+                if done:
+                    return seeing.result()
+    finally:
+        seeing.cancel()
+        await asyncio.gather(seeing, return_exceptions=True)
+
+
+async def _see_through(url: str, orders: Sequence[dict[str, Any]]) -> list[Placed]:
+    """Have customers place all orders, each one after the other, and wait until each has ended, however it does."""
+    engine = create_async_engine(parsed(url))
+    to_be_placed = iter(orders)
+    placed: list[Placed] = []
+
+    async def customer() -> None:
+        async with AsyncSession(engine) as session:
+            for order in to_be_placed:
+                async with session.begin():
+                    handle = await place(session, order)
+                one = Placed(order, handle)
+                placed.append(one)
+                try:
+                    await handle.wait()
+                except DistributedError as error:
+                    one.error = error
+
+    try:
+        async with asyncio.timeout(_LONGEST), asyncio.TaskGroup() as customers:
+            for _ in range(_CUSTOMERS):
+                customers.create_task(customer())
+    except TimeoutError:
+        raise DemonstrationError(f"the orders have not ended after {_LONGEST:.0f} s") from None
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None
+    finally:
+        await engine.dispose()
+    return placed
+
+
+async def _tell(placed: Sequence[Placed], console: Console) -> None:
+    """Show how one order went well, and how one failed as late as can be."""
+    # The last one of its kind: the first ones had to wait for connections to be opened.
+    good = max(placed, key=lambda one: (one.error is None, len(one.order["items"]) == _ITEMS, one.id))
+    bad = max(
+        placed,
+        key=lambda one: (
+            one.error is not None,
+            one.root_cause == "CannotDeliver",
+            len(one.order["items"]) == _ITEMS,
+            one.id,
+        ),
+    )
+    if good.error is None:
+        print_title(console, f"Order {good.id} went well")
+        console.print("Steps, and below each the runs that it launched: the next step waited for all of them.")
+        console.print("On the right, when it ended after the order was placed, and how long it took.\n")
+        console.print(tree_of(await app.status(good.handle.id), min(console.width, WIDTH)))
+    if bad.error is not None:
+        print_title(console, f"Order {bad.id} failed: {bad.root_cause}")
+        console.print("Follow the numbers: what had been done is undone in reverse order, through all services.\n")
+        console.print(tree_of(await app.status(bad.handle.id), min(console.width, WIDTH)))
+        print_title(console, "What `await handle.wait()` raises for it: one traceback, from three processes")
+        try:
+            await bad.handle.wait()
+        except DistributedError as error:
+            print_traceback(console, error)

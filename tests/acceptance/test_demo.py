@@ -1,0 +1,176 @@
+"""The demonstration, run as its users run it: a command, with processes of its own."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from scoop_outbox.demo import tables
+from scoop_outbox.demo.count import read_closing_count
+from scoop_outbox.testing._processes import _process_table, _running
+from tests.waiting import until_blocking
+
+DEMO = [sys.executable, "-m", "scoop_outbox", "demo"]
+
+
+def run_demo(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*DEMO, *arguments], capture_output=True, text=True, timeout=90, check=False)
+
+
+@contextmanager
+def started_demo(*arguments: str, folder: str) -> Iterator[subprocess.Popen[str]]:
+    environment = os.environ | {"TMPDIR": folder, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        [*DEMO, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def descendants(pid: int) -> list[int]:
+    table = _process_table()
+    found = [pid]
+    for ancestor in found:
+        found += [child for child, (parent, _) in table.items() if parent == ancestor]
+    return found[1:]
+
+
+def counted(output: str, status: str) -> list[int]:
+    """The numbers in a row of the closing count: orders, reserved, paid, shipped, pieces."""
+    row = re.search(rf"^{status} +(\d+) +(\d+) +(\d+) +(\d+) +(\d+) ", output, re.MULTILINE)
+    assert row is not None, output
+    return [int(number) for number in row.groups()]
+
+
+def test_the_demonstration_adds_up_and_shows_an_order_that_failed_in_shipping(database_url: str) -> None:
+    ended = run_demo("--database", database_url, "--count", "12")
+
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ended.stderr == ""
+    # Of the first twelve orders, the third has an expired card and the fifth a far-away address.
+    orders, reserved, paid, shipped, _ = counted(ended.stdout, "completed")
+    assert orders == reserved == paid == shipped
+    assert orders >= 8
+    cancelled = counted(ended.stdout, "cancelled")
+    assert cancelled == [12 - orders, 0, 0, 0, 0]
+    assert "It adds up" in ended.stdout
+    assert "failed: CannotDeliver" in ended.stdout
+    # The root cause comes first, with the line that raised it in another process; then who launched what.
+    traceback = ended.stdout[ended.stdout.index("Traceback (most recent call last)") :]
+    places = ["raise CannotDeliver(", 'scope.launch("shipping.label"', 'scope.launch("shipping.ship"']
+    assert [traceback.count(place) for place in places] == [1, 1, 1]
+    assert sorted(places, key=traceback.index) == places
+    assert not re.search(r"\x1b\[", ended.stdout)  # no colours where there is no terminal
+
+
+def test_compensations_are_shown_in_the_order_in_which_they_happened(database_url: str) -> None:
+    ended = run_demo("--database", database_url, "--count", "5")
+
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    tree = ended.stdout.partition("failed: CannotDeliver")[2].partition("What `await")[0]
+    turns = {int(turn): what for turn, what in re.findall(r"─ +(\d+) (.*?)  ", tree)}
+    what_happened = [turns[turn] for turn in sorted(turns)]
+    assert what_happened[0] == "reserve_stock"
+    failed = what_happened.index("choose_carrier raised CannotDeliver")
+    undone = [what.removeprefix("undo ") for what in what_happened[failed:] if what.startswith("undo ")]
+    assert undone == [
+        "send_mail",
+        "pack",
+        "capture",
+        "authorize",
+        "take_from_shelf",
+        "take_from_shelf",
+        "reserve_stock",
+    ]
+
+
+async def test_a_closing_count_that_does_not_add_up_says_what_does_not(database_url: str) -> None:
+    tables.create(database_url)
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
+        await connection.execute(
+            """
+            insert into demo_shop.orders (id, customer, units, total_cents, status)
+            values ('A-1', '', 3, 500, 'completed'), ('A-2', '', 1, 100, 'cancelled'), ('A-3', '', 1, 100, 'confirmed');
+            insert into demo_shop.reservations (order_id, sku, quantity, status)
+            values ('A-1', 'MUG-BLUE', 2, 'reserved');
+            insert into demo_shop.payments (order_id, bank_number, authorized_cents, captured_cents, status)
+            values ('A-1', '', 500, 500, 'open'), ('A-2', '', 100, 100, 'open');
+            """
+        )
+        count = await read_closing_count(connection, {"A-1", "A-4"}, {"A-2"})
+
+    assert count.problems == (
+        "order A-4 was launched and is in no table",
+        "order A-1 is completed, but 2 of its 3 pieces are reserved",
+        "order A-1 is completed, but it has 0 shipments",
+        "order A-2 is cancelled, but EUR 1.00 are not refunded",
+        "order A-2 is cancelled, but 1 payments are still open",
+        "order A-3 is confirmed, but its launcher was told that it is launched",
+        "of MUG-BLUE, 150 were delivered, but 150 are on the shelf and 2 reserved",
+    )
+
+
+def test_a_schema_that_the_demonstration_did_not_make_is_left_alone(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("create schema demo_shop; create table demo_shop.orders as select 1 as precious")
+
+        ended = run_demo("--database", database_url)
+
+        assert ended.returncode == 1
+        assert "use another database" in ended.stderr
+        assert "Traceback" not in ended.stderr
+        assert connection.execute("select precious from demo_shop.orders").fetchall() == [(1,)]
+
+
+def test_orders_that_are_none_are_refused_with_their_line(tmp_path: Path) -> None:
+    file = tmp_path / "orders.jsonl"
+    file.write_text('{"id": "A-1"}\n', encoding="utf-8")
+
+    ended = run_demo("--orders", str(file))
+
+    assert ended.returncode == 1
+    assert f"line 1 of {file} is no order" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_a_signal_ends_the_demonstration_with_everything_it_started(number: signal.Signals, code: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        # Postgres may have to run as another user, who has to get here.
+        Path(folder).chmod(0o755)
+        with started_demo(folder=folder) as process:
+            assert process.stdout is not None
+            shown = ""
+            while " s  orders " not in shown:
+                line = process.stdout.readline()
+                assert line, shown
+                shown += line
+            started = descendants(process.pid)
+            # Four services, the relay, Postgres with processes of its own, and a watchdog for each of the two.
+            assert len(started) >= 9
+
+            process.send_signal(number)
+            rest = process.stdout.read()
+
+            assert process.wait(30) == code
+            assert "Traceback" not in rest
+            until_blocking(lambda: not _running(started), timeout=30)
+            if number is not signal.SIGKILL:
+                assert list(Path(folder).iterdir()) == []
