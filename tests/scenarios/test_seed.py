@@ -1,0 +1,309 @@
+"""SEED: the examples of the article that describes structured cooperation, with the logs and failures it prints."""
+
+import inspect
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from scoop_outbox import DistributedError, RunState, RunStatus, Saga
+from scoop_outbox.scope import AsyncScope, BlockingScope
+from tests.scenarios.rollback_helpers import child_rolled_back, parent_said_so, shape, simulated
+from tests.scenarios.shop import LONG, Shop, launches, raises
+from tests.waiting import until
+
+ROLLED_BACK = RunState.ROLLED_BACK
+
+
+class MyException(Exception):
+    """The article's."""
+
+
+def line_of(function: Callable[..., Any], text: str) -> int:
+    """The number of the line of a function that begins with a text."""
+    lines, first = inspect.getsourcelines(function)
+    (found,) = [number for number, line in enumerate(lines, first) if line.strip().startswith(text)]
+    return found
+
+
+def place(function: Callable[..., Any], text: str) -> dict[str, Any]:
+    """The stored form of a frame of this file."""
+    return {
+        "fileName": __file__,
+        "className": __name__,
+        "lineNumber": line_of(function, text),
+        "functionName": function.__qualname__,
+    }
+
+
+class Log:
+    """Declares steps that log a number; what the article's examples consist of."""
+
+    def __init__(self, shop: Shop) -> None:
+        self._shop = shop
+
+    def step(self, saga: Saga, name: str, number: str, then: Any = None, *, undo: str | None = None) -> None:
+        """Declare a step that logs `number`, and whose compensation logs `undo`."""
+
+        def invoke(scope: Any, message: Any) -> Any:
+            self._shop.journal(number)
+            return None if then is None else then(scope, message)
+
+        def compensate(*_: Any) -> None:
+            assert undo is not None
+            self._shop.journal(undo)
+
+        saga.add_step(
+            name, self._shop.coloured(invoke), compensate=None if undo is None else self._shop.coloured(compensate)
+        )
+
+
+@pytest.fixture
+def log(shop: Shop) -> Log:
+    return Log(shop)
+
+
+async def test_seed_1_quick_start(shop: Shop) -> None:
+    def hello_1(scope: Any, _: Any) -> None:
+        shop.journal("Hello from step 1")
+        scope.launch("another-topic", {"some": "payload"})
+
+    def hello_2(*_: Any) -> None:
+        shop.journal("Hello from step 2")
+
+    def child(_: Any, message: Any) -> None:
+        assert message.payload == {"some": "payload"}
+        shop.journal("child")
+
+    saga = shop.app.saga("my-handler", on="some-topic")
+    saga.add_step("Step 1", shop.coloured(hello_1))
+    saga.add_step("Step 2", shop.coloured(hello_2))
+    shop.app.saga("child-handler", on="another-topic").add_step("0", shop.coloured(child))
+
+    handle = await shop.run("some-topic", {})
+
+    assert shop.journal == ["Hello from step 1", "child", "Hello from step 2"]
+    assert await shop.states(handle) == {"my-handler": RunState.COMMITTED, "child-handler": RunState.COMMITTED}
+
+
+# -- SEED-2: real functions, for the frames of the failures are theirs -------------------------------------------------
+
+
+async def emits_async(scope: AsyncScope, message: Any) -> None:
+    scope.launch(message.payload["then"], {"then": "grandchild-topic"})
+
+
+def emits_blocking(scope: BlockingScope, message: Any) -> None:
+    scope.launch(message.payload["then"], {"then": "grandchild-topic"})
+
+
+async def fails_async(scope: AsyncScope, message: Any) -> None:
+    raise MyException("My exception message")
+
+
+def fails_blocking(scope: BlockingScope, message: Any) -> None:
+    raise MyException("My exception message")
+
+
+@pytest.mark.parametrize(
+    "parent_emits, child_emits, fails",
+    [
+        (emits_async, emits_async, fails_async),
+        (emits_blocking, emits_blocking, fails_blocking),
+        (emits_async, emits_blocking, fails_async),
+        (emits_blocking, emits_async, fails_blocking),
+    ],
+    ids=["async", "blocking", "async-blocking-async", "blocking-async-blocking"],
+)
+async def test_seed_2_the_distributed_stack_trace(mixed: Shop, parent_emits: Any, child_emits: Any, fails: Any) -> None:
+    declared = Log(mixed)
+    parent = mixed.app.saga("parent-handler", on="parent-topic")
+    parent.add_step("First parent step", parent_emits)
+    declared.step(parent, "Second parent step", "never")
+    child = mixed.app.saga("child-handler", on="child-topic")
+    declared.step(child, "First child step", "2")
+    child.add_step("Second child step", child_emits)
+    grandchild = mixed.app.saga("grandchild-handler", on="grandchild-topic")
+    declared.step(grandchild, "First grandchild step", "4")
+    grandchild.add_step("Second grandchild step", fails)
+
+    async with mixed.running():
+        handle = await mixed.app.launch("parent-topic", {"then": "child-topic"})
+        with pytest.raises(DistributedError) as caught:
+            await handle.wait(LONG)
+
+    assert mixed.journal == ["2", "4"]
+    by_saga = {run.saga: run for run in await mixed.runs(handle)}
+    assert [run.state for run in by_saga.values()] == [ROLLED_BACK] * 3
+
+    of_grandchild = {
+        "message": "My exception message",
+        "type": f"{__name__}.MyException",
+        "source": source_of(by_saga["grandchild-handler"]),
+        "stackTrace": [place(fails, "raise MyException")],
+        "causes": [],
+        "launchedAt": place(child_emits, "scope.launch("),
+    }
+    of_child = {
+        "message": "Child failure occurred while suspended in step [Second child step]",
+        "type": "ChildRolledBack",
+        "source": source_of(by_saga["child-handler"]),
+        "stackTrace": [],
+        "causes": [of_grandchild],
+        "launchedAt": place(parent_emits, "scope.launch("),
+    }
+    of_parent = {
+        "message": "Child failure occurred while suspended in step [First parent step]",
+        "type": "ChildRolledBack",
+        "source": source_of(by_saga["parent-handler"]),
+        "stackTrace": [],
+        "causes": [of_child],
+        "launchedAt": place(test_seed_2_the_distributed_stack_trace, "handle = await mixed.app.launch("),
+    }
+    stored = {saga: run.failure.to_json() for saga, run in by_saga.items() if run.failure is not None}
+    assert stored == {
+        "grandchild-handler": of_grandchild,
+        "child-handler": of_child,
+        "parent-handler": of_parent,
+    }
+    assert caught.value.to_json() == of_parent
+    (cause,) = caught.value.causes
+    assert cause.to_json() == of_child
+    assert cause.causes[0].to_json() == of_grandchild
+
+
+def source_of(run: RunStatus) -> str:
+    """How the process that executed the last step of a run calls itself in failures."""
+    return f"{run.saga}[{uuid.UUID(run.steps[-1].worker)}]"
+
+
+async def test_seed_2_the_log(shop: Shop, log: Log) -> None:
+    declare_chain(shop, log)
+
+    await shop.fail("parent-topic")
+
+    assert shop.journal == ["1", "2", "3", "4", "5"]
+
+
+async def test_seed_3_unwinding(shop: Shop, log: Log) -> None:
+    declare_chain(shop, log, undo=True)
+
+    handle, error = await shop.fail("parent-topic")
+
+    # The compensation of the step that failed is not among them.
+    assert shop.journal == ["1", "2", "3", "4", "5", "6", "7", "8", "9"]
+    root_cause = simulated("grandchild-handler", "My exception message")._replace(type=f"{__name__}.MyException")
+    of_child = child_rolled_back("child-handler", "Second child step", root_cause)
+    assert shape(error.failure) == child_rolled_back("parent-handler", "First parent step", of_child)
+    assert set((await shop.states(handle)).values()) == {ROLLED_BACK}
+
+
+def declare_chain(shop: Shop, log: Log, *, undo: bool = False) -> None:
+    """Declare the sagas of SEED-2, or with compensations those of SEED-3."""
+    boom = raises("My exception message", MyException)
+    parent = shop.app.saga("parent-handler", on="parent-topic")
+    log.step(parent, "First parent step", "1", launches("child-topic"), undo="9" if undo else None)
+    log.step(parent, "Second parent step", "never", undo="never" if undo else None)
+    child = shop.app.saga("child-handler", on="child-topic")
+    log.step(child, "First child step", "2", undo="8" if undo else None)
+    log.step(child, "Second child step", "3", launches("grandchild-topic"), undo="7" if undo else None)
+    grandchild = shop.app.saga("grandchild-handler", on="grandchild-topic")
+    log.step(grandchild, "First grandchild step", "4", undo="6" if undo else None)
+    log.step(grandchild, "Second grandchild step", "5", boom, undo="never" if undo else None)
+
+
+async def test_seed_4_siblings(shop: Shop, log: Log) -> None:
+    parent = shop.app.saga("parent-handler", on="parent-topic")
+    log.step(parent, "First parent step", "1", launches("child-topic"), undo="7")
+    log.step(parent, "Second parent step", "never", undo="never")
+    one = shop.app.saga("child-handler-1", on="child-topic")
+    log.step(one, "First child-1 step", "2a", undo="6")
+    log.step(one, "Second child-1 step", "3a", launches("grandchild-topic"), undo="5")
+    two = shop.app.saga("child-handler-2", on="child-topic")
+    log.step(two, "First child-2 step", "2b", undo="4b")
+    log.step(two, "Second child-2 step", "3b", raises("My exception message", MyException), undo="never")
+
+    handle, error = await shop.fail("parent-topic")
+
+    entries = shop.journal.entries
+    assert entries[0] == "1"
+    assert [entry for entry in entries[1:6] if entry.endswith("a")] == ["2a", "3a"]
+    assert [entry for entry in entries[1:6] if entry.endswith("b")] == ["2b", "3b", "4b"]
+    assert entries[6:] == ["5", "6", "7"]
+    root_cause = simulated("child-handler-2", "My exception message")._replace(type=f"{__name__}.MyException")
+    failure = child_rolled_back("parent-handler", "First parent step", root_cause)
+    assert shape(error.failure) == failure
+    assert shape((await shop.only(handle, "child-handler-1")).failure) == parent_said_so("parent-handler", failure)
+    assert set((await shop.states(handle)).values()) == {ROLLED_BACK}
+
+
+async def test_seed_5_a_later_step_fails(shop: Shop, log: Log) -> None:
+    parent = shop.app.saga("parent-handler", on="parent-topic")
+    log.step(parent, "First parent step", "1", launches("child-topic"), undo="7")
+    log.step(parent, "Second parent step", "4", raises("My exception message", MyException), undo="never")
+    child = shop.app.saga("child-handler", on="child-topic")
+    log.step(child, "First child step", "2", undo="6")
+    log.step(child, "Second child step", "3", undo="5")
+
+    handle, _ = await shop.fail("parent-topic")
+
+    assert shop.journal == ["1", "2", "3", "4", "5", "6", "7"]
+    assert await shop.states(handle) == {"parent-handler": ROLLED_BACK, "child-handler": ROLLED_BACK}
+
+
+async def test_seed_8_the_global_scope(shop: Shop) -> None:
+    launched: list[uuid.UUID] = []
+    finished: list[bool] = []
+
+    def emits(scope: Any, _: Any) -> None:
+        launched.append(scope.launch_on_global_scope("some-topic", None))
+
+    def waits_for_root(*_: Any) -> Iterator[Any]:
+        # Does not return before the saga that launched it has committed: nobody waits for it.
+        yield lambda: bool(finished)
+
+    shop.saga("root", "R", emits, None)
+    shop.saga("some", "some-topic", waits_for_root, launches("below"), raises("of the global scope"))
+    shop.saga("below", "below", None)
+
+    async with shop.running():
+        handle = await shop.app.launch("R", None)
+        await handle.wait(LONG)
+        finished.append(True)
+        with pytest.raises(DistributedError, match="of the global scope"):
+            await shop.app.handle(launched[0]).wait(LONG)
+
+    # Its failure is not reported to its launcher, and its own handlers cooperate.
+    assert await shop.states(handle) == {"root": RunState.COMMITTED}
+    assert shop.journal.of("some", "below") == [
+        "some-0", "some-1", "below-0", "some-2", "below-rb0", "some-rb1", "some-rb0",
+    ]  # fmt: skip
+    assert shop.journal.of("root") == ["root-0", "root-1"]
+    (run, _) = (await shop.app.status(launched[0])).runs
+    assert len(run.lineage) == 1
+    assert run.parent is None
+
+
+async def test_seed_8_a_rollback_does_not_touch_the_global_scope(shop: Shop) -> None:
+    launched: list[uuid.UUID] = []
+
+    def emits(scope: Any, _: Any) -> None:
+        launched.append(scope.launch_on_global_scope("some-topic", None))
+
+    def after_it(*_: Any) -> Iterator[Any]:
+        yield lambda: shop.journal.count("some-0")
+        raise RuntimeError("of the root")
+
+    shop.saga("root", "R", emits, after_it)
+    shop.saga("some", "some-topic", None)
+
+    handle, _ = await shop.fail("R")
+
+    async def committed() -> bool:
+        (run,) = (await shop.app.status(launched[0])).runs
+        return run.state is RunState.COMMITTED
+
+    await until(committed, LONG)
+    assert sorted(shop.journal.entries) == ["root-0", "root-1", "root-rb0", "some-0"]
+    assert await shop.states(handle) == {"root": ROLLED_BACK}
