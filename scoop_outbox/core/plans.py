@@ -104,33 +104,35 @@ def execute(run_id: uuid.UUID, worker: Worker) -> Plan[Execution]:
                 yield from ask(ROLLBACK)
                 return Execution.OTHER_COLOUR
             outcome = yield call
-        try:
-            change = _change(due, claim, outcome, worker.chance)
-            more = turn < STEPS_IN_A_ROW and not worker.draining()
-            go_on = yield from _settle(claim, change, worker, go_on=more)
-        except Refused as refusal:
-            if not isinstance(outcome, Returned):
-                raise
-            go_on = yield from _refused(claim, due, outcome, refusal, worker)
+        more = turn < STEPS_IN_A_ROW and not worker.draining()
+        if isinstance(outcome, Raised) and not outcome.open:
+            go_on = yield from _settle_failure(claim, due, outcome, worker)
+        else:
+            try:
+                change = _change(due, claim, outcome, worker.chance)
+                go_on = yield from _settle(claim, change, worker, go_on=more)
+            except Refused as refusal:
+                if not isinstance(outcome, Returned):
+                    raise
+                failure = Failure.of(refusal.error, source=claim.source)
+                raised = Raised(refusal.error, failure, outcome.context, open=False)
+                go_on = yield from _settle_failure(claim, due, raised, worker)
         if go_on is None:
             break
         claim = go_on
     return Execution.DONE
 
 
-def _refused(
-    claim: _Claim, due: rule.Decision, outcome: Returned, refusal: Refused, worker: Worker
-) -> Plan[_Claim | None]:
-    """Record that the database refused to commit what a callback wrote (a deferred constraint, say).
+def _settle_failure(claim: _Claim, due: rule.Decision, outcome: Raised, worker: Worker) -> Plan[_Claim | None]:
+    """Record the failure of a callback whose transaction is gone, and with it the savepoint.
 
-    That is a failure of the callback, but its transaction is gone, and with it the savepoint: so the failure is
-    written in a transaction of its own, unless another worker was faster and executes the step again.
+    The database refused to commit what it wrote (a deferred constraint, say), or it ended the transaction itself.
+    So the failure is written in a transaction of its own, unless another worker was faster and executes it again.
     """
-    raised = Raised(refusal.error, Failure.of(refusal.error, source=claim.source), outcome.context)
     again = yield from _claim(claim.run.id, worker)
     if again is None or again.run.seq != claim.run.seq:
         return again
-    return (yield from _settle(again, _change(due, again, raised, worker.chance), worker, go_on=True))
+    return (yield from _settle(again, _change(due, again, outcome, worker.chance), worker, go_on=True))
 
 
 def _claim(run_id: uuid.UUID, worker: Worker) -> Plan[_Claim | None]:
@@ -214,6 +216,7 @@ def _call(due: rule.Decision, claim: _Claim) -> Call | None:
                 iteration=run.iteration,
                 attempt=run.handled,
                 error=failure.to_exception(),
+                handles=True,
                 check=lambda value: value is None or transition.next_step(saga, step.name, value),
             )
         case rule.Compensate(step, compensation, instance):
@@ -236,6 +239,7 @@ def _call(due: rule.Decision, claim: _Claim) -> Call | None:
                 iteration=instance.iteration,
                 attempt=run.attempt,
                 error=failure.to_exception(),
+                handles=True,
             )
         case _:
             return None

@@ -46,6 +46,7 @@ class Call:
 
     Attributes:
         error: the third argument of compensations and failure handlers.
+        handles: whether the callback is there to handle `error`: what it raises instead keeps `error` as its cause.
         key: identifies callback and instance, whatever the attempt.
         check: raises when the callback's return value cannot be used; then the call counts as raised.
         source: names this worker in a failure.
@@ -60,6 +61,7 @@ class Call:
     key: str
     source: str
     error: Exception | None = None
+    handles: bool = False
     results: Sequence[Result] = field(default=())
     check: Callable[[object], object] = lambda value: value
 

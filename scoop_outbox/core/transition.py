@@ -35,11 +35,16 @@ class Returned:
 
 @dataclass(frozen=True, slots=True)
 class Raised:
-    """A callback raised: its writes are undone, the context that it left is kept."""
+    """A callback raised: its writes are undone, the context that it left is kept.
+
+    Attributes:
+        open: whether the claim's transaction is still there to record the failure in.
+    """
 
     error: Exception
     failure: Failure
     context: str | None
+    open: bool = True
 
 
 class Mail(Enum):

@@ -152,9 +152,10 @@ class AsyncDriver:
             if self.raw.closed or is_transient(error):
                 raise Interrupted(type(error).__name__) from error
             await scope.close()
-            if self.raw.info.transaction_status is not TransactionStatus.IDLE:
+            is_open = self.raw.info.transaction_status is not TransactionStatus.IDLE
+            if is_open:
                 await self._batch([ROLLBACK_TO_SAVEPOINT])
-            return raised(call, scope, error)
+            return raised(call, scope, error, is_open=is_open)
         finally:
             await self._discard(scope)
 

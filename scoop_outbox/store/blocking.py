@@ -153,9 +153,10 @@ class Driver:
             if self.raw.closed or is_transient(error):
                 raise Interrupted(type(error).__name__) from error
             scope.close()
-            if self.raw.info.transaction_status is not TransactionStatus.IDLE:
+            is_open = self.raw.info.transaction_status is not TransactionStatus.IDLE
+            if is_open:
                 self._batch([ROLLBACK_TO_SAVEPOINT])
-            return raised(call, scope, error)
+            return raised(call, scope, error, is_open=is_open)
         finally:
             self._discard(scope)
 

@@ -115,17 +115,12 @@ def returned(call: Call, scope: Scope, value: object) -> Returned:
     return Returned(value, tuple(scope.emissions), scope.context.dumps(), scope.result)
 
 
-def raised(call: Call, scope: Scope, error: Exception) -> Raised:
-    """Return the outcome of a callback that raised `error`."""
-    if call.error is not None and error is not call.error and error.__cause__ is None and error.__context__ is None:
+def raised(call: Call, scope: Scope, error: Exception, *, is_open: bool) -> Raised:
+    """Return the outcome of a callback that raised `error`; `is_open` tells whether its transaction is still there."""
+    if call.handles and error is not call.error and error.__cause__ is None and error.__context__ is None:
         error.__context__ = call.error  # a replacement keeps the original (behaviour Q5)
     try:
         context = scope.context.dumps()
     except PayloadError:
         context = call.run.context
-    return Raised(error, Failure.of(error, source=call.source), context)
-
-
-def refused(error: Exception, source: str, context: str | None) -> Raised:
-    """Return the outcome of a callback whose transaction the database refused to commit."""
-    return Raised(error, Failure.of(error, source=source), context)
+    return Raised(error, Failure.of(error, source=call.source), context, is_open)
