@@ -50,7 +50,7 @@ class Signals:
         self._workers: dict[str, Callable[[uuid.UUID, str, float], bool]] = {}
         self._wakes: dict[str, Callable[[], object]] = {}
         self._pending: set[str] = set()
-        self._flush = asyncio.Event()
+        self._flush: asyncio.Event
         self._own_pid = 0
         self._prefix = f"scoop_outbox:{home.schema}:"
 
@@ -109,6 +109,7 @@ class Signals:
         """Carry signals until cancelled."""
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
+        self._flush = asyncio.Event()  # one application may run in one loop after the other; an event belongs to one
         async with asyncio.TaskGroup() as group:
             group.create_task(self._patiently(self._send), name="scoop_outbox signals: send")
             group.create_task(self._patiently(self._listen), name="scoop_outbox signals: listen")
