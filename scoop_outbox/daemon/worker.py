@@ -83,6 +83,7 @@ class Worker:
         self._stopping = False
         self._drivers: list[AsyncDriver] = []
         self._blocking: list[Driver] = []
+        self._at_work: dict[uuid.UUID, Driver] = {}
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix=f"scoop_outbox {service}")
         self._coroutines = {name: _mostly_async(saga) for name, saga in self._sagas.items()}
         self.counters = Counters()
@@ -134,18 +135,26 @@ class Worker:
         self._stopping = True
         self._pace.wake()
         self._freed.set()
-        if self._tasks:
-            _, late = await asyncio.wait(list(self._tasks.values()), timeout=grace)
-            for task in late:
-                log.warning("a step did not finish within %.0f s; it will be executed again", grace)
+        tasks = dict(self._tasks)
+        if tasks:
+            await asyncio.wait(tasks.values(), timeout=grace)
+        late = {run_id: task for run_id, task in tasks.items() if not task.done()}
+        for run_id, task in late.items():
+            log.warning("a step of run %s did not finish within %.0f s; it will be executed again", run_id, grace)
+            blocking = self._at_work.get(run_id)
+            if blocking is None:
                 task.cancel()
-            if late:
-                await asyncio.wait(late, timeout=1.0)
+            else:
+                await asyncio.to_thread(blocking.abort)
+        if late:
+            _, stuck = await asyncio.wait(late.values(), timeout=1.0)
+            for task in stuck:
+                task.cancel()  # a thread cannot be ended, but with its connection gone it can do no harm
         self._threads.shutdown(wait=False, cancel_futures=True)
         for driver in self._drivers:
             await driver.close()
-        for blocking in self._blocking:
-            blocking.close()
+        for idle in self._blocking:
+            idle.close()
         self._drivers.clear()
         self._blocking.clear()
 
@@ -274,10 +283,15 @@ class Worker:
                 await driver.close()
 
     def _drive_blocking(self, run_id: uuid.UUID) -> Execution:
-        driver = self._blocking.pop() if self._blocking else self._home.connect_blocking()
+        try:
+            driver = self._blocking.pop()
+        except IndexError:  # asking first would not do: other threads take drivers too
+            driver = self._home.connect_blocking()
+        self._at_work[run_id] = driver
         try:
             return driver.run(plans.execute(run_id, self._worker(coroutines=False)))
         finally:
+            del self._at_work[run_id]
             if driver.usable and not self._stopping:
                 self._blocking.append(driver)
             else:

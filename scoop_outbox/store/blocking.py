@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import psycopg
@@ -102,6 +105,16 @@ class Driver:
         self.raw.close()
         self.outer.invalidate()
         self.outer.close()
+
+    def abort(self) -> None:
+        """Break the connection under the thread that uses it: what is open in it is undone, here and on the server."""
+        self.usable = False
+        with suppress(psycopg.Error, OSError):
+            cancel = self.raw.pgconn.get_cancel()
+            # First the connection: a cancelled statement must not look like a failure of the callback.
+            with socket.socket(fileno=os.dup(self.raw.fileno())) as ours:
+                ours.shutdown(socket.SHUT_RDWR)
+            cancel.cancel()
 
     def run(self, plan: Plan[T]) -> T:
         """Execute a plan to its end.
