@@ -148,7 +148,8 @@ async def _demonstrate(options: Options, console: Console) -> int:
         print_closing_count(console, count)
         if options.keep:
             console.print(f"\nEverything is left running until Ctrl-C. Look at it, in the schema {tables.SCHEMA}:")
-            console.print(Text(f"  psql '{url}'"), soft_wrap=True)
+            # Whoever lends a database knows its password, and may not want to see it on a screen.
+            console.print(Text(f"  psql '{url if options.database is None else shown(url)}'"), soft_wrap=True)
             while True:
                 processes.check()
                 await asyncio.sleep(0.5)
@@ -264,7 +265,7 @@ async def _tell(placed: Sequence[Placed], console: Console) -> None:
         print_title(console, f"Order {bad.id} failed: {bad.root_cause}")
         console.print("Follow the numbers: what had been done is undone in reverse order, through all services.\n")
         console.print(tree_of(await app.status(bad.handle.id), min(console.width, WIDTH)))
-        print_title(console, "What `await handle.wait()` raises for it: one traceback, from three processes")
+        print_title(console, "What `await handle.wait()` raises for it: one traceback across services")
         try:
             await bad.handle.wait()
         except DistributedError as error:

@@ -81,7 +81,7 @@ class ProgressDisplay:
         ended = sum(row.done + row.undone for row in services if row.service == "orders")
         bar = Table.grid(padding=(0, 2, 0, 0))
         bar.add_row(
-            ProgressBar(self._orders, ended, width=50),
+            ProgressBar(self._orders, ended, width=50, complete_style="green"),
             f"{ended} of {self._orders} orders ended",
             f"[dim]{seconds:.1f} s[/]",
         )
