@@ -175,8 +175,12 @@ def _backward(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:
             return Undone(instance)
         if step is None:
             return Park(_missing(saga, instance.step))
-        failure = Failure.child_rolled_back(undo_name(instance), instance.compensation_failures, source=source)
-        return CompensationFailed(step, instance, failure)
+        failed = Failure.child_rollback_failed if instance.compensation_stuck else Failure.child_rolled_back
+        failure = failed(undo_name(instance), instance.compensation_failures, source=source)
+        handler = step.child_rollback_failure_handler
+        if handler is None or step.compensate_retry.allows(run.attempt + 1, failure.to_exception()):
+            return CompensationFailed(step, instance, failure)
+        return HandleChildRollbackFailure(step, handler, instance, failure)
     if instance.askable:
         return AskChildren(instance)
     if step is None:

@@ -79,6 +79,7 @@ def instance_of(rows: Sequence[Row]) -> Instance | None:
         askable,
         tuple(failure for of, failure in failures if of == seq and failure is not None),
         tuple(failure for of, failure in failures if of != seq and failure is not None),
+        any(row[5] not in (None, seq) and row[7] == ChildState.ROLLBACK_FAILED for row in rows),
     )
 
 

@@ -142,6 +142,7 @@ class Instance:
         askable: whether some of its children are committed and must be asked to roll back first.
         failures: failures of those that could not be rolled back.
         compensation_failures: failures of children of the compensation attempt `Run.compensation_seq`.
+        compensation_stuck: whether one of these children could not be rolled back either.
     """
 
     seq: int
@@ -151,6 +152,7 @@ class Instance:
     askable: bool = False
     failures: tuple[Failure, ...] = ()
     compensation_failures: tuple[Failure, ...] = ()
+    compensation_stuck: bool = False
 
 
 @dataclass(frozen=True, slots=True)

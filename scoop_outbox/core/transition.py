@@ -265,7 +265,10 @@ def child_rollback_handled(run: Run, due: HandleChildRollbackFailure, outcome: R
     kind = StepKind.CHILD_FAILURE_HANDLER
     record = Record(seq, due.step.name, kind, due.instance.iteration, run.attempt, due.failure, undoes=due.instance.seq)
     after = replace(run, seq=seq, context=outcome.context)
-    return Transition(after, record, outcome.emissions, consumes=due.instance.seq)
+    mail = Mail.DROP_IF_WAITING if _awaited(outcome.emissions) else Mail.KEEP
+    if run.compensation_seq is not None:  # they were the compensation's own: it has done what it could
+        return replace(undone(after, due.instance), record=record, emissions=outcome.emissions, mail=mail)
+    return Transition(after, record, outcome.emissions, consumes=due.instance.seq, mail=mail)
 
 
 def child_rollback_not_handled(run: Run, due: HandleChildRollbackFailure, outcome: Raised) -> Transition:

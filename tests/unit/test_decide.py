@@ -203,6 +203,19 @@ CASES: dict[str, tuple[Run, Facts, Decision]] = {
     "children of a compensation failed": (
         back(compensation_seq=4), facts(instance=instance(compensation_failures=(BOOM,))),
         CompensationFailed(FULL, instance(compensation_failures=(BOOM,)), failed_in(UNDOING, BOOM))),
+    "children of a compensation could not be rolled back": (
+        back(compensation_seq=4), facts(instance=instance(compensation_failures=(BOOM,), compensation_stuck=True)),
+        CompensationFailed(
+            FULL, instance(compensation_failures=(BOOM,), compensation_stuck=True), stuck_in(UNDOING, BOOM))),
+    "children of the last attempt of a compensation failed": (
+        back(compensation_seq=4, attempt=2), facts(instance=instance(compensation_failures=(BOOM,))),
+        HandleChildRollbackFailure(
+            FULL, callback, instance(compensation_failures=(BOOM,)), failed_in(UNDOING, BOOM))),
+    "children of the last attempt of a compensation failed, and nobody handles it": (
+        back(compensation_seq=4, attempt=2), facts(instance=instance("undoable", compensation_failures=(BOOM,))),
+        CompensationFailed(
+            UNDOABLE, instance("undoable", compensation_failures=(BOOM,)),
+            failed_in("Rollback of undoable[5]", BOOM))),
     "children of a compensation failed, and its step is gone": (
         back(compensation_seq=4), facts(instance=instance(GONE, compensation_failures=(BOOM,))), parked()),
     "children of a compensation have finished, and its step is gone": (

@@ -43,14 +43,14 @@ with instance as (
 )
 select i.seq, i.step, i.kind, i.iteration,
        exists (select from {schema}.child c where c.run_id = i.run_id and c.seq = i.seq and c.state = 'committed'),
-       f.seq, f.failure::text
+       f.seq, f.failure::text, f.state
 from instance i
 left join lateral (
-    select c.seq, c.failure, c.failed_at, c.ordinal
+    select c.seq, c.failure, c.state, c.failed_at, c.ordinal
     from {schema}.child c
     where c.run_id = i.run_id and c.seq = i.seq and c.state = 'rollback_failed' and not c.consumed
     union all
-    select c.seq, c.failure, c.failed_at, c.ordinal
+    select c.seq, c.failure, c.state, c.failed_at, c.ordinal
     from {schema}.child c
     where c.run_id = i.run_id and c.seq = i.compensation_seq and c.state in ('rolled_back', 'rollback_failed')
 ) f on true
