@@ -45,6 +45,11 @@ class _Scope(AsyncScope):
     def connection(self) -> psycopg.AsyncConnection[Any]:
         return self._driver.raw
 
+    @property
+    def broken(self) -> bool:
+        """Whether a flush has failed, which a session does not survive without a rollback."""
+        return self._session is not None and not self._session.is_active
+
     async def finish(self) -> None:
         """Flush what the session holds and release its savepoint."""
         if self._session is not None:
@@ -145,25 +150,35 @@ class AsyncDriver:
         scope = _Scope(call, self)
         try:
             value = await call.callback(*arguments(call, scope))
+            check_transaction(call, self.raw, broken=scope.broken)
             await scope.finish()
-            check_transaction(call, self.raw)
             return returned(call, scope, value)
         except Exception as error:
             if self.raw.closed or is_transient(error):
                 raise Interrupted(type(error).__name__) from error
-            await scope.close()
-            is_open = self.raw.info.transaction_status is not TransactionStatus.IDLE
+            is_open = await self._close(scope) and self.raw.info.transaction_status is not TransactionStatus.IDLE
             if is_open:
                 await self._batch([ROLLBACK_TO_SAVEPOINT])
+            else:
+                await self._begin_anew()
             return raised(call, scope, error, is_open=is_open)
         finally:
-            await self._discard(scope)
+            if not await self._close(scope):
+                self.usable = False
 
-    async def _discard(self, scope: _Scope) -> None:
+    async def _close(self, scope: _Scope) -> bool:
+        """Give the scope's session up; answer whether SQLAlchemy still sees this connection as it is."""
         try:
             await scope.close()
-        except Exception:  # noqa: BLE001 - SQLAlchemy's view of this connection is wrong now: take a new one
-            self.usable = False
+        except Exception:  # noqa: BLE001 - whatever it is, it is of no use to the user
+            return False
+        return True
+
+    async def _begin_anew(self) -> None:
+        """After a callback has ended the transaction, savepoints that SQLAlchemy believes in are no more."""
+        await self._undo()
+        await self.outer.rollback()
+        await self.outer.begin()
 
     async def _undo(self) -> None:
         """Leave no transaction open; a connection that cannot even do that is not used again."""

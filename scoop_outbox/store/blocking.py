@@ -49,6 +49,11 @@ class _Scope(BlockingScope):
     def connection(self) -> psycopg.Connection[Any]:
         return self._driver.raw
 
+    @property
+    def broken(self) -> bool:
+        """Whether a flush has failed, which a session does not survive without a rollback."""
+        return self._session is not None and not self._session.is_active
+
     def finish(self) -> None:
         """Flush what the session holds and release its savepoint."""
         if self._session is not None:
@@ -159,25 +164,35 @@ class Driver:
         scope = _Scope(call, self)
         try:
             value = call.callback(*arguments(call, scope))
+            check_transaction(call, self.raw, broken=scope.broken)
             scope.finish()
-            check_transaction(call, self.raw)
             return returned(call, scope, value)
         except Exception as error:
             if self.raw.closed or is_transient(error):
                 raise Interrupted(type(error).__name__) from error
-            scope.close()
-            is_open = self.raw.info.transaction_status is not TransactionStatus.IDLE
+            is_open = self._close(scope) and self.raw.info.transaction_status is not TransactionStatus.IDLE
             if is_open:
                 self._batch([ROLLBACK_TO_SAVEPOINT])
+            else:
+                self._begin_anew()
             return raised(call, scope, error, is_open=is_open)
         finally:
-            self._discard(scope)
+            if not self._close(scope):
+                self.usable = False
 
-    def _discard(self, scope: _Scope) -> None:
+    def _close(self, scope: _Scope) -> bool:
+        """Give the scope's session up; answer whether SQLAlchemy still sees this connection as it is."""
         try:
             scope.close()
-        except Exception:  # noqa: BLE001 - SQLAlchemy's view of this connection is wrong now: take a new one
-            self.usable = False
+        except Exception:  # noqa: BLE001 - whatever it is, it is of no use to the user
+            return False
+        return True
+
+    def _begin_anew(self) -> None:
+        """After a callback has ended the transaction, savepoints that SQLAlchemy believes in are no more."""
+        self._undo()
+        self.outer.rollback()
+        self.outer.begin()
 
     def _undo(self) -> None:
         """Leave no transaction open; a connection that cannot even do that is not used again."""

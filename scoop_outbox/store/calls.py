@@ -83,17 +83,24 @@ def arguments(call: Call, scope: Scope) -> tuple[Any, ...]:
     return (scope, call.message) if call.error is None else (scope, call.message, call.error)
 
 
-def check_transaction(call: Call, connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
+def check_transaction(
+    call: Call, connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], *, broken: bool
+) -> None:
     """Refuse a transaction that the callback has ended or broken.
+
+    Args:
+        call: what was called.
+        connection: what it worked on.
+        broken: whether its session is of no use any more.
 
     Raises:
         StepError: saying what to do instead.
     """
     status = connection.info.transaction_status
-    if status is TransactionStatus.INTRANS:
+    if status is TransactionStatus.INTRANS and not broken:
         return
     where = f"step {call.step!r} of saga {call.run.saga!r}"
-    if status is TransactionStatus.INERROR:
+    if status in (TransactionStatus.INERROR, TransactionStatus.INTRANS):
         raise StepError(
             f"{where} went on after a database error, but Postgres has aborted the transaction: "
             "wrap what may fail in a savepoint (session.begin_nested() or connection.transaction())"
