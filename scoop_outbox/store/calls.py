@@ -23,6 +23,7 @@ _TRANSIENT_STATES = frozenset(
         "57P01",  # admin_shutdown
         "57P02",  # crash_shutdown
         "57P03",  # cannot_connect_now
+        "26000",  # invalid_sql_statement_name: what was prepared here has been deallocated by somebody
         "25006",  # read_only_sql_transaction: we still talk to the old primary after a failover
     }
 )

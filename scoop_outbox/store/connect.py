@@ -45,7 +45,9 @@ def _options(application: str) -> dict[str, Any]:
     return {
         # The engine ends transactions itself (see sql/transaction.sql), so psycopg must not begin any.
         "isolation_level": "AUTOCOMMIT",
-        "connect_args": {"application_name": application, "connect_timeout": 10},
+        # What psycopg has prepared by itself it forgets after every rollback to a savepoint, with DEALLOCATE ALL: the
+        # statements of the engine would be gone too.
+        "connect_args": {"application_name": application, "connect_timeout": 10, "prepare_threshold": None},
         "max_overflow": -1,
         "use_native_hstore": False,  # else every new connection asks for a type that we do not use
     }

@@ -105,15 +105,19 @@ class Pipeline:
                 self._transformer.set_pgresult(result)
                 rows.append(self._transformer.load_rows(0, result.ntuples, tuple))
             elif result.status != ExecStatus.COMMAND_OK:
-                self._forget(sent)
-                raise psycopg.errors.error_from_result(result, encoding="utf-8")
+                error = psycopg.errors.error_from_result(result, encoding="utf-8")
+                self._forget(sent, everything=isinstance(error, psycopg.errors.InvalidSqlStatementName))
+                raise error
             elif preparation is None:
                 rows.append([])
         return rows
 
-    def _forget(self, sent: list[str | None]) -> None:
+    def _forget(self, sent: list[str | None], *, everything: bool) -> None:
         """After an error nobody knows which preparations took place: use other names from now on."""
         self._failures += 1
+        if everything:  # somebody deallocated all that was prepared on this connection
+            self._prepared.clear()
+            return
         for name in sent:
             if name is not None:
                 del self._prepared[name]
