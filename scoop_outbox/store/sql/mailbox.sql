@@ -20,14 +20,30 @@ update {schema}.mailbox set due = clock_timestamp() where id = any(%(ids)s)
 insert into {schema}.mailbox (service, saga, run_id, due) values (%(service)s, %(saga)s, %(run)s, %(due)s)
 
 -- name: read_due
--- Plain index read in order of time: no lock, no join, no write. The first row that is not due yet says how long
--- to sleep. Runs are divided among the workers of a service by the last byte of their id.
+-- Plain index reads in order of time: no lock, no join, no write. What is due comes first; the one row that is not due
+-- yet says how long to sleep. Runs are divided among the workers of a service by the last byte of their id. The clock
+-- is the statement's, which an index can be searched with: what is due later is not looked through.
 select run_id, saga, greatest(extract(epoch from due - clock_timestamp()), 0)::float8
-from {schema}.mailbox
-where service = %(service)s
-  and (get_byte(uuid_send(run_id), 15) %% %(parts)s = %(part)s or due < clock_timestamp() - %(steal)s::interval)
+from (
+    (
+        select run_id, saga, due
+        from {schema}.mailbox
+        where service = %(service)s and due <= statement_timestamp()
+          and (get_byte(uuid_send(run_id), 15) %% %(parts)s = %(part)s
+               or due < statement_timestamp() - %(steal)s::interval)
+        order by due
+        limit %(most)s
+    )
+    union all
+    (
+        select run_id, saga, due
+        from {schema}.mailbox
+        where service = %(service)s and due > statement_timestamp()
+        order by due
+        limit 1
+    )
+) m
 order by due
-limit %(most)s
 
 -- name: count_workers
 select pid, pid = pg_backend_pid()

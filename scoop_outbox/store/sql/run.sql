@@ -21,14 +21,19 @@ where id = %(run)s and seq = %(seq)s and state = %(state)s
 for update skip locked
 
 -- name: read_children
--- One row at least. While a child is open nothing else matters, and nothing else is read.
+-- One row at least. While a child is open nothing else matters, and nothing else is read: `offset 0` keeps the
+-- sub-select whole, so that the answer is asked for once and not for each child.
 select o.open, c.message_id, c.saga, c.state, c.ordinal, c.result::text, c.failure::text, c.failed_at
 from (select exists (select from {schema}.child where run_id = %(run)s and open) as open) o
-left join {schema}.child c
-  on not o.open
- and c.run_id = %(run)s
- and c.seq = (select instance from {schema}.run where id = %(run)s)
- and (c.state <> 'committed' or c.result is not null)
+left join lateral (
+    select *
+    from {schema}.child
+    where not o.open
+      and run_id = %(run)s
+      and seq = (select instance from {schema}.run where id = %(run)s)
+      and (state <> 'committed' and not consumed or result is not null)
+    offset 0
+) c on true
 order by c.ordinal
 
 -- name: read_instance

@@ -1,0 +1,266 @@
+"""What a statement costs does not depend on how much has been, nor on how much waits.
+
+One test, because what it needs takes long to build: tables with a million rows each.
+"""
+
+import json
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.adapt import PyFormat, Transformer
+from sqlalchemy import make_url
+
+from scoop_outbox.store import queries
+from scoop_outbox.store.schema import DEFAULT_SCHEMA
+
+UTILITY = {"begin", "commit", "commit_and_begin", "rollback", "savepoint", "rollback_to_savepoint"}
+UTILITY |= {"without_waiting_for_disk"}
+BIG = {"message", "run", "step", "child", "mailbox", "outbox"}
+
+FINISHED, WAITING, FAMILY = 1_000_000, 100_000, 10
+FANOUT = 2_000_000
+"""A run with 40,000 children, half of which have ended."""
+PAGES = 400
+"""Pages that one statement may touch, for a batch of at most ten. A scan of any big table takes 7,000 or more."""
+SORTED = 100
+"""Rows that a statement may sort: those of one hierarchy or batch."""
+
+FILL = f"""
+create function r(n bigint) returns uuid immutable parallel safe language sql
+    return ('00000000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid;
+create function m(n bigint) returns uuid immutable parallel safe language sql
+    return ('00000000-0000-7000-9000-' || lpad(to_hex(n), 12, '0'))::uuid;
+
+insert into subscription (topic, service, saga)
+select 'topic ' || n, 'shop', 'saga ' || n from generate_series(1, 200) n;
+
+insert into message (id, topic, body, content_type, headers)
+select m(n), 'topic 1', '\\x31', 'application/json', '{{}}' from generate_series(1, {FINISHED + WAITING}) n;
+
+insert into run (id, message_id, service, saga, lineage, parent_run, state, step, seq, instance)
+select r(n), m(n), 'shop', 'saga 1', array[r(n - n % {FAMILY}), r(n)], r(n - n % {FAMILY}),
+       case when n <= {FINISHED} then 'committed' else 'running' end, 'first', 1, 1
+from generate_series(1, {FINISHED + WAITING}) n;
+
+insert into step (run_id, seq, step, kind, iteration, attempt, state, started_at, ended_at, worker)
+select r(n), 1, 'first', 'step', 0, 0, 'committed', now(), now(), 'w'
+from generate_series(1, {FINISHED + WAITING}) n;
+
+insert into child (message_id, service, saga, run_id, seq, ordinal, open, state, child_run)
+select m(n), 'shop', 'saga 1', r(n - n % {FAMILY}), 1, n % {FAMILY}, n > {FINISHED},
+       case when n <= {FINISHED} then 'committed' else 'started' end, r(n)
+from generate_series(1, {FINISHED + WAITING}) n where n % {FAMILY} <> 0;
+
+insert into run (id, message_id, service, saga, lineage, step, seq, instance)
+values (r({FANOUT}), m({FANOUT}), 'shop', 'saga 1', array[r({FANOUT})], 'first', 1, 1);
+insert into child (message_id, service, saga, run_id, seq, ordinal, open, state, child_run)
+select m({FANOUT} + n), 'shop', 'saga 1', r({FANOUT}), 1, n, n > 20000,
+       case when n <= 20000 then 'committed' else 'started' end, r({FANOUT} + n)
+from generate_series(1, 40000) n;
+
+insert into mailbox (service, saga, run_id, due)
+select 'shop', 'saga 1', r(n), now() + interval '1 hour' + (n::bigint * 7919 % 1000003) * interval '1 second'
+from generate_series(1, {FINISHED}) n;
+insert into mailbox (service, saga, run_id, due)
+select case when n <= 20 then 'shop' else 'other' end, 'saga 1', r({FINISHED} + n), now() - interval '1 minute'
+from generate_series(1, 1000) n;
+
+insert into outbox (shard, message_id, topic, body, content_type, headers)
+select n % 8, m({FINISHED + WAITING} + n), 'topic 1', '\\x31', 'application/json', '{{}}'
+from generate_series(1, {FINISHED}) n;
+"""  # noqa: S608 - of our own numbers
+
+
+@pytest.fixture(scope="module")
+def full_database(postgres_url: str, template_database: str) -> Iterator[psycopg.Connection[Any]]:
+    """A connection to a database that has a past, and a lot of work."""
+    name = f"scoop_outbox_full_{secrets.token_hex(8)}"
+    with psycopg.connect(postgres_url, autocommit=True) as admin:
+        create = sql.SQL("create database {} template {}")
+        admin.execute(create.format(sql.Identifier(name), sql.Identifier(template_database)))
+        url = make_url(postgres_url).set(database=name).render_as_string(hide_password=False)
+        try:
+            with psycopg.connect(url, autocommit=True) as connection:
+                connection.execute(f"set search_path to {DEFAULT_SCHEMA}, public")
+                for table in BIG:  # nothing here needs to survive a crash, and plans are the same
+                    connection.execute(f"alter table {table} set unlogged".encode())
+                connection.execute(FILL.encode())
+                connection.execute("analyze")
+                yield connection
+        finally:
+            admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
+def run_id(number: int) -> UUID:
+    return UUID(f"00000000-0000-7000-8000-{number:012x}")
+
+
+def message_id(number: int) -> UUID:
+    return UUID(f"00000000-0000-7000-9000-{number:012x}")
+
+
+NOW = datetime.now(UTC)
+OLD, OPEN = 500_000, FINISHED + 50_000  # both are the root of a family
+SHARDS = list(range(8))
+LEASE = timedelta(seconds=6)
+FAILURE = '{"type":"Boom"}'
+
+
+def batch(*, size: int, lineage: str | None = None) -> dict[str, list[Any]]:
+    return {
+        "ids": [uuid4() for _ in range(size)],
+        "topics": ["topic 1"] * size,
+        "keys": [None] * size,
+        "bodies": [b"1"] * size,
+        "content_types": ["application/json"] * size,
+        "headers": ["{}"] * size,
+    }
+
+
+def examples() -> list[tuple[str, dict[str, Any]]]:
+    """Return every statement with parameters as they occur, more than once where it matters."""
+    record = {
+        "run": run_id(OPEN), "seq": 2, "step": "first", "kind": "step", "iteration": 0, "attempt": 0, "worker": "w",
+        "state": "failed", "failure": FAILURE, "undoes": None, "started_at": NOW,
+    }  # fmt: skip
+    advance = {
+        "run": run_id(OPEN), "seq": 2, "step": "first", "next_step": None, "iteration": 0, "attempt": 0,
+        "state": "running", "context": None, "result": None, "ended": False, "mail": [1, 2, 3], "started_at": NOW,
+        "worker": "w",
+    }  # fmt: skip
+    update = {
+        "run": run_id(OPEN), "state": "running", "step": "first", "next_step": None, "seq": 2, "instance": 2,
+        "iteration": 0, "attempt": 0, "handled": 0, "not_before": None, "undo_seq": None, "compensation_seq": None,
+        "context": None, "failure": None, "failed": False, "result": None, "reason": None, "ended": False,
+    }  # fmt: skip
+    below: dict[str, Any] = {
+        **batch(size=10), "ids": [message_id(OPEN + 1)] + [uuid4() for _ in range(9)],
+        "lineages": [str(run_id(OPEN))] * 10, "contexts": [None] * 10, "launched_at": [None] * 10,
+    }  # fmt: skip
+    told = {
+        "state": "committed", "result": None, "failure": None, "run": run_id(OPEN + 1), "message": message_id(OPEN + 1),
+        "service": "shop", "saga": "saga 1",
+    }  # fmt: skip
+    due = {"service": "shop", "part": 0, "parts": 1, "steal": timedelta(days=36500), "most": 17}
+    return [
+        ("claim_run", {"run": run_id(OLD)}),
+        ("claim_run", {"run": run_id(FINISHED + 1)}),
+        ("claim_again", {"run": run_id(OPEN), "seq": 1, "state": "running"}),
+        ("read_children", {"run": run_id(OLD)}),
+        ("read_children", {"run": run_id(OPEN)}),
+        ("read_instance", {"run": run_id(OLD)}),
+        ("advance_run", advance),
+        ("record_step", record),
+        ("mark_undone", {"run": run_id(OLD), "seq": 1}),
+        ("update_run", update),
+        ("consume_failures", {"run": run_id(OLD), "seq": 1}),
+        ("ask_children", {"run": run_id(OLD), "seq": 1, "failure": FAILURE, "context": None}),
+        ("tell_parent", told),
+        ("read_children", {"run": run_id(FANOUT)}),
+        ("drop_mail_if_waiting", {"ids": [1, 2, 3], "run": run_id(FANOUT)}),
+        ("tell_parent", {**told, "run": run_id(FANOUT + 30_000), "message": message_id(FANOUT + 30_000)}),
+        ("drop_mail", {"ids": [1, 2, 3]}),
+        ("drop_mail", {"ids": []}),
+        ("drop_mail_if_waiting", {"ids": [1, 2, 3], "run": run_id(OPEN)}),
+        ("drop_mail_if_waiting", {"ids": [1, 2, 3], "run": run_id(OLD)}),
+        ("defer_mail", {"ids": [1, 2, 3]}),
+        ("post_timer", {"service": "shop", "saga": "saga 1", "run": run_id(OPEN), "due": NOW}),
+        ("read_due", due),
+        ("read_due", {**due, "part": 1, "parts": 4}),
+        ("read_due", {**due, "part": 1, "parts": 4, "steal": timedelta(milliseconds=50)}),
+        ("read_due", {**due, "part": 63, "parts": 64}),
+        ("read_due", {**due, "service": "other", "most": 100}),
+        ("read_due", {**due, "service": "nobody"}),
+        ("launch", {**batch(size=10), "awaited": [True] * 10, "run": run_id(OPEN), "seq": 1}),
+        ("launch", {**batch(size=1), "awaited": [False], "run": None, "seq": 0}),
+        ("take_in", {**below, "lineages": [None] * 10, "ids": batch(size=10)["ids"]}),
+        ("take_in", below),
+        ("read_outbox", {"shards": SHARDS, "floors": [0] * 8, "most": 10}),
+        ("read_outbox", {"shards": [3], "floors": [500_000], "most": 10}),
+        ("delete_published",
+         {"shards": [n % 8 for n in range(1, 9)], "seqs": list(range(1, 9)), "owned": SHARDS, "epochs": [0] * 8}),
+        ("bury_unpublishable", {"shard": 1, "seq": 1, "epoch": 0, "reason": "why"}),
+        ("acquire_shards", {"owner": uuid4(), "lease": LEASE}),
+        ("renew_shards", {"shards": SHARDS, "epochs": [0] * 8, "lease": LEASE}),
+        ("release_shards", {"shards": SHARDS, "epochs": [0] * 8}),
+        ("subscribe", {"topics": ["t"] * 3, "services": ["s"] * 3, "sagas": ["a", "b", "c"]}),
+        ("read_revision", {}),
+        ("read_roots", {"message": message_id(OLD)}),
+        ("read_roots", {"message": uuid4()}),
+        ("read_taken_in", {"message": message_id(OLD)}),
+        ("read_hierarchy", {"message": message_id(OLD)}),
+        ("read_steps", {"runs": [run_id(OLD + number) for number in range(FAMILY)]}),
+        ("count_workers", {"name": "nobody"}),
+        ("name_connection", {"name": "somebody"}),
+    ]  # fmt: skip
+
+
+@dataclass
+class Plan:
+    """A plan as the server executed it."""
+
+    text: str
+    problems: list[str] = field(default_factory=list)
+
+    def look(self, node: dict[str, Any]) -> None:
+        table = node.get("Relation Name")
+        if node["Node Type"] == "Seq Scan" and table in BIG:
+            self.problems.append(f"reads all of {table}")
+        rows = max((below["Actual Rows"] * below["Actual Loops"] for below in node.get("Plans", [])), default=0)
+        if "Sort" in node["Node Type"] and rows > SORTED:
+            self.problems.append(f"sorts {rows} rows")
+        for below in node.get("Plans", []):
+            self.look(below)
+
+
+@contextmanager
+def undone(connection: psycopg.Connection[Any]) -> Iterator[None]:
+    with connection.transaction(force_rollback=True):
+        yield
+
+
+def explain(connection: psycopg.Connection[Any], name: str, params: dict[str, Any]) -> Plan:
+    """Execute a statement as the drivers send it, and look at how the server did it."""
+    order = queries.compiled(DEFAULT_SCHEMA)[name].order
+    values = Transformer(connection).dump_sequence([params[key] for key in order], [PyFormat.TEXT] * len(order))
+    literals = [sql.SQL("null") if value is None else sql.Literal(bytes(value).decode()) for value in values]
+    arguments = sql.SQL("({})").format(sql.SQL(", ").join(literals)) if literals else sql.SQL("")
+    with undone(connection):
+        statement = sql.SQL("explain (analyze, buffers, timing off, format json) execute {} {}")
+        row = connection.execute(statement.format(sql.Identifier(name), arguments)).fetchone()
+    assert row is not None
+    plan = Plan(json.dumps(row[0], indent=1))
+    root = row[0][0]["Plan"]
+    plan.look(root)
+    pages = root["Shared Hit Blocks"] + root["Shared Read Blocks"]
+    if pages > PAGES:
+        plan.problems.append(f"touches {pages} pages")
+    return plan
+
+
+def test_every_statement_is_looked_at() -> None:
+    assert {name for name, _ in examples()} == set(queries.load(DEFAULT_SCHEMA)) - UTILITY
+
+
+def test_d1_no_statement_costs_more_as_history_and_work_grow(full_database: psycopg.Connection[Any]) -> None:
+    connection = full_database
+    for name, query in queries.compiled(DEFAULT_SCHEMA).items():
+        if name not in UTILITY:
+            connection.execute(sql.SQL("prepare {} as ").format(sql.Identifier(name)).as_bytes(None) + query.text)
+    problems: dict[str, Any] = {}
+    for mode in ("force_generic_plan", "force_custom_plan"):
+        connection.execute(f"set plan_cache_mode = {mode}".encode())
+        for number, (name, params) in enumerate(examples()):
+            plan = explain(connection, name, params)
+            if plan.problems:
+                problems[f"{mode} {number} {name}"] = plan
+    text = "\n\n".join(f"{what}: {', '.join(plan.problems)}\n{plan.text}" for what, plan in problems.items())
+    assert not problems, text
