@@ -1,0 +1,111 @@
+"""The database server dies, or is away for a while, under worker and relay processes that nobody restarts."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from scoop_outbox.store.migrate import migrate
+from scoop_outbox.testing import servers_required
+from scoop_outbox.testing.postgres import PostgresNotFoundError, PostgresServer, start_postgres
+from tests.crash import flow
+from tests.crash.ledger import assert_exactly_once, count, is_quiet
+from tests.crash.processes import Fleet, Process
+from tests.waiting import until_blocking
+
+PARENTS = 100
+OUTAGE = 5.0
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[PostgresServer]:
+    """A server of this test's own, as durable as in production."""
+    try:
+        server = start_postgres(tmp_path / "postgres")
+    except PostgresNotFoundError as error:
+        if servers_required():
+            raise
+        pytest.skip(str(error))
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def database_url(server: PostgresServer) -> str:
+    """The migrated database of that server."""
+    migrate(server.url)
+    return server.url
+
+
+@pytest.fixture
+def processes(database_url: str, fleet: Fleet) -> list[Process]:
+    """A worker of each service and two relays."""
+    for app in flow.SERVICES.values():
+        app.configure(database=database_url)
+        app.announce_sync()
+        app.home.dispose_blocking()
+    processes = [fleet.worker(f"flow:{service}") for service in flow.SERVICES]
+    processes += [fleet.relay(), fleet.relay()]
+    for process in processes:
+        process.wait_until_ready()
+    return processes
+
+
+def _launch(numbers: range) -> None:
+    """Launch orders in one transaction."""
+    with psycopg.connect(flow.orders.home.url) as connection:
+        for n in numbers:
+            flow.orders.launch_sync("order.placed", {"n": n}, key=str(n % 16), session=connection)
+
+
+def _assert_all_has_ended(url: str, processes: list[Process]) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        until_blocking(lambda: is_quiet(connection, PARENTS, "order.placed"), 60, 0.05)
+        assert_exactly_once(connection)
+        ends = connection.execute("select saga, state, count(*) from scoop_outbox.run group by 1, 2").fetchall()
+        expected = Counter(end for n in range(1, PARENTS + 1) for end in flow.expected_ends(n).items())
+        assert Counter({(saga, state): runs for saga, state, runs in ends}) == expected
+    assert all(process.ready for process in processes)
+    for process in processes:
+        assert "has died" not in process.log
+        assert "ERROR" not in process.log
+
+
+def test_the_server_is_killed_in_the_midst_of_work(
+    server: PostgresServer, effects: psycopg.Connection[Any], processes: list[Process]
+) -> None:
+    for crash in (1, 2):
+        done = count_steps(server.url)
+        _launch(range(1 + (crash - 1) * PARENTS // 2, 1 + crash * PARENTS // 2))
+        until_blocking(lambda: count_steps(server.url) >= done + 20)  # noqa: B023 - evaluated before the next round
+        server.kill()
+        server.start()
+    _assert_all_has_ended(server.url, processes)
+
+
+def test_the_server_is_away_for_seconds(
+    server: PostgresServer, effects: psycopg.Connection[Any], processes: list[Process]
+) -> None:
+    _launch(range(1, PARENTS + 1))
+    until_blocking(lambda: count_steps(server.url) >= 20)
+    effects.close()
+    server.stop()
+    back = time.monotonic() + OUTAGE
+    until_blocking(lambda: time.monotonic() >= back, OUTAGE + 5)
+    assert all(process.ready for process in processes)
+    server.start()
+    _assert_all_has_ended(server.url, processes)
+
+
+def count_steps(url: str) -> int:
+    """Count executions, on a connection that need not survive."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        return count(connection, "select count(*) from scoop_outbox.step")
