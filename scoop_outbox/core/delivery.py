@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scoop_outbox.core.plans import Hints, emitted
+from scoop_outbox.core.claim import Hints
+from scoop_outbox.core.settle import emitted
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, ask, statement
 from scoop_outbox.message import Envelope
 from scoop_outbox.scope import RESERVED_PREFIX, Emission

@@ -189,7 +189,8 @@ def handler_returned(saga: Saga, run: Run, due: HandleChildFailure, outcome: Ret
         run,
         next_step=follows,
         seq=seq,
-        instance=seq,
+        # What the next step finds as results is the handler's if it launched anything, else the step's (behaviour Q52).
+        instance=seq if _awaited(outcome.emissions) else run.instance,
         handled=run.handled + 1,
         context=outcome.context,
         result=outcome.result or run.result,

@@ -9,8 +9,8 @@ import psycopg
 import sqlalchemy as sa
 
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
+from scoop_outbox.core.claim import Hints
 from scoop_outbox.core.delivery import take_in
-from scoop_outbox.core.plans import Hints
 from scoop_outbox.message import Envelope
 from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.calls import Interrupted

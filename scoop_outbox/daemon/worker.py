@@ -22,7 +22,7 @@ from typing import Any
 import psycopg
 import sqlalchemy as sa
 
-from scoop_outbox.core import plans
+from scoop_outbox.core import claim, plans
 from scoop_outbox.core.plans import Execution
 from scoop_outbox.core.statement import Plan, Rows, ask, statement
 from scoop_outbox.daemon.pace import Pace
@@ -94,8 +94,8 @@ class Worker:
         """How many runs are being executed."""
         return len(self._tasks)
 
-    def _worker(self, *, coroutines: bool) -> plans.Worker:
-        return plans.Worker(
+    def _worker(self, *, coroutines: bool) -> claim.Worker:
+        return claim.Worker(
             self._service,
             self._sagas,
             self._home.worker_id,

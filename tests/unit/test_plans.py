@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from scoop_outbox.context import Context
-from scoop_outbox.core.plans import STEPS_IN_A_ROW, Execution, Worker, execute
+from scoop_outbox.core.claim import Worker
+from scoop_outbox.core.plans import STEPS_IN_A_ROW, Execution, execute
 from scoop_outbox.core.run import RunState
 from scoop_outbox.core.statement import Batch, Call, Plan, Refused, Rows
 from scoop_outbox.core.transition import Raised, Returned
@@ -197,7 +198,7 @@ def test_rb_01_a_step_that_raised_is_recorded_and_the_run_rolls_back_at_once() -
     assert store.batches == [
         CLAIM,
         ["record_step", "update_run", *UNDOING_AGAIN],
-        ["record_step", "mark_undone", "update_run", *UNDOING_AGAIN],
+        ["record_step", "update_run", "mark_undone", *UNDOING_AGAIN],
         ["update_run", "drop_mail", "commit"],
     ]
     assert [call.callback for call in store.calls] == [coroutine, coroutine]

@@ -159,15 +159,15 @@ CASES: dict[str, tuple[Run, Transition, Transition]] = {
     # Child failures
     "handled: the step's choice stands": (
         SUSPENDED, becomes.handler_returned(SAGA, SUSPENDED, handle, returned()),
-        Transition(replace(SUSPENDED, seq=5, instance=5, handled=3, context="{}"),
+        Transition(replace(SUSPENDED, seq=5, handled=3, context="{}"),
                    Record(5, "first", HANDLER, 2, 2), consumes=3)),
     "handled: the handler goes elsewhere": (
         SUSPENDED, becomes.handler_returned(SAGA, SUSPENDED, handle, returned(GoTo("patient"))),
-        Transition(replace(SUSPENDED, next_step="patient", seq=5, instance=5, handled=3, context="{}"),
+        Transition(replace(SUSPENDED, next_step="patient", seq=5, handled=3, context="{}"),
                    Record(5, "first", HANDLER, 2, 2), consumes=3)),
     "handled: the handler repeats the step": (
         SUSPENDED, becomes.handler_returned(SAGA, SUSPENDED, handle, returned(Repeat(), result="2")),
-        Transition(replace(SUSPENDED, next_step="first", seq=5, instance=5, handled=3, context="{}", result="2"),
+        Transition(replace(SUSPENDED, next_step="first", seq=5, handled=3, context="{}", result="2"),
                    Record(5, "first", HANDLER, 2, 2), consumes=3)),
     "handled: what the handler launched is waited for": (
         SUSPENDED, becomes.handler_returned(SAGA, SUSPENDED, handle, returned(None, AWAITED)),

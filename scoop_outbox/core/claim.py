@@ -1,0 +1,114 @@
+"""Claiming: a run under our row lock, and what is known of it from then on."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from scoop_outbox.context import merge
+from scoop_outbox.core.rows import CLOCK, MAIL, MESSAGE, children_of, instance_of, message_of, run_of
+from scoop_outbox.core.run import Facts, Run, RunState
+from scoop_outbox.core.statement import BEGIN, COMMIT, ROLLBACK, SAVEPOINT, Plan, Rows, Statement, ask, statement
+from scoop_outbox.message import Message
+from scoop_outbox.saga import Saga
+
+
+class Hints(Protocol):
+    """Told after a commit who may have something to do. Only a hint: losing one costs time, never correctness."""
+
+    def outbox(self) -> None:
+        """Messages were written to the outbox."""
+
+    def mail(self, service: str, saga: str, run_id: uuid.UUID, delay: float) -> None:
+        """A run of `service` got mail that is due in `delay` seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What an execution needs to know of the process that does it.
+
+    Attributes:
+        sagas: the sagas of this service by name.
+        id: names this process in failures and step records.
+        coroutines: whether the driver at work can call `async def` callbacks; otherwise it calls `def` ones.
+        chance: draws a number in [0, 1) for jitter.
+        draining: whether the process ends: then a run is left to others after the step in hand.
+    """
+
+    service: str
+    sagas: Mapping[str, Saga]
+    id: str
+    hints: Hints
+    coroutines: bool
+    chance: Callable[[], float]
+    draining: Callable[[], bool] = lambda: False
+
+
+@dataclass(slots=True)
+class Claim:
+    """A run under our row lock, and what was read after the lock was granted."""
+
+    run: Run
+    mail: list[int]
+    facts: Facts
+    message: Message
+    saga: Saga
+    source: str
+
+
+def claim(run_id: uuid.UUID, worker: Worker) -> Plan[Claim | None]:
+    """Lock a run and read what there is to know about it.
+
+    The order matters. The lock comes first and with it the mail; what is read of children comes after, so that mail
+    which is dropped later is mail whose news was seen.
+    """
+    _, locked, _, children = yield from ask(
+        BEGIN, statement("claim_run", run=run_id), SAVEPOINT, statement("read_children", run=run_id)
+    )
+    if not locked:
+        yield from ask(ROLLBACK)
+        return None
+    run, now, mail = run_of(locked[0]), locked[0][CLOCK], locked[0][MAIL]
+    if run.state.ended:
+        yield from ask(statement("drop_mail", ids=mail), COMMIT)  # it told of something that no longer matters
+        return None
+    saga = worker.sagas.get(run.saga)
+    if saga is None:
+        yield from ask(ROLLBACK)  # another deployment's work
+        return None
+    instance = None
+    if run.state is RunState.ROLLING_BACK:
+        run = replace(run, context=merge(run.context, run.inherited), inherited=None)
+        (found,) = yield from ask(statement("read_instance", run=run.id))
+        instance = instance_of(found)
+    is_open, ended = children_of(children)
+    message = message_of(locked[0][MESSAGE], saga.schema)
+    return Claim(run, mail, Facts(now, is_open, ended, instance), message, saga, f"{run.saga}[{worker.id}]")
+
+
+def claiming_again(run: Run, *, children: bool) -> list[Statement]:
+    """Lock a run that goes straight on, in the round trip that commits what it did."""
+    statements = [statement("claim_again", run=run.id, seq=run.seq, state=run.state.value), SAVEPOINT]
+    if run.state is RunState.ROLLING_BACK:
+        statements.append(statement("read_instance", run=run.id))
+    elif children:
+        statements.append(statement("read_children", run=run.id))
+    return statements
+
+
+def claimed_again(claim: Claim, run: Run, rows: Sequence[Rows]) -> Plan[Claim | None]:
+    """Return the claim on `run`, as it stands now, from what the statements of `claiming_again` answered."""
+    locked, _, *found = rows
+    if not locked:
+        yield from ask(ROLLBACK)  # somebody was faster, or has asked for something: the mail is still there
+        return None
+    now = locked[0][0]
+    if not found:
+        facts = Facts(now)
+    elif run.state is RunState.ROLLING_BACK:
+        facts = Facts(now, instance=instance_of(found[0]))
+    else:
+        facts = Facts(now, *children_of(found[0]))
+    return replace(claim, run=run, facts=facts)

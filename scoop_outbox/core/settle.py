@@ -1,0 +1,172 @@
+"""Settling: a transition becomes statements, and the transaction ends with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from scoop_outbox.core.claim import Claim, Worker, claim, claimed_again, claiming_again
+from scoop_outbox.core.run import Run, RunState, StepKind
+from scoop_outbox.core.statement import COMMIT, COMMIT_AND_BEGIN, Plan, Statement, ask, statement
+from scoop_outbox.core.transition import Mail, Record, Transition
+from scoop_outbox.scope import Emission
+
+
+def settle(claimed: Claim, change: Transition, worker: Worker, *, go_on: bool) -> Plan[Claim | None]:
+    """Write a transition and commit it; if the run goes straight on, claim it again in the same round trip."""
+    after = change.run
+    writes = [*_writes_run(claimed, change, worker), *_writes_mail(claimed, change, go_on=go_on)]
+    ahead = go_on and change.mail is Mail.KEEP
+    again = claiming_again(after, children=change.consumes is not None) if ahead else []
+    answers = yield from ask(*writes, COMMIT_AND_BEGIN if ahead else COMMIT, *again)
+    rows = {write.name: answer for write, answer in zip(writes, answers, strict=False)}
+    if change.emissions:
+        worker.hints.outbox()
+    for told in ("ask_children", "tell_parent"):
+        for run_id, service, saga, delay in rows.get(told, ()):
+            worker.hints.mail(service, saga, run_id, delay)
+    if ahead:
+        return (yield from claimed_again(claimed, after, answers[len(writes) + 1 :]))
+    if go_on and change.mail is Mail.DROP_IF_WAITING and not rows["drop_mail_if_waiting"][0][0]:
+        return (yield from claim(after.id, worker))  # nobody listens to what was launched: nothing to wait for
+    return None
+
+
+def _writes_run(claimed: Claim, change: Transition, worker: Worker) -> Iterator[Statement]:
+    """Write what happened, and tell those whom it concerns."""
+    before, after, record = claimed.run, change.run, change.record
+    if _advances(change):
+        yield statement("advance_run", **_advance(change, claimed, worker))
+    else:
+        if record is not None:
+            yield statement("record_step", **_record(record, claimed, worker))
+        if after != before:
+            yield statement("update_run", **_columns(after, failed=before.failure is not after.failure))
+    if change.undone is not None:
+        yield statement("mark_undone", run=after.id, seq=change.undone)
+    if change.consumes is not None:
+        yield statement("consume_failures", run=after.id, seq=change.consumes)
+    if change.emissions:
+        yield statement("launch", **emitted(change.emissions, after, after.seq if record is None else record.seq))
+    if change.asks is not None:
+        seq, reason = change.asks
+        yield statement("ask_children", run=after.id, seq=seq, failure=reason.dumps(), context=after.context)
+    if after.state.ended and after.parent_run is not None and after.state is not RunState.PARKED:
+        yield statement("tell_parent", **_outcome(after))
+
+
+def _writes_mail(claimed: Claim, change: Transition, *, go_on: bool) -> Iterator[Statement]:
+    """Drop the mail that was read, or keep it for whoever takes the run on."""
+    run = change.run
+    if change.mail is Mail.DROP_IF_WAITING:
+        yield statement("drop_mail_if_waiting", ids=claimed.mail, run=run.id)
+    elif change.mail is Mail.DROP and not _advances(change):
+        yield statement("drop_mail", ids=claimed.mail)
+    elif change.mail is Mail.KEEP and not go_on:
+        yield statement("defer_mail", ids=claimed.mail)
+    if change.wake_at is not None:
+        yield statement("post_timer", run=run.id, service=run.service, saga=run.saga, due=change.wake_at)
+
+
+def _advances(change: Transition) -> bool:
+    """Tell whether a step was executed without failing: one statement writes that, the commonest of all."""
+    record = change.record
+    return record is not None and record.kind is StepKind.STEP and record.failure is None
+
+
+def _advance(change: Transition, claimed: Claim, worker: Worker) -> dict[str, Any]:
+    after = change.run
+    return {
+        "run": after.id,
+        "seq": after.seq,
+        "step": after.step,
+        "next_step": after.next_step,
+        "iteration": after.iteration,
+        "attempt": claimed.run.attempt,
+        "state": after.state.value,
+        "context": after.context,
+        "result": after.result,
+        "ended": after.state.ended,
+        "mail": claimed.mail if change.mail is Mail.DROP else [],
+        "started_at": claimed.facts.now,
+        "worker": worker.id,
+    }
+
+
+def _record(record: Record, claimed: Claim, worker: Worker) -> dict[str, Any]:
+    return {
+        "run": claimed.run.id,
+        "seq": record.seq,
+        "step": record.step,
+        "kind": record.kind.value,
+        "iteration": record.iteration,
+        "attempt": record.attempt,
+        "state": "committed" if record.failure is None else "failed",
+        "failure": None if record.failure is None else record.failure.dumps(),
+        "undoes": record.undoes,
+        "started_at": claimed.facts.now,
+        "worker": worker.id,
+    }
+
+
+def _columns(run: Run, *, failed: bool) -> dict[str, Any]:
+    return {
+        "run": run.id,
+        "state": run.state.value,
+        "step": run.step,
+        "next_step": run.next_step,
+        "seq": run.seq,
+        "instance": run.instance,
+        "iteration": run.iteration,
+        "attempt": run.attempt,
+        "handled": run.handled,
+        "not_before": run.not_before,
+        "undo_seq": run.undo_seq,
+        "compensation_seq": run.compensation_seq,
+        "context": run.context,
+        "failure": None if run.failure is None else run.failure.dumps(),
+        "failed": failed,
+        "result": run.result,
+        "reason": run.reason,
+        "ended": run.state.ended,
+    }
+
+
+def _outcome(run: Run) -> dict[str, Any]:
+    failed = run.state is not RunState.COMMITTED
+    return {
+        "message": run.message_id,
+        "service": run.service,
+        "saga": run.saga,
+        "state": run.state.value,
+        "result": None if failed else run.result,
+        "failure": run.failure.dumps() if failed and run.failure is not None else None,
+        "run": run.id,
+    }
+
+
+def emitted(emissions: Sequence[Emission], run: Run | None, seq: int) -> dict[str, Any]:
+    """Return the parameters of `launch` for messages of a run, or for messages from outside when there is none."""
+    lineage = "" if run is None else ",".join(map(str, run.lineage))
+    return {
+        "ids": [emission.message_id for emission in emissions],
+        "topics": [emission.topic for emission in emissions],
+        "keys": [emission.key for emission in emissions],
+        "bodies": [emission.body for emission in emissions],
+        "content_types": [emission.content_type for emission in emissions],
+        "headers": [json.dumps(_headers(emission, lineage)) for emission in emissions],
+        "awaited": [emission.awaited and run is not None for emission in emissions],
+        "run": None if run is None else run.id,
+        "seq": seq,
+    }
+
+
+def _headers(emission: Emission, lineage: str) -> dict[str, str]:
+    headers = dict(emission.headers)
+    if emission.awaited and lineage:
+        headers["scoop-lineage"] = lineage
+    if emission.context is not None:
+        headers["scoop-context"] = emission.context
+    headers["scoop-launched-at"] = json.dumps(emission.launched_at.to_json())
+    return headers
