@@ -42,7 +42,11 @@ async def run_joined(
     else:
         raise DatabaseError(
             f"launch() cannot join {type(session).__qualname__}: pass {_KINDS['session']}"
-            + ("; for blocking ones there is launch_sync()" if isinstance(session, Transaction) else "")
+            + (
+                "; for blocking ones there is launch_sync()"
+                if isinstance(session, Session | sa.Connection | psycopg.Connection)
+                else ""
+            )
         )
     for batch in _batches(plan):
         for name, params in batch:
@@ -67,7 +71,11 @@ def run_joined_blocking(
     else:
         raise DatabaseError(
             f"launch_sync() cannot join {type(session).__qualname__}: pass {_KINDS['session_sync']}"
-            + ("; for async ones there is launch()" if isinstance(session, AsyncTransaction) else "")
+            + (
+                "; for async ones there is launch()"
+                if isinstance(session, AsyncSession | AsyncConnection | psycopg.AsyncConnection)
+                else ""
+            )
         )
     for batch in _batches(plan):
         for name, params in batch:
