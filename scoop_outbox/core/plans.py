@@ -102,7 +102,7 @@ def _call(due: rule.Decision, claimed: Claim) -> Call | None:
             reason = None if run.failure is None else run.failure.to_exception()
             return make(compensation, step.name, numbers, "compensation", error=reason)
         case rule.HandleChildRollbackFailure(step, handler, instance, failure):
-            numbers = (instance.seq, instance.iteration, run.attempt)
+            numbers = (instance.seq, instance.iteration, 0)
             error = failure.to_exception()
             return make(handler, step.name, numbers, "child-rollback-failure", error=error, handles=True)
         case _:

@@ -264,7 +264,8 @@ def child_rollback_handled(run: Run, due: HandleChildRollbackFailure, outcome: R
     """A child that could not be rolled back counts as compensated from now on (behaviour Q45)."""
     seq = run.seq + 1
     kind = StepKind.CHILD_FAILURE_HANDLER
-    record = Record(seq, due.step.name, kind, due.instance.iteration, run.attempt, due.failure, undoes=due.instance.seq)
+    # The attempt is the handler's, which is called once; those of the compensation are none of its.
+    record = Record(seq, due.step.name, kind, due.instance.iteration, 0, due.failure, undoes=due.instance.seq)
     after = replace(run, seq=seq, context=outcome.context)
     mail = Mail.DROP_IF_WAITING if _awaited(outcome.emissions) else Mail.KEEP
     if run.compensation_seq is not None:  # they were the compensation's own: it has done what it could

@@ -112,6 +112,18 @@ def check_transaction(
     )
 
 
+def _keep(original: Exception | None, replacement: BaseException) -> None:
+    """Make what a handler was called for the root of what it raised instead (behaviour Q5)."""
+    seen: set[int] = set()
+    while replacement is not original and id(replacement) not in seen:
+        seen.add(id(replacement))
+        above = replacement.__context__ if replacement.__cause__ is None else replacement.__cause__
+        if above is None:
+            replacement.__context__ = original
+            return
+        replacement = above
+
+
 def returned(call: Call, scope: Scope, value: object) -> Returned:
     """Return the outcome of a callback that returned `value`.
 
@@ -125,8 +137,8 @@ def returned(call: Call, scope: Scope, value: object) -> Returned:
 
 def raised(call: Call, scope: Scope, error: Exception, *, is_open: bool) -> Raised:
     """Return the outcome of a callback that raised `error`; `is_open` tells whether its transaction is still there."""
-    if call.handles and error is not call.error and error.__cause__ is None and error.__context__ is None:
-        error.__context__ = call.error  # a replacement keeps the original (behaviour Q5)
+    if call.handles:
+        _keep(call.error, error)
     try:
         context = scope.context.dumps()
     except PayloadError:

@@ -256,6 +256,24 @@ async def test_cf_07_q5_a_replacement_may_name_its_cause(shop: Shop) -> None:
     assert shape(error.failure) == Shape(f"{__name__}.OutOfStock", "root", "replaced", (original,))
 
 
+async def test_cf_07_q5_a_replacement_with_a_cause_of_its_own_keeps_the_original_below_it(shop: Shop) -> None:
+    def handles(_: Any, message: Any, __: Any) -> None:
+        try:
+            message.payload["alternative"]
+        except KeyError as missing:
+            raise OutOfStock("replaced") from missing
+
+    root = shop.app.saga("root", "R")
+    shop.step(root, "0", launches("C"), on_child_failure=handles)
+    shop.saga("child", "C", fails)
+
+    _, error = await shop.fail("R", {})
+
+    original = child_rolled_back("root", "0", simulated("child"))
+    lookup = Shape("KeyError", "root", "'alternative'", (original,))
+    assert shape(error.failure) == Shape(f"{__name__}.OutOfStock", "root", "replaced", (lookup,))
+
+
 async def test_cf_08_what_a_raising_handler_emitted_is_not_published(shop: Shop) -> None:
     emitted: list[uuid.UUID] = []
 

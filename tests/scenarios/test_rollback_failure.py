@@ -190,9 +190,11 @@ async def test_rf_06_q23_the_handler_of_rollback_failures_hears_of_a_compensatio
 
 async def test_rb_12_q23_a_handled_failure_of_a_compensations_child_lets_the_rollback_go_on(shop: Shop) -> None:
     delivered: list[Any] = []
+    attempts: list[int] = []
 
-    def handles(_: Any, __: Any, error: Any) -> None:
+    def handles(scope: Any, _: Any, error: Any) -> None:
         delivered.append(error)
+        attempts.append(scope.attempt)
 
     root = shop.saga("root", "R", None)
     shop.step(
@@ -216,6 +218,7 @@ async def test_rb_12_q23_a_handled_failure_of_a_compensations_child_lets_the_rol
     ]  # fmt: skip
     swallowed = child_rolled_back("root", "Rollback of 1[0]", simulated("child", "child boom"))
     assert [shape(one.failure) for one in delivered] == [swallowed]
+    assert attempts == [0]
     assert await shop.states(handle) == {"root": ROLLED_BACK, "child": [ROLLED_BACK] * 2}
     assert shape(error.failure) == simulated("root")
 

@@ -217,15 +217,15 @@ CASES: dict[str, tuple[Run, Transition, Transition]] = {
         Transition(replace(WAITING, state=RunState.ROLLBACK_FAILED, failure=BOOM), mail=Mail.DROP)),
     "a failed rollback of a child is swallowed": (
         BACK, becomes.child_rollback_handled(BACK, swallow, returned()),
-        Transition(replace(BACK, seq=7, context="{}"), Record(7, "first", HANDLER, 2, 1, BOOM, undoes=3), consumes=3)),
+        Transition(replace(BACK, seq=7, context="{}"), Record(7, "first", HANDLER, 2, 0, BOOM, undoes=3), consumes=3)),
     "what its handler launched is waited for": (
         BACK, becomes.child_rollback_handled(BACK, swallow, returned(None, AWAITED)),
-        Transition(replace(BACK, seq=7, context="{}"), Record(7, "first", HANDLER, 2, 1, BOOM, undoes=3), AWAITED,
+        Transition(replace(BACK, seq=7, context="{}"), Record(7, "first", HANDLER, 2, 0, BOOM, undoes=3), AWAITED,
                    consumes=3, mail=Mail.DROP_IF_WAITING)),
     "a failure of a compensation's own child is swallowed": (
         WAITING, becomes.child_rollback_handled(WAITING, swallow, returned()),
         Transition(replace(WAITING, seq=7, context="{}", undo_seq=2, compensation_seq=None, attempt=0),
-                   Record(7, "first", HANDLER, 2, 1, BOOM, undoes=3), undone=3)),
+                   Record(7, "first", HANDLER, 2, 0, BOOM, undoes=3), undone=3)),
     "a failed rollback of a child is not swallowed": (
         BACK, becomes.child_rollback_not_handled(BACK, swallow, raised()),
         Transition(replace(BACK, state=RunState.ROLLBACK_FAILED, failure=BOOM, context='{"left":1}'), mail=Mail.DROP)),
