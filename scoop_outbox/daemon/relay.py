@@ -51,7 +51,6 @@ class Relay:
         self._driver: AsyncDriver | None = None
         self._epochs: dict[int, int] = {}
         self._floors: dict[int, int] = {}
-        self._lease_until = 0.0
         self._renew_at = 0.0
         self._full_scan_at = 0.0
         self._failures: dict[int, int] = {}
@@ -107,9 +106,19 @@ class Relay:
         self._raise_floors(waiting)
         if not waiting:
             return False
-        receipts = await self._publisher.publish([one.envelope for one in waiting])
-        await self._settle(driver, waiting, receipts)
+        await self._settle(driver, waiting, await self._publish(waiting))
         return True
+
+    async def _publish(self, waiting: Sequence[Waiting]) -> Sequence[Receipt]:
+        try:
+            receipts = await self._publisher.publish([one.envelope for one in waiting])
+        except Exception as error:
+            log.exception("the publisher has failed; its messages stay in the outbox")
+            return [Receipt(Verdict.FAILED_FOR_NOW, type(error).__name__)] * len(waiting)
+        if len(receipts) != len(waiting):
+            log.error("the publisher returned %d receipts for %d messages", len(receipts), len(waiting))
+            return [Receipt(Verdict.FAILED_FOR_NOW, "no receipts")] * len(waiting)
+        return receipts
 
     def _raise_floors(self, waiting: Sequence[Waiting]) -> None:
         """Read on above a full batch, so that the index is not searched through rows just deleted."""
@@ -123,12 +132,15 @@ class Relay:
 
     async def _settle(self, driver: AsyncDriver, waiting: Sequence[Waiting], receipts: Sequence[Receipt]) -> None:
         done = [one for one, receipt in zip(waiting, receipts, strict=True) if receipt.verdict is Verdict.ACKNOWLEDGED]
-        await driver.run(_delete(done, self._epochs))
-        self.published += len(done)
+        deleted = await driver.run(_delete(done, self._epochs))
+        self.published += deleted
+        if deleted < len(done):
+            self._renew_at = 0.0  # another relay has our shards: do not publish the same once more
         for one, receipt in zip(waiting, receipts, strict=True):
             if receipt.verdict is Verdict.FAILED_FOR_GOOD:
                 log.error("message %s cannot be published and is a dead letter now", one.envelope.id)
-                await driver.run(_bury(one, self._epochs[one.shard], receipt.reason))
+                if not await driver.run(_bury(one, self._epochs[one.shard], receipt.reason)):
+                    self._renew_at = 0.0
         held_back = {
             one.shard
             for one, receipt in zip(waiting, receipts, strict=True)
@@ -199,22 +211,28 @@ def _mine(epochs: dict[int, int]) -> dict[str, list[int]]:
     return {"shards": list(epochs), "epochs": list(epochs.values())}
 
 
-def _delete(done: Sequence[Waiting], epochs: dict[int, int]) -> Plan[None]:
-    if done:
-        # A crash that forgets the delete publishes again, which intake notices: not worth a wait for the disk.
-        yield from ask(
-            BEGIN,
-            statement("without_waiting_for_disk"),
-            statement(
-                "delete_published",
-                shards=[one.shard for one in done],
-                seqs=[one.seq for one in done],
-                owned=list(epochs),
-                epochs=list(epochs.values()),
-            ),
-            COMMIT,
-        )
+def _delete(done: Sequence[Waiting], epochs: dict[int, int]) -> Plan[int]:
+    if not done:
+        return 0
+    # A crash that forgets the delete publishes again, which intake notices: not worth a wait for the disk.
+    _, _, deleted, _ = yield from ask(
+        BEGIN,
+        statement("without_waiting_for_disk"),
+        statement(
+            "delete_published",
+            shards=[one.shard for one in done],
+            seqs=[one.seq for one in done],
+            owned=list(epochs),
+            epochs=list(epochs.values()),
+        ),
+        COMMIT,
+    )
+    count: int = deleted[0][0]
+    return count
 
 
-def _bury(one: Waiting, epoch: int, reason: str) -> Plan[None]:
-    yield from ask(statement("bury_unpublishable", shard=one.shard, seq=one.seq, epoch=epoch, reason=reason))
+def _bury(one: Waiting, epoch: int, reason: str) -> Plan[bool]:
+    (buried,) = yield from ask(
+        statement("bury_unpublishable", shard=one.shard, seq=one.seq, epoch=epoch, reason=reason)
+    )
+    return bool(buried)

@@ -83,11 +83,15 @@ order by seq
 -- name: delete_published
 -- A relay that lost its shard deletes nothing: what it published will be published again by the new owner, and
 -- taken in once.
-delete from {schema}.outbox o
-using unnest(%(shards)s::smallint[], %(seqs)s::bigint[]) as p (shard, seq),
-      unnest(%(owned)s::smallint[], %(epochs)s::bigint[]) as e (shard, epoch)
-join {schema}.outbox_shard s on s.shard = e.shard and s.epoch = e.epoch
-where o.shard = p.shard and o.seq = p.seq and s.shard = o.shard
+with deleted as (
+    delete from {schema}.outbox o
+    using unnest(%(shards)s::smallint[], %(seqs)s::bigint[]) as p (shard, seq),
+          unnest(%(owned)s::smallint[], %(epochs)s::bigint[]) as e (shard, epoch)
+    join {schema}.outbox_shard s on s.shard = e.shard and s.epoch = e.epoch
+    where o.shard = p.shard and o.seq = p.seq and s.shard = o.shard
+    returning 1
+)
+select count(*) from deleted
 
 -- name: bury_unpublishable
 with buried as (
@@ -98,6 +102,7 @@ with buried as (
 )
 insert into {schema}.dead_letter (message_id, topic, key, body, content_type, headers, origin, reason)
 select message_id, topic, key, body, content_type, headers, 'relay', %(reason)s from buried
+returning id
 
 -- name: acquire_shards
 update {schema}.outbox_shard

@@ -1,0 +1,354 @@
+"""The relay with a broker that says what the test wants to hear."""
+
+import asyncio
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from scoop_outbox import Scoop
+from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
+from scoop_outbox.core.delivery import launch, launch_and_commit
+from scoop_outbox.daemon import relay as relay_module
+from scoop_outbox.daemon.relay import Relay
+from scoop_outbox.daemon.signals import Signals
+from scoop_outbox.message import Envelope
+from scoop_outbox.scope import Emission, emission
+from scoop_outbox.store.home import Home
+from scoop_outbox.store.joined import run_joined_blocking
+from scoop_outbox.store.schema import DEFAULT_SCHEMA, SHARDS
+from tests.waiting import until
+
+
+class FakePublisher:
+    """Implements `broker.protocol.Publisher`: keeps what it acknowledged."""
+
+    def __init__(self, verdict: Callable[[Envelope], Receipt] = lambda _: ACKNOWLEDGED) -> None:
+        self.verdict = verdict
+        self.batches: list[list[str]] = []
+        self.acknowledged: list[tuple[str | None, str]] = []
+        self.open = asyncio.Event()
+        self.open.set()
+        self.closed = False
+
+    async def publish(self, batch: Sequence[Envelope]) -> Sequence[Receipt]:
+        self.batches.append([one.body.decode() for one in batch])
+        await self.open.wait()
+        failed: set[str | None] = set()
+        receipts = []
+        for one in batch:
+            receipt = Receipt(Verdict.FAILED_FOR_NOW) if one.key in failed else self.verdict(one)
+            if receipt.verdict is Verdict.FAILED_FOR_NOW:
+                failed.add(one.key)
+            elif receipt.verdict is Verdict.ACKNOWLEDGED:
+                self.acknowledged.append((one.key, one.body.decode()))
+            receipts.append(receipt)
+        return receipts
+
+    async def close(self) -> None:
+        self.closed = True
+
+    def of(self, key: str | None) -> list[int]:
+        return [int(body) for known, body in self.acknowledged if known == key]
+
+
+@asynccontextmanager
+async def relaying(url: str, publisher: FakePublisher) -> AsyncIterator[Relay]:
+    home = Home(url, DEFAULT_SCHEMA, "relay test")
+    relay = Relay(home, publisher, Signals(home))
+    task = asyncio.create_task(relay.run())
+    try:
+        yield relay
+    finally:
+        publisher.open.set()
+        relay.stop()
+        await task
+        await home.dispose()
+
+
+def made(number: int, key: str | None = None) -> Emission:
+    return emission("topic", number, key=key, headers=None, context=None, awaited=False, depth=0)
+
+
+class Silent:
+    def outbox(self) -> None: ...
+
+    def mail(self, service: str, saga: str, run_id: uuid.UUID, delay: float) -> None: ...
+
+
+def write(url: str, *emissions: Emission) -> None:
+    app = Scoop("writer", database=url)
+    with app.home.blocking_driver() as driver:
+        driver.run(launch_and_commit(emissions, Silent()))
+    app.home.dispose_blocking()
+
+
+@contextmanager
+def written_late(url: str, *emissions: Emission) -> Iterator[None]:
+    """Write messages in a transaction that commits at the end of the block."""
+    app = Scoop("writer", database=url)
+    with psycopg.connect(url) as connection:
+        run_joined_blocking(launch(emissions), connection, app.home.queries, lambda: None)
+        yield
+
+
+def ask(url: str, question: str, *values: Any) -> list[tuple[Any, ...]]:
+    with psycopg.connect(url, options=f"-c search_path={DEFAULT_SCHEMA}") as connection:
+        return connection.execute(question.encode(), values).fetchall()
+
+
+def left(url: str) -> int:
+    count: int = ask(url, "select count(*) from outbox")[0][0]
+    return count
+
+
+def shard_of(url: str, key: str) -> int:
+    shard: int = ask(url, "select abs(hashtext(%s) %% %s)", key, SHARDS)[0][0]
+    return shard
+
+
+def keys_of_different_shards(url: str, count: int) -> list[str]:
+    keys: dict[int, str] = {}
+    for number in range(1000):
+        keys.setdefault(shard_of(url, f"key {number}"), f"key {number}")
+        if len(keys) == count:
+            break
+    return list(keys.values())
+
+
+async def test_messages_of_a_key_are_published_in_order_and_then_deleted(database_url: str) -> None:
+    keys = ["a", "b", "c", None]
+    for start in range(0, 200, 40):
+        write(database_url, *(made(number, keys[number % 4]) for number in range(start, start + 40)))
+    publisher = FakePublisher()
+    async with relaying(database_url, publisher) as relay:
+        await until(lambda: left(database_url) == 0)
+        assert relay.published == 200
+    for index, key in enumerate(keys[:3]):
+        assert publisher.of(key) == list(range(index, 200, 4))
+    assert sorted(publisher.of(None)) == list(range(3, 200, 4))
+    assert publisher.closed
+
+
+async def test_many_messages_go_in_batches(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_module, "BATCH", 10)
+    write(database_url, *(made(number, "k") for number in range(95)))
+    publisher = FakePublisher()
+    async with relaying(database_url, publisher):
+        await until(lambda: left(database_url) == 0)
+    assert [len(batch) for batch in publisher.batches] == [10] * 9 + [5]
+    assert publisher.of("k") == list(range(95))
+
+
+async def test_two_relays_publish_everything_once_and_each_shard_has_one_owner(database_url: str) -> None:
+    one, other = FakePublisher(), FakePublisher()
+    async with relaying(database_url, one) as first, relaying(database_url, other) as second:
+        for start in range(0, 300, 50):
+            write(database_url, *(made(number, str(number % 7)) for number in range(start, start + 50)))
+            await asyncio.sleep(0)
+        await until(lambda: left(database_url) == 0)
+        assert set(first._epochs) | set(second._epochs) == set(range(SHARDS))
+        assert not set(first._epochs) & set(second._epochs)
+    published = Counter(body for _, body in one.acknowledged + other.acknowledged)
+    assert published == Counter(str(number) for number in range(300))
+    for key in map(str, range(7)):
+        assert one.of(key) == sorted(one.of(key))
+        assert other.of(key) == sorted(other.of(key))
+
+
+async def test_a_relay_that_lost_its_lease_while_it_published_deletes_nothing(database_url: str) -> None:
+    write(database_url, *(made(number, "k") for number in range(3)))
+    slow, quick = FakePublisher(), FakePublisher()
+    slow.open.clear()
+    async with relaying(database_url, slow) as loser:
+        await until(lambda: slow.batches)
+        # Its lease runs out behind its back, and another relay takes the shards.
+        with psycopg.connect(database_url) as connection:
+            connection.execute("update scoop_outbox.outbox_shard set expires_at = '-infinity'")
+        quick.open.clear()
+        async with relaying(database_url, quick) as winner:
+            await until(lambda: quick.batches)
+            slow.open.set()
+            await until(lambda: not loser._epochs)
+            assert left(database_url) == 3
+            assert loser.published == 0
+            assert set(winner._epochs) == set(range(SHARDS))
+            quick.open.set()
+            await until(lambda: left(database_url) == 0)
+    # The loser noticed at once, and published nothing twice.
+    assert slow.of("k") == quick.of("k") == [0, 1, 2]
+
+
+async def test_a_relay_that_lost_its_lease_buries_nothing(database_url: str) -> None:
+    write(database_url, made(1, "k"))
+    slow = FakePublisher(lambda _: Receipt(Verdict.FAILED_FOR_GOOD, "too large"))
+    slow.open.clear()
+    async with relaying(database_url, slow) as loser:
+        await until(lambda: slow.batches)
+        with psycopg.connect(database_url) as connection:
+            connection.execute("update scoop_outbox.outbox_shard set epoch = epoch + 1")
+        slow.open.set()
+        await until(lambda: not loser._epochs)
+        assert slow.batches == [["1"]]
+        assert ask(database_url, "select 1 from dead_letter") == []
+        assert left(database_url) == 1
+
+
+async def test_what_fails_for_now_holds_its_own_shard_back_and_keeps_its_order(database_url: str) -> None:
+    stuck, fine = keys_of_different_shards(database_url, 2)
+    down = True
+    publisher = FakePublisher(
+        lambda one: Receipt(Verdict.FAILED_FOR_NOW, "no leader") if down and one.key == stuck else ACKNOWLEDGED
+    )
+    write(database_url, *(made(number, key) for number in range(10) for key in (stuck, fine)))
+    async with relaying(database_url, publisher) as relay:
+        await until(lambda: publisher.of(fine) == list(range(10)))
+        assert shard_of(database_url, stuck) in relay._held_back
+        assert shard_of(database_url, fine) not in relay._held_back
+        write(database_url, *(made(number, key) for number in range(10, 20) for key in (stuck, fine)))
+        await until(lambda: publisher.of(fine) == list(range(20)))
+        assert publisher.of(stuck) == []
+        assert left(database_url) == 20
+        down = False
+        await until(lambda: left(database_url) == 0)
+    assert publisher.of(stuck) == list(range(20))
+    assert ask(database_url, "select 1 from dead_letter") == []
+
+
+async def test_what_fails_for_good_is_a_dead_letter_and_others_go_on(database_url: str) -> None:
+    publisher = FakePublisher(
+        lambda one: Receipt(Verdict.FAILED_FOR_GOOD, "too large: o'clock") if one.body == b"3" else ACKNOWLEDGED
+    )
+    bad = made(3, "k")
+    write(
+        database_url, *(made(number, "k") for number in range(3)), bad, *(made(number, "k") for number in range(4, 8))
+    )
+    async with relaying(database_url, publisher):
+        await until(lambda: left(database_url) == 0)
+    assert publisher.of("k") == [0, 1, 2, 4, 5, 6, 7]
+    assert ask(database_url, "select message_id, topic, key, body, content_type, origin, reason from dead_letter") == [
+        (bad.message_id, "topic", "k", b"3", "application/json", "relay", "too large: o'clock")
+    ]
+
+
+async def test_a_publisher_that_raises_is_a_broker_that_is_down(database_url: str) -> None:
+    broken = [ValueError("an adapter's own bug"), RuntimeError("again")]
+
+    class Broken(FakePublisher):
+        async def publish(self, batch: Sequence[Envelope]) -> Sequence[Receipt]:
+            if broken:
+                raise broken.pop()
+            receipts = await super().publish(batch)
+            return receipts if len(self.batches) > 1 else receipts[1:]
+
+    publisher = Broken()
+    write(database_url, *(made(number, "k") for number in range(3)))
+    async with relaying(database_url, publisher):
+        await until(lambda: left(database_url) == 0)
+    assert publisher.of("k") == [0, 1, 2, 0, 1, 2]
+
+
+async def test_a_message_that_commits_late_is_published_though_later_ones_were(database_url: str) -> None:
+    publisher = FakePublisher()
+    async with relaying(database_url, publisher):
+        with written_late(database_url, made(0, "k")):
+            write(database_url, *(made(number, "k") for number in range(1, 20)))
+            await until(lambda: publisher.of("k") == list(range(1, 20)))
+            assert left(database_url) == 0
+        await until(lambda: publisher.of("k") == [*range(1, 20), 0])
+
+
+async def _keep_full(url: str, publisher: FakePublisher) -> None:
+    number = 100
+    while True:
+        await asyncio.to_thread(write, url, *(made(number + more, "k") for more in range(4)))
+        number += 4
+
+
+async def test_a_late_message_does_not_wait_for_the_outbox_to_be_empty(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "BATCH", 1)
+    monkeypatch.setattr(relay_module, "_FULL_SCAN", 0.05)
+    publisher = FakePublisher()
+    with written_late(database_url, made(0, "k")):
+        write(database_url, *(made(number, "k") for number in range(1, 5)))
+        publisher.open.clear()
+        relays = relaying(database_url, publisher)
+        await relays.__aenter__()
+        await until(lambda: publisher.batches == [["1"]])
+    # It has committed below the floor, while the shard was never seen empty.
+    feeding = asyncio.create_task(_keep_full(database_url, publisher))
+    publisher.open.set()
+    try:
+        await until(lambda: 0 in publisher.of("k"))
+    finally:
+        feeding.cancel()
+        await relays.__aexit__(None, None, None)
+
+
+async def test_a_relay_that_stops_leaves_its_shards_to_a_standby_at_once(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "LEASE", timedelta(hours=1))
+    one, other = FakePublisher(), FakePublisher()
+    async with relaying(database_url, one) as owner:
+        await until(lambda: len(owner._epochs) == SHARDS)
+        async with relaying(database_url, other) as standby:
+            await until(lambda: standby._renew_at > 0)
+            assert standby._epochs == {}
+            owner.stop()
+            await until(lambda: len(standby._epochs) == SHARDS, timeout=5)
+            write(database_url, made(1, "k"))
+            await until(lambda: other.of("k") == [1])
+    assert one.acknowledged == []
+
+
+async def test_a_relay_that_died_is_succeeded_when_its_lease_runs_out(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "LEASE", timedelta(seconds=0.5))
+    with psycopg.connect(database_url) as connection:
+        connection.execute(
+            "update scoop_outbox.outbox_shard set owner = %s, epoch = 7,"
+            " expires_at = clock_timestamp() + interval '0.3 seconds'",
+            (uuid.uuid4(),),
+        )
+    publisher = FakePublisher()
+    write(database_url, made(1, "k"))
+    async with relaying(database_url, publisher) as relay:
+        await until(lambda: publisher.of("k") == [1])
+        assert relay._epochs == dict.fromkeys(range(SHARDS), 8)
+
+
+async def test_a_relay_survives_the_loss_of_its_connection(database_url: str) -> None:
+    publisher = FakePublisher()
+    async with relaying(database_url, publisher) as relay:
+        await until(lambda: len(relay._epochs) == SHARDS)
+        for number in range(3):
+            ask(
+                database_url,
+                "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'relay test'",
+            )
+            write(database_url, made(number, "k"))
+            await until(lambda: number in publisher.of("k"))  # noqa: B023 - awaited within the turn
+    assert publisher.of("k") == [0, 1, 2]
+
+
+async def test_a_relay_that_stops_finishes_the_batch_in_hand(database_url: str) -> None:
+    write(database_url, *(made(number, "k") for number in range(3)))
+    publisher = FakePublisher()
+    publisher.open.clear()
+    async with relaying(database_url, publisher) as relay:
+        await until(lambda: publisher.batches)
+        relay.stop()
+        write(database_url, made(3, "k"))
+        publisher.open.set()
+    assert publisher.of("k") == [0, 1, 2]
+    assert left(database_url) == 1
+    assert ask(database_url, "select distinct owner, expires_at = '-infinity' from outbox_shard") == [(None, True)]
