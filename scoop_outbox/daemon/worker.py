@@ -183,7 +183,15 @@ class Worker:
         # Runs in hand or backing off keep their mail, and would hide what lies behind them.
         most = free + len(self._tasks) + len(self._backoff) + 1
         (rows,) = await driver.run(
-            _rows("read_due", service=self._service, part=part, parts=parts, steal=steal, most=most)
+            _rows(
+                "read_due",
+                service=self._service,
+                sagas=list(self._sagas),
+                part=part,
+                parts=parts,
+                steal=steal,
+                most=most,
+            )
         )
         now = time.monotonic()
         fed, wait = 0, None
@@ -207,9 +215,11 @@ class Worker:
             self._again.add(run_id)
         elif delay > 0:
             asyncio.get_running_loop().call_later(delay, self._pace.wake)
-        elif self._queued or self.busy >= self._slots:
-            # Behind what has been waiting for longer: the feeder reads in order of time.
+        elif self.busy >= self._slots:
             self._queued = True
+            return False  # a worker that has a slot may be faster
+        elif self._queued:
+            # Behind what has been waiting for longer: the feeder reads in order of time.
             self._pace.wake()
         elif not self._stopping:
             self._backoff.pop(run_id, None)

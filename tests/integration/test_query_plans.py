@@ -149,7 +149,14 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         "state": "committed", "result": None, "failure": None, "run": run_id(OPEN + 1), "message": message_id(OPEN + 1),
         "service": "shop", "saga": "saga 1",
     }  # fmt: skip
-    due = {"service": "shop", "part": 0, "parts": 1, "steal": timedelta(days=36500), "most": 17}
+    due = {
+        "service": "shop",
+        "sagas": ["saga 1", "saga 2"],
+        "part": 0,
+        "parts": 1,
+        "steal": timedelta(days=36500),
+        "most": 17,
+    }
     return [
         ("claim_run", {"run": run_id(OLD)}),
         ("claim_run", {"run": run_id(FINISHED + 1)}),
