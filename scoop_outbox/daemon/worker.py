@@ -78,6 +78,7 @@ class Worker:
         self._tasks: dict[uuid.UUID, asyncio.Task[None]] = {}
         self._again: set[uuid.UUID] = set()
         self._backoff: dict[uuid.UUID, tuple[float, int]] = {}
+        self._done: set[uuid.UUID] = set()  # since the feeder last began to read: what it reads of them is old
         self._freed = asyncio.Event()
         self._queued = True  # mail lies waiting for a slot, or may
         self._stopping = False
@@ -182,6 +183,7 @@ class Worker:
     ) -> tuple[int, float | None]:
         # Runs in hand or backing off keep their mail, and would hide what lies behind them.
         most = free + len(self._tasks) + len(self._backoff) + 1
+        self._done.clear()
         (rows,) = await driver.run(
             _rows(
                 "read_due",
@@ -202,7 +204,9 @@ class Worker:
             until = self._backoff.get(run_id, (0.0, 0))[0]
             if until > now:
                 wait = _sooner(wait, until - now)
-            elif self.busy < self._slots and self._start(run_id, saga):  # new mail may have filled them meanwhile
+            elif run_id in self._done or self.busy >= self._slots:  # new mail may have filled them meanwhile
+                continue
+            elif self._start(run_id, saga):
                 fed += 1
         return fed, wait
 
@@ -259,6 +263,7 @@ class Worker:
 
     def _finished(self, run_id: uuid.UUID, saga: str, done: Execution) -> None:
         del self._tasks[run_id]
+        self._done.add(run_id)
         self._freed.set()
         if done is Execution.NOTHING:
             failures = self._backoff.get(run_id, (0.0, 0))[1] + 1
