@@ -15,6 +15,7 @@ from scoop_outbox.store.calls import (
     Interrupted,
     arguments,
     check_transaction,
+    is_severed,
     is_transient,
     raised,
     returned,
@@ -83,14 +84,21 @@ class AsyncDriver:
     async def connect(cls, engine: AsyncEngine, queries: Mapping[str, Query]) -> AsyncDriver:
         """Open a driver on a connection of its own.
 
+        A connection from the pool that the server has closed meanwhile is put away: a restart of the database is
+        noticed here, not by the caller.
+
         Raises:
             sqlalchemy.exc.OperationalError: the database cannot be reached.
         """
-        outer = await engine.connect()
-        await outer.begin()
-        raw = (await outer.get_raw_connection()).driver_connection
-        assert isinstance(raw, psycopg.AsyncConnection)  # noqa: S101 - the engine's dialect is ours
-        return cls(outer, raw, queries)
+        while True:
+            outer = await engine.connect()
+            await outer.begin()
+            raw = (await outer.get_raw_connection()).driver_connection
+            assert isinstance(raw, psycopg.AsyncConnection)  # noqa: S101 - the engine's dialect is ours
+            driver = cls(outer, raw, queries)
+            if not is_severed(raw):
+                return driver
+            await driver.close()
 
     async def release(self) -> None:
         """Give a connection that was used for a moment back to its pool."""

@@ -19,6 +19,7 @@ from scoop_outbox.store.calls import (
     Interrupted,
     arguments,
     check_transaction,
+    is_severed,
     is_transient,
     raised,
     returned,
@@ -87,14 +88,21 @@ class Driver:
     def connect(cls, engine: Engine, queries: Mapping[str, Query]) -> Driver:
         """Open a driver on a connection of its own.
 
+        A connection from the pool that the server has closed meanwhile is put away: a restart of the database is
+        noticed here, not by the caller.
+
         Raises:
             sqlalchemy.exc.OperationalError: the database cannot be reached.
         """
-        outer = engine.connect()
-        outer.begin()
-        raw = outer.connection.driver_connection
-        assert isinstance(raw, psycopg.Connection)  # noqa: S101 - the engine's dialect is ours
-        return cls(outer, raw, queries)
+        while True:
+            outer = engine.connect()
+            outer.begin()
+            raw = outer.connection.driver_connection
+            assert isinstance(raw, psycopg.Connection)  # noqa: S101 - the engine's dialect is ours
+            driver = cls(outer, raw, queries)
+            if not is_severed(raw):
+                return driver
+            driver.close()
 
     def release(self) -> None:
         """Give a connection that was used for a moment back to its pool."""

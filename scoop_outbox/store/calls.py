@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import selectors
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,6 +32,16 @@ _TRANSIENT_STATES = frozenset(
 
 class Interrupted(Exception):
     """The machinery failed under a run: its transaction is undone, and the run is executed again later."""
+
+
+def is_severed(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
+    """Tell whether the server has ended a connection while it lay idle; asks the socket, not the server.
+
+    An idle connection has nothing to be read, but for its end or a farewell.
+    """
+    with selectors.DefaultSelector() as selector:
+        selector.register(connection.fileno(), selectors.EVENT_READ)
+        return bool(selector.select(0))
 
 
 def is_transient(error: BaseException) -> bool:

@@ -12,6 +12,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from scoop_outbox.errors import DatabaseError
+from scoop_outbox.store.calls import Interrupted
 
 _SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
 
@@ -73,6 +74,11 @@ def explained(url: str) -> Iterator[None]:
     """Turn what the driver raises when a database cannot be used into a `DatabaseError` that says what to do."""
     try:
         yield
+    except Interrupted as error:
+        raise DatabaseError(
+            f"{shown(url)} was lost or had to give up in the midst of it: {_first_line(error.__cause__ or error)}. "
+            "Whether what was to be written has been committed is not known: try again, or look"
+        ) from error
     except (psycopg.OperationalError, sa.exc.OperationalError) as error:
         raise DatabaseError(
             f"cannot connect to {shown(url)}: {_first_line(error)}. Is the server running, and are host, port, "

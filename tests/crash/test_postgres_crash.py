@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
+from scoop_outbox import Scoop
+from scoop_outbox.errors import DatabaseError
 from scoop_outbox.store.migrate import migrate
 from scoop_outbox.testing import servers_required
 from scoop_outbox.testing.postgres import PostgresNotFoundError, PostgresServer, start_postgres
 from tests.crash import flow
 from tests.crash.ledger import assert_exactly_once, count, is_quiet
 from tests.crash.processes import Fleet, Process
-from tests.waiting import until_blocking
+from tests.waiting import until, until_blocking
 
 PARENTS = 100
 OUTAGE = 5.0
@@ -83,9 +87,9 @@ def test_the_server_is_killed_in_the_midst_of_work(
     server: PostgresServer, effects: psycopg.Connection[Any], processes: list[Process]
 ) -> None:
     for crash in (1, 2):
-        done = count_steps(server.url)
+        done = _count_steps(server.url)
         _launch(range(1 + (crash - 1) * PARENTS // 2, 1 + crash * PARENTS // 2))
-        until_blocking(lambda: count_steps(server.url) >= done + 20)  # noqa: B023 - evaluated before the next round
+        until_blocking(lambda: _count_steps(server.url) >= done + 20)  # noqa: B023 - evaluated before the next round
         server.kill()
         server.start()
     _assert_all_has_ended(server.url, processes)
@@ -95,7 +99,7 @@ def test_the_server_is_away_for_seconds(
     server: PostgresServer, effects: psycopg.Connection[Any], processes: list[Process]
 ) -> None:
     _launch(range(1, PARENTS + 1))
-    until_blocking(lambda: count_steps(server.url) >= 20)
+    until_blocking(lambda: _count_steps(server.url) >= 20)
     effects.close()
     server.stop()
     back = time.monotonic() + OUTAGE
@@ -105,7 +109,41 @@ def test_the_server_is_away_for_seconds(
     _assert_all_has_ended(server.url, processes)
 
 
-def count_steps(url: str) -> int:
+def _count_steps(url: str) -> int:
     """Count executions, on a connection that need not survive."""
     with psycopg.connect(url, autocommit=True) as connection:
         return count(connection, "select count(*) from scoop_outbox.step")
+
+
+async def test_launching_goes_on_after_a_restart_of_the_server(server: PostgresServer, database_url: str) -> None:
+    app = Scoop("launcher", database=database_url)
+    handle = app.launch_sync("nobody.listens", {})
+    async with app.running():
+        await handle.wait(10)
+    app.launch_sync("nobody.listens", {})
+    await app.launch("nobody.listens", {})
+    server.kill()
+    with pytest.raises(DatabaseError):
+        await app.launch("nobody.listens", {})
+    with pytest.raises(DatabaseError):
+        app.launch_sync("nobody.listens", {})
+    server.start()
+    app.launch_sync("nobody.listens", {})
+    await app.launch("nobody.listens", {})
+    with psycopg.connect(database_url) as connection:
+        assert count(connection, "select count(*) from scoop_outbox.outbox") == 4
+    await app.home.dispose()
+
+
+async def test_a_caller_is_told_when_the_server_dies_under_it(server: PostgresServer, database_url: str) -> None:
+    app = Scoop("launcher", database=database_url)
+    await app.announce()
+    with closing(psycopg.connect(database_url)) as connection:
+        connection.execute("lock table scoop_outbox.outbox in exclusive mode")
+        launching = asyncio.create_task(app.launch("nobody.listens", {}))
+        with psycopg.connect(database_url, autocommit=True) as other:
+            await until(lambda: count(other, "select count(*) from pg_locks where not granted") == 1)
+        server.kill()
+        with pytest.raises(DatabaseError, match="is not known"):
+            await launching
+    await app.home.dispose()
