@@ -1,0 +1,266 @@
+"""The rule itself, on random trees: whatever the shape, a step sees the end of everything caused before it."""
+
+import asyncio
+import contextlib
+import itertools
+import threading
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from psycopg import sql
+from sqlalchemy import make_url
+
+from scoop_outbox import DistributedError, RunState, RunStatus, Scoop
+from tests.scenarios.shop import LONG, callback
+
+STEPS = 3
+KINDS = ("async", "blocking", "mixed", "twins")
+MOST_RUNS = 40
+
+
+@dataclass
+class Node:
+    """A message, and how the sagas on its topic are to handle it.
+
+    Attributes:
+        path: for each level below the root, the step that launches the message, and the number among its siblings.
+        children: what each step launches.
+        fails_at: the step that raises.
+    """
+
+    kind: str
+    path: tuple[tuple[int, int], ...]
+    children: list[list["Node"]] = field(default_factory=list)
+    fails_at: int | None = None
+
+    @property
+    def steps(self) -> int:
+        return len(self.children)
+
+    @property
+    def runs(self) -> int:
+        """How many runs there are of this message and all below it."""
+        below = sum(child.runs for children in self.children for child in children)
+        return (2 if self.kind == "twins" else 1) * (1 + below)
+
+    def payload(self) -> dict[str, Any]:
+        return {
+            "path": self.path,
+            "fails_at": self.fails_at,
+            "children": [[(child.kind, child.payload()) for child in children] for children in self.children],
+        }
+
+    def executed(self) -> Counter[tuple[Any, int]]:
+        """Every step that is executed for this message and below it, as path and number, if nothing fails."""
+        own: Counter[tuple[Any, int]] = Counter({(self.path, number): 1 for number in range(self.steps)})
+        for number in range(self.steps):
+            own += self.executed_below(number)
+        return own + own if self.kind == "twins" else own
+
+    def executed_below(self, step: int) -> Counter[tuple[Any, int]]:
+        """Every step that is executed below a step of this message, by each saga that handles it."""
+        return sum((child.executed() for child in self.children[step]), Counter[tuple[Any, int]]())
+
+    def find(self, path: tuple[tuple[int, int], ...]) -> "Node":
+        node = self
+        for step, number in path[len(self.path) :]:
+            node = node.children[step][number]
+        return node
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> Node:
+    """Trees of at most four levels, of steps that launch at most three messages each."""
+
+    def node(path: tuple[tuple[int, int], ...]) -> Node:
+        return Node(draw(st.sampled_from(KINDS)), path, [[] for _ in range(draw(st.integers(1, STEPS)))])
+
+    root = node(())
+    nodes = [root]
+    for _ in range(draw(st.integers(0, 11))):
+        parent = draw(st.sampled_from([one for one in nodes if len(one.path) < 3]))
+        step = draw(st.integers(0, parent.steps - 1))
+        siblings = parent.children[step]
+        if len(siblings) == 3:
+            continue
+        siblings.append(node((*parent.path, (step, len(siblings)))))
+        if root.runs > MOST_RUNS:
+            siblings.pop()
+            continue
+        nodes.append(siblings[-1])
+    return root
+
+
+@st.composite
+def failing_trees(draw: st.DrawFn) -> Node:
+    root = draw(trees())
+    nodes = [root]
+    for node in nodes:
+        nodes.extend(itertools.chain.from_iterable(node.children))
+    unlucky = draw(st.sampled_from(nodes))
+    unlucky.fails_at = draw(st.integers(0, unlucky.steps - 1))
+    return root
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A mark in the journal: `start` and `end` of a step, `undo` and `undone` of its compensation."""
+
+    what: str
+    run: uuid.UUID
+    lineage: tuple[uuid.UUID, ...]
+    path: tuple[tuple[int, int], ...]
+    step: int
+
+
+class Forest:
+    """A service that handles any tree: what a step does stands in the message."""
+
+    def __init__(self, database: str) -> None:
+        self.app = Scoop("forest", database=database)
+        self.entries: list[Entry] = []
+        self._lock = threading.Lock()
+        colours = itertools.cycle(("async", "blocking"))
+        for kind in KINDS:
+            for name in ("twins a", "twins b") if kind == "twins" else (kind,):
+                saga = self.app.saga(name, on=kind)
+                for number in range(STEPS):
+                    colour = kind if kind in ("async", "blocking") else next(colours)
+                    saga.add_step(
+                        str(number),
+                        callback(colour, self._body(number, may_fail=name != "twins b")),
+                        compensate=callback(colour, self._undo(number)),
+                    )
+
+    def _mark(self, what: str, scope: Any, message: Any, step: int) -> None:
+        path = tuple((launching, number) for launching, number in message.payload["path"])
+        with self._lock:
+            self.entries.append(Entry(what, scope.run_id, scope.lineage, path, step))
+
+    def _body(self, number: int, *, may_fail: bool) -> Any:
+        def body(scope: Any, message: Any) -> Iterator[Any]:
+            payload = message.payload
+            if number >= len(payload["children"]):
+                return
+            self._mark("start", scope, message, number)
+            for kind, child in payload["children"][number]:
+                scope.launch(kind, child)
+            yield scope.connection.execute("select")
+            if may_fail and payload["fails_at"] == number:
+                raise RuntimeError("unlucky")
+            self._mark("end", scope, message, number)
+
+        return body
+
+    def _undo(self, number: int) -> Any:
+        def undo(scope: Any, message: Any, _: Any) -> Iterator[Any]:
+            if number >= len(message.payload["children"]):
+                return
+            self._mark("undo", scope, message, number)
+            yield scope.connection.execute("select")
+            self._mark("undone", scope, message, number)
+
+        return undo
+
+    async def run(self, root: Node) -> tuple[RunStatus, ...]:
+        """Handle a tree, and return its runs."""
+        async with self.app.running():
+            handle = await self.app.launch(root.kind, root.payload())
+            with contextlib.suppress(DistributedError, ExceptionGroup):
+                await handle.wait(LONG)
+            runs = (await self.app.status(handle.id)).runs
+        assert await self._left() == 0
+        return runs
+
+    async def _left(self) -> int:
+        """How much mail is left when everything has ended."""
+
+        def count() -> int:
+            with psycopg.connect(self.app.home.url) as connection:
+                row = connection.execute("select count(*) from scoop_outbox.mailbox").fetchone()
+            assert row is not None
+            return int(row[0])
+
+        return await asyncio.to_thread(count)
+
+
+@pytest.fixture(scope="module")
+def database(postgres_url: str, template_database: str) -> Iterator[str]:
+    """One database for all examples: each leaves nothing behind that concerns the next."""
+    name = f"scoop_outbox_test_{uuid.uuid4().hex[:16]}"
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(
+            sql.SQL("create database {} template {}").format(sql.Identifier(name), sql.Identifier(template_database))
+        )
+        yield make_url(postgres_url).set(database=name).render_as_string(hide_password=False)
+        connection.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
+@given(root=trees())
+@settings(max_examples=12)
+async def test_promise_2_a_step_starts_when_everything_caused_before_has_finished(database: str, root: Node) -> None:
+    forest = Forest(database)
+
+    runs = await forest.run(root)
+
+    assert {run.state for run in runs} == {RunState.COMMITTED}
+    assert len(runs) == root.runs
+    check_rule(forest.entries, root)
+    executed = Counter((entry.path, entry.step) for entry in forest.entries if entry.what == "end")
+    assert executed == root.executed()
+    assert {entry.what for entry in forest.entries} == {"start", "end"}
+
+
+@given(root=failing_trees())
+@settings(max_examples=12)
+async def test_promise_2_a_failure_undoes_everything_in_reverse(database: str, root: Node) -> None:
+    forest = Forest(database)
+
+    runs = await forest.run(root)
+
+    check_rule(forest.entries, root)
+    failed = {run.lineage[0] for run in runs if run.state is RunState.ROLLED_BACK}
+    # Only one of twins fails; but if something below them does, it does so below both.
+    assert len(failed) == (2 if root.kind == "twins" and root.fails_at is None else 1)
+    check_unwinding([entry for entry in forest.entries if entry.lineage[0] in failed])
+    for run in runs:
+        assert run.state is (RunState.ROLLED_BACK if run.lineage[0] in failed else RunState.COMMITTED)
+    assert not [entry for entry in forest.entries if entry.what == "undo" and entry.lineage[0] not in failed]
+
+
+def check_rule(entries: list[Entry], root: Node) -> None:
+    """When a step starts, what earlier steps of its run have caused has finished, and nothing else has begun."""
+    for position, entry in enumerate(entries):
+        if entry.what != "start":
+            continue
+        before = [one for one in entries[:position] if entry.run in one.lineage[:-1]]
+        node = root.find(entry.path)
+        expected = sum((node.executed_below(step) for step in range(entry.step)), Counter[tuple[Any, int]]())
+        for what in ("start", "end"):
+            assert Counter((one.path, one.step) for one in before if one.what == what) == expected
+
+
+def check_unwinding(entries: list[Entry]) -> None:
+    """Every committed step is undone exactly once: in reverse within a run, children before what launched them."""
+    committed = [(entry.run, entry.step) for entry in entries if entry.what == "end"]
+    undone = [(entry.run, entry.step) for entry in entries if entry.what == "undone"]
+    assert Counter(undone) == Counter(committed)
+    assert Counter((entry.run, entry.step) for entry in entries if entry.what == "undo") == Counter(committed)
+    for run in {run for run, _ in committed}:
+        assert [step for one, step in undone if one == run] == [step for one, step in committed if one == run][::-1]
+    for position, entry in enumerate(entries):
+        if entry.what != "undo":
+            continue
+        for other_position, other in enumerate(entries):
+            if entry.run not in other.lineage[:-1] or other.what not in ("undo", "undone"):
+                continue
+            # The step of `entry`'s run from which the other one descends.
+            launched_by = other.path[len(entry.path)][0]
+            assert (other_position < position) == (launched_by >= entry.step)
