@@ -26,6 +26,11 @@ def settle(claimed: Claim, change: Transition, worker: Worker, *, go_on: bool) -
     for told in ("ask_children", "tell_parent"):
         for run_id, service, saga, delay in rows.get(told, ()):
             worker.hints.mail(service, saga, run_id, delay)
+    if change.wake_at is not None:
+        wait = change.wake_at - claimed.facts.now
+        worker.hints.mail(after.service, after.saga, after.id, wait.total_seconds())
+    if after.state.ended and after.parent_run is None:
+        worker.hints.ended()
     if ahead:
         return (yield from claimed_again(claimed, after, answers[len(writes) + 1 :]))
     if go_on and change.mail is Mail.DROP_IF_WAITING and not rows["drop_mail_if_waiting"][0][0]:

@@ -31,7 +31,11 @@ Mail = Callable[[uuid.UUID, str, float], None]
 
 def mail_channel(service: str) -> str:
     """Return what the mail of a service is signalled on: names are arbitrary, channel names are short."""
-    return "mail:" + hashlib.sha256(service.encode()).hexdigest()[:16]
+    return f"mail:{_short(service)}"
+
+
+def _short(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 class Signals:
@@ -49,10 +53,11 @@ class Signals:
         self._relay: Callable[[], bool] | None = None
         self._workers: dict[str, Callable[[uuid.UUID, str, float], bool]] = {}
         self._wakes: dict[str, Callable[[], object]] = {}
+        self._outcomes: list[tuple[asyncio.AbstractEventLoop, Callable[[], None]]] = []
         self._pending: set[str] = set()
         self._flush: asyncio.Event
         self._own_pid = 0
-        self._prefix = f"scoop_outbox:{home.schema}:"
+        self._prefix = f"scoop_outbox:{_short(home.schema)}:"
 
     def on_outbox(self, wake: Callable[[], bool]) -> None:
         """Call `wake` when messages are waiting; it answers whether this process will publish them itself."""
@@ -66,6 +71,16 @@ class Signals:
         """
         self._workers[service] = offer
         self._wakes[mail_channel(service)] = wake
+
+    def on_ended(self, loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> None:
+        """Call `wake` on `loop` when a hierarchy has ended in this process."""
+        self._outcomes.append((loop, wake))
+
+    def ended(self) -> None:
+        """A hierarchy has ended: a root run, and with it everything below."""
+        for loop, wake in list(self._outcomes):
+            with contextlib.suppress(RuntimeError):  # a loop that is closed waits for nobody
+                loop.call_soon_threadsafe(wake)
 
     def detach(self) -> None:
         """Forget relay and workers: they have stopped."""
@@ -131,8 +146,13 @@ class Signals:
             await self._flush.wait()
             self._flush.clear()
             channels, self._pending = self._pending, set()
-            for channel in channels:
-                await connection.execute("select pg_notify(%s, '')", (self._prefix + channel,))
+            try:
+                for channel in channels:
+                    await connection.execute("select pg_notify(%s, '')", (self._prefix + channel,))
+            except psycopg.Error:
+                self._pending |= channels
+                self._flush.set()
+                raise
             await asyncio.sleep(_COALESCE)
 
     async def _listen(self, connection: psycopg.AsyncConnection[Any]) -> None:

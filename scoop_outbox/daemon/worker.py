@@ -215,10 +215,10 @@ class Worker:
         part, parts = self._part
         if run_id.bytes[-1] % parts != part:
             return False
-        if run_id in self._tasks:
-            self._again.add(run_id)
-        elif delay > 0:
+        if delay > 0:
             asyncio.get_running_loop().call_later(delay, self._pace.wake)
+        elif run_id in self._tasks:
+            self._again.add(run_id)
         elif self.busy >= self._slots:
             self._queued = True
             return False  # a worker that has a slot may be faster

@@ -260,8 +260,9 @@ def test_a_run_with_an_open_child_waits() -> None:
 
 def test_a_retry_that_is_not_due_posts_its_timer_again() -> None:
     later = NOW.replace(hour=13)
-    store = Store({"claim_run": [row(attempt=1, seq=1, not_before=later)]})
-    assert store.drive(execute(RUN, worker(saga()))) is Execution.DONE
+    store, hints = Store({"claim_run": [row(attempt=1, seq=1, not_before=later)]}), Told()
+    assert store.drive(execute(RUN, worker(saga(), hints=hints))) is Execution.DONE
+    assert hints.mails == [("shop", "parent", RUN, 3600.0)]
     assert store.batches == [CLAIM, ["drop_mail", "post_timer", "commit"]]
     assert store.params["post_timer"]["due"] == later
 
