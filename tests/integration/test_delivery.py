@@ -22,6 +22,7 @@ class Told:
     mails: list[uuid.UUID] = field(default_factory=list)
 
     def outbox(self) -> None: ...
+    def ended(self) -> None: ...
 
     def mail(self, service: str, saga: str, run_id: uuid.UUID, delay: float) -> None:
         self.mails.append(run_id)
