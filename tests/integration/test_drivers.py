@@ -69,6 +69,7 @@ class Twin:
     def __init__(self, home: Home, driver: AsyncDriver | Driver) -> None:
         self.home = home
         self.driver = driver
+        self.closed = False
 
     async def run(self, plan: Plan[Any]) -> Any:
         if isinstance(self.driver, AsyncDriver):
@@ -76,6 +77,9 @@ class Twin:
         return await asyncio.to_thread(self.driver.run, plan)
 
     async def close(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
         if isinstance(self.driver, AsyncDriver):
             await self.driver.close()
         else:
@@ -111,8 +115,7 @@ async def twin(request: pytest.FixtureRequest, database_url: str) -> Any:
     driver = await home.connect() if request.param == "async" else home.connect_blocking()
     twin = Twin(home, driver)
     yield twin
-    if driver.usable:
-        await twin.close()
+    await twin.close()
     await home.dispose()
 
 
