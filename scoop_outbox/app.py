@@ -28,7 +28,7 @@ from scoop_outbox.store import migrate
 from scoop_outbox.store.connect import told_to_migrate
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.joined import AsyncTransaction, Transaction, run_joined, run_joined_blocking
-from scoop_outbox.store.schema import DEFAULT_SCHEMA
+from scoop_outbox.store.schema import DEFAULT_SCHEMA, checked_schema
 
 DATABASE_VARIABLE = "SCOOP_OUTBOX_DATABASE"
 BROKER_VARIABLE = "SCOOP_OUTBOX_BROKER"
@@ -66,7 +66,7 @@ class Scoop:
         if not plugins.is_builtin(self.broker):
             plugins.load(str(self.broker))
         self._database = database or os.environ.get(DATABASE_VARIABLE)
-        self._schema = checked_name("schema", schema)
+        self._schema = checked_schema(schema)
         self._sagas: dict[str, Saga] = {}
         self._home: Home | None = None
         self._signals: Signals | None = None

@@ -14,8 +14,22 @@ _KNOWN = {"kafka": "scoop-outbox-kafka", "amqp": "scoop-outbox-rabbitmq", "amqps
 
 
 def is_builtin(url: str | None) -> bool:
-    """Tell whether a broker URL means the built-in broker, the home's own Postgres."""
-    return url is None or urlsplit(url).scheme in ("postgresql", "postgres")
+    """Tell whether a broker URL means the built-in broker, the home's own Postgres.
+
+    Raises:
+        BrokerError: the URL cannot be parsed.
+    """
+    return url is None or _scheme(url) in ("postgresql", "postgres")
+
+
+def _scheme(url: str) -> str:
+    try:
+        return urlsplit(url).scheme
+    except ValueError:
+        # The URL itself is not shown: it may hold a password.
+        raise BrokerError(
+            "the broker URL cannot be parsed; it looks like kafka://host:9092 or amqp://user:password@host:5672"
+        ) from None
 
 
 def load(url: str) -> Broker:
@@ -24,7 +38,7 @@ def load(url: str) -> Broker:
     Raises:
         BrokerError: no installed adapter knows the URL's scheme.
     """
-    scheme = urlsplit(url).scheme
+    scheme = _scheme(url)
     for entry in entry_points(group=GROUP, name=scheme):
         broker: Broker = entry.load()(url)
         return broker

@@ -38,8 +38,8 @@ def parsed(url: str) -> URL:
 
 
 def shown(url: str) -> str:
-    """Return a database URL without its password, for messages."""
-    return parsed(url).set(drivername="postgresql").render_as_string(hide_password=True)
+    """Return a database URL without its password, for messages; its options may hold one too."""
+    return parsed(url).set(drivername="postgresql", query={}).render_as_string(hide_password=True)
 
 
 def _options(application: str) -> dict[str, Any]:

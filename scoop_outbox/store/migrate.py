@@ -14,7 +14,7 @@ from alembic.script import ScriptDirectory
 
 from scoop_outbox.errors import DatabaseError
 from scoop_outbox.store.connect import blocking_engine, explained, shown
-from scoop_outbox.store.schema import DEFAULT_SCHEMA
+from scoop_outbox.store.schema import DEFAULT_SCHEMA, checked_schema
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +30,10 @@ def migrate(url: str, schema: str = DEFAULT_SCHEMA) -> None:
         schema: the Postgres schema that holds the tables; it is created if it is not there.
 
     Raises:
+        DefinitionError: the schema's name cannot be used.
         DatabaseError: the database cannot be reached, or its user may not create tables.
     """
+    checked_schema(schema)
     with _connection(url) as connection:
         connection.execute(sa.text("select pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
         connection.execute(sa.schema.CreateSchema(schema, if_not_exists=True))

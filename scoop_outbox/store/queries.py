@@ -17,7 +17,8 @@ _MARK = "-- name: "
 @functools.cache
 def load(schema: str) -> Mapping[str, bytes]:
     """Return every statement by name, ready to be executed, for tables in `schema`."""
-    fill = {"schema": sql.Identifier(schema), "shards": sql.Literal(SHARDS)}
+    # A percent sign in the text of a statement would begin a parameter.
+    fill = {"schema": sql.Identifier(schema.replace("%", "%%")), "shards": sql.Literal(SHARDS)}
     statements: dict[str, bytes] = {}
     for file in sorted((resources.files(__package__) / "sql").iterdir(), key=lambda entry: entry.name):
         head, *sections = file.read_text("utf-8").split(_MARK)

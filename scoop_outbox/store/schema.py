@@ -32,10 +32,28 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSON, TIMESTAMP
 
+from scoop_outbox.errors import DefinitionError
+from scoop_outbox.message import checked_name
+
 DEFAULT_SCHEMA = "scoop_outbox"
 
 SHARDS = 8
 """Into how many shards the outbox is divided by key; each is published by one relay at a time, in order."""
+
+SCHEMA_LIMIT = 63
+"""Longest name of a schema in bytes: Postgres cuts what is longer off without a word."""
+
+
+def checked_schema(name: str) -> str:
+    """Return `name` if it can be the name of a schema.
+
+    Raises:
+        DefinitionError: it is no usable name, or is longer than `SCHEMA_LIMIT` bytes.
+    """
+    if len(checked_name("schema", name).encode()) > SCHEMA_LIMIT:
+        raise DefinitionError(f"the schema name {name[:40]!r}... is longer than the limit of {SCHEMA_LIMIT} bytes")
+    return name
+
 
 _NOW = text("clock_timestamp()")
 # Rows of these tables are updated in place again and again: room on the page keeps the indexes out of it.

@@ -18,12 +18,12 @@ from psycopg import sql
 from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from scoop_outbox import DatabaseError, RunState, Scoop
+from scoop_outbox import DatabaseError, DefinitionError, RunState, Scoop
 from scoop_outbox.store import migrate as migrations
 from scoop_outbox.store.connect import blocking_engine, parsed
 from scoop_outbox.store.schema import DEFAULT_SCHEMA, SHARDS, tables
 
-SCHEMAS = [DEFAULT_SCHEMA, "Odd Name", "o'clock", 'say "hi"', "select", "größe", "x" * 63]
+SCHEMAS = [DEFAULT_SCHEMA, "Odd Name", "o'clock", 'say "hi"', "select", "größe", "50% %(off)s", "x" * 63]
 
 
 @pytest.fixture
@@ -184,6 +184,14 @@ async def test_another_schema_works_from_launch_to_end(empty_url: str, schema: s
         await handle.wait(20)
     assert {run.state for run in (await app.status(handle.id)).runs} == {RunState.COMMITTED}
     await app.home.dispose()
+
+
+@pytest.mark.parametrize("schema", ["x" * 64, "🛒" * 16, "", "a\0b", "\ud800"])
+def test_a_schema_that_postgres_would_not_take_as_it_is_is_refused(database_url: str, schema: str) -> None:
+    with pytest.raises(DefinitionError, match="schema name"):
+        Scoop("shop", database=database_url, schema=schema)
+    with pytest.raises(DefinitionError, match="schema name"):
+        migrations.migrate(database_url, schema)
 
 
 def test_two_schemas_in_one_database_do_not_meet(database_url: str) -> None:
