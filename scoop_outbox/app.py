@@ -20,6 +20,7 @@ from scoop_outbox.daemon.worker import SLOTS
 from scoop_outbox.errors import DatabaseError, DefinitionError, UnknownMessage
 from scoop_outbox.handle import Handle
 from scoop_outbox.message import Message, Topic, checked_name, dump_json
+from scoop_outbox.outcomes import Outcomes
 from scoop_outbox.policy import seconds
 from scoop_outbox.saga import Saga
 from scoop_outbox.scope import emission
@@ -70,6 +71,7 @@ class Scoop:
         self._sagas: dict[str, Saga] = {}
         self._home: Home | None = None
         self._signals: Signals | None = None
+        self._outcomes: Outcomes | None = None
         self._announced: frozenset[str] = frozenset()
         if self._database is not None:
             self._home = self._open()
@@ -101,6 +103,7 @@ class Scoop:
             self._database = database
             self._home = self._open()
             self._signals = None
+            self._outcomes = None
             self._announced = frozenset()
 
     @property
@@ -120,6 +123,11 @@ class Scoop:
         if self._signals is None:
             self._signals = Signals(self.home)
         return self._signals
+
+    def _outcomes_of_home(self) -> Outcomes:
+        if self._outcomes is None:
+            self._outcomes = Outcomes(self.home, self.signals)
+        return self._outcomes
 
     # -- declaring ----------------------------------------------------------------------------------------------
 
@@ -192,7 +200,7 @@ class Scoop:
         else:
             async with self.home.driver() as driver:
                 await driver.run(launch_and_commit([launched], self.signals))
-        return Handle(launched.message_id, self.home)
+        return self.handle(launched.message_id)
 
     def launch_sync(
         self,
@@ -218,11 +226,11 @@ class Scoop:
         else:
             with self.home.blocking_driver() as driver:
                 driver.run(launch_and_commit([launched], self.signals))
-        return Handle(launched.message_id, self.home)
+        return self.handle(launched.message_id)
 
     def handle(self, message_id: uuid.UUID) -> Handle:
         """Return the handle of a message whose id was kept."""
-        return Handle(message_id, self.home)
+        return Handle(message_id, self.home, self._outcomes_of_home())
 
     # -- asking -------------------------------------------------------------------------------------------------
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 import uuid
-from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
-from scoop_outbox.core.run import RunState
-from scoop_outbox.core.statement import Plan, ask, statement
-from scoop_outbox.daemon.pace import Pace
-from scoop_outbox.failure import DistributedError, Failure
+from scoop_outbox.failure import DistributedError
+from scoop_outbox.outcomes import Outcome, Outcomes, read_outcomes
 from scoop_outbox.policy import seconds
+from scoop_outbox.store.home import Home
 
-if TYPE_CHECKING:
-    from scoop_outbox.store.home import Home
+_SHORTEST_LOOK = 0.002
+_LONGEST_LOOK = 0.1
 
 
 class Handle:
@@ -26,10 +24,11 @@ class Handle:
         id: the message's id, the same in every service.
     """
 
-    def __init__(self, message_id: uuid.UUID, home: Home) -> None:
-        """Made by `Scoop.launch`, or for an id that was kept."""
+    def __init__(self, message_id: uuid.UUID, home: Home, outcomes: Outcomes) -> None:
+        """Made by `Scoop.launch`, or by `Scoop.handle` for an id that was kept."""
         self.id = message_id
         self._home = home
+        self._outcomes = outcomes
 
     def __repr__(self) -> str:
         """Show the id."""
@@ -47,16 +46,19 @@ class Handle:
             TimeoutError: it has not ended in time; it goes on all the same.
             DistributedError: its saga failed; the whole chain of causes, across services, is attached.
             ExceptionGroup: several sagas failed; one `DistributedError` for each.
+            DatabaseError: the database cannot be reached; the message goes on when it can.
         """
-        pace = Pace(0.002, 0.1)
-        deadline = None if timeout is None else time.monotonic() + seconds(timeout)
-        while True:
+        try:
+            async with asyncio.timeout(None if timeout is None else seconds(timeout)):
+                outcome = await self._outcomes.of(self.id)
+        except TimeoutError:
+            # A last look, and the only one for who gives no time at all.
             async with self._home.driver() as driver:
-                ended, failures = await driver.run(_outcome(self.id))
-            if ended:
-                return _raise(failures)
-            left = _left(deadline, self.id)
-            await pace.sleep(left)
+                last = (await driver.run(read_outcomes([self.id]))).get(self.id)
+            if last is None:
+                raise TimeoutError(self._late) from None
+            outcome = last
+        _raise(outcome)
 
     def wait_sync(self, timeout: float | timedelta | None = None) -> None:
         """Do as `wait`, for code without an event loop.
@@ -65,40 +67,31 @@ class Handle:
             TimeoutError: it has not ended in time; it goes on all the same.
             DistributedError: its saga failed.
             ExceptionGroup: several sagas failed.
+            DatabaseError: the database cannot be reached; the message goes on when it can.
         """
         deadline = None if timeout is None else time.monotonic() + seconds(timeout)
-        interval = 0.002
+        interval = _SHORTEST_LOOK
         while True:
             with self._home.blocking_driver() as driver:
-                ended, failures = driver.run(_outcome(self.id))
-            if ended:
-                return _raise(failures)
-            left = _left(deadline, self.id)
-            time.sleep(min(interval * random.uniform(0.8, 1.0), interval if left is None else left))
-            interval = min(interval * 2, 0.1)
+                outcome = driver.run(read_outcomes([self.id])).get(self.id)
+            if outcome is not None:
+                return _raise(outcome)
+            pause = interval * random.uniform(0.8, 1.0)
+            if deadline is not None:
+                pause = min(pause, deadline - time.monotonic())
+                if pause <= 0:
+                    raise TimeoutError(self._late)
+            time.sleep(pause)
+            interval = min(interval * 2, _LONGEST_LOOK)
+
+    @property
+    def _late(self) -> str:
+        return f"message {self.id} has not been handled in time; it goes on all the same"
 
 
-def _outcome(message_id: uuid.UUID) -> Plan[tuple[bool, list[Failure]]]:
-    """Ask whether the message's own runs have all ended, and how the failed ones failed."""
-    (rows,) = yield from ask(statement("read_roots", message=message_id))
-    states = [RunState(state) for _, _, state, _ in rows if state is not None]
-    taken_in = rows[0][0]
-    ended = taken_in and all(state.ended and state is not RunState.PARKED for state in states)
-    return ended, [Failure.loads(failure) for _, _, state, failure in rows if state is not None and failure is not None]
-
-
-def _raise(failures: Sequence[Failure]) -> None:
-    errors: list[DistributedError] = [failure.to_exception() for failure in failures]
+def _raise(outcome: Outcome) -> None:
+    errors: list[DistributedError] = [failure.to_exception() for failure in outcome]
     if len(errors) == 1:
         raise errors[0]
     if errors:
         raise ExceptionGroup(f"{len(errors)} sagas that handle the message failed", errors)
-
-
-def _left(deadline: float | None, message_id: uuid.UUID) -> float | None:
-    if deadline is None:
-        return None
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError(f"message {message_id} has not been handled in time; it goes on all the same")
-    return left

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from scoop_outbox.core.rows import failure_of
+from scoop_outbox.core.rows import Row, failure_of
 from scoop_outbox.core.run import RunState, StepKind
 from scoop_outbox.core.statement import Plan, ask, statement
 from scoop_outbox.errors import UnknownMessage
@@ -99,54 +100,37 @@ def read_status(message_id: uuid.UUID) -> Plan[Status]:
         raise UnknownMessage(f"message {message_id} has not been taken in here, or it has been pruned")
     (steps,) = yield from ask(statement("read_steps", runs=[row[0] for row in rows]))
     by_run: dict[uuid.UUID, list[StepStatus]] = {}
-    for (
+    for row in steps:
+        by_run.setdefault(row[0], []).append(_step_of(row))
+    return Status(message_id, tuple(_run_of(row, by_run.get(row[0], ())) for row in rows))
+
+
+def _step_of(row: Row) -> StepStatus:
+    """Return the execution in a row of `read_steps`."""
+    _, seq, step, kind, iteration, attempt, state, undoes, failure, *times_and_worker = row
+    return StepStatus(
+        seq, step, StepKind(kind), iteration, attempt, state, undoes, failure_of(failure), *times_and_worker
+    )
+
+
+def _run_of(row: Row, steps: Sequence[StepStatus]) -> RunStatus:
+    """Return the run in a row of `read_hierarchy`."""
+    run_id, service, saga, message_id, state, lineage, launched_by, step, next_step, failure, reason, *rest = row
+    created_at, ended_at, topic = rest
+    return RunStatus(
         run_id,
-        seq,
+        service,
+        saga,
+        message_id,
+        topic,
+        RunState(state),
+        tuple(lineage),
+        launched_by,
         step,
-        kind,
-        iteration,
-        attempt,
-        state,
-        undoes,
-        failure,
-        started_at,
+        next_step,
+        failure_of(failure),
+        reason,
+        created_at,
         ended_at,
-        worker,
-    ) in steps:
-        by_run.setdefault(run_id, []).append(
-            StepStatus(
-                seq,
-                step,
-                StepKind(kind),
-                iteration,
-                attempt,
-                state,
-                undoes,
-                failure_of(failure),
-                started_at,
-                ended_at,
-                worker,
-            )
-        )
-    runs = [
-        RunStatus(
-            run_id,
-            service,
-            saga,
-            of_message,
-            topic,
-            RunState(state),
-            tuple(lineage),
-            launched_by,
-            step,
-            next_step,
-            failure_of(failure),
-            reason,
-            created_at,
-            ended_at,
-            tuple(by_run.get(run_id, ())),
-        )
-        for run_id, service, saga, of_message, state, lineage, launched_by, step, next_step, failure, reason, created_at,
-        ended_at, topic in rows
-    ]  # fmt: skip
-    return Status(message_id, tuple(runs))
+        tuple(steps),
+    )

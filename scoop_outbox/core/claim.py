@@ -21,6 +21,9 @@ class Hints(Protocol):
     def outbox(self) -> None:
         """Messages were written to the outbox."""
 
+    def ended(self) -> None:
+        """A root run has ended, and with it its hierarchy."""
+
     def mail(self, service: str, saga: str, run_id: uuid.UUID, delay: float) -> None:
         """A run of `service` got mail that is due in `delay` seconds."""
 

@@ -78,9 +78,15 @@ class Signals:
 
     def ended(self) -> None:
         """A hierarchy has ended: a root run, and with it everything below."""
-        for loop, wake in list(self._outcomes):
-            with contextlib.suppress(RuntimeError):  # a loop that is closed waits for nobody
+        for entry in list(self._outcomes):
+            loop, wake = entry
+            if loop is self._loop and threading.get_ident() == self._thread:
+                wake()
+                continue
+            try:
                 loop.call_soon_threadsafe(wake)
+            except RuntimeError:  # it is closed: nobody waits there any more
+                self._outcomes.remove(entry)
 
     def detach(self) -> None:
         """Forget relay and workers: they have stopped."""

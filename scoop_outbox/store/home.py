@@ -44,9 +44,9 @@ class Home:
         self.process_id = uuid7()
         self.queries = queries.load(schema)
         self._compiled = queries.compiled(schema)
-        self._engine: sa.Engine | None = None
         self._lock = threading.Lock()
-        self._async_engines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncEngine] = (
+        self._engines: dict[bool, sa.Engine] = {}
+        self._async_engines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[bool, AsyncEngine]] = (
             weakref.WeakKeyDictionary()
         )
 
@@ -60,29 +60,34 @@ class Home:
         return str(self.process_id)
 
     async def connect(self) -> AsyncDriver:
-        """Open an async driver that the caller closes."""
-        loop = asyncio.get_running_loop()
-        engine = self._async_engines.get(loop)
-        if engine is None:
-            engine = self._async_engines[loop] = async_driver_engine(self.url, self.application)
-        return await AsyncDriver.connect(engine, self._compiled)
+        """Open an async driver that the caller keeps, and closes."""
+        return await AsyncDriver.connect(self._async_engine(pooled=False), self._compiled)
 
     def connect_blocking(self) -> Driver:
-        """Open a blocking driver that the caller closes."""
+        """Open a blocking driver that the caller keeps, and closes."""
+        return Driver.connect(self._engine(pooled=False), self._compiled)
+
+    def _async_engine(self, *, pooled: bool) -> AsyncEngine:
+        engines = self._async_engines.setdefault(asyncio.get_running_loop(), {})
+        if pooled not in engines:
+            engines[pooled] = async_driver_engine(self.url, self.application, pooled=pooled)
+        return engines[pooled]
+
+    def _engine(self, *, pooled: bool) -> sa.Engine:
         with self._lock:
-            if self._engine is None:
-                self._engine = driver_engine(self.url, self.application)
-        return Driver.connect(self._engine, self._compiled)
+            if pooled not in self._engines:
+                self._engines[pooled] = driver_engine(self.url, self.application, pooled=pooled)
+            return self._engines[pooled]
 
     @asynccontextmanager
     async def driver(self) -> AsyncIterator[AsyncDriver]:
-        """Lend an async driver, and explain what goes wrong with the database.
+        """Lend an async driver from a small pool, and explain what goes wrong with the database.
 
         Raises:
             DatabaseError: the database cannot be reached or used.
         """
         with explained(self.url):
-            driver = await self.connect()
+            driver = await AsyncDriver.connect(self._async_engine(pooled=True), self._compiled)
             try:
                 yield driver
             finally:
@@ -90,30 +95,29 @@ class Home:
 
     @contextmanager
     def blocking_driver(self) -> Iterator[Driver]:
-        """Lend a blocking driver, and explain what goes wrong with the database.
+        """Lend a blocking driver from a small pool, and explain what goes wrong with the database.
 
         Raises:
             DatabaseError: the database cannot be reached or used.
         """
         with explained(self.url):
-            driver = self.connect_blocking()
+            driver = Driver.connect(self._engine(pooled=True), self._compiled)
             try:
                 yield driver
             finally:
                 driver.release()
 
     async def dispose(self) -> None:
-        """Close what the running loop's pool holds."""
-        engine = self._async_engines.pop(asyncio.get_running_loop(), None)
-        if engine is not None:
+        """Close what the pools of the running loop and of blocking code hold."""
+        for engine in self._async_engines.pop(asyncio.get_running_loop(), {}).values():
             await engine.dispose()
         self.dispose_blocking()
 
     def dispose_blocking(self) -> None:
-        """Close what the blocking pool holds."""
+        """Close what the pool of blocking code holds."""
         with self._lock:
-            engine, self._engine = self._engine, None
-        if engine is not None:
+            engines, self._engines = self._engines, {}
+        for engine in engines.values():
             engine.dispose()
 
     async def listen(self, application: str) -> psycopg.AsyncConnection[Any]:

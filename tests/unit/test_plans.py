@@ -45,6 +45,10 @@ class Told:
 
     outboxes: int = 0
     mails: list[tuple[str, str, uuid.UUID, float]] = field(default_factory=list)
+    hierarchies: int = 0
+
+    def ended(self) -> None:
+        self.hierarchies += 1
 
     def outbox(self) -> None:
         self.outboxes += 1
@@ -138,7 +142,7 @@ def test_hp_01_two_steps_and_the_end_take_two_transactions_and_three_round_trips
     assert store.calls[0].source == "parent[w1]"
     ended = store.params["advance_run"]
     assert (ended["state"], ended["seq"], ended["ended"], ended["mail"]) == ("committed", 2, True, [11, 12])
-    assert hints == Told()
+    assert hints == Told(hierarchies=1)
 
 
 def test_a_child_that_ends_tells_its_parent_and_hints_at_its_mail() -> None:

@@ -9,9 +9,9 @@ on conflict do nothing
 select version_num from {schema}.alembic_version
 
 -- name: read_roots
--- Whether the message has been taken in, and how its own runs ended. One row at least.
-select m.id is not null, r.saga, r.state, r.failure::text
-from (select %(message)s::uuid as id) asked
+-- Whether messages have been taken in, and how their own runs ended. One row at least for each.
+select asked.id, m.id is not null, r.state, r.failure::text
+from unnest(%(messages)s::uuid[]) as asked (id)
 left join {schema}.message m on m.id = asked.id
 left join {schema}.run r on r.message_id = m.id
 order by r.failed_at, r.saga

@@ -1,0 +1,63 @@
+"""Budgets: what is small enough to be read stays so."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+
+import scoop_outbox
+
+ROOT = Path(scoop_outbox.__file__).parent
+MODULES = sorted(path for path in ROOT.rglob("*.py") if "versions" not in path.parts)
+MODULE_LIMIT = 400
+FUNCTION_LIMIT = 60
+DECLARATIONS = {"tables"}
+"""The schema: a list of tables, with nothing in it to be followed."""
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_is_read_in_one_sitting(path: Path) -> None:
+    lines = path.read_text("utf-8").splitlines()
+    assert len(lines) <= MODULE_LIMIT, f"{len(lines)} lines"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_function_is_seen_at_a_glance(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name not in DECLARATIONS:
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert length <= FUNCTION_LIMIT, f"{node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("name", scoop_outbox.__all__)
+def test_a_public_name_says_what_it_is(name: str) -> None:
+    value = getattr(scoop_outbox, name)
+    # Not inspect.getdoc, which would inherit.
+    doc = value.__doc__
+    assert doc, name
+    assert not doc.startswith(f"{name}("), "what a dataclass makes up is no documentation"
+    for member, function in vars(value).items():
+        if not member.startswith("_") and (inspect.isfunction(function) or isinstance(function, property)):
+            documented = function.__doc__ or inspect.getdoc(getattr(value, member))
+            assert documented, f"{name}.{member}"
+
+
+def test_public_names_are_sorted_and_there() -> None:
+    assert list(scoop_outbox.__all__) == sorted(scoop_outbox.__all__)
+    public = {
+        name for name, value in vars(scoop_outbox).items() if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert public == set(scoop_outbox.__all__)
+
+
+def test_only_the_store_writes_sql() -> None:
+    for path in MODULES:
+        # The demonstration has tables of its own.
+        if {"testing", "store", "demo"} & set(path.parts):
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                first, *more = [*node.value.lower().split(), ""]
+                is_sql = first in ("select", "insert", "update", "delete") and {"from", "into", "set"} & set(more)
+                assert not is_sql, f"{path}: {node.value}"
