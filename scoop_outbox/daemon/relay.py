@@ -23,6 +23,7 @@ from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.calls import Interrupted
 from scoop_outbox.store.home import Home
+from scoop_outbox.store.schema import SHARDS
 
 log = logging.getLogger(__name__)
 
@@ -174,9 +175,11 @@ class Relay:
         renewed: list[Rows] = []
         if self._epochs:
             renewed = await driver.run(_run(statement("renew_shards", lease=LEASE, **_mine(self._epochs))))
-        acquired = await driver.run(_run(statement("acquire_shards", owner=self._home.process_id, lease=LEASE)))
         held: dict[int, int] = dict(renewed[0] if renewed else ())
-        gained: dict[int, int] = dict(acquired[0])
+        gained: dict[int, int] = {}
+        if len(held) < SHARDS:
+            (rows,) = await driver.run(_run(statement("acquire_shards", owner=self._home.process_id, lease=LEASE)))
+            gained = dict(rows)
         lost = set(self._epochs) - set(held) - set(gained)
         if lost:
             log.warning("another relay has taken shards %s", sorted(lost))

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 SLOTS = 16
 _STEAL = timedelta(milliseconds=50)
-_COUNT_EVERY = 2.0
+_COUNT_EVERY = 5.0
 _LONGEST_BACKOFF = 30.0
 _REMEMBERED = 10_000
 
