@@ -4,11 +4,12 @@ import re
 from pathlib import Path
 
 import click
+import psycopg
 import pytest
 
 from scoop_outbox.cli import main
 from scoop_outbox.store.schema import tables
-from tests.docs.markdown import DOCUMENTS, ROOT, Program, anchors, commands, comparable, links, programs, run
+from tests.docs.markdown import DOCUMENTS, ROOT, Program, anchors, blocks, commands, comparable, links, programs, run
 
 DOCS = ROOT / "docs"
 GUIDE = programs(DOCS / "guide.md")
@@ -79,6 +80,22 @@ def test_every_table_is_explained() -> None:
     for document in ("operations.md", "architecture.md"):
         text = (DOCS / document).read_text(encoding="utf-8")
         assert {name for name in names if f"`{name}`" not in text} == set(), document
+
+
+def test_the_queries_of_the_operations_guide_can_be_asked(database_url: str) -> None:
+    (queries,) = [content for _, content in blocks(DOCS / "operations.md", "sql")]
+    with psycopg.connect(database_url) as connection:
+        for query in queries.rstrip("; \n").split(";"):
+            connection.execute(query.encode()).fetchall()
+
+
+def test_every_module_has_its_place_in_the_architecture() -> None:
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    package = ROOT / "scoop_outbox"
+    folders = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    modules = {path.stem for path in package.glob("*.py") if not path.stem.startswith("_")}
+
+    assert {name for name in folders | modules if f"`{name}`" not in text} == set()
 
 
 def test_every_command_and_option_is_explained() -> None:
