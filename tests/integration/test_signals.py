@@ -123,6 +123,8 @@ def broken(url: str) -> Callable[[], bool]:
 async def test_promise_39_everything_works_without_signals(database_url: str, never_signals: None) -> None:
     publishing, working = app_of(database_url), app_of(database_url)
     async with two_processes(publishing, working, database_url):
+        # Two for each process: one listens, one tells.
+        await until(lambda: len(ask(database_url, f"select 1 from pg_stat_activity where {SIGNALS}")) == 4)  # noqa: S608
         await until(broken(database_url))
         for _ in range(2):
             await (await publishing.launch("R", 1)).wait(20)
