@@ -168,25 +168,19 @@ class AsyncDriver:
             if is_open:
                 await self._batch([ROLLBACK_TO_SAVEPOINT])
             else:
-                await self._begin_anew()
+                await self._undo()
             return raised(call, scope, error, is_open=is_open)
         finally:
             if not await self._close(scope):
                 self.usable = False
 
     async def _close(self, scope: _Scope) -> bool:
-        """Give the scope's session up; answer whether SQLAlchemy still sees this connection as it is."""
+        """Give the scope's session up; answer whether its savepoint was still there to be given up."""
         try:
             await scope.close()
         except Exception:  # noqa: BLE001 - whatever it is, it is of no use to the user
             return False
         return True
-
-    async def _begin_anew(self) -> None:
-        """After a callback has ended the transaction, savepoints that SQLAlchemy believes in are no more."""
-        await self._undo()
-        await self.outer.rollback()
-        await self.outer.begin()
 
     async def _undo(self) -> None:
         """Leave no transaction open; a connection that cannot even do that is not used again."""

@@ -182,25 +182,19 @@ class Driver:
             if is_open:
                 self._batch([ROLLBACK_TO_SAVEPOINT])
             else:
-                self._begin_anew()
+                self._undo()
             return raised(call, scope, error, is_open=is_open)
         finally:
             if not self._close(scope):
                 self.usable = False
 
     def _close(self, scope: _Scope) -> bool:
-        """Give the scope's session up; answer whether SQLAlchemy still sees this connection as it is."""
+        """Give the scope's session up; answer whether its savepoint was still there to be given up."""
         try:
             scope.close()
         except Exception:  # noqa: BLE001 - whatever it is, it is of no use to the user
             return False
         return True
-
-    def _begin_anew(self) -> None:
-        """After a callback has ended the transaction, savepoints that SQLAlchemy believes in are no more."""
-        self._undo()
-        self.outer.rollback()
-        self.outer.begin()
 
     def _undo(self) -> None:
         """Leave no transaction open; a connection that cannot even do that is not used again."""

@@ -371,6 +371,10 @@ async def test_tx_06_the_next_run_finds_a_clean_connection(shop: Shop, sold: Any
                 raise RuntimeError("boom")
             case "commits":
                 yield scope.connection.commit()
+            case "commits in a savepoint":
+                yield scope.session.begin_nested()
+                yield scope.session.begin_nested()
+                yield scope.connection.commit()
             case "breaks":
                 with pytest.raises(psycopg.Error):
                     yield scope.connection.execute("select 1 / 0")
@@ -378,40 +382,49 @@ async def test_tx_06_the_next_run_finds_a_clean_connection(shop: Shop, sold: Any
                 scope.session.add(Sold(name=message.payload))
                 raise RuntimeError("boom")
 
+    kinds = ["raises", "commits", "commits in a savepoint", "breaks", "leaves a session"]
     shop.saga("root", "R", body)
     async with shop.running(slots=1):
-        for number, kind in enumerate(["raises", "commits", "breaks", "leaves a session"]):
+        for number, kind in enumerate(kinds):
             bad = await shop.app.launch("R", kind)
             with pytest.raises(DistributedError):
                 await bad.wait(LONG)
             await (await shop.app.launch("R", f"good {number}")).wait(LONG)
 
     goods = [name for name in sold() if name.startswith("good")]
-    assert len(goods) == 4 * 3
+    assert len(goods) == 5 * 3
 
 
 async def test_tx_06_savepoints_and_repeated_statements_leave_the_engine_alone(shop: Shop, sold: Any) -> None:
     """psycopg prepares what is executed often, and deallocates everything prepared after a rollback to a savepoint."""
+    called: list[str] = []
 
-    async def asynchronous(scope: Any, _: Any) -> None:
+    async def asynchronous(scope: Any, message: Any) -> None:
+        called.append(message.payload)
         for number in range(10):
-            await scope.connection.execute(INSERT, (f"{number}",))
-        async with scope.connection.transaction(force_rollback=True):
-            await scope.connection.execute(INSERT, ("undone",))
-        await scope.connection.execute(INSERT, ("done",))
+            await scope.connection.execute(INSERT, (f"{message.payload}{number}",))
+        await scope.connection.execute("savepoint mine")
+        await scope.connection.execute(INSERT, ("undone",))
+        await scope.connection.execute("rollback to savepoint mine")
+        await scope.connection.execute(INSERT, (message.payload,))
 
-    def blocking(scope: Any, _: Any) -> None:
+    def blocking(scope: Any, message: Any) -> None:
+        called.append(message.payload)
         for number in range(10):
-            scope.connection.execute(INSERT, (f"{number}",))
-        with scope.connection.transaction(force_rollback=True):
-            scope.connection.execute(INSERT, ("undone",))
-        scope.connection.execute(INSERT, ("done",))
+            scope.connection.execute(INSERT, (f"{message.payload}{number}",))
+        scope.connection.execute("savepoint mine")
+        scope.connection.execute(INSERT, ("undone",))
+        scope.connection.execute("rollback to savepoint mine")
+        scope.connection.execute(INSERT, (message.payload,))
 
     add(shop, asynchronous, blocking)
 
-    await shop.run("R")
+    async with shop.running(slots=1):
+        for payload in "ab":
+            await (await shop.app.launch("R", payload)).wait(LONG)
 
-    assert sold() == [*map(str, range(10)), "done"]
+    assert called == ["a", "b"]
+    assert sold() == [f"{payload}{number}" for payload in "ab" for number in ("", *range(10))]
 
 
 async def test_tx_06_deallocating_what_the_engine_has_prepared_costs_one_more_attempt(shop: Shop, sold: Any) -> None:
