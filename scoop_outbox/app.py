@@ -73,6 +73,7 @@ class Scoop:
         self._signals: Signals | None = None
         self._outcomes: Outcomes | None = None
         self._announced: frozenset[str] = frozenset()
+        self._running = False
         if self._database is not None:
             self._home = self._open()
 
@@ -314,15 +315,18 @@ class Scoop:
             grace: how long running steps get to finish when the block is left.
 
         Raises:
-            DefinitionError: a saga has no steps.
+            DefinitionError: a saga has no steps, or the service is running in this process already.
             DatabaseError: the database cannot be reached or is not migrated.
         """
         if slots < 1:
             raise DefinitionError(f"slots={slots}: a worker needs at least one")
+        if self._running:
+            raise DefinitionError(f"service {self.service!r} is running in this process already: once is enough")
         self.check()
         await self.announce()
         async with self.home.driver() as driver:
             migrate.check(await driver.run(_read_revision()), self.home.url)
+        self._running = True
         try:
             async with daemons(
                 self.home,
@@ -337,7 +341,21 @@ class Scoop:
             ) as running:
                 yield running
         finally:
-            await self.home.dispose()
+            self._running = False
+            await self.close()
+
+    async def close(self) -> None:
+        """Close the connections that launching and asking have left open in this event loop, and the blocking ones.
+
+        `running` does so at its end. What is used afterwards opens anew.
+        """
+        if self._home is not None:
+            await self._home.dispose()
+
+    def close_sync(self) -> None:
+        """Close the connections that `launch_sync` and the other blocking calls have left open."""
+        if self._home is not None:
+            self._home.dispose_blocking()
 
 
 def _subscribe(service: str, sagas: list[Saga]) -> Plan[None]:

@@ -136,7 +136,7 @@ async def _demonstrate(options: Options, console: Console) -> int:
         await tables.claim(connection)
         await asyncio.to_thread(tables.create, url)
         app.configure(database=url)
-        stack.push_async_callback(app.home.dispose)
+        stack.push_async_callback(app.close)
         console.print(f"  services   {', '.join(runner.SERVICES)}: a process each, and one that relays their messages")
         processes = await stack.enter_async_context(runner.processes(url, options.broker))
         console.print(f"  orders     {len(orders)}; each has its stock reserved, is paid for, and is shipped\n")

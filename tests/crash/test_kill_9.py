@@ -12,7 +12,7 @@ import psycopg
 
 from tests.crash import flow
 from tests.crash.ledger import assert_exactly_once, count, is_quiet
-from tests.crash.processes import Fleet
+from tests.crash.processes import Fleet, Process
 from tests.waiting import until_blocking
 
 PARENTS = 300
@@ -46,7 +46,9 @@ def test_kill_9_of_workers_and_relays_at_random(
         not_before = time.monotonic() + chance.uniform(0.1, 0.3)
         # Only in the midst of work, and only a process that takes part in it: otherwise nothing is interrupted.
         until_blocking(functools.partial(_has_done, effects, steps + 10, not_before), 20)
-        victim = chance.choice([process for process in running if process.arguments[0] == command and process.ready])
+        candidates = [process for process in running if process.arguments[0] == command]
+        until_blocking(functools.partial(_any_ready, candidates), 20)
+        victim = chance.choice([process for process in candidates if process.ready])
         victim.kill()
         running[running.index(victim)] = fleet.start(*victim.arguments)
 
@@ -57,7 +59,7 @@ def test_kill_9_of_workers_and_relays_at_random(
     interrupted = _undone_writes(effects) - sum(flow.writes_undone_on_purpose(n) for n in range(1, PARENTS + 1))
     print(f"the kills undid {interrupted} writes")
     assert interrupted > 0, "the kills have hit nothing"
-    flow.orders.home.dispose_blocking()
+    flow.orders.close_sync()
 
 
 def _steps(connection: psycopg.Connection[Any]) -> int:
@@ -66,6 +68,10 @@ def _steps(connection: psycopg.Connection[Any]) -> int:
 
 def _has_done(connection: psycopg.Connection[Any], steps: int, not_before: float) -> bool:
     return time.monotonic() >= not_before and _steps(connection) >= steps
+
+
+def _any_ready(processes: list[Process]) -> bool:
+    return any(process.ready for process in processes)
 
 
 def _undone_writes(connection: psycopg.Connection[Any]) -> int:

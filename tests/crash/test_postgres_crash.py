@@ -55,7 +55,7 @@ def processes(database_url: str, fleet: Fleet) -> list[Process]:
     for app in flow.SERVICES.values():
         app.configure(database=database_url)
         app.announce_sync()
-        app.home.dispose_blocking()
+        app.close_sync()
     processes = [fleet.worker(f"flow:{service}") for service in flow.SERVICES]
     processes += [fleet.relay(), fleet.relay()]
     for process in processes:
@@ -132,7 +132,7 @@ async def test_launching_goes_on_after_a_restart_of_the_server(server: PostgresS
     await app.launch("nobody.listens", {})
     with psycopg.connect(database_url) as connection:
         assert count(connection, "select count(*) from scoop_outbox.outbox") == 4
-    await app.home.dispose()
+    await app.close()
 
 
 async def test_a_caller_is_told_when_the_server_dies_under_it(server: PostgresServer, database_url: str) -> None:
@@ -146,4 +146,4 @@ async def test_a_caller_is_told_when_the_server_dies_under_it(server: PostgresSe
         server.kill()
         with pytest.raises(DatabaseError, match="is not known"):
             await launching
-    await app.home.dispose()
+    await app.close()

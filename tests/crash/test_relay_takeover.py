@@ -32,7 +32,7 @@ def launch(database_url: str, effects: psycopg.Connection[Any]) -> Callable[[int
         while launched < up_to:
             launched += 1
             stock.launch_sync("ledger.entry", {"n": launched}, key=f"key {launched % KEYS}")
-        stock.home.dispose_blocking()
+        stock.close_sync()
 
     return launch
 

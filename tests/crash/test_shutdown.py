@@ -31,7 +31,7 @@ def launch(database_url: str) -> Callable[..., None]:
 
     def launch(topic: str, **payload: Any) -> None:
         gated.launch_sync(topic, payload)
-        gated.home.dispose_blocking()
+        gated.close_sync()
 
     return launch
 
@@ -145,12 +145,11 @@ async def test_within_a_process_too_steps_that_outlast_their_grace_are_undone(
 ) -> None:
     gate = Gate(effects, 1)
     gated.configure(database=database_url)
-    before = _left_over(effects)
     async with gated.running(grace=0.1):
         await gated.launch("gated.coroutine", {"gate": 1})
         await gated.launch("gated.blocking", {"gate": 1})
         await until(lambda: gate.waiting == 2)
-    await until(lambda: _left_over(effects) == before)
+    await until(lambda: _nothing_left(effects))
     assert gate.waiting == 0
     assert count(effects, "select count(*) from effect") == 0
     gate.open()
@@ -163,7 +162,6 @@ async def test_a_thread_that_outlasts_its_grace_writes_nothing(
     database_url: str, effects: psycopg.Connection[Any]
 ) -> None:
     gated.configure(database=database_url)
-    before = _left_over(effects)
     async with gated.running(grace=0.1):
         await gated.launch("gated.asleep", {"asleep": True})
         await until(lambda: count(effects, _LOCKED) == 2)
@@ -173,19 +171,18 @@ async def test_a_thread_that_outlasts_its_grace_writes_nothing(
         await until(lambda: _ended(effects, 2))
     never.set()
     try:
-        await until(lambda: _left_over(effects) == before)
+        await until(lambda: _nothing_left(effects))
     finally:
         never.clear()
     assert_exactly_once(effects)
 
 
-def _left_over(effects: psycopg.Connection[Any]) -> tuple[int, int, int]:
-    """Count what a process that has stopped must not keep: connections, tasks and threads."""
-    connections = count(
-        effects, "select count(*) from pg_stat_activity where datname = current_database() and application_name <> ''"
-    )
+def _nothing_left(effects: psycopg.Connection[Any]) -> bool:
+    """Tell whether a process that has stopped has kept nothing: no connection, no task and no thread."""
+    connections = "select count(*) from pg_stat_activity where datname = current_database() and application_name <> ''"
     threads = [thread for thread in threading.enumerate() if thread.name.startswith("scoop_outbox")]
-    return connections, len(asyncio.all_tasks()), len(threads)
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    return count(effects, connections) == 0 and not tasks and not threads
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "in the midst of work"])
@@ -196,8 +193,7 @@ async def test_sd_01_starting_and_stopping_again_and_again_leaves_nothing_behind
     for app in flow.SERVICES.values():
         app.configure(database=database_url)
         await app.announce()
-        await app.home.dispose()
-    before = _left_over(effects)
+        await app.close()
     launched = 0
     for _ in range(20):
         async with flow.orders.running(), flow.stock.running(), flow.billing.running():
@@ -206,7 +202,7 @@ async def test_sd_01_starting_and_stopping_again_and_again_leaves_nothing_behind
                 await flow.orders.launch("order.placed", {"n": launched})
             if busy:
                 await until(lambda: count(effects, "select count(*) from effect") > launched)  # noqa: B023
-        await until(lambda: _left_over(effects) == before)
+        await until(lambda: _nothing_left(effects))
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
     assert not [record for record in caplog.records if "interrupted" in record.getMessage()]
 

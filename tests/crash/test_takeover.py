@@ -47,5 +47,5 @@ def test_consecutive_steps_of_one_run_are_executed_by_two_processes_in_turn(
     ).fetchall()
     assert workers[0] == workers[2] != workers[1] == workers[3]
     assert_exactly_once(effects)
-    gated.gated.home.dispose_blocking()
-    gated.hall.home.dispose_blocking()
+    gated.gated.close_sync()
+    gated.hall.close_sync()

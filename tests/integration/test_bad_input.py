@@ -48,7 +48,7 @@ ORDERS = Topic("orders", Order)
 async def app(database_url: str) -> AsyncIterator[Scoop]:
     app = Scoop("shop", database=database_url)
     yield app
-    await app.home.dispose()
+    await app.close()
 
 
 def ask(app: Scoop, question: str) -> list[tuple[Any, ...]]:
@@ -261,7 +261,7 @@ async def test_d33_d35_odd_names_work_forward_and_back(database_url: str, name: 
         ("child", name, RunState.ROLLED_BACK),
     ]
     assert [step.step for step in runs[0].steps] == [name, "fails", name]
-    await app.home.dispose()
+    await app.close()
 
 
 @pytest.mark.parametrize("text", ["a\0b", "\ud800", "\udcff\0", "🛒", "x" * 1_000_000])
@@ -358,7 +358,7 @@ async def test_a_database_that_cannot_be_reached(url: str, no_debug: pytest.LogC
     assert SECRET not in repr(app.home)
     assert SECRET not in repr(app.handle(app.home.process_id))
     assert SECRET not in no_debug.text
-    await app.home.dispose()
+    await app.close()
 
 
 async def test_a_database_that_does_not_exist_or_lets_nobody_in(postgres_url: str) -> None:

@@ -59,7 +59,7 @@ async def home(database_url: str) -> Any:
 async def test_hp_06_a_message_becomes_one_run_for_each_saga_of_each_service(database_url: str, home: Home) -> None:
     for app in (listening(database_url, "shop", "orders", "a", "b"), listening(database_url, "books", "orders", "a")):
         app.announce_sync()
-        app.home.dispose_blocking()
+        app.close_sync()
     told = Told()
     async with home.driver() as driver:
         await driver.run(take_in([envelope(), envelope(), envelope("elsewhere")], told))
@@ -85,7 +85,7 @@ async def test_the_same_envelopes_again_start_nothing(database_url: str, home: H
         await driver.run(take_in(list(reversed(batch)), told))
     assert counts(database_url) == before == {"message": 20, "run": 40, "mailbox": 40, "child": 0}
     assert told.mails == []
-    await app.home.dispose()
+    await app.close()
 
 
 async def test_the_same_envelopes_at_the_same_time_start_once(database_url: str, home: Home) -> None:
@@ -102,7 +102,7 @@ async def test_the_same_envelopes_at_the_same_time_start_once(database_url: str,
     mails = await asyncio.gather(*(once() for _ in range(4)))
     assert counts(database_url) == {"message": 50, "run": 100, "mailbox": 100, "child": 0}
     assert len([run for told in mails for run in told]) == 100
-    await app.home.dispose()
+    await app.close()
 
 
 async def test_an_envelope_that_is_twice_in_a_batch_starts_once(database_url: str, home: Home) -> None:
@@ -112,7 +112,7 @@ async def test_an_envelope_that_is_twice_in_a_batch_starts_once(database_url: st
     async with home.driver() as driver:
         await driver.run(take_in([one, one, one], Told()))
     assert counts(database_url) == {"message": 1, "run": 1, "mailbox": 1, "child": 0}
-    await app.home.dispose()
+    await app.close()
 
 
 async def test_an_envelope_that_comes_again_after_its_run_has_ended_starts_nothing(
@@ -174,7 +174,7 @@ async def test_q13_who_handles_a_message_is_frozen_when_it_is_launched(database_
     assert sorted(handled[5:]) == ["early 3", "late 3"]
     runs = (await app.status(first.id)).runs
     assert [(run.saga, run.state) for run in runs] == [("root", RunState.COMMITTED), ("early", RunState.COMMITTED)]
-    await app.home.dispose()
+    await app.close()
 
 
 async def test_a_message_of_a_run_that_nobody_was_expected_to_handle_starts_nothing(
@@ -186,7 +186,7 @@ async def test_a_message_of_a_run_that_nobody_was_expected_to_handle_starts_noth
     async with home.driver() as driver:
         await driver.run(take_in([one], Told()))
     assert counts(database_url) == {"message": 1, "run": 0, "mailbox": 0, "child": 0}
-    await app.home.dispose()
+    await app.close()
 
 
 async def test_a_message_keeps_its_own_headers_and_bytes(database_url: str, home: Home) -> None:
@@ -201,4 +201,4 @@ async def test_a_message_keeps_its_own_headers_and_bytes(database_url: str, home
     assert (message.topic, message.key, message.body, message.payload) == ("orders", "k'ey", body, body)
     assert message.headers == {"trace": "o'clock \0 🛒"}
     assert ask(database_url, "select context::text from run") == [('{"a":1}',)]
-    await app.home.dispose()
+    await app.close()

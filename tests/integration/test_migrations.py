@@ -183,7 +183,7 @@ async def test_another_schema_works_from_launch_to_end(empty_url: str, schema: s
         handle = await app.launch("orders", 1)
         await handle.wait(20)
     assert {run.state for run in (await app.status(handle.id)).runs} == {RunState.COMMITTED}
-    await app.home.dispose()
+    await app.close()
 
 
 @pytest.mark.parametrize("schema", ["x" * 64, "🛒" * 16, "", "a\0b", "\ud800"])
@@ -201,7 +201,7 @@ def test_two_schemas_in_one_database_do_not_meet(database_url: str) -> None:
     assert len(ask(database_url, "select from scoop_outbox.outbox")) == 1
     assert len(ask(database_url, "select from other.outbox")) == 0
     for app in (one, other):
-        app.home.dispose_blocking()
+        app.close_sync()
 
 
 def an_app(url: str, *, sagas: bool) -> Scoop:
@@ -228,7 +228,7 @@ async def test_an_unmigrated_database_says_what_to_do(empty_url: str, sagas: boo
         await app.status(app.home.process_id)
     with pytest.raises(DatabaseError, match=UNMIGRATED):
         await app.handle(app.home.process_id).wait(1)
-    await app.home.dispose()
+    await app.close()
 
 
 @pytest.mark.parametrize("sagas", [True, False])
@@ -241,7 +241,7 @@ async def test_an_unmigrated_database_says_what_to_do_when_a_transaction_is_join
     await engine.dispose()
     with connected(empty_url) as blocking, pytest.raises(DatabaseError, match=UNMIGRATED):
         app.launch_sync("orders", 1, session=blocking)
-    await app.home.dispose()
+    await app.close()
 
 
 def set_revision(url: str, revision: str | None) -> None:
@@ -267,7 +267,7 @@ async def test_a_database_that_is_older_than_the_code_is_refused(
                 pass
     async with app.running():
         pass
-    await app.home.dispose()
+    await app.close()
 
 
 async def test_a_database_that_is_newer_than_the_code_is_warned_of(
@@ -279,7 +279,7 @@ async def test_a_database_that_is_newer_than_the_code_is_warned_of(
         async with app.running():
             await (await app.launch("orders", 1)).wait(20)
     assert "at revision 9999, which is newer than this code" in caplog.text
-    await app.home.dispose()
+    await app.close()
 
 
 def test_a_user_who_may_not_create_tables_is_told(empty_url: str) -> None:

@@ -86,7 +86,7 @@ def write(url: str, *emissions: Emission) -> None:
     app = Scoop("writer", database=url)
     with app.home.blocking_driver() as driver:
         driver.run(launch_and_commit(emissions, Silent()))
-    app.home.dispose_blocking()
+    app.close_sync()
 
 
 @contextmanager

@@ -36,7 +36,7 @@ async def make_shop(database_url: str, journal: Journal) -> AsyncIterator[MakeSh
     yield make
     for shop in made:
         # What was asked after running() opened a pool again.
-        await shop.app.home.dispose()
+        await shop.app.close()
 
 
 @pytest.fixture

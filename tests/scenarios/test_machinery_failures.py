@@ -365,7 +365,7 @@ async def test_postgres_is_killed_and_started_again_while_hierarchies_are_under_
             after = await shop.app.launch("R", 1)
             await after.wait(LONG)
     finally:
-        await shop.app.home.dispose()
+        await shop.app.close()
         server.stop()
 
 

@@ -397,34 +397,21 @@ async def test_tx_06_the_next_run_finds_a_clean_connection(shop: Shop, sold: Any
 
 async def test_tx_06_savepoints_and_repeated_statements_leave_the_engine_alone(shop: Shop, sold: Any) -> None:
     """psycopg prepares what is executed often, and deallocates everything prepared after a rollback to a savepoint."""
-    called: list[str] = []
 
-    async def asynchronous(scope: Any, message: Any) -> None:
-        called.append(message.payload)
+    def body(scope: Any, _: Any) -> Iterator[Any]:
         for number in range(10):
-            await scope.connection.execute(INSERT, (f"{message.payload}{number}",))
-        await scope.connection.execute("savepoint mine")
-        await scope.connection.execute(INSERT, ("undone",))
-        await scope.connection.execute("rollback to savepoint mine")
-        await scope.connection.execute(INSERT, (message.payload,))
+            yield from with_psycopg(scope, f"{scope.step}, {number}")
+        yield scope.connection.execute("savepoint mine")
+        yield from with_psycopg(scope, "undone")
+        yield scope.connection.execute("rollback to savepoint mine")
+        yield from with_psycopg(scope, f"{scope.step}, last")
 
-    def blocking(scope: Any, message: Any) -> None:
-        called.append(message.payload)
-        for number in range(10):
-            scope.connection.execute(INSERT, (f"{message.payload}{number}",))
-        scope.connection.execute("savepoint mine")
-        scope.connection.execute(INSERT, ("undone",))
-        scope.connection.execute("rollback to savepoint mine")
-        scope.connection.execute(INSERT, (message.payload,))
+    shop.saga("root", "R", body, body, body)
 
-    add(shop, asynchronous, blocking)
+    await shop.run("R")
 
-    async with shop.running(slots=1):
-        for payload in "ab":
-            await (await shop.app.launch("R", payload)).wait(LONG)
-
-    assert called == ["a", "b"]
-    assert sold() == [f"{payload}{number}" for payload in "ab" for number in ("", *range(10))]
+    assert shop.journal == ["root-0", "root-1", "root-2"]  # each at the first attempt
+    assert sold() == [f"{step}, {name}" for step in range(3) for name in (*range(10), "last")]
 
 
 async def test_tx_06_deallocating_what_the_engine_has_prepared_costs_one_more_attempt(shop: Shop, sold: Any) -> None:

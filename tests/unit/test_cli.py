@@ -227,7 +227,7 @@ def test_sd_01_a_worker_serves_until_it_is_told_to_stop(tmp_path: Path, database
     assert child.returncode == 0, err
     assert "ready: service shop, <home postgresql://postgres:***@" in err
     assert err.rstrip().endswith("stopped")
-    app.home.dispose_blocking()
+    app.close_sync()
 
 
 def subscribed(url: str) -> list[object]:
