@@ -9,6 +9,7 @@ from collections import Counter
 from typing import Any
 
 import psycopg
+import pytest
 
 from tests.crash import flow
 from tests.crash.ledger import assert_exactly_once, count, is_quiet
@@ -21,6 +22,7 @@ WORKER_KILLS = 28
 RELAY_KILLS = 2
 
 
+@pytest.mark.timeout(240)  # half a minute by itself; its many processes feel it when others use the machine
 def test_kill_9_of_workers_and_relays_at_random(
     database_url: str, effects: psycopg.Connection[Any], fleet: Fleet
 ) -> None:
