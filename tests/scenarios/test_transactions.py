@@ -408,9 +408,12 @@ async def test_tx_06_savepoints_and_repeated_statements_leave_the_engine_alone(s
 
     shop.saga("root", "R", body, body, body)
 
-    await shop.run("R")
+    async with shop.running() as daemons:
+        await (await shop.app.launch("R", None)).wait(LONG)
 
-    assert shop.journal == ["root-0", "root-1", "root-2"]  # each at the first attempt
+    assert shop.journal == ["root-0", "root-1", "root-2"]
+    assert daemons.worker is not None
+    assert daemons.worker.counters.interruptions == 0
     assert sold() == [f"{step}, {name}" for step in range(3) for name in (*range(10), "last")]
 
 
