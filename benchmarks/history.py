@@ -26,7 +26,7 @@ MESSAGES = f"""
 insert into message (id, topic, key, body, content_type, headers, created_at)
 select {MESSAGE}, 'old.topic', 'customer-' || n %% 1000,
        convert_to('{{"order":' || n || ',"text":"' || repeat('x', 180) || '"}}', 'UTF8'),
-       'application/json', '{{"trace":"' || md5(n::text) || '"}}', now() - interval '1 day'
+       'application/json', ('{{"trace":"' || md5(n::text) || '"}}')::json, now() - interval '1 day'
 from generate_series(1, %(count)s) n
 """
 RUNS = f"""
@@ -34,7 +34,7 @@ insert into run (id, message_id, service, saga, lineage, parent_run, state, step
                  created_at, ended_at)
 select {RUN}, {MESSAGE}, %(service)s, 'steps-async',
        case n %% 4 when 0 then array[{RUN}] else array[{ROOT}, {RUN}] end, case n %% 4 when 0 then null else {ROOT} end,
-       'committed', 'step 2', 3, 3, '{{"tenant":"north","user":"somebody@example.org"}}', %(launched_at)s,
+       'committed', 'step 2', 3, 3, '{{"tenant":"north","user":"somebody@example.org"}}', %(launched_at)s::json,
        now() - interval '1 day', now() - interval '1 day'
 from generate_series(1, %(count)s) n
 """

@@ -23,6 +23,7 @@ from benchmarks.work import WARM_UP, done_since, prepare, release, until_done, u
 from scoop_outbox.daemon.worker import _COUNT_EVERY
 
 PROCESSES = 4
+_LONGEST_SLEEP = 1.5
 SLOTS = 16
 MOST = 0.1
 
@@ -100,7 +101,8 @@ async def _execute(control: Control, topic: str, count: int, processes: int) -> 
             await stack.enter_async_context(build(control.url).running(worker=False))
         workers = [await stack.enter_async_context(_process(control.url)) for _ in range(processes)]
         await until_done(control)
-        await asyncio.sleep(_COUNT_EVERY * 1.25 if processes > 1 else 0.0)  # until they know of each other
+        if processes > 1:
+            await asyncio.sleep(_COUNT_EVERY + _LONGEST_SLEEP)  # until they know of each other
         before = [await worker.counters() for worker in workers]
         started = await release(control)
         await until_ended(control)

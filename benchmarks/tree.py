@@ -8,8 +8,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from uuid import UUID
+from contextlib import aclosing, asynccontextmanager
 
 import psycopg
 
@@ -146,27 +145,24 @@ async def _gaps(control: Control, name: str, columns: dict[str, list[float]]) ->
 
 
 @asynccontextmanager
-async def _ended(control: Control) -> AsyncIterator[AsyncIterator[UUID]]:
+async def _ended(control: Control) -> AsyncIterator[AsyncIterator[psycopg.Notify]]:
     """Yield the messages whose runs have ended, as their commits are told."""
-
-    async def told() -> AsyncIterator[UUID]:
-        async for notify in connection.notifies():
-            yield UUID(notify.payload)
-
     connection = await psycopg.AsyncConnection.connect(control.url, autocommit=True)
     async with connection:
         await connection.execute(b"listen benchmark_ended")
-        yield told()
+        # Its generator holds the connection: it must end before the connection can.
+        async with aclosing(connection.notifies()) as notifies:
+            yield notifies
 
 
-async def _one_by_one(app: Scoop, ended: AsyncIterator[UUID], topic: str, count: int) -> list[float]:
+async def _one_by_one(app: Scoop, ended: AsyncIterator[psycopg.Notify], topic: str, count: int) -> list[float]:
     """Launch one message after the other, with pauses; return milliseconds from before the launch to the end."""
     took = []
     for number in range(count):
         await asyncio.sleep(random.uniform(0.02, 0.06))
         started = time.perf_counter()
         handle = await app.launch(topic, {"number": number})
-        while await anext(ended) != handle.id:
+        while (await anext(ended)).payload != str(handle.id):
             pass
         took.append((time.perf_counter() - started) * 1000)
     return took

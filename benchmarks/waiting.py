@@ -13,7 +13,7 @@ from benchmarks.table import Table
 _RUNS = f"""
 insert into run (id, message_id, service, saga, lineage, step, next_step, seq, instance, context, launched_at)
 select {RUN}, {MESSAGE}, %(service)s, 'steps-async', array[{RUN}], 'step 0', 'step 1', 1, 1,
-       '{{"tenant":"north","user":"somebody@example.org"}}', %(launched_at)s
+       '{{"tenant":"north","user":"somebody@example.org"}}', %(launched_at)s::json
 from generate_series(1, %(count)s) n
 """
 # Every other run sleeps, an hour or more; the rest wait for a child of another service.
