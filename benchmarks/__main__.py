@@ -61,13 +61,15 @@ async def _run(measure: Callable[[Bench], Awaitable[list[Table]]], bench: Bench)
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], metavar="NAME", help=", ".join(BENCHMARKS))
-    parser.add_argument("--runs", type=int, default=LEAST_RUNS, help="how often to measure (default: %(default)s)")
+    parser.add_argument("--runs", type=int, help=f"how often to measure (default: {LEAST_RUNS}, and 1 if quick)")
     parser.add_argument("--quick", action="store_true", help="small sizes: only to see that everything works")
     parser.add_argument(
         "--database", metavar="URL", help="a server where databases may be created; our own unless given"
     )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write conditions and tables there too")
     arguments = parser.parse_args()
+    if arguments.runs is None:
+        arguments.runs = 1 if arguments.quick else LEAST_RUNS
     if arguments.runs < 1:
         parser.error("--runs is at least 1")
     return arguments

@@ -64,7 +64,7 @@ async def measure(bench: Bench) -> list[Table]:
     """Execute the same work by one process and by four."""
     values: dict[tuple[str, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     works = {
-        "steps.async": ("three steps", bench.size(3000, 600), STEPS),
+        "steps.async": ("three steps", bench.size(2000, 600), STEPS),
         "tree.parent": ("trees of 7 steps", bench.size(500, 150), TREE_STEPS),
     }
     async with bench.database() as control:

@@ -15,13 +15,18 @@ import psycopg
 from benchmarks.control import Control
 from benchmarks.sagas import STEPS, TREE_STEPS, build
 from benchmarks.server import Bench
-from benchmarks.table import Table, Target, percentile, ratios
-from benchmarks.work import WARM_UP, done_since, execute, prepare, release, until_ended, warm
+from benchmarks.table import Table, Target, percentile, ratios, text
+from benchmarks.work import WARM_UP, done_since, execute, prepare, release, until_done, until_ended, warm
 from scoop_outbox import Scoop
 
 SLOTS = 16
 MOST_HOP = 5.0
 MOST_COMMITS = 10.0
+PARTLY = 0.4
+"""Share of what is possible at which latency under load is measured: at more, only the length of the queue is."""
+# Commits that must follow each other, the launch's among them; of siblings, one.
+HOP_COMMITS = 6
+TREE_COMMITS = 8
 
 # From the statement that ended the last child, in the transaction that commits it, to the parent's next step.
 _GAPS = """
@@ -37,7 +42,8 @@ create function tell_ended() returns trigger language plpgsql as
 $$begin perform pg_notify('benchmark_ended', new.message_id::text); return null; end$$;
 create trigger tell_ended after update on run for each row
 when (new.ended_at is not null and old.ended_at is null and new.parent_run is null) execute function tell_ended();
-create table held (id bigint generated always as identity primary key, run_id uuid not null, service text, saga text);
+create table held (run_id uuid not null);
+create table probe (n integer not null);
 """
 
 
@@ -68,22 +74,24 @@ async def measure(bench: Bench) -> list[Table]:
     )
     latency = Table(
         "(b) latency in ms: from the last child's end to the parent's next step; from launch to the root's end",
-        ("", "p50", "p99"),
+        ("", "p50", "p99", "p50 to as many lone commits"),
     )
     for name, shown in (
-        ("gap loaded", "child to parent, loaded"),
+        ("gap loaded", "child to parent, all launched at once"),
+        ("gap partly", f"child to parent, at {PARTLY:.0%} of that rate"),
         ("gap idle", "child to parent, idle"),
-        ("hop idle", "launch to the root's end, one child, idle"),
-        ("tree idle", "launch to the root's end, tree of 7 steps, idle"),
+        ("hop idle", f"launch to the root's end, one child, idle: {HOP_COMMITS} commits"),
+        ("tree idle", f"launch to the root's end, tree of 7 steps, idle: {TREE_COMMITS} commits"),
     ):
-        latency.add(shown, columns[f"{name} p50"], columns[f"{name} p99"])
+        latency.add(shown, columns[f"{name} p50"], columns[f"{name} p99"], columns[f"{name} ratio"])
     latency.targets.append(
         Target(f"idle hop p50: at most {MOST_HOP:.0f} ms", statistics.median(columns["hop idle p50"]), most=MOST_HOP)
     )
     latency.notes += [
         "Child to parent includes the flush of the child's commit: both times are the database's.",
         "Launch to end: in the launching process, until a notification comes that the root's commit sends.",
-        f"Commits per tree when one tree runs alone: {statistics.median(columns['commits alone']):.1f}.",
+        "A lone commit inserts one row; it is measured between the launches.",
+        f"Commits per tree when one runs alone, with the polling that follows it: {text(columns['commits alone'])}.",
     ]
     return [loaded, latency]
 
@@ -111,6 +119,28 @@ async def _loaded(bench: Bench, columns: dict[str, list[float]]) -> None:
         columns["commits"].append(gross / (count + WARM_UP))
         columns["idle commits"].append(idle / (count + WARM_UP))
         await _gaps(control, "gap loaded", columns)
+        await _launch_now_and_then(control, count, done.per_second * PARTLY)
+        await _gaps(control, "gap partly", columns)
+
+
+async def _launch_now_and_then(control: Control, count: int, per_second: float) -> None:
+    """Launch messages at random times, and hold what became of them."""
+    app = build(control.url)
+    async with app.running(slots=SLOTS):
+        handles = []
+        due = time.monotonic()
+        for number in range(count):
+            due += random.expovariate(per_second)
+            await asyncio.sleep(max(due - time.monotonic(), 0))
+            handles.append(await app.launch("tree.parent", {"number": number}))
+        await until_done(control)
+        for handle in handles:
+            await handle.wait(60)
+    await control.all("truncate held")
+    await control.all(
+        "insert into held (id, run_id) select row_number() over (), id from run where message_id = any(%(messages)s)",
+        {"messages": [handle.id for handle in handles]},
+    )
 
 
 async def _idle(bench: Bench, columns: dict[str, list[float]]) -> None:
@@ -119,18 +149,20 @@ async def _idle(bench: Bench, columns: dict[str, list[float]]) -> None:
         await control.all(_TELL)
         app = build(control.url)
         async with app.running(slots=SLOTS), _ended(control) as ended:
-            await _one_by_one(app, ended, "hop.root", 10)
-            hops = await _one_by_one(app, ended, "hop.root", count)
+            await _one_by_one(control, app, ended, "hop.root", 10)
+            hops, hop_commit = await _one_by_one(control, app, ended, "hop.root", count)
         before = await control.commits()
         lasted = time.monotonic()
         async with app.running(slots=SLOTS), _ended(control) as ended:
-            trees = await _one_by_one(app, ended, "tree.parent", count)
+            trees, tree_commit = await _one_by_one(control, app, ended, "tree.parent", count)
         lasted = time.monotonic() - lasted
         gross = await control.commits() - before
         async with app.running(slots=SLOTS):
             await asyncio.sleep(lasted)
         idle = await control.commits() - before - gross
-        for name, took in (("hop idle", hops), ("tree idle", trees)):
+        commits = (("hop idle", hops, hop_commit * HOP_COMMITS), ("tree idle", trees, tree_commit * TREE_COMMITS))
+        for name, took, least in commits:
+            columns[f"{name} ratio"].append(percentile(took, 0.5) / least)
             columns[f"{name} p50"].append(percentile(took, 0.5))
             columns[f"{name} p99"].append(percentile(took, 0.99))
         columns["commits alone"].append((gross - idle) / count)
@@ -155,14 +187,22 @@ async def _ended(control: Control) -> AsyncIterator[AsyncIterator[psycopg.Notify
             yield notifies
 
 
-async def _one_by_one(app: Scoop, ended: AsyncIterator[psycopg.Notify], topic: str, count: int) -> list[float]:
-    """Launch one message after the other, with pauses; return milliseconds from before the launch to the end."""
-    took = []
+async def _one_by_one(
+    control: Control, app: Scoop, ended: AsyncIterator[psycopg.Notify], topic: str, count: int
+) -> tuple[list[float], float]:
+    """Launch one message after the other, with pauses.
+
+    Return the milliseconds of each from before the launch to the end, and those of a lone commit (median).
+    """
+    took, commits = [], []
     for number in range(count):
         await asyncio.sleep(random.uniform(0.02, 0.06))
+        started = time.perf_counter()
+        await control.all("insert into probe values (1)")
+        commits.append((time.perf_counter() - started) * 1000)
         started = time.perf_counter()
         handle = await app.launch(topic, {"number": number})
         while (await anext(ended)).payload != str(handle.id):
             pass
         took.append((time.perf_counter() - started) * 1000)
-    return took
+    return took, statistics.median(commits)
