@@ -30,7 +30,7 @@ def conditions(admin: str, *, runs: int, quick: bool) -> Iterator[tuple[str, str
     """Yield what to know about the machine and the server, before anything is measured."""
     yield "when", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     yield "cpu", f"{_cpu()}, {os.cpu_count()} cores"
-    yield "system", platform.platform()
+    yield "system", f"{platform.system()} {platform.machine()}"
     yield "load before", " ".join(f"{load:.2f}" for load in os.getloadavg())
     yield "python", f"{platform.python_implementation()} {platform.python_version()}"
     yield "psycopg", f"{metadata.version('psycopg')} ({psycopg.pq.__impl__}), libpq {psycopg.pq.version()}"
