@@ -81,7 +81,7 @@ async def compare(bench: Bench, databases: Sequence[Control]) -> list[list[float
         # Forwards, then backwards: what only grows with time hits all alike.
         order = range(len(databases)) if turn % 2 == 0 else reversed(range(len(databases)))
         for index in order:
-            done = await execute(databases[index], "steps.async", bench.size(1500, 400), SLOTS)
+            done = await execute(databases[index], "steps.async", bench.size(2500, 400), SLOTS)
             rates[index].append(done.per_second * STEPS)
     return rates
 
