@@ -26,6 +26,14 @@ class BrokerError(ScoopError):
 class StepError(ScoopError):
     """A step broke its contract with the engine, for example by ending its own transaction."""
 
+    @classmethod
+    def ended_its_transaction(cls, step: str, saga: str) -> StepError:
+        """Return what is wrong with a step that commits or rolls back by itself."""
+        return cls(
+            f"step {step!r} of saga {saga!r} ended its own transaction: never commit or roll back scope.connection; "
+            "the engine ends the transaction after the callback (use connection.transaction() for a savepoint)"
+        )
+
 
 class UnknownMessage(ScoopError):
     """No message with this id was launched, or its hierarchy has been pruned."""

@@ -15,9 +15,12 @@ from scoop_outbox.core.run import ChildState
 from scoop_outbox.core.settle import settle
 from scoop_outbox.core.statement import ROLLBACK, Call, Outcome, Plan, Refused, ask
 from scoop_outbox.core.transition import Mail, Raised, Returned, Transition
+from scoop_outbox.errors import StepError
 from scoop_outbox.failure import Failure
 from scoop_outbox.saga import Callback, is_async
 from scoop_outbox.scope import Result
+
+_NO_SAVEPOINT = "3B001"
 
 STEPS_IN_A_ROW = 32
 """How many steps of one run a slot executes before it looks at other runs: a run that repeats must not starve them."""
@@ -51,17 +54,24 @@ def execute(run_id: uuid.UUID, worker: Worker) -> Plan[Execution]:
         else:
             try:
                 change = _change(due, claimed, outcome, worker.chance)
-                go_on = yield from settle(claimed, change, worker, go_on=more)
+                returned = isinstance(outcome, Returned)
+                go_on = yield from settle(claimed, change, worker, go_on=more, called=returned)
             except Refused as refusal:
                 if not isinstance(outcome, Returned):
                     raise
-                failure = Failure.of(refusal.error, source=claimed.source)
-                raised = Raised(refusal.error, failure, outcome.context, open=False)
-                go_on = yield from _settle_failure(claimed, due, raised, worker)
+                go_on = yield from _settle_failure(claimed, due, _refused(refusal, outcome, claimed), worker)
         if go_on is None:
             break
         claimed = go_on
     return Execution.DONE
+
+
+def _refused(refusal: Refused, outcome: Returned, claimed: Claim) -> Raised:
+    """Return the outcome of a callback whose transaction the database did not accept."""
+    error = refusal.error
+    if getattr(error, "sqlstate", None) == _NO_SAVEPOINT:
+        error = StepError.ended_its_transaction(claimed.run.next_step or claimed.saga.first, claimed.run.saga)
+    return Raised(error, Failure.of(error, source=claimed.source), outcome.context, open=False)
 
 
 def _settle_failure(claimed: Claim, due: rule.Decision, outcome: Raised, worker: Worker) -> Plan[Claim | None]:
@@ -121,6 +131,7 @@ def _change(due: rule.Decision, claimed: Claim, outcome: Outcome | None, chance:
     """Return what becomes of the run, now that the decision was carried out."""
     run, saga, now = claimed.run, claimed.saga, claimed.facts.now
     raised = outcome if isinstance(outcome, Raised) else None
+    now = now if raised is None or raised.at is None else raised.at
     returned = outcome if isinstance(outcome, Returned) else Returned(None, (), run.context, None)
     match due:
         case rule.Wait(until):

@@ -8,15 +8,21 @@ from typing import Any
 
 from scoop_outbox.core.claim import Claim, Worker, claim, claimed_again, claiming_again
 from scoop_outbox.core.run import Run, RunState, StepKind
-from scoop_outbox.core.statement import COMMIT, COMMIT_AND_BEGIN, Plan, Statement, ask, statement
+from scoop_outbox.core.statement import COMMIT, COMMIT_AND_BEGIN, RELEASE_SAVEPOINT, Plan, Statement, ask, statement
 from scoop_outbox.core.transition import Mail, Record, Transition
 from scoop_outbox.scope import Emission
 
 
-def settle(claimed: Claim, change: Transition, worker: Worker, *, go_on: bool) -> Plan[Claim | None]:
-    """Write a transition and commit it; if the run goes straight on, claim it again in the same round trip."""
+def settle(
+    claimed: Claim, change: Transition, worker: Worker, *, go_on: bool, called: bool = False
+) -> Plan[Claim | None]:
+    """Write a transition and commit it; if the run goes straight on, claim it again in the same round trip.
+
+    When a callback was `called` behind the claim's savepoint and has returned, the savepoint must still be there.
+    """
     after = change.run
-    writes = [*_writes_run(claimed, change, worker), *_writes_mail(claimed, change, go_on=go_on)]
+    release = [RELEASE_SAVEPOINT] if called else []
+    writes = [*release, *_writes_run(claimed, change, worker), *_writes_mail(claimed, change, go_on=go_on)]
     ahead = go_on and change.mail is Mail.KEEP
     again = claiming_again(after, children=change.consumes is not None) if ahead else []
     answers = yield from ask(*writes, COMMIT_AND_BEGIN if ahead else COMMIT, *again)

@@ -39,12 +39,14 @@ class Raised:
 
     Attributes:
         open: whether the claim's transaction is still there to record the failure in.
+        at: when, by the database's clock; None when it was not asked.
     """
 
     error: Exception
     failure: Failure
     context: str | None
     open: bool = True
+    at: datetime | None = None
 
 
 class Mail(Enum):
@@ -219,8 +221,8 @@ def committed(run: Run) -> Transition:
 
 def ask_children(run: Run, due: AskChildren, source: str) -> Transition:
     """Order the committed children of an instance to roll back, and wait for them."""
-    causes = () if run.failure is None else (run.failure,)
-    reason = Failure.parent_said_so(*causes, source=source)
+    assert run.failure is not None  # noqa: S101 - no run rolls back for nothing
+    reason = Failure.parent_said_so(run.failure, source=source)
     return Transition(run, asks=(due.instance.seq, reason), mail=Mail.DROP_IF_WAITING)
 
 

@@ -36,6 +36,7 @@ from scoop_outbox.store.home import Home
 log = logging.getLogger(__name__)
 
 SLOTS = 16
+_AHEAD = 4
 _STEAL = timedelta(milliseconds=50)
 _COUNT_EVERY = 5.0
 _LONGEST_BACKOFF = 30.0
@@ -80,7 +81,8 @@ class Worker:
         self._backoff: dict[uuid.UUID, tuple[float, int]] = {}
         self._done: set[uuid.UUID] = set()  # since the feeder last began to read: what it reads of them is old
         self._freed = asyncio.Event()
-        self._queued = True  # mail lies waiting for a slot, or may
+        self._ready: dict[uuid.UUID, str] = {}  # runs that have mail, oldest first, and their sagas
+        self._behind = True  # mail may lie waiting that has not been read
         self._stopping = False
         self._drivers: list[AsyncDriver] = []
         self._blocking: list[Driver] = []
@@ -160,29 +162,29 @@ class Worker:
         self._blocking.clear()
 
     async def _feed(self, driver: AsyncDriver) -> None:
-        """Hand runs that have mail to free slots, once."""
-        free = self._slots - self.busy
-        if free <= 0:
+        """Read which runs have mail, and hand them to free slots."""
+        await self._count(driver)
+        wait = await self._read(driver)
+        if not self._ready and self._part[1] > 1 and self.busy < self._slots:
+            await self._read_left_lying(driver)
+        if self._fill():
+            self._pace.busy()
+        if self._low:
+            await self._pace.sleep(wait)
+        else:
             self._freed.clear()
             await self._freed.wait()
-            return
-        await self._count(driver)
-        part, parts = self._part
-        fed, wait = await self._hand_out(driver, part, parts, timedelta(days=36500), free)
-        if fed == 0 and parts > 1:
-            # Nothing of our own: help with what others have left lying for a while.
-            fed, wait = await self._hand_out(driver, part, parts, _STEAL, free)
-        self._queued = fed >= free or self.busy >= self._slots
-        if fed:
-            self._pace.busy()
-        if self.busy < self._slots:
-            await self._pace.sleep(wait)
 
-    async def _hand_out(
-        self, driver: AsyncDriver, part: int, parts: int, steal: timedelta, free: int
-    ) -> tuple[int, float | None]:
+    @property
+    def _low(self) -> bool:
+        """Whether the slots may soon have nothing to do although mail lies waiting."""
+        return len(self._ready) <= (self._slots // 2 if self._behind else 0)
+
+    async def _read(self, driver: AsyncDriver) -> float | None:
+        """Read the oldest mail anew; return in how many seconds more is due."""
+        part, parts = self._part
         # Runs in hand or backing off keep their mail, and would hide what lies behind them.
-        most = free + len(self._tasks) + len(self._backoff) + 1
+        most = len(self._tasks) + len(self._backoff) + _AHEAD * self._slots
         self._done.clear()
         (rows,) = await driver.run(
             _rows(
@@ -191,40 +193,58 @@ class Worker:
                 sagas=list(self._sagas),
                 part=part,
                 parts=parts,
-                steal=steal,
                 most=most,
             )
         )
+        self._ready.clear()
+        self._behind = len(rows) >= most
         now = time.monotonic()
-        fed, wait = 0, None
+        wait = None
         for run_id, saga, delay in rows:
+            until = self._backoff.get(run_id, (0.0, 0))[0]
             if delay > 0:
                 wait = _sooner(wait, delay)
-                break
-            until = self._backoff.get(run_id, (0.0, 0))[0]
-            if until > now:
+            elif until > now:
                 wait = _sooner(wait, until - now)
-            elif run_id in self._done or self.busy >= self._slots:  # new mail may have filled them meanwhile
-                continue
-            elif self._start(run_id, saga):
-                fed += 1
-        return fed, wait
+            elif run_id not in self._done and run_id not in self._tasks:
+                self._ready[run_id] = saga
+        return wait
+
+    async def _read_left_lying(self, driver: AsyncDriver) -> None:
+        """Help others when there is nothing of our own: a little at a time, for they may be quicker."""
+        most = max(1, (self._slots - self.busy) // 4) + len(self._backoff)
+        (rows,) = await driver.run(
+            _rows("read_left_lying", service=self._service, sagas=list(self._sagas), steal=_STEAL, most=most)
+        )
+        now = time.monotonic()
+        self._ready.update(
+            (run_id, saga)
+            for run_id, saga in rows
+            if run_id not in self._tasks and self._backoff.get(run_id, (0.0, 0))[0] <= now
+        )
+
+    def _fill(self) -> int:
+        """Execute runs that are ready, oldest first, as far as there are slots; return how many."""
+        started = 0
+        while self._ready and self.busy < self._slots:
+            run_id = next(iter(self._ready))
+            started += self._start(run_id, self._ready.pop(run_id))
+        return started
 
     def _offer(self, run_id: uuid.UUID, saga: str, delay: float) -> bool:
         """Take mail that was posted in this process; answer whether this worker sees to it."""
         part, parts = self._part
-        if run_id.bytes[-1] % parts != part:
+        if int.from_bytes(run_id.bytes[-2:]) % parts != part:
             return False
         if delay > 0:
             asyncio.get_running_loop().call_later(delay, self._pace.wake)
         elif run_id in self._tasks:
             self._again.add(run_id)
         elif self.busy >= self._slots:
-            self._queued = True
+            self._behind = True
             return False  # a worker that has a slot may be faster
-        elif self._queued:
-            # Behind what has been waiting for longer: the feeder reads in order of time.
-            self._pace.wake()
+        elif self._ready or self._behind:
+            self._pace.wake()  # behind what has been waiting for longer: the feeder reads in order of time
         elif not self._stopping:
             self._backoff.pop(run_id, None)
             self._start(run_id, saga)
@@ -264,7 +284,6 @@ class Worker:
     def _finished(self, run_id: uuid.UUID, saga: str, done: Execution) -> None:
         del self._tasks[run_id]
         self._done.add(run_id)
-        self._freed.set()
         if done is Execution.NOTHING:
             failures = self._backoff.get(run_id, (0.0, 0))[1] + 1
             pause = min(0.02 * 2**failures, _LONGEST_BACKOFF) * random.uniform(0.5, 1.0)
@@ -275,11 +294,13 @@ class Worker:
             self._backoff.pop(run_id, None)
         if run_id in self._again:
             self._again.discard(run_id)
-            if not self._stopping:
-                self._backoff.pop(run_id, None)
-                self._start(run_id, saga)
-        elif not self._stopping and self.busy == self._slots - 1:
-            self._pace.wake()
+            self._backoff.pop(run_id, None)
+            self._start(run_id, saga)
+        self._fill()
+        if self._low:
+            self._freed.set()
+            if self._behind:
+                self._pace.wake()
 
     def _forget(self) -> None:
         now = time.monotonic()

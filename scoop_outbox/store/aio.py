@@ -9,7 +9,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
-from scoop_outbox.core.statement import ROLLBACK_TO_SAVEPOINT, Batch, Call, Outcome, Plan, Refused, Rows
+from scoop_outbox.core.statement import READ_CLOCK, ROLLBACK_TO_SAVEPOINT, Batch, Call, Outcome, Plan, Refused, Rows
 from scoop_outbox.scope import AsyncScope
 from scoop_outbox.store.calls import (
     Interrupted,
@@ -165,11 +165,11 @@ class AsyncDriver:
             if self.raw.closed or is_transient(error):
                 raise Interrupted(type(error).__name__) from error
             is_open = await self._close(scope) and self.raw.info.transaction_status is not TransactionStatus.IDLE
-            if is_open:
-                await self._batch([ROLLBACK_TO_SAVEPOINT])
-            else:
+            if not is_open:
                 await self._undo()
-            return raised(call, scope, error, is_open=is_open)
+                return raised(call, scope, error, at=None)
+            _, clock = await self._batch([ROLLBACK_TO_SAVEPOINT, READ_CLOCK])
+            return raised(call, scope, error, at=clock[0][0])
         finally:
             if not await self._close(scope):
                 self.usable = False

@@ -13,7 +13,7 @@ from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
-from scoop_outbox.core.statement import ROLLBACK_TO_SAVEPOINT, Batch, Call, Outcome, Plan, Refused, Rows
+from scoop_outbox.core.statement import READ_CLOCK, ROLLBACK_TO_SAVEPOINT, Batch, Call, Outcome, Plan, Refused, Rows
 from scoop_outbox.scope import BlockingScope
 from scoop_outbox.store.calls import (
     Interrupted,
@@ -179,11 +179,11 @@ class Driver:
             if self.raw.closed or is_transient(error):
                 raise Interrupted(type(error).__name__) from error
             is_open = self._close(scope) and self.raw.info.transaction_status is not TransactionStatus.IDLE
-            if is_open:
-                self._batch([ROLLBACK_TO_SAVEPOINT])
-            else:
+            if not is_open:
                 self._undo()
-            return raised(call, scope, error, is_open=is_open)
+                return raised(call, scope, error, at=None)
+            _, clock = self._batch([ROLLBACK_TO_SAVEPOINT, READ_CLOCK])
+            return raised(call, scope, error, at=clock[0][0])
         finally:
             if not self._close(scope):
                 self.usable = False

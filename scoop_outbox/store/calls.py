@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import selectors
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import psycopg
@@ -54,7 +55,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def _transient(error: BaseException) -> bool:
-    if isinstance(error, TransientError):
+    if isinstance(error, TransientError | MemoryError):
         return True
     if not isinstance(error, psycopg.Error):
         return False
@@ -117,10 +118,7 @@ def check_transaction(
             f"{where} went on after a database error, but Postgres has aborted the transaction: "
             "wrap what may fail in a savepoint (session.begin_nested() or connection.transaction())"
         )
-    raise StepError(
-        f"{where} ended its own transaction: never commit or roll back scope.connection; the engine ends the "
-        "transaction after the callback (use connection.transaction() for a savepoint)"
-    )
+    raise StepError.ended_its_transaction(call.step, call.run.saga)
 
 
 def _keep(original: Exception | None, replacement: BaseException) -> None:
@@ -146,12 +144,12 @@ def returned(call: Call, scope: Scope, value: object) -> Returned:
     return Returned(value, tuple(scope.emissions), scope.context.dumps(), scope.result)
 
 
-def raised(call: Call, scope: Scope, error: Exception, *, is_open: bool) -> Raised:
-    """Return the outcome of a callback that raised `error`; `is_open` tells whether its transaction is still there."""
+def raised(call: Call, scope: Scope, error: Exception, *, at: datetime | None) -> Raised:
+    """Return the outcome of a callback that raised `error`; `at` is None when its transaction is gone."""
     if call.handles:
         _keep(call.error, error)
     try:
         context = scope.context.dumps()
     except PayloadError:
         context = call.run.context
-    return Raised(error, Failure.of(error, source=call.source), context, is_open)
+    return Raised(error, Failure.of(error, source=call.source), context, at is not None, at)

@@ -105,6 +105,19 @@ async def test_the_same_envelopes_at_the_same_time_start_once(database_url: str,
     await app.close()
 
 
+async def test_q16_a_saga_that_subscribes_later_gets_nothing_that_is_delivered_again(
+    database_url: str, home: Home
+) -> None:
+    one = envelope()
+    for sagas, runs in ((["a"], 1), (["a", "b"], 1)):
+        app = listening(database_url, "shop", "orders", *sagas)
+        await app.announce()
+        async with home.driver() as driver:
+            await driver.run(take_in([one], Told()))
+        assert counts(database_url)["run"] == runs
+        await app.close()
+
+
 async def test_an_envelope_that_is_twice_in_a_batch_starts_once(database_url: str, home: Home) -> None:
     app = listening(database_url, "shop", "orders", "a")
     await app.announce()

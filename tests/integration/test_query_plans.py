@@ -21,8 +21,16 @@ from sqlalchemy import make_url
 from scoop_outbox.store import queries
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 
-UTILITY = {"begin", "commit", "commit_and_begin", "rollback", "savepoint", "rollback_to_savepoint"}
-UTILITY |= {"without_waiting_for_disk"}
+UTILITY = {
+    "begin",
+    "commit",
+    "commit_and_begin",
+    "rollback",
+    "savepoint",
+    "release_savepoint",
+    "rollback_to_savepoint",
+}
+UTILITY |= {"without_waiting_for_disk", "read_clock"}
 BIG = {"message", "run", "step", "child", "mailbox", "outbox"}
 
 FINISHED, WAITING, FAMILY = 1_000_000, 100_000, 10
@@ -182,7 +190,9 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("post_timer", {"service": "shop", "saga": "saga 1", "run": run_id(OPEN), "due": NOW}),
         ("read_due", due),
         ("read_due", {**due, "part": 1, "parts": 4}),
-        ("read_due", {**due, "part": 1, "parts": 4, "steal": timedelta(milliseconds=50)}),
+        ("read_left_lying", {
+            "service": "shop", "sagas": ["saga 1"], "steal": timedelta(milliseconds=50), "most": 17,
+        }),
         ("read_due", {**due, "part": 63, "parts": 64}),
         ("read_due", {**due, "service": "other", "most": 100}),
         ("read_due", {**due, "service": "nobody"}),

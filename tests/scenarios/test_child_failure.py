@@ -1,6 +1,8 @@
 """CF: what a run does when messages that one of its steps launched have failed; and retries of steps."""
 
 import uuid
+from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -479,6 +481,21 @@ async def test_q34_a_step_is_tried_as_often_as_its_policy_says(shop: Shop) -> No
         ("0", "committed", 2),
         ("1", "committed", 0),
     ]
+
+
+async def test_q34_the_wait_before_a_retry_begins_when_the_attempt_has_failed(shop: Shop) -> None:
+    def fails_slowly(scope: Any, _: Any) -> Iterator[Any]:
+        yield scope.connection.execute("select pg_sleep(0.3)")
+        if scope.attempt == 0:
+            raise RuntimeError(SIMULATED)
+
+    root = shop.app.saga("root", "R")
+    shop.step(root, "0", fails_slowly, retry=Retry(attempts=2, backoff=0.2, jitter=0))
+
+    handle = await shop.run("R")
+
+    failed, committed = (await shop.only(handle, "root")).steps
+    assert committed.started_at - failed.ended_at >= timedelta(seconds=0.19)  # the failure is recorded a moment later
 
 
 async def test_q34_a_step_that_never_succeeds_rolls_back_after_its_last_attempt(shop: Shop) -> None:

@@ -267,7 +267,9 @@ async def test_tx_06_a_savepoint_of_psycopg_contains_a_database_error(shop: Shop
     assert sold() == ["book"]
 
 
-@pytest.mark.parametrize("ending", ["commit", "rollback", "sql commit", "sql rollback"])
+@pytest.mark.parametrize(
+    "ending", ["commit", "rollback", "sql commit", "sql rollback", "sql commit and chain", "sql rollback and chain"]
+)
 async def test_tx_06_a_step_that_ends_its_own_transaction_fails_and_is_told(shop: Shop, ending: str, sold: Any) -> None:
     def body(scope: Any, _: Any) -> Iterator[Any]:
         scope.launch("C", None)

@@ -134,8 +134,8 @@ def test_hp_01_two_steps_and_the_end_take_two_transactions_and_three_round_trips
     assert store.drive(execute(RUN, worker(saga(), hints=hints))) is Execution.DONE
     assert store.batches == [
         CLAIM,
-        ["advance_run", *AGAIN],
-        ["advance_run", "commit"],
+        ["release_savepoint", "advance_run", *AGAIN],
+        ["release_savepoint", "advance_run", "commit"],
     ]
     assert [(call.step, call.iteration, call.attempt) for call in store.calls] == [("first", 0, 0), ("second", 0, 0)]
     assert [call.key for call in store.calls] == [f"{RUN}:1:step", f"{RUN}:2:step"]
@@ -150,7 +150,7 @@ def test_a_child_that_ends_tells_its_parent_and_hints_at_its_mail() -> None:
     told: Rows = [(PARENT, "shop", "above", 0.25)]
     store, hints = Store({"claim_run": [child], "tell_parent": told}, returned()), Told()
     store.drive(execute(RUN, worker(saga(), hints=hints)))
-    assert store.batches[-1] == ["advance_run", "tell_parent", "commit"]
+    assert store.batches[-1] == ["release_savepoint", "advance_run", "tell_parent", "commit"]
     parameters = store.params["tell_parent"]
     assert (parameters["message"], parameters["state"], parameters["failure"]) == (MESSAGE, "committed", None)
     assert hints.mails == [("shop", "above", PARENT, 0.25)]
@@ -161,7 +161,7 @@ def test_a_step_that_launched_is_suspended_in_one_round_trip() -> None:
     store = Store({"claim_run": [row()], "drop_mail_if_waiting": [(True,)]}, returned(None, sent))
     hints = Told()
     assert store.drive(execute(RUN, worker(saga(), hints=hints))) is Execution.DONE
-    assert store.batches == [CLAIM, ["advance_run", "launch", "drop_mail_if_waiting", "commit"]]
+    assert store.batches == [CLAIM, ["release_savepoint", "advance_run", "launch", "drop_mail_if_waiting", "commit"]]
     parameters = store.params["launch"]
     assert parameters["awaited"] == [True, False]
     assert (parameters["run"], parameters["seq"]) == (RUN, 1)
@@ -181,9 +181,9 @@ def test_hp_10_a_launch_that_nobody_handles_is_not_waited_for() -> None:
     store.refuse = committed
     assert store.drive(execute(RUN, worker(saga()))) is Execution.DONE
     assert store.batches[1:] == [
-        ["advance_run", "launch", "drop_mail_if_waiting", "commit"],
+        ["release_savepoint", "advance_run", "launch", "drop_mail_if_waiting", "commit"],
         CLAIM,
-        ["advance_run", "commit"],
+        ["release_savepoint", "advance_run", "commit"],
     ]
 
 
@@ -202,7 +202,7 @@ def test_rb_01_a_step_that_raised_is_recorded_and_the_run_rolls_back_at_once() -
     assert store.batches == [
         CLAIM,
         ["record_step", "update_run", *UNDOING_AGAIN],
-        ["record_step", "update_run", "mark_undone", *UNDOING_AGAIN],
+        ["release_savepoint", "record_step", "update_run", "mark_undone", *UNDOING_AGAIN],
         ["update_run", "drop_mail", "commit"],
     ]
     assert [call.callback for call in store.calls] == [coroutine, coroutine]
@@ -229,7 +229,7 @@ def test_a_run_of_both_colours_is_handed_over_between_its_steps() -> None:
     mixed.add_step("second", plain)
     store = Store({"claim_run": [row()]}, returned(), returned())
     assert store.drive(execute(RUN, worker(mixed))) is Execution.OTHER_COLOUR
-    assert store.batches == [CLAIM, ["advance_run", *AGAIN], ["rollback"]]
+    assert store.batches == [CLAIM, ["release_savepoint", "advance_run", *AGAIN], ["rollback"]]
     store.rows["claim_run"] = [row(step="first", next_step="second", seq=1, instance=1)]
     assert store.drive(execute(RUN, worker(mixed, coroutines=False))) is Execution.DONE
     assert [call.step for call in store.calls] == ["first", "second"]
@@ -303,7 +303,7 @@ def test_lp_10_a_run_that_repeats_lets_others_have_their_turn() -> None:
     store = Store({"claim_run": [row()]}, *[returned(Repeat())] * STEPS_IN_A_ROW)
     assert store.drive(execute(RUN, worker(saga()))) is Execution.DONE
     assert [call.iteration for call in store.calls] == list(range(STEPS_IN_A_ROW))
-    assert store.batches[-1] == ["advance_run", "defer_mail", "commit"]
+    assert store.batches[-1] == ["release_savepoint", "advance_run", "defer_mail", "commit"]
 
 
 def test_a_refused_commit_is_a_failure_of_the_step() -> None:
@@ -312,7 +312,7 @@ def test_a_refused_commit_is_a_failure_of_the_step() -> None:
     assert store.drive(execute(RUN, worker(saga()))) is Execution.DONE
     assert store.batches == [
         CLAIM,
-        ["advance_run", *AGAIN],
+        ["release_savepoint", "advance_run", *AGAIN],
         CLAIM,
         ["record_step", "update_run", *UNDOING_AGAIN],
         ["update_run", "drop_mail", "commit"],
@@ -334,14 +334,14 @@ def test_a_refused_commit_is_forgotten_if_another_worker_was_faster(meanwhile: R
 
     store.refuse = refuse
     assert store.drive(execute(RUN, worker(saga()))) is Execution.DONE
-    assert store.batches[1:3] == [["advance_run", *AGAIN], CLAIM]
+    assert store.batches[1:3] == [["release_savepoint", "advance_run", *AGAIN], CLAIM]
     assert not {"record_step", "update_run"} & {name for batch in store.batches for name in batch}
 
 
 def test_a_run_that_was_touched_between_two_steps_is_left_to_its_mail() -> None:
     store = Store({"claim_run": [row()], "claim_again": []}, returned())
     assert store.drive(execute(RUN, worker(saga()))) is Execution.DONE
-    assert store.batches == [CLAIM, ["advance_run", *AGAIN], ["rollback"]]
+    assert store.batches == [CLAIM, ["release_savepoint", "advance_run", *AGAIN], ["rollback"]]
     assert store.params["claim_again"] == {"run": RUN, "seq": 1, "state": "running"}
     assert store.params["advance_run"]["mail"] == []
 

@@ -34,8 +34,10 @@ with arrived as (
     insert into {schema}.message (id, topic, key, body, content_type, headers)
     select id, topic, key, body, content_type, headers::json from arrived
     on conflict do nothing
+    returning id
 ), handled as (
-    -- Who handles a message launched by a run was frozen when it was launched.
+    -- Who handles a message launched by a run was frozen when it was launched; who handles one from outside, when it
+    -- was first taken in.
     select m.id, m.ordinal, c.service, c.saga
     from arrived m
     join {schema}.child c on c.message_id = m.id and c.state = 'waiting'
@@ -43,6 +45,7 @@ with arrived as (
     union all
     select m.id, m.ordinal, s.service, s.saga
     from arrived m
+    join taken t on t.id = m.id
     join {schema}.subscription s on s.topic = m.topic
     where m.lineage is null
 ), started as (

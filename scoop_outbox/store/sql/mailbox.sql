@@ -21,7 +21,7 @@ insert into {schema}.mailbox (service, saga, run_id, due) values (%(service)s, %
 
 -- name: read_due
 -- Plain index reads in order of time: no lock, no join, no write. What is due comes first; the one row that is not due
--- yet says how long to sleep. Runs are divided among the workers of a service by the last byte of their id. The clock
+-- yet says how long to sleep. Runs are divided among the workers of a service by the last two bytes of their id. The clock
 -- is the statement's, which an index can be searched with: what is due later is not looked through. Mail of sagas
 -- that this process does not know is left to processes that do, and must not hide what lies behind it.
 select run_id, saga, greatest(extract(epoch from due - clock_timestamp()), 0)::float8
@@ -30,8 +30,7 @@ from (
         select run_id, saga, due
         from {schema}.mailbox
         where service = %(service)s and due <= statement_timestamp() and saga = any(%(sagas)s)
-          and (get_byte(uuid_send(run_id), 15) %% %(parts)s = %(part)s
-               or due < statement_timestamp() - %(steal)s::interval)
+          and (get_byte(uuid_send(run_id), 14) * 256 + get_byte(uuid_send(run_id), 15)) %% %(parts)s = %(part)s
         order by due
         limit %(most)s
     )
@@ -45,6 +44,15 @@ from (
     )
 ) m
 order by due
+
+-- name: read_left_lying
+-- What other workers of the service have not got round to. The newest first: the oldest is what they are about to
+-- execute, or are executing, and would be claimed in vain.
+select run_id, saga
+from {schema}.mailbox
+where service = %(service)s and due < statement_timestamp() - %(steal)s::interval and saga = any(%(sagas)s)
+order by due desc
+limit %(most)s
 
 -- name: count_workers
 select pid, pid = pg_backend_pid()

@@ -15,8 +15,15 @@ rollback
 -- name: savepoint
 savepoint scoop_step
 
+-- name: release_savepoint
+-- Fails when the callback has ended the transaction behind the engine's back, and with it the run's lock.
+release savepoint scoop_step
+
 -- name: rollback_to_savepoint
 rollback to savepoint scoop_step
 
 -- name: without_waiting_for_disk
 set local synchronous_commit = off
+
+-- name: read_clock
+select clock_timestamp()
