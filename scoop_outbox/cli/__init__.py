@@ -83,6 +83,25 @@ def demo(*, database: str | None, broker: str | None, orders: Path | None, count
 
 
 @main.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+def postgres(folder: Path) -> None:
+    """Start a Postgres to try things with. It keeps its data in FOLDER, and runs until Ctrl-C."""
+    import signal
+
+    from scoop_outbox.testing.postgres import PostgresNotFoundError, PostgresStartError, start_postgres
+
+    ended = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ended)  # waited for below, and no traceback until then
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with start_postgres(folder.resolve()) as server:
+            click.echo(f"export SCOOP_OUTBOX_DATABASE={server.url}")
+            signal.sigwait(ended)
+    except (PostgresNotFoundError, PostgresStartError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+@main.command()
 @_database
 @_schema
 def migrate(database: str | None, schema: str) -> None:

@@ -1,12 +1,13 @@
 """What README.md shows is what happens."""
 
-import ast
 import importlib
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from scoop_outbox import Scoop
@@ -44,13 +45,22 @@ def test_the_command_that_the_readme_migrates_with_can_be_run_again(database_url
     assert "is at revision" in ended.stdout
 
 
-def test_the_server_of_the_demo_extra_is_started_with_names_that_exist() -> None:
-    (code,) = re.findall(r'^python -i -c "(.+)"', README.read_text(encoding="utf-8"), re.MULTILINE)
-
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.ImportFrom) and node.module is not None:
-            module = importlib.import_module(node.module)
-            assert all(hasattr(module, alias.name) for alias in node.names)
+def test_the_server_of_the_demo_extra_prints_its_url_and_ends_with_ctrl_c(tmp_path: Path) -> None:
+    (line,) = re.findall(r"^scoop-outbox (postgres .+)$", README.read_text(encoding="utf-8"), re.MULTILINE)
+    with subprocess.Popen(
+        [sys.executable, "-m", "scoop_outbox", *line.split()], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        printed = server.stdout.readline()
+        try:
+            url = printed.strip().removeprefix("export SCOOP_OUTBOX_DATABASE=")
+            with psycopg.connect(url) as connection:
+                assert connection.execute("select 1").fetchone() == (1,)
+        finally:
+            server.send_signal(signal.SIGINT)
+        assert server.wait(10) == 0
+    with pytest.raises(psycopg.OperationalError):
+        psycopg.connect(url)
 
 
 def test_the_traceback_of_the_demonstration_shows_lines_as_they_are() -> None:
