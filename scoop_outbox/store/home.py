@@ -87,11 +87,14 @@ class Home:
             DatabaseError: the database cannot be reached or used.
         """
         with explained(self.url):
-            driver = await AsyncDriver.connect(self._async_engine(pooled=True), self._compiled)
+            engine = self._async_engine(pooled=True)
+            driver = await AsyncDriver.connect(engine, self._compiled)
             try:
                 yield driver
             finally:
-                await driver.release()
+                # A pool that was disposed of meanwhile would take the connection back and never close it.
+                current = self._async_engines.get(asyncio.get_running_loop(), {}).get(True)
+                await (driver.release() if current is engine else driver.close())
 
     @contextmanager
     def blocking_driver(self) -> Iterator[Driver]:
@@ -101,11 +104,18 @@ class Home:
             DatabaseError: the database cannot be reached or used.
         """
         with explained(self.url):
-            driver = Driver.connect(self._engine(pooled=True), self._compiled)
+            engine = self._engine(pooled=True)
+            driver = Driver.connect(engine, self._compiled)
             try:
                 yield driver
             finally:
-                driver.release()
+                with self._lock:
+                    # A pool that was disposed of meanwhile would take the connection back and never close it.
+                    kept = self._engines.get(True) is engine
+                    if kept:
+                        driver.release()
+                if not kept:
+                    driver.close()
 
     async def dispose(self) -> None:
         """Close what the pools of the running loop and of blocking code hold."""
@@ -117,8 +127,8 @@ class Home:
         """Close what the pool of blocking code holds."""
         with self._lock:
             engines, self._engines = self._engines, {}
-        for engine in engines.values():
-            engine.dispose()
+            for engine in engines.values():
+                engine.dispose()
 
     async def listen(self, application: str) -> psycopg.AsyncConnection[Any]:
         """Open a bare connection in autocommit, for LISTEN or NOTIFY."""

@@ -1,0 +1,46 @@
+"""A home lends connections, and what it has lent is closed whatever happens meanwhile."""
+
+import asyncio
+
+from scoop_outbox.store.home import Home
+from scoop_outbox.store.schema import DEFAULT_SCHEMA
+
+
+async def test_a_connection_that_was_lent_while_the_pool_was_closed_is_closed_when_it_comes_back(
+    database_url: str,
+) -> None:
+    home = Home(database_url, DEFAULT_SCHEMA, "test")
+    with home.blocking_driver() as blocking:
+        async with home.driver() as driver:
+            lent = (blocking.raw, driver.raw)
+            await home.dispose()
+            assert not any(connection.closed for connection in lent)
+    assert all(connection.closed for connection in lent)
+
+
+async def test_a_connection_that_was_lent_is_lent_again(database_url: str) -> None:
+    home = Home(database_url, DEFAULT_SCHEMA, "test")
+    seen = set()
+    for _ in range(5):
+        with home.blocking_driver() as blocking:
+            seen.add(blocking.raw)
+        async with home.driver() as driver:
+            seen.add(driver.raw)  # type: ignore[arg-type]
+    assert len(seen) == 2
+    await home.dispose()
+    assert all(connection.closed for connection in seen)
+
+
+async def test_however_many_callers_there_are_the_pool_stays_small(database_url: str) -> None:
+    home = Home(database_url, DEFAULT_SCHEMA, "a small pool")
+
+    async def ask() -> int:
+        async with home.driver() as driver:
+            counted = await driver.raw.execute(
+                "select count(*) from pg_stat_activity where application_name = 'a small pool'"
+            )
+            row = await counted.fetchone()
+            return int(row[0]) if row else 0
+
+    assert max(await asyncio.gather(*(ask() for _ in range(100)))) <= 10
+    await home.dispose()
