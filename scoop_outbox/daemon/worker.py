@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import threading
 import time
 import uuid
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ import sqlalchemy as sa
 from scoop_outbox.core import claim, plans
 from scoop_outbox.core.plans import Execution
 from scoop_outbox.core.statement import Plan, Rows, ask, statement
+from scoop_outbox.daemon.backoff import Backoff
 from scoop_outbox.daemon.pace import Pace
 from scoop_outbox.daemon.signals import Signals, mail_channel
 from scoop_outbox.saga import Saga, is_async
@@ -39,8 +41,6 @@ SLOTS = 16
 _AHEAD = 4
 _STEAL = timedelta(milliseconds=50)
 _COUNT_EVERY = 5.0
-_LONGEST_BACKOFF = 30.0
-_REMEMBERED = 10_000
 
 
 @dataclass(slots=True)
@@ -50,6 +50,14 @@ class Counters:
     claims: int = 0
     empty_claims: int = 0
     interruptions: int = 0
+
+
+@dataclass(slots=True)
+class _Slot:
+    """A slot at work, and the run that it has in hand."""
+
+    run_id: uuid.UUID
+    saga: str
 
 
 class Worker:
@@ -76,11 +84,14 @@ class Worker:
         self._name = f"scoop_outbox feeder {mail_channel(service)}"  # names may be longer than Postgres shows
         self._part = (0, 1)
         self._counted_at = 0.0
+        # Threads move on from one run to the next by themselves; what they and the loop share is behind this lock.
+        self._lock = threading.RLock()
         self._tasks: dict[uuid.UUID, asyncio.Task[None]] = {}
         self._again: set[uuid.UUID] = set()
-        self._backoff: dict[uuid.UUID, tuple[float, int]] = {}
+        self._backoff = Backoff()
         self._done: set[uuid.UUID] = set()  # since the feeder last began to read: what it reads of them is old
         self._freed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
         self._ready: dict[uuid.UUID, str] = {}  # runs that have mail, oldest first, and their sagas
         self._behind = True  # mail may lie waiting that has not been read
         self._stopping = False
@@ -196,18 +207,16 @@ class Worker:
                 most=most,
             )
         )
-        self._ready.clear()
-        self._behind = len(rows) >= most
-        now = time.monotonic()
         wait = None
-        for run_id, saga, delay in rows:
-            until = self._backoff.get(run_id, (0.0, 0))[0]
-            if delay > 0:
-                wait = _sooner(wait, delay)
-            elif until > now:
-                wait = _sooner(wait, until - now)
-            elif run_id not in self._done and run_id not in self._tasks:
-                self._ready[run_id] = saga
+        with self._lock:
+            self._ready.clear()
+            self._behind = len(rows) >= most
+            for run_id, saga, due_in in rows:
+                delay = max(due_in, self._backoff.left(run_id))
+                if delay > 0:
+                    wait = delay if wait is None else min(wait, delay)
+                elif run_id not in self._done and run_id not in self._tasks:
+                    self._ready[run_id] = saga
         return wait
 
     async def _read_left_lying(self, driver: AsyncDriver) -> None:
@@ -216,28 +225,48 @@ class Worker:
         (rows,) = await driver.run(
             _rows("read_left_lying", service=self._service, sagas=list(self._sagas), steal=_STEAL, most=most)
         )
-        now = time.monotonic()
-        self._ready.update(
-            (run_id, saga)
-            for run_id, saga in rows
-            if run_id not in self._tasks and self._backoff.get(run_id, (0.0, 0))[0] <= now
-        )
+        with self._lock:
+            self._ready.update(
+                (run_id, saga) for run_id, saga in rows if run_id not in self._tasks and self._backoff.left(run_id) <= 0
+            )
 
     def _fill(self) -> int:
         """Execute runs that are ready, oldest first, as far as there are slots; return how many."""
         started = 0
-        while self._ready and self.busy < self._slots:
-            run_id = next(iter(self._ready))
-            started += self._start(run_id, self._ready.pop(run_id))
+        with self._lock:
+            while self._ready and self.busy < self._slots:
+                run_id = next(iter(self._ready))
+                started += self._start(run_id, self._ready.pop(run_id))
         return started
+
+    def _move_on(self, slot: _Slot) -> bool:
+        """Give a thread that is done with its run the next one, without the detour through the event loop."""
+        with self._lock:
+            following = next(iter(self._ready.items()), None)
+            if self._stopping or slot.run_id in self._again or following is None or self._coroutines[following[1]]:
+                return False
+            self._done.add(slot.run_id)
+            self._backoff.forget(slot.run_id)
+            task = self._tasks.pop(slot.run_id)
+            slot.run_id, slot.saga = following
+            del self._ready[slot.run_id]
+            self._tasks[slot.run_id] = task
+            self.counters.claims += 1
+            if self._low:
+                self._loop.call_soon_threadsafe(self._freed.set)
+            return True
 
     def _offer(self, run_id: uuid.UUID, saga: str, delay: float) -> bool:
         """Take mail that was posted in this process; answer whether this worker sees to it."""
         part, parts = self._part
         if int.from_bytes(run_id.bytes[-2:]) % parts != part:
             return False
+        with self._lock:
+            return self._take(run_id, saga, delay)
+
+    def _take(self, run_id: uuid.UUID, saga: str, delay: float) -> bool:
         if delay > 0:
-            asyncio.get_running_loop().call_later(delay, self._pace.wake)
+            self._loop.call_later(delay, self._pace.wake)
         elif run_id in self._tasks:
             self._again.add(run_id)
         elif self.busy >= self._slots:
@@ -246,7 +275,7 @@ class Worker:
         elif self._ready or self._behind:
             self._pace.wake()  # behind what has been waiting for longer: the feeder reads in order of time
         elif not self._stopping:
-            self._backoff.pop(run_id, None)
+            self._backoff.forget(run_id)
             self._start(run_id, saga)
         return True
 
@@ -257,77 +286,78 @@ class Worker:
         return True
 
     async def _execute(self, run_id: uuid.UUID, saga: str) -> None:
-        """Execute one run in a slot, and see to it that the slot is free again whatever happens."""
+        """Execute a run in a slot, and see to it that the slot is free again whatever happens."""
+        slot = _Slot(run_id, saga)
         done = Execution.NOTHING
         try:
             self.counters.claims += 1
             coroutines = self._coroutines[saga]
-            done = await self._drive(run_id, coroutines=coroutines)
+            done = await self._drive(slot, coroutines=coroutines)
             while done is Execution.OTHER_COLOUR and not self._stopping:
                 coroutines = not coroutines
-                done = await self._drive(run_id, coroutines=coroutines)
+                done = await self._drive(slot, coroutines=coroutines)
             if done is Execution.NOTHING:
                 self.counters.empty_claims += 1
         except (Interrupted, psycopg.OperationalError, sa.exc.OperationalError, OSError) as error:
             self.counters.interruptions += 1
-            log.warning("run %s was interrupted (%s); it is executed again", run_id, error)
+            log.warning("run %s was interrupted (%s); it is executed again", slot.run_id, error)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            log.warning("run %s: a callback raised CancelledError; it is executed again", run_id)
+            log.warning("run %s: a callback raised CancelledError; it is executed again", slot.run_id)
         except Exception:
-            log.exception("run %s cannot be executed; it is tried again, others go on", run_id)
+            log.exception("run %s cannot be executed; it is tried again, others go on", slot.run_id)
         finally:
-            self._finished(run_id, saga, done)
+            self._finished(slot, done)
 
-    def _finished(self, run_id: uuid.UUID, saga: str, done: Execution) -> None:
-        del self._tasks[run_id]
-        self._done.add(run_id)
-        if done is Execution.NOTHING:
-            failures = self._backoff.get(run_id, (0.0, 0))[1] + 1
-            pause = min(0.02 * 2**failures, _LONGEST_BACKOFF) * random.uniform(0.5, 1.0)
-            self._backoff[run_id] = (time.monotonic() + pause, failures)
-            if len(self._backoff) > _REMEMBERED:
-                self._forget()
-        else:
-            self._backoff.pop(run_id, None)
-        if run_id in self._again:
-            self._again.discard(run_id)
-            self._backoff.pop(run_id, None)
-            self._start(run_id, saga)
-        self._fill()
-        if self._low:
-            self._freed.set()
-            if self._behind:
-                self._pace.wake()
+    def _finished(self, slot: _Slot, done: Execution) -> None:
+        with self._lock:
+            run_id = slot.run_id
+            del self._tasks[run_id]
+            self._done.add(run_id)
+            if done is Execution.NOTHING:
+                self._backoff.note(run_id)
+            else:
+                self._backoff.forget(run_id)
+            if run_id in self._again:
+                self._again.discard(run_id)
+                self._backoff.forget(run_id)
+                self._start(run_id, slot.saga)
+            self._fill()
+            if self._low:
+                self._freed.set()
+                if self._behind:
+                    self._pace.wake()
 
-    def _forget(self) -> None:
-        now = time.monotonic()
-        self._backoff = {run_id: entry for run_id, entry in self._backoff.items() if entry[0] > now}
-
-    async def _drive(self, run_id: uuid.UUID, *, coroutines: bool) -> Execution:
+    async def _drive(self, slot: _Slot, *, coroutines: bool) -> Execution:
         if not coroutines:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, self._drive_blocking, run_id)
+            return await self._loop.run_in_executor(self._threads, self._drive_blocking, slot)
         driver = self._drivers.pop() if self._drivers else await self._home.connect()
         try:
-            return await driver.run(plans.execute(run_id, self._worker(coroutines=True)))
+            return await driver.run(plans.execute(slot.run_id, self._worker(coroutines=True)))
         finally:
             if driver.usable and not self._stopping:
                 self._drivers.append(driver)
             else:
                 await driver.close()
 
-    def _drive_blocking(self, run_id: uuid.UUID) -> Execution:
+    def _drive_blocking(self, slot: _Slot) -> Execution:
         try:
             driver = self._blocking.pop()
         except IndexError:  # asking first would not do: other threads take drivers too
             driver = self._home.connect_blocking()
-        self._at_work[run_id] = driver
+        worker = self._worker(coroutines=False)
         try:
-            return driver.run(plans.execute(run_id, self._worker(coroutines=False)))
+            while True:
+                self._at_work[slot.run_id] = driver
+                try:
+                    done = driver.run(plans.execute(slot.run_id, worker))
+                finally:
+                    del self._at_work[slot.run_id]
+                if done is not Execution.DONE or not driver.usable or not self._move_on(slot):
+                    return done
         finally:
-            del self._at_work[run_id]
             if driver.usable and not self._stopping:
                 self._blocking.append(driver)
             else:
@@ -346,10 +376,6 @@ class Worker:
 
 def _rows(name: str, /, **params: Any) -> Plan[list[Rows]]:
     return (yield from ask(statement(name, **params)))
-
-
-def _sooner(one: float | None, other: float) -> float:
-    return other if one is None else min(one, other)
 
 
 def _mostly_async(saga: Saga) -> bool:

@@ -1,0 +1,45 @@
+"""Backoff: longer each time, up to a limit, and over at once when there is news."""
+
+import uuid
+
+import pytest
+
+from scoop_outbox.daemon.backoff import Backoff
+
+RUN = uuid.UUID(int=1)
+
+
+def test_a_run_that_is_not_known_may_be_tried() -> None:
+    assert Backoff().left(RUN) <= 0
+
+
+def test_each_time_is_longer_than_half_of_twice_the_one_before() -> None:
+    backoff = Backoff()
+    for failures in range(20):
+        backoff.note(RUN)
+        longest = min(0.04 * 2**failures, 30.0)
+        assert longest * 0.49 < backoff.left(RUN) <= longest
+    assert len(backoff) == 1
+
+
+def test_news_ends_it() -> None:
+    backoff = Backoff()
+    for _ in range(10):
+        backoff.note(RUN)
+    backoff.forget(RUN)
+    backoff.forget(RUN)
+    assert backoff.left(RUN) <= 0
+    backoff.note(RUN)
+    assert backoff.left(RUN) <= 0.04
+
+
+def test_what_is_over_is_forgotten_when_there_is_much_to_remember(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("scoop_outbox.daemon.backoff.time.monotonic", lambda: clock[0])
+    backoff = Backoff()
+    for number in range(10_000):
+        backoff.note(uuid.UUID(int=number))
+    clock[0] += 31
+    backoff.note(RUN)
+    backoff.note(uuid.UUID(int=20_000))
+    assert len(backoff) == 2
