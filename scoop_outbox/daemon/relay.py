@@ -32,6 +32,7 @@ LEASE = timedelta(seconds=6)
 _RENEW = LEASE.total_seconds() / 3
 _STANDBY = 0.4
 _FULL_SCAN = 5.0
+_DELETE_AFTER = 0.01
 _LONGEST_BACKOFF = 30.0
 
 
@@ -52,6 +53,9 @@ class Relay:
         self._driver: AsyncDriver | None = None
         self._epochs: dict[int, int] = {}
         self._floors: dict[int, int] = {}
+        self._draining: set[int] = set()
+        self._undeleted: list[Waiting] = []
+        self._delete_at = 0.0
         self._renew_at = 0.0
         self._full_scan_at = 0.0
         self._failures: dict[int, int] = {}
@@ -75,9 +79,7 @@ class Relay:
         try:
             while not self._stopping:
                 try:
-                    if await self._turn():
-                        self._pace.busy()
-                    else:
+                    if not await self._turn():
                         await self._pace.sleep(self._next_due())
                     failures = 0
                 except (Interrupted, psycopg.Error, sa.exc.SQLAlchemyError, OSError) as error:
@@ -90,11 +92,14 @@ class Relay:
             await self._publisher.close()
 
     async def _turn(self) -> bool:
-        """Publish one batch; answer whether there was one."""
+        """Publish one batch; answer whether there seem to be more."""
         driver = await self._connected()
-        await self._keep_leases(driver)
         now = time.monotonic()
-        if now >= self._full_scan_at:
+        full_scan = now >= self._full_scan_at
+        if self._undeleted and (full_scan or now >= self._delete_at):
+            await self._delete(driver)
+        await self._keep_leases(driver)  # behind the delete, which notices when another relay has our shards
+        if full_scan:
             # Messages whose transaction committed late lie below the floor.
             self._floors.clear()
             self._full_scan_at = now + _FULL_SCAN
@@ -105,10 +110,10 @@ class Relay:
             return False
         waiting = await driver.run(read_outbox(floors, BATCH))
         self._raise_floors(waiting)
-        if not waiting:
-            return False
-        await self._settle(driver, waiting, await self._publish(waiting))
-        return True
+        if waiting:
+            await self._settle(driver, waiting, await self._publish(waiting))
+            self._pace.busy()
+        return bool(self._draining)
 
     async def _publish(self, waiting: Sequence[Waiting]) -> Sequence[Receipt]:
         try:
@@ -122,21 +127,31 @@ class Relay:
         return receipts
 
     def _raise_floors(self, waiting: Sequence[Waiting]) -> None:
-        """Read on above a full batch, so that the index is not searched through rows just deleted."""
+        """Read on above what was read: it is published, and deleted a little later."""
         counts: dict[int, int] = {}
         for one in waiting:
             counts[one.shard] = counts.get(one.shard, 0) + 1
             self._floors[one.shard] = one.seq
-        for shard in list(self._floors):
-            if counts.get(shard, 0) < BATCH:
-                del self._floors[shard]
+        self._draining = {shard for shard, count in counts.items() if count >= BATCH}
+
+    async def _delete(self, driver: AsyncDriver) -> None:
+        """Delete what was published."""
+        deleted = await driver.run(_delete(self._undeleted, self._epochs))
+        self.published += deleted
+        if deleted < len(self._undeleted):
+            self._renew_at = 0.0  # another relay has our shards: do not publish the same once more
+        self._undeleted.clear()
+        self._floors = {shard: floor for shard, floor in self._floors.items() if shard in self._draining}
 
     async def _settle(self, driver: AsyncDriver, waiting: Sequence[Waiting], receipts: Sequence[Receipt]) -> None:
-        done = [one for one, receipt in zip(waiting, receipts, strict=True) if receipt.verdict is Verdict.ACKNOWLEDGED]
-        deleted = await driver.run(_delete(done, self._epochs))
-        self.published += deleted
-        if deleted < len(done):
-            self._renew_at = 0.0  # another relay has our shards: do not publish the same once more
+        verdicts = [receipt.verdict for receipt in receipts]
+        if not self._undeleted:
+            # Not at once: whoever was told of mail is at work now, and what it launches is more urgent.
+            self._delete_at = time.monotonic() + _DELETE_AFTER
+        done = [one for one, verdict in zip(waiting, verdicts, strict=True) if verdict is Verdict.ACKNOWLEDGED]
+        self._undeleted += done
+        if len(self._undeleted) >= BATCH or len(done) < len(waiting):
+            await self._delete(driver)
         for one, receipt in zip(waiting, receipts, strict=True):
             if receipt.verdict is Verdict.FAILED_FOR_GOOD:
                 log.error("message %s cannot be published and is a dead letter now", one.envelope.id)
@@ -160,6 +175,8 @@ class Relay:
     def _next_due(self) -> float | None:
         now = time.monotonic()
         due = [until - now for until in self._held_back.values() if until > now]
+        if self._undeleted:
+            due.append(self._delete_at - now)
         return min(due, default=None)
 
     async def _connected(self) -> AsyncDriver:
@@ -194,6 +211,7 @@ class Relay:
         """Let a standby take over at once."""
         try:
             if self._epochs and self._driver is not None and self._driver.usable:
+                await self._delete(self._driver)
                 await self._driver.run(_run(statement("release_shards", **_mine(self._epochs))))
         except (Interrupted, psycopg.Error):
             log.info("the leases of this relay run out by themselves")

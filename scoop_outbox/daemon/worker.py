@@ -38,8 +38,10 @@ from scoop_outbox.store.home import Home
 log = logging.getLogger(__name__)
 
 SLOTS = 16
-_AHEAD = 4
+_AHEAD = 2
 _STEAL = timedelta(milliseconds=50)
+_SPARED = 500
+_STUCK = 2.0
 _COUNT_EVERY = 5.0
 
 
@@ -220,15 +222,28 @@ class Worker:
         return wait
 
     async def _read_left_lying(self, driver: AsyncDriver) -> None:
-        """Help others when there is nothing of our own: a little at a time, for they may be quicker."""
-        most = max(1, (self._slots - self.busy) // 4) + len(self._backoff)
+        """Help others when there is nothing of our own: a little at a time, for they may be quicker.
+
+        As much of their oldest mail as their slots can soon deal with is left alone: it would be claimed in vain, and
+        so would what they find gone. Unless it has been lying for so long that they seem to be stuck.
+        """
+        theirs = min((self._part[1] - 1) * (1 + _AHEAD) * self._slots, _SPARED)
+        wanted = max(1, (self._slots - self.busy) // 4) + len(self._backoff)
         (rows,) = await driver.run(
-            _rows("read_left_lying", service=self._service, sagas=list(self._sagas), steal=_STEAL, most=most)
-        )
-        with self._lock:
-            self._ready.update(
-                (run_id, saga) for run_id, saga in rows if run_id not in self._tasks and self._backoff.left(run_id) <= 0
+            _rows(
+                "read_left_lying",
+                service=self._service,
+                sagas=list(self._sagas),
+                steal=_STEAL,
+                most=theirs + wanted,
             )
+        )
+        spare = len(rows) - theirs
+        with self._lock:
+            for index, (run_id, saga, age) in enumerate(rows):
+                lies = index < spare or age > _STUCK
+                if lies and run_id not in self._tasks and self._backoff.left(run_id) <= 0:
+                    self._ready[run_id] = saga
 
     def _fill(self) -> int:
         """Execute runs that are ready, oldest first, as far as there are slots; return how many."""

@@ -15,7 +15,6 @@ from scoop_outbox.store.calls import (
     Interrupted,
     arguments,
     check_transaction,
-    is_severed,
     is_transient,
     raised,
     returned,
@@ -76,37 +75,21 @@ class AsyncDriver:
         """See `connect`."""
         self.outer = outer
         self.raw = raw
-        # Kept with the connection, which its pool may lend to another driver: it knows what has been prepared there.
-        self._pipeline: Pipeline = outer.info.setdefault("scoop_outbox.pipeline", Pipeline(raw, queries))
+        self._pipeline = Pipeline(raw, queries)
         self.usable = True
 
     @classmethod
     async def connect(cls, engine: AsyncEngine, queries: Mapping[str, Query]) -> AsyncDriver:
         """Open a driver on a connection of its own.
 
-        A connection from the pool that the server has closed meanwhile is put away: a restart of the database is
-        noticed here, not by the caller.
-
         Raises:
             sqlalchemy.exc.OperationalError: the database cannot be reached.
         """
-        while True:
-            outer = await engine.connect()
-            await outer.begin()
-            raw = (await outer.get_raw_connection()).driver_connection
-            assert isinstance(raw, psycopg.AsyncConnection)  # noqa: S101 - the engine's dialect is ours
-            driver = cls(outer, raw, queries)
-            if not is_severed(raw):
-                return driver
-            await driver.close()
-
-    async def release(self) -> None:
-        """Give a connection that was used for a moment back to its pool."""
-        if not self.usable:
-            await self.close()
-            return
-        await self.outer.rollback()  # only SQLAlchemy's idea of a transaction: there is none on the server
-        await self.outer.close()
+        outer = await engine.connect()
+        await outer.begin()
+        raw = (await outer.get_raw_connection()).driver_connection
+        assert isinstance(raw, psycopg.AsyncConnection)  # noqa: S101 - the engine's dialect is ours
+        return cls(outer, raw, queries)
 
     async def close(self) -> None:
         """Close the connection; what is open in it is undone."""

@@ -19,7 +19,6 @@ from scoop_outbox.store.calls import (
     Interrupted,
     arguments,
     check_transaction,
-    is_severed,
     is_transient,
     raised,
     returned,
@@ -80,37 +79,21 @@ class Driver:
         """See `connect`."""
         self.outer = outer
         self.raw = raw
-        # Kept with the connection, which its pool may lend to another driver: it knows what has been prepared there.
-        self._pipeline: Pipeline = outer.info.setdefault("scoop_outbox.pipeline", Pipeline(raw, queries))
+        self._pipeline = Pipeline(raw, queries)
         self.usable = True
 
     @classmethod
     def connect(cls, engine: Engine, queries: Mapping[str, Query]) -> Driver:
         """Open a driver on a connection of its own.
 
-        A connection from the pool that the server has closed meanwhile is put away: a restart of the database is
-        noticed here, not by the caller.
-
         Raises:
             sqlalchemy.exc.OperationalError: the database cannot be reached.
         """
-        while True:
-            outer = engine.connect()
-            outer.begin()
-            raw = outer.connection.driver_connection
-            assert isinstance(raw, psycopg.Connection)  # noqa: S101 - the engine's dialect is ours
-            driver = cls(outer, raw, queries)
-            if not is_severed(raw):
-                return driver
-            driver.close()
-
-    def release(self) -> None:
-        """Give a connection that was used for a moment back to its pool."""
-        if not self.usable:
-            self.close()
-            return
-        self.outer.rollback()  # only SQLAlchemy's idea of a transaction: there is none on the server
-        self.outer.close()
+        outer = engine.connect()
+        outer.begin()
+        raw = outer.connection.driver_connection
+        assert isinstance(raw, psycopg.Connection)  # noqa: S101 - the engine's dialect is ours
+        return cls(outer, raw, queries)
 
     def close(self) -> None:
         """Close the connection; what is open in it is undone."""

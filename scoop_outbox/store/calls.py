@@ -31,6 +31,10 @@ _TRANSIENT_STATES = frozenset(
 )
 
 
+# Without a descriptor of its own where there is poll(): this is asked each time a connection is lent.
+_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
+
+
 class Interrupted(Exception):
     """The machinery failed under a run: its transaction is undone, and the run is executed again later."""
 
@@ -40,7 +44,7 @@ def is_severed(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any
 
     An idle connection has nothing to be read, but for its end or a farewell.
     """
-    with selectors.DefaultSelector() as selector:
+    with _Selector() as selector:
         selector.register(connection.fileno(), selectors.EVENT_READ)
         return bool(selector.select(0))
 

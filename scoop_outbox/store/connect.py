@@ -42,16 +42,14 @@ def shown(url: str) -> str:
     return parsed(url).set(drivername="postgresql", query={}).render_as_string(hide_password=True)
 
 
-def _options(application: str, *, pooled: bool) -> dict[str, Any]:
-    # What is lent for a moment comes from a pool that is small, however many callers launch and wait at once.
-    pool: dict[str, Any] = {"pool_size": 5, "max_overflow": 5} if pooled else {"poolclass": sa.NullPool}
+def _options(application: str) -> dict[str, Any]:
     return {
         # The engine ends transactions itself (see sql/transaction.sql), so psycopg must not begin any.
         "isolation_level": "AUTOCOMMIT",
         # What psycopg has prepared by itself it forgets after every rollback to a savepoint, with DEALLOCATE ALL: the
         # statements of the engine would be gone too.
         "connect_args": {"application_name": application, "connect_timeout": 10, "prepare_threshold": None},
-        **pool,
+        "poolclass": sa.NullPool,
         "use_native_hstore": False,  # else every new connection asks for a type that we do not use
     }
 
@@ -61,14 +59,14 @@ def blocking_engine(url: str) -> sa.Engine:
     return sa.create_engine(parsed(url), connect_args={"connect_timeout": 10}, poolclass=sa.NullPool)
 
 
-def driver_engine(url: str, application: str, *, pooled: bool) -> sa.Engine:
+def driver_engine(url: str, application: str) -> sa.Engine:
     """Return an engine whose connections the blocking driver uses."""
-    return sa.create_engine(parsed(url), **_options(application, pooled=pooled))
+    return sa.create_engine(parsed(url), **_options(application))
 
 
-def async_driver_engine(url: str, application: str, *, pooled: bool) -> AsyncEngine:
+def async_driver_engine(url: str, application: str) -> AsyncEngine:
     """Return an engine whose connections the async driver uses."""
-    return create_async_engine(parsed(url), **_options(application, pooled=pooled))
+    return create_async_engine(parsed(url), **_options(application))
 
 
 @contextmanager
@@ -81,8 +79,6 @@ def explained(url: str) -> Iterator[None]:
             f"{shown(url)} was lost or had to give up in the midst of it: {_first_line(error.__cause__ or error)}. "
             "Whether what was to be written has been committed is not known: try again, or look"
         ) from error
-    except sa.exc.TimeoutError as error:
-        raise DatabaseError(f"no connection to {shown(url)} became free in time: it is slow, or overloaded") from error
     except (psycopg.OperationalError, sa.exc.OperationalError) as error:
         raise DatabaseError(
             f"cannot connect to {shown(url)}: {_first_line(error)}. Is the server running, and are host, port, "

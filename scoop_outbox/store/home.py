@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import psycopg
 import sqlalchemy as sa
@@ -17,7 +18,11 @@ from scoop_outbox.message import uuid7
 from scoop_outbox.store import queries
 from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.blocking import Driver
+from scoop_outbox.store.calls import is_severed
 from scoop_outbox.store.connect import async_driver_engine, driver_engine, explained, parsed, shown
+
+LENT = 10
+"""How many connections are lent at once, for each event loop and for blocking code, however many ask."""
 
 
 class Home:
@@ -45,10 +50,8 @@ class Home:
         self.queries = queries.load(schema)
         self._compiled = queries.compiled(schema)
         self._lock = threading.Lock()
-        self._engines: dict[bool, sa.Engine] = {}
-        self._async_engines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[bool, AsyncEngine]] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._blocking = _Pool(threading.BoundedSemaphore(LENT))
+        self._pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _AsyncPool] = weakref.WeakKeyDictionary()
 
     def __repr__(self) -> str:
         """Show the URL without its password."""
@@ -59,25 +62,21 @@ class Home:
         """What names this process in failures and step records."""
         return str(self.process_id)
 
+    @functools.cached_property
+    def _engine(self) -> sa.Engine:
+        return driver_engine(self.url, self.application)
+
+    @functools.cached_property
+    def _async_engine(self) -> AsyncEngine:
+        return async_driver_engine(self.url, self.application)
+
     async def connect(self) -> AsyncDriver:
         """Open an async driver that the caller keeps, and closes."""
-        return await AsyncDriver.connect(self._async_engine(pooled=False), self._compiled)
+        return await AsyncDriver.connect(self._async_engine, self._compiled)
 
     def connect_blocking(self) -> Driver:
         """Open a blocking driver that the caller keeps, and closes."""
-        return Driver.connect(self._engine(pooled=False), self._compiled)
-
-    def _async_engine(self, *, pooled: bool) -> AsyncEngine:
-        engines = self._async_engines.setdefault(asyncio.get_running_loop(), {})
-        if pooled not in engines:
-            engines[pooled] = async_driver_engine(self.url, self.application, pooled=pooled)
-        return engines[pooled]
-
-    def _engine(self, *, pooled: bool) -> sa.Engine:
-        with self._lock:
-            if pooled not in self._engines:
-                self._engines[pooled] = driver_engine(self.url, self.application, pooled=pooled)
-            return self._engines[pooled]
+        return Driver.connect(self._engine, self._compiled)
 
     @asynccontextmanager
     async def driver(self) -> AsyncIterator[AsyncDriver]:
@@ -86,15 +85,18 @@ class Home:
         Raises:
             DatabaseError: the database cannot be reached or used.
         """
-        with explained(self.url):
-            engine = self._async_engine(pooled=True)
-            driver = await AsyncDriver.connect(engine, self._compiled)
-            try:
-                yield driver
-            finally:
-                # A pool that was disposed of meanwhile would take the connection back and never close it.
-                current = self._async_engines.get(asyncio.get_running_loop(), {}).get(True)
-                await (driver.release() if current is engine else driver.close())
+        loop = asyncio.get_running_loop()
+        pool = self._pools.get(loop)
+        if pool is None:
+            pool = self._pools[loop] = _AsyncPool(asyncio.Semaphore(LENT))
+        async with pool.room:
+            with explained(self.url):
+                driver = pool.take() or await self.connect()
+                try:
+                    yield driver
+                finally:
+                    if not pool.give_back(driver):
+                        await driver.close()
 
     @contextmanager
     def blocking_driver(self) -> Iterator[Driver]:
@@ -103,32 +105,30 @@ class Home:
         Raises:
             DatabaseError: the database cannot be reached or used.
         """
-        with explained(self.url):
-            engine = self._engine(pooled=True)
-            driver = Driver.connect(engine, self._compiled)
+        with self._lock:
+            pool = self._blocking
+        with pool.room, explained(self.url):
+            driver = pool.take() or self.connect_blocking()
             try:
                 yield driver
             finally:
-                with self._lock:
-                    # A pool that was disposed of meanwhile would take the connection back and never close it.
-                    kept = self._engines.get(True) is engine
-                    if kept:
-                        driver.release()
-                if not kept:
+                if not pool.give_back(driver):
                     driver.close()
 
     async def dispose(self) -> None:
-        """Close what the pools of the running loop and of blocking code hold."""
-        for engine in self._async_engines.pop(asyncio.get_running_loop(), {}).values():
-            await engine.dispose()
+        """Close what the pools of the running loop and of blocking code hold, and what comes back to them later."""
+        pool = self._pools.pop(asyncio.get_running_loop(), None)
+        if pool is not None:
+            for driver in pool.close():
+                await driver.close()
         self.dispose_blocking()
 
     def dispose_blocking(self) -> None:
-        """Close what the pool of blocking code holds."""
+        """Close what the pool of blocking code holds, and what comes back to it later."""
         with self._lock:
-            engines, self._engines = self._engines, {}
-            for engine in engines.values():
-                engine.dispose()
+            pool, self._blocking = self._blocking, _Pool(threading.BoundedSemaphore(LENT))
+        for driver in pool.close():
+            driver.close()
 
     async def listen(self, application: str) -> psycopg.AsyncConnection[Any]:
         """Open a bare connection in autocommit, for LISTEN or NOTIFY."""
@@ -136,3 +136,52 @@ class Home:
         return await psycopg.AsyncConnection.connect(
             url, autocommit=True, application_name=application, connect_timeout=10
         )
+
+
+D = TypeVar("D", AsyncDriver, Driver)
+
+
+class _Drivers(Generic[D]):
+    """Drivers that are lent for a moment, and kept in between. Safe to be used by several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[D] = []
+        self._closed = False
+
+    def take(self) -> D | None:
+        """Return a driver that nobody uses; those whose connection the server has ended meanwhile are put away."""
+        with self._lock:
+            while self._idle:
+                driver = self._idle.pop()
+                if not is_severed(driver.raw):
+                    return driver
+                driver.raw.pgconn.finish()
+        return None
+
+    def give_back(self, driver: D) -> bool:
+        """Keep a driver for the next one who asks; answer False when it is to be closed instead."""
+        with self._lock:
+            if self._closed or not driver.usable:
+                return False
+            self._idle.append(driver)
+            return True
+
+    def close(self) -> list[D]:
+        """Keep nothing from now on, and return what was kept."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+            return idle
+
+
+class _Pool(_Drivers[Driver]):
+    def __init__(self, room: threading.BoundedSemaphore) -> None:
+        super().__init__()
+        self.room = room
+
+
+class _AsyncPool(_Drivers[AsyncDriver]):
+    def __init__(self, room: asyncio.Semaphore) -> None:
+        super().__init__()
+        self.room = room

@@ -46,9 +46,8 @@ from (
 order by due
 
 -- name: read_left_lying
--- What other workers of the service have not got round to. The newest first: the oldest is what they are about to
--- execute, or are executing, and would be claimed in vain.
-select run_id, saga
+-- What other workers of the service have not got round to, the newest first, with its age in seconds.
+select run_id, saga, extract(epoch from statement_timestamp() - due)::float8
 from {schema}.mailbox
 where service = %(service)s and due < statement_timestamp() - %(steal)s::interval and saga = any(%(sagas)s)
 order by due desc
