@@ -91,7 +91,10 @@ class Home:
             pool = self._pools[loop] = _AsyncPool(asyncio.Semaphore(LENT))
         async with pool.room:
             with explained(self.url):
-                driver = pool.take() or await self.connect()
+                while (driver := pool.take()) is not None and is_severed(driver.raw):
+                    await driver.close()
+                if driver is None:
+                    driver = await self.connect()
                 try:
                     yield driver
                 finally:
@@ -108,7 +111,10 @@ class Home:
         with self._lock:
             pool = self._blocking
         with pool.room, explained(self.url):
-            driver = pool.take() or self.connect_blocking()
+            while (driver := pool.take()) is not None and is_severed(driver.raw):
+                driver.close()
+            if driver is None:
+                driver = self.connect_blocking()
             try:
                 yield driver
             finally:
@@ -150,14 +156,9 @@ class _Drivers(Generic[D]):
         self._closed = False
 
     def take(self) -> D | None:
-        """Return a driver that nobody uses; those whose connection the server has ended meanwhile are put away."""
+        """Return a driver that nobody uses, if there is one; the server may have ended its connection meanwhile."""
         with self._lock:
-            while self._idle:
-                driver = self._idle.pop()
-                if not is_severed(driver.raw):
-                    return driver
-                driver.raw.pgconn.finish()
-        return None
+            return self._idle.pop() if self._idle else None
 
     def give_back(self, driver: D) -> bool:
         """Keep a driver for the next one who asks; answer False when it is to be closed instead."""
