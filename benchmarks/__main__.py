@@ -11,13 +11,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import fan_out, history, idle, processes, relay, steps, tree, waiting
+from benchmarks import fan_out, history, idle, processes, profile, relay, steps, tree, waiting
 from benchmarks.conditions import conditions
 from benchmarks.server import Bench, server
 from benchmarks.table import Table
 
 BENCHMARKS: dict[str, Callable[[Bench], Awaitable[list[Table]]]] = {
     "steps": steps.measure,
+    "profile": profile.measure,
     "tree": tree.measure,
     "history": history.measure,
     "waiting": waiting.measure,

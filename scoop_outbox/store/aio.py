@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import psycopg
 from psycopg.pq import TransactionStatus
+from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from scoop_outbox.core.statement import READ_CLOCK, ROLLBACK_TO_SAVEPOINT, Batch, Call, Outcome, Plan, Refused, Rows
@@ -89,6 +90,8 @@ class AsyncDriver:
         await outer.begin()
         raw = (await outer.get_raw_connection()).driver_connection
         assert isinstance(raw, psycopg.AsyncConnection)  # noqa: S101 - the engine's dialect is ours
+        # Ours from now on: SQLAlchemy would log an error about each one that a program ends without closing.
+        await outer.run_sync(Connection.detach)
         return cls(outer, raw, queries)
 
     async def close(self) -> None:

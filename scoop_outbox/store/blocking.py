@@ -93,6 +93,8 @@ class Driver:
         outer.begin()
         raw = outer.connection.driver_connection
         assert isinstance(raw, psycopg.Connection)  # noqa: S101 - the engine's dialect is ours
+        # Ours from now on: SQLAlchemy would log an error about each one that a program ends without closing.
+        outer.detach()
         return cls(outer, raw, queries)
 
     def close(self) -> None:

@@ -35,6 +35,7 @@ COLOURLESS = [
     (r"__a(enter|exit|iter|next)__", r"__\1__"),
     (r"\n(from|import) [^\n]*(\([^)]*\))?", ""),
     (r"raw = \(?outer\.[\w().]+\)?\.driver_connection", "raw = outer.driver_connection"),
+    (r"outer\.run_sync\(Connection\.detach\)", "outer.detach()"),
     (r'^"""[^\n]*', '"""'),
     (r"\s+", " "),
     (r"([(\[]) | ([)\]])", r"\1\2"),

@@ -1,6 +1,8 @@
 """A home lends connections, and what it has lent is closed whatever happens meanwhile."""
 
 import asyncio
+import subprocess
+import sys
 
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
@@ -44,3 +46,26 @@ async def test_however_many_callers_there_are_the_pool_stays_small(database_url:
 
     assert max(await asyncio.gather(*(ask() for _ in range(100)))) <= 10
     await home.dispose()
+
+
+def test_a_program_that_does_not_close_what_it_used_is_not_told_off(database_url: str) -> None:
+    program = """
+import asyncio, gc, os
+from scoop_outbox import Scoop
+
+async def launch():
+    await Scoop("careless").launch("nobody", 1)
+
+asyncio.run(launch())
+Scoop("careless").launch_sync("nobody", 2)
+gc.collect()
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"SCOOP_OUTBOX_DATABASE": database_url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
