@@ -7,10 +7,6 @@ import random
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
-
-import psycopg
 
 from benchmarks.control import Control
 from benchmarks.sagas import STEPS, TREE_STEPS, build
@@ -37,11 +33,7 @@ join run c on c.id = child.child_run
 join step s on s.run_id = held.run_id and s.seq = 2
 group by held.run_id, s.started_at
 """
-_TELL = """
-create function tell_ended() returns trigger language plpgsql as
-$$begin perform pg_notify('benchmark_ended', new.message_id::text); return null; end$$;
-create trigger tell_ended after update on run for each row
-when (new.ended_at is not null and old.ended_at is null and new.parent_run is null) execute function tell_ended();
+_TABLES = """
 create table held (run_id uuid not null);
 create table probe (n integer not null);
 """
@@ -89,7 +81,7 @@ async def measure(bench: Bench) -> list[Table]:
     )
     latency.notes += [
         "Child to parent includes the flush of the child's commit: both times are the database's.",
-        "Launch to end: in the launching process, until a notification comes that the root's commit sends.",
+        "Launch to end: in one process, from before the launch until the commit of the root's end has returned.",
         "A lone commit inserts one row; it is measured between the launches.",
         f"Commits per tree when one runs alone, with the polling that follows it: {text(columns['commits alone'])}.",
     ]
@@ -146,14 +138,16 @@ async def _launch_now_and_then(control: Control, count: int, per_second: float) 
 async def _idle(bench: Bench, columns: dict[str, list[float]]) -> None:
     count = bench.size(100, 30)
     async with bench.database() as control:
-        await control.all(_TELL)
+        await control.all(_TABLES)
         app = build(control.url)
-        async with app.running(slots=SLOTS), _ended(control) as ended:
+        ended = asyncio.Event()
+        app.signals.on_ended(asyncio.get_running_loop(), ended.set)
+        async with app.running(slots=SLOTS):
             await _one_by_one(control, app, ended, "hop.root", 10)
             hops, hop_commit = await _one_by_one(control, app, ended, "hop.root", count)
         before = await control.commits()
         lasted = time.monotonic()
-        async with app.running(slots=SLOTS), _ended(control) as ended:
+        async with app.running(slots=SLOTS):
             trees, tree_commit = await _one_by_one(control, app, ended, "tree.parent", count)
         lasted = time.monotonic() - lasted
         gross = await control.commits() - before
@@ -176,19 +170,8 @@ async def _gaps(control: Control, name: str, columns: dict[str, list[float]]) ->
     columns[f"{name} p99"].append(percentile(gaps, 0.99))
 
 
-@asynccontextmanager
-async def _ended(control: Control) -> AsyncIterator[AsyncIterator[psycopg.Notify]]:
-    """Yield the messages whose runs have ended, as their commits are told."""
-    connection = await psycopg.AsyncConnection.connect(control.url, autocommit=True)
-    async with connection:
-        await connection.execute(b"listen benchmark_ended")
-        # Its generator holds the connection: it must end before the connection can.
-        async with aclosing(connection.notifies()) as notifies:
-            yield notifies
-
-
 async def _one_by_one(
-    control: Control, app: Scoop, ended: AsyncIterator[psycopg.Notify], topic: str, count: int
+    control: Control, app: Scoop, ended: asyncio.Event, topic: str, count: int
 ) -> tuple[list[float], float]:
     """Launch one message after the other, with pauses.
 
@@ -201,8 +184,8 @@ async def _one_by_one(
         await control.all("insert into probe values (1)")
         commits.append((time.perf_counter() - started) * 1000)
         started = time.perf_counter()
-        handle = await app.launch(topic, {"number": number})
-        while (await anext(ended)).payload != str(handle.id):
-            pass
+        ended.clear()
+        await app.launch(topic, {"number": number})
+        await ended.wait()
         took.append((time.perf_counter() - started) * 1000)
     return took, statistics.median(commits)
