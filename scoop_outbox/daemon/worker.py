@@ -151,7 +151,8 @@ class Worker:
         self._stopping = True
         self._pace.wake()
         self._freed.set()
-        tasks = dict(self._tasks)
+        with self._lock:
+            tasks = dict(self._tasks)
         if tasks:
             await asyncio.wait(tasks.values(), timeout=grace)
         late = {run_id: task for run_id, task in tasks.items() if not task.done()}

@@ -1,8 +1,11 @@
 """A home lends connections, and what it has lent is closed whatever happens meanwhile."""
 
 import asyncio
+import gc
 import subprocess
 import sys
+
+import pytest
 
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
@@ -69,3 +72,17 @@ gc.collect()
         check=False,
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
+async def test_a_driver_that_is_dropped_closes_its_connection_without_a_word(
+    database_url: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    home = Home(database_url, DEFAULT_SCHEMA, "test")
+    driver, blocking = await home.connect(), home.connect_blocking()
+    raw = (driver.raw, blocking.raw)
+    del driver, blocking
+    gc.collect()
+    assert all(connection.closed for connection in raw)
+    del raw
+    gc.collect()
+    assert not recwarn.list
