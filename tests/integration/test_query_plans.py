@@ -97,9 +97,9 @@ def full_database(postgres_url: str, template_database: str) -> Iterator[psycopg
         url = make_url(postgres_url).set(database=name).render_as_string(hide_password=False)
         try:
             with psycopg.connect(url, autocommit=True) as connection:
-                connection.execute(f"set search_path to {DEFAULT_SCHEMA}, public")
+                connection.execute(sql.SQL("set search_path to {}, public").format(sql.Identifier(DEFAULT_SCHEMA)))
                 for table in BIG:  # nothing here needs to survive a crash, and plans are the same
-                    connection.execute(f"alter table {table} set unlogged".encode())
+                    connection.execute(sql.SQL("alter table {} set unlogged").format(sql.Identifier(table)))
                 connection.execute(FILL.encode())
                 connection.execute("analyze")
                 yield connection
@@ -274,7 +274,7 @@ def test_d1_no_statement_costs_more_as_history_and_work_grow(full_database: psyc
             connection.execute(sql.SQL("prepare {} as ").format(sql.Identifier(name)).as_bytes(None) + query.text)
     problems: dict[str, Any] = {}
     for mode in ("force_generic_plan", "force_custom_plan"):
-        connection.execute(f"set plan_cache_mode = {mode}".encode())
+        connection.execute(sql.SQL("set plan_cache_mode = {}").format(sql.Literal(mode)))
         for number, (name, params) in enumerate(examples()):
             plan = explain(connection, name, params)
             if plan.problems:
