@@ -1,0 +1,217 @@
+"""A real Apache Kafka for tests, the demonstration and benchmarks, on a machine that may have none running.
+
+Everything a cluster owns is in one folder of the caller's choice: data, settings, logs, secrets and the lock
+that keeps a second process away. Kafka itself is fetched once with Maven, into a cache that all share.
+"""
+
+import base64
+import secrets
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Final, Literal, Self
+
+from scoop_outbox.testing._kafka_installation import KAFKA_URL, KafkaNotFoundError, KafkaStartError
+from scoop_outbox.testing._kafka_node import KafkaNode, KafkaPorts
+from scoop_outbox.testing._server import LOOPBACK, free_ports, lock_folder
+
+__all__ = [
+    "KAFKA_URL",
+    "KafkaCluster",
+    "KafkaNode",
+    "KafkaNotFoundError",
+    "KafkaStartError",
+    "start_kafka",
+]
+
+Security = Literal["sasl_ssl"]
+
+_NO_SETTINGS: Final[Mapping[str, str]] = MappingProxyType({})
+_SETTINGS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "process.roles": "broker,controller",
+        "listener.security.protocol.map": "CLIENT:PLAINTEXT,INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "controller.listener.names": "CONTROLLER",
+        "inter.broker.listener.name": "INTERNAL",
+        "auto.create.topics.enable": "false",
+        # Three seconds that every new group would wait for further members.
+        "group.initial.rebalance.delay.ms": "0",
+        # A broker that was killed is let in again only once it has been missed.
+        "broker.session.timeout.ms": "3000",
+        "broker.heartbeat.interval.ms": "500",
+        "group.min.session.timeout.ms": "1000",
+        # Every partition is a folder with files: with the usual 50 of each the first group waits for seconds.
+        "offsets.topic.num.partitions": "4",
+        "transaction.state.log.num.partitions": "1",
+        "share.coordinator.state.topic.num.partitions": "1",
+        "log.retention.ms": "-1",
+        "log.cleaner.dedupe.buffer.size": "4194304",
+    }
+)
+
+
+class KafkaCluster:
+    """Brokers on 127.0.0.1 that also are the controllers, with their data in a folder of the caller's.
+
+    As a context manager it starts them on entry and stops them on exit. The data stay: the next cluster on
+    the same folder finds what this one left, also after a ``kill -9``. No broker outlives its owner: it is
+    ended when the interpreter exits, and when the interpreter is killed. Not for concurrent use by several
+    threads.
+
+    Topics are not created by producing to them. With three nodes a topic has three replicas and needs two of
+    them in sync, unless it is created otherwise.
+
+    Args:
+        folder: the folder that holds everything the cluster owns; created when it does not exist.
+        nodes: how many brokers; the same at every start on a folder.
+        settings: broker settings that come on top of, or replace, those made here.
+    """
+
+    def __init__(self, folder: Path, *, nodes: int = 1, settings: Mapping[str, str] = _NO_SETTINGS) -> None:
+        self._folder = Path(folder).resolve()
+        self._count = nodes
+        self._settings = dict(settings)
+        self._nodes: tuple[KafkaNode, ...] = ()
+        self._held = ExitStack()
+
+    def __repr__(self) -> str:
+        return f"<KafkaCluster folder={str(self._folder)!r} nodes={list(self._nodes)}>"
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def nodes(self) -> tuple[KafkaNode, ...]:
+        """The brokers, by number; none before the first start."""
+        return self._nodes
+
+    @property
+    def bootstrap(self) -> str:
+        """The addresses of all brokers, as ``bootstrap.servers`` wants them; the same after a restart.
+
+        Raises:
+            RuntimeError: the cluster was never started.
+        """
+        if not self._nodes:
+            msg = "The cluster has no address before its first start: call start()."
+            raise RuntimeError(msg)
+        return ",".join(f"{LOOPBACK}:{node.ports.client}" for node in self._nodes)
+
+    @property
+    def url(self) -> str:
+        """The addresses as a URL, ``kafka://host:port`` or ``kafka://host:port,host:port,host:port``."""
+        return f"kafka://{self.bootstrap}"
+
+    def start(self) -> None:
+        """Start the brokers that do not run and return once all serve clients.
+
+        Raises:
+            KafkaNotFoundError: there is no Java, or Kafka is not in the cache and cannot be fetched.
+            KafkaStartError: another cluster uses the folder, or this one refused to start.
+        """
+        if self._nodes and all(node.pid is not None for node in self._nodes):
+            return
+        self._held.close()
+        self._held.enter_context(lock_folder(self._folder, KafkaStartError))
+        try:
+            if self._nodes:
+                self._start_nodes()
+            else:
+                self._start_on_free_ports()
+        except BaseException:
+            self.kill()
+            raise
+
+    def stop(self) -> None:
+        """Stop all brokers and return once they have ended."""
+        # The last of several would wait in vain for somebody to hand over to.
+        for node in self._nodes:
+            node.ask_to_end()
+        for node in self._nodes:
+            node.stop()
+        self._held.close()
+
+    def kill(self) -> None:
+        """End all brokers as ``kill -9`` does; return once they are gone."""
+        for node in self._nodes:
+            node.kill()
+        self._held.close()
+
+    def _start_on_free_ports(self) -> None:
+        while True:
+            ports = free_ports(3 * self._count)
+            numbers = range(1, self._count + 1)
+            self._nodes = tuple(
+                KafkaNode(number, self._folder / f"node-{number}", KafkaPorts(*ports[3 * number - 3 : 3 * number]))
+                for number in numbers
+            )
+            try:
+                self._start_nodes()
+            except KafkaStartError as error:
+                # Another process was quicker. Nobody knows these ports yet.
+                taken = "Address already in use" in str(error)
+                for node in self._nodes:
+                    node.kill()
+                self._nodes = ()
+                if not taken:
+                    raise
+            else:
+                return
+
+    def _start_nodes(self) -> None:
+        for node in self._nodes:
+            node.write_settings(self._settings_of_all())
+        cluster_id = self._cluster_id()
+        for formatting in [node.begin_format(cluster_id) for node in self._nodes]:
+            formatting()
+        # All at once: none of several is ready before it can reach a second one.
+        for node in self._nodes:
+            node.spawn()
+        for node in self._nodes:
+            node.wait_until_ready()
+
+    def _settings_of_all(self) -> dict[str, str]:
+        replicas, in_sync = str(min(self._count, 3)), str(min(self._count, 3) // 2 + 1)
+        voters = ",".join(f"{node.number}@{LOOPBACK}:{node.ports.controller}" for node in self._nodes)
+        return {
+            **_SETTINGS,
+            "controller.quorum.voters": voters,
+            "default.replication.factor": replicas,
+            "min.insync.replicas": in_sync,
+            "offsets.topic.replication.factor": replicas,
+            "transaction.state.log.replication.factor": replicas,
+            "transaction.state.log.min.isr": in_sync,
+            "share.coordinator.state.topic.replication.factor": replicas,
+            "share.coordinator.state.topic.min.isr": in_sync,
+            **self._settings,
+        }
+
+    def _cluster_id(self) -> str:
+        file = self._folder / "cluster-id"
+        if not file.exists():
+            file.write_text(base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("="), encoding="ascii")
+        return file.read_text(encoding="ascii")
+
+
+def start_kafka(folder: Path, *, nodes: int = 1, settings: Mapping[str, str] = _NO_SETTINGS) -> KafkaCluster:
+    """Start a cluster with the machine's Java and return it running.
+
+    Args:
+        folder: the folder that holds everything the cluster owns; created when it does not exist.
+        nodes: how many brokers: one, or three, of which two have to be in sync.
+        settings: broker settings that come on top of, or replace, those made here.
+
+    Raises:
+        KafkaNotFoundError: there is no Java, or Kafka is not in the cache and cannot be fetched.
+        KafkaStartError: another cluster uses the folder, or this one refused to start.
+    """
+    cluster = KafkaCluster(folder, nodes=nodes, settings=settings)
+    cluster.start()
+    return cluster
