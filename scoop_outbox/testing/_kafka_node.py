@@ -120,9 +120,9 @@ class KafkaNode:
         """Begin to make an empty folder a node of the cluster; what is returned waits for the end of it."""
         if (self._folder / "data" / "meta.properties").exists():
             return lambda: None
-        options = ("format", "-t", cluster_id, "-c", self._settings, *arguments)
+        command = _java("kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", self._settings, *arguments)
         process = subprocess.Popen(
-            _java("kafka.tools.StorageTool", *options),
+            command,
             cwd=self._folder,
             env=_environment(),
             stdin=subprocess.DEVNULL,

@@ -1,0 +1,334 @@
+"""A real RabbitMQ for tests, the demonstration and benchmarks, on a machine that may have none running.
+
+Everything a server owns is in one folder of the caller's choice: data, settings, logs, secrets and the lock
+that keeps a second process away. It has its own port mapper, so it neither sees nor disturbs another RabbitMQ
+of the machine, and it listens on 127.0.0.1 only.
+"""
+
+import logging
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+
+from scoop_outbox.testing._server import (
+    LOOPBACK,
+    OwnedProcess,
+    ServerNotFoundError,
+    ServerStartError,
+    answers,
+    end_of,
+    free_ports,
+    lock_folder,
+    size_of,
+    wait_until_ready,
+    write_secret,
+)
+
+__all__ = ["RABBITMQ_URL", "RabbitNotFoundError", "RabbitServer", "RabbitStartError", "start_rabbitmq"]
+
+RABBITMQ_URL: Final = "SCOOP_OUTBOX_TEST_RABBITMQ_URL"
+
+_SCRIPTS: Final = "SCOOP_RABBITMQ_BIN"
+_USER: Final = "scoop"
+_START_SECONDS: Final = 90.0
+_STOP_SECONDS: Final = 30.0
+_CTL_SECONDS: Final = 60.0
+_READY: Final = b"Server startup complete"
+# What the scripts of RabbitMQ and Erlang need of the caller's environment; all the rest could change what they do.
+_ENVIRONMENT: Final = ("PATH", "TMPDIR")
+_KEEP_TO_LOOPBACK: Final = "-kernel inet_dist_use_interface {127,0,0,1}"
+
+_log = logging.getLogger(__name__)
+
+
+class RabbitNotFoundError(ServerNotFoundError):
+    """No RabbitMQ could be found here; the message says what to install."""
+
+
+class RabbitStartError(ServerStartError):
+    """RabbitMQ was found and did not start, or a command to it failed; the message holds what it said."""
+
+
+class _Ports(NamedTuple):
+    client: int
+    distribution: int
+    mapper: int
+
+
+class RabbitServer:
+    """One RabbitMQ on 127.0.0.1, with its data in a folder of the caller's.
+
+    As a context manager it starts the server on entry and stops it on exit. The data stay: the next server
+    on the same folder finds what this one left. The server never outlives its owner: it is ended when the
+    interpreter exits, and when the interpreter is killed. Not for concurrent use by several threads.
+
+    RabbitMQ 3.10 brings a quorum queue that was declared only seconds before a ``kill`` back without a leader:
+    a test that wants to find its messages again declares it, calls ``stop`` and ``start`` once, and kills later.
+
+    Args:
+        folder: the folder that holds everything the server owns; created when it does not exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = Path(folder).resolve()
+        self._log = self._folder / "server.log"
+        self._password = ""
+        self._ports: _Ports | None = None
+        self._mapper: OwnedProcess | None = None
+        self._process: OwnedProcess | None = None
+        self._begin = 0
+        self._held = ExitStack()
+
+    def __repr__(self) -> str:
+        port = self._ports.client if self._ports else None
+        return f"<RabbitServer folder={str(self._folder)!r} port={port} pid={self.pid}>"
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        """Where to connect as administrator, password included; the same before and after a restart.
+
+        Raises:
+            RuntimeError: the server was never started.
+        """
+        return f"amqp://{_USER}:{self._password}@{LOOPBACK}:{self._known_ports().client}/"
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the server, or None when it does not run."""
+        return self._process.pid if self._process is not None and self._process.alive else None
+
+    def start(self) -> None:
+        """Start the server and return once it accepts connections; do nothing when it runs already.
+
+        Raises:
+            RabbitNotFoundError: it is not installed.
+            RabbitStartError: another server uses the folder, or this one refused to start.
+        """
+        if self.pid is not None:
+            return
+        self.kill()
+        scripts = _find_scripts()
+        self._held.enter_context(lock_folder(self._folder, RabbitStartError))
+        try:
+            self._password = self._read_or_choose_password()
+            if self._ports is not None:
+                self._launch(scripts, self._ports)
+            else:
+                self._launch_on_free_ports(scripts)
+        except BaseException:
+            self.kill()
+            raise
+
+    def stop(self) -> None:
+        """Stop the server and return once it has ended; connections are closed, and all is written."""
+        if self._process is not None and not self._process.end(_STOP_SECONDS):
+            _log.warning("RabbitMQ did not stop within %s s and was killed; see %s", _STOP_SECONDS, self._log)
+        self.kill()
+
+    def kill(self) -> None:
+        """End the server and all its processes as ``kill -9`` does; return once they are gone. The data stay."""
+        for process in (self._process, self._mapper):
+            if process is not None:
+                process.kill()
+        self._process = self._mapper = None
+        self._held.close()
+
+    def freeze(self) -> None:
+        """Stop the server where it is, by SIGSTOP: connections stay open, and nothing answers.
+
+        Raises:
+            RuntimeError: it does not run.
+        """
+        self._running().send(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let a server that was frozen go on.
+
+        Raises:
+            RuntimeError: it does not run.
+        """
+        self._running().send(signal.SIGCONT)
+
+    def ctl(self, *arguments: str) -> str:
+        """Run ``rabbitmqctl`` against this server and return what it prints; takes a second or two.
+
+        Args:
+            arguments: a command and its arguments, such as ``"list_queues", "name", "messages"``.
+
+        Raises:
+            RuntimeError: the server does not run.
+            RabbitStartError: the command failed; the message holds what it printed.
+        """
+        self._running()
+        command = [_find_scripts() / "rabbitmqctl", "--quiet", *arguments]
+        environment = self._environment(self._known_ports())
+        done = subprocess.run(
+            command,
+            env=environment,
+            cwd=self._folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_CTL_SECONDS,
+            check=False,
+        )
+        if done.returncode != 0:
+            # Not its arguments: there may be a password among them.
+            msg = f"rabbitmqctl {arguments[0]} failed:\n{(done.stdout + done.stderr)[-2000:]}"
+            raise RabbitStartError(msg)
+        return done.stdout
+
+    def _known_ports(self) -> _Ports:
+        if self._ports is None:
+            msg = "The server has no URL before its first start: call start()."
+            raise RuntimeError(msg)
+        return self._ports
+
+    def _running(self) -> OwnedProcess:
+        if self._process is None:
+            msg = "The server does not run: call start()."
+            raise RuntimeError(msg)
+        return self._process
+
+    def _read_or_choose_password(self) -> str:
+        file = self._folder / "password"
+        if not (self._folder / "data").exists():
+            write_secret(file, secrets.token_urlsafe(24))
+        return file.read_text(encoding="utf-8")
+
+    def _launch_on_free_ports(self, scripts: Path) -> None:
+        while self._ports is None:
+            ports = _Ports(*free_ports(3))
+            try:
+                self._launch(scripts, ports)
+            except RabbitStartError as error:
+                # Another process was quicker. Nobody knows these ports yet.
+                if "eaddrinuse" not in str(error) and "already in use" not in str(error):
+                    raise
+            else:
+                self._ports = ports
+
+    def _launch(self, scripts: Path, ports: _Ports) -> None:
+        environment = self._environment(ports)
+        self._write_settings(ports)
+        mapper = shutil.which("epmd")
+        if mapper is None:
+            msg = "RabbitMQ needs Erlang's epmd, which is not in the PATH: install Erlang whole."
+            raise RabbitNotFoundError(msg)
+        # The node would start one of its own as a daemon, which nobody ends.
+        (self._folder / "mapper").mkdir(exist_ok=True)
+        self._mapper = OwnedProcess(
+            [mapper], cwd=self._folder / "mapper", environment=environment, log=self._folder / "mapper.log"
+        )
+        if not wait_until_ready(self._mapper, lambda: answers(LOOPBACK, ports.mapper), _START_SECONDS):
+            self._fail(self._folder / "mapper.log")
+        self._begin = size_of(self._log)
+        (self._folder / "work").mkdir(exist_ok=True)
+        self._process = OwnedProcess(
+            [scripts / "rabbitmq-server"], cwd=self._folder / "work", environment=environment, log=self._log
+        )
+
+        def ready() -> bool:
+            return _READY in self._log.read_bytes()[self._begin :]
+
+        if not wait_until_ready(self._process, ready, _START_SECONDS):
+            self._fail(self._log)
+
+    def _fail(self, log: Path) -> None:
+        for process in (self._process, self._mapper):
+            if process is not None:
+                process.kill()
+        msg = f"RabbitMQ did not start in {self._folder}; its log ends with:\n{end_of(log, self._begin)}"
+        raise RabbitStartError(msg)
+
+    def _write_settings(self, ports: _Ports) -> None:
+        settings = {
+            "listeners.tcp.default": f"{LOOPBACK}:{ports.client}",
+            "default_user": _USER,
+            "default_pass": self._password,
+            "default_user_tags.administrator": "true",
+            "log.console": "true",
+            "log.console.level": "info",
+            "log.file": "false",
+            # A test machine may be short of both, and a server that blocks its producers proves nothing.
+            "vm_memory_high_watermark.relative": "0.6",
+            "disk_free_limit.absolute": "50MB",
+        }
+        text = "".join(f"{name} = {value}\n" for name, value in settings.items())
+        write_secret(self._folder / "rabbitmq.conf", text)
+        (self._folder / "enabled_plugins").write_text("[].\n", encoding="ascii")
+
+    def _environment(self, ports: _Ports) -> dict[str, str]:
+        folder = self._folder
+        return {
+            **{name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+            # Where Erlang keeps the cookie that the node and rabbitmqctl know each other by.
+            "HOME": str(folder),
+            "LANG": "C.UTF-8",
+            "RABBITMQ_NODENAME": "scoop@localhost",
+            "RABBITMQ_DIST_PORT": str(ports.distribution),
+            "RABBITMQ_MNESIA_BASE": str(folder / "data"),
+            "RABBITMQ_MNESIA_DIR": str(folder / "data" / "node"),
+            "RABBITMQ_LOG_BASE": str(folder / "log"),
+            "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+            "RABBITMQ_PID_FILE": str(folder / "pid"),
+            "RABBITMQ_CONF_ENV_FILE": os.devnull,
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": _KEEP_TO_LOOPBACK,
+            "RABBITMQ_CTL_ERL_ARGS": _KEEP_TO_LOOPBACK,
+            "ERL_EPMD_PORT": str(ports.mapper),
+            "ERL_EPMD_ADDRESS": LOOPBACK,
+        }
+
+
+def _find_scripts() -> Path:
+    """Return the folder with RabbitMQ's own scripts.
+
+    Those that a distribution puts into the PATH change the user, and want to be root for that.
+    """
+    named = os.environ.get(_SCRIPTS)
+    folders = [Path(named)] if named else [Path("/usr/lib/rabbitmq/bin"), *_beside_the_one_in_the_path()]
+    for folder in folders:
+        if os.access(folder / "rabbitmq-server", os.X_OK):
+            return folder
+    msg = (
+        "No RabbitMQ here. Do one of these: install it (Debian: apt-get install rabbitmq-server); "
+        f"set {_SCRIPTS} to the folder with its scripts rabbitmq-server and rabbitmqctl; start Docker; "
+        f"or set {RABBITMQ_URL} to a server, as in amqp://user:password@127.0.0.1:5672/."
+    )
+    raise RabbitNotFoundError(msg)
+
+
+def _beside_the_one_in_the_path() -> list[Path]:
+    program = shutil.which("rabbitmq-server")
+    return [Path(os.path.realpath(program)).parent] if program else []
+
+
+def start_rabbitmq(folder: Path) -> RabbitServer:
+    """Start the RabbitMQ that is installed and return it running.
+
+    Args:
+        folder: the folder that holds everything the server owns; created when it does not exist.
+
+    Raises:
+        RabbitNotFoundError: it is not installed.
+        RabbitStartError: another server uses the folder, or this one refused to start.
+    """
+    server = RabbitServer(folder)
+    server.start()
+    return server
