@@ -11,20 +11,20 @@ from datetime import timedelta
 from typing import Any
 
 from scoop_outbox.broker import plugins
+from scoop_outbox.broker.protocol import Broker, Subscription
+from scoop_outbox.core.announcing import read_revision, subscribe
 from scoop_outbox.core.delivery import launch, launch_and_commit
-from scoop_outbox.core.rows import message_of
-from scoop_outbox.core.statement import Plan, ask, statement
 from scoop_outbox.daemon.service import Daemons, daemons
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.daemon.worker import SLOTS
-from scoop_outbox.errors import DatabaseError, DefinitionError, UnknownMessage
+from scoop_outbox.errors import DatabaseError, DefinitionError
 from scoop_outbox.handle import Handle
 from scoop_outbox.message import Message, Topic, checked_name, dump_json
 from scoop_outbox.outcomes import Outcomes
 from scoop_outbox.policy import seconds
 from scoop_outbox.saga import Saga
 from scoop_outbox.scope import emission
-from scoop_outbox.status import Status, read_status
+from scoop_outbox.status import Status, read_message, read_status
 from scoop_outbox.store import migrate
 from scoop_outbox.store.connect import told_to_migrate
 from scoop_outbox.store.home import Home
@@ -46,11 +46,17 @@ class Scoop:
         broker: `kafka://`, `amqp://`; the environment's SCOOP_OUTBOX_BROKER unless given, and without either the
             built-in broker, which needs no server besides the database.
         schema: the Postgres schema of our tables.
+        group: the consumer group (Kafka) or queue (RabbitMQ) that the service's processes share; the service's name
+            unless given.
+        start: where a group begins that has never been at the broker: `earliest`, `latest`, a time in ISO 8601, or
+            `group:NAME`, at the offsets of another group. Kafka has to be told; a queue has a beginning of its own.
+        broker_settings: passed on to the broker's client, on top of those in the URL: see docs/kafka.md and
+            docs/rabbitmq.md.
 
     Raises:
-        DefinitionError: the name cannot be used.
+        DefinitionError: a name cannot be used.
         DatabaseError: the database's URL is wrong.
-        BrokerError: no installed adapter serves the broker's URL.
+        BrokerError: no installed adapter serves the broker's URL, or the adapter refuses URL or settings.
     """
 
     def __init__(
@@ -60,12 +66,16 @@ class Scoop:
         database: str | None = None,
         broker: str | None = None,
         schema: str = DEFAULT_SCHEMA,
+        group: str | None = None,
+        start: str | None = None,
+        broker_settings: Mapping[str, object] | None = None,
     ) -> None:
         """Declare a service; nothing is opened."""
         self.service = checked_name("service", service)
-        self.broker = broker or os.environ.get(BROKER_VARIABLE)
-        if not plugins.is_builtin(self.broker):
-            plugins.load(str(self.broker))
+        self.group = checked_name("group", service if group is None else group)
+        self.start = start
+        self._broker_settings = dict(broker_settings or {})
+        self._broker = self._connect_to(broker or os.environ.get(BROKER_VARIABLE))
         self._database = database or os.environ.get(DATABASE_VARIABLE)
         self._schema = checked_schema(schema)
         self._sagas: dict[str, Saga] = {}
@@ -89,17 +99,25 @@ class Scoop:
             )
         return Home(self._database, self._schema, f"scoop_outbox {self.service}"[:63])
 
-    def configure(self, *, database: str | None = None, broker: str | None = None) -> None:
+    def _connect_to(self, url: str | None) -> Broker | None:
+        return None if url is None or plugins.is_builtin(url) else plugins.load(url, self._broker_settings)
+
+    def configure(
+        self,
+        *,
+        database: str | None = None,
+        broker: str | None = None,
+        broker_settings: Mapping[str, object] | None = None,
+    ) -> None:
         """Use another database or broker than was declared, before anything is opened.
 
         Raises:
             DatabaseError: the database's URL is wrong.
-            BrokerError: no installed adapter serves the broker's URL.
+            BrokerError: no installed adapter serves the broker's URL, or the adapter refuses URL or settings.
         """
+        self._broker_settings.update(broker_settings or {})
         if broker is not None:
-            if not plugins.is_builtin(broker):
-                plugins.load(broker)
-            self.broker = broker
+            self._broker = self._connect_to(broker)
         if database is not None:
             self._database = database
             self._home = self._open()
@@ -155,6 +173,17 @@ class Scoop:
         """The declared sagas by name."""
         return dict(self._sagas)
 
+    @property
+    def broker(self) -> Broker | None:
+        """The broker; None is the built-in one."""
+        return self._broker
+
+    @property
+    def subscription(self) -> Subscription:
+        """What this service receives."""
+        topics = tuple(dict.fromkeys(saga.topic for saga in self._sagas.values()))
+        return Subscription(self.service, self.group, topics, self.start)
+
     def check(self) -> None:
         """Refuse what cannot run, before anything is started.
 
@@ -171,7 +200,7 @@ class Scoop:
         topic: str | Topic[Any],
         payload: Any,
         *,
-        key: str | None = None,
+        key: str | bytes | None = None,
         context: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
         session: AsyncTransaction | None = None,
@@ -208,7 +237,7 @@ class Scoop:
         topic: str | Topic[Any],
         payload: Any,
         *,
-        key: str | None = None,
+        key: str | bytes | None = None,
         context: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
         session: Transaction | None = None,
@@ -260,7 +289,7 @@ class Scoop:
             UnknownMessage: it has not been taken in here, or has been pruned.
         """
         async with self.home.driver() as driver:
-            return await driver.run(_read_message(message_id))
+            return await driver.run(read_message(message_id))
 
     # -- running ------------------------------------------------------------------------------------------------
 
@@ -285,7 +314,7 @@ class Scoop:
         if names != self._announced:
             self.check()
             async with self.home.driver() as driver:
-                await driver.run(_subscribe(self.service, list(self._sagas.values())))
+                await driver.run(subscribe(self.service, list(self._sagas.values())))
             self._announced = names
 
     def announce_sync(self) -> None:
@@ -299,7 +328,7 @@ class Scoop:
         if names != self._announced:
             self.check()
             with self.home.blocking_driver() as driver:
-                driver.run(_subscribe(self.service, list(self._sagas.values())))
+                driver.run(subscribe(self.service, list(self._sagas.values())))
             self._announced = names
 
     @asynccontextmanager
@@ -317,6 +346,7 @@ class Scoop:
         Raises:
             DefinitionError: a saga has no steps, or the service is running in this process already.
             DatabaseError: the database cannot be reached or is not migrated.
+            BrokerError: the broker says that this service cannot receive, and what to do about it.
         """
         if slots < 1:
             raise DefinitionError(f"slots={slots}: a worker needs at least one")
@@ -325,15 +355,15 @@ class Scoop:
         self.check()
         await self.announce()
         async with self.home.driver() as driver:
-            migrate.check(await driver.run(_read_revision()), self.home.url)
+            migrate.check(await driver.run(read_revision()), self.home.url)
         self._running = True
         try:
             async with daemons(
                 self.home,
-                self.service,
+                self.subscription,
                 self._sagas,
                 signals=self.signals,
-                broker=self.broker,
+                broker=self._broker,
                 relay=relay,
                 worker=worker,
                 slots=slots,
@@ -356,26 +386,3 @@ class Scoop:
         """Close the connections that `launch_sync` and the other blocking calls have left open."""
         if self._home is not None:
             self._home.dispose_blocking()
-
-
-def _subscribe(service: str, sagas: list[Saga]) -> Plan[None]:
-    yield from ask(
-        statement(
-            "subscribe",
-            topics=[saga.topic for saga in sagas],
-            services=[service] * len(sagas),
-            sagas=[saga.name for saga in sagas],
-        )
-    )
-
-
-def _read_revision() -> Plan[str | None]:
-    (rows,) = yield from ask(statement("read_revision"))
-    return rows[0][0] if rows else None
-
-
-def _read_message(message_id: uuid.UUID) -> Plan[Message]:
-    (rows,) = yield from ask(statement("read_taken_in", message=message_id))
-    if not rows:
-        raise UnknownMessage(f"message {message_id} has not been taken in here, or it has been pruned")
-    return message_of(rows[0], None)

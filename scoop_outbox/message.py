@@ -156,6 +156,11 @@ def _jsonable(value: Any) -> Any:
     raise TypeError(f"{type(value).__qualname__} is not JSON serializable")
 
 
+def _is_json(content_type: str) -> bool:
+    media = content_type.partition(";")[0].strip().lower()
+    return media == JSON or media.endswith("+json")
+
+
 @dataclass(frozen=True)
 class Message:
     """A message as its handlers see it.
@@ -163,16 +168,16 @@ class Message:
     Attributes:
         id: UUIDv7 given at launch; the same in every service that handles the message.
         topic: where it was published.
-        key: what orders it (messages of one key keep their order), or None.
+        key: what orders it (messages of one key keep their order), or None. Text; bytes if it is no UTF-8.
         body: the bytes as published.
-        content_type: media type of the body.
+        content_type: media type of the body; empty when the producer did not say.
         headers: what the launcher passed along; ours are left out.
         created_at: when this home took the message in, by the database's clock.
     """
 
     id: uuid.UUID
     topic: str
-    key: str | None
+    key: str | bytes | None
     body: bytes
     content_type: str
     headers: Mapping[str, str]
@@ -183,21 +188,31 @@ class Message:
     def payload(self) -> Any:
         """The decoded body: the topic's type, what JSON holds, or the bytes of any other content type.
 
-        Decoded anew at each access, so that a handler that changes it cannot surprise another one.
+        A body of unknown content type is decoded if it is JSON. Decoded anew at each access, so that a handler that
+        changes it cannot surprise another one.
 
         Raises:
             PayloadError: the body does not fit its content type or the topic's type.
         """
-        if self.schema is not None:
-            return self.schema.decode(self.body)
-        if self.content_type.split(";")[0].strip() != JSON:
-            return self.body
         try:
-            return json.loads(self.body)
+            return _decode(self.body, self.content_type, self.schema)
         except ValueError as error:
             raise PayloadError(
                 f"message {self.id} on topic {self.topic!r} says it is {JSON} but does not parse"
             ) from error
+
+
+def _decode(body: bytes, content_type: str, schema: Topic[Any] | None) -> Any:
+    if schema is not None:
+        return schema.decode(body)
+    if content_type and not _is_json(content_type):
+        return body
+    try:
+        return json.loads(body)
+    except ValueError:
+        if not content_type:
+            return body
+        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +222,7 @@ class Envelope:
     Attributes:
         id: the message's id.
         topic: where it is published.
-        key: what orders it, or None.
+        key: what orders it, or None; a binary key in the form of `headers.key_text`.
         body: bytes, never looked into.
         content_type: media type of the body.
         headers: the launcher's headers and ours, which start with `scoop-`.
@@ -219,3 +234,17 @@ class Envelope:
     body: bytes
     content_type: str
     headers: Mapping[str, str]
+
+    def check(self, schema: Topic[Any] | None) -> None:
+        """See whether a saga could read the body.
+
+        Args:
+            schema: the typed topic that the saga listens on, if it is one.
+
+        Raises:
+            PayloadError: it could not; the message says why.
+        """
+        try:
+            _decode(self.body, self.content_type, schema)
+        except ValueError as error:
+            raise PayloadError(f"its content type is {self.content_type}, but it does not parse as JSON") from error

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from scoop_outbox.context import Context
 from scoop_outbox.errors import PayloadError
 from scoop_outbox.failure import Frame
+from scoop_outbox.headers import PREFIX, key_text
 from scoop_outbox.message import Topic, dump_json, encode, topic_name, uuid7
 
 if TYPE_CHECKING:  # only the types of what the drivers put in; the scope itself does no I/O
@@ -56,7 +57,7 @@ def emission(
     Args:
         topic: a name, or a typed topic.
         payload: JSON values, a dataclass, a pydantic model, or bytes.
-        key: orders the message among others of the same key.
+        key: orders the message among others of the same key: text, or the bytes of a binary key.
         headers: text headers that travel with the message.
         context: the cooperation context of its handlers.
         awaited: whether the launching step's successor waits for it.
@@ -67,20 +68,15 @@ def emission(
         PayloadError: payload, key or a header cannot be encoded.
     """
     body, content_type = encode(topic, payload)
-    if key is not None and not (_is_text(key) and "\0" not in key and len(key.encode()) <= KEY_LIMIT):
-        raise PayloadError(
-            f"a message key is text of at most {KEY_LIMIT} bytes in UTF-8, without NUL and lone surrogates, "
-            f"not {key!r:.60}"
-        )
     for name, value in (headers or {}).items():
         if not _is_text(name) or not _is_text(value):
             raise PayloadError(f"header {name!r}: names and values are text; encode other values yourself")
-        if name.lower().startswith(RESERVED_PREFIX):
-            raise PayloadError(f"header {name!r}: names that start with {RESERVED_PREFIX!r} are ours; use another name")
+        if name.lower().startswith(PREFIX):
+            raise PayloadError(f"header {name!r}: names that start with {PREFIX!r} are ours; use another name")
     return Emission(
         uuid7(),
         topic_name(topic),
-        key,
+        _checked_key(key),
         body,
         content_type,
         dict(headers or {}),
@@ -90,14 +86,25 @@ def emission(
     )
 
 
+def _checked_key(key: object) -> str | None:
+    if key is None:
+        return None
+    if isinstance(key, bytes):
+        if len(key) <= KEY_LIMIT:
+            return key_text(key)
+    elif _is_text(key) and "\0" not in key and len(key.encode()) <= KEY_LIMIT:
+        return key_text(key)
+    raise PayloadError(
+        f"a message key is text of at most {KEY_LIMIT} bytes in UTF-8, without NUL and lone surrogates, or that many "
+        f"bytes, not {key!r:.60}"
+    )
+
+
 def _is_text(value: object) -> TypeGuard[str]:
     try:
         return isinstance(value, str) and value.encode() is not None
     except UnicodeEncodeError:
         return False
-
-
-RESERVED_PREFIX = "scoop-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +166,7 @@ class Scope:
         topic: str | Topic[Any],
         payload: Any,
         *,
-        key: str | None = None,
+        key: str | bytes | None = None,
         context: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> uuid.UUID:
@@ -170,7 +177,7 @@ class Scope:
         Args:
             topic: a name, or a typed topic.
             payload: JSON values, a dataclass, a pydantic model, or bytes.
-            key: orders the message among others of the same key.
+            key: orders the message among others of the same key: text, or the bytes of a binary key.
             context: values on top of this run's context, for the handlers of this message.
             headers: text headers that travel with the message.
 
@@ -188,7 +195,7 @@ class Scope:
         topic: str | Topic[Any],
         payload: Any,
         *,
-        key: str | None = None,
+        key: str | bytes | None = None,
         context: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> uuid.UUID:
@@ -204,7 +211,7 @@ class Scope:
         self,
         topic: str | Topic[Any],
         payload: Any,
-        key: str | None,
+        key: str | bytes | None,
         context: str | None,
         headers: Mapping[str, str] | None,
         *,

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from scoop_outbox.core.rows import Row, failure_of
+from scoop_outbox.core.rows import Row, failure_of, message_of
 from scoop_outbox.core.run import RunState, StepKind
 from scoop_outbox.core.statement import Plan, ask, statement
 from scoop_outbox.errors import UnknownMessage
 from scoop_outbox.failure import Failure
+from scoop_outbox.message import Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,18 @@ def read_status(message_id: uuid.UUID) -> Plan[Status]:
     for row in steps:
         by_run.setdefault(row[0], []).append(_step_of(row))
     return Status(message_id, tuple(_run_of(row, by_run.get(row[0], ())) for row in rows))
+
+
+def read_message(message_id: uuid.UUID) -> Plan[Message]:
+    """Read a message that has been taken in.
+
+    Raises:
+        UnknownMessage: it has not been taken in here, or has been pruned.
+    """
+    (rows,) = yield from ask(statement("read_taken_in", message=message_id))
+    if not rows:
+        raise UnknownMessage(f"message {message_id} has not been taken in here, or it has been pruned")
+    return message_of(rows[0], None)
 
 
 def _step_of(row: Row) -> StepStatus:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 from urllib.parse import urlsplit
 
@@ -32,15 +33,19 @@ def _scheme(url: str) -> str:
         ) from None
 
 
-def load(url: str) -> Broker:
+def load(url: str, settings: Mapping[str, object] | None = None) -> Broker:
     """Return the broker that serves a URL.
 
+    Args:
+        url: the broker's URL.
+        settings: passed on to the adapter, on top of those in the URL.
+
     Raises:
-        BrokerError: no installed adapter knows the URL's scheme.
+        BrokerError: no installed adapter knows the URL's scheme, or the adapter refuses URL or settings.
     """
     scheme = _scheme(url)
     for entry in entry_points(group=GROUP, name=scheme):
-        broker: Broker = entry.load()(url)
+        broker: Broker = entry.load()(url, dict(settings or {}))
         return broker
     if scheme in _KNOWN:
         raise BrokerError(f"no adapter for {scheme}:// is installed: pip install {_KNOWN[scheme]}")

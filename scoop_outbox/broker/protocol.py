@@ -1,13 +1,26 @@
-"""The seam to a broker: narrow, and all that an adapter may import besides `scoop_outbox.message`."""
+"""The seam to a broker: narrow, and with `message`, `headers` and `errors` all that an adapter imports of us.
+
+docs/writing-an-adapter.md tells what an adapter has to do; `scoop_outbox.testing.contract` tests that it does.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Protocol
+from typing import Any, Protocol
 
 from scoop_outbox.message import Envelope
+
+
+class Feature(Enum):
+    """What a broker can do; the contract suite tests what is declared, and that the rest is refused in words."""
+
+    ORDER_PER_KEY = auto()  # messages of a key come in the order of their publishing, however many consumers there are
+    KNOWS_TOPICS = auto()  # a message for a topic that does not exist, or that nobody can get, fails for good
+    LIMITS_SIZE = auto()  # a message that is too large fails for good
+    REBALANCES = auto()  # consumers of a group are assigned parts of a topic, and are told when that changes
+    STARTS_ANYWHERE = auto()  # a topic keeps what was published before a group came: where to begin must be said
 
 
 class Verdict(Enum):
@@ -37,47 +50,131 @@ class Publisher(Protocol):
 
         A message that fails for now takes the later messages of its key with it: they are not published, and get
         the same verdict, so that the order within a key is kept when the relay tries again. A message may reach the
-        broker more than once; it must never be acknowledged without having reached it.
+        broker more than once; it must never be acknowledged without having reached it. Returns within about ten
+        seconds even if the broker does not answer: what is still unanswered failed for now.
         """
 
     async def close(self) -> None:
         """Let go of connections. What was not acknowledged will be published again."""
 
 
-class Delivery(Protocol):
-    """A message that a broker handed over and has not yet been told about."""
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A message that a broker handed over and has not yet been told about.
 
-    @property
-    def envelope(self) -> Envelope:
-        """The message."""
+    Attributes:
+        envelope: the message, as well as it could be read.
+        position: where it stood, for people: `orders[3]@1742`.
+        defect: why it cannot be taken in; None when it can.
+        tag: whatever the adapter needs to acknowledge it.
+    """
+
+    envelope: Envelope
+    position: str
+    defect: str | None = None
+    tag: Any = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """What a service wants to receive.
+
+    Attributes:
+        service: who asks; names the client to the broker's operators.
+        group: the consumer group, or queue. Consumers of one group share its messages; each group gets every message.
+        topics: whose messages.
+        start: where a group begins that has never been here: `earliest`, `latest`, a time in ISO 8601, or
+            `group:NAME`, at the offsets of another group. None leaves it to the broker, which may refuse.
+    """
+
+    service: str
+    group: str
+    topics: tuple[str, ...]
+    start: str | None = None
 
 
 class Consumer(Protocol):
-    """Receives for one service: every message reaches each service, and one process of it."""
+    """Receives for one service. One intake uses one consumer, one call at a time."""
 
     async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
-        """Return up to `limit` messages, waiting at most `wait` seconds for the first."""
+        """Return up to `limit` messages, in the order in which they came, waiting at most `wait` seconds for the first.
+
+        Connects by itself, and again when the connection was lost.
+
+        Raises:
+            BrokerError: it will never work like this; what is wrong, and how to mend it.
+        """
 
     async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
-        """Tell the broker that these are stored durably and need not come again."""
+        """Tell the broker that these are stored durably and need not come again.
+
+        They are what `receive` returned, in that order, none left out. What the broker meanwhile gave to others is
+        passed over: they get it again, and taking it in again changes nothing.
+        """
+
+    async def pause(self) -> None:
+        """Take no more from the broker, and stay a member of the group. `receive` may still return what was here."""
+
+    async def resume(self) -> None:
+        """Go on after `pause`."""
 
     async def close(self) -> None:
         """Leave; what was not acknowledged is delivered again, to this service."""
 
+    @property
+    def trouble(self) -> str | None:
+        """What keeps this consumer from receiving just now; None when all is well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A thing that has to exist at the broker, and whether it does: a topic, an exchange, a queue, a binding."""
+
+    text: str
+    exists: bool
+
 
 class Broker(Protocol):
-    """What an adapter's entry point returns for a URL."""
+    """What an adapter's entry point returns, called with a URL and the user's settings.
 
-    async def publisher(self) -> Publisher:
-        """Open a publisher.
+    The entry point raises `BrokerError` when URL or settings are wrong, and opens nothing.
+    """
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """What this broker can do."""
+
+    async def publisher(self, name: str) -> Publisher:
+        """Open a publisher; `name` is what the broker's operators see.
 
         Raises:
             BrokerError: the settings are wrong; a broker that is merely down is no error here.
         """
 
-    async def consumer(self, topics: Sequence[str], group: str) -> Consumer:
-        """Open a consumer of `topics` for the service `group`.
+    async def consumer(self, subscription: Subscription) -> Consumer:
+        """Open a consumer.
 
         Raises:
             BrokerError: the settings are wrong; a broker that is merely down is no error here.
+        """
+
+    async def check(self, subscription: Subscription) -> None:
+        """See whether a subscription can work. A broker that is merely down says nothing of that.
+
+        Raises:
+            BrokerError: a topic or queue is missing, something is not permitted, or no start is given and one is
+                needed; what is wrong, and how to mend it.
+        """
+
+    async def topology(self, topics: Sequence[str], subscription: Subscription | None, *, create: bool) -> list[Item]:
+        """Return what has to exist to publish on `topics` and to receive a subscription, and create what does not.
+
+        Args:
+            topics: what is published on.
+            subscription: what is received, if anything.
+            create: whether to create what is missing; then `exists` tells what was there before.
+
+        Raises:
+            BrokerError: the broker cannot be reached, does not permit it, or has something of the name that is
+                different.
         """

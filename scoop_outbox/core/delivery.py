@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from scoop_outbox.core.claim import Hints
 from scoop_outbox.core.settle import emitted
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, ask, statement
+from scoop_outbox.headers import CONTEXT, HOME, LAUNCHED_AT, LINEAGE, PREFIX
 from scoop_outbox.message import Envelope
-from scoop_outbox.scope import RESERVED_PREFIX, Emission
+from scoop_outbox.scope import Emission
 
 
 def launch(emissions: Sequence[Emission]) -> Plan[None]:
@@ -24,35 +27,80 @@ def launch_and_commit(emissions: Sequence[Emission], hints: Hints) -> Plan[None]
     hints.outbox()
 
 
-def take_in(envelopes: Sequence[Envelope], hints: Hints) -> Plan[None]:
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """A message that came in and cannot be taken in, with where it stood and why."""
+
+    envelope: Envelope
+    position: str
+    reason: str
+
+
+def take_in(
+    envelopes: Sequence[Envelope],
+    hints: Hints,
+    *,
+    service: str | None = None,
+    home: uuid.UUID | None = None,
+    unusable: Sequence[Unusable] = (),
+) -> Plan[None]:
     """Take messages into this home: each once, and one run for each saga that is to handle it.
 
-    Who handles a message launched by a run was frozen when it was launched; a message from outside goes to the
-    sagas that are subscribed now. Messages that were taken in before change nothing.
+    Who handles a message launched by a run of this home was frozen when it was launched; any other message starts a
+    root of each saga that is subscribed when it is first taken in. Messages that were taken in before change nothing.
+
+    Args:
+        envelopes: the messages.
+        hints: told which runs have mail.
+        service: take in for this service only; None is all that share the home.
+        home: this home's id: a message of another one is a root here. None when they cannot but be our own.
+        unusable: messages that become dead letters of this service in the same transaction.
     """
-    _, mailed, _ = yield from ask(
-        BEGIN,
-        statement(
-            "take_in",
-            ids=[envelope.id for envelope in envelopes],
-            topics=[envelope.topic for envelope in envelopes],
-            keys=[envelope.key for envelope in envelopes],
-            bodies=[envelope.body for envelope in envelopes],
-            content_types=[envelope.content_type for envelope in envelopes],
-            headers=[json.dumps(_own(envelope)) for envelope in envelopes],
-            lineages=[envelope.headers.get("scoop-lineage") for envelope in envelopes],
-            contexts=[envelope.headers.get("scoop-context") for envelope in envelopes],
-            launched_at=[envelope.headers.get("scoop-launched-at") for envelope in envelopes],
-        ),
-        COMMIT,
-    )
-    for run_id, service, saga in mailed:
-        hints.mail(service, saga, run_id, 0.0)
+    statements = [statement("take_in", **_arrived(envelopes, service, home))]
+    if unusable:
+        statements.append(statement("bury_incoming", **_buried(unusable, service)))
+    _, mailed, *_ = yield from ask(BEGIN, *statements, COMMIT)
+    for run_id, of, saga in mailed:
+        hints.mail(of, saga, run_id, 0.0)
+
+
+def _arrived(envelopes: Sequence[Envelope], service: str | None, home: uuid.UUID | None) -> dict[str, Any]:
+    def lineage(envelope: Envelope) -> str | None:
+        foreign = home is not None and envelope.headers.get(HOME) != str(home)
+        return None if foreign else envelope.headers.get(LINEAGE)
+
+    return {
+        "ids": [envelope.id for envelope in envelopes],
+        "topics": [envelope.topic for envelope in envelopes],
+        "keys": [envelope.key for envelope in envelopes],
+        "bodies": [envelope.body for envelope in envelopes],
+        "content_types": [envelope.content_type for envelope in envelopes],
+        "headers": [json.dumps(_own(envelope)) for envelope in envelopes],
+        "lineages": [lineage(envelope) for envelope in envelopes],
+        "contexts": [envelope.headers.get(CONTEXT) for envelope in envelopes],
+        "launched_at": [envelope.headers.get(LAUNCHED_AT) for envelope in envelopes],
+        "service": service,
+    }
+
+
+def _buried(unusable: Sequence[Unusable], service: str | None) -> dict[str, Any]:
+    return {
+        "ids": [one.envelope.id for one in unusable],
+        "topics": [one.envelope.topic for one in unusable],
+        "keys": [one.envelope.key for one in unusable],
+        "bodies": [one.envelope.body for one in unusable],
+        "content_types": [one.envelope.content_type for one in unusable],
+        # All of them, ours too: a replay starts from what came.
+        "headers": [json.dumps(dict(one.envelope.headers)) for one in unusable],
+        "positions": [one.position for one in unusable],
+        "reasons": [one.reason for one in unusable],
+        "service": service,
+    }
 
 
 def _own(envelope: Envelope) -> dict[str, str]:
     """Return the launcher's headers without ours."""
-    return {name: value for name, value in envelope.headers.items() if not name.startswith(RESERVED_PREFIX)}
+    return {name: value for name, value in envelope.headers.items() if not name.startswith(PREFIX)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +112,32 @@ class Waiting:
     envelope: Envelope
 
 
-def read_outbox(floors: Sequence[tuple[int, int]], limit: int) -> Plan[list[Waiting]]:
+def read_outbox(floors: Sequence[tuple[int, int]], limit: int, home: uuid.UUID) -> Plan[list[Waiting]]:
     """Read messages to be published, oldest first, without locking them.
 
     Args:
         floors: a shard and the number above which to read, for each shard that this relay owns.
         limit: most rows per shard.
+        home: this home's id, which messages carry.
     """
     shards = [shard for shard, _ in floors]
     (rows,) = yield from ask(statement("read_outbox", shards=shards, floors=[floor for _, floor in floors], most=limit))
+    origin = str(home)
     return [
-        Waiting(shard, seq, Envelope(message_id, topic, key, bytes(body), content_type, headers))
+        Waiting(shard, seq, Envelope(message_id, topic, key, bytes(body), content_type, {**headers, HOME: origin}))
         for shard, seq, message_id, topic, key, body, content_type, headers in rows
     ]
+
+
+def read_home() -> Plan[uuid.UUID]:
+    """Return this home's id."""
+    (rows,) = yield from ask(statement("read_home"))
+    home: uuid.UUID = rows[0][0]
+    return home
+
+
+def count_due(service: str, sagas: Sequence[str], limit: int) -> Plan[int]:
+    """Return how many pieces of mail could be seen to now if there were slots, counted up to `limit`."""
+    (rows,) = yield from ask(statement("count_due", service=service, sagas=list(sagas), most=limit))
+    count: int = rows[0][0]
+    return count

@@ -7,6 +7,7 @@ from typing import Any
 
 from scoop_outbox.core.run import Child, ChildState, Instance, Run, RunState, StepKind
 from scoop_outbox.failure import Failure, Frame
+from scoop_outbox.headers import key_seen
 from scoop_outbox.message import Message, Topic
 
 Row = Sequence[Any]
@@ -86,4 +87,4 @@ def instance_of(rows: Sequence[Row]) -> Instance | None:
 def message_of(row: Row, schema: Topic[Any] | None) -> Message:
     """Return the message in the columns of `read_taken_in`."""
     message_id, topic, key, body, content_type, headers, created_at = row
-    return Message(message_id, topic, key, bytes(body), content_type, headers, created_at, schema)
+    return Message(message_id, topic, key_seen(key), bytes(body), content_type, headers, created_at, schema)

@@ -10,6 +10,7 @@ from scoop_outbox.core.claim import Claim, Worker, claim, claimed_again, claimin
 from scoop_outbox.core.run import Run, RunState, StepKind
 from scoop_outbox.core.statement import COMMIT, COMMIT_AND_BEGIN, RELEASE_SAVEPOINT, Plan, Statement, ask, statement
 from scoop_outbox.core.transition import Mail, Record, Transition
+from scoop_outbox.headers import CONTEXT, LAUNCHED_AT, LINEAGE
 from scoop_outbox.scope import Emission
 
 
@@ -176,8 +177,8 @@ def emitted(emissions: Sequence[Emission], run: Run | None, seq: int) -> dict[st
 def _headers(emission: Emission, lineage: str) -> dict[str, str]:
     headers = dict(emission.headers)
     if emission.awaited and lineage:
-        headers["scoop-lineage"] = lineage
+        headers[LINEAGE] = lineage
     if emission.context is not None:
-        headers["scoop-context"] = emission.context
-    headers["scoop-launched-at"] = json.dumps(emission.launched_at.to_json())
+        headers[CONTEXT] = emission.context
+    headers[LAUNCHED_AT] = json.dumps(emission.launched_at.to_json())
     return headers

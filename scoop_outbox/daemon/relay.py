@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -16,7 +17,7 @@ import psycopg
 import sqlalchemy as sa
 
 from scoop_outbox.broker.protocol import Publisher, Receipt, Verdict
-from scoop_outbox.core.delivery import Waiting, read_outbox
+from scoop_outbox.core.delivery import Waiting, read_home, read_outbox
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, Rows, Statement, ask, statement
 from scoop_outbox.daemon.pace import Pace
 from scoop_outbox.daemon.signals import Signals
@@ -60,6 +61,7 @@ class Relay:
         self._full_scan_at = 0.0
         self._failures: dict[int, int] = {}
         self._held_back: dict[int, float] = {}
+        self._origin: uuid.UUID | None = None
         self._stopping = False
         self.published = 0
         signals.on_outbox(self._wake)
@@ -108,7 +110,7 @@ class Relay:
         ]
         if not floors:
             return False
-        waiting = await driver.run(read_outbox(floors, BATCH))
+        waiting = await driver.run(read_outbox(floors, BATCH, await self._home_id(driver)))
         self._raise_floors(waiting)
         if waiting:
             await self._settle(driver, waiting, await self._publish(waiting))
@@ -178,6 +180,11 @@ class Relay:
         if self._undeleted:
             due.append(self._delete_at - now)
         return min(due, default=None)
+
+    async def _home_id(self, driver: AsyncDriver) -> uuid.UUID:
+        if self._origin is None:
+            self._origin = await driver.run(read_home())
+        return self._origin
 
     async def _connected(self) -> AsyncDriver:
         if self._driver is None or not self._driver.usable:

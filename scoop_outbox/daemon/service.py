@@ -7,9 +7,9 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
-from scoop_outbox.broker import plugins
-from scoop_outbox.broker.protocol import Publisher
+from scoop_outbox.broker.protocol import Broker, Publisher, Subscription
 from scoop_outbox.daemon.home_publisher import HomePublisher
+from scoop_outbox.daemon.intake import Intake
 from scoop_outbox.daemon.relay import Relay
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.daemon.worker import SLOTS, Worker
@@ -20,60 +20,73 @@ log = logging.getLogger(__name__)
 
 
 class Daemons:
-    """The relay and the worker of one process, either of which may be missing.
+    """The relay, the worker and the intake of one process, any of which may be missing.
 
     Attributes:
         relay: publishes, or None.
         worker: executes runs, or None.
+        intake: takes in from a broker, or None.
     """
 
-    def __init__(self, relay: Relay | None, worker: Worker | None) -> None:
+    def __init__(self, relay: Relay | None, worker: Worker | None, intake: Intake | None) -> None:
         """See `daemons`."""
         self.relay = relay
         self.worker = worker
+        self.intake = intake
 
 
 @asynccontextmanager
 async def daemons(
     home: Home,
-    service: str,
+    subscription: Subscription,
     sagas: Mapping[str, Saga],
     *,
     signals: Signals,
-    broker: str | None = None,
+    broker: Broker | None = None,
     relay: bool = True,
     worker: bool = True,
     slots: int = SLOTS,
     grace: float = 20.0,
 ) -> AsyncIterator[Daemons]:
-    """Run relay and worker in the background, and drain them at the end.
+    """Run relay, worker and intake in the background, and drain them at the end.
 
     Args:
         home: the database.
-        service: whose runs the worker executes.
+        subscription: whose runs the worker executes, and what it receives.
         sagas: the service's sagas by name.
         signals: the hints of this process.
-        broker: the broker's URL; None is the built-in one.
+        broker: None is the built-in one, where the relay takes in for all services.
         relay: whether to relay.
-        worker: whether to execute runs.
+        worker: whether to take in and to execute runs.
         slots: how many runs are executed at the same time.
         grace: seconds that running steps get to finish at the end.
+
+    Raises:
+        BrokerError: the broker says that this cannot work.
     """
+    serving = worker and bool(sagas)
+    if serving and broker is not None:
+        await broker.check(subscription)
     running = Daemons(
         Relay(home, await _publisher(home, broker, signals), signals) if relay else None,
-        Worker(home, service, sagas, signals, slots) if worker and sagas else None,
+        Worker(home, subscription.service, sagas, signals, slots) if serving else None,
+        Intake(home, broker, subscription, sagas, signals) if serving and broker is not None else None,
     )
     tasks = [asyncio.create_task(signals.run(), name="scoop_outbox signals")]
     if running.relay is not None:
         tasks.append(asyncio.create_task(running.relay.run(), name="scoop_outbox relay"))
     if running.worker is not None:
         tasks.append(asyncio.create_task(running.worker.run(), name="scoop_outbox worker"))
+    if running.intake is not None:
+        tasks.append(asyncio.create_task(running.intake.run(), name="scoop_outbox intake"))
     for task in tasks:
         task.add_done_callback(_report)
     try:
         yield running
     finally:
-        # The worker first: what its last steps launch is still relayed, if there is time.
+        # The worker before the relay: what its last steps launch is still relayed, if there is time.
+        if running.intake is not None:
+            running.intake.stop()
         if running.worker is not None:
             await running.worker.stop(grace)
         if running.relay is not None:
@@ -85,10 +98,10 @@ async def daemons(
         signals.detach()
 
 
-async def _publisher(home: Home, broker: str | None, signals: Signals) -> Publisher:
-    if broker is None or plugins.is_builtin(broker):
+async def _publisher(home: Home, broker: Broker | None, signals: Signals) -> Publisher:
+    if broker is None:
         return HomePublisher(home, signals)
-    return await plugins.load(broker).publisher()
+    return await broker.publisher(home.application)
 
 
 def _report(task: asyncio.Task[None]) -> None:

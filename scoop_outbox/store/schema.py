@@ -231,8 +231,8 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         **_QUEUE,
     )
 
-    # What could not be published or taken in, with its bytes.
-    Table(
+    # What could not be published (by the relay) or taken in (by the intake of a service), with its bytes.
+    dead_letter = Table(
         "dead_letter",
         metadata,
         Column("id", BigInteger, Identity(always=True), primary_key=True),
@@ -245,5 +245,15 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         Column("origin", Text, nullable=False),
         Column("reason", Text, nullable=False),
         _time("created_at", nullable=False, default=True),
+        Column("service", Text),
+        Column("position", Text),
+    )
+    # A broker may hand a message over again and again: it is one dead letter of the service.
+    Index(
+        "dead_letter_once",
+        dead_letter.c.message_id,
+        dead_letter.c.service,
+        unique=True,
+        postgresql_where=text("origin = 'intake'"),
     )
     return metadata

@@ -23,6 +23,8 @@ from scoop_outbox.store import migrate as migrations
 from scoop_outbox.store.connect import blocking_engine, parsed
 from scoop_outbox.store.schema import DEFAULT_SCHEMA, SHARDS, tables
 
+HEAD = migrations.head()
+
 SCHEMAS = [DEFAULT_SCHEMA, "Odd Name", "o'clock", 'say "hi"', "select", "größe", "50% %(off)s", "x" * 63]
 
 
@@ -256,13 +258,13 @@ async def test_a_database_that_is_older_than_the_code_is_refused(
 ) -> None:
     app = an_app(database_url, sagas=True)
     set_revision(database_url, None)
-    with pytest.raises(DatabaseError, match=r"at revision None, but .* needs 0001: run `scoop-outbox migrate"):
+    with pytest.raises(DatabaseError, match=rf"at revision None, but .* needs {HEAD}: run `scoop-outbox migrate"):
         async with app.running():
             pass
-    set_revision(database_url, "0001")
+    set_revision(database_url, HEAD)
     with monkeypatch.context() as patched:
-        patched.setattr(ScriptDirectory, "get_current_head", lambda _: "0002")
-        with pytest.raises(DatabaseError, match=r"at revision 0001, but .* needs 0002: run `scoop-outbox migrate"):
+        patched.setattr(ScriptDirectory, "get_current_head", lambda _: "9999")
+        with pytest.raises(DatabaseError, match=rf"at revision {HEAD}, but .* needs 9999: run `scoop-outbox migrate"):
             async with app.running():
                 pass
     async with app.running():

@@ -152,6 +152,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
     below: dict[str, Any] = {
         **batch(size=10), "ids": [message_id(OPEN + 1)] + [uuid4() for _ in range(9)],
         "lineages": [str(run_id(OPEN))] * 10, "contexts": [None] * 10, "launched_at": [None] * 10,
+        "service": None,
     }  # fmt: skip
     told = {
         "state": "committed", "result": None, "failure": None, "run": run_id(OPEN + 1), "message": message_id(OPEN + 1),
@@ -190,6 +191,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("post_timer", {"service": "shop", "saga": "saga 1", "run": run_id(OPEN), "due": NOW}),
         ("read_due", due),
         ("read_due", {**due, "part": 1, "parts": 4}),
+        ("count_due", {"service": "shop", "sagas": ["saga 1", "saga 2"], "most": 100}),
         ("read_left_lying", {
             "service": "shop", "sagas": ["saga 1"], "steal": timedelta(milliseconds=50), "most": 17,
         }),
@@ -200,6 +202,10 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("launch", {**batch(size=1), "awaited": [False], "run": None, "seq": 0}),
         ("take_in", {**below, "lineages": [None] * 10, "ids": batch(size=10)["ids"]}),
         ("take_in", below),
+        ("take_in", {**below, "service": "shop"}),
+        ("take_in", {**below, "lineages": [None] * 10, "service": "shop"}),
+        ("bury_incoming", {**batch(size=10), "positions": ["p"] * 10, "reasons": ["r"] * 10, "service": "shop"}),
+        ("read_home", {}),
         ("read_outbox", {"shards": SHARDS, "floors": [0] * 8, "most": 10}),
         ("read_outbox", {"shards": [3], "floors": [500_000], "most": 10}),
         ("delete_published",

@@ -187,14 +187,21 @@ def test_a_payload_is_decoded_anew_each_time() -> None:
     assert one.payload == {"a": []}
 
 
-@pytest.mark.parametrize("content_type", [JSON, "application/json; charset=utf-8", "application/json ;x=y"])
+@pytest.mark.parametrize(
+    "content_type", [JSON, "application/json; charset=utf-8", "application/json ;x=y", "application/vnd.shop+json"]
+)
 def test_json_is_known_by_its_media_type(content_type: str) -> None:
     assert message(b"[1]", content_type).payload == [1]
 
 
-@pytest.mark.parametrize("content_type", ["application/avro", "text/plain", BYTES, ""])
+@pytest.mark.parametrize("content_type", ["application/avro", "text/plain", BYTES])
 def test_bodies_of_other_types_stay_bytes(content_type: str) -> None:
     assert message(b"[1]", content_type).payload == b"[1]"
+
+
+def test_a_body_of_unknown_type_is_decoded_if_it_is_json() -> None:
+    assert message(b"[1]", "").payload == [1]
+    assert message(b"\x00\x00\x00\x00\x01avro", "").payload == b"\x00\x00\x00\x00\x01avro"
 
 
 @pytest.mark.parametrize("body", [b"{", b"", b"\xff\xfe", b"nope"])

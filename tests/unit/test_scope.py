@@ -55,7 +55,7 @@ def test_hp_13_a_launch_on_the_global_scope_takes_nothing_along() -> None:
         ({"payload": {"a": {1}}}, "the payload for topic 'topic' cannot be encoded"),
         ({"payload": float("nan")}, "the payload for topic 'topic' cannot be encoded"),
         ({"key": 7}, "a message key is text"),
-        ({"key": b"k"}, "a message key is text"),
+        ({"key": b"k" * (KEY_LIMIT + 1)}, "a message key is text"),
         ({"key": "a\0b"}, "a message key is text"),
         ({"key": "\ud800"}, "a message key is text"),
         ({"key": "x" * (KEY_LIMIT + 1)}, "a message key is text"),

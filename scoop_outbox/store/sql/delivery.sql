@@ -32,22 +32,30 @@ with arrived as (
          as m (id, topic, key, body, content_type, headers, lineage, context, launched_at, ordinal)
 ), taken as (
     insert into {schema}.message (id, topic, key, body, content_type, headers)
-    select id, topic, key, body, content_type, headers::json from arrived
+    -- In the same order in every process: services that share a home take in the same messages at the same time, and
+    -- would otherwise wait for each other in a circle.
+    select id, topic, key, body, content_type, headers::json from arrived order by id
     on conflict do nothing
     returning id
 ), handled as (
     -- Who handles a message launched by a run was frozen when it was launched; who handles one from outside, when it
-    -- was first taken in.
+    -- was first taken in: by this service, if it takes in for itself.
     select m.id, m.ordinal, c.service, c.saga
     from arrived m
     join {schema}.child c on c.message_id = m.id and c.state = 'waiting'
-    where m.lineage is not null
+    where m.lineage is not null and (%(service)s::text is null or c.service = %(service)s::text)
     union all
     select m.id, m.ordinal, s.service, s.saga
     from arrived m
-    join taken t on t.id = m.id
     join {schema}.subscription s on s.topic = m.topic
     where m.lineage is null
+      and case when %(service)s::text is null
+               then exists (select from taken t where t.id = m.id)
+               else s.service = %(service)s::text
+                    and not exists (
+                        select from {schema}.run r where r.message_id = m.id and r.service = %(service)s::text
+                    )
+          end
 ), started as (
     insert into {schema}.run (id, message_id, service, saga, lineage, parent_run, context, launched_at)
     select n.id, m.id, h.service, h.saga, n.above || n.id, n.above[cardinality(n.above)],
@@ -70,6 +78,19 @@ with arrived as (
 insert into {schema}.mailbox (service, saga, run_id, due)
 select service, saga, id, clock_timestamp() from started
 returning run_id, service, saga
+
+-- name: bury_incoming
+-- A message that comes again is the same dead letter.
+insert into {schema}.dead_letter
+    (message_id, topic, key, body, content_type, headers, origin, service, position, reason)
+select id, topic, key, body, content_type, headers::json, 'intake', %(service)s, position, reason
+from unnest(%(ids)s::uuid[], %(topics)s::text[], %(keys)s::text[], %(bodies)s::bytea[], %(content_types)s::text[],
+            %(headers)s::text[], %(positions)s::text[], %(reasons)s::text[])
+     as m (id, topic, key, body, content_type, headers, position, reason)
+on conflict do nothing
+
+-- name: read_home
+select id from {schema}.home
 
 -- name: read_outbox
 select o.*

@@ -61,3 +61,12 @@ order by pid
 
 -- name: name_connection
 select set_config('application_name', %(name)s, false)
+
+-- name: count_due
+-- How much work lies waiting that can be done now, counted no further than it matters. What waits for others does not
+-- count: to take in no more because of that could keep out what it waits for.
+select count(*) from (
+    select from {schema}.mailbox
+    where service = %(service)s and saga = any(%(sagas)s) and due <= statement_timestamp()
+    limit %(most)s
+) due

@@ -1,0 +1,53 @@
+"""A message as an adapter got it from its broker becomes a delivery: with an identity, or with a defect."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from scoop_outbox import headers as wire
+from scoop_outbox.broker.protocol import Delivery
+from scoop_outbox.message import Envelope
+
+
+def delivery(
+    *,
+    topic: str,
+    key: bytes | None,
+    body: bytes,
+    content_type: str | None,
+    headers: Mapping[str, str],
+    otherwise: uuid.UUID,
+    position: str,
+    tag: Any,
+) -> Delivery:
+    """Return a delivery whose message is the same one whenever it comes again.
+
+    Its id is the one in our header, or is made of the identity that a CloudEvents producer gave it, or is `otherwise`.
+
+    Args:
+        topic: as sagas name it.
+        key: its bytes, if there is one.
+        body: bytes, never looked into.
+        content_type: media type of the body, if the producer said it.
+        headers: all of them, as text in the form of `headers.text`.
+        otherwise: the id that the message has without any of its own, from `headers.derived_id`.
+        position: where it stood, for people.
+        tag: what the adapter needs to acknowledge it.
+    """
+    defect = None
+    known = headers.get(wire.ID)
+    foreign = wire.event_id(headers)
+    message_id = otherwise
+    if known is not None:
+        given = wire.id_of(known)
+        if given is None:
+            defect = f"its header {wire.ID} is no UUID"
+        else:
+            message_id = given
+    elif foreign is not None:
+        message_id = wire.derived_id("cloudevents", foreign)
+    text = None if key is None else wire.key_text(key)
+    envelope = Envelope(message_id, topic, text, body, content_type or "", dict(headers))
+    return Delivery(envelope, position, defect or wire.defect(envelope), tag)
