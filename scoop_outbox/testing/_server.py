@@ -4,6 +4,7 @@ import atexit
 import fcntl
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final
+from urllib.parse import urlsplit
 
 import scoop_outbox
 from scoop_outbox.testing._processes import wait_for
@@ -19,6 +21,7 @@ from scoop_outbox.testing._processes import wait_for
 CACHE: Final = "SCOOP_OUTBOX_CACHE"
 LOOPBACK: Final = "127.0.0.1"
 
+_ANSWER_SECONDS: Final = 10.0
 _KILL_SECONDS: Final = 30.0
 _PID_FILE: Final = "process"
 _LOG_EXCERPT: Final = 2000
@@ -215,6 +218,30 @@ def answers(host: str, port: int, seconds: float = 1.0) -> bool:
     with suppress(OSError), socket.create_connection((host, port), timeout=seconds):
         return True
     return False
+
+
+def check_named_server(
+    variable: str, url: str, schemes: Sequence[str], port: int, error: type[ServerNotFoundError]
+) -> None:
+    """Check that a server somebody named answers.
+
+    Raises:
+        ServerNotFoundError: of the type ``error``: this is no URL of such a server, or nobody listens there.
+    """
+    # One of several nodes is enough.
+    address = urlsplit(re.sub(r",[^/]*", "", url))
+    try:
+        host, named_port = address.hostname, address.port
+    except ValueError:
+        host = named_port = None
+    if address.scheme not in schemes or not host:
+        # Not the URL itself: it may hold a password.
+        msg = f"{variable} is not a URL that begins with {schemes[0]}:// and names a host: correct or unset it."
+        raise error(msg)
+    if not answers(host, named_port or port, _ANSWER_SECONDS):
+        where = f"{host}:{named_port or port}"
+        msg = f"The server of {variable} does not answer at {where}: start it, correct the URL or unset it."
+        raise error(msg)
 
 
 def end_of(log: Path, begin: int = 0) -> str:

@@ -5,16 +5,25 @@ that keeps a second process away. Kafka itself is fetched once with Maven, into 
 """
 
 import base64
+import os
 import secrets
-from collections.abc import Mapping
-from contextlib import ExitStack
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Final, Literal, Self
 
-from scoop_outbox.testing._kafka_installation import KAFKA_URL, KafkaNotFoundError, KafkaStartError
+from scoop_outbox.testing._docker import docker_answers, run_container
+from scoop_outbox.testing._kafka_installation import (
+    KAFKA_URL,
+    KafkaNotFoundError,
+    KafkaStartError,
+    find_java,
+    kafka_libraries,
+)
 from scoop_outbox.testing._kafka_node import KafkaNode, KafkaPorts
-from scoop_outbox.testing._server import LOOPBACK, free_ports, lock_folder
+from scoop_outbox.testing._server import LOOPBACK, check_named_server, free_ports, lock_folder
 
 __all__ = [
     "KAFKA_URL",
@@ -22,11 +31,15 @@ __all__ = [
     "KafkaNode",
     "KafkaNotFoundError",
     "KafkaStartError",
+    "kafka_for_tests",
+    "kafka_here",
     "start_kafka",
 ]
 
 Security = Literal["sasl_ssl"]
 
+_CONTAINER_IMAGE: Final = "apache/kafka:4.3.1"
+_DEFAULT_PORT: Final = 9092
 _NO_SETTINGS: Final[Mapping[str, str]] = MappingProxyType({})
 _SETTINGS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -178,18 +191,11 @@ class KafkaCluster:
             node.wait_until_ready()
 
     def _settings_of_all(self) -> dict[str, str]:
-        replicas, in_sync = str(min(self._count, 3)), str(min(self._count, 3) // 2 + 1)
         voters = ",".join(f"{node.number}@{LOOPBACK}:{node.ports.controller}" for node in self._nodes)
         return {
             **_SETTINGS,
             "controller.quorum.voters": voters,
-            "default.replication.factor": replicas,
-            "min.insync.replicas": in_sync,
-            "offsets.topic.replication.factor": replicas,
-            "transaction.state.log.replication.factor": replicas,
-            "transaction.state.log.min.isr": in_sync,
-            "share.coordinator.state.topic.replication.factor": replicas,
-            "share.coordinator.state.topic.min.isr": in_sync,
+            **_replication(self._count),
             **self._settings,
         }
 
@@ -215,3 +221,66 @@ def start_kafka(folder: Path, *, nodes: int = 1, settings: Mapping[str, str] = _
     cluster = KafkaCluster(folder, nodes=nodes, settings=settings)
     cluster.start()
     return cluster
+
+
+def kafka_here() -> None:
+    """Check that ``start_kafka`` has what it needs, and fetch Kafka when this is the first time.
+
+    Raises:
+        KafkaNotFoundError: it has not; the message says what to do.
+    """
+    find_java()
+    kafka_libraries()
+
+
+@contextmanager
+def kafka_for_tests() -> Iterator[str]:
+    """Find or start a Kafka and yield its URL; whoever connects there may create topics.
+
+    The order is: the broker named by ``SCOOP_OUTBOX_TEST_KAFKA_URL``; a container, when a Docker engine
+    answers; one node started with the machine's Java, with data in a temporary folder. What was started here
+    is stopped and removed at the end; a broker that was named is left as it is.
+
+    Raises:
+        KafkaNotFoundError: there is none, or the one named does not answer; the message says what to do.
+    """
+    with ExitStack() as stack:
+        url = os.environ.get(KAFKA_URL)
+        if url:
+            check_named_server(KAFKA_URL, url, ("kafka", "kafka+ssl", "kafkas"), _DEFAULT_PORT, KafkaNotFoundError)
+        elif docker_answers():
+            url = stack.enter_context(_container())
+        else:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="scoop-outbox-kafka-"))
+            url = stack.enter_context(start_kafka(Path(folder))).url
+        yield url
+
+
+@contextmanager
+def _container() -> Iterator[str]:
+    (port,) = free_ports(1)
+    settings = {
+        **_SETTINGS,
+        "node.id": "1",
+        "controller.quorum.voters": "1@localhost:9093",
+        "listeners": "CLIENT://:9092,CONTROLLER://:9093,INTERNAL://:19092",
+        # What a client is told to connect to, so it is the port outside of the container.
+        "advertised.listeners": f"CLIENT://{LOOPBACK}:{port},INTERNAL://localhost:19092",
+        **_replication(1),
+    }
+    environment = {f"KAFKA_{name.replace('.', '_').upper()}": value for name, value in settings.items()}
+    with run_container(_CONTAINER_IMAGE, _DEFAULT_PORT, environment, "Kafka Server started", published=port):
+        yield f"kafka://{LOOPBACK}:{port}"
+
+
+def _replication(nodes: int) -> dict[str, str]:
+    replicas, in_sync = str(min(nodes, 3)), str(min(nodes, 3) // 2 + 1)
+    return {
+        "default.replication.factor": replicas,
+        "min.insync.replicas": in_sync,
+        "offsets.topic.replication.factor": replicas,
+        "transaction.state.log.replication.factor": replicas,
+        "transaction.state.log.min.isr": in_sync,
+        "share.coordinator.state.topic.replication.factor": replicas,
+        "share.coordinator.state.topic.min.isr": in_sync,
+    }

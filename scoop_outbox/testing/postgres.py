@@ -11,8 +11,6 @@ unprivileged user 65534 and the server runs as that user.
 
 import atexit
 import fcntl
-import gc
-import importlib.util
 import logging
 import os
 import random
@@ -22,15 +20,15 @@ import signal
 import socket
 import subprocess
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Final, Self
 
 import psycopg
 
+from scoop_outbox.testing._docker import docker_answers
 from scoop_outbox.testing._installation import (
     DATABASE_URL,
     Binaries,
@@ -307,7 +305,7 @@ def postgres_for_tests() -> Iterator[str]:
         url = os.environ.get(DATABASE_URL)
         if url:
             _check_answers(url)
-        elif _docker_answers():
+        elif docker_answers():
             url = stack.enter_context(_container())
         else:
             temporary = tempfile.TemporaryDirectory(prefix="scoop-outbox-postgres-", dir=_memory_folder())
@@ -337,23 +335,6 @@ def _check_answers(url: str) -> None:
     except psycopg.OperationalError as error:
         msg = f"The server of {DATABASE_URL} does not answer: start it, correct the URL or unset it. {error}"
         raise PostgresNotFoundError(msg) from error
-
-
-def _docker_answers() -> bool:
-    if importlib.util.find_spec("docker") is None or importlib.util.find_spec("testcontainers") is None:
-        return False
-    import docker  # noqa: PLC0415 - only tests have it
-
-    with warnings.catch_warnings():
-        # A client that finds no engine leaves its socket to the garbage collector, which complains.
-        warnings.simplefilter("ignore", ResourceWarning)
-        try:
-            with closing(docker.from_env()) as client:
-                return bool(client.ping())
-        except docker.errors.DockerException:
-            return False
-        finally:
-            gc.collect()
 
 
 @contextmanager

@@ -8,20 +8,28 @@ of the machine, and it listens on 127.0.0.1 only.
 import logging
 import os
 import secrets
-import shutil
 import signal
 import subprocess
-from contextlib import ExitStack
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
+from scoop_outbox.testing._docker import docker_answers, run_container
+from scoop_outbox.testing._rabbitmq_installation import (
+    RABBITMQ_URL,
+    RabbitNotFoundError,
+    RabbitStartError,
+    find_mapper,
+    find_scripts,
+)
 from scoop_outbox.testing._server import (
     LOOPBACK,
     OwnedProcess,
-    ServerNotFoundError,
-    ServerStartError,
     answers,
+    check_named_server,
     end_of,
     free_ports,
     lock_folder,
@@ -30,11 +38,18 @@ from scoop_outbox.testing._server import (
     write_secret,
 )
 
-__all__ = ["RABBITMQ_URL", "RabbitNotFoundError", "RabbitServer", "RabbitStartError", "start_rabbitmq"]
+__all__ = [
+    "RABBITMQ_URL",
+    "RabbitNotFoundError",
+    "RabbitServer",
+    "RabbitStartError",
+    "rabbitmq_for_tests",
+    "rabbitmq_here",
+    "start_rabbitmq",
+]
 
-RABBITMQ_URL: Final = "SCOOP_OUTBOX_TEST_RABBITMQ_URL"
-
-_SCRIPTS: Final = "SCOOP_RABBITMQ_BIN"
+_CONTAINER_IMAGE: Final = "rabbitmq:4"
+_DEFAULT_PORT: Final = 5672
 _USER: Final = "scoop"
 _START_SECONDS: Final = 90.0
 _STOP_SECONDS: Final = 30.0
@@ -45,14 +60,6 @@ _ENVIRONMENT: Final = ("PATH", "TMPDIR")
 _KEEP_TO_LOOPBACK: Final = "-kernel inet_dist_use_interface {127,0,0,1}"
 
 _log = logging.getLogger(__name__)
-
-
-class RabbitNotFoundError(ServerNotFoundError):
-    """No RabbitMQ could be found here; the message says what to install."""
-
-
-class RabbitStartError(ServerStartError):
-    """RabbitMQ was found and did not start, or a command to it failed; the message holds what it said."""
 
 
 class _Ports(NamedTuple):
@@ -122,7 +129,7 @@ class RabbitServer:
         if self.pid is not None:
             return
         self.kill()
-        scripts = _find_scripts()
+        scripts = find_scripts()
         self._held.enter_context(lock_folder(self._folder, RabbitStartError))
         try:
             self._password = self._read_or_choose_password()
@@ -175,7 +182,7 @@ class RabbitServer:
             RabbitStartError: the command failed; the message holds what it printed.
         """
         self._running()
-        command = [_find_scripts() / "rabbitmqctl", "--quiet", *arguments]
+        command: list[str | Path] = [find_scripts() / "rabbitmqctl", "--quiet", *arguments]
         environment = self._environment(self._known_ports())
         done = subprocess.run(
             command,
@@ -226,14 +233,10 @@ class RabbitServer:
     def _launch(self, scripts: Path, ports: _Ports) -> None:
         environment = self._environment(ports)
         self._write_settings(ports)
-        mapper = shutil.which("epmd")
-        if mapper is None:
-            msg = "RabbitMQ needs Erlang's epmd, which is not in the PATH: install Erlang whole."
-            raise RabbitNotFoundError(msg)
         # The node would start one of its own as a daemon, which nobody ends.
         (self._folder / "mapper").mkdir(exist_ok=True)
         self._mapper = OwnedProcess(
-            [mapper], cwd=self._folder / "mapper", environment=environment, log=self._folder / "mapper.log"
+            [find_mapper()], cwd=self._folder / "mapper", environment=environment, log=self._folder / "mapper.log"
         )
         if not wait_until_ready(self._mapper, lambda: answers(LOOPBACK, ports.mapper), _START_SECONDS):
             self._fail(self._folder / "mapper.log")
@@ -296,29 +299,6 @@ class RabbitServer:
         }
 
 
-def _find_scripts() -> Path:
-    """Return the folder with RabbitMQ's own scripts.
-
-    Those that a distribution puts into the PATH change the user, and want to be root for that.
-    """
-    named = os.environ.get(_SCRIPTS)
-    folders = [Path(named)] if named else [Path("/usr/lib/rabbitmq/bin"), *_beside_the_one_in_the_path()]
-    for folder in folders:
-        if os.access(folder / "rabbitmq-server", os.X_OK):
-            return folder
-    msg = (
-        "No RabbitMQ here. Do one of these: install it (Debian: apt-get install rabbitmq-server); "
-        f"set {_SCRIPTS} to the folder with its scripts rabbitmq-server and rabbitmqctl; start Docker; "
-        f"or set {RABBITMQ_URL} to a server, as in amqp://user:password@127.0.0.1:5672/."
-    )
-    raise RabbitNotFoundError(msg)
-
-
-def _beside_the_one_in_the_path() -> list[Path]:
-    program = shutil.which("rabbitmq-server")
-    return [Path(os.path.realpath(program)).parent] if program else []
-
-
 def start_rabbitmq(folder: Path) -> RabbitServer:
     """Start the RabbitMQ that is installed and return it running.
 
@@ -332,3 +312,40 @@ def start_rabbitmq(folder: Path) -> RabbitServer:
     server = RabbitServer(folder)
     server.start()
     return server
+
+
+def rabbitmq_here() -> None:
+    """Check that ``start_rabbitmq`` has what it needs.
+
+    Raises:
+        RabbitNotFoundError: it has not; the message says what to do.
+    """
+    find_scripts()
+    find_mapper()
+
+
+@contextmanager
+def rabbitmq_for_tests() -> Iterator[str]:
+    """Find or start a RabbitMQ and yield the URL of a user that may declare queues.
+
+    The order is: the server named by ``SCOOP_OUTBOX_TEST_RABBITMQ_URL``; a container, when a Docker engine
+    answers; what is installed, with data in a temporary folder. What was started here is stopped and removed
+    at the end; a server that was named is left as it is.
+
+    Raises:
+        RabbitNotFoundError: there is none, or the one named does not answer; the message says what to do.
+    """
+    with ExitStack() as stack:
+        url = os.environ.get(RABBITMQ_URL)
+        if url:
+            check_named_server(RABBITMQ_URL, url, ("amqp", "amqps"), _DEFAULT_PORT, RabbitNotFoundError)
+        elif docker_answers():
+            password = secrets.token_urlsafe(24)
+            user = {"RABBITMQ_DEFAULT_USER": _USER, "RABBITMQ_DEFAULT_PASS": password}
+            ready = _READY.decode()
+            host, port = stack.enter_context(run_container(_CONTAINER_IMAGE, _DEFAULT_PORT, user, ready))
+            url = f"amqp://{_USER}:{password}@{host}:{port}/"
+        else:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="scoop-outbox-rabbitmq-"))
+            url = stack.enter_context(start_rabbitmq(Path(folder))).url
+        yield url
