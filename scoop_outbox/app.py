@@ -174,6 +174,10 @@ class Scoop:
         return dict(self._sagas)
 
     @property
+    def _brokered(self) -> bool:
+        return self._broker is not None
+
+    @property
     def broker(self) -> Broker | None:
         """The broker; None is the built-in one."""
         return self._broker
@@ -226,10 +230,12 @@ class Scoop:
         await self.announce()
         if session is not None:
             with told_to_migrate(self.home.url):
-                await run_joined(launch([launched]), session, self.home.queries, self.signals.outbox)
+                await run_joined(
+                    launch([launched], brokered=self._brokered), session, self.home.queries, self.signals.outbox
+                )
         else:
             async with self.home.driver() as driver:
-                await driver.run(launch_and_commit([launched], self.signals))
+                await driver.run(launch_and_commit([launched], self.signals, brokered=self._brokered))
         return self.handle(launched.message_id)
 
     def launch_sync(
@@ -252,10 +258,12 @@ class Scoop:
         self.announce_sync()
         if session is not None:
             with told_to_migrate(self.home.url):
-                run_joined_blocking(launch([launched]), session, self.home.queries, self.signals.outbox)
+                run_joined_blocking(
+                    launch([launched], brokered=self._brokered), session, self.home.queries, self.signals.outbox
+                )
         else:
             with self.home.blocking_driver() as driver:
-                driver.run(launch_and_commit([launched], self.signals))
+                driver.run(launch_and_commit([launched], self.signals, brokered=self._brokered))
         return self.handle(launched.message_id)
 
     def handle(self, message_id: uuid.UUID) -> Handle:

@@ -38,6 +38,7 @@ class Worker:
         coroutines: whether the driver at work can call `async def` callbacks; otherwise it calls `def` ones.
         chance: draws a number in [0, 1) for jitter.
         draining: whether the process ends: then a run is left to others after the step in hand.
+        brokered: whether a broker carries messages, so that each service takes them in at a time of its own.
     """
 
     service: str
@@ -47,6 +48,7 @@ class Worker:
     coroutines: bool
     chance: Callable[[], float]
     draining: Callable[[], bool] = lambda: False
+    brokered: bool = False
 
 
 @dataclass(slots=True)

@@ -16,14 +16,19 @@ from scoop_outbox.message import Envelope
 from scoop_outbox.scope import Emission
 
 
-def launch(emissions: Sequence[Emission]) -> Plan[None]:
-    """Write messages from outside any run into the outbox, in whatever transaction is open."""
-    yield from ask(statement("launch", **emitted(emissions, None, 0)))
+def launch(emissions: Sequence[Emission], *, brokered: bool = False) -> Plan[None]:
+    """Write messages from outside any run into the outbox, in whatever transaction is open.
+
+    Args:
+        emissions: the messages.
+        brokered: whether a broker carries them, and not this home itself.
+    """
+    yield from ask(statement("launch", **emitted(emissions, None, 0, brokered=brokered)))
 
 
-def launch_and_commit(emissions: Sequence[Emission], hints: Hints) -> Plan[None]:
-    """Write messages into the outbox in a transaction of their own."""
-    yield from ask(BEGIN, statement("launch", **emitted(emissions, None, 0)), COMMIT)
+def launch_and_commit(emissions: Sequence[Emission], hints: Hints, *, brokered: bool = False) -> Plan[None]:
+    """Do as `launch` in a transaction of its own."""
+    yield from ask(BEGIN, statement("launch", **emitted(emissions, None, 0, brokered=brokered)), COMMIT)
     hints.outbox()
 
 

@@ -60,7 +60,8 @@ def _writes_run(claimed: Claim, change: Transition, worker: Worker) -> Iterator[
     if change.consumes is not None:
         yield statement("consume_failures", run=after.id, seq=change.consumes)
     if change.emissions:
-        yield statement("launch", **emitted(change.emissions, after, after.seq if record is None else record.seq))
+        seq = after.seq if record is None else record.seq
+        yield statement("launch", **emitted(change.emissions, after, seq, brokered=worker.brokered))
     if change.asks is not None:
         seq, reason = change.asks
         yield statement("ask_children", run=after.id, seq=seq, failure=reason.dumps(), context=after.context)
@@ -158,8 +159,11 @@ def _outcome(run: Run) -> dict[str, Any]:
     }
 
 
-def emitted(emissions: Sequence[Emission], run: Run | None, seq: int) -> dict[str, Any]:
-    """Return the parameters of `launch` for messages of a run, or for messages from outside when there is none."""
+def emitted(emissions: Sequence[Emission], run: Run | None, seq: int, *, brokered: bool) -> dict[str, Any]:
+    """Return the parameters of `launch` for messages of a run, or for messages from outside when there is none.
+
+    If services take them in at different times, who is to handle a root is written down, for those who wait for it.
+    """
     lineage = "" if run is None else ",".join(map(str, run.lineage))
     return {
         "ids": [emission.message_id for emission in emissions],
@@ -171,6 +175,7 @@ def emitted(emissions: Sequence[Emission], run: Run | None, seq: int) -> dict[st
         "awaited": [emission.awaited and run is not None for emission in emissions],
         "run": None if run is None else run.id,
         "seq": seq,
+        "brokered": brokered,
     }
 
 

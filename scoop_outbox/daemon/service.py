@@ -69,7 +69,7 @@ async def daemons(
         await broker.check(subscription)
     running = Daemons(
         Relay(home, await _publisher(home, broker, signals), signals) if relay else None,
-        Worker(home, subscription.service, sagas, signals, slots) if serving else None,
+        Worker(home, subscription.service, sagas, signals, slots, brokered=broker is not None) if serving else None,
         Intake(home, broker, subscription, sagas, signals) if serving and broker is not None else None,
     )
     tasks = [asyncio.create_task(signals.run(), name="scoop_outbox signals")]

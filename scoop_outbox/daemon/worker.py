@@ -16,7 +16,6 @@ import time
 import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -29,7 +28,8 @@ from scoop_outbox.core.statement import Plan, Rows, ask, statement
 from scoop_outbox.daemon.backoff import Backoff
 from scoop_outbox.daemon.pace import Pace
 from scoop_outbox.daemon.signals import Signals, mail_channel
-from scoop_outbox.saga import Saga, is_async
+from scoop_outbox.daemon.slot import Counters, Slot, mostly_async
+from scoop_outbox.saga import Saga
 from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.blocking import Driver
 from scoop_outbox.store.calls import Interrupted
@@ -45,23 +45,6 @@ _STUCK = 2.0
 _COUNT_EVERY = 5.0
 
 
-@dataclass(slots=True)
-class Counters:
-    """What this worker has done since it started."""
-
-    claims: int = 0
-    empty_claims: int = 0
-    interruptions: int = 0
-
-
-@dataclass(slots=True)
-class _Slot:
-    """A slot at work, and the run that it has in hand."""
-
-    run_id: uuid.UUID
-    saga: str
-
-
 class Worker:
     """Executes the runs of one service.
 
@@ -71,12 +54,21 @@ class Worker:
         sagas: its sagas by name.
         signals: tells of mail.
         slots: how many runs are executed at the same time.
+        brokered: whether a broker carries the messages that are launched.
     """
 
     def __init__(
-        self, home: Home, service: str, sagas: Mapping[str, Saga], signals: Signals, slots: int = SLOTS
+        self,
+        home: Home,
+        service: str,
+        sagas: Mapping[str, Saga],
+        signals: Signals,
+        slots: int = SLOTS,
+        *,
+        brokered: bool = False,
     ) -> None:
         """Execute nothing yet."""
+        self._brokered = brokered
         self._home = home
         self._service = service
         self._sagas = dict(sagas)
@@ -101,7 +93,7 @@ class Worker:
         self._blocking: list[Driver] = []
         self._at_work: dict[uuid.UUID, Driver] = {}
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix=f"scoop_outbox {service}")
-        self._coroutines = {name: _mostly_async(saga) for name, saga in self._sagas.items()}
+        self._coroutines = {name: mostly_async(saga) for name, saga in self._sagas.items()}
         self.counters = Counters()
         signals.on_mail(service, self._offer, self._pace.wake)
 
@@ -119,6 +111,7 @@ class Worker:
             coroutines,
             random.random,
             lambda: self._stopping,
+            self._brokered,
         )
 
     async def run(self) -> None:
@@ -255,7 +248,7 @@ class Worker:
                 started += self._start(run_id, self._ready.pop(run_id))
         return started
 
-    def _move_on(self, slot: _Slot) -> bool:
+    def _move_on(self, slot: Slot) -> bool:
         """Give a thread that is done with its run the next one, without the detour through the event loop."""
         with self._lock:
             following = next(iter(self._ready.items()), None)
@@ -303,7 +296,7 @@ class Worker:
 
     async def _execute(self, run_id: uuid.UUID, saga: str) -> None:
         """Execute a run in a slot, and see to it that the slot is free again whatever happens."""
-        slot = _Slot(run_id, saga)
+        slot = Slot(run_id, saga)
         done = Execution.NOTHING
         try:
             self.counters.claims += 1
@@ -327,7 +320,7 @@ class Worker:
         finally:
             self._finished(slot, done)
 
-    def _finished(self, slot: _Slot, done: Execution) -> None:
+    def _finished(self, slot: Slot, done: Execution) -> None:
         with self._lock:
             run_id = slot.run_id
             del self._tasks[run_id]
@@ -346,7 +339,7 @@ class Worker:
                 if self._behind:
                     self._pace.wake()
 
-    async def _drive(self, slot: _Slot, *, coroutines: bool) -> Execution:
+    async def _drive(self, slot: Slot, *, coroutines: bool) -> Execution:
         if not coroutines:
             return await self._loop.run_in_executor(self._threads, self._drive_blocking, slot)
         driver = self._drivers.pop() if self._drivers else await self._home.connect()
@@ -358,7 +351,7 @@ class Worker:
             else:
                 await driver.close()
 
-    def _drive_blocking(self, slot: _Slot) -> Execution:
+    def _drive_blocking(self, slot: Slot) -> Execution:
         try:
             driver = self._blocking.pop()
         except IndexError:  # asking first would not do: other threads take drivers too
@@ -392,8 +385,3 @@ class Worker:
 
 def _rows(name: str, /, **params: Any) -> Plan[list[Rows]]:
     return (yield from ask(statement(name, **params)))
-
-
-def _mostly_async(saga: Saga) -> bool:
-    colours = [is_async(callback) for step in saga.steps for callback in step.callbacks]
-    return 2 * sum(colours) >= len(colours)

@@ -123,6 +123,15 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         _time("expires_at", nullable=False),
     )
 
+    # A message that was launched from outside any run, to be carried by a broker: the sagas that were subscribed then.
+    Table(
+        "root",
+        metadata,
+        Column("message_id", Uuid, primary_key=True),
+        Column("services", ARRAY(Text), nullable=False),
+        Column("sagas", ARRAY(Text), nullable=False),
+    )
+
     # A message taken in: once, however many sagas handle it here.
     Table(
         "message",

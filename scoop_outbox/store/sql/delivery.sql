@@ -13,6 +13,15 @@ with launched as (
     from launched l
     join {schema}.subscription s on s.topic = l.topic
     where l.awaited
+), rooted as (
+    -- Where each service takes in at a time of its own, whoever waits for a root has to know which of them will.
+    insert into {schema}.root (message_id, services, sagas)
+    select l.id, coalesce(array_agg(s.service) filter (where s.service is not null), array[]::text[]),
+           coalesce(array_agg(s.saga) filter (where s.service is not null), array[]::text[])
+    from launched l
+    left join {schema}.subscription s on s.topic = l.topic
+    where %(brokered)s and not l.awaited
+    group by l.id
 )
 insert into {schema}.outbox (shard, message_id, topic, key, body, content_type, headers)
 select abs(hashtext(coalesce(l.key, l.id::text)) %% {shards}), l.id, l.topic, l.key, l.body, l.content_type,

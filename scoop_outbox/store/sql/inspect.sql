@@ -9,11 +9,21 @@ on conflict do nothing
 select version_num from {schema}.alembic_version
 
 -- name: read_roots
--- Whether messages have been taken in, and how their own runs ended. One row at least for each.
-select asked.id, m.id is not null, r.state, r.failure::text
+-- Whether messages have been taken in, and how their own runs ended. One row at least for each. A run that is to be
+-- and is not there yet counts as running.
+select asked.id, m.id is not null or o.message_id is not null, r.state, r.failure::text
 from unnest(%(messages)s::uuid[]) as asked (id)
 left join {schema}.message m on m.id = asked.id
-left join {schema}.run r on r.message_id = m.id
+left join {schema}.root o on o.message_id = asked.id
+left join lateral (
+    select state, failure, failed_at, saga from {schema}.run where message_id = asked.id
+    union all
+    select 'running', null, null, e.saga
+    from unnest(o.services, o.sagas) as e (service, saga)
+    where not exists (
+        select from {schema}.run x where x.message_id = asked.id and x.service = e.service and x.saga = e.saga
+    )
+) r on true
 order by r.failed_at, r.saga
 
 -- name: read_taken_in
