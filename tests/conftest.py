@@ -1,9 +1,11 @@
-"""Fixtures that give every test a database of its own, on a real Postgres."""
+"""Fixtures: a database of its own for every test, on a real Postgres, and brokers that all tests share."""
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Final
 
 import psycopg
 import pytest
@@ -12,11 +14,87 @@ from psycopg import sql
 from sqlalchemy import make_url
 
 from scoop_outbox.testing import servers_required
+from scoop_outbox.testing._server import ServerNotFoundError
+from scoop_outbox.testing.kafka import KAFKA_URL, kafka_here
 from scoop_outbox.testing.postgres import DATABASE_URL, PostgresNotFoundError, postgres_for_tests
+from scoop_outbox.testing.rabbitmq import RABBITMQ_URL, rabbitmq_here
+from tests.servers import SharedServers, ask
 
 # How long an example takes depends on what else the machine does, and says nothing about the code.
 settings.register_profile("scoop_outbox", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("scoop_outbox")
+
+_SERVERS: Final = {
+    "postgres": {"postgres_url"},
+    "kafka": {"kafka_url", "kafka_installed"},
+    "rabbitmq": {"rabbitmq_url", "rabbitmq_installed"},
+}
+"""Who needs each server: the fixtures."""
+
+_shared: Final = pytest.StashKey[SharedServers]()
+_address: Final = pytest.StashKey[tuple[str, str]]()
+_held: Final = pytest.StashKey[ExitStack]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make ready to run brokers, in the one process that starts the others, or in the only one there is."""
+    if not hasattr(config, "workerinput"):
+        shared = config.stash[_shared] = SharedServers()
+        held = config.stash[_held] = ExitStack()
+        held.callback(shared.stop)
+        if config.getoption("numprocesses", None):
+            config.stash[_address] = held.enter_context(shared.listening())
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop the brokers."""
+    if _held in config.stash:
+        config.stash[_held].close()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: object) -> None:
+    """Tell a worker process where to ask for a broker."""
+    node.workerinput["servers"] = node.config.stash[_address]  # type: ignore[attr-defined]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Function,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Note in the report of a test which servers it is about, for the summary."""
+    report = yield
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    report.servers = [  # type: ignore[attr-defined]
+        name
+        for name, fixtures in _SERVERS.items()
+        if fixtures & set(item.fixturenames) or any(value == name for value in parameters if isinstance(value, str))
+    ]
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Close with a line for each server: how many tests ran on it, or why none did."""
+    reports = [
+        report for reports in terminalreporter.stats.values() for report in reports if hasattr(report, "servers")
+    ]
+    terminalreporter.section("servers")
+    for name in _SERVERS:
+        about = [report for report in reports if name in report.servers]
+        ran = sum(report.when == "call" and report.outcome != "skipped" for report in about)
+        reasons = Counter(_reason(report) for report in about if report.outcome == "skipped")
+        if ran:
+            terminalreporter.line(f"{name}: ran {ran} tests")
+        elif about:
+            why = reasons.most_common(1)[0][0] if reasons else "see the errors above"
+            terminalreporter.line(f"{name}: did not run: {why}")
+        else:
+            terminalreporter.line(f"{name}: did not run: no test of it was chosen")
+
+
+def _reason(report: pytest.TestReport) -> str:
+    text = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
+    return text.removeprefix("Skipped: ")
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +108,51 @@ def postgres_url() -> Iterator[str]:
                 raise
             pytest.skip(str(error))
         yield url
+
+
+@pytest.fixture(scope="session")
+def kafka_url(pytestconfig: pytest.Config) -> str:
+    """The URL of a Kafka of one node that all tests share: a topic's name is to be random."""
+    return _url_of_shared_server(pytestconfig, "kafka", KAFKA_URL)
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_url(pytestconfig: pytest.Config) -> str:
+    """The URL of a RabbitMQ that all tests share, as administrator: a queue's name is to be random."""
+    return _url_of_shared_server(pytestconfig, "rabbitmq", RABBITMQ_URL)
+
+
+@pytest.fixture(scope="session")
+def kafka_installed() -> None:
+    """Kafka can be started here; for tests that start, freeze and kill a cluster of their own."""
+    _skip_unless(kafka_here)
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_installed() -> None:
+    """RabbitMQ can be started here; for tests that start, freeze and kill a server of their own."""
+    _skip_unless(rabbitmq_here)
+
+
+def _url_of_shared_server(config: pytest.Config, name: str, variable: str) -> str:
+    try:
+        if _shared in config.stash:
+            return config.stash[_shared].url(name)
+        address, key = config.workerinput["servers"]  # type: ignore[attr-defined]
+        return ask(address, key, name)
+    except ServerNotFoundError as error:
+        if servers_required() or os.environ.get(variable):
+            raise
+        pytest.skip(str(error))
+
+
+def _skip_unless(here: Callable[[], None]) -> None:
+    try:
+        here()
+    except ServerNotFoundError as error:
+        if servers_required():
+            raise
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")
