@@ -6,16 +6,41 @@ import pytest
 import pytest_asyncio
 
 from scoop_outbox import Scoop
+from tests.carriers import BUILTIN, REAL, Carrier, carrier_of
 from tests.scenarios.shop import COLOURS, Journal, Shop
 
 MakeShop = Callable[..., Shop]
 
+EVERYWHERE = {"test_happy_path", "test_rollback", "test_seed", "test_child_failure"}
+"""The modules whose scenarios run on every broker; the others are about what happens inside a database."""
 
-@pytest.fixture(params=COLOURS)
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a scenario once in each colour on the built-in broker, and once on each real one."""
+    carried = "carrier" in metafunc.fixturenames
+    real = REAL if carried and metafunc.module.__name__.rpartition(".")[2] in EVERYWHERE else ()
+    if "colour" in metafunc.fixturenames:
+        if carried:
+            # The broker does not know of colours: one mix of them is enough there.
+            pairs = [*((BUILTIN, colour) for colour in COLOURS), *((name, "mixed") for name in real)]
+            metafunc.parametrize("carrier, colour", pairs, indirect=True)
+        else:
+            metafunc.parametrize("colour", COLOURS, indirect=True)
+    elif carried:
+        metafunc.parametrize("carrier", [BUILTIN, *real], indirect=True)
+
+
+@pytest.fixture
 def colour(request: pytest.FixtureRequest) -> str:
     """The colour of a saga's callbacks: a test that asks for it runs once for each."""
     value: str = request.param
     return value
+
+
+@pytest.fixture
+def carrier(request: pytest.FixtureRequest) -> Carrier:
+    """What carries the messages of the test's services."""
+    return carrier_of(request.param, request)
 
 
 @pytest.fixture
@@ -25,12 +50,12 @@ def journal() -> Journal:
 
 
 @pytest_asyncio.fixture
-async def make_shop(database_url: str, journal: Journal) -> AsyncIterator[MakeShop]:
+async def make_shop(database_url: str, carrier: Carrier, journal: Journal) -> AsyncIterator[MakeShop]:
     """Makes services on one database; all write into the test's journal."""
     made: list[Shop] = []
 
     def make(colour: str = "mixed", service: str = "shop") -> Shop:
-        made.append(Shop(Scoop(service, database=database_url), journal, colour))
+        made.append(Shop(carrier.carry(Scoop(service, database=database_url)), journal, colour))
         return made[-1]
 
     yield make

@@ -1,0 +1,112 @@
+"""What carries the messages of a test: the built-in broker, or a real one, with topics that no other test can see."""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from scoop_outbox import Scoop
+from scoop_outbox.broker import plugins
+from scoop_outbox.broker.protocol import Broker, Consumer, Delivery, Feature, Item, Publisher, Receipt, Subscription
+from scoop_outbox.message import Envelope
+
+BUILTIN, KAFKA, RABBITMQ = "builtin", "kafka", "rabbitmq"
+REAL = (KAFKA, RABBITMQ)
+
+
+class Carrier:
+    """Attaches the services of a test to a broker; topics and groups get a prefix of the test's own there.
+
+    Args:
+        url: the broker; None is the built-in one.
+    """
+
+    def __init__(self, url: str | None = None) -> None:
+        self.url = url
+        self._prefix = f"t{secrets.token_hex(6)}."
+
+    def carry(self, app: Scoop) -> Scoop:
+        """Let messages of a service travel this way."""
+        if self.url is not None:
+            app.start = "earliest"
+            app._broker = _OwnTopics(plugins.load(self.url), self._prefix)
+        return app
+
+
+class _OwnTopics:
+    """A broker whose topics are created when they are first used, and whose names no other test can meet."""
+
+    def __init__(self, broker: Broker, prefix: str) -> None:
+        self._broker = broker
+        self._prefix = prefix
+        self._created: set[str] = set()
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        return self._broker.features
+
+    def _mine(self, subscription: Subscription) -> Subscription:
+        topics = tuple(self._prefix + topic for topic in subscription.topics)
+        return replace(subscription, group=self._prefix + subscription.group, topics=topics)
+
+    async def publisher(self, name: str) -> Publisher:
+        return _OwnPublisher(self, await self._broker.publisher(name))
+
+    async def consumer(self, subscription: Subscription) -> Consumer:
+        return _OwnConsumer(await self._broker.consumer(self._mine(subscription)), self._prefix)
+
+    async def check(self, subscription: Subscription) -> None:
+        # What is subscribed exists before anything is launched; a queue would miss what comes before it.
+        mine = self._mine(subscription)
+        await self._broker.topology(mine.topics, mine, create=True)
+        self._created.update(mine.topics)
+        await self._broker.check(mine)
+
+    async def topology(self, topics: Sequence[str], subscription: Subscription | None, *, create: bool) -> list[Item]:
+        raise NotImplementedError
+
+    async def published(self, batch: Sequence[Envelope]) -> list[Envelope]:
+        mine = [replace(one, topic=self._prefix + one.topic) for one in batch]
+        new = sorted({one.topic for one in mine} - self._created)
+        if new:
+            await self._broker.topology(new, None, create=True)
+            self._created.update(new)
+        return mine
+
+
+class _OwnPublisher:
+    def __init__(self, broker: _OwnTopics, publisher: Publisher) -> None:
+        self._broker = broker
+        self._publisher = publisher
+
+    async def publish(self, batch: Sequence[Envelope]) -> Sequence[Receipt]:
+        return await self._publisher.publish(await self._broker.published(batch))
+
+    async def close(self) -> None:
+        await self._publisher.close()
+
+
+class _OwnConsumer:
+    def __init__(self, consumer: Consumer, prefix: str) -> None:
+        self._consumer = consumer
+        self._prefix = prefix
+        self.acknowledge = consumer.acknowledge
+        self.pause = consumer.pause
+        self.resume = consumer.resume
+        self.close = consumer.close
+
+    @property
+    def trouble(self) -> str | None:
+        return self._consumer.trouble
+
+    async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
+        return [
+            replace(one, envelope=replace(one.envelope, topic=one.envelope.topic.removeprefix(self._prefix)))
+            for one in await self._consumer.receive(limit, wait)
+        ]
+
+
+def carrier_of(name: str, request: pytest.FixtureRequest) -> Carrier:
+    """The carrier of a name; its server is started when the first test needs it."""
+    return Carrier(None if name == BUILTIN else request.getfixturevalue(f"{name}_url"))
