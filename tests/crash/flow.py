@@ -26,9 +26,17 @@ _INSERT = "insert into effect (run_id, saga, step, kind, key, pid) values "
 _RAW = _INSERT + "(%s, %s, %s, %s, %s, %s)"
 _BOUND = _INSERT + "(:run, :saga, :step, :kind, :key, :pid)"
 
-orders = Scoop("crash orders")
-stock = Scoop("crash stock")
-billing = Scoop("crash billing")
+PREFIX = os.environ.get("SCOOP_TEST_PREFIX", "")
+"""What topics and groups begin with, on a broker that others use too."""
+
+
+def _service(name: str) -> Scoop:
+    return Scoop(f"crash {name}", group=f"{PREFIX}crash {name}", start="earliest")
+
+
+orders = _service("orders")
+stock = _service("stock")
+billing = _service("billing")
 SERVICES = {"orders": orders, "stock": stock, "billing": billing}
 
 
@@ -87,7 +95,7 @@ def expected_ends(n: int) -> dict[str, str]:
     }
 
 
-order = orders.saga("order", on="order.placed")
+order = orders.saga("order", on=PREFIX + "order.placed")
 
 
 @order.step
@@ -103,8 +111,8 @@ def reject(scope: BlockingScope, message: Message, error: Exception) -> None:
 @order.step
 def request(scope: BlockingScope, message: Message) -> None:
     note_blocking(scope, "step")
-    scope.launch("stock.requested", message.payload, key=str(message.payload["n"] % 8))
-    scope.launch("bill.requested", message.payload)
+    scope.launch(PREFIX + "stock.requested", message.payload, key=str(message.payload["n"] % 8))
+    scope.launch(PREFIX + "bill.requested", message.payload)
 
 
 @request.compensate
@@ -131,7 +139,7 @@ async def revoke(scope: AsyncScope, message: Message, error: Exception) -> None:
     await note(scope, "compensation")
 
 
-reserve = stock.saga("reserve", on="stock.requested")
+reserve = stock.saga("reserve", on=PREFIX + "stock.requested")
 
 
 @reserve.step
@@ -154,13 +162,13 @@ async def unpack(scope: AsyncScope, message: Message, error: Exception) -> None:
     await note(scope, "compensation")
 
 
-bill = billing.saga("bill", on="bill.requested")
+bill = billing.saga("bill", on=PREFIX + "bill.requested")
 
 
 @bill.step
 async def invoice(scope: AsyncScope, message: Message) -> None:
     await note(scope, "step")
-    scope.launch("ledger.entry", message.payload)
+    scope.launch(PREFIX + "ledger.entry", message.payload)
 
 
 @invoice.compensate
@@ -168,7 +176,7 @@ async def void(scope: AsyncScope, message: Message, error: Exception) -> None:
     await note(scope, "compensation")
 
 
-book = stock.saga("book", on="ledger.entry")
+book = stock.saga("book", on=PREFIX + "ledger.entry")
 
 
 @book.step

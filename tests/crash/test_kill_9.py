@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import random
+import secrets
 import time
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import psycopg
 import pytest
 
+from scoop_outbox import Scoop
+from tests.carriers import BUILTIN, REAL
 from tests.crash import flow
 from tests.crash.ledger import assert_exactly_once, count, is_quiet
 from tests.crash.processes import Fleet, Process
@@ -22,18 +27,28 @@ WORKER_KILLS = 28
 RELAY_KILLS = 2
 
 
+@pytest.fixture(params=[BUILTIN, *REAL])
+def broker(request: pytest.FixtureRequest) -> dict[str, str]:
+    """What the processes read of the broker that carries their messages, with topics of the test's own."""
+    if request.param == BUILTIN:
+        return {}
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return {"SCOOP_OUTBOX_BROKER": url, "SCOOP_TEST_PREFIX": f"t{secrets.token_hex(6)}."}
+
+
 @pytest.mark.timeout(240)  # half a minute by itself; its many processes feel it when others use the machine
 def test_kill_9_of_workers_and_relays_at_random(
-    database_url: str, effects: psycopg.Connection[Any], fleet: Fleet
+    database_url: str, effects: psycopg.Connection[Any], fleet: Fleet, broker: dict[str, str]
 ) -> None:
     seed = random.randrange(1_000_000)
     print(f"seed {seed}")
     chance = random.Random(seed)
-    for app in flow.SERVICES.values():
-        app.configure(database=database_url)
-        app.announce_sync()
-    running = [fleet.worker(f"flow:{service}") for service in flow.SERVICES for _ in range(2)]
-    running += [fleet.relay(), fleet.relay()]
+    prefix = broker.get("SCOOP_TEST_PREFIX", "")
+    topic = f"{prefix}order.placed"
+    launcher = Scoop("launcher", database=database_url, broker=broker.get("SCOOP_OUTBOX_BROKER"))
+    asyncio.run(_create_topics(launcher, prefix))
+    running = [fleet.worker(f"flow:{service}", **broker) for service in flow.SERVICES for _ in range(2)]
+    running += [fleet.start("relay", **broker) for _ in range(2)]
     for process in running:
         process.wait_until_ready()
 
@@ -44,7 +59,7 @@ def test_kill_9_of_workers_and_relays_at_random(
         steps = _steps(effects)
         while launched < PARENTS * done // len(commands):
             launched += 1
-            flow.orders.launch_sync("order.placed", {"n": launched}, key=str(launched % 16))
+            launcher.launch_sync(topic, {"n": launched}, key=str(launched % 16))
         not_before = time.monotonic() + chance.uniform(0.1, 0.3)
         # Only in the midst of work, and only a process that takes part in it: otherwise nothing is interrupted.
         until_blocking(functools.partial(_has_done, effects, steps + 10, not_before), 20)
@@ -52,16 +67,25 @@ def test_kill_9_of_workers_and_relays_at_random(
         until_blocking(functools.partial(_any_ready, candidates), 20)
         victim = chance.choice([process for process in candidates if process.ready])
         victim.kill()
-        running[running.index(victim)] = fleet.start(*victim.arguments)
+        running[running.index(victim)] = fleet.start(*victim.arguments, **broker)
 
-    until_blocking(lambda: is_quiet(effects, PARENTS, "order.placed"), 40, 0.05)
+    until_blocking(lambda: is_quiet(effects, PARENTS, topic), 40, 0.05)
     assert_exactly_once(effects)
     expected = Counter(end for n in range(1, PARENTS + 1) for end in flow.expected_ends(n).items())
     assert _ends(effects) == expected
     interrupted = _undone_writes(effects) - sum(flow.writes_undone_on_purpose(n) for n in range(1, PARENTS + 1))
     print(f"the kills undid {interrupted} writes")
     assert interrupted > 0, "the kills have hit nothing"
-    flow.orders.close_sync()
+    launcher.close_sync()
+
+
+async def _create_topics(launcher: Scoop, prefix: str) -> None:
+    """Make the broker ready for the services, as `scoop-outbox topology apply` does."""
+    if launcher.broker is not None:
+        for app in flow.SERVICES.values():
+            mine = app.subscription
+            topics = tuple(prefix + topic for topic in mine.topics)
+            await launcher.broker.topology(topics, replace(mine, group=prefix + mine.group, topics=topics), create=True)
 
 
 def _steps(connection: psycopg.Connection[Any]) -> int:
