@@ -1,0 +1,106 @@
+"""The entry point: what scoop_outbox calls with a URL and settings."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from aiormq.exceptions import AMQPError
+
+from scoop_outbox.broker.protocol import Consumer, Feature, Item, Publisher, Subscription
+from scoop_outbox.errors import BrokerError
+from scoop_outbox_rabbitmq import topology as existing
+from scoop_outbox_rabbitmq.connection import Link, UnreachableError, close, explain, open_link
+from scoop_outbox_rabbitmq.consumer import RabbitConsumer
+from scoop_outbox_rabbitmq.publisher import RabbitPublisher
+from scoop_outbox_rabbitmq.route import Routes, routes
+from scoop_outbox_rabbitmq.settings import Settings, read_settings
+
+_ANSWER = 20.0
+
+
+class RabbitBroker:
+    """RabbitMQ, as scoop_outbox uses it.
+
+    Args:
+        settings: where, and how.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """Connect nothing yet."""
+        self._settings = settings
+
+    def __repr__(self) -> str:
+        return f"<RabbitBroker {', '.join(f'{host}:{port}' for host, port in self._settings.hosts)}>"
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """What RabbitMQ can do. One queue keeps its order only for one consumer at a time."""
+        always = frozenset({Feature.KNOWS_TOPICS, Feature.LIMITS_SIZE})
+        if not self._settings.mandatory:
+            always -= {Feature.KNOWS_TOPICS}
+        return always | {Feature.ORDER_PER_KEY} if self._settings.single_active_consumer else always
+
+    async def publisher(self, name: str) -> Publisher:
+        """Open a publisher; it connects when there is something to publish."""
+        return RabbitPublisher(self._settings, name)
+
+    async def consumer(self, subscription: Subscription) -> Consumer:
+        """Open a consumer; it connects when it is first asked for messages."""
+        return RabbitConsumer(self._settings, self._routes(subscription), _name(subscription))
+
+    async def check(self, subscription: Subscription) -> None:
+        """See whether a subscription can work; see the protocol."""
+        wanted = self._routes(subscription)
+        try:
+            async with self._link(_name(subscription)) as link:
+                await existing.check(link, wanted, self._settings)
+        except UnreachableError:
+            return
+
+    async def topology(self, topics: Sequence[str], subscription: Subscription | None, *, create: bool) -> list[Item]:
+        """Return what has to exist, and create what does not; see the protocol."""
+        wanted = None if subscription is None else self._routes(subscription)
+        try:
+            async with self._link("topology") as link:
+                return await existing.topology(link, topics, wanted, self._settings, create=create)
+        except UnreachableError as error:
+            raise BrokerError(str(error)) from None
+
+    def _routes(self, subscription: Subscription) -> Routes:
+        if subscription.start is not None:
+            raise BrokerError(
+                f"the start {subscription.start!r} means nothing to RabbitMQ: a queue gets what is published "
+                "once it is bound, and keeps it. Leave the start out"
+            )
+        return routes(subscription.group, subscription.topics, self._settings.exchange, dict(self._settings.queues))
+
+    @asynccontextmanager
+    async def _link(self, name: str) -> AsyncIterator[Link]:
+        link = await open_link(self._settings, name)
+        try:
+            async with asyncio.timeout(_ANSWER):
+                yield link
+        except (AMQPError, RuntimeError, OSError, TimeoutError) as error:
+            raise UnreachableError(f"RabbitMQ has not answered ({explain(error)})") from error
+        finally:
+            await close(link)
+
+
+def _name(subscription: Subscription) -> str:
+    return f"{subscription.service} intake {os.getpid()}"
+
+
+def open_broker(url: str, settings: dict[str, object]) -> RabbitBroker:
+    """Return the broker that a URL and settings describe; connect nothing.
+
+    Args:
+        url: `amqp://user:password@host:5672/vhost`, or `amqps://`; several hosts with commas; settings behind `?`.
+        settings: on top of those in the URL.
+
+    Raises:
+        BrokerError: one of them is wrong; the message says which, and never shows the password.
+    """
+    return RabbitBroker(read_settings(url, settings))

@@ -1,0 +1,203 @@
+"""A connection to RabbitMQ, opened once: whoever uses it opens another when it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from typing import Any
+
+import aiormq
+import pamqp.frame
+from aiormq.connection import FrameReceiver, exception_by_code
+from aiormq.exceptions import (
+    AMQPConnectionError,
+    AMQPError,
+    AuthenticationError,
+    ChannelAccessRefused,
+    ChannelLockedResource,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+    ConnectionNotAllowed,
+    ProbableAuthenticationError,
+)
+from pamqp import commands
+from pamqp.base import Frame
+from pamqp.frame import FrameTypes
+from yarl import URL
+
+from scoop_outbox.errors import BrokerError
+from scoop_outbox_rabbitmq.settings import Settings
+
+REFUSED = (ChannelAccessRefused, ChannelNotFoundEntity, ChannelLockedResource, ChannelPreconditionFailed)
+"""With one of these the broker closes a channel because of what was asked on it."""
+
+_CLOSING = 3.0
+_FORBIDDEN = 403
+_NO_EARLIER_LIMIT = 4
+
+
+class UnreachableError(Exception):
+    """No connection just now; another attempt may succeed."""
+
+
+class Link(aiormq.Connection):
+    """One connection, with the user's limits, that gives up a silent broker after the heartbeat time."""
+
+    # RabbitMQ sends a heartbeat twice in that time: two of them are missing then.
+    HEARTBEAT_GRACE_MULTIPLIER = 1
+
+    def __init__(self, settings: Settings, host: tuple[str, int], name: str) -> None:
+        """Connect nothing yet."""
+        options: dict[str, Any] = {}
+        if settings.secure and settings.server_name:
+            options["server_hostname"] = settings.server_name
+        # Whatever the client may show of its URL, the password is only read from it.
+        super().__init__(
+            URL.build(
+                scheme="amqps" if settings.secure else "amqp",
+                user=settings.user,
+                password=settings.password,
+                host=host[0],
+                port=host[1],
+                path="/",
+                query={
+                    "heartbeat": str(settings.heartbeat),
+                    "name": name,
+                    "auth": "external" if settings.external else "plain",
+                },
+            ),
+            context=settings.tls(),
+            **options,
+        )
+        self.vhost = settings.vhost
+        self._limits = {"frame_max": settings.frame_max, "channel_max": settings.channel_max}
+
+    async def _rpc(  # type: ignore[override]  # the client calls it on the instance
+        self,
+        request: Frame,
+        writer: asyncio.StreamWriter,
+        frame_receiver: FrameReceiver,
+        wait_response: bool = True,  # noqa: FBT001, FBT002 - as in the client
+    ) -> FrameTypes | None:
+        """Speak the opening of a connection: with limits of the user's, and with the broker's reasons in errors."""
+        writer.write(pamqp.frame.marshal(request, 0))
+        await writer.drain()
+        if not wait_response:
+            return None
+        _, _, frame = await frame_receiver.get_frame()
+        if isinstance(frame, commands.Connection.Close):
+            if frame.reply_code == _FORBIDDEN:
+                raise ProbableAuthenticationError(frame.reply_text)
+            raise exception_by_code(frame)
+        if isinstance(frame, commands.Connection.Tune):
+            for name, wanted in self._limits.items():
+                offered = getattr(frame, name)
+                if wanted is not None and (not offered or wanted < offered):
+                    setattr(frame, name, wanted)
+        return frame
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        """The broker's version; empty when it does not say one."""
+        text = (self.server_properties or {}).get("version", "")
+        parts = str(text).split("-")[0].split(".")
+        return tuple(int(part) for part in parts) if all(part.isdigit() for part in parts) else ()
+
+    @property
+    def end(self) -> BaseException | None:
+        """Why the connection was closed; None while it is open, or when nobody said why."""
+        if not self._closing.done() or self._closing.cancelled():
+            return None
+        return self._closing.exception()
+
+    @property
+    def limits_deliveries(self) -> bool:
+        """Whether a quorum queue drops what was delivered too often unless it is told not to."""
+        return self.version >= (_NO_EARLIER_LIMIT,)
+
+
+async def open_link(settings: Settings, name: str) -> Link:
+    """Return a connection to the first host that answers.
+
+    Args:
+        settings: where, and as whom.
+        name: what the broker's operators see.
+
+    Raises:
+        UnreachableError: none answers.
+        BrokerError: one answers, and will never let us in like this.
+    """
+    reasons = []
+    shown = f"{settings.name} {name}" if settings.name else name
+    for host in settings.hosts:
+        link = Link(settings, host, shown)
+        where = f"{host[0]}:{host[1]}"
+        try:
+            async with asyncio.timeout(settings.timeout):
+                await link.connect()
+                await link.ready()
+        except (AMQPError, OSError, EOFError, TimeoutError) as error:
+            await close(link)
+            refusal = _refusal(error, settings, where)
+            if refusal is not None:
+                raise refusal from None
+            reasons.append(f"{where}: {_reason(error)}")
+        except BaseException:
+            await close(link)
+            raise
+        else:
+            return link
+    raise UnreachableError(f"RabbitMQ cannot be reached ({'; '.join(reasons)})")
+
+
+async def close(link: Link) -> None:
+    """Close a connection, whatever state it is in and whether or not the broker answers."""
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(_CLOSING):
+            await link.close()
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    text = str(error.__cause__ or error)
+    return text or type(error).__name__
+
+
+def _refusal(error: BaseException, settings: Settings, where: str) -> BrokerError | None:
+    cause = error.__cause__
+    if isinstance(error, ProbableAuthenticationError):
+        return BrokerError(
+            f"RabbitMQ at {where} refuses user {settings.user!r}: name or password in the broker URL is wrong, or the "
+            "user may not come from here (the user guest only from the broker's own machine); "
+            "rabbitmqctl authenticate_user USER tells"
+        )
+    if isinstance(error, AuthenticationError):
+        return BrokerError(
+            f"RabbitMQ at {where} does not offer this way to authenticate; it offers {error.args[0]}. "
+            "The setting auth is plain or external"
+        )
+    if isinstance(error, ConnectionNotAllowed):
+        return BrokerError(
+            f"RabbitMQ at {where} does not let user {settings.user!r} into virtual host {settings.vhost!r}: {error}. "
+            "See rabbitmqctl list_vhosts; then rabbitmqctl set_permissions -p VHOST USER CONFIGURE WRITE READ"
+        )
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return BrokerError(
+            f"the certificate of RabbitMQ at {where} is not trusted: {cause.verify_message}. "
+            "The setting cafile names the authority that has signed it"
+        )
+    if isinstance(cause, ssl.SSLError):
+        return BrokerError(
+            f"no TLS with RabbitMQ at {where} ({cause.reason}): is this its TLS port, usually 5671? "
+            "Does it ask for a certificate (settings certfile and keyfile)?"
+        )
+    return None
+
+
+def explain(error: BaseException) -> str:
+    """Return what a broker or the client said of a lost channel or connection, in one line."""
+    if isinstance(error, AMQPConnectionError | AMQPError) and error.args:
+        return " ".join(str(part) for part in error.args if part not in (None, ""))
+    return _reason(error)

@@ -1,0 +1,221 @@
+"""Envelopes become AMQP messages, and AMQP messages become deliveries; bodies are left alone."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from pamqp.commands import Basic
+from pamqp.header import ContentHeader
+
+from scoop_outbox import headers as wire
+from scoop_outbox.broker.incoming import delivery
+from scoop_outbox.broker.protocol import Delivery
+from scoop_outbox.message import Envelope, uuid7
+from scoop_outbox_rabbitmq.route import Route
+
+KEY = "scoop-key"
+EXCHANGE, ROUTING_KEY, MESSAGE_ID = "amqp-exchange", "amqp-routing-key", "amqp-message-id"
+
+_PREFIX, _TYPE = "amqp-", "amqp-type"
+_PERSISTENT = 2
+_LONGEST_NAME = 128
+_MOST_A_BYTE_TAKES = 4
+_FRAME = 8
+
+_TEXTS = ("correlation_id", "reply_to", "message_type", "app_id", "expiration", "user_id", "content_encoding")
+# What the broker changes between two deliveries of one message.
+_CHANGING = ("x-delivery-count", "x-acquired-count", "x-death", "x-first-death-", "x-last-death-")
+_CLOUD_EVENTS = ("cloudEvents:", "cloudEvents_")
+
+
+class UnpublishableError(Exception):
+    """AMQP has no room for something in a message."""
+
+
+def outgoing(envelope: Envelope) -> Basic.Properties:
+    """Return the properties and headers of a message.
+
+    Raises:
+        UnpublishableError: AMQP cannot carry one of them; the message says which.
+    """
+    given: dict[str, Any] = {}
+    table: dict[str, Any] = {}
+    for name, value in wire.outgoing(envelope).items():
+        if name.startswith(_PREFIX) and _property(name, value, given):
+            continue
+        if len(name.encode("utf-8", "surrogatepass")) > _LONGEST_NAME:
+            raise UnpublishableError(f"the header name {name[:40]!r}... is longer than {_LONGEST_NAME} bytes")
+        try:
+            table[name] = _wire_value(wire.octets(value))
+        except UnicodeEncodeError:
+            raise UnpublishableError(f"the header {name} holds a lone surrogate, which no bytes stand for") from None
+    if envelope.key is not None:
+        table[KEY] = _wire_value(wire.key_octets(envelope.key))
+    given.setdefault("timestamp", datetime.fromtimestamp(int(time.time()), UTC))
+    return Basic.Properties(
+        content_type=envelope.content_type or None,
+        delivery_mode=_PERSISTENT,
+        message_id=str(envelope.id),
+        headers=table,
+        **given,
+    )
+
+
+def _wire_value(value: bytes) -> str | bytearray:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return bytearray(value)
+
+
+def _property(name: str, value: str, given: dict[str, Any]) -> bool:
+    """Set the property that a header stands for, if it does; tell whether the header is dealt with."""
+    attribute = "message_type" if name == _TYPE else name.removeprefix(_PREFIX).replace("-", "_")
+    if name in (EXCHANGE, ROUTING_KEY, MESSAGE_ID):
+        return True  # of the message that this one was made from
+    if attribute in _TEXTS:
+        given[attribute] = value
+    elif attribute == "priority":
+        if not value.isdecimal() or int(value) > 255:  # noqa: PLR2004 - one byte
+            raise UnpublishableError(f"the header {name} is {value[:40]!r}: it has to be a number from 0 to 255")
+        given[attribute] = int(value)
+    elif attribute == "timestamp":
+        try:
+            given[attribute] = datetime.fromisoformat(value)
+        except ValueError:
+            raise UnpublishableError(f"the header {name} is {value[:40]!r}: it has to be a time in ISO 8601") from None
+    else:
+        return False
+    return True
+
+
+def check_size(envelope: Envelope, properties: Basic.Properties, frame_max: int) -> None:
+    """See whether the headers fit into the one frame that AMQP gives them: the broker would drop the connection.
+
+    Raises:
+        UnpublishableError: they do not, or one is no text that AMQP can carry.
+    """
+    most = sum(len(name) + len(value) + _FRAME for name, value in envelope.headers.items()) * _MOST_A_BYTE_TAKES
+    if most + len(envelope.key or "") * _MOST_A_BYTE_TAKES + 2048 < frame_max:
+        return
+    try:
+        size = len(ContentHeader(body_size=0, properties=properties).marshal()) + _FRAME
+    except (ValueError, TypeError) as error:
+        raise UnpublishableError(f"its headers cannot be written as AMQP: {error}") from None
+    if size > frame_max:
+        raise UnpublishableError(f"its headers take {size} bytes, and the broker takes {frame_max} (frame_max)")
+
+
+def incoming(
+    *,
+    queue: str,
+    topic: str | None,
+    arrived: Route,
+    properties: Basic.Properties,
+    body: bytes,
+    by_content: bool,
+    tag: Any,
+    number: int,
+) -> Delivery:
+    """Return what has come out of a queue as a delivery.
+
+    Args:
+        queue: which one.
+        topic: the topic whose message it is; None when nobody asked for it.
+        arrived: where it was published.
+        properties: its properties and headers.
+        body: its bytes.
+        by_content: whether a message without any id is the same as another one that says the same.
+        tag: what is needed to acknowledge it.
+        number: its delivery tag.
+    """
+    table = {str(name): _text(value) for name, value in (properties.headers or {}).items()}
+    key = table.pop(KEY, None)
+    seen = {**table, **_cloud_event(table), **_shown(properties), EXCHANGE: arrived.exchange, ROUTING_KEY: arrived.key}
+    one = delivery(
+        topic=topic or str(arrived),
+        key=None if key is None else wire.octets(key),
+        body=body,
+        content_type=properties.content_type,
+        headers=seen,
+        otherwise=_identity(topic or str(arrived), arrived, properties, table, body, by_content=by_content),
+        position=f"{queue}#{number} (published on {str(arrived)!r})",
+        tag=tag,
+    )
+    if topic is None and one.defect is None:
+        defect = (
+            f"queue {queue!r} got it from exchange {arrived.exchange!r} with routing key {arrived.key!r}, which no "
+            "saga of this service listens on: a binding of the queue lets in too much, or a saga is missing"
+        )
+        return Delivery(one.envelope, one.position, defect, tag)
+    return one
+
+
+def _shown(properties: Basic.Properties) -> dict[str, str]:
+    shown = {
+        _TYPE if name == "message_type" else f"{_PREFIX}{name.replace('_', '-')}": _text(value)
+        for name in (*_TEXTS, "priority", "timestamp")
+        if (value := getattr(properties, name)) is not None
+    }
+    if properties.message_id is not None:
+        shown[MESSAGE_ID] = properties.message_id
+    return shown
+
+
+def _cloud_event(table: Mapping[str, str]) -> dict[str, str]:
+    return {
+        f"ce_{name.removeprefix(prefix)}": value
+        for name, value in table.items()
+        for prefix in _CLOUD_EVENTS
+        if name.startswith(prefix)
+    }
+
+
+def _identity(
+    topic: str, arrived: Route, properties: Basic.Properties, table: Mapping[str, str], body: bytes, *, by_content: bool
+) -> uuid.UUID:
+    sent = properties.timestamp
+    milliseconds = int(sent.timestamp() * 1000) if sent is not None else None
+    if properties.message_id:
+        parts = ("amqp", properties.app_id or "", topic, properties.message_id)
+        return wire.derived_id(*parts, milliseconds=milliseconds)
+    if not by_content:
+        return uuid7()
+    told = [f"{name}={value}" for name, value in sorted(table.items()) if not name.startswith(_CHANGING)]
+    told += [f"{name}={value}" for name, value in sorted(_shown(properties).items())]
+    return wire.derived_id(
+        "amqp content",
+        properties.content_type or "",
+        arrived.exchange,
+        arrived.key,
+        *told,
+        body,
+        milliseconds=milliseconds,
+    )
+
+
+_TEXT_OF: dict[type, Callable[[Any], str]] = {
+    str: lambda value: value,
+    bytes: wire.text,
+    bytearray: lambda value: wire.text(bytes(value)),
+    bool: lambda value: "true" if value else "false",
+    int: str,
+    float: repr,
+    datetime: lambda value: value.isoformat(),
+    type(None): lambda _: "",
+}
+
+
+def _text(value: Any) -> str:
+    """Return any value that AMQP can carry in a header as text."""
+    convert = _TEXT_OF.get(type(value))
+    if convert is not None:
+        return convert(value)
+    if isinstance(value, dict | list):
+        return json.dumps(value, default=_text, separators=(",", ":"))
+    return str(value)

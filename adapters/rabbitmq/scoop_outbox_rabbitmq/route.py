@@ -1,0 +1,144 @@
+"""A topic is an exchange and a routing key, and what arrives under those is the topic's again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from urllib.parse import quote, unquote
+
+from scoop_outbox.errors import BrokerError
+
+_ONE, _ANY = "*", "#"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a message is published: an exchange, or the nameless one, which leads into the queue that the key names."""
+
+    exchange: str
+    key: str
+
+    @property
+    def is_pattern(self) -> bool:
+        """Whether the key, in a binding, stands for more than itself."""
+        return not self.is_queue and any(word in (_ONE, _ANY) for word in self.key.split("."))
+
+    @property
+    def is_queue(self) -> bool:
+        """Whether it leads straight into the queue that the key names."""
+        return not self.exchange
+
+    def matches(self, other: Route) -> bool:
+        """Tell whether a binding with this route gets what is published on the other."""
+        if self.exchange != other.exchange:
+            return False
+        return self.key == other.key or (self.is_pattern and _overlap(self.key.split("."), other.key.split("."), 0, 0))
+
+    def __str__(self) -> str:
+        return f"{quote(self.exchange, safe='')}/{self.key}"
+
+
+def route(topic: str, default_exchange: str) -> Route:
+    """Return where messages of a topic are published.
+
+    Args:
+        topic: `exchange/routing.key`, `/queue`, or a routing key alone.
+        default_exchange: the exchange of a routing key alone.
+
+    Raises:
+        BrokerError: the exchange's name cannot be one.
+    """
+    exchange, slash, key = topic.partition("/")
+    if not slash:
+        return Route(default_exchange, topic)
+    try:
+        return Route(unquote(exchange, errors="strict"), key)
+    except UnicodeDecodeError:
+        raise BrokerError(
+            f"topic {topic!r}: the exchange before the slash is no text once its %xx are decoded"
+        ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """The topics of a subscription, by queue.
+
+    Attributes:
+        queue: the service's own.
+        bound: topics whose messages come into it, and the routes that bind it.
+        others: queues of single topics, and these topics.
+    """
+
+    queue: str
+    bound: dict[str, Route]
+    others: dict[str, str]
+
+    @property
+    def queues(self) -> list[str]:
+        """All queues to consume from."""
+        own = [self.queue] if self.bound else []
+        return own + [queue for queue in self.others if queue not in own]
+
+    def topic(self, queue: str, arrived: Route) -> str | None:
+        """Return the topic of what came out of a queue, or None when nobody asked for it."""
+        if queue == self.queue:
+            for topic, one in self.bound.items():
+                if one.matches(arrived):
+                    return topic
+        return self.others.get(queue)
+
+
+def routes(queue: str, topics: Sequence[str], default_exchange: str, queues: dict[str, str]) -> Routes:
+    """Return the routes of a subscription.
+
+    Args:
+        queue: the service's own.
+        topics: all that it wants.
+        default_exchange: the exchange of topics without one.
+        queues: which topics have a queue of their own.
+
+    Raises:
+        BrokerError: two topics cannot be told apart when their messages arrive.
+    """
+    bound: dict[str, Route] = {}
+    others: dict[str, str] = {}
+    for topic in topics:
+        one = route(topic, default_exchange)
+        own = queues.get(topic, one.key if one.is_queue and one.key != queue else None)
+        if own is None:
+            for other, there in bound.items():
+                if one.exchange == there.exchange and _meet(one, there):
+                    raise BrokerError(
+                        f"topics {other!r} and {topic!r} overlap: a queue gets a message once, so that only one "
+                        "of them would see it. Give one a queue (setting queue.<topic>) or a service of its own"
+                    )
+            bound[topic] = one
+        elif own in others:
+            raise BrokerError(
+                f"topics {others[own]!r} and {topic!r} have the same queue {own!r}: their messages cannot be told apart"
+            )
+        else:
+            others[own] = topic
+    return Routes(queue, bound, others)
+
+
+def _meet(one: Route, other: Route) -> bool:
+    if not one.is_pattern and not other.is_pattern:
+        return one.key == other.key
+    return _overlap(one.key.split("."), other.key.split("."), 0, 0, patterns=other.is_pattern)
+
+
+def _overlap(one: list[str], other: list[str], i: int, j: int, *, patterns: bool = False) -> bool:
+    """Tell whether there is a key that both match; without `patterns` the other one is a key."""
+    if i < len(one) and one[i] == _ANY:
+        return _overlap(one, other, i + 1, j, patterns=patterns) or (
+            j < len(other) and _overlap(one, other, i, j + 1, patterns=patterns)
+        )
+    if patterns and j < len(other) and other[j] == _ANY:
+        return _overlap(one, other, i, j + 1, patterns=patterns) or (
+            i < len(one) and _overlap(one, other, i + 1, j, patterns=patterns)
+        )
+    if i == len(one) or j == len(other):
+        return i == len(one) and j == len(other)
+    same = one[i] == other[j] or one[i] == _ONE or (patterns and other[j] == _ONE)
+    return same and _overlap(one, other, i + 1, j + 1, patterns=patterns)
