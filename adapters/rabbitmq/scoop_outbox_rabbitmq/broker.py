@@ -31,6 +31,7 @@ class RabbitBroker:
     def __init__(self, settings: Settings) -> None:
         """Connect nothing yet."""
         self._settings = settings
+        self._bound: set[existing.Binding] = set()
 
     def __repr__(self) -> str:
         return f"<RabbitBroker {', '.join(f'{host}:{port}' for host, port in self._settings.hosts)}>"
@@ -65,15 +66,16 @@ class RabbitBroker:
         wanted = None if subscription is None else self._routes(subscription)
         try:
             async with self._link("topology") as link:
-                return await existing.topology(link, topics, wanted, self._settings, create=create)
+                return await existing.topology(link, topics, wanted, self._settings, self._bound, create=create)
         except UnreachableError as error:
             raise BrokerError(str(error)) from None
 
     def _routes(self, subscription: Subscription) -> Routes:
-        if subscription.start is not None:
+        # A queue begins with the earliest message that it has kept.
+        if subscription.start not in (None, "earliest"):
             raise BrokerError(
                 f"the start {subscription.start!r} means nothing to RabbitMQ: a queue gets what is published "
-                "once it is bound, and keeps it. Leave the start out"
+                "once it is bound, and keeps it. Leave the start out, or say earliest"
             )
         return routes(subscription.group, subscription.topics, self._settings.exchange, dict(self._settings.queues))
 

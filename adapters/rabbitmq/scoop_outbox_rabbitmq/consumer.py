@@ -90,8 +90,10 @@ class RabbitConsumer:
             return
         try:
             # All below were received before, and so are stored already.
-            await self._channel.basic_ack(max(numbers), multiple=True, wait=False)
-        except (AMQPError, ChannelInvalidStateError, RuntimeError, OSError) as error:
+            async with asyncio.timeout(_ANSWER):
+                # Written, not only queued: whoever closes next would leave it unsaid.
+                await self._channel.basic_ack(max(numbers), multiple=True)
+        except (AMQPError, ChannelInvalidStateError, RuntimeError, OSError, TimeoutError) as error:
             log.info("what was just stored comes again: %s", explain(error))
             self._lose()
 
@@ -199,7 +201,7 @@ class RabbitConsumer:
             try:
                 answer = await channel.basic_consume(queue, partial(self._take, queue))
             except REFUSED as error:
-                raise refusal(error, queue, self._settings) from None
+                raise refusal(error, queue, self._routes, self._settings) from None
             self._tags[queue] = str(answer.consumer_tag)
 
     async def _cancel(self) -> None:
@@ -217,10 +219,12 @@ class RabbitConsumer:
         assert isinstance(deliver, Basic.Deliver)  # noqa: S101 - it came to a consumer
         arrived = Route(deliver.exchange or "", deliver.routing_key or "")
         number = deliver.delivery_tag or 0
+        topic = self._topic(queue, arrived)
         return incoming(
             queue=queue,
-            topic=self._topic(queue, arrived),
+            topic=topic,
             arrived=arrived,
+            exactly=topic is not None and self._routes.bound.get(topic) == arrived,
             properties=message.header.properties,
             body=message.body,
             by_content=self._settings.content_identity,

@@ -21,7 +21,7 @@ from scoop_outbox_rabbitmq.route import Route
 KEY = "scoop-key"
 EXCHANGE, ROUTING_KEY, MESSAGE_ID = "amqp-exchange", "amqp-routing-key", "amqp-message-id"
 
-_PREFIX, _TYPE = "amqp-", "amqp-type"
+_PREFIX, _TYPE, _TIMESTAMP = "amqp-", "amqp-type", "amqp-timestamp"
 _PERSISTENT = 2
 _LONGEST_NAME = 128
 _MOST_A_BYTE_TAKES = 4
@@ -56,6 +56,8 @@ def outgoing(envelope: Envelope) -> Basic.Properties:
             raise UnpublishableError(f"the header {name} holds a lone surrogate, which no bytes stand for") from None
     if envelope.key is not None:
         table[KEY] = _wire_value(wire.key_octets(envelope.key))
+    if "timestamp" in given:
+        table[_TIMESTAMP] = envelope.headers[_TIMESTAMP]  # to tell it from the one that every message gets
     given.setdefault("timestamp", datetime.fromtimestamp(int(time.time()), UTC))
     return Basic.Properties(
         content_type=envelope.content_type or None,
@@ -116,6 +118,7 @@ def incoming(
     queue: str,
     topic: str | None,
     arrived: Route,
+    exactly: bool,
     properties: Basic.Properties,
     body: bytes,
     by_content: bool,
@@ -128,6 +131,7 @@ def incoming(
         queue: which one.
         topic: the topic whose message it is; None when nobody asked for it.
         arrived: where it was published.
+        exactly: whether that is where messages of the topic are published.
         properties: its properties and headers.
         body: its bytes.
         by_content: whether a message without any id is the same as another one that says the same.
@@ -136,7 +140,9 @@ def incoming(
     """
     table = {str(name): _text(value) for name, value in (properties.headers or {}).items()}
     key = table.pop(KEY, None)
-    seen = {**table, **_cloud_event(table), **_shown(properties), EXCHANGE: arrived.exchange, ROUTING_KEY: arrived.key}
+    seen = {**table, **_cloud_event(table), **_shown(properties, ours=wire.ID in table)}
+    if topic is None or not exactly:
+        seen.update({EXCHANGE: arrived.exchange, ROUTING_KEY: arrived.key})
     one = delivery(
         topic=topic or str(arrived),
         key=None if key is None else wire.octets(key),
@@ -156,13 +162,14 @@ def incoming(
     return one
 
 
-def _shown(properties: Basic.Properties) -> dict[str, str]:
+def _shown(properties: Basic.Properties, *, ours: bool) -> dict[str, str]:
+    """Return the properties as headers; without those that our publisher gives to every message."""
     shown = {
         _TYPE if name == "message_type" else f"{_PREFIX}{name.replace('_', '-')}": _text(value)
-        for name in (*_TEXTS, "priority", "timestamp")
+        for name in (*_TEXTS, "priority", *(() if ours else ("timestamp",)))
         if (value := getattr(properties, name)) is not None
     }
-    if properties.message_id is not None:
+    if properties.message_id is not None and not ours:
         shown[MESSAGE_ID] = properties.message_id
     return shown
 
@@ -187,7 +194,7 @@ def _identity(
     if not by_content:
         return uuid7()
     told = [f"{name}={value}" for name, value in sorted(table.items()) if not name.startswith(_CHANGING)]
-    told += [f"{name}={value}" for name, value in sorted(_shown(properties).items())]
+    told += [f"{name}={value}" for name, value in sorted(_shown(properties, ours=False).items())]
     return wire.derived_id(
         "amqp content",
         properties.content_type or "",

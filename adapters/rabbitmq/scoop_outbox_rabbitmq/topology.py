@@ -15,6 +15,10 @@ from scoop_outbox_rabbitmq.connection import REFUSED, Link, explain
 from scoop_outbox_rabbitmq.route import Routes, route
 from scoop_outbox_rabbitmq.settings import Settings
 
+Binding = tuple[str, str, str]
+"""Queue, exchange, routing key."""
+
+_ALWAYS_THERE = {"amq.direct", "amq.fanout", "amq.headers", "amq.match", "amq.topic"}
 _UNLIMITED = -1
 # No queue takes a priority that is no number, and RabbitMQ looks at permissions first: so nothing is delivered.
 _REFUSED_BY_EVERY_QUEUE = {"x-priority": "none"}
@@ -63,10 +67,10 @@ async def check(link: Link, routes: Routes, settings: Settings) -> None:
         channel = await link.channel(publisher_confirms=False)
         try:
             if not await queue_exists(link, queue):
-                raise _missing_queue(queue)
+                raise _missing_queue(queue, routes)
             await channel.basic_consume(queue, _nothing, arguments=dict(_REFUSED_BY_EVERY_QUEUE))
         except ChannelAccessRefused as error:
-            raise refusal(error, queue, settings) from None
+            raise refusal(error, queue, routes, settings) from None
         except REFUSED:
             continue
         finally:
@@ -81,43 +85,46 @@ async def check(link: Link, routes: Routes, settings: Settings) -> None:
 
 
 async def topology(
-    link: Link, topics: Sequence[str], routes: Routes | None, settings: Settings, *, create: bool
+    link: Link, topics: Sequence[str], routes: Routes | None, settings: Settings, bound: set[Binding], *, create: bool
 ) -> list[Item]:
     """Return what has to exist, and create what does not.
+
+    Args:
+        link: a connection.
+        topics: what is published on.
+        routes: what is received, if anything.
+        settings: what is created.
+        bound: the bindings that are known to be there, as AMQP cannot ask for them; those made now are added.
+        create: whether to create anything.
 
     Raises:
         BrokerError: it is not permitted, or something of the name is different.
     """
     to = [route(topic, settings.exchange) for topic in topics]
-    exchanges = {one.exchange for one in to if one.exchange}
-    queues = {one.key for one in to if one.is_queue}
-    bound = {} if routes is None else routes.bound
-    exchanges |= {one.exchange for one in bound.values() if one.exchange}
-    queues |= set() if routes is None else set(routes.queues)
+    wanted = {} if routes is None else routes.bound
+    exchanges = {one.exchange for one in (*to, *wanted.values()) if one.exchange} - _ALWAYS_THERE
+    queues = {one.key for one in to if one.is_queue} | set(() if routes is None else routes.queues)
     items = []
     for exchange in sorted(exchanges):
         there = await exchange_exists(link, exchange)
         if create and not there:
-            await _create(
-                link, "exchange_declare", exchange=exchange, exchange_type=settings.exchange_type, durable=True
-            )
+            kind = settings.exchange_type
+            await _create(link, "exchange_declare", exchange=exchange, exchange_type=kind, durable=True)
         items.append(Item(f"exchange {exchange} ({settings.exchange_type}, durable)", there))
-    there_before = set()
     for queue in sorted(queues):
         there = await queue_exists(link, queue)
-        if there:
-            there_before.add(queue)
-        elif create:
+        if create and not there:
             await _create(link, "queue_declare", queue=queue, durable=True, arguments=queue_arguments(link, settings))
         items.append(Item(f"queue {queue} (quorum)", there))
-    for one in bound.values():
-        if one.is_queue or routes is None:
+    for one in wanted.values():
+        if routes is None or one.is_queue:
             continue
+        binding = (routes.queue, one.exchange, one.key)
+        text = f"binding of queue {routes.queue} to exchange {one.exchange} for {one.key} (AMQP cannot ask for it)"
+        items.append(Item(text, binding in bound))
         if create:
             await _create(link, "queue_bind", queue=routes.queue, exchange=one.exchange, routing_key=one.key)
-        unknown = " (AMQP cannot tell whether it is there; to bind again changes nothing)"
-        text = f"binding of queue {routes.queue} to exchange {one.exchange} for {one.key}"
-        items.append(Item(text + (unknown if routes.queue in there_before else ""), exists=False))
+            bound.add(binding)
     return items
 
 
@@ -147,10 +154,10 @@ async def _create(link: Link, method: str, **values: Any) -> None:
     await channel.close()
 
 
-def refusal(error: BaseException, queue: str, settings: Settings) -> BrokerError:
+def refusal(error: BaseException, queue: str, wanted: Routes, settings: Settings) -> BrokerError:
     """Return why a queue cannot be consumed from, and how to mend it."""
     if isinstance(error, ChannelNotFoundEntity):
-        return _missing_queue(queue)
+        return _missing_queue(queue, wanted)
     if isinstance(error, ChannelAccessRefused):
         return BrokerError(
             f"user {settings.user!r} may not read queue {queue!r}, or somebody consumes from it exclusively "
@@ -159,8 +166,9 @@ def refusal(error: BaseException, queue: str, settings: Settings) -> BrokerError
     return BrokerError(f"queue {queue!r} cannot be consumed from: {explain(error)}")
 
 
-def _missing_queue(queue: str) -> BrokerError:
+def _missing_queue(queue: str, wanted: Routes) -> BrokerError:
+    topics = list(wanted.bound) if queue == wanted.queue else [wanted.others[queue]]
     return BrokerError(
-        f"there is no queue {queue!r}: run scoop-outbox topology apply, which declares and binds it, or name an "
-        "existing queue with the setting queue.<topic>"
+        f"there is no queue {queue!r} for {', '.join(topics)}: run scoop-outbox topology apply, which declares "
+        "and binds it, or name an existing queue with the setting queue.<topic>"
     )
