@@ -46,6 +46,9 @@ class Link(aiormq.Connection):
 
     # RabbitMQ sends a heartbeat twice in that time: two of them are missing then.
     HEARTBEAT_GRACE_MULTIPLIER = 1
+    # No limit: a publish that waits for room, while its channel is closed by the broker, would be written behind the
+    # client's consent to that, and cost the whole connection. The publisher has a window of its own.
+    FRAME_BUFFER_SIZE = 0
 
     def __init__(self, settings: Settings, host: tuple[str, int], name: str) -> None:
         """Connect nothing yet."""

@@ -13,6 +13,7 @@ from aiormq.exceptions import (
     AMQPError,
     ChannelInvalidStateError,
     ChannelNotFoundEntity,
+    ConnectionChannelError,
     ConnectionCommandInvalid,
     ConnectionFrameError,
     ConnectionNotImplemented,
@@ -38,6 +39,7 @@ WINDOW = 500
 
 _SILENT = "the broker has not answered in time; rabbitmqctl status shows whether it is short of memory or disk"
 _LARGE = 64 * 1024
+_WINDOW_OF_LARGE = 16
 
 # The broker gives up the connection for the sake of what was in one message.
 _FATAL = (
@@ -75,6 +77,7 @@ class RabbitPublisher:
         # One for each exchange: a channel dies of a missing exchange, with all that is in flight on it.
         self._channels: dict[str, Channel] = {}
         self._window = asyncio.Semaphore(WINDOW)
+        self._large = asyncio.Semaphore(_WINDOW_OF_LARGE)
         self._trouble: str | None = None
 
     async def publish(self, batch: Sequence[Envelope]) -> Sequence[Receipt]:
@@ -95,6 +98,9 @@ class RabbitPublisher:
             await self._drop()
         except (UnreachableError, BrokerError) as error:
             trouble = str(error)
+        except (AMQPError, ChannelInvalidStateError, RuntimeError, OSError) as error:
+            trouble = f"the connection was lost ({explain(error)})"
+            await self._drop()
         if trouble is not None and trouble != self._trouble:
             log.warning("nothing can be published: %s", trouble)
         self._trouble = trouble
@@ -114,6 +120,9 @@ class RabbitPublisher:
                 check_size(item.envelope, item.properties, link.connection_tune.frame_max)
             except UnpublishableError as error:
                 item.receipt = Receipt(Verdict.FAILED_FOR_GOOD, str(error))
+        missing = await self._missing(items)
+        for item in items:
+            item.receipt = item.receipt or missing.get(item.route.exchange)
         await self._at_once(link, [item for item in items if item.receipt is None])
         unsettled = [item for item in items if item.receipt is None]
         if not unsettled or (self._link is None and not self._was_killed(link)):
@@ -123,7 +132,6 @@ class RabbitPublisher:
         for item in items:
             if item.envelope.key is not None and item.receipt is not None and _failed_for_now(item.receipt):
                 held[item.envelope.key] = item.receipt
-        missing: dict[str, Receipt] = {}
         for item in unsettled:
             key, exchange = item.envelope.key, item.route.exchange
             item.receipt = missing.get(exchange) or (None if key is None else held.get(key))
@@ -132,6 +140,20 @@ class RabbitPublisher:
             if key is not None and _failed_for_now(item.receipt):
                 held[key] = item.receipt
 
+    async def _missing(self, items: Sequence[_Item]) -> dict[str, Receipt]:
+        """Open what channels are needed; return the verdict on what is for exchanges that do not exist."""
+        missing = {}
+        for item in items:
+            exchange = item.route.exchange
+            if item.receipt is None and exchange not in missing and not self._has_channel(exchange):
+                try:
+                    channel = await self._channel(exchange)
+                    if exchange:
+                        await channel.exchange_declare(exchange, passive=True)
+                except REFUSED as error:
+                    missing[exchange] = Receipt(Verdict.FAILED_FOR_GOOD, _refusal(error, item))
+        return missing
+
     async def _at_once(self, link: Link, items: Iterable[_Item]) -> None:
         """Publish in windows until all is answered or the connection is lost."""
         chains: dict[str | uuid.UUID, list[_Item]] = {}
@@ -139,9 +161,7 @@ class RabbitPublisher:
             key = None if self._settings.pipeline else item.envelope.key
             # By id otherwise: the client finds by it what the broker has returned.
             chains.setdefault(item.envelope.id if key is None else key, []).append(item)
-        for exchange in {item.route.exchange for chain in chains.values() for item in chain}:
-            await self._channel(exchange)
-        chained = asyncio.ensure_future(asyncio.gather(*map(self._chain, chains.values())))
+        chained = asyncio.create_task(self._all(chains.values()))
         lost = link.closing
         try:
             # What waits for a dead connection to take its bytes would never be told.
@@ -156,10 +176,13 @@ class RabbitPublisher:
         if link.is_closed:
             await self._drop()
 
+    async def _all(self, chains: Iterable[Sequence[_Item]]) -> None:
+        await asyncio.gather(*map(self._chain, chains))
+
     async def _chain(self, items: Sequence[_Item]) -> None:
         """Publish messages that must stay in order: each when the one before it is the broker's."""
         for index, item in enumerate(items):
-            async with self._window:
+            async with self._large if len(item.envelope.body) > _LARGE else self._window:
                 try:
                     item.receipt = await self._one(item, self._channels[item.route.exchange])
                 except (AMQPError, ChannelInvalidStateError, RuntimeError, OSError):
@@ -190,7 +213,8 @@ class RabbitPublisher:
                 routing_key=item.route.key,
                 properties=item.properties,
                 mandatory=self._settings.mandatory,
-                wait=len(item.envelope.body) > _LARGE,
+                # Nothing waits for bytes to be written: behind the end of a channel that would cost the connection.
+                wait=False,
             )
         except PublishError:
             return Receipt(Verdict.FAILED_FOR_GOOD, _unroutable(item.route))
@@ -198,18 +222,29 @@ class RabbitPublisher:
             return Receipt(Verdict.FAILED_FOR_NOW, "a queue does not take it: it is full, or has no leader")
         except (ValueError, TypeError) as error:
             return Receipt(Verdict.FAILED_FOR_GOOD, f"it cannot be written as AMQP: {error}")
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # The client ends its futures so when it closes a connection.
+            raise ChannelInvalidStateError("the connection is gone") from None
         return ACKNOWLEDGED
 
     @staticmethod
     def _was_killed(link: Link) -> bool:
         """Tell whether the broker has closed a connection because of what it was sent."""
-        return isinstance(link.end, _FATAL)
+        # The channel of messages behind one that is refused is gone, and RabbitMQ may mind that they come.
+        return isinstance(link.end, (*_FATAL, ConnectionChannelError))
 
     async def _connected(self) -> Link:
         if self._link is None or self._link.is_closed:
             await self._drop()
             self._link = await open_link(self._settings, self._name)
         return self._link
+
+    def _has_channel(self, exchange: str) -> bool:
+        channel = self._channels.get(exchange)
+        return channel is not None and not channel.is_closed
 
     async def _channel(self, exchange: str) -> Channel:
         link = await self._connected()

@@ -1,0 +1,84 @@
+"""Topics, exchanges and routing keys."""
+
+import pytest
+
+from scoop_outbox.errors import BrokerError
+from scoop_outbox_rabbitmq.route import Route, route, routes
+
+
+@pytest.mark.parametrize(
+    ("topic", "exchange", "key"),
+    [
+        ("orders.created", "main", "orders.created"),
+        ("shop/orders.created", "shop", "orders.created"),
+        ("shop%2Feu/a/b", "shop/eu", "a/b"),
+        ("100%25/x", "100%", "x"),
+        ("shop/", "shop", ""),
+        ("/billing", "", "billing"),
+    ],
+)
+def test_a_topic_is_an_exchange_and_a_routing_key(topic: str, exchange: str, key: str) -> None:
+    found = route(topic, "main")
+
+    assert found == Route(exchange, key)
+    assert route(str(found), "other") == found
+
+
+def test_an_exchange_that_is_no_text_is_refused() -> None:
+    with pytest.raises(BrokerError, match="no text"):
+        route("%ff/x", "main")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "key", "expected"),
+    [
+        ("a.b", "a.b", True),
+        ("a.b", "a.c", False),
+        ("a.*", "a.b", True),
+        ("a.*", "a", False),
+        ("a.*", "a.b.c", False),
+        ("a.#", "a", True),
+        ("a.#", "a.b.c", True),
+        ("#", "", True),
+        ("#", "a.b", True),
+        ("*.b.#.d", "a.b.d", True),
+        ("*.b.#.d", "a.b.c.c.d", True),
+        ("*.b.#.d", "b.d", False),
+        ("a*", "ab", False),
+    ],
+)
+def test_a_pattern_matches_as_in_a_topic_exchange(pattern: str, key: str, expected: bool) -> None:
+    assert Route("x", pattern).matches(Route("x", key)) is expected
+    assert not Route("x", pattern).matches(Route("y", key))
+
+
+@pytest.mark.parametrize(
+    "topics",
+    [("a.*", "a.b"), ("a.b", "#"), ("a.*", "*.b"), ("a.#", "#.b"), ("a", "amq.topic/a")],
+)
+def test_topics_that_overlap_are_refused(topics: tuple[str, str]) -> None:
+    with pytest.raises(BrokerError, match="overlap"):
+        routes("q", topics, "amq.topic", {})
+
+
+def test_topics_that_do_not_overlap_are_told_apart() -> None:
+    found = routes("q", ("a.*", "b.*", "x/a.b", "a.b.c"), "amq.topic", {})
+
+    arrived = [Route("amq.topic", "a.z"), Route("amq.topic", "b.z"), Route("x", "a.b"), Route("amq.topic", "a.b.c")]
+    assert [found.topic("q", one) for one in arrived] == ["a.*", "b.*", "x/a.b", "a.b.c"]
+    assert found.topic("q", Route("amq.topic", "c")) is None
+    assert found.queues == ["q"]
+
+
+def test_a_topic_may_have_a_queue_of_its_own() -> None:
+    found = routes("q", ("a", "b", "/c", "/q"), "amq.topic", {"b": "theirs"})
+
+    assert sorted(found.queues) == ["c", "q", "theirs"]
+    assert found.topic("theirs", Route("whatever", "comes")) == "b"
+    assert found.topic("c", Route("", "c")) == "/c"
+    assert found.topic("q", Route("", "q")) == "/q"
+
+
+def test_two_topics_cannot_have_one_queue() -> None:
+    with pytest.raises(BrokerError, match="same queue"):
+        routes("q", ("a", "b"), "amq.topic", {"a": "theirs", "b": "theirs"})

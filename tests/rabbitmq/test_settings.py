@@ -1,0 +1,87 @@
+"""URL and settings: what they mean, and what is said of those that mean nothing."""
+
+import pytest
+
+from scoop_outbox.errors import BrokerError
+from scoop_outbox_rabbitmq import open_broker
+from scoop_outbox_rabbitmq.settings import read_settings
+
+
+def test_a_url_says_hosts_user_password_vhost_and_settings() -> None:
+    read = read_settings("amqps://me%40x:s%2Fcret@one,two:5000,[::1]:7/my%2Fhost?heartbeat=7&no_verify=1", {})
+
+    assert read.hosts == (("one", 5671), ("two", 5000), ("::1", 7))
+    assert (read.user, read.password, read.vhost) == ("me@x", "s/cret", "my/host")
+    assert (read.secure, read.heartbeat, read.verify) == (True, 7, False)
+
+
+def test_without_anything_the_defaults_of_rabbitmq_hold() -> None:
+    read = read_settings("amqp://", {})
+
+    assert (read.hosts, read.user, read.password, read.vhost) == ((("localhost", 5672),), "guest", "guest", "/")
+    assert (read.exchange, read.mandatory, read.content_identity, read.prefetch) == ("amq.topic", True, True, 1000)
+
+
+def test_settings_come_on_top_of_the_url() -> None:
+    given = {
+        "connection_timeout": "2.5",
+        "prefetch": 7,
+        "mandatory": False,
+        "identity": "delivery",
+        "queue.orders.created": "theirs",
+        "queue.single-active-consumer": "true",
+        "auth_mechanism": "EXTERNAL",
+        "verify": "verify_none",
+        "exchange.type": "x-consistent-hash",
+    }
+    read = read_settings("amqp://h/?prefetch=5&name=shop", given)
+
+    assert (read.timeout, read.prefetch, read.mandatory, read.content_identity) == (2.5, 7, False, False)
+    assert (read.name, read.queues, read.single_active_consumer) == ("shop", {"orders.created": "theirs"}, True)
+    assert (read.external, read.verify, read.exchange_type) == (True, False, "x-consistent-hash")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("prefech", 1, "known are .*prefetch"),
+        ("queue.", "q", "known are"),
+        ("no_ack", True, "not yours to choose: .*stored"),
+        ("publisher_confirms", False, "not yours to choose: .*confirmed"),
+        ("password", "x", "not yours to choose: .*URL"),
+        ("prefetch", 0, "whole number from 1"),
+        ("prefetch", "many", "whole number from 1"),
+        ("mandatory", "maybe", "true or false"),
+        ("timeout", "nan", "number of seconds"),
+        ("exchange.type", "heap", "one of topic"),
+        ("identity", "none", "one of content"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(name: str, value: object, said: str) -> None:
+    with pytest.raises(BrokerError, match=said) as caught:
+        open_broker("amqp://me:secret@h/", {name: value})
+
+    assert name in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["amqp://me:sec/ret@h/", "amqp://me:sec#ret@h/", "amqp://me:secret@h:port/", "amqp://me:secret@h:99999/", "amqp:x"],
+)
+def test_a_wrong_url_is_refused_without_showing_it(url: str) -> None:
+    with pytest.raises(BrokerError, match="URL") as caught:
+        open_broker(url, {})
+
+    assert "sec" not in str(caught.value)
+
+
+def test_nothing_shows_the_password() -> None:
+    broker = open_broker("amqp://me:secret@h/?prefetch=5", {})
+
+    assert "secret" not in f"{broker!r} {broker._settings!r} {broker._settings}"
+
+
+def test_a_missing_certificate_is_named() -> None:
+    with pytest.raises(BrokerError, match=r"cafile names /nowhere/ca\.pem"):
+        open_broker("amqps://h/?cafile=/nowhere/ca.pem", {})
