@@ -23,6 +23,7 @@ from scoop_outbox.testing._kafka_installation import (
     kafka_libraries,
 )
 from scoop_outbox.testing._kafka_node import KafkaNode, KafkaPorts
+from scoop_outbox.testing._kafka_security import USER, SaslSsl
 from scoop_outbox.testing._server import LOOPBACK, check_named_server, free_ports, lock_folder
 
 __all__ = [
@@ -78,12 +79,22 @@ class KafkaCluster:
     Args:
         folder: the folder that holds everything the cluster owns; created when it does not exist.
         nodes: how many brokers; the same at every start on a folder.
+        security: what clients are asked for: nothing, or TLS and a password.
         settings: broker settings that come on top of, or replace, those made here.
     """
 
-    def __init__(self, folder: Path, *, nodes: int = 1, settings: Mapping[str, str] = _NO_SETTINGS) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        nodes: int = 1,
+        security: Security | None = None,
+        settings: Mapping[str, str] = _NO_SETTINGS,
+    ) -> None:
         self._folder = Path(folder).resolve()
         self._count = nodes
+        self._security = security
+        self._guard: SaslSsl | None = None
         self._settings = dict(settings)
         self._nodes: tuple[KafkaNode, ...] = ()
         self._held = ExitStack()
@@ -122,6 +133,35 @@ class KafkaCluster:
         """The addresses as a URL, ``kafka://host:port`` or ``kafka://host:port,host:port,host:port``."""
         return f"kafka://{self.bootstrap}"
 
+    @property
+    def ca_file(self) -> Path:
+        """The certificate of the authority that clients of a secured cluster have to trust.
+
+        Raises:
+            RuntimeError: the cluster asks for nothing, or was never started.
+        """
+        return self._guarded().ca_file
+
+    @property
+    def user(self) -> str:
+        """Who clients of a secured cluster are."""
+        return USER
+
+    @property
+    def password(self) -> str:
+        """Their password.
+
+        Raises:
+            RuntimeError: the cluster asks for nothing, or was never started.
+        """
+        return self._guarded().password
+
+    def _guarded(self) -> SaslSsl:
+        if self._guard is None:
+            msg = "The cluster asks for no password: start it with security='sasl_ssl'."
+            raise RuntimeError(msg)
+        return self._guard
+
     def start(self) -> None:
         """Start the brokers that do not run and return once all serve clients.
 
@@ -134,6 +174,8 @@ class KafkaCluster:
         self._held.close()
         self._held.enter_context(lock_folder(self._folder, KafkaStartError))
         try:
+            if self._security is not None:
+                self._guard = SaslSsl(self._folder)
             if self._nodes:
                 self._start_nodes()
             else:
@@ -182,7 +224,8 @@ class KafkaCluster:
         for node in self._nodes:
             node.write_settings(self._settings_of_all())
         cluster_id = self._cluster_id()
-        for formatting in [node.begin_format(cluster_id) for node in self._nodes]:
+        options = self._guard.format_options if self._guard else ()
+        for formatting in [node.begin_format(cluster_id, *options) for node in self._nodes]:
             formatting()
         # All at once: none of several is ready before it can reach a second one.
         for node in self._nodes:
@@ -196,6 +239,7 @@ class KafkaCluster:
             **_SETTINGS,
             "controller.quorum.voters": voters,
             **_replication(self._count),
+            **(self._guard.settings if self._guard else {}),
             **self._settings,
         }
 
@@ -206,19 +250,22 @@ class KafkaCluster:
         return file.read_text(encoding="ascii")
 
 
-def start_kafka(folder: Path, *, nodes: int = 1, settings: Mapping[str, str] = _NO_SETTINGS) -> KafkaCluster:
+def start_kafka(
+    folder: Path, *, nodes: int = 1, security: Security | None = None, settings: Mapping[str, str] = _NO_SETTINGS
+) -> KafkaCluster:
     """Start a cluster with the machine's Java and return it running.
 
     Args:
         folder: the folder that holds everything the cluster owns; created when it does not exist.
         nodes: how many brokers: one, or three, of which two have to be in sync.
+        security: ``"sasl_ssl"`` for brokers that demand TLS and a password, by PLAIN or SCRAM-SHA-512.
         settings: broker settings that come on top of, or replace, those made here.
 
     Raises:
         KafkaNotFoundError: there is no Java, or Kafka is not in the cache and cannot be fetched.
         KafkaStartError: another cluster uses the folder, or this one refused to start.
     """
-    cluster = KafkaCluster(folder, nodes=nodes, settings=settings)
+    cluster = KafkaCluster(folder, nodes=nodes, security=security, settings=settings)
     cluster.start()
     return cluster
 
@@ -247,7 +294,7 @@ def kafka_for_tests() -> Iterator[str]:
     with ExitStack() as stack:
         url = os.environ.get(KAFKA_URL)
         if url:
-            check_named_server(KAFKA_URL, url, ("kafka", "kafka+ssl", "kafkas"), _DEFAULT_PORT, KafkaNotFoundError)
+            check_named_server(KAFKA_URL, url, ("kafka",), _DEFAULT_PORT, KafkaNotFoundError)
         elif docker_answers():
             url = stack.enter_context(_container())
         else:

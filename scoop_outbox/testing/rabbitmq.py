@@ -37,6 +37,7 @@ from scoop_outbox.testing._server import (
     wait_until_ready,
     write_secret,
 )
+from scoop_outbox.testing._tls import Certificates, certificates
 
 __all__ = [
     "RABBITMQ_URL",
@@ -80,11 +81,15 @@ class RabbitServer:
 
     Args:
         folder: the folder that holds everything the server owns; created when it does not exist.
+        tls: listen for TLS, and for nothing else.
+        client_certificate: refuse a client without a certificate of the server's authority.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, tls: bool = False, client_certificate: bool = False) -> None:
         self._folder = Path(folder).resolve()
         self._log = self._folder / "server.log"
+        self._tls = tls or client_certificate
+        self._client_certificate = client_certificate
         self._password = ""
         self._ports: _Ports | None = None
         self._mapper: OwnedProcess | None = None
@@ -106,13 +111,34 @@ class RabbitServer:
         self.stop()
 
     @property
+    def folder(self) -> Path:
+        """The folder that holds everything the server owns."""
+        return self._folder
+
+    @property
     def url(self) -> str:
         """Where to connect as administrator, password included; the same before and after a restart.
 
         Raises:
             RuntimeError: the server was never started.
         """
-        return f"amqp://{_USER}:{self._password}@{LOOPBACK}:{self._known_ports().client}/"
+        scheme = "amqps" if self._tls else "amqp"
+        return f"{scheme}://{_USER}:{self._password}@{LOOPBACK}:{self._known_ports().client}/"
+
+    @property
+    def ca_file(self) -> Path:
+        """The certificate of the authority that clients of a server with TLS have to trust."""
+        return self._certificates().authority
+
+    @property
+    def client_cert_file(self) -> Path:
+        """A certificate a client can show."""
+        return self._certificates().client
+
+    @property
+    def client_key_file(self) -> Path:
+        """The key to that certificate."""
+        return self._certificates().client_key
 
     @property
     def pid(self) -> int | None:
@@ -200,6 +226,12 @@ class RabbitServer:
             raise RabbitStartError(msg)
         return done.stdout
 
+    def _certificates(self) -> Certificates:
+        if not self._tls:
+            msg = "The server has no certificates: start it with tls=True."
+            raise RuntimeError(msg)
+        return certificates(self._folder / "tls")
+
     def _known_ports(self) -> _Ports:
         if self._ports is None:
             msg = "The server has no URL before its first start: call start()."
@@ -261,7 +293,7 @@ class RabbitServer:
 
     def _write_settings(self, ports: _Ports) -> None:
         settings = {
-            "listeners.tcp.default": f"{LOOPBACK}:{ports.client}",
+            **self._listener(f"{LOOPBACK}:{ports.client}"),
             "default_user": _USER,
             "default_pass": self._password,
             "default_user_tags.administrator": "true",
@@ -275,6 +307,20 @@ class RabbitServer:
         text = "".join(f"{name} = {value}\n" for name, value in settings.items())
         write_secret(self._folder / "rabbitmq.conf", text)
         (self._folder / "enabled_plugins").write_text("[].\n", encoding="ascii")
+
+    def _listener(self, address: str) -> dict[str, str]:
+        if not self._tls:
+            return {"listeners.tcp.default": address}
+        files = self._certificates()
+        return {
+            "listeners.tcp": "none",
+            "listeners.ssl.default": address,
+            "ssl_options.cacertfile": str(files.authority),
+            "ssl_options.certfile": str(files.server),
+            "ssl_options.keyfile": str(files.server_key),
+            "ssl_options.verify": "verify_peer",
+            "ssl_options.fail_if_no_peer_cert": "true" if self._client_certificate else "false",
+        }
 
     def _environment(self, ports: _Ports) -> dict[str, str]:
         folder = self._folder
@@ -299,17 +345,19 @@ class RabbitServer:
         }
 
 
-def start_rabbitmq(folder: Path) -> RabbitServer:
+def start_rabbitmq(folder: Path, *, tls: bool = False, client_certificate: bool = False) -> RabbitServer:
     """Start the RabbitMQ that is installed and return it running.
 
     Args:
         folder: the folder that holds everything the server owns; created when it does not exist.
+        tls: listen for TLS, and for nothing else.
+        client_certificate: refuse a client without a certificate of the server's authority.
 
     Raises:
         RabbitNotFoundError: it is not installed.
         RabbitStartError: another server uses the folder, or this one refused to start.
     """
-    server = RabbitServer(folder)
+    server = RabbitServer(folder, tls=tls, client_certificate=client_certificate)
     server.start()
     return server
 

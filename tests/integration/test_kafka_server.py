@@ -10,10 +10,8 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
-from confluent_kafka.admin import (
-    AdminClient,
-    NewTopic,  # type: ignore[attr-defined]
-)
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from scoop_outbox.testing import _kafka_installation
 from scoop_outbox.testing._server import CACHE
@@ -43,6 +41,12 @@ def cluster(folder: Path) -> Iterator[KafkaCluster]:
         yield cluster
 
 
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
+    with start_kafka(tmp_path_factory.mktemp("secured"), security="sasl_ssl") as cluster:
+        yield cluster
+
+
 def new_topic(bootstrap: str, **more: str) -> str:
     topic = f"topic-{secrets.token_hex(4)}"
     admin = AdminClient({"bootstrap.servers": bootstrap, **more})
@@ -50,11 +54,13 @@ def new_topic(bootstrap: str, **more: str) -> str:
     return topic
 
 
-def send(bootstrap: str, topic: str, value: bytes, *, seconds: float = 30.0, **more: str) -> KafkaError | None:
+def send(
+    bootstrap: str, topic: str, value: bytes, *, seconds: float = 30.0, settings: dict[str, str] | None = None
+) -> KafkaError | None:
     """Return what the broker said, or None when it has the message."""
     told: list[KafkaError | None] = []
-    settings = {"bootstrap.servers": bootstrap, "acks": "all", "message.timeout.ms": int(seconds * 1000), **more}
-    producer = Producer(settings)
+    timeout = {"acks": "all", "message.timeout.ms": int(seconds * 1000)}
+    producer = Producer({"bootstrap.servers": bootstrap, **timeout, **(settings or {})})
     producer.produce(topic, value, key=b"k", headers=HEADERS, on_delivery=lambda error, _: told.append(error))
     producer.flush(seconds + 10)
     assert len(told) == 1
@@ -204,6 +210,41 @@ def test_three_nodes_survive_the_loss_of_one(folder: Path) -> None:
         cluster.start()
         assert all(node.pid for node in cluster.nodes)
         assert values(cluster.bootstrap, topic, 2)[:2] == [b"1", b"2"]
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-512"])
+def test_a_secured_cluster_lets_in_who_has_the_password(secured: KafkaCluster, mechanism: str) -> None:
+    right = {
+        "security.protocol": "SASL_SSL",
+        "ssl.ca.location": str(secured.ca_file),
+        "sasl.mechanism": mechanism,
+        "sasl.username": secured.user,
+        "sasl.password": secured.password,
+    }
+    topic = new_topic(secured.bootstrap, **right)
+    assert send(secured.bootstrap, topic, b"1", settings=right) is None
+    assert values(secured.bootstrap, topic, 1, **right) == [b"1"]
+    all_wrong: list[dict[str, str]] = [
+        right | {"sasl.password": "not the password"},
+        right | {"sasl.username": "nobody"},
+        {name: value for name, value in right.items() if name != "ssl.ca.location"},
+        {"security.protocol": "SSL", "ssl.ca.location": str(secured.ca_file)},
+        {},
+    ]
+    for wrong in all_wrong:
+        assert send(secured.bootstrap, topic, b"2", seconds=2, settings=wrong) is not None
+    assert send(secured.bootstrap, topic, b"3", settings=right) is None
+    assert values(secured.bootstrap, topic, 2, **right) == [b"1", b"3"]
+
+
+def test_secrets_differ_from_start_to_start_and_stay_private(secured: KafkaCluster, cluster: KafkaCluster) -> None:
+    assert len(secured.password) >= 32
+    assert secured.password not in repr(secured)
+    for file in secured.ca_file.parent.parent.rglob("*"):
+        if file.is_file() and secured.password.encode() in file.read_bytes():
+            assert file.stat().st_mode & 0o077 == 0, file
+    with pytest.raises(RuntimeError, match="security='sasl_ssl'"):
+        _ = cluster.password
 
 
 def test_a_broker_that_was_named_is_used_and_left_alone(cluster: KafkaCluster, monkeypatch: pytest.MonkeyPatch) -> None:
