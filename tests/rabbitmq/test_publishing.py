@@ -13,7 +13,9 @@ from tests.rabbitmq.trial import ACKNOWLEDGED, FOR_GOOD, FOR_NOW, Trial, envelop
 async def test_a_plain_consumer_sees_an_ordinary_message(trial: Trial) -> None:
     topic = name()
     queue = await trial.queue(topic)
-    sent = Envelope(uuid7(), topic, "k\u00e4se", b"\x00\xff", "application/avro", {"traceparent": "00-1", "raw": "\udcff"})
+    sent = Envelope(
+        uuid7(), topic, "k\u00e4se", b"\x00\xff", "application/avro", {"traceparent": "00-1", "raw": "\udcff"}
+    )
 
     receipts = await (await trial.publisher()).publish([sent])
     message = await (await (await trial.channel()).get_queue(queue)).get(no_ack=True)
@@ -128,7 +130,7 @@ async def test_a_full_queue_holds_back_the_key(trial: Trial) -> None:
 
 
 @pytest.mark.parametrize(
-    ("headers", "said"),
+    "headers, said",
     [
         ({"x" * 129: ""}, "longer than 128 bytes"),
         ({"amqp-priority": "high"}, "from 0 to 255"),
@@ -149,7 +151,9 @@ async def test_a_message_that_amqp_cannot_carry_fails_alone_and_for_good(
     publisher = await trial.publisher()
 
     for _ in range(2):
-        receipts = await publisher.publish([envelope(topic, "k", b"1"), bad, envelope(topic, "k", b"2"), envelope(topic)])
+        receipts = await publisher.publish(
+            [envelope(topic, "k", b"1"), bad, envelope(topic, "k", b"2"), envelope(topic)]
+        )
         assert verdicts(receipts) == [ACKNOWLEDGED, FOR_GOOD, ACKNOWLEDGED, ACKNOWLEDGED]
         assert said in receipts[1].reason
 

@@ -1,49 +1,258 @@
 """Receiving: from our own queue and from those of others, on a real broker."""
 
-import asyncio
 from datetime import UTC, datetime
+from decimal import Decimal
 
-import aio_pika
 import pytest
 
-from scoop_outbox.broker.protocol import Delivery, Feature
+from scoop_outbox.broker.protocol import Feature, Subscription
 from scoop_outbox.errors import BrokerError
 from scoop_outbox.headers import octets
-from tests.rabbitmq.trial import Trial, envelope, name, received
+from tests.rabbitmq.trial import Trial, envelope, name, publish_plainly, received
 from tests.waiting import until
 
 
-async def depth(trial: Trial, queue: str) -> int:
-    """How many messages nobody holds."""
+async def unheld(trial: Trial, queue: str) -> int:
+    """How many messages of a queue nobody holds."""
     declared = await (await trial.channel()).declare_queue(queue, passive=True)
     return declared.declaration_result.message_count or 0
 
 
-async def test_a_plain_message_has_an_identity_of_its_own(trial: Trial) -> None:
+async def test_a_plain_message_is_known_again_by_its_id(trial: Trial) -> None:
     topic, group = name(), name("group")
     await trial.create(group, topic)
-    exchange = await (await trial.channel()).get_exchange("amq.topic")
-    # Without the client's own invention of an id, as other clients publish.
-    raw = await trial.channel()
-    consumer = await trial.consumer(group, topic)
-    underlay = await raw.get_underlay_channel()
 
-    async def publish(body: bytes, message_id: str | None = None, app: str | None = None) -> None:
-        properties = aio_pika.Message(body, message_id=message_id, app_id=app, content_type="text/plain").properties
-        if message_id is None:
-            properties.message_id = "\0"
-        await underlay.basic_publish(body, exchange=exchange.name, routing_key=topic, properties=properties)
-
-    for body, message_id, app in [
-        (b"1", "m", "shop"),
-        (b"2", "m", "shop"),
-        (b"1", "m", "till"),
-        (b"1", "n", "shop"),
-    ]:
-        await publish(body, message_id, app)
-    one, two, three, four = await received(consumer, 4)
+    for body, message_id, app in [(b"1", "m", "shop"), (b"2", "m", "shop"), (b"1", "m", "till"), (b"1", "n", "shop")]:
+        await publish_plainly(
+            trial, "amq.topic", topic, body, message_id=message_id, app_id=app, content_type="text/plain"
+        )
+    one, two, three, four = await received(await trial.consumer(group, topic), 4)
 
     assert one.envelope.id == two.envelope.id
     assert len({one.envelope.id, three.envelope.id, four.envelope.id}) == 3
-    assert (one.defect, one.envelope.key, one.envelope.content_type) == (None, None, "text/plain")
-    assert one.envelope.headers["amqp-message-id"] == "m"
+    assert (one.defect, one.envelope.topic, one.envelope.key) == (None, topic, None)
+    assert one.envelope.content_type == "text/plain"
+    assert one.envelope.headers == {"amqp-message-id": "m", "amqp-app-id": "shop"}
+
+
+@pytest.mark.parametrize("identity, ids", [("content", 3), ("delivery", 5)])
+async def test_a_message_without_an_id_is_what_it_says(trial: Trial, identity: str, ids: int) -> None:
+    topic, group = name(), name("group")
+    await trial.create(group, topic)
+
+    for body, headers in [(b"1", {}), (b"1", {}), (b"2", {}), (b"1", {"a": "b"}), (b"1", {})]:
+        await publish_plainly(trial, "amq.topic", topic, body, headers=headers)
+    came = await received(await trial.consumer(group, topic, identity=identity), 5)
+
+    assert len({one.envelope.id for one in came}) == ids
+
+
+async def test_a_redelivery_of_a_message_without_an_id_is_the_same(trial: Trial) -> None:
+    topic, group = name(), name("group")
+    await trial.create(group, topic)
+    await publish_plainly(trial, "amq.topic", topic, b"1", timestamp=datetime(2026, 1, 2, tzinfo=UTC))
+
+    first = await trial.consumer(group, topic)
+    (one,) = await received(first, 1)
+    await first.close()
+    (two,) = await received(await trial.consumer(group, topic), 1)
+
+    assert two.envelope.headers["x-delivery-count"] == "1", "it is a redelivery"
+    assert one.envelope.id == two.envelope.id
+
+
+@pytest.mark.parametrize("prefix", ["ce_", "cloudEvents:", "cloudEvents_"])
+async def test_a_cloud_event_is_known_by_its_id_and_source(trial: Trial, prefix: str) -> None:
+    topic, group = name(), name("group")
+    await trial.create(group, topic)
+
+    for body, source in [(b"1", "/a"), (b"2", "/a"), (b"3", "/b")]:
+        headers = {f"{prefix}id": "7", f"{prefix}source": source}
+        await publish_plainly(trial, "amq.topic", topic, body, headers=headers)
+    one, two, three = await received(await trial.consumer(group, topic), 3)
+
+    assert one.envelope.id == two.envelope.id != three.envelope.id
+
+
+async def test_values_of_all_types_become_text(trial: Trial) -> None:
+    topic, group = name(), name("group")
+    await trial.create(group, topic)
+    headers = {
+        "text": "\u00e4",
+        "bytes": bytearray(b"\xff\x00"),
+        "whole": 7,
+        "half": 0.5,
+        "exact": Decimal("1.25"),
+        "true": True,
+        "none": None,
+        "time": datetime(2026, 1, 2, tzinfo=UTC),
+        "table": {"a": [1, "b"]},
+    }
+
+    await publish_plainly(trial, "amq.topic", topic, b"", headers=headers, priority=3, reply_to="r")
+    (came,) = await received(await trial.consumer(group, topic), 1)
+
+    assert came.envelope.headers == {
+        "text": "\u00e4",
+        "bytes": "\udcff\0",
+        "whole": "7",
+        "half": "0.5",
+        "exact": "1.25",
+        "true": "true",
+        "none": "",
+        "time": "2026-01-02T00:00:00+00:00",
+        "table": '{"a":[1,"b"]}',
+        "amqp-priority": "3",
+        "amqp-reply-to": "r",
+    }
+
+
+async def test_bodies_keys_and_headers_come_byte_for_byte(trial: Trial) -> None:
+    topic, group = name(), name("group")
+    await trial.create(group, topic)
+    everything = bytes(range(256)) * 2000
+    sent = [
+        envelope(topic, "\\xff00", everything, raw="\udcff\udc80", long="x" * 50_000, empty=""),
+        envelope(topic, "", b""),
+    ]
+    consumer = await trial.consumer(group, topic)
+
+    await (await trial.publisher()).publish(sent)
+    came = [one.envelope for one in await received(consumer, 2)]
+
+    assert {one.id: (one.key, one.body) for one in came} == {one.id: (one.key, one.body) for one in sent}
+    (first,) = [one for one in came if one.id == sent[0].id]
+    assert first.headers == {**sent[0].headers, "scoop-id": str(sent[0].id)}
+    assert octets(first.headers["raw"]) == b"\xff\x80"
+
+
+async def test_a_wildcard_is_a_topic(trial: Trial) -> None:
+    stem, group = name(), name("group")
+    pattern, other = f"{stem}.*.eu", f"{stem}.literal"
+    await trial.create(group, pattern, other)
+    consumer = await trial.consumer(group, pattern, other)
+
+    await (await trial.publisher()).publish([envelope(f"{stem}.created.eu"), envelope(other)])
+    first, second = sorted(await received(consumer, 2), key=lambda one: one.envelope.topic == other)
+
+    assert (first.envelope.topic, first.defect) == (pattern, None)
+    assert first.envelope.headers["amqp-routing-key"] == f"{stem}.created.eu"
+    assert (second.envelope.topic, "amqp-routing-key" in second.envelope.headers) == (other, False)
+
+
+async def test_what_nobody_asked_for_has_a_defect(trial: Trial) -> None:
+    topic, group = name(), name("group")
+    await trial.create(group, f"{topic}.#")
+    await publish_plainly(trial, "amq.topic", f"{topic}.more", b"1")
+
+    (came,) = await received(await trial.consumer(group, f"{topic}.some"), 1)
+
+    assert came.envelope.body == b"1"
+    assert came.defect is not None
+    assert f"exchange 'amq.topic' with routing key '{topic}.more'" in came.defect
+
+
+async def test_a_topic_comes_from_an_existing_queue(trial: Trial) -> None:
+    theirs = await trial.queue("whatever.comes")
+    consumer = await trial.consumer(name("group"), "orders", queue__orders=theirs)
+    await publish_plainly(trial, "", theirs, b"1")
+
+    (came,) = await received(consumer, 1)
+    await consumer.acknowledge([came])
+
+    assert (came.envelope.topic, came.defect) == ("orders", None)
+    assert (came.envelope.headers["amqp-exchange"], came.envelope.headers["amqp-routing-key"]) == ("", theirs)
+
+
+async def test_acknowledged_in_the_order_received_and_the_rest_comes_again(trial: Trial) -> None:
+    topic, group = name(), name("group")
+    await trial.create(group, topic)
+    sent = [envelope(topic, body=b"%d" % number) for number in range(20)]
+    await (await trial.publisher()).publish(sent)
+
+    first = await trial.consumer(group, topic)
+    came = await received(first, 20)
+    await first.acknowledge(came[:7])
+    await first.close()
+    rest = await received(await trial.consumer(group, topic), 13)
+
+    assert [one.envelope.id for one in came] == [one.id for one in sent]
+    assert [one.envelope.id for one in rest] == [one.id for one in sent[7:]]
+
+
+async def test_no_more_is_held_than_prefetch_says(trial: Trial) -> None:
+    topic, group = name(), name("group")
+    await trial.create(group, topic)
+    await (await trial.publisher()).publish([envelope(topic) for _ in range(30)])
+    consumer = await trial.consumer(group, topic, prefetch=10)
+
+    came = await received(consumer, 10)
+    assert await unheld(trial, group) == 20
+    assert await consumer.receive(100, 0.2) == []
+    await consumer.acknowledge(came)
+
+    assert len(await received(consumer, 10)) == 10
+
+
+async def test_what_was_sent_before_a_pause_still_comes_and_nothing_else(trial: Trial) -> None:
+    topic, group = name(), name("group")
+    await trial.create(group, topic)
+    publisher = await trial.publisher()
+    await publisher.publish([envelope(topic) for _ in range(10)])
+    consumer = await trial.consumer(group, topic, prefetch=100)
+    came = list(await consumer.receive(4, 5))
+    await until(lambda: len(consumer._arrived) == 10 - len(came))
+
+    await consumer.pause()
+    await publisher.publish([envelope(topic) for _ in range(5)])
+    came += await received(consumer, 10 - len(came))
+    assert await consumer.receive(100, 0.2) == []
+    assert await unheld(trial, group) == 5
+    await consumer.acknowledge(came)
+    await consumer.resume()
+    later = await received(consumer, 5)
+
+    assert all("x-delivery-count" not in one.envelope.headers for one in (*came, *later)), "nothing was requeued"
+
+
+async def test_a_single_active_consumer_keeps_its_place_while_it_is_paused(trial: Trial) -> None:
+    topic, group = name(), name("group")
+    single = {"queue.single-active-consumer": "true"}
+    assert Feature.ORDER_PER_KEY in trial.broker(**single).features
+    assert Feature.ORDER_PER_KEY not in trial.broker().features
+    await trial.create(group, topic, **single)
+    publisher = await trial.publisher()
+    one, two = await trial.consumer(group, topic, **single), await trial.consumer(group, topic, **single)
+    await publisher.publish([envelope(topic, body=b"0")])
+    await one.acknowledge(await received(one, 1))
+    assert await two.receive(1, 0.2) == []
+
+    await one.pause()
+    await publisher.publish([envelope(topic, body=b"%d" % number) for number in range(1, 5)])
+    assert await one.receive(10, 0.3) == []
+    assert await two.receive(10, 0.3) == []
+    await one.close()
+
+    assert [delivery.envelope.body for delivery in await received(two, 4)] == [b"1", b"2", b"3", b"4"]
+
+
+async def test_the_queue_is_deleted_under_a_consumer_and_comes_back(trial: Trial) -> None:
+    topic, group = name(), name("group")
+    await trial.create(group, topic)
+    consumer = await trial.consumer(group, topic)
+    assert await consumer.receive(1, 0.3) == []
+
+    await (await trial.channel()).queue_delete(group)
+    with pytest.raises(BrokerError, match=f"no queue '{group}' for {topic}.*topology apply"):
+        await received(consumer, 1)
+    assert consumer.trouble is not None
+    await trial.create(group, topic)
+    await (await trial.publisher()).publish([envelope(topic)])
+
+    await until(lambda: consumer.trouble is None)
+    assert len(await received(consumer, 1)) == 1
+
+
+async def test_a_start_that_no_queue_has_is_refused(trial: Trial) -> None:
+    with pytest.raises(BrokerError, match="means nothing to RabbitMQ"):
+        await trial.broker().consumer(Subscription("s", "g", ("t",), "latest"))

@@ -1,13 +1,13 @@
 """Topics, exchanges and routing keys."""
 
 import pytest
+from scoop_outbox_rabbitmq.route import Route, route, routes
 
 from scoop_outbox.errors import BrokerError
-from scoop_outbox_rabbitmq.route import Route, route, routes
 
 
 @pytest.mark.parametrize(
-    ("topic", "exchange", "key"),
+    "topic, exchange, key",
     [
         ("orders.created", "main", "orders.created"),
         ("shop/orders.created", "shop", "orders.created"),
@@ -30,7 +30,7 @@ def test_an_exchange_that_is_no_text_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "key", "expected"),
+    "pattern, key, expected",
     [
         ("a.b", "a.b", True),
         ("a.b", "a.c", False),

@@ -1,10 +1,10 @@
 """URL and settings: what they mean, and what is said of those that mean nothing."""
 
 import pytest
-
-from scoop_outbox.errors import BrokerError
 from scoop_outbox_rabbitmq import open_broker
 from scoop_outbox_rabbitmq.settings import read_settings
+
+from scoop_outbox.errors import BrokerError
 
 
 def test_a_url_says_hosts_user_password_vhost_and_settings() -> None:
@@ -42,7 +42,7 @@ def test_settings_come_on_top_of_the_url() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    "name, value, said",
     [
         ("prefech", 1, "known are .*prefetch"),
         ("queue.", "q", "known are"),

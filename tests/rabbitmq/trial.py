@@ -7,13 +7,16 @@ from typing import Any, Self
 
 import aio_pika
 from aio_pika.abc import AbstractChannel
-from aiormq.abc import FieldTable
-
-from scoop_outbox.broker.protocol import Delivery, Receipt, Subscription, Verdict
-from scoop_outbox.message import BYTES, Envelope, uuid7
+from aiormq.abc import ChannelFrame, FieldTable
+from pamqp import commands
+from pamqp.body import ContentBody
+from pamqp.header import ContentHeader
 from scoop_outbox_rabbitmq import RabbitBroker, open_broker
 from scoop_outbox_rabbitmq.consumer import RabbitConsumer
 from scoop_outbox_rabbitmq.publisher import RabbitPublisher
+
+from scoop_outbox.broker.protocol import Delivery, Receipt, Subscription, Verdict
+from scoop_outbox.message import BYTES, Envelope, uuid7
 
 ACKNOWLEDGED, FOR_NOW, FOR_GOOD = Verdict.ACKNOWLEDGED, Verdict.FAILED_FOR_NOW, Verdict.FAILED_FOR_GOOD
 
@@ -99,3 +102,14 @@ async def received(consumer: RabbitConsumer, count: int) -> list[Delivery]:
         came += await consumer.receive(500, 0.5)
     assert len(came) == count, [one.position for one in came]
     return came
+
+
+async def publish_plainly(trial: Trial, exchange: str, key: str, body: bytes, **properties: Any) -> None:
+    """Publish as clients do that invent nothing: without a message_id unless there is one."""
+    channel = await (await trial.channel()).get_underlay_channel()
+    publish = commands.Basic.Publish(exchange=exchange, routing_key=key)
+    header = ContentHeader(body_size=len(body), properties=commands.Basic.Properties(**properties))
+    frames = ChannelFrame.marshall(channel.number, [publish, header, *([ContentBody(body)] if body else [])])
+    await channel.write_queue.put(frames)
+    # Answered behind it.
+    await channel.basic_qos(prefetch_count=1)

@@ -32,7 +32,7 @@ from scoop_outbox_rabbitmq.settings import Settings
 REFUSED = (ChannelAccessRefused, ChannelNotFoundEntity, ChannelLockedResource, ChannelPreconditionFailed)
 """With one of these the broker closes a channel because of what was asked on it."""
 
-_CLOSING = 3.0
+_CLOSING = 2.0
 _FORBIDDEN = 403
 _NO_EARLIER_LIMIT = 4
 
@@ -201,6 +201,8 @@ def _refusal(error: BaseException, settings: Settings, where: str) -> BrokerErro
 
 def explain(error: BaseException) -> str:
     """Return what a broker or the client said of a lost channel or connection, in one line."""
+    if isinstance(error, asyncio.CancelledError):
+        return "the broker has been silent for too long"  # the client gives up so
     if isinstance(error, AMQPConnectionError | AMQPError) and error.args:
         return " ".join(str(part) for part in error.args if part not in (None, ""))
     return _reason(error)

@@ -34,7 +34,7 @@ from scoop_outbox_rabbitmq.settings import Settings
 
 log = logging.getLogger(__name__)
 
-ANSWER_WITHIN = 9.0
+ANSWER_WITHIN = 8.0
 WINDOW = 500
 
 _SILENT = "the broker has not answered in time; rabbitmqctl status shows whether it is short of memory or disk"

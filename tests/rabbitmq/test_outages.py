@@ -1,0 +1,148 @@
+"""A broker that dies, is restarted, freezes or is not there costs time and nothing else."""
+
+import asyncio
+import time
+
+import pytest
+
+from scoop_outbox.broker.protocol import Subscription
+from scoop_outbox.message import Envelope
+from scoop_outbox.testing.rabbitmq import RabbitServer
+from tests.rabbitmq.trial import ACKNOWLEDGED, FOR_GOOD, FOR_NOW, Trial, envelope, name, received, verdicts
+from tests.waiting import until
+
+# RabbitMQ 3.10 loses the leader of a quorum queue that it has had for less than half a minute when it is killed.
+
+
+async def test_killed_in_the_middle_and_started_again_nothing_acknowledged_is_lost(
+    server: RabbitServer, own_trial: Trial
+) -> None:
+    topic = name()
+    queue = await own_trial.queue(topic)
+    publisher, consumer = await own_trial.publisher(), await own_trial.consumer(queue, topic)
+    acknowledged: list[Envelope] = []
+    came: dict[str, bytes] = {}
+    refused = ending = False
+
+    async def publish() -> None:
+        nonlocal refused
+        number = 0
+        while not ending:
+            batch = [envelope(topic, f"k{number % 3}", b"%d" % number) for number in range(number, number + 50)]
+            while batch:
+                receipts = await publisher.publish(batch)
+                assert FOR_GOOD not in verdicts(receipts), receipts
+                refused = refused or FOR_NOW in verdicts(receipts)
+                acknowledged.extend(
+                    one for one, said in zip(batch, receipts, strict=True) if said.verdict is ACKNOWLEDGED
+                )
+                batch = [one for one, said in zip(batch, receipts, strict=True) if said.verdict is FOR_NOW]
+                if batch:
+                    await asyncio.sleep(0.05)
+            number += 50
+
+    async def consume() -> None:
+        while True:
+            some = await consumer.receive(100, 0.2)
+            for one in some:
+                came.setdefault(str(one.envelope.id), one.envelope.body)
+            await consumer.acknowledge(some)
+
+    publishing, consuming = asyncio.create_task(publish()), asyncio.create_task(consume())
+    await until(lambda: len(came) > 300)
+    await asyncio.to_thread(server.kill)
+    await until(lambda: refused)
+    await until(lambda: consumer.trouble)
+    await asyncio.to_thread(server.start)
+    count = len(came) + 300
+    await until(lambda: len(came) > count, 30)
+    ending = True
+    await publishing
+    await until(lambda: {str(one.id) for one in acknowledged} <= set(came), 30)
+    consuming.cancel()
+    await asyncio.wait((consuming,))
+
+    assert consumer.trouble is None
+    # The first arrival of each counts: what the dying broker has not confirmed may have come twice.
+    numbers = [int(body) for body in came.values()]
+    for key in range(3):
+        mine = [number for number in numbers if number % 3 == key]
+        assert mine == sorted(mine)
+
+
+async def test_a_frozen_broker_is_given_up_in_time_and_found_again(server: RabbitServer, own_trial: Trial) -> None:
+    topic = name()
+    queue = await own_trial.queue(topic)
+    publisher = await own_trial.publisher()
+    consumer = await own_trial.consumer(queue, topic, heartbeat=2)
+    batch = [envelope(topic, "k", b"%d" % number) for number in range(20)]
+    await publisher.publish(batch[:10])
+    first = await received(consumer, 10)
+
+    server.freeze()
+    try:
+        began = time.monotonic()
+        receipts = await publisher.publish(batch[10:])
+        took = time.monotonic() - began
+        await until(lambda: consumer.trouble)
+        await consumer.acknowledge(first)
+    finally:
+        server.thaw()
+    again = await publisher.publish(batch[10:])
+    await until(lambda: consumer.trouble is None, 20)
+    ids = set()
+    while len(ids) < 20:
+        some = await consumer.receive(100, 5)
+        assert some
+        ids |= {one.envelope.id for one in some}
+        await consumer.acknowledge(some)
+
+    assert verdicts(receipts) == [FOR_NOW] * 10
+    assert took < 10.5
+    assert "has not answered" in receipts[0].reason
+    assert verdicts(again) == [ACKNOWLEDGED] * 10
+    assert ids == {one.id for one in batch}
+
+
+async def test_nobody_there_is_no_error_but_trouble(unused_tcp_port: int) -> None:
+    async with Trial(f"amqp://me:secret@127.0.0.1:{unused_tcp_port},127.0.0.2:{unused_tcp_port}/") as trial:
+        publisher, consumer = await trial.publisher(), await trial.consumer("q", "t")
+
+        receipts = await publisher.publish([envelope("t")])
+        assert await consumer.receive(1, 0.5) == []
+        await trial.broker().check(Subscription("s", "q", ("t",)))
+
+        assert verdicts(receipts) == [FOR_NOW]
+        for text in (receipts[0].reason, consumer.trouble or ""):
+            assert "127.0.0.1" in text
+            assert "127.0.0.2" in text
+            assert "secret" not in text
+
+
+async def test_the_next_host_is_tried(trial: Trial, unused_tcp_port: int) -> None:
+    topic = name()
+    await trial.queue(topic)
+    url = trial.url.replace("@", f"@127.0.0.1:{unused_tcp_port},")
+    async with Trial(url) as other:
+        assert verdicts(await (await other.publisher()).publish([envelope(topic)])) == [ACKNOWLEDGED]
+
+
+@pytest.mark.parametrize("paused", [False, True])
+async def test_acknowledging_after_the_connection_was_lost_is_passed_over(trial: Trial, paused: bool) -> None:
+    topic, group = name(), name("group")
+    await trial.create(group, topic)
+    await (await trial.publisher()).publish([envelope(topic), envelope(topic)])
+    consumer = await trial.consumer(group, topic)
+    came = await received(consumer, 2)
+
+    if paused:
+        await consumer.pause()
+    consumer._lose()
+    await until(lambda: consumer._channel is not came[0].tag.channel and consumer.trouble is None)
+    await consumer.acknowledge(came)
+    if paused:
+        assert await consumer.receive(2, 0.2) == []
+        await consumer.resume()
+
+    again = await received(consumer, 2)
+    assert [one.envelope.id for one in again] == [one.envelope.id for one in came]
