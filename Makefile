@@ -4,15 +4,18 @@ PYTHON ?= python3
 VENV ?= .venv
 # Passed on to pytest, the demonstration or the benchmarks.
 ARGS ?=
-# Worker processes of pytest; each starts a server of its own.
+# Worker processes of pytest; each starts a Postgres of its own, and all share one broker of each kind.
 WORKERS ?= 2
 # The URL of a broker for the demonstration; without it, Postgres carries the messages.
 BROKER ?=
 
+# Where Kafka is kept once it was fetched.
+export SCOOP_OUTBOX_CACHE ?= $(CURDIR)/.cache
+
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types check bench clean
+.PHONY: help venv demo servers test lint types check bench clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -43,7 +46,12 @@ venv: $(VENV)/.installed-dev ## Create .venv with everything for development
 demo: $(VENV)/.installed-demo ## Run the demonstration (BROKER=kafka://host:9092, ARGS=...)
 	@$(BIN)/scoop-outbox demo $(if $(BROKER),--broker '$(BROKER)') $(ARGS)
 
-test: $(VENV)/.installed-dev ## Run the tests (ARGS="-k name", WORKERS=auto)
+# Tests that find no server say so themselves, and what to install.
+servers:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  .ci/install-servers rabbitmq-server || echo "RabbitMQ could not be installed." >&2; fi
+
+test: $(VENV)/.installed-dev servers ## Run the tests (ARGS="-k name", WORKERS=auto)
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 lint: $(VENV)/.installed-dev ## Check style, formatting and the direction of imports
@@ -60,6 +68,6 @@ bench: $(VENV)/.installed-dev ## Run the benchmarks (ARGS=...)
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## Remove what the other targets have made
-	rm -rf $(VENV) build dist .coverage htmlcov
+	rm -rf $(VENV) .cache build dist .coverage htmlcov
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
