@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import uuid
 
 import pytest
 
@@ -90,7 +91,7 @@ async def test_a_frozen_broker_is_given_up_in_time_and_found_again(server: Rabbi
         server.thaw()
     again = await publisher.publish(batch[10:])
     await until(lambda: consumer.trouble is None, 20)
-    ids = set()
+    ids: set[uuid.UUID] = set()
     while len(ids) < 20:
         some = await consumer.receive(100, 5)
         assert some

@@ -8,6 +8,7 @@ from typing import Any, Self
 import aio_pika
 from aio_pika.abc import AbstractChannel
 from aiormq.abc import ChannelFrame, FieldTable
+from aiormq.channel import Channel
 from pamqp import commands
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
@@ -110,6 +111,7 @@ async def publish_plainly(trial: Trial, exchange: str, key: str, body: bytes, **
     publish = commands.Basic.Publish(exchange=exchange, routing_key=key)
     header = ContentHeader(body_size=len(body), properties=commands.Basic.Properties(**properties))
     frames = ChannelFrame.marshall(channel.number, [publish, header, *([ContentBody(body)] if body else [])])
+    assert isinstance(channel, Channel)
     await channel.write_queue.put(frames)
     # Answered behind it.
     await channel.basic_qos(prefetch_count=1)

@@ -145,7 +145,7 @@ async def open_link(settings: Settings, name: str) -> Link:
             refusal = _refusal(error, settings, where)
             if refusal is not None:
                 raise refusal from None
-            reasons.append(f"{where}: {_reason(error)}")
+            reasons.append(f"{where}: {_reason(error)}{_hint(error, settings)}")
         except BaseException:
             await close(link)
             raise
@@ -166,6 +166,13 @@ def _reason(error: BaseException) -> str:
         return "no answer in time"
     text = str(error.__cause__ or error)
     return text or type(error).__name__
+
+
+def _hint(error: BaseException, settings: Settings) -> str:
+    if isinstance(error.__cause__, ConnectionResetError) and settings.secure and settings.certfile is None:
+        # What the broker says of that is often lost with the connection.
+        return ", perhaps because it asks for a certificate: settings certfile and keyfile"
+    return ""
 
 
 def _refusal(error: BaseException, settings: Settings, where: str) -> BrokerError | None:

@@ -1,0 +1,68 @@
+"""TLS: whom the adapter trusts, and whom the broker lets in."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from scoop_outbox.broker.protocol import Subscription
+from scoop_outbox.errors import BrokerError
+from scoop_outbox.testing.rabbitmq import RabbitServer, start_rabbitmq
+from tests.rabbitmq.trial import ACKNOWLEDGED, Trial, envelope, name, received, verdicts
+
+SUBSCRIPTION = Subscription("s", "q", ("t",))
+
+
+@pytest.fixture(scope="module")
+def secured(rabbitmq_installed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
+    with start_rabbitmq(tmp_path_factory.mktemp("tls"), client_certificate=True) as server:
+        yield server
+
+
+async def test_tls_with_our_own_authority_and_a_client_certificate(secured: RabbitServer) -> None:
+    files = {"cafile": secured.ca_file, "certfile": secured.client_cert_file, "keyfile": secured.client_key_file}
+    topic, group = name(), name("group")
+    async with Trial(secured.url) as trial:
+        await trial.create(group, topic, **files)
+        consumer = await trial.consumer(group, topic, **files)
+        receipts = await (await trial.publisher(**files)).publish([envelope(topic, body=b"x" * 100_000)])
+        (came,) = await received(consumer, 1)
+        await consumer.acknowledge([came])
+
+    assert verdicts(receipts) == [ACKNOWLEDGED]
+    assert len(came.envelope.body) == 100_000
+
+
+async def test_an_authority_that_is_not_trusted_is_refused(secured: RabbitServer) -> None:
+    async with Trial(secured.url) as trial:
+        with pytest.raises(BrokerError, match=r"not trusted.*cafile"):
+            await trial.broker().check(SUBSCRIPTION)
+
+
+async def test_a_missing_client_certificate_is_said(secured: RabbitServer) -> None:
+    async with Trial(secured.url) as trial:
+        consumer = await trial.consumer("q", "t", cafile=secured.ca_file)
+        with suppress(BrokerError):
+            assert await consumer.receive(1, 1) == []
+
+        assert "certfile and keyfile" in (consumer.trouble or "")
+
+
+async def test_tls_on_a_plain_port_is_refused(rabbitmq_url: str) -> None:
+    async with Trial(rabbitmq_url.replace("amqp:", "amqps:")) as trial:
+        with pytest.raises(BrokerError, match="its TLS port"):
+            await trial.broker().check(SUBSCRIPTION)
+
+
+async def test_an_unknown_way_to_authenticate_is_said(trial: Trial) -> None:
+    with pytest.raises(BrokerError, match="auth is plain or external"):
+        await trial.broker(auth="external").check(SUBSCRIPTION)
+
+
+def test_a_key_that_is_none_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "no.pem"
+    file.write_text("no key", encoding="ascii")
+
+    with pytest.raises(BrokerError, match="PEM"):
+        Trial("amqps://h/").broker(certfile=file, keyfile=file)
