@@ -126,6 +126,23 @@ async def test_bodies_keys_and_headers_come_byte_for_byte(trial: Trial) -> None:
     assert octets(first.headers["raw"]) == b"\xff\x80"
 
 
+async def test_a_message_that_no_client_can_decode_comes_with_a_defect(trial: Trial) -> None:
+    topic, group = name(), name("group")
+    await trial.create(group, topic)
+    for headers in ({"plain": "1"}, {"\u00e4": "2"}, {"plain": "3"}):
+        # The same length, and no UTF-8 any more.
+        await publish_plainly(trial, "amq.topic", topic, b"x", spoil=("\u00e4".encode(), b"\xff\xff"), headers=headers)
+    consumer = await trial.consumer(group, topic)
+
+    before, bad, after = await received(consumer, 3)
+    await consumer.acknowledge([before, bad, after])
+
+    assert (before.defect, after.defect) == (None, None)
+    assert bad.defect == "its AMQP properties or headers cannot be decoded"
+    assert (bad.envelope.topic, bad.envelope.body) == (topic, b"x")
+    assert b"\xff\xff" in octets(bad.envelope.headers["amqp-unreadable-properties"])
+
+
 async def test_a_wildcard_is_a_topic(trial: Trial) -> None:
     stem, group = name(), name("group")
     pattern, other = f"{stem}.*.eu", f"{stem}.literal"

@@ -1,8 +1,10 @@
 """URL and settings: what they mean, and what is said of those that mean nothing."""
 
+from pathlib import Path
+
 import pytest
 from scoop_outbox_rabbitmq import open_broker
-from scoop_outbox_rabbitmq.settings import read_settings
+from scoop_outbox_rabbitmq.settings import _ALIASES, _KNOWN, _RESERVED, read_settings
 
 from scoop_outbox.errors import BrokerError
 
@@ -85,3 +87,9 @@ def test_nothing_shows_the_password() -> None:
 def test_a_missing_certificate_is_named() -> None:
     with pytest.raises(BrokerError, match=r"cafile names /nowhere/ca\.pem"):
         open_broker("amqps://h/?cafile=/nowhere/ca.pem", {})
+
+
+def test_every_setting_is_explained() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "rabbitmq.md").read_text(encoding="utf-8")
+
+    assert {name for name in (*_KNOWN, *_ALIASES, *_RESERVED) if f"`{name}`" not in text} == set()

@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any, Self
 
 import aio_pika
@@ -105,12 +106,19 @@ async def received(consumer: RabbitConsumer, count: int) -> list[Delivery]:
     return came
 
 
-async def publish_plainly(trial: Trial, exchange: str, key: str, body: bytes, **properties: Any) -> None:
-    """Publish as clients do that invent nothing: without a message_id unless there is one."""
+async def publish_plainly(
+    trial: Trial, exchange: str, key: str, body: bytes, spoil: tuple[bytes, bytes] = (b"", b""), **properties: Any
+) -> None:
+    """Publish as clients do that invent nothing: without a message_id unless there is one.
+
+    `spoil` replaces bytes on the wire.
+    """
     channel = await (await trial.channel()).get_underlay_channel()
     publish = commands.Basic.Publish(exchange=exchange, routing_key=key)
     header = ContentHeader(body_size=len(body), properties=commands.Basic.Properties(**properties))
     frames = ChannelFrame.marshall(channel.number, [publish, header, *([ContentBody(body)] if body else [])])
+    if spoil[0]:
+        frames = replace(frames, payload=frames.payload.replace(*spoil))
     assert isinstance(channel, Channel)
     await channel.write_queue.put(frames)
     # Answered behind it.

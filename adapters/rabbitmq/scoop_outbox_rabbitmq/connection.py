@@ -27,6 +27,7 @@ from pamqp.frame import FrameTypes
 from yarl import URL
 
 from scoop_outbox.errors import BrokerError
+from scoop_outbox_rabbitmq.frames import tolerate
 from scoop_outbox_rabbitmq.settings import Settings
 
 REFUSED = (ChannelAccessRefused, ChannelNotFoundEntity, ChannelLockedResource, ChannelPreconditionFailed)
@@ -93,6 +94,8 @@ class Link(aiormq.Connection):
             if frame.reply_code == _FORBIDDEN:
                 raise ProbableAuthenticationError(frame.reply_text)
             raise exception_by_code(frame)
+        if isinstance(frame, commands.Connection.OpenOk):
+            tolerate(frame_receiver)
         if isinstance(frame, commands.Connection.Tune):
             for name, wanted in self._limits.items():
                 offered = getattr(frame, name)

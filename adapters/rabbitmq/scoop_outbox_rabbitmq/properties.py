@@ -16,6 +16,7 @@ from scoop_outbox import headers as wire
 from scoop_outbox.broker.incoming import delivery
 from scoop_outbox.broker.protocol import Delivery
 from scoop_outbox.message import Envelope, uuid7
+from scoop_outbox_rabbitmq.frames import UNREADABLE
 from scoop_outbox_rabbitmq.route import Route
 
 KEY = "scoop-key"
@@ -153,6 +154,8 @@ def incoming(
         position=f"{queue}#{number} (published on {str(arrived)!r})",
         tag=tag,
     )
+    if UNREADABLE in table:
+        return Delivery(one.envelope, one.position, "its AMQP properties or headers cannot be decoded", tag)
     if topic is None and one.defect is None:
         defect = (
             f"queue {queue!r} got it from exchange {arrived.exchange!r} with routing key {arrived.key!r}, which no "
