@@ -6,7 +6,7 @@ VENV ?= .venv
 ARGS ?=
 # Worker processes of pytest; each starts a Postgres of its own, and all share one broker of each kind.
 WORKERS ?= 2
-# The URL of a broker for the demonstration; without it, Postgres carries the messages.
+# A broker for the demonstration: kafka or rabbitmq, which start one here, or its URL; Postgres unless given.
 BROKER ?=
 
 # Where Kafka is kept once it was fetched.
@@ -43,7 +43,13 @@ $(VENV)/.installed-demo: pyproject.toml $(VENV)/.created
 
 venv: $(VENV)/.installed-dev ## Create .venv with everything for development
 
-demo: $(VENV)/.installed-demo ## Run the demonstration (BROKER=kafka://host:9092, ARGS=...)
+ADAPTER := $(if $(filter kafka kafka://%,$(BROKER)),kafka)$(if $(filter rabbitmq amqp://% amqps://%,$(BROKER)),rabbitmq)
+
+$(VENV)/.installed-demo-%: adapters/%/pyproject.toml $(VENV)/.installed-demo
+	$(BIN)/python -m pip install --quiet --editable 'adapters/$*'
+	@touch $@
+
+demo: $(VENV)/.installed-demo $(ADAPTER:%=$(VENV)/.installed-demo-%) ## Run the demonstration (BROKER=kafka, rabbitmq or a URL, ARGS=...)
 	@$(BIN)/scoop-outbox demo $(if $(BROKER),--broker '$(BROKER)') $(ARGS)
 
 # Tests that find no server say so themselves, and what to install.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -54,7 +55,12 @@ def main() -> None:
 
 @main.command()
 @click.option("--database", metavar="URL", help="A PostgreSQL database to use; one of its own unless given.")
-@_broker
+@click.option(
+    "--broker",
+    metavar="NAME|URL",
+    envvar="SCOOP_OUTBOX_BROKER",
+    help="kafka or rabbitmq, which start one here, or the URL of one; the built-in broker unless given.",
+)
 @click.option(
     "--orders",
     metavar="FILE",
@@ -68,8 +74,14 @@ def demo(*, database: str | None, broker: str | None, orders: Path | None, count
 
     Starts a Postgres in a temporary folder, four services and a relay, and leaves nothing behind.
     A database that is given keeps what it holds: only the schema demo_shop is made anew.
+    At a broker, topics and groups get names that nobody else has.
     """
     try:
+        from scoop_outbox.demo import names
+
+        # Before the services are imported. A name alone is no broker to them.
+        names.choose(broker)
+        os.environ.pop("SCOOP_OUTBOX_BROKER", None)
         from scoop_outbox.demo.demonstration import Options, demonstrate
         from scoop_outbox.testing.postgres import PostgresNotFoundError, PostgresStartError
 

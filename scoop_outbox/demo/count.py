@@ -117,6 +117,12 @@ async def read_progress(connection: Connection) -> list[Progress]:
     return [Progress(*row) for row in await cursor.fetchall()]
 
 
+async def read_handled(connection: Connection) -> set[str]:
+    """Return the ids of all messages that services have taken in."""
+    cursor = await connection.execute("select id::text from demo_shop.message")
+    return {row[0] for row in await cursor.fetchall()}
+
+
 async def read_closing_count(
     connection: Connection, committed: Collection[str], failed: Collection[str]
 ) -> ClosingCount:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import signal
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
 from rich.console import Console
@@ -18,13 +20,16 @@ from rich.text import Text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from scoop_outbox import DistributedError, Handle, ScoopError
-from scoop_outbox.demo import runner, tables
-from scoop_outbox.demo.count import Connection, read_closing_count, read_progress
+from scoop_outbox.broker.protocol import Subscription
+from scoop_outbox.demo import names, runner, tables
+from scoop_outbox.demo.carrier import Carrier, carrier, title_of
+from scoop_outbox.demo.count import Connection, read_closing_count, read_handled, read_progress
 from scoop_outbox.demo.orders import app, place
 from scoop_outbox.demo.screen import (
     WIDTH,
     ProgressDisplay,
     open_console,
+    print_carried,
     print_closing_count,
     print_title,
     print_traceback,
@@ -49,7 +54,7 @@ class Options:
 
     Attributes:
         database: a database to use; None starts one.
-        broker: the broker's URL; None is the built-in one.
+        broker: `kafka` or `rabbitmq`, which start one, or a broker's URL; None is the built-in one.
         orders: a file of orders, one JSON object a line; None is the one that is shipped.
         count: how many of them; None is all.
         keep: whether to leave everything running at the end, until a signal comes.
@@ -120,40 +125,74 @@ async def _until_stopped(options: Options) -> int:
 async def _demonstrate(options: Options, console: Console) -> int:
     orders = read_orders(options.orders, options.count)
     # A broker that cannot be used is refused before anything has been started.
-    app.configure(broker=options.broker)
+    title = title_of(options.broker)
     async with AsyncExitStack() as stack:
         console.print(
             "[bold]scoop_outbox: orders that go through four services, and come back when one of them fails[/]"
         )
-        if options.database is None:
-            console.print("  database   a Postgres of its own, in a temporary folder")
-            url = await stack.enter_async_context(runner.postgres())
-        else:
-            url = options.database
-            console.print(f"  database   {shown(url)}, in the schema {tables.SCHEMA}")
+        through = None if title is None else await _broker(str(options.broker), title, stack, console)
+        url = await _database(options.database, stack, console)
         stack.enter_context(explained(url))
         connection = await stack.enter_async_context(await _connect(url))
         await tables.claim(connection)
         await asyncio.to_thread(tables.create, url)
-        app.configure(database=url)
+        app.configure(database=url, broker=None if through is None else through.url)
         stack.push_async_callback(app.close)
         console.print(f"  services   {', '.join(runner.SERVICES)}: a process each, and one that relays their messages")
-        processes = await stack.enter_async_context(runner.processes(url, options.broker))
+        broker = None if through is None else through.url
+        processes = await stack.enter_async_context(runner.processes(url, broker))
         console.print(f"  orders     {len(orders)}; each has its stock reserved, is paid for, and is shipped\n")
-        placed = await _follow(url, orders, connection, processes, ProgressDisplay(console, len(orders)))
+        display = ProgressDisplay(console, len(orders), title)
+        placed = await _follow(url, orders, connection, processes, through, display)
         await _tell(placed, console)
+        problems: list[str] = []
+        if title is not None and through is not None:
+            print_title(console, f"What {title} carried, counted there by a consumer that no service knows of")
+            missing = await through.onlooker.missing(await read_handled(connection))
+            print_carried(console, title, through.onlooker.counts)
+            problems += [f"message {one} was handled, but was not seen at the broker" for one in sorted(missing)]
         failed = {one.id for one in placed if one.error is not None}
         print_title(console, "The closing count, taken from the tables of all four services")
         count = await read_closing_count(connection, {one.id for one in placed} - failed, failed)
+        count = replace(count, problems=(*count.problems, *problems))
         print_closing_count(console, count)
         if options.keep:
-            console.print(f"\nEverything is left running until Ctrl-C. Look at it, in the schema {tables.SCHEMA}:")
-            # Whoever lends a database knows its password, and may not want to see it on a screen.
-            console.print(Text(f"  psql '{url if options.database is None else shown(url)}'"), soft_wrap=True)
-            while True:
-                processes.check()
-                await asyncio.sleep(0.5)
+            await _keep(url if options.database is None else shown(url), processes, console)
         return 1 if count.problems else 0
+
+
+async def _broker(broker: str, title: str, stack: AsyncExitStack, console: Console) -> Carrier:
+    named = urlsplit(broker).scheme != ""
+    if not named:
+        console.print(f"  broker     {title}: starting one, or finding the one that tests use")
+    through = await stack.enter_async_context(carrier(broker, _subscriptions()))
+    console.print(f"  broker     {title} at {through.where} carries all messages between the services", markup=False)
+    console.print(f"             created there: {through.created}, named {names.prefix()}…", markup=False)
+    return through
+
+
+def _subscriptions() -> list[Subscription]:
+    """Return what the services receive."""
+    services = [importlib.import_module(f"scoop_outbox.demo.{service}") for service in runner.SERVICES]
+    return [service.app.subscription for service in services]
+
+
+async def _database(given: str | None, stack: AsyncExitStack, console: Console) -> str:
+    if given is None:
+        console.print("  database   a Postgres of its own, in a temporary folder")
+        return await stack.enter_async_context(runner.postgres())
+    console.print(f"  database   {shown(given)}, in the schema {tables.SCHEMA}")
+    return given
+
+
+async def _keep(shown_url: str, processes: runner.Processes, console: Console) -> None:
+    """Leave everything running until a signal comes."""
+    console.print(f"\nEverything is left running until Ctrl-C. Look at it, in the schema {tables.SCHEMA}:")
+    # Whoever lends a database knows its password, and may not want to see it on a screen.
+    console.print(Text(f"  psql '{shown_url}'"), soft_wrap=True)
+    while True:
+        processes.check()
+        await asyncio.sleep(0.5)
 
 
 def read_orders(file: Path | None, count: int | None) -> list[dict[str, Any]]:
@@ -195,6 +234,7 @@ async def _follow(
     orders: Sequence[dict[str, Any]],
     connection: Connection,
     processes: runner.Processes,
+    through: Carrier | None,
     display: ProgressDisplay,
 ) -> list[Placed]:
     """See all orders through, and show meanwhile where they stand."""
@@ -204,7 +244,11 @@ async def _follow(
             while True:
                 done, _ = await asyncio.wait([seeing], timeout=0.1)
                 processes.check()
-                display.update(await read_progress(connection), last=bool(done))
+                carried = None
+                if through is not None:
+                    through.onlooker.check()
+                    carried = through.onlooker.total
+                display.update(await read_progress(connection), carried, last=bool(done))
                 if done:
                     return seeing.result()
     finally:

@@ -12,9 +12,11 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from scoop_outbox import AsyncScope, BlockingScope, Handle, Message, Scoop
+from scoop_outbox.demo.names import group, topic
 from scoop_outbox.demo.tables import SCHEMA, Mail, Order
 
-app = Scoop("orders", schema=SCHEMA)  # the database's URL comes from the environment: SCOOP_OUTBOX_DATABASE
+# The URLs of database and broker come from the environment: SCOOP_OUTBOX_DATABASE and SCOOP_OUTBOX_BROKER.
+app = Scoop("orders", schema=SCHEMA, group=group("orders"), start="earliest")
 
 
 async def place(session: AsyncSession, order: dict[str, Any]) -> Handle:
@@ -29,10 +31,10 @@ async def place(session: AsyncSession, order: dict[str, Any]) -> Handle:
         )
     )
     # In the transaction that writes the order: there will never be the one without the other.
-    return await app.launch("orders.place", order, key=order["id"], session=session)
+    return await app.launch(topic("orders.place"), order, key=order["id"], session=session)
 
 
-place_order = app.saga("place-order", on="orders.place")
+place_order = app.saga("place-order", on=topic("orders.place"))
 
 
 @place_order.step
@@ -43,7 +45,7 @@ async def reserve_stock(scope: AsyncScope, message: Message) -> None:
     for item in order["items"]:
         wanted = {"order_id": order["id"], "sku": item["sku"], "quantity": item["quantity"]}
         # Nothing is sent here. The messages are written with the step: if it fails, nobody ever hears of them.
-        scope.launch("stock.reserve", wanted)
+        scope.launch(topic("stock.reserve"), wanted)
 
 
 @reserve_stock.compensate
@@ -57,7 +59,8 @@ async def take_payment(scope: AsyncScope, message: Message) -> None:
     """Have the card charged: every item has been reserved, or we would not be here."""
     order = message.payload
     # A service is told what it needs to know, and no more.
-    scope.launch("payments.charge", {"order_id": order["id"], "card": order["card"], "amount_cents": _total(order)})
+    charge = {"order_id": order["id"], "card": order["card"], "amount_cents": _total(order)}
+    scope.launch(topic("payments.charge"), charge)
 
 
 @place_order.step
@@ -69,7 +72,7 @@ async def ship(scope: AsyncScope, message: Message) -> None:
     """
     order = message.payload
     address = order["address"]
-    scope.launch("shipping.ship", {"order_id": order["id"], "customer": order["customer"], "address": address})
+    scope.launch(topic("shipping.ship"), {"order_id": order["id"], "customer": order["customer"], "address": address})
 
 
 @place_order.step
@@ -87,7 +90,7 @@ def _total(order: dict[str, Any]) -> int:
     return sum(int(item["quantity"] * item["price_cents"]) for item in order["items"])
 
 
-notify_customer = app.saga("notify-customer", on="customers.notify")
+notify_customer = app.saga("notify-customer", on=topic("customers.notify"))
 
 
 @notify_customer.step

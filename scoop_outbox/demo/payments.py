@@ -6,16 +6,17 @@ import uuid
 from typing import Any
 
 from scoop_outbox import AsyncScope, Message, Scoop
+from scoop_outbox.demo.names import group, topic
 from scoop_outbox.demo.tables import SCHEMA
 
-app = Scoop("payments", schema=SCHEMA)
+app = Scoop("payments", schema=SCHEMA, group=group("payments"), start="earliest")
 
 
 class CardDeclined(Exception):
     """The customer's bank does not pay."""
 
 
-charge = app.saga("charge", on="payments.charge")
+charge = app.saga("charge", on=topic("payments.charge"))
 
 
 @charge.step

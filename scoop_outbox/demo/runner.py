@@ -9,13 +9,16 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
-from scoop_outbox.app import DATABASE_VARIABLE
+from scoop_outbox.app import BROKER_VARIABLE, DATABASE_VARIABLE
 from scoop_outbox.demo.tables import SCHEMA
 from scoop_outbox.errors import ScoopError
-from scoop_outbox.testing.postgres import TEST_SETTINGS, PostgresServer, start_postgres
+from scoop_outbox.testing.postgres import TEST_SETTINGS, PostgresServer
+
+Entered = TypeVar("Entered")
 
 SERVICES = ("orders", "stock", "payments", "shipping")
 
@@ -33,21 +36,25 @@ class ProcessEnded(ScoopError):
 async def postgres() -> AsyncIterator[str]:
     """Run a Postgres of the demonstration's own, in a temporary folder, and yield its URL."""
     with tempfile.TemporaryDirectory(prefix="scoop-outbox-demo-") as folder:
-        server = await _started(Path(folder) / "postgres")
-        try:
+        async with in_thread(PostgresServer(Path(folder) / "postgres", settings=TEST_SETTINGS)) as server:
             yield server.url
-        finally:
-            server.stop()
 
 
-async def _started(folder: Path) -> PostgresServer:
-    # In a thread, so that Ctrl-C is noticed; but what has begun to start can only be stopped once it has started.
-    starting = asyncio.ensure_future(asyncio.to_thread(start_postgres, folder, settings=TEST_SETTINGS))
+@asynccontextmanager
+async def in_thread(server: AbstractContextManager[Entered]) -> AsyncIterator[Entered]:
+    """Start a server in a thread, so that Ctrl-C is noticed meanwhile, and stop it at the end."""
+    # What has begun to start can only be stopped once it has started.
+    starting = asyncio.ensure_future(asyncio.to_thread(server.__enter__))
     try:
-        return await asyncio.shield(starting)
+        entered = await asyncio.shield(starting)
     except asyncio.CancelledError:
-        (await starting).stop()
+        await starting
+        server.__exit__(None, None, None)
         raise
+    try:
+        yield entered
+    finally:
+        server.__exit__(None, None, None)
 
 
 class Processes:
@@ -141,16 +148,17 @@ async def processes(url: str, broker: str | None) -> AsyncIterator[Processes]:
     Raises:
         ProcessEnded: one does not start.
     """
-    # By the environment, not as an argument: arguments can be read by every user of the machine, and the URL holds a
-    # password.
+    # By the environment, not as arguments: those can be read by every user of the machine, and URLs hold passwords.
     environment = os.environ | {DATABASE_VARIABLE: url}
-    through = [] if broker is None else ["--broker", broker]
+    environment.pop(BROKER_VARIABLE, None)
+    if broker is not None:
+        environment[BROKER_VARIABLE] = broker
     with tempfile.TemporaryDirectory(prefix="scoop-outbox-demo-") as folder:
         running = Processes(Path(folder), environment)
         try:
             for service in SERVICES:
-                running.start(service, "worker", f"scoop_outbox.demo.{service}:app", "--grace", "2", *through)
-            running.start("relay", "relay", "--schema", SCHEMA, "--grace", "2", *through)
+                running.start(service, "worker", f"scoop_outbox.demo.{service}:app", "--grace", "2")
+            running.start("relay", "relay", "--schema", SCHEMA, "--grace", "2")
             await running.ready()
             yield running
         finally:

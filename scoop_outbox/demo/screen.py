@@ -6,10 +6,10 @@ import io
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.rule import Rule
@@ -40,10 +40,11 @@ def open_console() -> Console:
 class ProgressDisplay:
     """The progress of the orders: a table that is drawn again and again, or a line now and then without a terminal."""
 
-    def __init__(self, console: Console, orders: int) -> None:
-        """Show nothing yet; use it as a context manager."""
+    def __init__(self, console: Console, orders: int, broker: str | None) -> None:
+        """Show nothing yet; use it as a context manager. What carries the messages has a name if it is a broker."""
         self._console = console
         self._orders = orders
+        self._broker = broker
         self._began = time.monotonic()
         self._last_line = 0.0
         self._shown: Sequence[Progress] = ()
@@ -59,17 +60,22 @@ class ProgressDisplay:
         if self._live is not None:
             self._live.stop()
 
-    def update(self, services: Sequence[Progress], *, last: bool = False) -> None:
-        """Show where the services stand; the orders that have ended are those that `orders` is done with."""
+    def update(self, services: Sequence[Progress], carried: int | None, *, last: bool = False) -> None:
+        """Show where the services stand, and how many messages the broker has carried if it is not the built-in one.
+
+        The orders that have ended are those that `orders` is done with.
+        """
         seconds = time.monotonic() - self._began
         if self._live is not None:
-            self._live.update(self._table(seconds, services), refresh=True)
+            self._live.update(self._table(seconds, services, carried), refresh=True)
         elif services != self._shown and (last or seconds - self._last_line >= 1):
             self._shown, self._last_line = services, seconds
             counts = "; ".join(f"{row.service} {row.done} done, {row.undone} undone" for row in services)
+            if carried is not None:
+                counts += f"; {self._broker} {carried:,} messages"
             self._console.print(f"{seconds:5.1f} s  {counts}", soft_wrap=True)
 
-    def _table(self, seconds: float, services: Sequence[Progress]) -> Group:
+    def _table(self, seconds: float, services: Sequence[Progress], carried: int | None) -> Group:
         table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim")
         table.add_column("service", width=10)
         table.add_column("counts in its own tables", width=32)
@@ -85,7 +91,10 @@ class ProgressDisplay:
             f"{ended} of {self._orders} orders ended",
             f"[dim]{seconds:.1f} s[/]",
         )
-        return Group(table, Text(), bar)
+        lines: list[RenderableType] = [table, Text(), bar]
+        if carried is not None:
+            lines.append(Text(f"{carried:,} messages over {self._broker}", style="cyan"))
+        return Group(*lines)
 
 
 def print_title(console: Console, title: str) -> None:
@@ -97,6 +106,17 @@ def print_title(console: Console, title: str) -> None:
 def print_traceback(console: Console, error: BaseException) -> None:
     """Print an exception as Python prints it: what rebuilt it from another process's data did so completely."""
     console.print(Text("".join(traceback.format_exception(error)).rstrip()), soft_wrap=True)
+
+
+def print_carried(console: Console, broker: str, counts: Mapping[str, int]) -> None:
+    """Print how many messages each topic has carried."""
+    table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim")
+    table.add_column("topic")
+    table.add_column("messages", justify="right")
+    for topic, number in counts.items():
+        table.add_row(Text(topic), f"{number:,}")
+    console.print(table)
+    console.print(f"\n[bold cyan]{sum(counts.values()):,} messages went over {broker}.[/]")
 
 
 def print_closing_count(console: Console, count: ClosingCount) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from scoop_outbox import AsyncScope, BlockingScope, Message, Scoop
+from scoop_outbox.demo.names import group, topic
 from scoop_outbox.demo.tables import SCHEMA, Shipment
 
-app = Scoop("shipping", schema=SCHEMA)
+app = Scoop("shipping", schema=SCHEMA, group=group("shipping"), start="earliest")
 
 CARRIERS = {
     "Alpenpost": {"AT", "CH", "DE", "IT"},
@@ -18,7 +19,7 @@ class CannotDeliver(Exception):
     """No carrier goes where the customer lives."""
 
 
-ship = app.saga("ship", on="shipping.ship")
+ship = app.saga("ship", on=topic("shipping.ship"))
 
 
 @ship.step
@@ -26,9 +27,9 @@ def pack(scope: BlockingScope, message: Message) -> None:
     """Pack the parcel; have it labelled, and the customer told, at the same time."""
     order_id = message.payload["order_id"]
     scope.session.add(Shipment(order_id=order_id, status="packed"))
-    scope.launch("shipping.label", {"order_id": order_id, "address": message.payload["address"]})
+    scope.launch(topic("shipping.label"), {"order_id": order_id, "address": message.payload["address"]})
     # Who handles this is not our business. It happens to be `orders`, the service that launched us.
-    scope.launch("customers.notify", {"order_id": order_id, "subject": "Your parcel is packed"})
+    scope.launch(topic("customers.notify"), {"order_id": order_id, "subject": "Your parcel is packed"})
 
 
 @pack.compensate
@@ -46,7 +47,7 @@ def hand_over(scope: BlockingScope, message: Message) -> None:
     shipment.status = "handed over"
 
 
-print_label = app.saga("print-label", on="shipping.label")
+print_label = app.saga("print-label", on=topic("shipping.label"))
 
 
 @print_label.step

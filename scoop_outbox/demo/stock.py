@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from scoop_outbox import BlockingScope, Message, Scoop
+from scoop_outbox.demo.names import group, topic
 from scoop_outbox.demo.tables import SCHEMA
 
-app = Scoop("stock", schema=SCHEMA)
+app = Scoop("stock", schema=SCHEMA, group=group("stock"), start="earliest")
 
 
 class OutOfStock(Exception):
     """There are fewer items on the shelf than were ordered."""
 
 
-reserve = app.saga("reserve", on="stock.reserve")
+reserve = app.saga("reserve", on=topic("stock.reserve"))
 
 
 @reserve.step
