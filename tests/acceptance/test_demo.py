@@ -1,33 +1,47 @@
 """The demonstration, run as its users run it: a command, with processes of its own."""
 
+import asyncio
 import os
 import re
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 
+from scoop_outbox.broker.protocol import Delivery
 from scoop_outbox.demo import tables
+from scoop_outbox.demo.carrier import Onlooker
 from scoop_outbox.demo.count import read_closing_count
 from scoop_outbox.testing._processes import _process_table, _running
+from scoop_outbox.testing.kafka import KAFKA_URL
+from scoop_outbox.testing.rabbitmq import RABBITMQ_URL
+from tests.carriers import BUILTIN, KAFKA, RABBITMQ, REAL
 from tests.waiting import until_blocking
 
 DEMO = [sys.executable, "-m", "scoop_outbox", "demo"]
 
 
-def run_demo(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*DEMO, *arguments], capture_output=True, text=True, timeout=90, check=False)
+TITLES = {KAFKA: "Apache Kafka", RABBITMQ: "RabbitMQ"}
+
+
+def run_demo(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*DEMO, *arguments], env=os.environ | environment, capture_output=True, text=True, timeout=90, check=False
+    )
 
 
 @contextmanager
 def started_demo(*arguments: str, folder: str) -> Iterator[subprocess.Popen[str]]:
     environment = os.environ | {"TMPDIR": folder, "PYTHONUNBUFFERED": "1"}
+    for named in (KAFKA_URL, RABBITMQ_URL):
+        environment.pop(named, None)
     with subprocess.Popen(
         [*DEMO, *arguments],
         env=environment,
@@ -57,8 +71,14 @@ def counted(output: str, status: str) -> list[int]:
     return [int(number) for number in row.groups()]
 
 
-def test_the_demonstration_adds_up_and_shows_an_order_that_failed_in_shipping(database_url: str) -> None:
-    ended = run_demo("--database", database_url, "--count", "12")
+@pytest.mark.parametrize("broker", [BUILTIN, *REAL])
+def test_the_demonstration_adds_up_and_shows_an_order_that_failed_in_shipping(
+    database_url: str, broker: str, request: pytest.FixtureRequest
+) -> None:
+    url = None if broker == BUILTIN else str(request.getfixturevalue(f"{broker}_url"))
+    through = [] if url is None else ["--broker", url]
+
+    ended = run_demo("--database", database_url, "--count", "12", *through)
 
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert ended.stderr == ""
@@ -72,10 +92,31 @@ def test_the_demonstration_adds_up_and_shows_an_order_that_failed_in_shipping(da
     assert "failed: CannotDeliver" in ended.stdout
     # The root cause comes first, with the line that raised it in another process; then who launched what.
     traceback = ended.stdout[ended.stdout.index("Traceback (most recent call last)") :]
-    places = ["raise CannotDeliver(", 'scope.launch("shipping.label"', 'scope.launch("shipping.ship"']
+    places = ["raise CannotDeliver(", 'launch(topic("shipping.label")', 'launch(topic("shipping.ship")']
     assert [traceback.count(place) for place in places] == [1, 1, 1]
     assert sorted(places, key=traceback.index) == places
     assert not re.search(r"\x1b\[", ended.stdout)  # no colours where there is no terminal
+    if url is None:
+        assert "messages went over" not in ended.stdout
+    else:
+        went_over(TITLES[broker], url, ended.stdout, database_url)
+
+
+def went_over(broker: str, url: str, output: str, database_url: str) -> None:
+    """Check what the demonstration says of a broker."""
+    address = urlsplit(url)
+    assert f"{broker} at {address.netloc.rpartition('@')[2]} carries all messages" in output
+    assert address.password is None or address.password not in output
+    topics = {
+        topic: int(number)
+        for topic, number in re.findall(r"^demo-shop-\w+[./](\w+\.\w+) +(\d+) *$", output, re.MULTILINE)
+    }
+    assert len(topics) == 6
+    assert topics["orders.place"] == 12
+    assert f"{sum(topics.values())} messages went over {broker}." in output
+    with psycopg.connect(database_url) as connection:
+        handled = connection.execute("select count(*) from demo_shop.message").fetchall()
+    assert handled == [(sum(topics.values()),)]
 
 
 def test_compensations_are_shown_in_the_order_in_which_they_happened(database_url: str) -> None:
@@ -148,14 +189,64 @@ def test_orders_that_are_none_are_refused_with_their_line(tmp_path: Path) -> Non
     assert "Traceback" not in ended.stderr
 
 
+async def test_an_onlooker_who_has_not_seen_a_message_that_was_handled_says_which() -> None:
+    class Silent:
+        trouble = None
+
+        async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
+            await asyncio.sleep(0.01)
+            return []
+
+        async def acknowledge(self, deliveries: Sequence[Delivery]) -> None: ...
+        async def pause(self) -> None: ...
+        async def resume(self) -> None: ...
+        async def close(self) -> None: ...
+
+    async with Onlooker(Silent(), ["orders.place"]) as onlooker:
+        assert await onlooker.missing(["a", "b"], patience=0.1) == {"a", "b"}
+        assert await onlooker.missing([]) == set()
+        assert onlooker.counts == {"orders.place": 0}
+
+
+def test_what_is_no_broker_is_refused_before_anything_is_started() -> None:
+    ended = run_demo("--broker", "kafak")
+
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert "'kafak' is no broker: say kafka or rabbitmq, or the URL of one that runs" in ended.stderr
+
+
+def test_a_broker_that_cannot_be_started_here_says_what_to_do() -> None:
+    nowhere = {"SCOOP_RABBITMQ_BIN": "/nonexistent", "DOCKER_HOST": "tcp://127.0.0.1:1", RABBITMQ_URL: ""}
+
+    ended = run_demo("--broker", "rabbitmq", **nowhere)
+
+    assert ended.returncode == 1
+    assert "apt-get install rabbitmq-server" in ended.stderr
+    assert "--broker amqp://" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 @pytest.mark.parametrize(
-    "number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+    "broker, number, code",
+    [
+        (BUILTIN, signal.SIGINT, 130),
+        (BUILTIN, signal.SIGTERM, 143),
+        (BUILTIN, signal.SIGKILL, -signal.SIGKILL),
+        (KAFKA, signal.SIGTERM, 143),
+        (RABBITMQ, signal.SIGKILL, -signal.SIGKILL),
+    ],
 )
-def test_a_signal_ends_the_demonstration_with_everything_it_started(number: signal.Signals, code: int) -> None:
+def test_a_signal_ends_the_demonstration_with_everything_it_started(
+    broker: str, number: signal.Signals, code: int, request: pytest.FixtureRequest
+) -> None:
+    if broker != BUILTIN:
+        request.getfixturevalue(f"{broker}_installed")
+    through = [] if broker == BUILTIN else ["--broker", broker]
     with tempfile.TemporaryDirectory() as folder:
         # Postgres may have to run as another user, who has to get here.
         Path(folder).chmod(0o755)
-        with started_demo(folder=folder) as process:
+        with started_demo(*through, folder=folder) as process:
             assert process.stdout is not None
             shown = ""
             while " s  orders " not in shown:
@@ -163,8 +254,9 @@ def test_a_signal_ends_the_demonstration_with_everything_it_started(number: sign
                 assert line, shown
                 shown += line
             started = descendants(process.pid)
-            # Four services, the relay, Postgres with processes of its own, and a watchdog for each of the two.
-            assert len(started) >= 9
+            # Four services, the relay, Postgres with processes of its own, and a watchdog for each of the two; then
+            # the broker and its own.
+            assert len(started) >= (9 if broker == BUILTIN else 11)
 
             process.send_signal(number)
             rest = process.stdout.read()
