@@ -74,7 +74,7 @@ def demo(*, database: str | None, broker: str | None, orders: Path | None, count
 
     Starts a Postgres in a temporary folder, four services and a relay, and leaves nothing behind.
     A database that is given keeps what it holds: only the schema demo_shop is made anew.
-    At a broker, topics and groups get names that nobody else has.
+    At a broker that is given, what is created has names that nobody else has, and is left for you to delete.
     """
     try:
         from scoop_outbox.demo import names

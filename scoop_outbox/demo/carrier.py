@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -107,12 +108,14 @@ class Carrier(NamedTuple):
         url: where it is; it may hold a password.
         where: its address, without user and password.
         created: what was created there, in words.
+        outlives_us: whether it runs on when the demonstration has ended, with what was created there.
         onlooker: counts what it carries.
     """
 
     url: str
     where: str
     created: str
+    outlives_us: bool
     onlooker: Onlooker
 
 
@@ -151,19 +154,21 @@ async def carrier(broker: str, subscriptions: Sequence[Subscription]) -> AsyncIt
         BrokerError: it cannot be used.
     """
     async with AsyncExitStack() as stack:
-        url = await stack.enter_async_context(in_thread(_found(_KINDS[broker]))) if broker in _KINDS else broker
-        yield await stack.enter_async_context(_prepared(url, subscriptions))
+        kind = _KINDS.get(broker)
+        url = broker if kind is None else await stack.enter_async_context(in_thread(_found(kind)))
+        outlives_us = kind is None or bool(os.environ.get(kind.named_by))
+        yield await stack.enter_async_context(_prepared(url, subscriptions, outlives_us=outlives_us))
 
 
 @asynccontextmanager
-async def _prepared(url: str, subscriptions: Sequence[Subscription]) -> AsyncIterator[Carrier]:
+async def _prepared(url: str, subscriptions: Sequence[Subscription], *, outlives_us: bool) -> AsyncIterator[Carrier]:
     topics = tuple(dict.fromkeys(topic for one in subscriptions for topic in one.topics))
     onlooker = Subscription("onlooker", names.group("onlooker"), topics, "earliest")
     broker = plugins.load(url)
     created = await _create(broker, [*subscriptions, onlooker])
     where = urlsplit(url).netloc.rpartition("@")[2]
     async with Onlooker(await broker.consumer(onlooker), topics) as looking_on:
-        yield Carrier(url, where, created, looking_on)
+        yield Carrier(url, where, created, outlives_us, looking_on)
 
 
 async def _create(broker: Broker, subscriptions: Sequence[Subscription]) -> str:

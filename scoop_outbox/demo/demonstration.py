@@ -167,7 +167,10 @@ async def _broker(broker: str, title: str, stack: AsyncExitStack, console: Conso
         console.print(f"  broker     {title}: starting one, or finding the one that tests use")
     through = await stack.enter_async_context(carrier(broker, _subscriptions()))
     console.print(f"  broker     {title} at {through.where} carries all messages between the services", markup=False)
-    console.print(f"             created there: {through.created}, named {names.prefix()}…", markup=False)
+    created = f"{through.created}, named {names.prefix()}…"
+    console.print(f"             created there: {created}", markup=False)
+    if through.outlives_us:
+        stack.callback(console.print, f"\nLeft at {title}, for you to delete: {created}", markup=False)
     return through
 
 

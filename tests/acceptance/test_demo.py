@@ -114,6 +114,9 @@ def went_over(broker: str, url: str, output: str, database_url: str) -> None:
     assert len(topics) == 6
     assert topics["orders.place"] == 12
     assert f"{sum(topics.values())} messages went over {broker}." in output
+    # The server is not the demonstration's own, and what it has created there stays.
+    (left,) = re.findall(rf"^Left at {broker}, for you to delete: .*(demo-shop-\w+)…$", output, re.MULTILINE)
+    assert output.count(left) > len(topics)
     with psycopg.connect(database_url) as connection:
         handled = connection.execute("select count(*) from demo_shop.message").fetchall()
     assert handled == [(sum(topics.values()),)]
