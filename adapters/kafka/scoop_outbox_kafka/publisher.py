@@ -1,0 +1,303 @@
+"""Publishes batches with one synchronous producer on a thread of its own.
+
+How the order within a key is kept, whatever fails. A key has one partition, and librdkafka sends the messages of a
+partition in the order in which it was given them, one request at a time, and repeats a request until it is answered:
+`message.timeout.ms` is 0, so that it gives nothing up by itself. So a message that was acknowledged has no earlier one
+of its key that may still come, but for two cases.
+
+The broker refuses a request for good. It refuses all messages in it, though perhaps one of them is too large. With
+`enable.gapless.guarantee` this is fatal to the producer: nothing behind it was sent. A new producer is made, and what
+was refused is sent again, each message alone, before what comes behind it.
+
+The broker does not answer within our patience. Then everything that waits is purged, the producer is thrown away, and
+what was not acknowledged failed for now: the relay comes again with all of it, in order. What a frozen broker had
+already been sent may be stored late; those are the messages that the next producer begins with, so that whoever knows
+messages by their id sees each for the first time in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from scoop_outbox import headers as wire
+from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
+from scoop_outbox.errors import BrokerError
+from scoop_outbox.message import Envelope
+from scoop_outbox_kafka.record import headers_of, value_of
+from scoop_outbox_kafka.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_POLL_EVERY = 200
+_LOOK_AGAIN = 0.1
+_FIRST_LOOK = 3.0
+"""Seconds that a topic may need to become known to the broker that is asked."""
+
+_OF_TOPIC = {
+    KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001 - its public name
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError.TOPIC_EXCEPTION,
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+}
+_OF_MESSAGE = {
+    KafkaError.MSG_SIZE_TOO_LARGE,
+    KafkaError.INVALID_MSG_SIZE,
+    KafkaError.INVALID_MSG,
+    KafkaError.INVALID_RECORD,
+    KafkaError.INVALID_TIMESTAMP,
+    KafkaError.UNSUPPORTED_FOR_MESSAGE_FORMAT,
+    KafkaError.POLICY_VIOLATION,
+}
+
+
+class _Round:
+    """One attempt to publish what has no receipt yet: the answers as they come."""
+
+    def __init__(self) -> None:
+        self.acknowledged: list[int] = []
+        self.failed: list[tuple[int, KafkaError]] = []
+        self.open = 0
+        self.broken = False
+
+    def answer(self, index: int, error: KafkaError | None, _: Message) -> None:
+        """Take one delivery report; librdkafka calls it while it is polled."""
+        self.open -= 1
+        if error is None:
+            self.acknowledged.append(index)
+        else:
+            self.failed.append((index, error))
+            self.broken = True
+
+
+class KafkaPublisher:
+    """Publishes for one relay.
+
+    Args:
+        settings: where, and how.
+        name: what the broker's operators see.
+    """
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        """Make the producer; it connects by itself.
+
+        Raises:
+            BrokerError: the settings do not go together.
+        """
+        self._settings = settings
+        self._name = name
+        self._pid = os.getpid()
+        self._known: set[str] = set()
+        self._refused: dict[str, Receipt] = {}
+        self._trouble = ""
+        self._producer: Producer | None = self._open()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="scoop-outbox-kafka-publisher")
+
+    async def publish(self, batch: Sequence[Envelope]) -> Sequence[Receipt]:
+        """Publish messages in order, and return a receipt for each; see the protocol.
+
+        Raises:
+            BrokerError: this process is a fork of the one that opened the publisher.
+        """
+        if os.getpid() != self._pid:
+            raise BrokerError(
+                "this publisher was opened before the process was forked, and its threads stayed there: "
+                "open one in each process"
+            )
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._publish, batch)
+
+    async def close(self) -> None:
+        """Let go of the connections."""
+        if os.getpid() == self._pid:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._drop)
+            self._thread.shutdown(wait=False)
+
+    def _open(self) -> Producer:
+        try:
+            return Producer({**self._settings.for_producer(self._name), "error_cb": self._on_error})  # type: ignore[arg-type]
+        except (KafkaException, TypeError, ValueError) as error:
+            reason = error.args[0].str() if isinstance(error, KafkaException) else str(error)
+            raise BrokerError(self._settings.redacted(f"no Kafka producer can be made: {reason}")) from None
+
+    def _on_error(self, error: KafkaError) -> None:
+        self._trouble = self._settings.redacted(error.str())
+
+    def _drop(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            producer.purge(in_queue=True, in_flight=True)
+            producer.poll(0)
+
+    def _publish(self, batch: Sequence[Envelope]) -> Sequence[Receipt]:
+        deadline = time.monotonic() + self._settings.patience
+        if self._producer is None:
+            self._producer = self._open()
+        receipts: list[Receipt | None] = [None] * len(batch)
+        alone: set[int] = set()
+        if self._look_up({one.topic for one in batch}, deadline):
+            while (waiting := self._waiting(batch, receipts)) and time.monotonic() < deadline:
+                done = self._round(batch, waiting, alone, deadline)
+                progress = self._settle(batch, done, receipts, alone)
+                if done.open or done.broken:
+                    self._renew(done)
+                if not progress:
+                    break
+        left = Receipt(Verdict.FAILED_FOR_NOW, self._trouble or "Kafka has not answered")
+        if any(receipt is None for receipt in receipts):
+            # A broker that did not answer is asked before it is sent anything again.
+            self._known.clear()
+        return [receipt or left for receipt in receipts]
+
+    def _waiting(self, batch: Sequence[Envelope], receipts: list[Receipt | None]) -> list[int]:
+        """Return what has no receipt, after giving the receipts of refused topics."""
+        waiting = []
+        for index, receipt in enumerate(receipts):
+            if receipt is None:
+                refusal = self._refused.get(batch[index].topic) if self._refused else None
+                if refusal is None:
+                    waiting.append(index)
+                else:
+                    receipts[index] = refusal
+        return waiting
+
+    def _look_up(self, topics: set[str], deadline: float) -> bool:
+        """See whether topics exist that nothing was published on lately; answer whether the broker can be reached.
+
+        librdkafka would find out by itself, but only with messages in hand, and would believe it for minutes.
+        """
+        assert self._producer is not None  # noqa: S101 - it was opened
+        for topic in topics - self._known:
+            # What was refused once is refused again at once, unless somebody has created it meanwhile.
+            until = 0.0 if topic in self._refused else min(time.monotonic() + _FIRST_LOOK, deadline)
+            while True:
+                try:
+                    found = self._producer.list_topics(topic, timeout=max(deadline - time.monotonic(), 0.1) / 2)
+                except KafkaException as error:
+                    self._producer.poll(0)  # what is behind it is told to _on_error
+                    self._trouble = self._trouble or self._settings.redacted(error.args[0].str())
+                    return False
+                error = found.topics[topic].error
+                if error is None:
+                    self._known.add(topic)
+                    self._refused.pop(topic, None)
+                    break
+                if error.code() not in _OF_TOPIC:
+                    break  # such as no leader: librdkafka waits for it
+                if time.monotonic() >= until or error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                    self._refused[topic] = _refusal(topic, error)
+                    break
+                time.sleep(_LOOK_AGAIN)
+        self._trouble = ""
+        return True
+
+    def _round(self, batch: Sequence[Envelope], waiting: Sequence[int], alone: set[int], deadline: float) -> _Round:
+        """Publish in order until all is answered, something is refused, or patience ends."""
+        current = _Round()
+        for position, index in enumerate(waiting):
+            lonely = index in alone
+            if lonely:
+                self._wait(current, deadline)
+            if current.broken or (lonely and current.open):
+                break
+            if not self._produce(current, index, batch[index], deadline):
+                break
+            if lonely:
+                self._wait(current, deadline)
+            elif position % _POLL_EVERY == _POLL_EVERY - 1:
+                self._poll(0)
+        self._wait(current, deadline)
+        return current
+
+    def _produce(self, current: _Round, index: int, envelope: Envelope, deadline: float) -> bool:
+        """Hand one message to librdkafka; answer whether it took it, or never will."""
+        assert self._producer is not None  # noqa: S101 - it was opened
+        key = None if envelope.key is None else wire.key_octets(envelope.key)
+        while True:
+            try:
+                self._producer.produce(
+                    envelope.topic,
+                    value_of(envelope),
+                    key,
+                    on_delivery=partial(current.answer, index),
+                    headers=headers_of(envelope),
+                )
+            except BufferError:
+                # Its queue is full. The same message again, or a later one would overtake it.
+                if time.monotonic() >= deadline or current.broken:
+                    return False
+                self._poll(0.05)
+            except KafkaException as error:
+                reason: KafkaError = error.args[0]
+                if reason.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+                    # librdkafka refused this one alone, and sent nothing.
+                    current.failed.append((~index, reason))
+                    return True
+                current.failed.append((index, reason))
+                current.broken = True
+                return False
+            else:
+                current.open += 1
+                return True
+
+    def _poll(self, seconds: float) -> None:
+        assert self._producer is not None  # noqa: S101 - it was opened
+        self._producer.poll(seconds)
+
+    def _wait(self, current: _Round, deadline: float) -> None:
+        while current.open and not current.broken and (left := deadline - time.monotonic()) > 0:
+            self._poll(min(left, 0.1))
+
+    def _settle(self, batch: Sequence[Envelope], done: _Round, receipts: list[Receipt | None], alone: set[int]) -> bool:
+        """Turn answers into receipts; answer whether that got us any further."""
+        if done.broken and done.open:
+            # The producer is of no use any more; what it still knows is wanted.
+            assert self._producer is not None  # noqa: S101 - it was opened
+            self._producer.purge(in_queue=True, in_flight=True)
+            self._producer.poll(0)
+            until = time.monotonic() + 1
+            while done.open and time.monotonic() < until:
+                self._producer.poll(0.05)
+        progress = bool(done.acknowledged)
+        for index in done.acknowledged:
+            receipts[index] = ACKNOWLEDGED
+        for marked, error in done.failed:
+            index = max(marked, ~marked)
+            code = error.code()
+            if code in _OF_TOPIC:
+                topic = batch[index].topic
+                self._known.discard(topic)
+                self._refused[topic] = _refusal(topic, error)
+                progress = True
+            elif code in _OF_MESSAGE and (marked < 0 or index in alone):
+                receipts[index] = Receipt(Verdict.FAILED_FOR_GOOD, f"Kafka refuses it: {error.str()}")
+                progress = True
+            elif code in _OF_MESSAGE:
+                alone.add(index)
+                progress = True
+            else:
+                self._trouble = self._settings.redacted(error.str())
+        return progress
+
+    def _renew(self, done: _Round) -> None:
+        """Throw a producer away with all that it holds, and make a new one."""
+        if done.open:
+            log.warning("Kafka has not answered for %d messages; they are published again later", done.open)
+        self._drop()
+        self._producer = self._open()
+
+
+def _refusal(topic: str, error: KafkaError) -> Receipt:
+    if error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+        reason = f"it is not permitted to write to the topic {topic}: grant Write and Describe (kafka-acls.sh)"
+    elif error.code() == KafkaError.TOPIC_EXCEPTION:
+        reason = f"{topic!r} cannot be the name of a topic in Kafka"
+    else:
+        reason = f"there is no topic {topic}: create it with `scoop-outbox topology apply`, or with kafka-topics.sh"
+    return Receipt(Verdict.FAILED_FOR_GOOD, reason)

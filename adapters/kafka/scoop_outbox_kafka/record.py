@@ -1,0 +1,85 @@
+"""Envelopes and Kafka's records: what becomes of a key, a null value and headers on the way."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from confluent_kafka import Message
+
+from scoop_outbox import headers as wire
+from scoop_outbox.broker.incoming import delivery
+from scoop_outbox.broker.protocol import Delivery
+from scoop_outbox.message import Envelope
+
+TOMBSTONE = "kafka-tombstone"
+"""A message with this header is published with a null value, and one that came with a null value has it."""
+
+CONTENT_TYPE = "content-type"
+
+
+class Place(NamedTuple):
+    """Where a message stood, for its acknowledgement; `turn` tells one assignment of a partition from the next."""
+
+    topic: str
+    partition: int
+    offset: int
+    epoch: int
+    turn: int
+
+
+def value_of(envelope: Envelope) -> bytes | None:
+    """Return the value of the record that an envelope becomes."""
+    return None if TOMBSTONE in envelope.headers else envelope.body
+
+
+def headers_of(envelope: Envelope) -> list[tuple[str, bytes]]:
+    """Return the headers of the record that an envelope becomes."""
+    octets = wire.octets
+    left_out = TOMBSTONE if TOMBSTONE in envelope.headers else CONTENT_TYPE
+    found = [(name, octets(value)) for name, value in wire.outgoing(envelope).items() if name != left_out]
+    if envelope.content_type and left_out == CONTENT_TYPE:
+        found.append((CONTENT_TYPE, octets(envelope.content_type)))
+    return found
+
+
+def delivery_of(message: Message, turn: int, identity_header: str | None) -> Delivery:
+    """Return the delivery that a record becomes.
+
+    Args:
+        message: as librdkafka returned it, without an error.
+        turn: which assignment of its partition it belongs to.
+        identity_header: the header that identifies messages of other producers.
+    """
+    topic, partition, offset = message.topic(), message.partition(), message.offset()
+    assert topic is not None and partition is not None and offset is not None  # noqa: S101, PT018 - it has no error
+    key, body = message.key(), message.value()
+    # Kafka allows a name several times, our headers do not: the last one counts.
+    headers = {name: wire.text(_octets(value)) for name, value in message.headers() or ()}
+    content_type = headers.pop(CONTENT_TYPE, None)
+    if body is None:
+        content_type = None
+        headers[TOMBSTONE] = "true"
+    _, milliseconds = message.timestamp()
+    given = None if identity_header is None else headers.get(identity_header)
+    if given is not None:
+        # Without the time: a producer that sends it once more gives it another one.
+        otherwise = wire.derived_id("kafka-header", topic, identity_header or "", given)
+    else:
+        # With the time, because offsets begin anew when a topic is deleted and created again.
+        coordinates = (str(partition), str(offset), str(milliseconds))
+        otherwise = wire.derived_id("kafka", topic, *coordinates, milliseconds=milliseconds)
+    epoch = message.leader_epoch()
+    return delivery(
+        topic=topic,
+        key=None if key is None else _octets(key),
+        body=_octets(body),
+        content_type=content_type,
+        headers=headers,
+        otherwise=otherwise,
+        position=f"{topic}[{partition}]@{offset}",
+        tag=Place(topic, partition, offset, -1 if epoch is None else epoch, turn),
+    )
+
+
+def _octets(value: bytes | str | None) -> bytes:
+    return value.encode() if isinstance(value, str) else value or b""

@@ -1,0 +1,148 @@
+"""Topics at the broker: whether they are there and may be used, and their creation when somebody asks for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AclOperation,
+    AdminClient,
+    NewTopic,
+)
+
+from scoop_outbox.broker.protocol import Item, Subscription
+from scoop_outbox.errors import BrokerError
+from scoop_outbox_kafka.settings import Settings
+from scoop_outbox_kafka.start import not_permitted_topic, parse_start, starts, unstarted
+
+_ANSWER = 10.0
+_WRONG = {KafkaError._AUTHENTICATION, KafkaError._SSL}  # noqa: SLF001 - public names
+
+
+async def check(settings: Settings, subscription: Subscription) -> None:
+    """See whether a subscription can work.
+
+    Raises:
+        BrokerError: a topic, a permission or the start is missing, or the broker refuses user or certificate.
+    """
+    parse_start(subscription.start)
+    await asyncio.to_thread(_check, settings, subscription)
+
+
+def _check(settings: Settings, subscription: Subscription) -> None:
+    told: list[KafkaError] = []
+    configuration = settings.for_consumer(f"scoop-{subscription.service}", subscription.group)
+    # Not under that name: static membership would take it for the real one.
+    configuration.pop("group.instance.id", None)
+    try:
+        consumer = Consumer({**configuration, "error_cb": told.append})  # type: ignore[arg-type]
+    except (KafkaException, TypeError, ValueError) as error:
+        reason = error.args[0].str() if isinstance(error, KafkaException) else str(error)
+        raise BrokerError(settings.redacted(f"no Kafka consumer can be made: {reason}")) from None
+    try:
+        fresh = unstarted(consumer, subscription.group, subscription.topics, _ANSWER / 2)
+        starts(consumer, configuration, subscription.group, fresh, subscription.start, _ANSWER / 2)
+        _check_reading(settings, subscription.topics)
+    except KafkaException:
+        consumer.poll(0)
+        _raise_if_wrong(settings, told)
+    finally:
+        consumer.close()
+
+
+def _check_reading(settings: Settings, topics: Sequence[str]) -> None:
+    """See whether topics may be read, not only be seen."""
+    asked = AdminClient(settings.for_admin()).describe_topics(  # type: ignore[arg-type]
+        TopicCollection(list(topics)), include_authorized_operations=True, request_timeout=_ANSWER / 2
+    )
+    for topic, future in asked.items():
+        allowed = future.result().authorized_operations
+        if allowed is not None and AclOperation.READ not in allowed:
+            raise BrokerError(not_permitted_topic(topic))
+
+
+def _raise_if_wrong(settings: Settings, told: Sequence[KafkaError]) -> None:
+    """Tell a broker that refuses us from one that is down."""
+    for error in told:
+        if error.code() in _WRONG:
+            raise BrokerError(
+                settings.redacted(
+                    f"Kafka refuses the connection: {error.str()}. See the user and password in the URL, and "
+                    "sasl.mechanism, security.protocol and ssl.ca.location"
+                )
+            )
+
+
+async def topology(settings: Settings, topics: Sequence[str], *, create: bool) -> list[Item]:
+    """Return the topics, and whether they exist; create what does not if asked to.
+
+    Raises:
+        BrokerError: the broker cannot be reached, or does not permit it.
+    """
+    return await asyncio.to_thread(_topology, settings, list(dict.fromkeys(topics)), create=create)
+
+
+def _topology(settings: Settings, topics: list[str], *, create: bool) -> list[Item]:
+    told: list[KafkaError] = []
+    try:
+        admin = AdminClient({**settings.for_admin(), "error_cb": told.append})  # type: ignore[arg-type]
+    except (KafkaException, TypeError, ValueError) as error:
+        reason = error.args[0].str() if isinstance(error, KafkaException) else str(error)
+        raise BrokerError(settings.redacted(f"no Kafka client can be made: {reason}")) from None
+    try:
+        items = [Item(_text(settings, topic), _exists(admin, topic)) for topic in topics]
+        missing = [topic for topic, item in zip(topics, items, strict=True) if not item.exists]
+        if create and missing:
+            _create(admin, settings, missing)
+    except KafkaException as error:
+        admin.poll(0)
+        _raise_if_wrong(settings, told)
+        reason = settings.redacted(error.args[0].str())
+        raise BrokerError(f"Kafka at {settings.bootstrap} has not answered: {reason}") from None
+    return items
+
+
+def _text(settings: Settings, topic: str) -> str:
+    partitions = settings.partitions or "the broker's default number of"
+    copies = settings.replication_factor or "the broker's default number of"
+    return f"topic {topic} ({partitions} partitions, {copies} replicas)"
+
+
+def _exists(admin: AdminClient, topic: str) -> bool:
+    error = admin.list_topics(topic, timeout=_ANSWER / 2).topics[topic].error
+    if error is None:
+        return True
+    if error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):  # noqa: SLF001 - public
+        return False
+    if error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+        raise BrokerError(
+            f"it is not permitted to see the topic {topic}: "
+            f"kafka-acls.sh --add --allow-principal User:... --operation Describe --topic {topic}"
+        )
+    if error.code() == KafkaError.TOPIC_EXCEPTION:
+        raise BrokerError(f"{topic!r} cannot be the name of a topic in Kafka: use letters, digits, '.', '_' and '-'")
+    raise KafkaException(error)
+
+
+def _create(admin: AdminClient, settings: Settings, topics: Sequence[str]) -> None:
+    new = [
+        NewTopic(topic, settings.partitions or -1, settings.replication_factor or -1)  # the broker's own defaults
+        for topic in topics
+    ]
+    made: dict[str, Future[None]] = admin.create_topics(new, operation_timeout=_ANSWER)
+    for topic, future in made.items():
+        try:
+            future.result()
+        except KafkaException as error:
+            found: KafkaError = error.args[0]
+            if found.code() == KafkaError.TOPIC_ALREADY_EXISTS:
+                continue  # somebody was quicker
+            if found.code() in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED):
+                raise BrokerError(
+                    f"it is not permitted to create the topic {topic}: "
+                    f"kafka-acls.sh --add --allow-principal User:... --operation Create --topic {topic}"
+                ) from None
+            raise BrokerError(f"the topic {topic} cannot be created: {found.str()}") from None
