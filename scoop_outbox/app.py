@@ -8,7 +8,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 from scoop_outbox.broker import plugins
 from scoop_outbox.broker.protocol import Broker, Subscription
@@ -150,22 +150,23 @@ class Scoop:
 
     # -- declaring ----------------------------------------------------------------------------------------------
 
-    def saga(self, name: str, on: str | Topic[Any]) -> Saga:
+    def saga(self, name: str, on: str | Topic[Any], *, ordered: Literal["key"] | None = None) -> Saga:
         """Declare a saga: a handler of the messages on a topic.
 
         Args:
             name: unique within the service. It is stored with its runs: renaming a saga strands them.
             on: the topic; several sagas may share one, each gets every message.
+            ordered: `"key"` begins with a message when the one of the same key before it has ended: see the guide.
 
         Raises:
-            DefinitionError: the name is taken or cannot be used, or the topic cannot.
+            DefinitionError: the name is taken or cannot be used, or the topic or `ordered` cannot.
         """
         if name in self._sagas:
             raise DefinitionError(
                 f"service {self.service!r} has a saga {name!r} already (on {self._sagas[name].topic!r}): "
                 "give each saga a name of its own"
             )
-        saga = self._sagas[checked_name("saga", name)] = Saga(name, on)
+        saga = self._sagas[checked_name("saga", name)] = Saga(name, on, ordered=ordered)
         return saga
 
     @property

@@ -7,7 +7,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 from scoop_outbox.errors import DefinitionError
 from scoop_outbox.message import Topic, checked_name, topic_name
@@ -168,9 +168,15 @@ class Saga:
     Made by `Scoop.saga`.
     """
 
-    def __init__(self, name: str, on: str | Topic[Any]) -> None:
+    def __init__(self, name: str, on: str | Topic[Any], *, ordered: Literal["key"] | None = None) -> None:
         """See `Scoop.saga`."""
         self.name = checked_name("saga", name)
+        if ordered not in (None, "key"):
+            raise DefinitionError(
+                f"saga {name!r}: ordered={ordered!r} is unknown; ordered='key' executes the messages of a key one "
+                "after the other, and without it they are executed side by side"
+            )
+        self.ordered = ordered
         self.topic = topic_name(on)
         self.schema = on if isinstance(on, Topic) else None
         self._steps: dict[str, Step] = {}

@@ -9,13 +9,14 @@ from scoop_outbox.saga import Saga
 
 
 def subscribe(service: str, sagas: Sequence[Saga]) -> Plan[None]:
-    """Make known which sagas of a service listen on which topics; who is known already stays."""
+    """Make known which sagas of a service listen on which topics; who is known already stays, ordered as it is now."""
     yield from ask(
         statement(
             "subscribe",
             topics=[saga.topic for saga in sagas],
             services=[service] * len(sagas),
             sagas=[saga.name for saga in sagas],
+            ordered=[saga.ordered is not None for saga in sagas],
         )
     )
 

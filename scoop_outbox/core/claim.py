@@ -83,6 +83,10 @@ def claim(run_id: uuid.UUID, worker: Worker) -> Plan[Claim | None]:
     if saga is None:
         yield from ask(ROLLBACK)  # another deployment's work
         return None
+    if run.lane is not None and run.seq == 0 and not (yield from _holds_turn(run)):
+        if (yield from _take_turn(run, run.lane, mail)):
+            return (yield from claim(run_id, worker))
+        return None
     instance = None
     if run.state is RunState.ROLLING_BACK:
         run = replace(run, context=merge(run.context, run.inherited), inherited=None)
@@ -91,6 +95,27 @@ def claim(run_id: uuid.UUID, worker: Worker) -> Plan[Claim | None]:
     is_open, ended = children_of(children)
     message = message_of(locked[0][MESSAGE], saga.schema)
     return Claim(run, mail, Facts(now, is_open, ended, instance), message, saga, f"{run.saga}[{worker.id}]")
+
+
+def _holds_turn(run: Run) -> Plan[bool]:
+    """Tell whether an ordered run may begin; one that has begun had its turn, and keeps it until it ends."""
+    (turn,) = yield from ask(statement("read_turn", run=run.id))
+    return not turn or turn[0][0]
+
+
+def _take_turn(run: Run, lane: uuid.UUID, mail: list[int]) -> Plan[bool]:
+    """Let a run that is the first of its lane begin; answer whether it is. The transaction ends with this.
+
+    The lane is locked for that long only, and never while a step is executed. If the server loses this commit, it has
+    lost nothing: the mail is there again, and whoever follows it asks again.
+    """
+    *_, taken, _ = yield from ask(
+        statement("without_waiting_for_disk"),
+        statement("lock_lane", lane=lane),
+        statement("take_turn", run=run.id, mail=mail),
+        COMMIT,
+    )
+    return bool(taken[0][0])
 
 
 def claiming_again(run: Run, *, children: bool) -> list[Statement]:

@@ -91,16 +91,21 @@ def _arrived(envelopes: Sequence[Envelope], service: str | None, home: uuid.UUID
 def _buried(unusable: Sequence[Unusable], service: str | None) -> dict[str, Any]:
     return {
         "ids": [one.envelope.id for one in unusable],
-        "topics": [one.envelope.topic for one in unusable],
-        "keys": [one.envelope.key for one in unusable],
+        "topics": [_storable(one.envelope.topic) for one in unusable],
+        "keys": [None if one.envelope.key is None else _storable(one.envelope.key) for one in unusable],
         "bodies": [one.envelope.body for one in unusable],
-        "content_types": [one.envelope.content_type for one in unusable],
+        "content_types": [_storable(one.envelope.content_type) for one in unusable],
         # All of them, ours too: a replay starts from what came.
         "headers": [json.dumps(dict(one.envelope.headers)) for one in unusable],
-        "positions": [one.position for one in unusable],
-        "reasons": [one.reason for one in unusable],
+        "positions": [_storable(one.position) for one in unusable],
+        "reasons": [_storable(one.reason) for one in unusable],
         "service": service,
     }
+
+
+def _storable(text: str) -> str:
+    """Return text with what Postgres cannot hold written as Python would write it."""
+    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
 
 
 def _own(envelope: Envelope) -> dict[str, str]:

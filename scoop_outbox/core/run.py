@@ -89,6 +89,7 @@ class Run:
         failure: why the run rolls back, rolled back, or could not.
         result: what `scope.set_result` left, as JSON text.
         reason: why the run is parked.
+        lane: runs of one lane are executed one after the other; None when the run is not ordered.
     """
 
     id: uuid.UUID
@@ -114,6 +115,7 @@ class Run:
     result: str | None = None
     launched_at: Frame | None = None
     reason: str | None = None
+    lane: uuid.UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)

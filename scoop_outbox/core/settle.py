@@ -30,7 +30,7 @@ def settle(
     rows = {write.name: answer for write, answer in zip(writes, answers, strict=False)}
     if change.emissions:
         worker.hints.outbox()
-    for told in ("ask_children", "tell_parent"):
+    for told in ("ask_children", "tell_parent", "end_turn"):
         for run_id, service, saga, delay in rows.get(told, ()):
             worker.hints.mail(service, saga, run_id, delay)
     if change.wake_at is not None:
@@ -67,6 +67,9 @@ def _writes_run(claimed: Claim, change: Transition, worker: Worker) -> Iterator[
         yield statement("ask_children", run=after.id, seq=seq, failure=reason.dumps(), context=after.context)
     if after.state.ended and after.parent_run is not None and after.state is not RunState.PARKED:
         yield statement("tell_parent", **_outcome(after))
+    if after.lane is not None and after.state.ended and after.state is not RunState.PARKED:
+        yield statement("lock_lane", lane=after.lane)
+        yield statement("end_turn", run=after.id)
 
 
 def _writes_mail(claimed: Claim, change: Transition, *, go_on: bool) -> Iterator[Statement]:

@@ -6,10 +6,11 @@ broker is told all the same, for it would only come again.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import psycopg
 import sqlalchemy as sa
@@ -17,9 +18,8 @@ import sqlalchemy as sa
 from scoop_outbox.broker.protocol import Broker, Consumer, Delivery, Subscription
 from scoop_outbox.core.claim import Hints
 from scoop_outbox.core.delivery import Unusable, count_due, read_home, take_in
-from scoop_outbox.daemon.pace import Pace
-from scoop_outbox.errors import BrokerError, PayloadError
-from scoop_outbox.headers import ID
+from scoop_outbox.errors import BrokerError
+from scoop_outbox.headers import CONTEXT, ID, LAUNCHED_AT
 from scoop_outbox.message import Envelope
 from scoop_outbox.saga import Saga
 from scoop_outbox.store.aio import AsyncDriver
@@ -29,10 +29,15 @@ from scoop_outbox.store.home import Home
 log = logging.getLogger(__name__)
 
 BATCH = 500
+BATCH_BYTES = 32 * 1024 * 1024
+"""Most bytes of bodies in one transaction: a parameter that holds more than a gigabyte ends the connection."""
 HIGH_WATER = 10_000
 LOW_WATER = 5_000
 _WAIT = 0.5
 _LONGEST_BACKOFF = 30.0
+
+_REFUSED = ("22", "23", "54")
+"""Classes of SQL states that mean: this data cannot be stored, now or later."""
 
 
 class Intake:
@@ -46,6 +51,12 @@ class Intake:
         hints: told which runs have mail.
         high: no more is taken in while so many runs lie waiting for a slot...
         low: ...until there are no more than so many.
+
+    Attributes:
+        paused: whether the broker is asked for nothing more for now.
+        taken_in: how many messages were taken in, those that came again too.
+        dead_letters: how many could not be.
+        last_turn: when this was last seen to be at work, by `time.monotonic`.
     """
 
     def __init__(
@@ -67,13 +78,13 @@ class Intake:
         self._hints = hints
         self._high = high
         self._low = low
-        self._pace = Pace(longest=0.5)
         self._driver: AsyncDriver | None = None
         self._consumer: Consumer | None = None
         self._home_id: uuid.UUID | None = None
-        self._unacknowledged: list[Delivery] = []
+        self._received: list[Delivery] = []  # the broker has not been told of these
+        self._stored = 0  # so many of them, the first ones, are in the database
         self._room = 0  # how many messages may be taken in before the work that waits is counted again
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self.paused = False
         self.taken_in = 0
         self.dead_letters = 0
@@ -87,14 +98,13 @@ class Intake:
 
     def stop(self) -> None:
         """End after the batch in hand, and leave the group."""
-        self._stopping = True
-        self._pace.wake()
+        self._stopping.set()
 
     async def run(self) -> None:
         """Take in until stopped, whatever happens to the database and the broker meanwhile."""
         failures = 0
         try:
-            while not self._stopping:
+            while not self._stopping.is_set():
                 self.last_turn = time.monotonic()
                 try:
                     await self._turn()
@@ -103,15 +113,20 @@ class Intake:
                 except BrokerError as error:
                     self._error = str(error)
                     log.error("service %s receives nothing: %s", self._subscription.service, error)  # noqa: TRY400
+                    await self._drop_consumer()
                 except (Interrupted, psycopg.Error, sa.exc.SQLAlchemyError, OSError) as error:
-                    self._error = f"the database cannot be reached ({type(error).__name__})"
-                    log.warning("nothing is taken in: %s; trying again", self._error)
+                    self._error = f"messages cannot be stored ({type(error).__name__})"
+                    log.warning("service %s takes nothing in: %s; trying again", self._subscription.service, error)
                     await self._drop_driver()
+                except Exception as error:
+                    self._error = f"{type(error).__name__}, see the log"
+                    log.exception("service %s takes nothing in; trying again", self._subscription.service)
+                    await self._drop_driver()
+                    await self._drop_consumer()
                 failures += 1
-                await self._pace.sleep(min(0.1 * 2**failures, _LONGEST_BACKOFF))
+                await self._hold_out(min(0.1 * 2.0 ** min(failures, 60), _LONGEST_BACKOFF))
         finally:
-            if self._consumer is not None:
-                await self._consumer.close()
+            await self._drop_consumer()
             await self._drop_driver()
 
     async def _turn(self) -> None:
@@ -120,14 +135,49 @@ class Intake:
             self._consumer = await self._broker.consumer(self._subscription)
         driver = await self._connected()
         await self._make_room(driver)
-        if not self._unacknowledged:
+        if not self._received:
             # Also when paused: it keeps the place in the group, and what the broker has sent already comes in.
-            self._unacknowledged = list(await self._consumer.receive(BATCH, _WAIT))
-        if self._unacknowledged:
-            await self._take_in(driver, self._unacknowledged)
-            self._room -= len(self._unacknowledged)
-            acknowledged, self._unacknowledged = self._unacknowledged, []
-            await self._consumer.acknowledge(acknowledged)
+            self._received += await self._consumer.receive(BATCH, _WAIT)
+        while self._stored < len(self._received):
+            portion = self._next_portion()
+            await self._take_in(driver, portion)
+            self._stored += len(portion)
+            self._room -= len(portion)
+        if self._received:
+            await self._consumer.acknowledge(self._received)
+            self._received, self._stored = [], 0
+
+    def _next_portion(self) -> list[Delivery]:
+        """Return the deliveries that are stored next, in one transaction."""
+        portion: list[Delivery] = []
+        size = 0
+        for one in self._received[self._stored : self._stored + BATCH]:
+            size += len(one.envelope.body)
+            if portion and size > BATCH_BYTES:
+                break
+            portion.append(one)
+        return portion
+
+    async def _hold_out(self, seconds: float) -> None:
+        """Wait until it is time to try again, and keep the place in the group meanwhile."""
+        end = time.monotonic() + seconds
+        while not self._stopping.is_set() and (left := end - time.monotonic()) > 0:
+            try:
+                if self._consumer is not None:
+                    if not self.paused:
+                        await self._consumer.pause()
+                        self.paused = True
+                    self._received += await self._consumer.receive(BATCH, min(left, _WAIT))
+                    continue
+            except Exception as error:
+                log.exception("service %s has lost its place at the broker", self._subscription.service)
+                self._error = str(error)
+                await self._drop_consumer()
+            try:
+                async with asyncio.timeout(left):
+                    await self._stopping.wait()
+            except TimeoutError:
+                return
 
     async def _make_room(self, driver: AsyncDriver) -> None:
         assert self._consumer is not None  # noqa: S101 - it was opened above
@@ -137,34 +187,28 @@ class Intake:
         self._room = self._high - waiting
         if not self.paused and waiting >= self._high:
             log.info("service %s takes in no more: %d runs lie waiting", self._subscription.service, waiting)
-            self.paused = True
             await self._consumer.pause()
+            self.paused = True
         elif self.paused and waiting <= self._low:
             log.info("service %s takes in again", self._subscription.service)
-            self.paused = False
             await self._consumer.resume()
+            self.paused = False
 
     async def _take_in(self, driver: AsyncDriver, deliveries: Sequence[Delivery]) -> None:
         usable: list[Envelope] = []
         unusable: list[Unusable] = []
         for one in deliveries:
-            defect = one.defect or self._misfit(one.envelope)
-            if defect is None:
+            reason = one.defect or _unstorable(one.envelope) or self._misfit(one.envelope)
+            if reason is None:
                 usable.append(one.envelope)
             else:
-                log.error("a message at %s is a dead letter now: %s", one.position, defect)
-                unusable.append(Unusable(one.envelope, one.position, defect))
+                unusable.append(Unusable(one.envelope, one.position, reason))
+        plan = take_in(usable, self._hints, service=self._subscription.service, home=self._home_id, unusable=unusable)
         try:
-            await driver.run(
-                take_in(
-                    usable,
-                    self._hints,
-                    service=self._subscription.service,
-                    home=self._home_id,
-                    unusable=unusable,
-                )
-            )
-        except (psycopg.DataError, psycopg.IntegrityError) as error:
+            await driver.run(plan)
+        except psycopg.Error as error:
+            if (error.sqlstate or "")[:2] not in _REFUSED:
+                raise
             # One message that cannot be stored must not keep out the others: halve the batch until it is alone.
             if len(deliveries) > 1:
                 middle = len(deliveries) // 2
@@ -172,11 +216,13 @@ class Intake:
                 await self._take_in(driver, deliveries[middle:])
                 return
             (one,) = deliveries
-            if one.defect is not None:
+            if unusable:
                 raise  # not even its bytes can be stored: somebody has to look at the database
             reason = f"it cannot be stored: {type(error).__name__}"
             await self._take_in(driver, [Delivery(one.envelope, one.position, reason, one.tag)])
             return
+        for one_unusable in unusable:
+            log.error("a message at %s is a dead letter now: %s", one_unusable.position, one_unusable.reason)
         self.taken_in += len(usable)
         self.dead_letters += len(unusable)
 
@@ -189,8 +235,8 @@ class Intake:
             if saga.topic == envelope.topic:
                 try:
                     envelope.check(saga.schema)
-                except PayloadError as error:
-                    reason = str(error)
+                except Exception as error:  # noqa: BLE001 - a type of the user's may raise what it likes
+                    reason = str(error) or type(error).__name__
                 else:
                     return None
         return reason
@@ -206,3 +252,37 @@ class Intake:
         driver, self._driver = self._driver, None
         if driver is not None:
             await driver.close()
+
+    async def _drop_consumer(self) -> None:
+        """Leave the group; what the broker was not told of comes again."""
+        consumer, self._consumer = self._consumer, None
+        self._received, self._stored, self.paused = [], 0, False
+        if consumer is not None:
+            try:
+                await consumer.close()
+            except Exception:
+                log.exception("service %s did not leave the broker in good order", self._subscription.service)
+
+
+def _unstorable(envelope: Envelope) -> str | None:
+    """Say what in a message is text that Postgres cannot hold."""
+    for what, text in _texts(envelope):
+        if text is not None and ("\0" in text or (not text.isascii() and _is_broken(text))):
+            return f"its {what} is no text that can be stored: it holds NUL, or bytes that are no UTF-8"
+    return None
+
+
+def _texts(envelope: Envelope) -> Iterator[tuple[str, str | None]]:
+    yield "topic", envelope.topic
+    yield "key", envelope.key
+    yield "content type", envelope.content_type
+    for name in (CONTEXT, LAUNCHED_AT):
+        yield f"header {name}", envelope.headers.get(name)
+
+
+def _is_broken(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False

@@ -88,7 +88,7 @@ class Relay:
                     failures += 1
                     log.warning("the relay cannot reach the database (%s); trying again", type(error).__name__)
                     await self._drop_driver()
-                    await self._pace.sleep(min(0.1 * 2**failures, 5.0))
+                    await self._pace.sleep(min(0.1 * 2.0 ** min(failures, 60), 5.0))
         finally:
             await self._release()
             await self._publisher.close()
@@ -170,7 +170,7 @@ class Relay:
                 continue
             self._failures[shard] = self._failures.get(shard, 0) + 1
             self._floors.pop(shard, None)
-            pause = min(0.05 * 2 ** self._failures[shard], _LONGEST_BACKOFF)
+            pause = min(0.05 * 2.0 ** min(self._failures[shard], 60), _LONGEST_BACKOFF)
             self._held_back[shard] = time.monotonic() + pause
             log.warning("shard %d waits %.1f s: the broker does not take its messages", shard, pause)
 

@@ -131,7 +131,7 @@ class Worker:
                 if driver is not None:
                     await driver.close()
                 driver = None
-                await self._pace.sleep(min(0.1 * 2**failures, 5.0))
+                await self._pace.sleep(min(0.1 * 2.0 ** min(failures, 60), 5.0))
         if driver is not None:
             await driver.close()
 

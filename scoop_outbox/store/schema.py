@@ -93,6 +93,7 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         Column("service", Text, primary_key=True),
         Column("saga", Text, primary_key=True),
         _time("created_at", nullable=False, default=True),
+        Column("ordered", Boolean, nullable=False, server_default=text("false")),
     )
 
     # A message still to be published. Insert and delete only: no status, lease or attempts on the hot table.
@@ -176,6 +177,7 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         Column("reason", Text),
         _time("created_at", nullable=False, default=True),
         _time("ended_at"),
+        Column("lane", Uuid),
         # Leads with the message: it is the idempotency of intake, and how the runs of a message are found.
         Index("run_once", "message_id", "service", "saga", unique=True),
         CheckConstraint(
@@ -225,6 +227,20 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
     )
     # The rule asks of this index alone whether a run still has to wait, however many children it had.
     Index("child_open", child.c.run_id, postgresql_where=child.c.open)
+
+    # A run of an ordered saga that has not ended. `lane` is a service, a saga and a key, whatever their length; the
+    # runs of a lane are executed one after the other, in the order of `seq`: that of taking in. Live work only.
+    turn = Table(
+        "turn",
+        metadata,
+        Column("run_id", Uuid, primary_key=True),
+        Column("lane", Uuid, nullable=False),
+        Column("seq", BigInteger, Identity(always=True), nullable=False),
+        Column("held", Boolean, nullable=False, server_default=text("false")),
+        Index("turn_lane", "lane", "seq"),
+        **_QUEUE,
+    )
+    Index("turn_held", turn.c.lane, unique=True, postgresql_where=turn.c.held)
 
     # A wake-up. Live work only.
     Table(

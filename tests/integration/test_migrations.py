@@ -122,6 +122,7 @@ def test_how_the_tables_are_stored(database_url: str) -> None:
     assert {name: set(options) for name, options in rows} == {
         "outbox": queue,
         "mailbox": queue,
+        "turn": queue,
         "run": {"fillfactor=80"},
         "child": {"fillfactor=80"},
     }
@@ -129,7 +130,8 @@ def test_how_the_tables_are_stored(database_url: str) -> None:
     sequences = ask(
         database_url, "select sequencename, cache_size from pg_sequences where schemaname = %s", DEFAULT_SCHEMA
     )
-    assert dict(sequences) == {"outbox_seq_seq": 1, "mailbox_id_seq": 1, "dead_letter_id_seq": 1}
+    numbered = ("outbox_seq_seq", "mailbox_id_seq", "dead_letter_id_seq", "turn_seq_seq")
+    assert dict(sequences) == dict.fromkeys(numbered, 1)
 
 
 def test_a_new_database_has_an_identity_and_free_shards(database_url: str) -> None:

@@ -31,7 +31,7 @@ UTILITY = {
     "rollback_to_savepoint",
 }
 UTILITY |= {"without_waiting_for_disk", "read_clock"}
-BIG = {"message", "run", "step", "child", "mailbox", "outbox"}
+BIG = {"message", "run", "step", "child", "mailbox", "outbox", "turn"}
 
 FINISHED, WAITING, FAMILY = 1_000_000, 100_000, 10
 FANOUT = 2_000_000
@@ -49,6 +49,7 @@ create function m(n bigint) returns uuid immutable parallel safe language sql
 
 insert into subscription (topic, service, saga)
 select 'topic ' || n, 'shop', 'saga ' || n from generate_series(1, 200) n;
+insert into subscription (topic, service, saga, ordered) values ('topic in order', 'shop', 'in order', true);
 
 insert into message (id, topic, body, content_type, headers)
 select m(n), 'topic 1', '\\x31', 'application/json', '{{}}' from generate_series(1, {FINISHED + WAITING}) n;
@@ -80,6 +81,10 @@ from generate_series(1, {FINISHED}) n;
 insert into mailbox (service, saga, run_id, due)
 select case when n <= 20 then 'shop' else 'other' end, 'saga 1', r({FINISHED} + n), now() - interval '1 minute'
 from generate_series(1, 1000) n;
+
+insert into turn (run_id, lane, held)
+select r({FINISHED} + n), case when n <= 50000 then r(1) else r(n) end, n = 1 or n > 50000
+from generate_series(1, {WAITING}) n;
 
 insert into outbox (shard, message_id, topic, body, content_type, headers)
 select n % 8, m({FINISHED + WAITING} + n), 'topic 1', '\\x31', 'application/json', '{{}}'
@@ -204,6 +209,13 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("take_in", {**below, "lineages": [None] * 10, "ids": batch(size=10)["ids"]}),
         ("take_in", below),
         ("take_in", {**below, "service": "shop"}),
+        ("take_in", {**below, "lineages": [None] * 10, "topics": ["topic in order"] * 10, "keys": ["key"] * 10}),
+        ("lock_lane", {"lane": run_id(1)}),
+        ("read_turn", {"run": run_id(FINISHED + 1)}),
+        ("take_turn", {"run": run_id(FINISHED + 20_000), "mail": [1, 2, 3]}),
+        ("take_turn", {"run": run_id(OLD), "mail": [1, 2, 3]}),
+        ("end_turn", {"run": run_id(FINISHED + 1)}),
+        ("end_turn", {"run": run_id(OLD)}),
         ("take_in", {**below, "lineages": [None] * 10, "service": "shop"}),
         ("bury_incoming", {**batch(size=10), "positions": ["p"] * 10, "reasons": ["r"] * 10, "service": "shop"}),
         ("read_home", {}),
@@ -215,7 +227,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("acquire_shards", {"owner": uuid4(), "lease": LEASE}),
         ("renew_shards", {"shards": SHARDS, "epochs": [0] * 8, "lease": LEASE}),
         ("release_shards", {"shards": SHARDS, "epochs": [0] * 8}),
-        ("subscribe", {"topics": ["t"] * 3, "services": ["s"] * 3, "sagas": ["a", "b", "c"]}),
+        ("subscribe", {"topics": ["t"] * 3, "services": ["s"] * 3, "sagas": ["a", "b", "c"], "ordered": [True] * 3}),
         ("read_revision", {}),
         ("read_roots", {"messages": [message_id(OLD + n) for n in range(10)]}),
         ("read_roots", {"messages": [uuid4()]}),

@@ -33,28 +33,30 @@ order by l.ordinal
 -- A run's id is made of its message, service and saga, behind the time that the message's id begins with: taking a
 -- message in again cannot start a second run, and whoever knows the message knows its runs.
 with arrived as (
-    select *
+    -- In the same order in every process, whatever the order in which they came: services that share a home, and
+    -- members of a group, take in the same messages at the same time, and would wait for each other in a circle.
+    select distinct on (id) *
     from unnest(%(ids)s::uuid[], %(topics)s::text[], %(keys)s::text[], %(bodies)s::bytea[],
                 %(content_types)s::text[], %(headers)s::text[], %(lineages)s::text[], %(contexts)s::text[],
                 %(launched_at)s::text[])
          with ordinality
          as m (id, topic, key, body, content_type, headers, lineage, context, launched_at, ordinal)
+    order by id, ordinal
 ), taken as (
     insert into {schema}.message (id, topic, key, body, content_type, headers)
-    -- In the same order in every process: services that share a home take in the same messages at the same time, and
-    -- would otherwise wait for each other in a circle.
     select id, topic, key, body, content_type, headers::json from arrived order by id
     on conflict do nothing
     returning id
 ), handled as (
     -- Who handles a message launched by a run was frozen when it was launched; who handles one from outside, when it
     -- was first taken in: by this service, if it takes in for itself.
-    select m.id, m.ordinal, c.service, c.saga
+    select m.id, c.service, c.saga, coalesce(s.ordered, false) as ordered
     from arrived m
     join {schema}.child c on c.message_id = m.id and c.state = 'waiting'
+    left join {schema}.subscription s on s.topic = m.topic and s.service = c.service and s.saga = c.saga
     where m.lineage is not null and (%(service)s::text is null or c.service = %(service)s::text)
     union all
-    select m.id, m.ordinal, s.service, s.saga
+    select m.id, s.service, s.saga, s.ordered
     from arrived m
     join {schema}.subscription s on s.topic = m.topic
     where m.lineage is null
@@ -66,26 +68,34 @@ with arrived as (
                     )
           end
 ), started as (
-    insert into {schema}.run (id, message_id, service, saga, lineage, parent_run, context, launched_at)
+    insert into {schema}.run (id, message_id, service, saga, lineage, parent_run, context, launched_at, lane)
     select n.id, m.id, h.service, h.saga, n.above || n.id, n.above[cardinality(n.above)],
-           m.context::json, m.launched_at::json
+           m.context::json, m.launched_at::json,
+           case when h.ordered then md5(md5(h.service) || md5(h.saga) || md5(m.key))::uuid end
     from handled h
-    join arrived m on m.ordinal = h.ordinal
+    join arrived m on m.id = h.id
     cross join lateral (
         select (left(m.id::text, 19) || '8' || left(md5(concat_ws(e'\n', m.id, h.service, h.saga)), 15))::uuid as id,
                coalesce(string_to_array(m.lineage, ',')::uuid[], array[]::uuid[]) as above
     ) n
-    order by m.ordinal, h.service, h.saga
+    order by m.id, h.service, h.saga
     on conflict do nothing
-    returning id, message_id, service, saga
+    returning id, message_id, service, saga, lane
 ), known as (
     update {schema}.child c
     set state = 'started', child_run = s.id
     from started s
     where c.message_id = s.message_id and c.service = s.service and c.saga = s.saga and c.state = 'waiting'
+), queued as (
+    -- Whoever is first of its lane is seen when it is claimed: see take_turn.
+    insert into {schema}.turn (run_id, lane)
+    select s.id, s.lane from started s join arrived m on m.id = s.message_id where s.lane is not null order by m.ordinal
 )
 insert into {schema}.mailbox (service, saga, run_id, due)
-select service, saga, id, clock_timestamp() from started
+select s.service, s.saga, s.id, clock_timestamp()
+from started s
+join arrived m on m.id = s.message_id
+order by m.ordinal, s.service, s.saga
 returning run_id, service, saga
 
 -- name: bury_incoming

@@ -1,9 +1,9 @@
 -- What people and waiting callers ask.
 
 -- name: subscribe
-insert into {schema}.subscription (topic, service, saga)
-select * from unnest(%(topics)s::text[], %(services)s::text[], %(sagas)s::text[])
-on conflict do nothing
+insert into {schema}.subscription as known (topic, service, saga, ordered)
+select * from unnest(%(topics)s::text[], %(services)s::text[], %(sagas)s::text[], %(ordered)s::bool[])
+on conflict (topic, service, saga) do update set ordered = excluded.ordered where known.ordered <> excluded.ordered
 
 -- name: read_revision
 select version_num from {schema}.alembic_version

@@ -6,7 +6,7 @@
 -- come in one commit, and what is read of children is read by a later statement.
 select r.id, r.message_id, r.service, r.saga, r.lineage, r.parent_run, r.state, r.step, r.next_step, r.seq,
        r.instance, r.iteration, r.attempt, r.handled, r.not_before, r.undo_seq, r.compensation_seq, r.context::text,
-       r.inherited::text, r.failure::text, r.result::text, r.launched_at, r.reason,
+       r.inherited::text, r.failure::text, r.result::text, r.launched_at, r.reason, r.lane,
        clock_timestamp(), array(select b.id from {schema}.mailbox b where b.run_id = r.id),
        m.id, m.topic, m.key, m.body, m.content_type, m.headers, m.created_at
 from {schema}.run r
