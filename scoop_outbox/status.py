@@ -94,10 +94,10 @@ def read_status(message_id: uuid.UUID) -> Plan[Status]:
     Raises:
         UnknownMessage: the message has not been taken in here, or has been pruned.
     """
-    rows, known = yield from ask(
-        statement("read_hierarchy", message=message_id), statement("read_taken_in", message=message_id)
+    rows, roots = yield from ask(
+        statement("read_hierarchy", message=message_id), statement("read_roots", messages=[message_id])
     )
-    if not known:
+    if not any(known for _, known, *_ in roots):
         raise UnknownMessage(f"message {message_id} has not been taken in here, or it has been pruned")
     (steps,) = yield from ask(statement("read_steps", runs=[row[0] for row in rows]))
     by_run: dict[uuid.UUID, list[StepStatus]] = {}

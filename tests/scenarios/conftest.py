@@ -19,7 +19,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a scenario once in each colour on the built-in broker, and once on each real one."""
     carried = "carrier" in metafunc.fixturenames
     real = REAL if carried and metafunc.module.__name__.rpartition(".")[2] in EVERYWHERE else ()
-    if "colour" in metafunc.fixturenames:
+    chosen = any("colour" in str(mark.args[0]) for mark in metafunc.definition.iter_markers("parametrize"))
+    if "colour" in metafunc.fixturenames and not chosen:
         if carried:
             # The broker does not know of colours: one mix of them is enough there.
             pairs = [*((BUILTIN, colour) for colour in COLOURS), *((name, "mixed") for name in real)]

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from scoop_outbox import DistributedError, Retry, RunState, StepKind, UnknownMessage
+from tests.carriers import Carrier
 from tests.scenarios.rollback_helpers import (
     SIMULATED,
     X0,
@@ -76,7 +77,7 @@ async def test_rb_01_what_a_failing_step_emitted_starts_nothing(shop: Shop) -> N
     assert shop.journal == ["root-0", "child-0", "child-afterwards"]
 
 
-async def test_rb_02_only_what_was_committed_is_compensated(shop: Shop) -> None:
+async def test_rb_02_only_what_was_committed_is_compensated(shop: Shop, carrier: Carrier) -> None:
     emitted: list[uuid.UUID] = []
 
     def emits(scope: Any, message: Any) -> None:
@@ -97,7 +98,8 @@ async def test_rb_02_only_what_was_committed_is_compensated(shop: Shop) -> None:
         "root 0 compensation committed",
     ]
     assert await shop.states(handle) == {"root": ROLLED_BACK}
-    assert (await shop.app.message(emitted[0])).topic == "C"
+    if carrier.url is None:  # otherwise it has gone to the broker, where nobody listens
+        assert (await shop.app.message(emitted[0])).topic == "C"
     with pytest.raises(UnknownMessage):
         await shop.app.message(emitted[1])
 
