@@ -3,39 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 
-from scoop_outbox.broker import plugins
-from scoop_outbox.broker.protocol import Broker, Subscription
+from scoop_outbox.broker.protocol import Item
 from scoop_outbox.core.announcing import read_revision, subscribe
 from scoop_outbox.core.delivery import launch, launch_and_commit
 from scoop_outbox.daemon.service import Daemons, daemons
-from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.daemon.worker import SLOTS
-from scoop_outbox.errors import DatabaseError, DefinitionError
+from scoop_outbox.declaration import Declaration
+from scoop_outbox.errors import DefinitionError
 from scoop_outbox.handle import Handle
-from scoop_outbox.message import Message, Topic, checked_name, dump_json
-from scoop_outbox.outcomes import Outcomes
+from scoop_outbox.message import Message, Topic, dump_json, topic_name
 from scoop_outbox.policy import seconds
-from scoop_outbox.saga import Saga
 from scoop_outbox.scope import emission
 from scoop_outbox.status import Status, read_message, read_status
 from scoop_outbox.store import migrate
 from scoop_outbox.store.connect import told_to_migrate
-from scoop_outbox.store.home import Home
 from scoop_outbox.store.joined import AsyncTransaction, Transaction, run_joined, run_joined_blocking
-from scoop_outbox.store.schema import DEFAULT_SCHEMA, checked_schema
-
-DATABASE_VARIABLE = "SCOOP_OUTBOX_DATABASE"
-BROKER_VARIABLE = "SCOOP_OUTBOX_BROKER"
 
 
-class Scoop:
+class Scoop(Declaration):
     """One service: its sagas, its database, its broker.
 
     Everything can be imported and declared without a running database.
@@ -58,145 +49,6 @@ class Scoop:
         DatabaseError: the database's URL is wrong.
         BrokerError: no installed adapter serves the broker's URL, or the adapter refuses URL or settings.
     """
-
-    def __init__(
-        self,
-        service: str,
-        *,
-        database: str | None = None,
-        broker: str | None = None,
-        schema: str = DEFAULT_SCHEMA,
-        group: str | None = None,
-        start: str | None = None,
-        broker_settings: Mapping[str, object] | None = None,
-    ) -> None:
-        """Declare a service; nothing is opened."""
-        self.service = checked_name("service", service)
-        self.group = checked_name("group", service if group is None else group)
-        self.start = start
-        self._broker_settings = dict(broker_settings or {})
-        self._broker = self._connect_to(broker or os.environ.get(BROKER_VARIABLE))
-        self._database = database or os.environ.get(DATABASE_VARIABLE)
-        self._schema = checked_schema(schema)
-        self._sagas: dict[str, Saga] = {}
-        self._home: Home | None = None
-        self._signals: Signals | None = None
-        self._outcomes: Outcomes | None = None
-        self._announced: frozenset[str] = frozenset()
-        self._running = False
-        if self._database is not None:
-            self._home = self._open()
-
-    def __repr__(self) -> str:
-        """Show the service and its sagas."""
-        return f"<Scoop {self.service!r}: {', '.join(map(repr, self._sagas)) or 'no sagas'}>"
-
-    def _open(self) -> Home:
-        if self._database is None:
-            raise DatabaseError(
-                f"service {self.service!r} has no database: pass database='postgresql://...' to Scoop(), "
-                f"or set {DATABASE_VARIABLE}"
-            )
-        return Home(self._database, self._schema, f"scoop_outbox {self.service}"[:63])
-
-    def _connect_to(self, url: str | None) -> Broker | None:
-        return None if url is None or plugins.is_builtin(url) else plugins.load(url, self._broker_settings)
-
-    def configure(
-        self,
-        *,
-        database: str | None = None,
-        broker: str | None = None,
-        broker_settings: Mapping[str, object] | None = None,
-    ) -> None:
-        """Use another database or broker than was declared, before anything is opened.
-
-        Raises:
-            DatabaseError: the database's URL is wrong.
-            BrokerError: no installed adapter serves the broker's URL, or the adapter refuses URL or settings.
-        """
-        self._broker_settings.update(broker_settings or {})
-        if broker is not None:
-            self._broker = self._connect_to(broker)
-        if database is not None:
-            self._database = database
-            self._home = self._open()
-            self._signals = None
-            self._outcomes = None
-            self._announced = frozenset()
-
-    @property
-    def home(self) -> Home:
-        """The service's database.
-
-        Raises:
-            DatabaseError: none was given.
-        """
-        if self._home is None:
-            self._home = self._open()
-        return self._home
-
-    @property
-    def signals(self) -> Signals:
-        """The hints between the daemons of this process and its launches."""
-        if self._signals is None:
-            self._signals = Signals(self.home)
-        return self._signals
-
-    def _outcomes_of_home(self) -> Outcomes:
-        if self._outcomes is None:
-            self._outcomes = Outcomes(self.home, self.signals)
-        return self._outcomes
-
-    # -- declaring ----------------------------------------------------------------------------------------------
-
-    def saga(self, name: str, on: str | Topic[Any], *, ordered: Literal["key"] | None = None) -> Saga:
-        """Declare a saga: a handler of the messages on a topic.
-
-        Args:
-            name: unique within the service. It is stored with its runs: renaming a saga strands them.
-            on: the topic; several sagas may share one, each gets every message.
-            ordered: `"key"` begins with a message when the one of the same key before it has ended: see the guide.
-
-        Raises:
-            DefinitionError: the name is taken or cannot be used, or the topic or `ordered` cannot.
-        """
-        if name in self._sagas:
-            raise DefinitionError(
-                f"service {self.service!r} has a saga {name!r} already (on {self._sagas[name].topic!r}): "
-                "give each saga a name of its own"
-            )
-        saga = self._sagas[checked_name("saga", name)] = Saga(name, on, ordered=ordered)
-        return saga
-
-    @property
-    def sagas(self) -> Mapping[str, Saga]:
-        """The declared sagas by name."""
-        return dict(self._sagas)
-
-    @property
-    def _brokered(self) -> bool:
-        return self._broker is not None
-
-    @property
-    def broker(self) -> Broker | None:
-        """The broker; None is the built-in one."""
-        return self._broker
-
-    @property
-    def subscription(self) -> Subscription:
-        """What this service receives."""
-        topics = tuple(dict.fromkeys(saga.topic for saga in self._sagas.values()))
-        return Subscription(self.service, self.group, topics, self.start)
-
-    def check(self) -> None:
-        """Refuse what cannot run, before anything is started.
-
-        Raises:
-            DefinitionError: a saga has no steps.
-        """
-        for saga in self._sagas.values():
-            saga.check()
 
     # -- launching ----------------------------------------------------------------------------------------------
 
@@ -299,6 +151,41 @@ class Scoop:
         """
         async with self.home.driver() as driver:
             return await driver.run(read_message(message_id))
+
+    # -- at the broker ------------------------------------------------------------------------------------------
+
+    async def topology(self, *topics: str | Topic[Any]) -> list[Item]:
+        """Tell what has to exist at the broker for this service, and whether it does; create nothing.
+
+        Args:
+            topics: what the service publishes on. What its sagas listen on is known.
+
+        Returns:
+            Topics, exchanges, queues and bindings, `exists` of each being None where the broker cannot be asked;
+            nothing with the built-in broker, which needs nothing.
+
+        Raises:
+            DefinitionError: a topic cannot be used.
+            BrokerError: the broker cannot be reached, does not permit it, or has something else of that name.
+        """
+        return await self._topology(topics, create=False)
+
+    async def apply_topology(self, *topics: str | Topic[Any]) -> list[Item]:
+        """Create what does not exist of `topology`: the same as `scoop-outbox topology apply`. Can be run again.
+
+        Returns:
+            As `topology`: what `exists` was there before.
+
+        Raises:
+            DefinitionError, BrokerError: as `topology`.
+        """
+        return await self._topology(topics, create=True)
+
+    async def _topology(self, topics: Iterable[str | Topic[Any]], *, create: bool) -> list[Item]:
+        published = list(dict.fromkeys(map(topic_name, topics)))
+        if self.broker is None or not (published or self.sagas):
+            return []
+        return await self.broker.topology(published, self.subscription if self.sagas else None, create=create)
 
     # -- running ------------------------------------------------------------------------------------------------
 

@@ -128,10 +128,15 @@ class Consumer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A thing that has to exist at the broker, and whether it does: a topic, an exchange, a queue, a binding."""
+    """A thing that has to exist at the broker: a topic, an exchange, a queue, a binding.
+
+    Attributes:
+        text: what it is, for people.
+        exists: whether it does; None when the broker cannot be asked.
+    """
 
     text: str
-    exists: bool
+    exists: bool | None
 
 
 class Broker(Protocol):

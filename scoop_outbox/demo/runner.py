@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from scoop_outbox.app import BROKER_VARIABLE, DATABASE_VARIABLE
+from scoop_outbox.declaration import BROKER_VARIABLE, DATABASE_VARIABLE
 from scoop_outbox.demo.tables import SCHEMA
 from scoop_outbox.errors import ScoopError
 from scoop_outbox.testing.postgres import TEST_SETTINGS, PostgresServer

@@ -120,8 +120,9 @@ async def topology(
         if routes is None or one.is_queue:
             continue
         binding = (routes.queue, one.exchange, one.key)
-        text = f"binding of queue {routes.queue} to exchange {one.exchange} for {one.key} (AMQP cannot ask for it)"
-        items.append(Item(text, binding in bound))
+        # AMQP cannot ask for bindings.
+        known = True if binding in bound else None
+        items.append(Item(f"binding of queue {routes.queue} to exchange {one.exchange} for {one.key}", known))
         if create:
             await _create(link, "queue_bind", queue=routes.queue, exchange=one.exchange, routing_key=one.key)
             bound.add(binding)

@@ -1,0 +1,161 @@
+"""What a service declares: its name, its sagas, its database and its broker."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from scoop_outbox.broker import plugins
+from scoop_outbox.broker.protocol import Broker, Subscription
+from scoop_outbox.daemon.signals import Signals
+from scoop_outbox.errors import DatabaseError, DefinitionError
+from scoop_outbox.message import Topic, checked_name
+from scoop_outbox.outcomes import Outcomes
+from scoop_outbox.saga import Saga
+from scoop_outbox.store.home import Home
+from scoop_outbox.store.schema import DEFAULT_SCHEMA, checked_schema
+
+DATABASE_VARIABLE = "SCOOP_OUTBOX_DATABASE"
+BROKER_VARIABLE = "SCOOP_OUTBOX_BROKER"
+
+
+class Declaration:
+    """A service as it is declared; `Scoop` says what the arguments are, and adds what is done with it."""
+
+    def __init__(
+        self,
+        service: str,
+        *,
+        database: str | None = None,
+        broker: str | None = None,
+        schema: str = DEFAULT_SCHEMA,
+        group: str | None = None,
+        start: str | None = None,
+        broker_settings: Mapping[str, object] | None = None,
+    ) -> None:
+        """Declare a service; nothing is opened."""
+        self.service = checked_name("service", service)
+        self.group = checked_name("group", service if group is None else group)
+        self.start = start
+        self._broker_settings = dict(broker_settings or {})
+        self._broker = self._connect_to(broker or os.environ.get(BROKER_VARIABLE))
+        self._database = database or os.environ.get(DATABASE_VARIABLE)
+        self._schema = checked_schema(schema)
+        self._sagas: dict[str, Saga] = {}
+        self._home: Home | None = None
+        self._signals: Signals | None = None
+        self._outcomes: Outcomes | None = None
+        self._announced: frozenset[str] = frozenset()
+        self._running = False
+        if self._database is not None:
+            self._home = self._open()
+
+    def __repr__(self) -> str:
+        """Show the service and its sagas."""
+        return f"<Scoop {self.service!r}: {', '.join(map(repr, self._sagas)) or 'no sagas'}>"
+
+    def _open(self) -> Home:
+        if self._database is None:
+            raise DatabaseError(
+                f"service {self.service!r} has no database: pass database='postgresql://...' to Scoop(), "
+                f"or set {DATABASE_VARIABLE}"
+            )
+        return Home(self._database, self._schema, f"scoop_outbox {self.service}"[:63])
+
+    def _connect_to(self, url: str | None) -> Broker | None:
+        return None if url is None or plugins.is_builtin(url) else plugins.load(url, self._broker_settings)
+
+    def configure(
+        self,
+        *,
+        database: str | None = None,
+        broker: str | None = None,
+        broker_settings: Mapping[str, object] | None = None,
+    ) -> None:
+        """Use another database or broker than was declared, before anything is opened.
+
+        Raises:
+            DatabaseError: the database's URL is wrong.
+            BrokerError: no installed adapter serves the broker's URL, or the adapter refuses URL or settings.
+        """
+        self._broker_settings.update(broker_settings or {})
+        if broker is not None:
+            self._broker = self._connect_to(broker)
+        if database is not None:
+            self._database = database
+            self._home = self._open()
+            self._signals = None
+            self._outcomes = None
+            self._announced = frozenset()
+
+    @property
+    def home(self) -> Home:
+        """The service's database.
+
+        Raises:
+            DatabaseError: none was given.
+        """
+        if self._home is None:
+            self._home = self._open()
+        return self._home
+
+    @property
+    def signals(self) -> Signals:
+        """The hints between the daemons of this process and its launches."""
+        if self._signals is None:
+            self._signals = Signals(self.home)
+        return self._signals
+
+    def _outcomes_of_home(self) -> Outcomes:
+        if self._outcomes is None:
+            self._outcomes = Outcomes(self.home, self.signals)
+        return self._outcomes
+
+    def saga(self, name: str, on: str | Topic[Any], *, ordered: Literal["key"] | None = None) -> Saga:
+        """Declare a saga: a handler of the messages on a topic.
+
+        Args:
+            name: unique within the service. It is stored with its runs: renaming a saga strands them.
+            on: the topic; several sagas may share one, each gets every message.
+            ordered: `"key"` begins with a message when the one of the same key before it has ended: see the guide.
+
+        Raises:
+            DefinitionError: the name is taken or cannot be used, or the topic or `ordered` cannot.
+        """
+        if name in self._sagas:
+            raise DefinitionError(
+                f"service {self.service!r} has a saga {name!r} already (on {self._sagas[name].topic!r}): "
+                "give each saga a name of its own"
+            )
+        saga = self._sagas[checked_name("saga", name)] = Saga(name, on, ordered=ordered)
+        return saga
+
+    @property
+    def sagas(self) -> Mapping[str, Saga]:
+        """The declared sagas by name."""
+        return dict(self._sagas)
+
+    @property
+    def _brokered(self) -> bool:
+        return self._broker is not None
+
+    @property
+    def broker(self) -> Broker | None:
+        """The broker; None is the built-in one."""
+        return self._broker
+
+    @property
+    def subscription(self) -> Subscription:
+        """What this service receives."""
+        topics = tuple(dict.fromkeys(saga.topic for saga in self._sagas.values()))
+        return Subscription(self.service, self.group, topics, self.start)
+
+    def check(self) -> None:
+        """Refuse what cannot run, before anything is started.
+
+        Raises:
+            DefinitionError: a saga has no steps.
+        """
+        for saga in self._sagas.values():
+            saga.check()
