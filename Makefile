@@ -15,7 +15,7 @@ export SCOOP_OUTBOX_CACHE ?= $(CURDIR)/.cache
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo servers test lint types check bench clean
+.PHONY: help venv demo servers test quick lint types check bench clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -33,9 +33,9 @@ $(VENV)/.created:
 	@touch $@
 
 # Stamps, so that nothing is installed twice. What a developer has includes what the demonstration needs.
-$(VENV)/.installed-dev: pyproject.toml $(VENV)/.created
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	@touch $@ $(VENV)/.installed-demo
+$(VENV)/.installed-dev: pyproject.toml $(wildcard adapters/*/pyproject.toml) $(VENV)/.created
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' --editable adapters/kafka --editable adapters/rabbitmq
+	@touch $@ $(VENV)/.installed-demo $(VENV)/.installed-demo-kafka $(VENV)/.installed-demo-rabbitmq
 
 $(VENV)/.installed-demo: pyproject.toml $(VENV)/.created
 	$(BIN)/python -m pip install --quiet --editable '.[demo]'
@@ -59,6 +59,9 @@ servers:
 
 test: $(VENV)/.installed-dev servers ## Run the tests (ARGS="-k name", WORKERS=auto)
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+quick: $(VENV)/.installed-dev ## Run the tests that need no Kafka and no RabbitMQ
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not broker" $(ARGS)
 
 lint: $(VENV)/.installed-dev ## Check style, formatting and the direction of imports
 	$(BIN)/ruff check

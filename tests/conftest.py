@@ -20,6 +20,9 @@ from scoop_outbox.testing.postgres import DATABASE_URL, PostgresNotFoundError, p
 from scoop_outbox.testing.rabbitmq import RABBITMQ_URL, rabbitmq_here
 from tests.servers import SharedServers, ask
 
+# It says which tests of the contract of an adapter are not run, and why.
+pytest_plugins = ["scoop_outbox.testing.contract.plugin"]
+
 # How long an example takes depends on what else the machine does, and says nothing about the code.
 settings.register_profile("scoop_outbox", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("scoop_outbox")
@@ -58,19 +61,30 @@ def pytest_configure_node(node: object) -> None:
     node.workerinput["servers"] = node.config.stash[_address]  # type: ignore[attr-defined]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Mark what needs a broker, so that the rest can be run alone, and often."""
+    for item in items:
+        if {"kafka", "rabbitmq"} & set(_servers_of(item)):
+            item.add_marker("broker")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Function,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Note in the report of a test which servers it is about, for the summary."""
     report = yield
+    report.servers = _servers_of(item)  # type: ignore[attr-defined]
+    return report
+
+
+def _servers_of(item: pytest.Function) -> list[str]:
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    report.servers = [  # type: ignore[attr-defined]
+    return [
         name
         for name, fixtures in _SERVERS.items()
         if fixtures & set(item.fixturenames) or any(value == name for value in parameters if isinstance(value, str))
     ]
-    return report
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
