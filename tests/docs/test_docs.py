@@ -60,6 +60,8 @@ def test_commands_exist(document: Path) -> None:
             case ["scoop-outbox", name, *rest] if re.fullmatch(r"[a-z-]+", name) and not name.startswith("-"):
                 command = main.commands.get(name)
                 assert command is not None, words
+                if isinstance(command, click.Group) and rest and re.fullmatch(r"[a-z]+", rest[0]):
+                    command = command.commands[rest[0]]
                 known = {option for param in command.params for option in (*param.opts, *param.secondary_opts)}
                 used = {word.partition("=")[0] for word in rest if word.startswith("--")}
                 assert used <= {*known, "--help"}, words
@@ -101,7 +103,11 @@ def test_every_module_has_its_place_in_the_architecture() -> None:
 def test_every_command_and_option_is_explained() -> None:
     text = (DOCS / "operations.md").read_text(encoding="utf-8")
 
+    commands = dict(main.commands)
     for name, command in main.commands.items():
+        if isinstance(command, click.Group):
+            commands |= {f"{name} {inner}": one for inner, one in command.commands.items()}
+    for name, command in commands.items():
         assert f"scoop-outbox {name}" in text
         if name == "demo":
             continue
@@ -111,8 +117,9 @@ def test_every_command_and_option_is_explained() -> None:
 
 
 def test_every_header_of_ours_is_explained() -> None:
-    core = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "scoop_outbox" / "core").glob("*.py"))
-    used = set(re.findall(r'"(scoop-[a-z-]+)"', core))
+    modules = [ROOT / "scoop_outbox" / "headers.py", *(ROOT / "adapters").glob("*/scoop_*/*.py")]
+    used = set(re.findall(r'= "(scoop-[a-z-]+)"$', "\n".join(path.read_text("utf-8") for path in modules), re.MULTILINE))
+    used.discard("scoop-")
     explained = set(re.findall(r"`(scoop-[a-z-]+)`", (DOCS / "protocol.md").read_text(encoding="utf-8")))
 
     assert used
