@@ -132,7 +132,7 @@ class KafkaConsumer:
     def _open(self) -> Consumer:
         callbacks = {"error_cb": self._on_error, "on_commit": self._on_commit}
         try:
-            return Consumer({**self._configuration, **callbacks})  # type: ignore[arg-type]
+            return Consumer({**self._configuration, **callbacks})
         except (KafkaException, TypeError, ValueError) as error:
             reason = error.args[0].str() if isinstance(error, KafkaException) else str(error)
             raise BrokerError(self._settings.redacted(f"no Kafka consumer can be made: {reason}")) from None

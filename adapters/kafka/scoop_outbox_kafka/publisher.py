@@ -41,12 +41,11 @@ _LOOK_AGAIN = 0.1
 _FIRST_LOOK = 3.0
 """Seconds that a topic may need to become known to the broker that is asked."""
 
-_OF_TOPIC = {
+_PERHAPS_NEW = {
     KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001 - its public name
     KafkaError.UNKNOWN_TOPIC_OR_PART,
-    KafkaError.TOPIC_EXCEPTION,
-    KafkaError.TOPIC_AUTHORIZATION_FAILED,
 }
+_OF_TOPIC = {*_PERHAPS_NEW, KafkaError.TOPIC_EXCEPTION, KafkaError.TOPIC_AUTHORIZATION_FAILED}
 _OF_MESSAGE = {
     KafkaError.MSG_SIZE_TOO_LARGE,
     KafkaError.INVALID_MSG_SIZE,
@@ -121,7 +120,7 @@ class KafkaPublisher:
 
     def _open(self) -> Producer:
         try:
-            return Producer({**self._settings.for_producer(self._name), "error_cb": self._on_error})  # type: ignore[arg-type]
+            return Producer({**self._settings.for_producer(self._name), "error_cb": self._on_error})
         except (KafkaException, TypeError, ValueError) as error:
             reason = error.args[0].str() if isinstance(error, KafkaException) else str(error)
             raise BrokerError(self._settings.redacted(f"no Kafka producer can be made: {reason}")) from None
@@ -133,7 +132,6 @@ class KafkaPublisher:
         producer, self._producer = self._producer, None
         if producer is not None:
             producer.purge(in_queue=True, in_flight=True)
-            producer.poll(0)
 
     def _publish(self, batch: Sequence[Envelope]) -> Sequence[Receipt]:
         deadline = time.monotonic() + self._settings.patience
@@ -183,15 +181,15 @@ class KafkaPublisher:
                     self._producer.poll(0)  # what is behind it is told to _on_error
                     self._trouble = self._trouble or self._settings.redacted(error.args[0].str())
                     return False
-                error = found.topics[topic].error
-                if error is None:
+                reason = found.topics[topic].error
+                if reason is None:
                     self._known.add(topic)
                     self._refused.pop(topic, None)
                     break
-                if error.code() not in _OF_TOPIC:
+                if reason.code() not in _OF_TOPIC:
                     break  # such as no leader: librdkafka waits for it
-                if time.monotonic() >= until or error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
-                    self._refused[topic] = _refusal(topic, error)
+                if time.monotonic() >= until or reason.code() not in _PERHAPS_NEW:
+                    self._refused[topic] = _refusal(topic, reason)
                     break
                 time.sleep(_LOOK_AGAIN)
         self._trouble = ""
@@ -211,7 +209,7 @@ class KafkaPublisher:
             if lonely:
                 self._wait(current, deadline)
             elif position % _POLL_EVERY == _POLL_EVERY - 1:
-                self._poll(0)
+                self._poll(current, 0)
         self._wait(current, deadline)
         return current
 
@@ -232,7 +230,7 @@ class KafkaPublisher:
                 # Its queue is full. The same message again, or a later one would overtake it.
                 if time.monotonic() >= deadline or current.broken:
                     return False
-                self._poll(0.05)
+                self._poll(current, 0.05)
             except KafkaException as error:
                 reason: KafkaError = error.args[0]
                 if reason.code() == KafkaError.MSG_SIZE_TOO_LARGE:
@@ -246,13 +244,19 @@ class KafkaPublisher:
                 current.open += 1
                 return True
 
-    def _poll(self, seconds: float) -> None:
+    def _poll(self, current: _Round, seconds: float, *, flush: bool = False) -> None:
+        """Take what answers there are, waiting for the first; or, to flush, for all, and not for `linger.ms`."""
         assert self._producer is not None  # noqa: S101 - it was opened
-        self._producer.poll(seconds)
+        try:
+            (self._producer.flush if flush else self._producer.poll)(seconds)
+        except KafkaException as error:
+            # This producer has had it. The answers that it still has are for _settle.
+            self._trouble = self._settings.redacted(error.args[0].str())
+            current.broken = True
 
     def _wait(self, current: _Round, deadline: float) -> None:
         while current.open and not current.broken and (left := deadline - time.monotonic()) > 0:
-            self._poll(min(left, 0.1))
+            self._poll(current, min(left, 0.1), flush=True)
 
     def _settle(self, batch: Sequence[Envelope], done: _Round, receipts: list[Receipt | None], alone: set[int]) -> bool:
         """Turn answers into receipts; answer whether that got us any further."""
@@ -260,10 +264,9 @@ class KafkaPublisher:
             # The producer is of no use any more; what it still knows is wanted.
             assert self._producer is not None  # noqa: S101 - it was opened
             self._producer.purge(in_queue=True, in_flight=True)
-            self._producer.poll(0)
             until = time.monotonic() + 1
             while done.open and time.monotonic() < until:
-                self._producer.poll(0.05)
+                self._poll(done, 0.05)
         progress = bool(done.acknowledged)
         for index in done.acknowledged:
             receipts[index] = ACKNOWLEDGED

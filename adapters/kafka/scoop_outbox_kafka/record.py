@@ -32,11 +32,13 @@ def value_of(envelope: Envelope) -> bytes | None:
     return None if TOMBSTONE in envelope.headers else envelope.body
 
 
-def headers_of(envelope: Envelope) -> list[tuple[str, bytes]]:
+def headers_of(envelope: Envelope) -> list[tuple[str, str | bytes | None]]:
     """Return the headers of the record that an envelope becomes."""
     octets = wire.octets
     left_out = TOMBSTONE if TOMBSTONE in envelope.headers else CONTENT_TYPE
-    found = [(name, octets(value)) for name, value in wire.outgoing(envelope).items() if name != left_out]
+    found: list[tuple[str, str | bytes | None]] = [
+        (name, octets(value)) for name, value in wire.outgoing(envelope).items() if name != left_out
+    ]
     if envelope.content_type and left_out == CONTENT_TYPE:
         found.append((CONTENT_TYPE, octets(envelope.content_type)))
     return found
@@ -54,7 +56,7 @@ def delivery_of(message: Message, turn: int, identity_header: str | None) -> Del
     assert topic is not None and partition is not None and offset is not None  # noqa: S101, PT018 - it has no error
     key, body = message.key(), message.value()
     # Kafka allows a name several times, our headers do not: the last one counts.
-    headers = {name: wire.text(_octets(value)) for name, value in message.headers() or ()}
+    headers = {name: wire.text(_octets(value)) for name, value in _pairs(message)}
     content_type = headers.pop(CONTENT_TYPE, None)
     if body is None:
         content_type = None
@@ -79,6 +81,11 @@ def delivery_of(message: Message, turn: int, identity_header: str | None) -> Del
         position=f"{topic}[{partition}]@{offset}",
         tag=Place(topic, partition, offset, -1 if epoch is None else epoch, turn),
     )
+
+
+def _pairs(message: Message) -> list[tuple[str, bytes | str | None]]:
+    headers = message.headers()
+    return list(headers.items()) if isinstance(headers, dict) else headers or []
 
 
 def _octets(value: bytes | str | None) -> bytes:

@@ -184,7 +184,7 @@ def starts(
 def _of_group(
     consumer: Consumer, configuration: Mapping[str, object], parts: list[Part], other: str, timeout: float
 ) -> dict[Part, int]:
-    reader = Consumer({**configuration, "group.id": other})  # type: ignore[arg-type]
+    reader = Consumer({**configuration, "group.id": other})
     try:
         found = committed(reader, other, parts, timeout)
     finally:

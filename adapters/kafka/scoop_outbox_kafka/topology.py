@@ -38,7 +38,7 @@ def _check(settings: Settings, subscription: Subscription) -> None:
     # Not under that name: static membership would take it for the real one.
     configuration.pop("group.instance.id", None)
     try:
-        consumer = Consumer({**configuration, "error_cb": told.append})  # type: ignore[arg-type]
+        consumer = Consumer({**configuration, "error_cb": told.append})
     except (KafkaException, TypeError, ValueError) as error:
         reason = error.args[0].str() if isinstance(error, KafkaException) else str(error)
         raise BrokerError(settings.redacted(f"no Kafka consumer can be made: {reason}")) from None
@@ -55,7 +55,9 @@ def _check(settings: Settings, subscription: Subscription) -> None:
 
 def _check_reading(settings: Settings, topics: Sequence[str]) -> None:
     """See whether topics may be read, not only be seen."""
-    asked = AdminClient(settings.for_admin()).describe_topics(  # type: ignore[arg-type]
+    # By a name: it must live until it is answered.
+    admin = AdminClient(settings.for_admin())  # type: ignore[arg-type]
+    asked = admin.describe_topics(
         TopicCollection(list(topics)), include_authorized_operations=True, request_timeout=_ANSWER / 2
     )
     for topic, future in asked.items():
@@ -88,7 +90,7 @@ async def topology(settings: Settings, topics: Sequence[str], *, create: bool) -
 def _topology(settings: Settings, topics: list[str], *, create: bool) -> list[Item]:
     told: list[KafkaError] = []
     try:
-        admin = AdminClient({**settings.for_admin(), "error_cb": told.append})  # type: ignore[arg-type]
+        admin = AdminClient({**settings.for_admin(), "error_cb": told.append})  # type: ignore[dict-item]
     except (KafkaException, TypeError, ValueError) as error:
         reason = error.args[0].str() if isinstance(error, KafkaException) else str(error)
         raise BrokerError(settings.redacted(f"no Kafka client can be made: {reason}")) from None

@@ -1,0 +1,222 @@
+"""Publishing on a real broker: what the broker stores, and what it refuses."""
+
+import asyncio
+import multiprocessing
+import os
+import secrets
+
+import pytest
+from confluent_kafka import TIMESTAMP_CREATE_TIME
+from scoop_outbox_kafka.publisher import KafkaPublisher
+
+from scoop_outbox import headers as wire
+from scoop_outbox.errors import BrokerError
+from scoop_outbox.message import JSON, Envelope, uuid7
+from tests.kafka.trial import ACKNOWLEDGED, FOR_GOOD, FOR_NOW, Trial, envelope, name, verdicts
+
+
+async def test_a_plain_consumer_sees_an_ordinary_message(trial: Trial) -> None:
+    topic = trial.topic()
+    message = Envelope(uuid7(), topic, "k", b"\x00body\xff", "application/x-thing", {"traceparent": "00-1-2-03"})
+    assert verdicts(await (await trial.publisher()).publish([message])) == [ACKNOWLEDGED]
+    (found,) = trial.read(topic)
+    assert found.value() == b"\x00body\xff"
+    assert found.key() == b"k"
+    assert dict(found.headers() or ()) == {
+        "traceparent": b"00-1-2-03",
+        "scoop-id": str(message.id).encode(),
+        "content-type": b"application/x-thing",
+    }
+    assert found.timestamp()[0] == TIMESTAMP_CREATE_TIME
+
+
+async def test_binary_keys_and_headers_are_published_byte_for_byte(trial: Trial) -> None:
+    topic = trial.topic()
+    key, value = b"\xff\x00k", b"\xfe\x80\xff"
+    await (await trial.publisher()).publish([envelope(topic, wire.key_text(key), odd=wire.text(value))])
+    (found,) = trial.read(topic)
+    assert found.key() == key
+    assert dict(found.headers() or ())["odd"] == value
+
+
+async def test_without_a_key_and_without_a_content_type(trial: Trial) -> None:
+    topic = trial.topic()
+    await (await trial.publisher()).publish([Envelope(uuid7(), topic, None, b"", "", {})])
+    (found,) = trial.read(topic)
+    assert found.key() is None
+    assert found.value() == b""
+    assert [header for header, _ in found.headers() or ()] == ["scoop-id"]
+
+
+async def test_a_tombstone_is_a_null_value(trial: Trial) -> None:
+    topic = trial.topic()
+    await (await trial.publisher()).publish([Envelope(uuid7(), topic, "k", b"null", JSON, {"kafka-tombstone": "true"})])
+    (found,) = trial.read(topic)
+    assert found.value() is None
+    assert found.key() == b"k"
+    assert [header for header, _ in found.headers() or ()] == ["scoop-id"]
+
+
+# What Java's Utils.murmur2 returns.
+JAVA = {
+    b"21": -973932308,
+    b"foobar": -790332482,
+    b"a-little-bit-long-string": -985981536,
+    b"a-little-bit-longer-string": -1486304829,
+    b"lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8": -58897971,
+    b"abc": 479470107,
+}
+
+
+async def test_keys_go_to_the_partitions_that_java_chooses(trial: Trial) -> None:
+    topic = trial.topic(7)
+    publisher = await trial.publisher()
+    assert set(verdicts(await publisher.publish([envelope(topic, key.decode(), key) for key in JAVA]))) == {
+        ACKNOWLEDGED
+    }
+    chosen = {key: (hashed & 0x7FFFFFFF) % 7 for key, hashed in JAVA.items()}
+    assert len(set(chosen.values())) > 2
+    for partition in set(chosen.values()):
+        expected = [key for key in JAVA if chosen[key] == partition]
+        assert [message.value() for message in trial.read(topic, partition)] == expected
+
+
+async def test_a_large_batch_keeps_its_order(trial: Trial) -> None:
+    topic = trial.topic(3)
+    batch = [envelope(topic, f"k{number % 5}", b"%d" % number) for number in range(4000)]
+    # A queue that is full all the time.
+    publisher = await trial.publisher(producer__queue__buffering__max__messages=150)
+    assert set(verdicts(await publisher.publish(batch))) == {ACKNOWLEDGED}
+    found = [message for partition in range(3) for message in trial.read(topic, partition)]
+    assert len(found) == 4000
+    for key in range(5):
+        numbers = [int(message.value() or b"") for message in found if message.key() == b"k%d" % key]
+        assert numbers == list(range(key, 4000, 5))
+
+
+async def test_an_unknown_topic_fails_alone(trial: Trial) -> None:
+    topic, missing = trial.topic(), name("missing")
+    publisher = await trial.publisher()
+    batch = [envelope(topic, "k", b"1"), envelope(missing, "k", b"2"), envelope(topic, "k", b"3")]
+    receipts = await publisher.publish(batch)
+    assert verdicts(receipts) == [ACKNOWLEDGED, FOR_GOOD, ACKNOWLEDGED]
+    assert f"there is no topic {missing}" in receipts[1].reason
+    assert "scoop-outbox topology apply" in receipts[1].reason
+    assert [message.value() for message in trial.read(topic)] == [b"1", b"3"]
+    # The next one costs no wait, and nothing is created by itself.
+    async with asyncio.timeout(1):
+        assert verdicts(await publisher.publish(batch)) == [ACKNOWLEDGED, FOR_GOOD, ACKNOWLEDGED]
+    assert missing not in trial.admin.list_topics(timeout=10).topics
+    # As soon as somebody creates it, it is published on.
+    trial.create(missing)
+    assert verdicts(await publisher.publish(batch)) == [ACKNOWLEDGED] * 3
+
+
+async def test_a_topic_that_is_created_in_the_nick_of_time_is_waited_for(trial: Trial) -> None:
+    topic = name()
+    publishing = asyncio.create_task((await trial.publisher()).publish([envelope(topic)]))
+    await asyncio.sleep(0)
+    trial.create(topic)
+    assert verdicts(await publishing) == [ACKNOWLEDGED]
+
+
+async def test_a_topic_that_is_deleted_between_two_batches(trial: Trial) -> None:
+    topic, other = trial.topic(), trial.topic()
+    publisher = await trial.publisher()
+    assert verdicts(await publisher.publish([envelope(topic), envelope(other)])) == [ACKNOWLEDGED] * 2
+    trial.admin.delete_topics([topic], operation_timeout=10)[topic].result(10)
+    receipts = await publisher.publish([envelope(other), envelope(topic), envelope(other)])
+    assert verdicts(receipts) == [ACKNOWLEDGED, FOR_GOOD, ACKNOWLEDGED], receipts
+
+
+async def test_a_name_that_no_topic_can_have(trial: Trial) -> None:
+    topic = trial.topic()
+    receipts = await (await trial.publisher()).publish([envelope("no such/topic"), envelope(topic)])
+    assert verdicts(receipts) == [FOR_GOOD, ACKNOWLEDGED]
+    assert "cannot be the name of a topic" in receipts[0].reason
+
+
+async def test_a_message_that_is_too_large_for_the_client_fails_alone(trial: Trial) -> None:
+    topic = trial.topic()
+    batch = [envelope(topic, "k", body) for body in (b"1", secrets.token_bytes(1_100_000), b"3")]
+    receipts = await (await trial.publisher()).publish(batch)
+    assert verdicts(receipts) == [ACKNOWLEDGED, FOR_GOOD, ACKNOWLEDGED]
+    assert "too large" in receipts[1].reason
+    assert [message.value() for message in trial.read(topic)] == [b"1", b"3"]
+
+
+@pytest.mark.parametrize("partitions", [1, 3])
+async def test_a_message_that_is_too_large_for_the_topic_fails_alone(trial: Trial, partitions: int) -> None:
+    # The broker refuses all that came with it in one request.
+    topic, other = trial.topic(partitions, max_message_bytes="20000"), trial.topic()
+    publisher = await trial.publisher()
+    batch = [envelope(topic, f"k{number % 7}", b"%d" % number) for number in range(300)]
+    batch.insert(100, envelope(topic, "k2", secrets.token_bytes(30_000)))
+    batch.insert(200, envelope(other, "k2", b"other"))
+    receipts = await publisher.publish(batch)
+    assert [index for index, verdict in enumerate(verdicts(receipts)) if verdict is not ACKNOWLEDGED] == [100]
+    assert verdicts(receipts)[100] is FOR_GOOD
+    assert "Kafka refuses it" in receipts[100].reason
+    found = [message for part in range(partitions) for message in trial.read(topic, part)]
+    for key in range(7):
+        came = [int(message.value() or b"") for message in found if message.key() == b"k%d" % key]
+        assert list(dict.fromkeys(came)) == list(range(key, 300, 7))
+
+
+async def test_messages_that_are_too_large_only_together_are_all_published(trial: Trial) -> None:
+    topic = trial.topic(max_message_bytes="20000")
+    batch = [envelope(topic, "k", b"%4d" % number + secrets.token_bytes(5000)) for number in range(100)]
+    publisher = await trial.publisher()
+    assert set(verdicts(await publisher.publish(batch))) == {ACKNOWLEDGED}
+    came = [int((message.value() or b"")[:4]) for message in trial.read(topic)]
+    assert list(dict.fromkeys(came)) == list(range(100))
+
+
+async def test_a_record_that_the_broker_finds_invalid_fails_alone(trial: Trial) -> None:
+    topic = trial.topic(cleanup_policy="compact")
+    batch = [envelope(topic, key, b"%d" % number) for number, key in enumerate(["a", None, "a", "b"])]
+    receipts = await (await trial.publisher()).publish(batch)
+    assert verdicts(receipts) == [ACKNOWLEDGED, FOR_GOOD, ACKNOWLEDGED, ACKNOWLEDGED], receipts
+    came = [message.value() for message in trial.read(topic)]
+    assert came == [b"0", b"2", b"3"]
+
+
+async def test_the_event_loop_goes_on_meanwhile(trial: Trial) -> None:
+    publisher = await trial.publisher()
+    publishing = asyncio.create_task(publisher.publish([envelope(name("missing"))]))
+    turns = 0
+    while not publishing.done():
+        await asyncio.sleep(0.01)
+        turns += 1
+    assert turns > 100
+
+
+def _publish_in_a_child(publisher: KafkaPublisher, answer: "multiprocessing.SimpleQueue[str]") -> None:
+    try:
+        asyncio.run(publisher.publish([envelope("x")]))
+    except BrokerError as error:
+        answer.put(str(error))
+    finally:
+        os._exit(0)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+async def test_a_fork_is_refused(trial: Trial) -> None:
+    publisher = await trial.publisher()
+    context = multiprocessing.get_context("fork")
+    answer = context.SimpleQueue()
+    child = context.Process(target=_publish_in_a_child, args=(publisher, answer))
+    child.start()
+    child.join(10)
+    assert not answer.empty()
+    assert "opened before the process was forked" in answer.get()
+    assert verdicts(await publisher.publish([envelope(trial.topic())])) == [ACKNOWLEDGED]
+
+
+async def test_a_broker_that_is_down_says_so_in_time() -> None:
+    async with Trial("kafka://127.0.0.1:1") as trial:
+        publisher = await trial.publisher(patience=1)
+        async with asyncio.timeout(5):
+            receipts = await publisher.publish([envelope("x"), envelope("x")])
+    assert verdicts(receipts) == [FOR_NOW, FOR_NOW]
+    assert receipts[0].reason

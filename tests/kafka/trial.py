@@ -1,0 +1,167 @@
+"""What tests of the adapter do again and again: open what must be closed, publish, receive, look from outside."""
+
+import asyncio
+import secrets
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from functools import cached_property
+from typing import Any, Self
+
+from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewPartitions
+from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
+from scoop_outbox_kafka import KafkaBroker, open_broker
+from scoop_outbox_kafka.consumer import KafkaConsumer
+from scoop_outbox_kafka.publisher import KafkaPublisher
+
+from scoop_outbox.broker.protocol import Delivery, Receipt, Subscription, Verdict
+from scoop_outbox.message import BYTES, Envelope, uuid7
+
+ACKNOWLEDGED, FOR_NOW, FOR_GOOD = Verdict.ACKNOWLEDGED, Verdict.FAILED_FOR_NOW, Verdict.FAILED_FOR_GOOD
+
+
+def name(stem: str = "topic") -> str:
+    """A name that nobody else has."""
+    return f"{stem}-{secrets.token_hex(6)}"
+
+
+def envelope(topic: str, key: str | None = None, body: bytes = b"{}", **headers: str) -> Envelope:
+    """A message of its own."""
+    return Envelope(uuid7(), topic, key, body, BYTES, headers)
+
+
+def verdicts(receipts: Sequence[Receipt]) -> list[Verdict]:
+    """What the broker said."""
+    return [receipt.verdict for receipt in receipts]
+
+
+def bodies(deliveries: Sequence[Delivery]) -> list[bytes]:
+    """What came."""
+    return [one.envelope.body for one in deliveries]
+
+
+class Trial:
+    """Everything that is opened in a test, and closed at its end."""
+
+    def __init__(self, url: str, settings: Mapping[str, object] | None = None) -> None:
+        self.url = url
+        self.settings = dict(settings or {})
+        self._opened = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._opened.aclose()
+
+    @property
+    def client(self) -> dict[str, Any]:
+        """How a client that knows nothing of us connects."""
+        return {"bootstrap.servers": self.url.removeprefix("kafka://")}
+
+    @cached_property
+    def admin(self) -> AdminClient:
+        return AdminClient(self.client)
+
+    def broker(self, **settings: object) -> KafkaBroker:
+        return open_broker(
+            self.url, {**self.settings, **{name.replace("__", "."): of for name, of in settings.items()}}
+        )
+
+    async def publisher(self, **settings: object) -> KafkaPublisher:
+        publisher = await self.broker(**settings).publisher("test")
+        assert isinstance(publisher, KafkaPublisher)
+        self._opened.push_async_callback(publisher.close)
+        return publisher
+
+    async def consumer(
+        self, group: str, *topics: str, start: str | None = "earliest", **settings: object
+    ) -> KafkaConsumer:
+        consumer = await self.broker(**settings).consumer(Subscription("test", group, topics, start))
+        assert isinstance(consumer, KafkaConsumer)
+        self._opened.push_async_callback(consumer.close)
+        return consumer
+
+    def topic(self, partitions: int = 1, **settings: str) -> str:
+        """A new topic."""
+        topic = name()
+        self.create(topic, partitions, **settings)
+        return topic
+
+    def create(self, topic: str, partitions: int = 1, **settings: str) -> None:
+        config = {name.replace("_", "."): value for name, value in settings.items()}
+        new = NewTopic(topic, partitions, 1, config=config)
+        self.admin.create_topics([new], operation_timeout=10)[topic].result(10)
+
+    def enlarge(self, topic: str, partitions: int) -> None:
+        self.admin.create_partitions([NewPartitions(topic, partitions)], operation_timeout=10)[topic].result(10)
+
+    def produce(self, topic: str, *values: bytes | None, key: bytes | None = None, **more: Any) -> None:
+        """Publish as a client that knows nothing of us."""
+        producer = Producer({**self.client, "linger.ms": 0})
+        failed: list[object] = []
+        for value in values:
+            producer.produce(topic, value, key, on_delivery=lambda error, _: error and failed.append(error), **more)
+        assert producer.flush(10) == 0
+        assert failed == []
+
+    def read(self, topic: str, partition: int = 0) -> list[Message]:
+        """Read all that there is, as a client that knows nothing of us."""
+        settings = {"enable.auto.commit": False, "enable.partition.eof": True}
+        consumer = Consumer({**self.client, **settings, "group.id": name("reader")})
+        try:
+            consumer.assign([TopicPartition(topic, partition, 0)])
+            found: list[Message] = []
+            while (message := consumer.poll(10)) is not None:
+                error = message.error()
+                if error is None:
+                    found.append(message)
+                else:
+                    assert error.code() == KafkaError._PARTITION_EOF
+                    return found
+            raise AssertionError(found)
+        finally:
+            consumer.close()
+
+    def committed(self, group: str, topic: str, partition: int = 0) -> int:
+        """The offset that a group has committed; -1001 if none."""
+        consumer = Consumer({**self.client, "group.id": group})
+        try:
+            (found,) = consumer.committed([TopicPartition(topic, partition)], timeout=10)
+            return int(found.offset)
+        finally:
+            consumer.close()
+
+    def commit(self, group: str, topic: str, offset: int, partition: int = 0) -> None:
+        """Commit for a group that has no members."""
+        consumer = Consumer({**self.client, "group.id": group})
+        try:
+            consumer.commit(offsets=[TopicPartition(topic, partition, offset)], asynchronous=False)
+        finally:
+            consumer.close()
+
+
+async def received(consumer: KafkaConsumer, count: int, *, acknowledge: bool = True) -> list[Delivery]:
+    """So many messages."""
+    came: list[Delivery] = []
+    async with asyncio.timeout(20):
+        while len(came) < count:
+            batch = await consumer.receive(500, 0.2)
+            came += batch
+            if acknowledge:
+                await consumer.acknowledge(batch)
+    assert len(came) == count, [one.position for one in came]
+    return came
+
+
+async def nothing(consumer: KafkaConsumer) -> None:
+    """Nothing comes, though it would have by now: the consumer is at home in its group."""
+    for _ in range(5):
+        assert bodies(await consumer.receive(500, 0.1)) == []
+
+
+async def joined(consumer: KafkaConsumer) -> None:
+    """Wait until the consumer has been assigned something."""
+    async with asyncio.timeout(20):
+        while not consumer._assignment._turns:
+            assert await consumer.receive(1, 0.05) == []
