@@ -1,0 +1,522 @@
+"""Intake with a broker that hands out what the test wants: each message once, and told only when it is stored."""
+
+import asyncio
+import json
+import random
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from scoop_outbox import Scoop, Topic
+from scoop_outbox.broker.protocol import Delivery, Subscription
+from scoop_outbox.daemon import intake as module
+from scoop_outbox.daemon.intake import Intake
+from scoop_outbox.errors import BrokerError
+from scoop_outbox.message import uuid7
+from scoop_outbox.store.home import Home
+from scoop_outbox.store.schema import DEFAULT_SCHEMA
+from tests.fake_broker import FakeBroker, again, message
+from tests.waiting import until
+
+
+@dataclass(frozen=True)
+class Order:
+    sku: str
+
+
+class Silent:
+    def outbox(self) -> None: ...
+    def ended(self) -> None: ...
+    def mail(self, service: str, saga: str, run_id: uuid.UUID, delay: float) -> None: ...
+
+
+def ask(url: str, question: str, *values: Any) -> list[tuple[Any, ...]]:
+    with psycopg.connect(url, options=f"-c search_path={DEFAULT_SCHEMA}") as connection:
+        return connection.execute(question.encode(), values).fetchall()
+
+
+def service(url: str, name: str = "shop", *, on: str | Topic[Any] = "orders", sagas: Sequence[str] = ("a",)) -> Scoop:
+    """A service whose sagas are known."""
+    app = Scoop(name, database=url)
+    for saga in sagas:
+        app.saga(saga, on=on).add_step("only", lambda scope, message: None)
+    app.announce_sync()
+    app.close_sync()
+    return app
+
+
+@asynccontextmanager
+async def taking_in(url: str, broker: FakeBroker, app: Scoop, **options: int) -> AsyncIterator[Intake]:
+    home = Home(url, DEFAULT_SCHEMA, "intake test")
+    subscription = Subscription(app.service, app.service, tuple(saga.topic for saga in app.sagas.values()))
+    intake = Intake(home, broker, subscription, app.sagas, Silent(), **options)
+    task = asyncio.create_task(intake.run())
+    try:
+        yield intake
+    finally:
+        intake.stop()
+        async with asyncio.timeout(10):
+            await task
+        await home.dispose()
+
+
+async def take_all_in(url: str, broker: FakeBroker, app: Scoop, **options: int) -> Intake:
+    count = sum(map(len, broker.batches))
+    async with taking_in(url, broker, app, **options) as intake:
+        await until(lambda: len(broker.acknowledged) >= count)
+    return intake
+
+
+def runs(url: str) -> Counter[tuple[str, str, bytes]]:
+    """How many runs each saga has for a body."""
+    return Counter(ask(url, "select r.service, r.saga, m.body from run r join message m on m.id = r.message_id"))
+
+
+def once(numbers: Sequence[int], of: str = "shop", *sagas: str) -> dict[tuple[str, str, bytes], int]:
+    return {(of, saga, str(number).encode()): 1 for number in numbers for saga in sagas or ("a",)}
+
+
+def kill(url: str) -> None:
+    """End the connections of intake."""
+    ask(url, "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'intake test'")
+
+
+async def test_messages_become_runs_and_are_acknowledged(database_url: str) -> None:
+    app = service(database_url, sagas=("a", "b"))
+    broker = FakeBroker([message(n) for n in range(3)], [message(n) for n in range(3, 6)])
+    intake = await take_all_in(database_url, broker, app)
+    assert runs(database_url) == once(range(6), "shop", "a", "b")
+    assert broker.acknowledged == [f"orders[0]@{n}" for n in range(6)]
+    assert (intake.taken_in, intake.dead_letters, intake.trouble) == (6, 0, None)
+    assert ask(database_url, "select count(*) from mailbox") == [(12,)]
+
+
+async def test_a_message_is_acknowledged_only_when_it_is_committed(database_url: str) -> None:
+    app = service(database_url)
+    broker = FakeBroker([message(n) for n in range(3)])
+    seen: list[int] = []
+    broker.on_acknowledge = lambda _: seen.extend(ask(database_url, "select count(*) from message")[0])
+    with psycopg.connect(database_url) as other:
+        # Somebody else is just taking in the second message: intake waits in the middle of its transaction.
+        other.execute(
+            "insert into scoop_outbox.message (id, topic, body, content_type, headers) values (%s, 't', '', '', '{}')",
+            (message(1).envelope.id,),
+        )
+        async with taking_in(database_url, broker, app):
+            waiting = (
+                "select 1 from pg_stat_activity where application_name = 'intake test' and wait_event_type = 'Lock'"
+            )
+            await until(lambda: ask(database_url, waiting))
+            kill(database_url)
+            await until(lambda: ask(database_url, waiting))
+            assert broker.acknowledged == []
+            assert runs(database_url) == {}
+            other.rollback()
+            await until(lambda: len(broker.acknowledged) == 3)
+    assert seen == [3]
+    assert runs(database_url) == once(range(3))
+    assert len(broker.consumers) == 1
+
+
+async def test_what_comes_again_starts_nothing(database_url: str) -> None:
+    app = service(database_url, sagas=("a", "b"))
+    known, event = uuid7(), {"ce_id": "x", "ce_source": "y"}
+    batch = [message(1), message(2), message(3, message_id=known), message(4, headers=event)]
+    # Another position, and the same message for all that its producer says.
+    resent = [message(5, body=b"3", message_id=known), message(6, body=b"4", headers=event)]
+    await take_all_in(database_url, FakeBroker([*batch, *batch], batch, resent, list(reversed(batch))), app)
+    assert runs(database_url) == once([1, 2, 3, 4], "shop", "a", "b")
+    assert ask(database_url, "select count(*) from dead_letter") == [(0,)]
+
+
+async def test_a_message_whose_run_has_ended_starts_nothing_when_it_comes_again(database_url: str) -> None:
+    app = service(database_url)
+    await take_all_in(database_url, FakeBroker([message(1)]), app)
+    async with app.running():
+        await until(lambda: ask(database_url, "select state from run") == [("committed",)])
+    await take_all_in(database_url, FakeBroker([message(1)]), app)
+    assert ask(database_url, "select state from run") == [("committed",)]
+    assert ask(database_url, "select count(*) from mailbox") == [(0,)]
+
+
+async def test_services_of_one_home_take_in_the_same_messages_in_any_order_at_the_same_time(database_url: str) -> None:
+    names = ("shop", "books", "mail")
+    apps = [service(database_url, name, sagas=("a", "b")) for name in names]
+    messages = [message(n) for n in range(300)]
+    shuffled = [random.sample(messages, len(messages)) for _ in apps]
+    async with AsyncExitStack() as stack:
+        brokers = [FakeBroker(*(mine[n : n + 60] for n in range(0, 300, 60))) for mine in shuffled]
+        intakes = [
+            await stack.enter_async_context(taking_in(database_url, broker, app))
+            for broker, app in zip(brokers, apps, strict=True)
+        ]
+        await until(lambda: all(len(broker.acknowledged) == 300 for broker in brokers), 30)
+    assert runs(database_url) == {k: 1 for name in names for k in once(range(300), name, "a", "b")}
+    deadlocks = "select deadlocks from pg_stat_database where datname = current_database()"
+    assert ask(database_url, deadlocks) == [(0,)]
+    assert [intake.taken_in for intake in intakes] == [300] * 3
+
+
+async def test_members_of_a_group_may_be_given_the_same_messages_at_the_same_time(database_url: str) -> None:
+    app = service(database_url, sagas=("a", "b"))
+    messages = [message(n) for n in range(200)]
+    async with AsyncExitStack() as stack:
+        brokers = [FakeBroker(random.sample(messages, 200)) for _ in range(3)]
+        for broker in brokers:
+            await stack.enter_async_context(taking_in(database_url, broker, app))
+        await until(lambda: all(len(broker.acknowledged) == 200 for broker in brokers), 30)
+    assert runs(database_url) == once(range(200), "shop", "a", "b")
+    assert ask(database_url, "select count(*) from mailbox") == [(400,)]
+    assert ask(database_url, "select deadlocks from pg_stat_database where datname = current_database()") == [(0,)]
+
+
+# Headers as they may come from anywhere: JSON for Python and not for Postgres, or text that no column can hold.
+REFUSED = {
+    "what Postgres refuses": {"scoop_context": '{"a": NaN}'},
+    "a half of a character": {"scoop_context": '{"a": "\udcff"}'},
+}
+
+
+@pytest.mark.parametrize("headers", REFUSED.values(), ids=REFUSED)
+async def test_a_message_that_cannot_be_stored_does_not_keep_out_the_others(
+    database_url: str, headers: dict[str, Any]
+) -> None:
+    app = service(database_url)
+    batch = [message(n) for n in range(20)]
+    batch[11] = message(11, **headers)
+    broker = FakeBroker(batch)
+    intake = await take_all_in(database_url, broker, app)
+    assert runs(database_url) == once([n for n in range(20) if n != 11])
+    ((position, body, given),) = ask(database_url, "select position, body, headers from dead_letter")
+    assert (position, body, given) == ("orders[0]@11", b"11", {"scoop-context": headers["scoop_context"]})
+    assert (intake.taken_in, intake.dead_letters) == (19, 1)
+
+
+@pytest.mark.parametrize("content_type", ["text/plain\0", "text/\udcff"])
+async def test_a_content_type_that_is_no_text_makes_a_dead_letter(database_url: str, content_type: str) -> None:
+    app = service(database_url)
+    await take_all_in(database_url, FakeBroker([message(1), message(2, content_type=content_type), message(3)]), app)
+    assert runs(database_url) == once([1, 3])
+    ((body, stored, reason),) = ask(database_url, "select body, content_type, reason from dead_letter")
+    assert body == b"2"
+    assert stored == content_type.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+    assert "content type is no text" in reason
+
+
+MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
+    "id": ({"scoop_id": "17"}, "scoop-id is no UUID"),
+    "lineage": ({"scoop_lineage": "a,b"}, "scoop-lineage is no list of run ids"),
+    "context": ({"scoop_context": "[1]"}, "scoop-context is no JSON object"),
+    "launched at": ({"scoop_launched_at": "{"}, "scoop-launched-at is no JSON object"),
+    "home": ({"scoop_home": "here"}, "scoop-home is no UUID"),
+}
+
+
+@pytest.mark.parametrize("headers, reason", MALFORMED.values(), ids=MALFORMED)
+async def test_malformed_headers_make_a_dead_letter_with_all_that_came(
+    database_url: str, headers: dict[str, Any], reason: str
+) -> None:
+    app = service(database_url)
+    body = b"\x00\xff bytes"
+    odd = message(7, key=b"\xff\x00", body=body, content_type=None, tenant="acme", **headers)
+    broker = FakeBroker([message(1), odd, message(2)], [odd], [again(odd, 9)])
+    intake = await take_all_in(database_url, broker, app)
+    assert runs(database_url) == once([1, 2])
+    rows = ask(
+        database_url,
+        "select origin, service, topic, key, body, content_type, headers, position, reason from dead_letter",
+    )
+    sent = {"tenant": "acme", **{name.replace("_", "-"): value for name, value in headers.items()}}
+    assert [row[:8] for row in rows] == [
+        ("intake", "shop", "orders", "\\xff00", body, "", sent, "orders[0]@7"),
+    ]
+    assert reason in rows[0][8]
+    assert len(broker.acknowledged) == 5
+    assert intake.dead_letters == 3
+
+
+async def test_each_service_has_a_dead_letter_of_its_own(database_url: str) -> None:
+    for name in ("shop", "books"):
+        await take_all_in(database_url, FakeBroker([message(1, scoop_id="?")]), service(database_url, name))
+    assert sorted(ask(database_url, "select service from dead_letter")) == [("books",), ("shop",)]
+
+
+async def test_json_that_does_not_parse_is_a_dead_letter_unless_it_is_our_own(database_url: str) -> None:
+    app = service(database_url)
+    launched = message(3, body=b"{", message_id=uuid7())
+    await take_all_in(database_url, FakeBroker([message(1, body=b"{"), message(2, body=b"[" * 100_000), launched]), app)
+    rows = ask(database_url, "select position, reason from dead_letter order by id")
+    assert [position for position, _ in rows] == ["orders[0]@1", "orders[0]@2"]
+    assert "does not parse as JSON" in rows[0][1]
+    assert runs(database_url) == {("shop", "a", b"{"): 1}
+
+
+async def test_a_content_type_that_we_do_not_know_is_not_judged(database_url: str) -> None:
+    app = service(database_url)
+    bodies = [(b"\x00\x01avro", "application/avro"), (b"\xff{", None), (b"{", None), (b"", "text/plain")]
+    batch = [message(n, body=body, content_type=kind) for n, (body, kind) in enumerate(bodies)]
+    await take_all_in(database_url, FakeBroker(batch), app)
+    stored = ask(database_url, "select body, content_type from message order by created_at, id")
+    assert sorted(stored) == sorted((body, kind or "") for body, kind in bodies)
+    assert sum(runs(database_url).values()) == 4
+
+
+@dataclass(frozen=True)
+class Strict:
+    sku: str
+
+    def __post_init__(self) -> None:
+        raise ZeroDivisionError(self.sku)
+
+
+@pytest.mark.parametrize("kind", [Order, Strict])
+async def test_what_does_not_fit_the_typed_topic_of_any_saga_is_a_dead_letter(database_url: str, kind: type) -> None:
+    app = service(database_url, on=Topic("orders", kind))
+    fits, misfit = json.dumps({"sku": "x"}).encode(), b'{"other": 1}'
+    await take_all_in(database_url, FakeBroker([message(1, body=fits), message(2, body=misfit), message(3)]), app)
+    dead = [] if kind is Order else ["orders[0]@1"]
+    rows = ask(database_url, "select position, reason from dead_letter order by id")
+    assert [position for position, _ in rows] == [*dead, "orders[0]@2", "orders[0]@3"]
+    assert "does not fit Order: TypeError" in rows[-1][1] or kind is Strict
+
+
+async def test_one_saga_that_can_read_a_message_is_enough(database_url: str) -> None:
+    app = service(database_url, on=Topic("orders", Order))
+    app.saga("untyped", on="orders").add_step("only", lambda scope, message: None)
+    app.announce_sync()
+    app.close_sync()
+    await take_all_in(database_url, FakeBroker([message(1)]), app)
+    assert ask(database_url, "select count(*) from dead_letter") == [(0,)]
+    assert runs(database_url) == once([1], "shop", "a", "untyped")
+
+
+async def test_a_message_from_another_home_starts_a_root_although_it_has_a_lineage(database_url: str) -> None:
+    app = service(database_url)
+    here = ask(database_url, "select id::text from home")[0][0]
+    foreign: dict[str, Any] = {"scoop_lineage": str(uuid7()), "scoop_context": {"tenant": "acme"}}
+    batch = [
+        message(1, message_id=uuid7(), scoop_home=str(uuid7()), **foreign),
+        message(2, message_id=uuid7(), **foreign),
+        message(3, message_id=uuid7(), scoop_home=here, **foreign),
+    ]
+    await take_all_in(database_url, FakeBroker(batch), app)
+    rows = ask(
+        database_url,
+        """select m.body, r.parent_run, cardinality(r.lineage), r.context
+           from run r join message m on m.id = r.message_id""",
+    )
+    # Nobody waits for the third one here: who handles a message of our own was frozen when it was launched.
+    assert sorted(rows) == [(b"1", None, 1, {"tenant": "acme"}), (b"2", None, 1, {"tenant": "acme"})]
+
+
+async def test_intake_pauses_at_the_high_water_mark_and_goes_on_at_the_low_one(database_url: str) -> None:
+    app = service(database_url)
+    broker = FakeBroker(*([message(10 * n + m) for m in range(10)] for n in range(10)))
+    async with taking_in(database_url, broker, app, high=30, low=10) as intake:
+        await until(lambda: intake.paused)
+        await until(lambda: broker.consumers[0].paused)
+        polls = broker.consumers[0].received
+        await until(lambda: broker.consumers[0].received > polls + 3)  # it stays a member of the group
+        assert 30 <= len(broker.acknowledged) <= 40
+        before = len(broker.acknowledged)
+        drop = "delete from mailbox where id in (select id from mailbox order by id limit %s) returning 1"
+        ask(database_url, drop, 10)
+        await until(lambda: broker.consumers[0].received > polls + 8)
+        assert intake.paused, "above the low mark it stays as it is"
+        assert len(broker.acknowledged) == before
+        ask(database_url, drop, before - 20)
+        await until(lambda: len(broker.acknowledged) > before)
+        while len(broker.acknowledged) < 100:
+            ask(database_url, "delete from mailbox returning 1")
+            await asyncio.sleep(0.01)
+    assert broker.pauses == broker.resumes >= 1
+    assert runs(database_url) == once(range(100))
+
+
+def launch_below(scope: Any, _: Any) -> None:
+    scope.launch("below", 1)
+
+
+async def test_work_that_waits_for_its_children_does_not_keep_them_out(database_url: str) -> None:
+    app = service(database_url, on="below")
+    parents = app.saga("parent", on="orders")
+    parents.add_step("launch", launch_below)
+    parents.add_step("after", lambda scope, message: None)
+    app.announce_sync()
+    app.close_sync()
+    broker = FakeBroker([message(n) for n in range(20)])
+    async with taking_in(database_url, broker, app, high=10, low=5) as intake:
+        await until(lambda: len(broker.acknowledged) == 20)
+        await until(lambda: intake.paused)
+        async with app.running(relay=False):
+            # Every parent waits for a child that is still with the broker: what they wait for comes in.
+            launched = "select message_id from child where state = 'waiting'"
+            await until(lambda: len(ask(database_url, launched)) == 20)
+            await until(lambda: not intake.paused)
+            here = ask(database_url, "select id::text from home")[0][0]
+            for seq, (child, headers) in enumerate(ask(database_url, "select message_id, headers from outbox")):
+                carried = {name: value for name, value in headers.items() if name != "scoop-home"}
+                broker.put(message(100 + seq, topic="below", message_id=child, scoop_home=here, **carried))
+            ended = "select count(*) from run where state = 'committed'"
+            await until(lambda: ask(database_url, ended) == [(40,)], 20)
+
+
+async def test_a_database_that_is_down_is_waited_for_and_the_place_in_the_group_is_kept(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = service(database_url)
+    broker = FakeBroker()
+    connect, down = Home.connect, [True]
+
+    async def connecting(self: Home) -> Any:
+        if down:
+            raise psycopg.OperationalError("connection refused")
+        return await connect(self)
+
+    async with taking_in(database_url, broker, app) as intake:
+        await until(lambda: broker.consumers and broker.consumers[0].received)
+        monkeypatch.setattr(Home, "connect", connecting)
+        kill(database_url)
+        broker.put(message(1))
+        await until(lambda: "cannot be stored" in str(intake.trouble))
+        broker.put(message(2))
+        polls = broker.consumers[0].received
+        await until(lambda: broker.consumers[0].received > polls + 3)
+        assert broker.consumers[0].paused
+        assert broker.acknowledged == []
+        down.clear()
+        await until(lambda: len(broker.acknowledged) == 2, 20)
+        await until(lambda: intake.trouble is None)
+        await until(lambda: not broker.consumers[0].paused)
+    assert runs(database_url) == once([1, 2])
+    assert len(broker.consumers) == 1
+
+
+async def test_a_broker_that_refuses_is_asked_again_and_says_why(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = service(database_url)
+    broker = FakeBroker([message(1)])
+    broker.failure = BrokerError("topic orders does not exist: create it")
+    async with taking_in(database_url, broker, app) as intake:
+        await until(lambda: len(broker.consumers) > 1)
+        await until(lambda: intake.trouble == "topic orders does not exist: create it")
+        broker.failure = None
+        await until(lambda: broker.acknowledged)
+        await until(lambda: intake.trouble is None)
+    assert "service shop receives nothing: topic orders does not exist: create it" in caplog.text
+    assert all(consumer.closed for consumer in broker.consumers)
+
+
+async def test_an_adapter_with_a_bug_does_not_end_intake(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    app = service(database_url)
+    broker = FakeBroker([message(1)])
+    broker.failure = KeyError("partition")
+    async with taking_in(database_url, broker, app) as intake:
+        await until(lambda: len(broker.consumers) > 1)
+        await until(lambda: intake.trouble == "KeyError, see the log")
+        broker.failure = None
+        await until(lambda: broker.acknowledged)
+    assert runs(database_url) == once([1])
+
+
+async def test_what_was_stored_and_not_acknowledged_is_taken_in_again_and_starts_nothing(database_url: str) -> None:
+    app = service(database_url)
+    broker = FakeBroker([message(n) for n in range(5)])
+    failures = [BrokerError("the connection is gone")]
+
+    def fail_once(_: Sequence[Delivery]) -> None:
+        if failures:
+            raise failures.pop()
+
+    broker.on_acknowledge = fail_once
+    async with taking_in(database_url, broker, app) as intake:
+        await until(lambda: len(broker.acknowledged) == 5)
+    assert len(broker.consumers) == 2
+    assert intake.taken_in == 10
+    assert runs(database_url) == once(range(5))
+
+
+async def test_stopping_leaves_the_group_behind_the_batch_in_hand(database_url: str) -> None:
+    app = service(database_url)
+    broker = FakeBroker([message(1)], [message(2)])
+    async with taking_in(database_url, broker, app) as intake:
+        broker.on_acknowledge = lambda _: intake.stop()
+        await until(lambda: broker.consumers and broker.consumers[0].closed)
+    assert broker.acknowledged == ["orders[0]@1"]
+    assert runs(database_url) == once([1])
+    assert [len(batch) for batch in broker.batches] == [1]
+
+
+async def test_large_messages_are_stored_in_several_transactions(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH_BYTES", 2500)
+    app = service(database_url)
+    batch = [message(n, body=bytes([65 + n]) * 1000, content_type="text/plain") for n in range(10)]
+    batch[4] = message(4, body=b"E" * 10_000, content_type="text/plain")
+    broker = FakeBroker(batch)
+    await take_all_in(database_url, broker, app)
+    rows = ask(database_url, "select xmin::text, length(body) from message")
+    sizes = Counter[str]()
+    for transaction, size in rows:
+        sizes[transaction] += size
+    assert sorted(sizes.values()) == [1000, 2000, 2000, 2000, 2000, 10_000]
+    assert sum(runs(database_url).values()) == 10
+
+
+async def test_ordered_sagas_take_their_order_from_the_batch(database_url: str) -> None:
+    app = Scoop("shop", database=database_url)
+    app.saga("a", on="orders", ordered="key").add_step("only", lambda scope, message: None)
+    app.announce_sync()
+    app.close_sync()
+    numbers = random.sample(range(100), 30)
+    # Ids that have nothing to do with the order.
+    broker = FakeBroker([message(n, key=b"k", message_id=uuid.uuid4()) for n in numbers])
+    await take_all_in(database_url, broker, app)
+    rows = ask(
+        database_url,
+        "select m.body from turn t join run r on r.id = t.run_id join message m on m.id = r.message_id order by t.seq",
+    )
+    assert [int(body) for (body,) in rows] == numbers
+
+
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_is_delivered_again_each_message_has_one_run_of_each_saga(
+    database_url: str, data: st.DataObject
+) -> None:
+    numbers = st.integers(0, 11)
+    batches = data.draw(st.lists(st.lists(numbers, min_size=1, max_size=8), max_size=6), "batches of two members")
+    others = data.draw(st.lists(st.lists(numbers, min_size=1, max_size=8), max_size=6), "batches of the other one")
+    breaks = data.draw(st.sets(st.integers(0, 5)), "acknowledgements that fail")
+    example = uuid.uuid4().hex  # the database is the same for all examples
+
+    async def run() -> None:
+        async with AsyncExitStack() as stack:
+            members = []
+            for mine in (batches, others):
+                broker = FakeBroker(*([message(n, topic=example) for n in batch] for batch in mine))
+                broker.on_acknowledge = partial(rebalances, iter(range(100)))
+                await stack.enter_async_context(taking_in(database_url, broker, app))
+                members.append((broker, sum(map(len, mine))))
+            await until(lambda: all(len(broker.acknowledged) == count for broker, count in members), 20)
+
+    def rebalances(calls: Iterator[int], _: Sequence[Delivery]) -> None:
+        if next(calls) in breaks:
+            raise BrokerError("the partition has gone to somebody else")
+
+    app = service(database_url, example, on=example, sagas=("a", "b"))
+    asyncio.run(run())
+    found = {key: count for key, count in runs(database_url).items() if key[0] == example}
+    wanted = sorted({n for mine in (batches, others) for batch in mine for n in batch})
+    assert found == once(wanted, example, "a", "b")
