@@ -39,7 +39,8 @@ class Declaration:
         self.group = checked_name("group", service if group is None else group)
         self.start = start
         self._broker_settings = dict(broker_settings or {})
-        self._broker = self._connect_to(broker or os.environ.get(BROKER_VARIABLE))
+        self._broker_url = broker or os.environ.get(BROKER_VARIABLE)
+        self._broker = self._connect_to(self._broker_url)
         self._database = database or os.environ.get(DATABASE_VARIABLE)
         self._schema = checked_schema(schema)
         self._sagas: dict[str, Saga] = {}
@@ -75,13 +76,19 @@ class Declaration:
     ) -> None:
         """Use another database or broker than was declared, before anything is opened.
 
+        Args:
+            database: instead of the one declared.
+            broker: instead of the one declared.
+            broker_settings: on top of those declared.
+
         Raises:
             DatabaseError: the database's URL is wrong.
             BrokerError: no installed adapter serves the broker's URL, or the adapter refuses URL or settings.
         """
         self._broker_settings.update(broker_settings or {})
-        if broker is not None:
-            self._broker = self._connect_to(broker)
+        if broker is not None or broker_settings:
+            self._broker_url = broker or self._broker_url
+            self._broker = self._connect_to(self._broker_url)
         if database is not None:
             self._database = database
             self._home = self._open()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 
+from scoop_outbox.cli.dead_letters import dead_letters
+from scoop_outbox.cli.topology import topology
 from scoop_outbox.errors import ScoopError
 
 _database = click.option(
@@ -51,6 +53,10 @@ class _Group(click.Group):
 @click.version_option(package_name="scoop-outbox")
 def main() -> None:
     """Structured cooperation for message-driven systems on Postgres."""
+
+
+main.add_command(dead_letters)
+main.add_command(topology)
 
 
 @main.command()

@@ -1,0 +1,111 @@
+"""What has to exist at the broker for a service: `scoop-outbox topology print | apply`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from scoop_outbox.app import Scoop
+    from scoop_outbox.broker.protocol import Item
+
+MISSING = 3
+"""The exit code of `print` when something is missing. 1 and 2 are errors."""
+
+_TOLD = {True: "exists", False: "missing", None: "unknown"}
+_DONE = {True: "exists", False: "created", None: "ensured"}
+
+
+@click.group()
+def topology() -> None:
+    """See or create what a service needs at its broker: topics, exchanges, queues, bindings.
+
+    No other command creates any of these, and neither does a running service.
+    """
+
+
+def _of_an_application(command: Callable[..., None]) -> click.Command:
+    """Make a command of a function that is given an application and the topics that it publishes on."""
+    for decorate in (
+        click.option(
+            "--broker-setting",
+            "broker_settings",
+            metavar="NAME=VALUE",
+            multiple=True,
+            help="A setting for the broker's client; may be repeated.",
+        ),
+        click.option(
+            "--broker",
+            metavar="URL",
+            envvar="SCOOP_OUTBOX_BROKER",
+            help="The broker's URL; what the application declares unless given [env: SCOOP_OUTBOX_BROKER].",
+        ),
+        click.option(
+            "--topic",
+            "topics",
+            metavar="NAME",
+            multiple=True,
+            help="A topic that the service publishes on; may be repeated. What its sagas listen on is known.",
+        ),
+        click.argument("app", metavar="MODULE:APP"),
+    ):
+        command = decorate(command)
+    return topology.command(command.__name__.rstrip("_"))(command)
+
+
+@_of_an_application
+def print_(*, app: str, topics: Sequence[str], broker: str | None, broker_settings: Sequence[str]) -> None:
+    """Show what has to exist, and whether it does. Creates nothing.
+
+    The exit code is 0 when nothing is missing, and 3 when something is. What the broker does not tell, as
+    RabbitMQ does not of bindings, is shown as unknown and does not count as missing.
+    """
+    scoop = _load(app, broker, broker_settings)
+    items = asyncio.run(scoop.topology(*topics))
+    _show(scoop, items, _TOLD)
+    missing = sum(item.exists is False for item in items)
+    if missing:
+        options = "".join(f" --topic {topic}" for topic in topics)
+        click.echo(f"{missing} missing; to create: scoop-outbox topology apply {app}{options}", err=True)
+        sys.exit(MISSING)
+
+
+@_of_an_application
+def apply(*, app: str, topics: Sequence[str], broker: str | None, broker_settings: Sequence[str]) -> None:
+    """Create what has to exist and does not. What is there is left as it is, so this can be run again.
+
+    What the broker does not tell, as RabbitMQ does not of bindings, is made whether or not it was there.
+    """
+    scoop = _load(app, broker, broker_settings)
+    _show(scoop, asyncio.run(scoop.apply_topology(*topics)), _DONE)
+
+
+def _load(path: str, broker: str | None, broker_settings: Sequence[str]) -> Scoop:
+    from scoop_outbox.cli.processes import load_app
+
+    settings = {}
+    for text in broker_settings:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            # Not shown whole: it may be a password.
+            raise click.UsageError("--broker-setting is NAME=VALUE, as in --broker-setting sasl.mechanism=PLAIN")
+        settings[name] = value
+    # What a broker's client has to say is in the error, once.
+    logging.getLogger().addHandler(logging.NullHandler())
+    scoop = load_app(path)
+    scoop.configure(broker=broker, broker_settings=settings)
+    return scoop
+
+
+def _show(scoop: Scoop, items: Sequence[Item], words: dict[bool | None, str]) -> None:
+    for item in items:
+        click.echo(f"{words[item.exists]:<7}  {item.text}")
+    if scoop.broker is None:
+        click.echo("there is nothing to create: the built-in broker needs only the database")
+    elif not items:
+        click.echo(f"there is nothing to create: service {scoop.service!r} has no sagas, and no --topic is given")
