@@ -1,4 +1,4 @@
-"""Plans of launching, taking in and relaying: how a message gets from one transaction into others."""
+"""Plans of launching and taking in: how a message gets from one transaction into others."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def take_in(
         home: this home's id: a message of another one is a root here. None when they cannot but be our own.
         unusable: messages that become dead letters of this service in the same transaction.
     """
-    statements = [statement("take_in", **_arrived(envelopes, service, home))]
+    statements = [statement("take_in", **arrived(envelopes, service, home))]
     if unusable:
         statements.append(statement("bury_incoming", **_buried(unusable, service)))
     _, mailed, *_ = yield from ask(BEGIN, *statements, COMMIT)
@@ -69,7 +69,9 @@ def take_in(
         hints.mail(of, saga, run_id, 0.0)
 
 
-def _arrived(envelopes: Sequence[Envelope], service: str | None, home: uuid.UUID | None) -> dict[str, Any]:
+def arrived(envelopes: Sequence[Envelope], service: str | None, home: uuid.UUID | None) -> dict[str, Any]:
+    """Return the parameters of `take_in`; see the plan of that name."""
+
     def lineage(envelope: Envelope) -> str | None:
         foreign = home is not None and envelope.headers.get(HOME) != str(home)
         return None if foreign else envelope.headers.get(LINEAGE)
@@ -111,32 +113,6 @@ def _storable(text: str) -> str:
 def _own(envelope: Envelope) -> dict[str, str]:
     """Return the launcher's headers without ours."""
     return {name: value for name, value in envelope.headers.items() if not name.startswith(PREFIX)}
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A row of the outbox: a message, and where it stands in its shard."""
-
-    shard: int
-    seq: int
-    envelope: Envelope
-
-
-def read_outbox(floors: Sequence[tuple[int, int]], limit: int, home: uuid.UUID) -> Plan[list[Waiting]]:
-    """Read messages to be published, oldest first, without locking them.
-
-    Args:
-        floors: a shard and the number above which to read, for each shard that this relay owns.
-        limit: most rows per shard.
-        home: this home's id, which messages carry.
-    """
-    shards = [shard for shard, _ in floors]
-    (rows,) = yield from ask(statement("read_outbox", shards=shards, floors=[floor for _, floor in floors], most=limit))
-    origin = str(home)
-    return [
-        Waiting(shard, seq, Envelope(message_id, topic, key, bytes(body), content_type, {**headers, HOME: origin}))
-        for shard, seq, message_id, topic, key, body, content_type, headers in rows
-    ]
 
 
 def read_home() -> Plan[uuid.UUID]:

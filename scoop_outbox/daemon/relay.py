@@ -3,24 +3,31 @@
 The outbox is divided into shards by key. A shard has one owner at a time, by a lease row with an epoch that grows
 with every change of owner: so messages of one key are published in order, by as many relays as anybody starts. The
 epoch is checked again when published rows are deleted. No transaction is open while a broker is talked to.
+
+While the publisher has a batch in hand, the relay deletes the batch before it, reads the one behind it and renews its
+leases. It hands over the next batch when it has all receipts of the last one: that keeps the order within a key.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import time
 import uuid
+from collections import Counter
 from collections.abc import Sequence
-from datetime import timedelta
 
 import psycopg
 import sqlalchemy as sa
 
 from scoop_outbox.broker.protocol import Publisher, Receipt, Verdict
-from scoop_outbox.core.delivery import Waiting, read_home, read_outbox
-from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, Rows, Statement, ask, statement
+from scoop_outbox.core.delivery import read_home
+from scoop_outbox.core.outbox import Place, Waiting, bury_unpublishable, delete_published, read_outbox
+from scoop_outbox.daemon.leases import Leases
 from scoop_outbox.daemon.pace import Pace
 from scoop_outbox.daemon.signals import Signals
+from scoop_outbox.daemon.tally import Tally
 from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.calls import Interrupted
 from scoop_outbox.store.home import Home
@@ -29,12 +36,16 @@ from scoop_outbox.store.schema import SHARDS
 log = logging.getLogger(__name__)
 
 BATCH = 500
-LEASE = timedelta(seconds=6)
-_RENEW = LEASE.total_seconds() / 3
-_STANDBY = 0.4
+"""Most rows of a shard in one batch."""
+BATCH_BYTES = 2 * 1024 * 1024
+"""With so many bytes of bodies the part of a shard in a batch is complete: three batches at most are in memory."""
 _FULL_SCAN = 5.0
 _DELETE_AFTER = 0.01
 _LONGEST_BACKOFF = 30.0
+_OVERDUE = 30.0
+_REASONS = 5
+
+_DATABASE_ERRORS = (Interrupted, psycopg.Error, sa.exc.SQLAlchemyError, OSError)
 
 
 class Relay:
@@ -44,6 +55,10 @@ class Relay:
         home: whose outbox.
         publisher: the broker's publisher.
         signals: wakes the relay when there is something to publish.
+
+    Attributes:
+        published: how many rows were published and deleted.
+        tally: what became of messages, in numbers.
     """
 
     def __init__(self, home: Home, publisher: Publisher, signals: Signals) -> None:
@@ -52,23 +67,42 @@ class Relay:
         self._publisher = publisher
         self._pace = Pace(longest=0.5)
         self._driver: AsyncDriver | None = None
-        self._epochs: dict[int, int] = {}
-        self._floors: dict[int, int] = {}
-        self._draining: set[int] = set()
-        self._undeleted: list[Waiting] = []
+        self._leases = Leases(home)
+        self._floors: dict[int, int] = {}  # up to where a shard has been read
+        self._rewound: set[int] = set()  # shards to be read from the beginning, when what was published is deleted
+        self._draining: set[int] = set()  # shards of which there is more than was read
+        self._ahead: list[Waiting] = []  # was read, and is published next
+        self._in_flight: frozenset[int] = frozenset()  # shards of what the publisher has in hand
+        self._undeleted: list[Place] = []
+        self._unburied: dict[Place, str] = {}
         self._delete_at = 0.0
-        self._renew_at = 0.0
         self._full_scan_at = 0.0
         self._failures: dict[int, int] = {}
         self._held_back: dict[int, float] = {}
         self._origin: uuid.UUID | None = None
         self._stopping = False
+        self._reason = ""
+        self._publishing_since: float | None = None
         self.published = 0
+        self.tally = Tally()
         signals.on_outbox(self._wake)
 
     def _wake(self) -> bool:
         self._pace.wake()
-        return bool(self._epochs)
+        return bool(self._leases.epochs)
+
+    @property
+    def shards(self) -> int:
+        """How many shards this relay owns."""
+        return len(self._leases.epochs)
+
+    @property
+    def trouble(self) -> str | None:
+        """What keeps messages from being published just now, as the broker says it; None when all is well."""
+        since = self._publishing_since
+        if since is not None and time.monotonic() - since > _OVERDUE:
+            return f"the broker has not answered for {time.monotonic() - since:.0f} s"
+        return (self._reason or "the broker does not take messages") if self._failures else None
 
     def stop(self) -> None:
         """End after the batch in hand; what is in the outbox stays there."""
@@ -84,7 +118,7 @@ class Relay:
                     if not await self._turn():
                         await self._pace.sleep(self._next_due())
                     failures = 0
-                except (Interrupted, psycopg.Error, sa.exc.SQLAlchemyError, OSError) as error:
+                except _DATABASE_ERRORS as error:
                     failures += 1
                     log.warning("the relay cannot reach the database (%s); trying again", type(error).__name__)
                     await self._drop_driver()
@@ -97,82 +131,175 @@ class Relay:
         """Publish one batch; answer whether there seem to be more."""
         driver = await self._connected()
         now = time.monotonic()
-        full_scan = now >= self._full_scan_at
-        if self._undeleted and (full_scan or now >= self._delete_at):
-            await self._delete(driver)
-        await self._keep_leases(driver)  # behind the delete, which notices when another relay has our shards
-        if full_scan:
+        if now >= self._full_scan_at:
             # Messages whose transaction committed late lie below the floor.
-            self._floors.clear()
+            self._rewound.update(range(SHARDS))
             self._full_scan_at = now + _FULL_SCAN
-        floors = [
-            (shard, self._floors.get(shard, 0)) for shard in self._epochs if self._held_back.get(shard, 0.0) <= now
-        ]
-        if not floors:
+        if self._rewound or self._unburied or (now >= self._delete_at and not self._ahead):
+            await self._delete(driver)
+        if self._leases.due:  # behind the delete, which notices when another relay has our shards
+            await self._keep_leases(driver)
+        self._rewind()
+        batch, self._ahead = self._ahead or await self._read(driver), []
+        if not batch:
             return False
-        waiting = await driver.run(read_outbox(floors, BATCH, await self._home_id(driver)))
-        self._raise_floors(waiting)
-        if waiting:
-            await self._settle(driver, waiting, await self._publish(waiting))
-            self._pace.busy()
-        return bool(self._draining)
+        if not self._leases.valid:
+            # This process stood still for so long that another relay may publish these by now.
+            self._ahead = batch
+            self._leases.doubt()
+            return True
+        self._settle(batch, await self._publish_and_look_ahead(batch))
+        self._pace.busy()
+        return bool(self._draining or self._ahead)
 
-    async def _publish(self, waiting: Sequence[Waiting]) -> Sequence[Receipt]:
+    async def _publish_and_look_ahead(self, batch: Sequence[Waiting]) -> Sequence[Receipt]:
+        self._publishing_since = time.monotonic()
+        self._in_flight = frozenset(one.shard for one in batch)
+        publishing = asyncio.create_task(self._publish(batch))
         try:
-            receipts = await self._publisher.publish([one.envelope for one in waiting])
+            await asyncio.sleep(0)  # it begins
+            while not publishing.done():
+                try:
+                    pause = await self._meanwhile()
+                except _DATABASE_ERRORS as error:
+                    log.warning("the relay cannot reach the database (%s); trying again", type(error).__name__)
+                    await self._drop_driver()
+                    pause = 0.5
+                await asyncio.wait({publishing}, timeout=pause)
+            return publishing.result()
+        finally:
+            if not publishing.done():
+                publishing.cancel()
+                await asyncio.gather(publishing, return_exceptions=True)
+            self.tally.seconds.observe(time.monotonic() - self._publishing_since)
+            self._in_flight = frozenset()
+            self._publishing_since = None
+
+    async def _meanwhile(self) -> float:
+        """Do what can be done while a batch is being published; return in how many seconds there is more of it."""
+        driver = await self._connected()
+        if self._leases.due:
+            await self._keep_leases(driver)
+        if self._undeleted and (time.monotonic() >= self._delete_at or len(self._undeleted) >= BATCH):
+            await self._delete(driver)
+        # Not when all will be read from the beginning: what is in flight would be read once more.
+        if self._draining and not self._ahead and not self._stopping and time.monotonic() < self._full_scan_at:
+            self._ahead = await self._read(driver)
+        due = [self._leases.left]
+        if self._undeleted:
+            due.append(self._delete_at - time.monotonic())
+        return max(min(due), 0.001)
+
+    async def _publish(self, batch: Sequence[Waiting]) -> Sequence[Receipt]:
+        try:
+            receipts = await self._publisher.publish([one.envelope for one in batch])
         except Exception as error:
             log.exception("the publisher has failed; its messages stay in the outbox")
-            return [Receipt(Verdict.FAILED_FOR_NOW, type(error).__name__)] * len(waiting)
-        if len(receipts) != len(waiting):
-            log.error("the publisher returned %d receipts for %d messages", len(receipts), len(waiting))
-            return [Receipt(Verdict.FAILED_FOR_NOW, "no receipts")] * len(waiting)
+            return [Receipt(Verdict.FAILED_FOR_NOW, type(error).__name__)] * len(batch)
+        if len(receipts) != len(batch):
+            log.error("the publisher returned %d receipts for %d messages", len(receipts), len(batch))
+            return [Receipt(Verdict.FAILED_FOR_NOW, "no receipts")] * len(batch)
         return receipts
 
-    def _raise_floors(self, waiting: Sequence[Waiting]) -> None:
-        """Read on above what was read: it is published, and deleted a little later."""
+    async def _read(self, driver: AsyncDriver) -> list[Waiting]:
+        """Read on above what was read: it is in hand, or published and not yet deleted."""
+        now = time.monotonic()
+        floors = [
+            (shard, self._floors.get(shard, 0))
+            for shard in self._leases.epochs
+            if self._held_back.get(shard, 0.0) <= now and shard not in self._rewound
+        ]
+        self._draining = set()
+        if not floors:
+            return []
+        waiting = await driver.run(read_outbox(floors, BATCH, BATCH_BYTES, await self._home_id(driver)))
         counts: dict[int, int] = {}
+        sizes: dict[int, int] = {}
         for one in waiting:
-            counts[one.shard] = counts.get(one.shard, 0) + 1
-            self._floors[one.shard] = one.seq
-        self._draining = {shard for shard, count in counts.items() if count >= BATCH}
+            shard, seq = one.place
+            counts[shard] = counts.get(shard, 0) + 1
+            sizes[shard] = sizes.get(shard, 0) + len(one.envelope.body)
+            self._floors[shard] = seq
+        self._draining = {shard for shard in counts if counts[shard] >= BATCH or sizes[shard] >= BATCH_BYTES}
+        return waiting
+
+    def _rewind(self) -> None:
+        """Read shards from the beginning again, as far as nothing of them is published and not yet deleted."""
+        back = self._rewound - {shard for shard, _ in (*self._undeleted, *self._unburied)}
+        if back:
+            self._forget(back)
+            self._rewound -= back
+
+    def _forget(self, shards: set[int]) -> None:
+        """Forget what was read of shards and is not in hand."""
+        for shard in shards:
+            self._floors.pop(shard, None)
+        self._ahead = [one for one in self._ahead if one.shard not in shards]
+
+    async def _bury(self, driver: AsyncDriver) -> None:
+        """Make dead letters of what can never be published."""
+        buried = await driver.run(bury_unpublishable(self._unburied, self._leases.epochs))
+        if buried < len(self._unburied):
+            self._leases.doubt()
+        if buried:
+            self.tally.buried(self._unburied.values())
+            for reason, count in Counter(self._unburied.values()).most_common(_REASONS):
+                log.error("%d messages cannot be published and are dead letters now: %s", count, reason)
+        self._unburied = {}
 
     async def _delete(self, driver: AsyncDriver) -> None:
-        """Delete what was published."""
-        deleted = await driver.run(_delete(self._undeleted, self._epochs))
-        self.published += deleted
-        if deleted < len(self._undeleted):
-            self._renew_at = 0.0  # another relay has our shards: do not publish the same once more
-        self._undeleted.clear()
-        self._floors = {shard: floor for shard, floor in self._floors.items() if shard in self._draining}
+        """Delete what was published, and bury what cannot be."""
+        if self._unburied:
+            await self._bury(driver)
+        if self._undeleted:
+            deleted = await driver.run(delete_published(self._undeleted, self._leases.epochs))
+            self.published += deleted
+            if deleted < len(self._undeleted):
+                self._leases.doubt()  # another relay has our shards: do not publish the same once more
+            self._undeleted = []
+            # What has been drained is read from the beginning, for messages that commit late.
+            kept = self._draining | self._in_flight | {one.shard for one in self._ahead}
+            self._floors = {shard: floor for shard, floor in self._floors.items() if shard in kept}
 
-    async def _settle(self, driver: AsyncDriver, waiting: Sequence[Waiting], receipts: Sequence[Receipt]) -> None:
-        verdicts = [receipt.verdict for receipt in receipts]
+    def _settle(self, batch: Sequence[Waiting], receipts: Sequence[Receipt]) -> None:
+        """Note what became of a batch."""
         if not self._undeleted:
             # Not at once: whoever was told of mail is at work now, and what it launches is more urgent.
             self._delete_at = time.monotonic() + _DELETE_AFTER
-        done = [one for one, verdict in zip(waiting, verdicts, strict=True) if verdict is Verdict.ACKNOWLEDGED]
-        self._undeleted += done
-        if len(self._undeleted) >= BATCH or len(done) < len(waiting):
-            await self._delete(driver)
-        for one, receipt in zip(waiting, receipts, strict=True):
-            if receipt.verdict is Verdict.FAILED_FOR_GOOD:
-                log.error("message %s cannot be published and is a dead letter now", one.envelope.id)
-                if not await driver.run(_bury(one, self._epochs[one.shard], receipt.reason)):
-                    self._renew_at = 0.0
-        held_back = {
-            one.shard
-            for one, receipt in zip(waiting, receipts, strict=True)
-            if receipt.verdict is Verdict.FAILED_FOR_NOW
-        }
-        for shard in {one.shard for one in waiting}:
-            if shard not in held_back:
-                self._failures.pop(shard, None)
+        progress: set[int] = set()
+        held_back: dict[int, str] = {}
+        for one, receipt in zip(batch, receipts, strict=True):
+            if receipt.verdict is Verdict.FAILED_FOR_NOW:
+                held_back.setdefault(one.shard, receipt.reason)
                 continue
-            self._failures[shard] = self._failures.get(shard, 0) + 1
-            self._floors.pop(shard, None)
+            progress.add(one.shard)
+            if receipt.verdict is Verdict.ACKNOWLEDGED:
+                self._undeleted.append(one.place)
+            else:
+                self._unburied[one.place] = receipt.reason
+        self.tally.settled((one.envelope.topic, receipt.verdict) for one, receipt in zip(batch, receipts, strict=True))
+        for shard in progress - held_back.keys():
+            self._failures.pop(shard, None)
+        for shard in held_back.keys() - self._leases.epochs.keys():
+            del held_back[shard]  # whoever has it now has to see to it
+        if held_back:
+            self._hold_back(held_back, progress)
+        elif self._reason and not self._failures:
+            log.info("the broker takes messages again")
+            self._reason = ""
+
+    def _hold_back(self, reasons: dict[int, str], progress: set[int]) -> None:
+        """Let shards wait, each time longer unless it got on; what was read of them ahead is read again in order."""
+        reason = next(iter(reasons.values()))
+        if reason != self._reason or not self._failures:
+            log.warning("messages of shards %s wait, the broker does not take them: %s", sorted(reasons), reason)
+            self._reason = reason
+        for shard in reasons:
+            self._failures[shard] = 1 if shard in progress else self._failures.get(shard, 0) + 1
             pause = min(0.05 * 2.0 ** min(self._failures[shard], 60), _LONGEST_BACKOFF)
             self._held_back[shard] = time.monotonic() + pause
-            log.warning("shard %d waits %.1f s: the broker does not take its messages", shard, pause)
+        self._rewound |= reasons.keys()
+        self._ahead = [one for one in self._ahead if one.shard not in reasons]
 
     def _next_due(self) -> float | None:
         now = time.monotonic()
@@ -192,75 +319,30 @@ class Relay:
         return self._driver
 
     async def _keep_leases(self, driver: AsyncDriver) -> None:
-        """Renew what is owned, take what nobody owns, forget what another relay has taken."""
-        started = time.monotonic()
-        if started < self._renew_at:
-            return
-        renewed: list[Rows] = []
-        if self._epochs:
-            renewed = await driver.run(_run(statement("renew_shards", lease=LEASE, **_mine(self._epochs))))
-        held: dict[int, int] = dict(renewed[0] if renewed else ())
-        gained: dict[int, int] = {}
-        if len(held) < SHARDS:
-            (rows,) = await driver.run(_run(statement("acquire_shards", owner=self._home.process_id, lease=LEASE)))
-            gained = dict(rows)
-        lost = set(self._epochs) - set(held) - set(gained)
+        gained, lost = await self._leases.keep(driver)
         if lost:
-            log.warning("another relay has taken shards %s", sorted(lost))
-        self._epochs = {**held, **gained}
-        # A standby looks more often: nothing is published until it has noticed that an owner is gone.
-        self._renew_at = started + (_RENEW if self._epochs else _STANDBY)
-        if gained:
-            log.info("relaying shards %s", sorted(self._epochs))
-            self._full_scan_at = 0.0
+            # Whoever has them now publishes all that is there, what we published last too.
+            self._undeleted = [place for place in self._undeleted if place[0] not in lost]
+            self._unburied = {place: why for place, why in self._unburied.items() if place[0] not in lost}
+            for shard in lost:
+                self._failures.pop(shard, None)
+                self._held_back.pop(shard, None)
+        if gained or lost:
+            self._rewound |= gained | lost
+            self._ahead = [one for one in self._ahead if one.shard not in self._rewound]
 
     async def _release(self) -> None:
         """Let a standby take over at once."""
         try:
-            if self._epochs and self._driver is not None and self._driver.usable:
+            if self._leases.epochs and self._driver is not None and self._driver.usable:
                 await self._delete(self._driver)
-                await self._driver.run(_run(statement("release_shards", **_mine(self._epochs))))
+                await self._leases.release(self._driver)
         except (Interrupted, psycopg.Error):
             log.info("the leases of this relay run out by themselves")
-        self._epochs = {}
         await self._drop_driver()
 
     async def _drop_driver(self) -> None:
         driver, self._driver = self._driver, None
         if driver is not None:
-            await driver.close()
-
-
-def _run(*statements: Statement) -> Plan[list[Rows]]:
-    return (yield from ask(*statements))
-
-
-def _mine(epochs: dict[int, int]) -> dict[str, list[int]]:
-    return {"shards": list(epochs), "epochs": list(epochs.values())}
-
-
-def _delete(done: Sequence[Waiting], epochs: dict[int, int]) -> Plan[int]:
-    if not done:
-        return 0
-    # A crash that forgets the delete publishes again, which intake notices: not worth a wait for the disk.
-    _, _, deleted, _ = yield from ask(
-        BEGIN,
-        statement("without_waiting_for_disk"),
-        statement(
-            "delete_published",
-            shards=[one.shard for one in done],
-            seqs=[one.seq for one in done],
-            owned=list(epochs),
-            epochs=list(epochs.values()),
-        ),
-        COMMIT,
-    )
-    count: int = deleted[0][0]
-    return count
-
-
-def _bury(one: Waiting, epoch: int, reason: str) -> Plan[bool]:
-    (buried,) = yield from ask(
-        statement("bury_unpublishable", shard=one.shard, seq=one.seq, epoch=epoch, reason=reason)
-    )
-    return bool(buried)
+            with contextlib.suppress(Exception):
+                await driver.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from scoop_outbox.broker.protocol import Broker, Publisher, Subscription
@@ -26,13 +26,30 @@ class Daemons:
         relay: publishes, or None.
         worker: executes runs, or None.
         intake: takes in from a broker, or None.
+        service: whose runs the worker executes.
+        sagas: the names of its sagas.
     """
 
-    def __init__(self, relay: Relay | None, worker: Worker | None, intake: Intake | None) -> None:
+    def __init__(
+        self,
+        relay: Relay | None,
+        worker: Worker | None,
+        intake: Intake | None,
+        service: str = "",
+        sagas: Sequence[str] = (),
+    ) -> None:
         """See `daemons`."""
         self.relay = relay
         self.worker = worker
         self.intake = intake
+        self.service = service
+        self.sagas = sagas
+        self.tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def died(self) -> list[str]:
+        """The names of those that have ended by an error; the log holds it."""
+        return [task.get_name() for task in self.tasks if _error_of(task) is not None]
 
 
 @asynccontextmanager
@@ -71,16 +88,10 @@ async def daemons(
         Relay(home, await _publisher(home, broker, signals), signals) if relay else None,
         Worker(home, subscription.service, sagas, signals, slots, brokered=broker is not None) if serving else None,
         Intake(home, broker, subscription, sagas, signals) if serving and broker is not None else None,
+        subscription.service,
+        list(sagas),
     )
-    tasks = [asyncio.create_task(signals.run(), name="scoop_outbox signals")]
-    if running.relay is not None:
-        tasks.append(asyncio.create_task(running.relay.run(), name="scoop_outbox relay"))
-    if running.worker is not None:
-        tasks.append(asyncio.create_task(running.worker.run(), name="scoop_outbox worker"))
-    if running.intake is not None:
-        tasks.append(asyncio.create_task(running.intake.run(), name="scoop_outbox intake"))
-    for task in tasks:
-        task.add_done_callback(_report)
+    tasks = running.tasks = _start(running, signals)
     try:
         yield running
     finally:
@@ -98,6 +109,18 @@ async def daemons(
         signals.detach()
 
 
+def _start(running: Daemons, signals: Signals) -> list[asyncio.Task[None]]:
+    named = {"signals": signals, "relay": running.relay, "worker": running.worker, "intake": running.intake}
+    tasks = [
+        asyncio.create_task(daemon.run(), name=f"scoop_outbox {name}")
+        for name, daemon in named.items()
+        if daemon is not None
+    ]
+    for task in tasks:
+        task.add_done_callback(_report)
+    return tasks
+
+
 async def _publisher(home: Home, broker: Broker | None, signals: Signals) -> Publisher:
     if broker is None:
         return HomePublisher(home, signals)
@@ -106,5 +129,10 @@ async def _publisher(home: Home, broker: Broker | None, signals: Signals) -> Pub
 
 def _report(task: asyncio.Task[None]) -> None:
     """Say so when a daemon ends that should not: silence is how work stops unnoticed."""
-    if not task.cancelled() and task.exception() is not None:
-        log.critical("%s has died", task.get_name(), exc_info=task.exception())
+    error = _error_of(task)
+    if error is not None:
+        log.critical("%s has died", task.get_name(), exc_info=error)
+
+
+def _error_of(task: asyncio.Task[None]) -> BaseException | None:
+    return task.exception() if task.done() and not task.cancelled() else None

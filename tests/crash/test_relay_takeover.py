@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from scoop_outbox.daemon.relay import LEASE
+from scoop_outbox.daemon.leases import LEASE
 from tests.crash.flow import stock
 from tests.crash.ledger import count
 from tests.crash.processes import Fleet, Process

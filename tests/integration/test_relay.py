@@ -14,6 +14,7 @@ import pytest
 from scoop_outbox import Scoop
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
 from scoop_outbox.core.delivery import launch, launch_and_commit
+from scoop_outbox.daemon import leases as leases_module
 from scoop_outbox.daemon import relay as relay_module
 from scoop_outbox.daemon.relay import Relay
 from scoop_outbox.daemon.signals import Signals
@@ -153,8 +154,8 @@ async def test_two_relays_publish_everything_once_and_each_shard_has_one_owner(d
             write(database_url, *(made(number, str(number % 7)) for number in range(start, start + 50)))
             await asyncio.sleep(0)
         await until(lambda: left(database_url) == 0)
-        assert set(first._epochs) | set(second._epochs) == set(range(SHARDS))
-        assert not set(first._epochs) & set(second._epochs)
+        assert set(first._leases._epochs) | set(second._leases._epochs) == set(range(SHARDS))
+        assert not set(first._leases._epochs) & set(second._leases._epochs)
     published = Counter(body for _, body in one.acknowledged + other.acknowledged)
     assert published == Counter(str(number) for number in range(300))
     for key in map(str, range(7)):
@@ -175,10 +176,10 @@ async def test_a_relay_that_lost_its_lease_while_it_published_deletes_nothing(da
         async with relaying(database_url, quick) as winner:
             await until(lambda: quick.batches)
             slow.open.set()
-            await until(lambda: not loser._epochs)
+            await until(lambda: not loser._leases._epochs)
             assert left(database_url) == 3
             assert loser.published == 0
-            assert set(winner._epochs) == set(range(SHARDS))
+            assert set(winner._leases._epochs) == set(range(SHARDS))
             quick.open.set()
             await until(lambda: left(database_url) == 0)
     # The loser noticed at once, and published nothing twice.
@@ -194,7 +195,7 @@ async def test_a_relay_that_lost_its_lease_buries_nothing(database_url: str) -> 
         with psycopg.connect(database_url) as connection:
             connection.execute("update scoop_outbox.outbox_shard set epoch = epoch + 1")
         slow.open.set()
-        await until(lambda: not loser._epochs)
+        await until(lambda: not loser._leases._epochs)
         assert slow.batches == [["1"]]
         assert ask(database_url, "select 1 from dead_letter") == []
         assert left(database_url) == 1
@@ -286,15 +287,15 @@ async def test_a_late_message_does_not_wait_for_the_outbox_to_be_empty(
 async def test_a_relay_that_stops_leaves_its_shards_to_a_standby_at_once(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay_module, "LEASE", timedelta(hours=1))
+    monkeypatch.setattr(leases_module, "LEASE", timedelta(hours=1))
     one, other = FakePublisher(), FakePublisher()
     async with relaying(database_url, one) as owner:
-        await until(lambda: len(owner._epochs) == SHARDS)
+        await until(lambda: len(owner._leases._epochs) == SHARDS)
         async with relaying(database_url, other) as standby:
-            await until(lambda: standby._renew_at > 0)
-            assert standby._epochs == {}
+            await until(lambda: standby._leases._renew_at > 0)
+            assert standby._leases._epochs == {}
             owner.stop()
-            await until(lambda: len(standby._epochs) == SHARDS, timeout=5)
+            await until(lambda: len(standby._leases._epochs) == SHARDS, timeout=5)
             write(database_url, made(1, "k"))
             await until(lambda: other.of("k") == [1])
     assert one.acknowledged == []
@@ -303,7 +304,7 @@ async def test_a_relay_that_stops_leaves_its_shards_to_a_standby_at_once(
 async def test_a_relay_that_died_is_succeeded_when_its_lease_runs_out(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay_module, "LEASE", timedelta(seconds=0.5))
+    monkeypatch.setattr(leases_module, "LEASE", timedelta(seconds=0.5))
     with psycopg.connect(database_url) as connection:
         connection.execute(
             "update scoop_outbox.outbox_shard set owner = %s, epoch = 7,"
@@ -314,13 +315,13 @@ async def test_a_relay_that_died_is_succeeded_when_its_lease_runs_out(
     write(database_url, made(1, "k"))
     async with relaying(database_url, publisher) as relay:
         await until(lambda: publisher.of("k") == [1])
-        assert relay._epochs == dict.fromkeys(range(SHARDS), 8)
+        assert relay._leases._epochs == dict.fromkeys(range(SHARDS), 8)
 
 
 async def test_a_relay_survives_the_loss_of_its_connection(database_url: str) -> None:
     publisher = FakePublisher()
     async with relaying(database_url, publisher) as relay:
-        await until(lambda: len(relay._epochs) == SHARDS)
+        await until(lambda: len(relay._leases._epochs) == SHARDS)
         for number in range(3):
             ask(
                 database_url,

@@ -1,0 +1,192 @@
+"""Health: whether this process lives, and whether it can do its work, asked over HTTP by whoever watches it.
+
+It lives as long as its event loop turns and none of its daemons has died: restarting it would mend nothing else. A
+database or broker that is down makes it not ready. What is asked of the database is asked once for all who ask in the
+same second, and whoever asks is answered within a few seconds, though the database may not answer at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from scoop_outbox.core.announcing import read_revision
+from scoop_outbox.core.delivery import count_due
+from scoop_outbox.core.outbox import look_at_outbox
+from scoop_outbox.daemon.metrics import exposition
+from scoop_outbox.daemon.observed import Observed
+from scoop_outbox.daemon.port import Answer, listening
+from scoop_outbox.daemon.service import Daemons
+from scoop_outbox.errors import DatabaseError
+from scoop_outbox.store import migrate
+from scoop_outbox.store.home import Home
+
+STALLED = 30.0
+"""Seconds after which an event loop that does not turn counts as dead."""
+COUNTED = 1250
+"""How far the waiting messages of a shard are counted."""
+COUNTED_DUE = 10_000
+"""How far due work is counted."""
+_BEAT = 0.5
+_FRESH = 1.0
+_PATIENCE = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What was last seen in the database."""
+
+    at: float
+    seen: Observed
+
+
+class Health:
+    """What a process answers about itself. Its methods may be called from any thread but that of the event loop.
+
+    Args:
+        home: the database.
+
+    Attributes:
+        stopping: set it when the process begins to drain: it is not ready any more.
+    """
+
+    def __init__(self, home: Home) -> None:
+        """Watch nothing yet; the process is starting."""
+        self._home = home
+        self._loop = asyncio.get_running_loop()
+        self._daemons: Daemons | None = None
+        self._beat = time.monotonic()
+        self._looking: asyncio.Task[Observed] | None = None
+        self._found: _Found | None = None
+        self._revisions: dict[str | None, str | None] = {}
+        self.stopping = False
+
+    def watch(self, daemons: Daemons) -> None:
+        """Answer for these daemons from now on."""
+        self._daemons = daemons
+
+    def answer(self, path: str, accept: str) -> Answer | None:
+        """Answer a GET; None when there is nothing at that path."""
+        match path:
+            case "/livez":
+                return Answer.of_problems("alive", self.deaths())
+            case "/readyz":
+                return Answer.of_problems("ready", self.problems())
+            case "/metrics":
+                kind, body = exposition(self._daemons, self._look(), accept)
+                return Answer(200, kind, body)
+            case _:
+                return None
+
+    def deaths(self) -> dict[str, str]:
+        """Return what only a restart can mend, by what it is about."""
+        found = {}
+        still = time.monotonic() - self._beat
+        if still > STALLED:
+            found["loop"] = f"the event loop has stood still for {still:.0f} s: does a step block it?"
+        for name in self._daemons.died if self._daemons is not None else ():
+            found[name] = "has died, see the log"
+        return found
+
+    def problems(self) -> dict[str, str]:
+        """Return what keeps this process from its work just now, by what it is about."""
+        found = self.deaths()
+        if self.stopping:
+            found["process"] = "it is stopping"
+        elif self._daemons is None:
+            found["process"] = "it is starting"
+        look = self._look()
+        if look.problem is not None:
+            found["database"] = look.problem
+        if self._daemons is not None:
+            for name, daemon in (("relay", self._daemons.relay), ("intake", self._daemons.intake)):
+                if daemon is not None and (trouble := daemon.trouble) is not None:
+                    found[name] = trouble
+        return found
+
+    def _look(self) -> Observed:
+        """Look at the database from a thread."""
+        looking = asyncio.run_coroutine_threadsafe(self._look_once(), self._loop)
+        try:
+            return looking.result(_PATIENCE)
+        except (TimeoutError, concurrent.futures.TimeoutError, concurrent.futures.CancelledError):
+            looking.cancel()
+            return Observed(problem=f"it has not answered within {_PATIENCE:.0f} s")
+
+    async def _look_once(self) -> Observed:
+        if self._found is not None and time.monotonic() - self._found.at < _FRESH:
+            return self._found.seen
+        if self._looking is None or self._looking.done():
+            # One look for all who ask: they may be more than there are connections, and the database may be frozen.
+            self._looking = asyncio.create_task(self._look_at_database(), name="scoop_outbox health: look")
+        return await asyncio.shield(self._looking)
+
+    async def _look_at_database(self) -> Observed:
+        try:
+            seen = await self._ask()
+        except DatabaseError as error:
+            seen = Observed(problem=str(error))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer to what was asked
+            seen = Observed(problem=f"it cannot be asked: {type(error).__name__}")
+        self._found = _Found(time.monotonic(), seen)
+        return seen
+
+    async def _ask(self) -> Observed:
+        daemons = self._daemons
+        async with self._home.driver() as driver:
+            revision = await driver.run(read_revision())
+            if revision not in self._revisions:
+                self._revisions[revision] = await asyncio.to_thread(self._misfit, revision)
+            count, age = await driver.run(look_at_outbox(COUNTED))
+            due = None
+            if daemons is not None and daemons.worker is not None:
+                due = await driver.run(count_due(daemons.service, daemons.sagas, COUNTED_DUE))
+        return Observed(self._revisions[revision], count, age, due)
+
+    def _misfit(self, revision: str | None) -> str | None:
+        try:
+            migrate.check(revision, self._home.url)
+        except DatabaseError as error:
+            return str(error)
+        return None
+
+    async def beat(self) -> None:
+        """Show that the event loop turns, until cancelled."""
+        while True:
+            self._beat = time.monotonic()
+            await asyncio.sleep(_BEAT)
+
+    async def close(self) -> None:
+        """Give up a look that has not come back."""
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
+
+
+@asynccontextmanager
+async def watched(home: Home, host: str, port: int) -> AsyncIterator[Health]:
+    """Answer `/livez`, `/readyz` and `/metrics` for as long as the block lasts.
+
+    Args:
+        home: the database.
+        host: the address to listen on.
+        port: the port; 0 is any that is free.
+
+    Raises:
+        ScoopError: the port cannot be listened on.
+    """
+    health = Health(home)
+    beating = asyncio.create_task(health.beat(), name="scoop_outbox health: beat")
+    try:
+        with listening(host, port, health.answer):
+            yield health
+    finally:
+        beating.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await beating
+        await health.close()

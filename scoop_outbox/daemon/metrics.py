@@ -1,0 +1,130 @@
+"""Metrics: what a process counts, in the form that Prometheus reads. Nothing in them tells what messages hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from scoop_outbox.daemon.intake import Intake
+from scoop_outbox.daemon.observed import Observed
+from scoop_outbox.daemon.relay import Relay
+from scoop_outbox.daemon.service import Daemons
+from scoop_outbox.daemon.tally import Histogram
+from scoop_outbox.daemon.worker import Worker
+
+_PREFIX = "scoop_outbox_"
+
+
+def exposition(daemons: Daemons | None, seen: Observed, accept: str) -> tuple[str, bytes]:
+    """Return the kind and the text of all metrics.
+
+    Args:
+        daemons: whose; None while they start.
+        seen: what was seen in the database.
+        accept: which kinds are understood, as in the header of that name.
+    """
+    registry = CollectorRegistry()
+    ProcessCollector(namespace=_PREFIX.rstrip("_"), registry=registry)
+    registry.register(_Collector(daemons, seen))
+    encode, kind = choose_encoder(accept)
+    return kind, encode(registry)
+
+
+class _Collector(Collector):
+    def __init__(self, daemons: Daemons | None, seen: Observed) -> None:
+        self._daemons = daemons
+        self._seen = seen
+
+    def describe(self) -> Iterator[Metric]:
+        """Name nothing beforehand: this collector is asked once."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        """Read everything."""
+        yield from _database(self._seen)
+        if self._daemons is not None:
+            if self._daemons.relay is not None:
+                yield from _relay(self._daemons.relay)
+            if self._daemons.intake is not None:
+                yield from _intake(self._daemons.intake)
+            if self._daemons.worker is not None:
+                yield from _worker(self._daemons.worker)
+            yield _dead_letters(self._daemons)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(_PREFIX + name, text, value)
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(_PREFIX + name, text, value)
+
+
+def _database(seen: Observed) -> Iterator[Metric]:
+    yield _gauge("database_up", "Whether the database can be used.", float(seen.problem is None))
+    if seen.waiting is not None:
+        yield _gauge("outbox_rows", "Messages that wait to be published, counted up to 10000.", seen.waiting)
+        yield _gauge("outbox_oldest_age_seconds", "For how long the oldest of them has waited.", seen.oldest)
+    if seen.due is not None:
+        yield _gauge("due_work", "Mail of this service that could be seen to now, counted up to 10000.", seen.due)
+
+
+def _relay(relay: Relay) -> Iterator[Metric]:
+    tally = relay.tally
+    yield _gauge("relay_shards", "Shards of the outbox that this relay owns.", relay.shards)
+    yield _gauge("relay_in_trouble", "Whether the broker does not take messages just now.", relay.trouble is not None)
+    published = CounterMetricFamily(
+        _PREFIX + "published", "Messages that the broker has acknowledged.", None, ["topic"]
+    )
+    for topic, count in tally.published.copy().items():
+        published.add_metric([topic], count)
+    yield published
+    yield _histogram("publish_seconds", "How long it took to publish a batch.", tally.seconds)
+    yield _counter("failed_for_now", "How often a message failed and is tried again.", tally.failed_for_now)
+
+
+def _intake(intake: Intake) -> Iterator[Metric]:
+    yield _counter("intake_taken_in", "Messages taken in, those that came again too.", intake.taken_in)
+    yield _gauge("intake_paused", "Whether no more is taken in because of the work that waits.", intake.paused)
+    yield _gauge("intake_in_trouble", "Whether the broker does not deliver just now.", intake.trouble is not None)
+
+
+def _worker(worker: Worker) -> Iterator[Metric]:
+    counters = worker.counters
+    yield _gauge("worker_busy_slots", "Runs that are being executed.", worker.busy)
+    yield _counter("worker_claims", "How often a run was claimed.", counters.claims)
+    yield _counter(
+        "worker_empty_claims", "Claims for nothing: the run was held by another worker.", counters.empty_claims
+    )
+    yield _counter(
+        "worker_interruptions", "Runs interrupted by the database, and executed again.", counters.interruptions
+    )
+
+
+def _dead_letters(daemons: Daemons) -> Metric:
+    family = CounterMetricFamily(
+        _PREFIX + "dead_letters", "Messages that became dead letters.", None, ["origin", "reason"]
+    )
+    if daemons.relay is not None:
+        for reason, count in daemons.relay.tally.dead_letters.copy().items():
+            family.add_metric(["relay", reason], count)
+    if daemons.intake is not None:
+        family.add_metric(["intake", "unusable"], daemons.intake.dead_letters)
+    return family
+
+
+def _histogram(name: str, text: str, seen: Histogram) -> Metric:
+    buckets, below = [], 0
+    for bound, count in zip((*map(str, seen.bounds), "+Inf"), list(seen.counts), strict=True):
+        below += count
+        buckets.append((bound, float(below)))
+    return HistogramMetricFamily(_PREFIX + name, text, buckets, seen.total)

@@ -1,0 +1,22 @@
+"""What was seen in the database when somebody asked how a process is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """One look at the database.
+
+    Attributes:
+        problem: why it cannot be used; None when it can.
+        waiting: how many messages of the outbox wait, counted up to a limit; None when that is not known.
+        oldest: for how many seconds the oldest of them has.
+        due: how much work of the service could be done now, counted up to a limit; None without a worker.
+    """
+
+    problem: str | None = None
+    waiting: int | None = None
+    oldest: float = 0.0
+    due: int | None = None

@@ -1,0 +1,77 @@
+"""What a relay has done since it started, in numbers that can be read at any moment, from any thread."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable
+
+from scoop_outbox.broker.protocol import Verdict
+
+TOPICS = 100
+OTHER = "(other)"
+"""Stands for all topics behind the first `TOPICS`: what is kept of a number of topics must not grow without end."""
+
+_CLASSES = (
+    ("no_permission", ("permit", "permission", "access refused", "access_refused", "not authorized", "authorization")),
+    ("too_large", ("too large", "too_large", "larger than", "size")),
+    ("no_topic", ("no topic", "no exchange", "no queue", "unroutable", "not_found", "not found", "name of a topic")),
+)
+
+
+class Histogram:
+    """Counts durations in buckets.
+
+    Attributes:
+        bounds: the upper bound of each bucket in seconds; what is above the last one is in one more.
+        counts: how many durations fell into each bucket.
+        total: the sum of all durations.
+    """
+
+    def __init__(self) -> None:
+        """Have counted nothing."""
+        self.bounds = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+        self.counts = [0] * (len(self.bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, duration: float) -> None:
+        """Count a duration in seconds."""
+        self.counts[bisect_left(self.bounds, duration)] += 1
+        self.total += duration
+
+
+class Tally:
+    """What became of messages that a relay handed to its publisher.
+
+    Attributes:
+        published: how many were acknowledged, by topic.
+        failed_for_now: how many times a message failed for now.
+        dead_letters: how many became dead letters, by class of reason.
+        seconds: how long the publisher took for a batch.
+    """
+
+    def __init__(self) -> None:
+        """Have counted nothing."""
+        self.published: Counter[str] = Counter()
+        self.failed_for_now = 0
+        self.dead_letters: Counter[str] = Counter()
+        self.seconds = Histogram()
+
+    def settled(self, verdicts: Iterable[tuple[str, Verdict]]) -> None:
+        """Count what the broker said of messages of these topics; dead letters are counted when they are written."""
+        for (topic, verdict), count in Counter(verdicts).items():
+            if verdict is Verdict.ACKNOWLEDGED:
+                known = topic in self.published or len(self.published) < TOPICS
+                self.published[topic if known else OTHER] += count
+            elif verdict is Verdict.FAILED_FOR_NOW:
+                self.failed_for_now += count
+
+    def buried(self, reasons: Iterable[str]) -> None:
+        """Count dead letters, by their reasons."""
+        self.dead_letters.update(map(reason_class, reasons))
+
+
+def reason_class(reason: str) -> str:
+    """Return one word for a broker's reason, of a few that there are: the reason itself may name what it likes."""
+    lowered = reason.lower()
+    return next((name for name, signs in _CLASSES if any(sign in lowered for sign in signs)), "other")

@@ -1,0 +1,81 @@
+-- The relay: reading what is to be published, deleting what was, and who publishes which shard.
+
+-- name: read_outbox
+-- No more bytes of a shard than are asked for, but for the one row with which they are reached: what lies behind it is
+-- looked at, but its body is not fetched.
+select shard, seq, message_id, topic, key, body, content_type, headers
+from unnest(%(shards)s::smallint[], %(floors)s::bigint[]) as s (of, floor)
+cross join lateral (
+    select *, sum(octet_length(body)) over (order by seq) - octet_length(body) as before
+    from (
+        select shard, seq, message_id, topic, key, body, content_type, headers
+        from {schema}.outbox
+        where shard = s.of and seq > s.floor
+        order by seq
+        limit %(most)s
+    ) above
+) o
+where before < %(bytes)s
+order by seq
+
+-- name: delete_published
+-- A relay that lost its shard deletes nothing: what it published will be published again by the new owner, and
+-- taken in once.
+with deleted as (
+    delete from {schema}.outbox o
+    using unnest(%(shards)s::smallint[], %(seqs)s::bigint[]) as p (shard, seq),
+          unnest(%(owned)s::smallint[], %(epochs)s::bigint[]) as e (shard, epoch)
+    join {schema}.outbox_shard s on s.shard = e.shard and s.epoch = e.epoch
+    where o.shard = p.shard and o.seq = p.seq and s.shard = o.shard
+    returning 1
+)
+select count(*) from deleted
+
+-- name: bury_unpublishable
+with buried as (
+    delete from {schema}.outbox o
+    using unnest(%(shards)s::smallint[], %(seqs)s::bigint[], %(reasons)s::text[]) as p (shard, seq, reason),
+          unnest(%(owned)s::smallint[], %(epochs)s::bigint[]) as e (shard, epoch)
+    join {schema}.outbox_shard s on s.shard = e.shard and s.epoch = e.epoch
+    where o.shard = p.shard and o.seq = p.seq and s.shard = o.shard
+    returning o.message_id, o.topic, o.key, o.body, o.content_type, o.headers, p.reason, o.seq
+), written as (
+    insert into {schema}.dead_letter (message_id, topic, key, body, content_type, headers, origin, reason)
+    select message_id, topic, key, body, content_type, headers, 'relay', reason from buried order by seq
+    returning 1
+)
+select count(*) from written
+
+-- name: acquire_shards
+update {schema}.outbox_shard
+set owner = %(owner)s, epoch = epoch + 1, expires_at = clock_timestamp() + %(lease)s::interval
+where shard in (
+    select shard from {schema}.outbox_shard where expires_at < clock_timestamp() for update skip locked
+)
+returning shard, epoch
+
+-- name: renew_shards
+update {schema}.outbox_shard s
+set expires_at = clock_timestamp() + %(lease)s::interval
+from unnest(%(shards)s::smallint[], %(epochs)s::bigint[]) as mine (shard, epoch)
+where s.shard = mine.shard and s.epoch = mine.epoch
+returning s.shard, s.epoch
+
+-- name: release_shards
+update {schema}.outbox_shard s
+set owner = null, expires_at = '-infinity'
+from unnest(%(shards)s::smallint[], %(epochs)s::bigint[]) as mine (shard, epoch)
+where s.shard = mine.shard and s.epoch = mine.epoch
+
+-- name: look_at_outbox
+-- How many rows wait, counted no further than `most` in each shard, and for how long the oldest one has: what this
+-- costs does not depend on how many there are.
+select coalesce(sum(waiting.count), 0)::bigint,
+       coalesce(extract(epoch from clock_timestamp() - min(oldest.created_at)), 0)::float8
+from generate_series(0, {shards} - 1) as s (shard)
+cross join lateral (
+    select count(*) as count from (select from {schema}.outbox where shard = s.shard order by seq limit %(most)s) w
+) waiting
+left join lateral (
+    select created_at from {schema}.outbox where shard = s.shard order by seq limit 1
+) oldest on true
