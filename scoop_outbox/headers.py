@@ -107,6 +107,29 @@ def defect(envelope: Envelope) -> str | None:
     return None
 
 
+def unstorable(envelope: Envelope) -> str | None:
+    """Say what in a message is text that Postgres cannot hold, or None when it can be stored."""
+    texts: dict[str, str | None] = {
+        "topic": envelope.topic,
+        "key": envelope.key,
+        "content type": envelope.content_type,
+        f"header {CONTEXT}": envelope.headers.get(CONTEXT),
+        f"header {LAUNCHED_AT}": envelope.headers.get(LAUNCHED_AT),
+    }
+    for what, value in texts.items():
+        if value is not None and ("\0" in value or _is_broken(value)):
+            return f"its {what} is no text that can be stored: it holds NUL, or bytes that are no UTF-8"
+    return None
+
+
+def _is_broken(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
 def id_of(value: str) -> uuid.UUID | None:
     """Return the UUID that a header holds, or None when it holds none."""
     try:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import psycopg
 import sqlalchemy as sa
@@ -19,7 +19,7 @@ from scoop_outbox.broker.protocol import Broker, Consumer, Delivery, Subscriptio
 from scoop_outbox.core.claim import Hints
 from scoop_outbox.core.delivery import Unusable, count_due, read_home, take_in
 from scoop_outbox.errors import BrokerError
-from scoop_outbox.headers import CONTEXT, ID, LAUNCHED_AT
+from scoop_outbox.headers import ID, unstorable
 from scoop_outbox.message import Envelope
 from scoop_outbox.saga import Saga
 from scoop_outbox.store.aio import AsyncDriver
@@ -198,7 +198,7 @@ class Intake:
         usable: list[Envelope] = []
         unusable: list[Unusable] = []
         for one in deliveries:
-            reason = one.defect or _unstorable(one.envelope) or self._misfit(one.envelope)
+            reason = one.defect or unstorable(one.envelope) or self._misfit(one.envelope)
             if reason is None:
                 usable.append(one.envelope)
             else:
@@ -262,27 +262,3 @@ class Intake:
                 await consumer.close()
             except Exception:
                 log.exception("service %s did not leave the broker in good order", self._subscription.service)
-
-
-def _unstorable(envelope: Envelope) -> str | None:
-    """Say what in a message is text that Postgres cannot hold."""
-    for what, text in _texts(envelope):
-        if text is not None and ("\0" in text or (not text.isascii() and _is_broken(text))):
-            return f"its {what} is no text that can be stored: it holds NUL, or bytes that are no UTF-8"
-    return None
-
-
-def _texts(envelope: Envelope) -> Iterator[tuple[str, str | None]]:
-    yield "topic", envelope.topic
-    yield "key", envelope.key
-    yield "content type", envelope.content_type
-    for name in (CONTEXT, LAUNCHED_AT):
-        yield f"header {name}", envelope.headers.get(name)
-
-
-def _is_broken(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False

@@ -1,0 +1,247 @@
+"""What could not be published or taken in: `scoop-outbox dead-letters list | show | replay | drop`."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from scoop_outbox.dead_letters import Contents, DeadLetter, DeadLetters, Selection
+
+C = TypeVar("C", bound=Callable[..., Any])
+
+NOT_ALL = 1
+"""The exit code when a letter was refused, or is not there."""
+
+
+NUMBER = click.IntRange(1, 2**63 - 1)
+
+
+@click.group("dead-letters")
+def dead_letters() -> None:
+    """See, replay or drop messages that could not be published or taken in."""
+
+
+def _on_a_database(command: C) -> C:
+    command = click.option(
+        "--schema", default="scoop_outbox", show_default=True, help="Postgres schema of the tables."
+    )(command)
+    return click.option(
+        "--database",
+        metavar="URL",
+        envvar="SCOOP_OUTBOX_DATABASE",
+        help="PostgreSQL URL [env: SCOOP_OUTBOX_DATABASE].",
+    )(command)
+
+
+def _selecting(command: C) -> C:
+    command = click.option("--service", metavar="NAME", help="Only those that this service could not take in.")(command)
+    command = click.option("--topic", metavar="NAME", help="Only those of this topic.")(command)
+    return click.option(
+        "--origin",
+        type=click.Choice(["relay", "intake"]),
+        help="Only those that could not be published (relay), or not be taken in (intake).",
+    )(command)
+
+
+@dead_letters.command("list")
+@_selecting
+@click.option(
+    "--after",
+    metavar="ID",
+    default=0,
+    type=click.IntRange(0, 2**63 - 1),
+    help="Only those with a higher number: the next page.",
+)
+@click.option(
+    "--limit", default=100, show_default=True, type=click.IntRange(1, 1000), help="How many are listed at most."
+)
+@_on_a_database
+def list_(
+    *,
+    origin: str | None,
+    topic: str | None,
+    service: str | None,
+    after: int,
+    limit: int,
+    database: str | None,
+    schema: str,
+) -> None:
+    """List dead letters, the oldest first: a line of fields with tabs between them for each."""
+    with _opened(database, schema) as letters:
+        page = letters.page(_selection(origin, topic, service), after=after, limit=limit)
+    if not page:
+        click.echo("no dead letters", err=True)
+        return
+    click.echo("id\twhen\torigin\tservice\ttopic\tposition\tsize\treason")
+    for letter in page:
+        click.echo("\t".join(_line(letter)))
+    if len(page) == limit:
+        click.echo(f"there may be more: --after {page[-1].id}", err=True)
+
+
+def _line(letter: DeadLetter) -> Iterable[str]:
+    yield str(letter.id)
+    yield letter.created_at.isoformat(timespec="seconds")
+    yield letter.origin.value
+    for text in (letter.service or "-", letter.topic, letter.position or "-", str(letter.size), letter.reason):
+        yield _shown(text)
+
+
+def _shown(text: str) -> str:
+    """Return text in one line, whatever it holds: it comes from outside."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+@dead_letters.command()
+@click.argument("letter", metavar="ID", type=NUMBER)
+@click.option("--raw", is_flag=True, help="Write the bytes of the body to stdout, and nothing else.")
+@_on_a_database
+def show(*, letter: int, raw: bool, database: str | None, schema: str) -> None:
+    """Show a dead letter: where it comes from, its headers and its body."""
+    with _opened(database, schema) as letters:
+        contents = letters.read(letter)
+    if contents is None:
+        raise click.ClickException(f"there is no dead letter {letter}")
+    if raw:
+        sys.stdout.buffer.write(contents.body)
+        sys.stdout.buffer.flush()
+        return
+    for line in _lines(contents):
+        click.echo(line)
+
+
+def _lines(contents: Contents) -> Iterable[str]:
+    letter = contents.letter
+    fields = {
+        "id": str(letter.id),
+        "when": letter.created_at.isoformat(timespec="seconds"),
+        "origin": letter.origin.value,
+        "service": letter.service or "-",
+        "topic": letter.topic,
+        "position": letter.position or "-",
+        "reason": letter.reason,
+        "message": "-" if letter.message_id is None else str(letter.message_id),
+        "key": "-" if contents.key is None else contents.key,
+        "content type": contents.content_type or "-",
+        "size": f"{letter.size} bytes",
+    }
+    for name, value in fields.items():
+        yield f"{name + ':':<14}{_shown(value)}"
+    for name, value in contents.headers.items():
+        yield f"{'header:':<14}{_shown(name)}: {_shown(value)}"
+    yield ""
+    yield from _body(contents.body)
+
+
+def _body(body: bytes) -> Iterable[str]:
+    """Yield a body as text if it is text, else as hexadecimal digits."""
+    try:
+        text = body.decode()
+    except UnicodeDecodeError:
+        text = "\0"
+    if all(one.isprintable() or one in "\n\r\t" for one in text):
+        yield text
+        return
+    for start in range(0, len(body), 16):
+        row = body[start : start + 16]
+        plain = re.sub(r"[^ -~]", ".", row.decode("latin-1"))
+        yield f"{start:08x}  {row.hex(' '):<47}  {plain}"
+
+
+@dead_letters.command()
+@click.argument("ids", metavar="[ID]...", nargs=-1, type=NUMBER)
+@click.option("--all", "everything", is_flag=True, help="Every dead letter that fits the other options.")
+@_selecting
+@_on_a_database
+def replay(
+    *,
+    ids: tuple[int, ...],
+    everything: bool,
+    origin: str | None,
+    topic: str | None,
+    service: str | None,
+    database: str | None,
+    schema: str,
+) -> None:
+    """Put messages back where they were given up: into the outbox, or into the service that could not take them in.
+
+    What is still defective is refused and stays; then the exit code is 1. Each is a transaction of its own: interrupt
+    it and call it again as you like.
+    """
+    selection = _chosen(ids, everything, _selection(origin, topic, service))
+    with _opened(database, schema) as letters:
+        counts = {"replayed": 0, "refused": 0, "unknown": 0}
+        for number in letters.numbers(selection) if selection is not None else ids:
+            answer = letters.replay(number)
+            counts[answer.verdict.value] += 1
+            click.echo(f"{number}\t{answer.verdict.value}\t{_shown(answer.reason)}")
+    click.echo(", ".join(f"{count} {what}" for what, count in counts.items()), err=True)
+    if counts["refused"] or counts["unknown"]:
+        sys.exit(NOT_ALL)
+
+
+@dead_letters.command()
+@click.argument("ids", metavar="[ID]...", nargs=-1, type=NUMBER)
+@click.option("--all", "everything", is_flag=True, help="Every dead letter that fits the other options.")
+@click.option("--yes", is_flag=True, help="Do not ask before dropping with --all.")
+@_selecting
+@_on_a_database
+def drop(
+    *,
+    ids: tuple[int, ...],
+    everything: bool,
+    yes: bool,
+    origin: str | None,
+    topic: str | None,
+    service: str | None,
+    database: str | None,
+    schema: str,
+) -> None:
+    """Delete dead letters for good. A parent that waits for one of these messages waits on."""
+    selection = _chosen(ids, everything, _selection(origin, topic, service))
+    with _opened(database, schema) as letters:
+        wanted = list(letters.numbers(selection)) if selection is not None else list(ids)
+        if selection is not None and wanted and not yes:
+            click.confirm(f"drop {len(wanted)} dead letters for good?", abort=True)
+        dropped = letters.drop(wanted)
+    for number in dropped:
+        click.echo(f"{number}\tdropped")
+    missing = sorted(set(wanted) - set(dropped))
+    for number in missing:
+        click.echo(f"{number}\tunknown\tthere is no such dead letter")
+    if missing:
+        sys.exit(NOT_ALL)
+
+
+def _selection(origin: str | None, topic: str | None, service: str | None) -> Selection:
+    from scoop_outbox.dead_letters import Origin, Selection
+
+    return Selection(None if origin is None else Origin(origin), topic, service)
+
+
+def _chosen(ids: tuple[int, ...], everything: bool, selection: Selection) -> Selection | None:  # noqa: FBT001
+    """Return the selection that is meant, or None when letters are named by their numbers."""
+    from scoop_outbox.dead_letters import Selection
+
+    if everything and ids:
+        raise click.UsageError("name dead letters by their numbers, or select them with --all: not both")
+    if everything:
+        return selection
+    if not ids:
+        raise click.UsageError("which dead letters? Name their numbers (see `dead-letters list`), or pass --all")
+    if selection != Selection():
+        raise click.UsageError("--origin, --topic and --service select among --all; leave them out, or the numbers")
+    return None
+
+
+def _opened(database: str | None, schema: str) -> DeadLetters:
+    from scoop_outbox.dead_letters import DeadLetters
+
+    if database is None:
+        raise click.UsageError("no database: pass --database postgresql://... or set SCOOP_OUTBOX_DATABASE")
+    return DeadLetters(database, schema=schema)

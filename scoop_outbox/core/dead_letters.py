@@ -1,0 +1,199 @@
+"""Plans of dead letters: listing, reading, replaying and dropping what could not be published or taken in."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from scoop_outbox import headers as wire
+from scoop_outbox.core.delivery import arrived
+from scoop_outbox.core.statement import BEGIN, COMMIT, ROLLBACK, Plan, ask, statement
+from scoop_outbox.errors import PayloadError
+from scoop_outbox.message import Envelope
+
+
+class Origin(StrEnum):
+    """Who had to give a message up."""
+
+    RELAY = "relay"
+    INTAKE = "intake"
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which dead letters are meant: those that fit all that is given.
+
+    Attributes:
+        origin: who gave them up.
+        topic: where they were published, or should have been.
+        service: who could not take them in.
+    """
+
+    origin: Origin | None = None
+    topic: str | None = None
+    service: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that could not be published or taken in, without what it holds.
+
+    Attributes:
+        id: its number; later ones are higher.
+        created_at: when it was given up, by the database's clock.
+        message_id: the message's id; for a message from outside, the one that was made for it.
+        origin: who gave it up.
+        service: who could not take it in; None when it could not be published.
+        topic: of the message.
+        position: where it stood at the broker, as in `orders[3]@1742`; None when it never got there.
+        reason: why, in words.
+        size: bytes of its body.
+    """
+
+    id: int
+    created_at: datetime
+    message_id: uuid.UUID | None
+    origin: Origin
+    service: str | None
+    topic: str
+    position: str | None
+    reason: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """A dead letter with all that it holds.
+
+    Attributes:
+        letter: what is known of it.
+        key: of the message; a binary one as hexadecimal digits behind a backslash and an x.
+        body: bytes, as they came.
+        content_type: of the body.
+        headers: all of them, ours too.
+    """
+
+    letter: DeadLetter
+    key: str | None
+    body: bytes
+    content_type: str
+    headers: Mapping[str, str]
+
+    @property
+    def envelope(self) -> Envelope:
+        """The message as it would travel."""
+        message_id = self.letter.message_id or uuid.UUID(int=0)
+        return Envelope(message_id, self.letter.topic, self.key, self.body, self.content_type, self.headers)
+
+
+class Verdict(StrEnum):
+    """What became of a replay."""
+
+    REPLAYED = "replayed"
+    REFUSED = "refused"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """The answer to a replay.
+
+    Attributes:
+        letter: the number that was asked for.
+        verdict: whether it was replayed; there may be no such letter, or it may still be defective.
+        reason: why it was refused, or where it went.
+    """
+
+    letter: int
+    verdict: Verdict
+    reason: str
+
+
+def list_dead_letters(selection: Selection, *, after: int, most: int) -> Plan[list[DeadLetter]]:
+    """Return dead letters by number, those above `after`, at most so many."""
+    (rows,) = yield from ask(
+        statement(
+            "list_dead_letters",
+            origin=None if selection.origin is None else selection.origin.value,
+            topic=selection.topic,
+            service=selection.service,
+            after=after,
+            most=most,
+        )
+    )
+    return [_letter(row) for row in rows]
+
+
+def newest_dead_letter() -> Plan[int]:
+    """Return the highest number of a dead letter; 0 when there is none."""
+    (rows,) = yield from ask(statement("newest_dead_letter"))
+    number: int = rows[0][0]
+    return number
+
+
+def read_dead_letter(letter: int) -> Plan[Contents | None]:
+    """Return a dead letter with all that it holds; None when there is none of this number."""
+    (rows,) = yield from ask(statement("read_dead_letter", letter=letter))
+    return _contents(rows[0]) if rows else None
+
+
+def drop_dead_letters(letters: Sequence[int]) -> Plan[list[int]]:
+    """Delete dead letters for good, and return the numbers of those that were there."""
+    (rows,) = yield from ask(statement("drop_dead_letters", letters=list(letters)))
+    return sorted(row[0] for row in rows)
+
+
+def replay(letter: int) -> Plan[Replay]:
+    """Put a message back where it was given up, in one transaction.
+
+    What the relay could not publish goes back into the outbox; what a service could not take in is taken in for that
+    service. What can still not be taken in stays a dead letter.
+    """
+    _, rows, home = yield from ask(BEGIN, statement("read_dead_letter", letter=letter), statement("read_home"))
+    if not rows:
+        yield from ask(ROLLBACK)
+        return Replay(letter, Verdict.UNKNOWN, "there is no such dead letter")
+    contents = _contents(rows[0])
+    drop = statement("drop_dead_letters", letters=[letter])
+    if contents.letter.origin is Origin.RELAY:
+        yield from ask(statement("relaunch", letter=letter), drop, COMMIT)
+        return Replay(letter, Verdict.REPLAYED, "it is in the outbox again")
+    defect = _defect(contents.envelope)
+    if defect is not None:
+        yield from ask(ROLLBACK)
+        return Replay(letter, Verdict.REFUSED, defect)
+    service = contents.letter.service
+    started, *_ = yield from ask(
+        statement("take_in", **arrived([contents.envelope], service, home[0][0])), drop, COMMIT
+    )
+    if not started:
+        return Replay(letter, Verdict.REPLAYED, f"{service} has taken it in before, or has no saga for it")
+    return Replay(letter, Verdict.REPLAYED, f"{service} has taken it in")
+
+
+def _defect(envelope: Envelope) -> str | None:
+    """Say why a message can still not be taken in, as far as its headers and body tell."""
+    known = envelope.headers.get(wire.ID)
+    if known is not None and wire.id_of(known) is None:
+        return f"its header {wire.ID} is no UUID"
+    defect = wire.defect(envelope) or wire.unstorable(envelope)
+    if defect is None and known is None:
+        try:
+            envelope.check(None)
+        except (PayloadError, RecursionError) as error:
+            return str(error)
+    return defect
+
+
+def _letter(row: Sequence[Any]) -> DeadLetter:
+    number, created_at, message_id, origin, service, topic, position, reason, size = row
+    return DeadLetter(number, created_at, message_id, Origin(origin), service, topic, position, reason, size)
+
+
+def _contents(row: Sequence[Any]) -> Contents:
+    key, body, content_type, headers = row[9:]
+    return Contents(_letter(row[:9]), key, bytes(body), content_type, headers)

@@ -1,0 +1,32 @@
+-- What people ask and order about dead letters. None of it is asked while all is well.
+
+-- name: list_dead_letters
+select id, created_at, message_id, origin, service, topic, position, reason, octet_length(body)
+from {schema}.dead_letter
+where id > %(after)s
+  and (%(origin)s::text is null or origin = %(origin)s::text)
+  and (%(topic)s::text is null or topic = %(topic)s::text)
+  and (%(service)s::text is null or service = %(service)s::text)
+order by id
+limit %(most)s
+
+-- name: newest_dead_letter
+select coalesce(max(id), 0) from {schema}.dead_letter
+
+-- name: read_dead_letter
+-- Locked: whoever replays or drops it at the same time waits, and then finds nothing.
+select id, created_at, message_id, origin, service, topic, position, reason, octet_length(body), key, body,
+       content_type, headers
+from {schema}.dead_letter
+where id = %(letter)s
+for update
+
+-- name: drop_dead_letters
+delete from {schema}.dead_letter where id = any(%(letters)s) returning id
+
+-- name: relaunch
+-- Behind what is in the outbox already: its turn has passed.
+insert into {schema}.outbox (shard, message_id, topic, key, body, content_type, headers)
+select abs(hashtext(coalesce(key, message_id::text)) %% {shards}), message_id, topic, key, body, content_type, headers
+from {schema}.dead_letter
+where id = %(letter)s
