@@ -11,6 +11,7 @@ from scoop_outbox.errors import BrokerError
 
 GROUP = "scoop_outbox.brokers"
 
+_FORM = "it looks like kafka://host:9092 or amqp://user:password@host:5672"
 _KNOWN = {"kafka": "scoop-outbox-kafka", "amqp": "scoop-outbox-rabbitmq", "amqps": "scoop-outbox-rabbitmq"}
 
 
@@ -28,9 +29,7 @@ def _scheme(url: str) -> str:
         return urlsplit(url).scheme
     except ValueError:
         # The URL itself is not shown: it may hold a password.
-        raise BrokerError(
-            "the broker URL cannot be parsed; it looks like kafka://host:9092 or amqp://user:password@host:5672"
-        ) from None
+        raise BrokerError(f"the broker URL cannot be parsed; {_FORM}") from None
 
 
 def load(url: str, settings: Mapping[str, object] | None = None) -> Broker:
@@ -44,6 +43,10 @@ def load(url: str, settings: Mapping[str, object] | None = None) -> Broker:
         BrokerError: no installed adapter knows the URL's scheme, or the adapter refuses URL or settings.
     """
     scheme = _scheme(url)
+    if "://" not in url:
+        raise BrokerError(f"the broker URL has no scheme; {_FORM}")
+    # Capitals in a scheme are nothing that an adapter need know of.
+    url = scheme + url.strip()[len(scheme) :]
     for entry in entry_points(group=GROUP, name=scheme):
         broker: Broker = entry.load()(url, dict(settings or {}))
         return broker

@@ -107,6 +107,7 @@ async def test_what_a_saga_launches_is_as_ordinary(kafka: Trial, database_url: s
 
     async with service.running():
         await until(lambda: service.ask("select 1 from run where state = 'committed'"), 30)
+        await until(lambda: service.ask("select count(*) from outbox") == [(0,)], 30)
         (mail,) = await asyncio.to_thread(kafka.read, mails)
 
     assert (mail.key(), mail.value()) == (b"k", AVRO)

@@ -385,7 +385,7 @@ async def test_without_a_database(monkeypatch: pytest.MonkeyPatch) -> None:
     "url, says",
     [
         (f"pigeon://user:{SECRET}@loft", "no broker is known for the scheme 'pigeon': use kafka://"),
-        (f"{SECRET}", "no broker is known for the scheme ''"),
+        (f"{SECRET}", "the broker URL has no scheme; it looks like kafka://host:9092 or amqp://"),
         (f"kafka://[{SECRET}", "the broker URL cannot be parsed"),
     ],
 )
