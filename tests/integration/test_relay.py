@@ -10,6 +10,8 @@ from typing import Any
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from scoop_outbox import Scoop
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
@@ -20,6 +22,7 @@ from scoop_outbox.daemon.relay import Relay
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.message import Envelope
 from scoop_outbox.scope import Emission, emission
+from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.joined import run_joined_blocking
 from scoop_outbox.store.schema import DEFAULT_SCHEMA, SHARDS
@@ -344,3 +347,249 @@ async def test_a_relay_that_stops_finishes_the_batch_in_hand(database_url: str) 
     assert publisher.of("k") == [0, 1, 2]
     assert left(database_url) == 1
     assert ask(database_url, "select distinct owner, expires_at = '-infinity' from outbox_shard") == [(None, True)]
+
+
+# Overlap: while a batch is being published, the next one is read and the one before deleted ------------------------
+
+
+async def test_the_next_batch_is_read_while_one_is_published_and_each_row_is_published_once(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "BATCH", 10)
+    write(database_url, *(made(number, "k") for number in range(95)))
+    publisher = FakePublisher()
+    publisher.open.clear()
+    async with relaying(database_url, publisher) as relay:
+        await until(lambda: [one.envelope.body for one in relay._ahead] == [b"%d" % n for n in range(10, 20)])
+        assert len(publisher.batches) == 1
+        publisher.open.set()
+        await until(lambda: left(database_url) == 0)
+    assert publisher.of("k") == list(range(95))
+
+
+async def test_what_was_published_is_deleted_while_the_next_batch_is_published(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "BATCH", 10)
+    publisher = FakePublisher()
+
+    def close_behind_the_first(_: Envelope) -> Receipt:
+        publisher.open.clear()
+        return ACKNOWLEDGED
+
+    publisher.verdict = close_behind_the_first
+    write(database_url, *(made(number, "k") for number in range(30)))
+    async with relaying(database_url, publisher):
+        await until(lambda: len(publisher.batches) == 2)
+        await until(lambda: left(database_url) == 20)
+        publisher.verdict = lambda _: ACKNOWLEDGED
+        publisher.open.set()
+        await until(lambda: left(database_url) == 0)
+    assert publisher.of("k") == list(range(30))
+
+
+async def test_what_was_read_ahead_is_thrown_away_when_the_shard_fails_for_now(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "BATCH", 5)
+    stuck, fine = keys_of_different_shards(database_url, 2)
+    failing = [b"2"]
+    publisher = FakePublisher(
+        lambda one: (
+            Receipt(Verdict.FAILED_FOR_NOW, "no leader") if one.key == stuck and one.body in failing else ACKNOWLEDGED
+        )
+    )
+    publisher.open.clear()
+    write(database_url, *(made(number, key) for number in range(20) for key in (stuck, fine)))
+    async with relaying(database_url, publisher) as relay:
+        await until(lambda: len(relay._ahead) == 10)
+        publisher.open.set()
+        await until(lambda: publisher.of(fine) == list(range(20)))
+        assert publisher.of(stuck) == [0, 1]
+        failing.clear()
+        await until(lambda: left(database_url) == 0)
+    assert publisher.of(stuck) == list(range(20))
+    assert publisher.of(fine) == list(range(20))
+
+
+async def test_a_batch_is_bounded_by_bytes(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_module, "BATCH_BYTES", 10)
+    write(database_url, *(made(number, "k") for number in (*range(1000, 1007), 10**40, *range(2000, 2002))))
+    publisher = FakePublisher()
+    async with relaying(database_url, publisher):
+        await until(lambda: left(database_url) == 0)
+    sizes = [sum(map(len, batch)) for batch in publisher.batches]
+    assert [len(batch) for batch in publisher.batches] == [3, 3, 2, 2], sizes
+    assert publisher.of("k") == [*range(1000, 1007), 10**40, *range(2000, 2002)]
+
+
+async def test_leases_are_renewed_while_a_batch_is_published(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases_module, "LEASE", timedelta(seconds=0.6))
+    write(database_url, *(made(number, "k") for number in range(3)))
+    slow, other = FakePublisher(), FakePublisher()
+    slow.open.clear()
+    async with relaying(database_url, slow) as owner:
+        await until(lambda: slow.batches)
+        async with relaying(database_url, other) as standby:
+            before = ask(database_url, "select min(expires_at) from outbox_shard")[0][0]
+            late = before + 3 * leases_module.LEASE
+            await until(lambda: ask(database_url, "select min(expires_at) > %s from outbox_shard", late)[0][0])
+            assert standby.shards == 0
+            assert owner.shards == SHARDS
+            slow.open.set()
+            await until(lambda: left(database_url) == 0)
+    assert (slow.of("k"), other.batches) == ([0, 1, 2], [])
+
+
+async def test_what_was_read_ahead_of_a_lost_shard_is_not_published(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "BATCH", 5)
+    monkeypatch.setattr(leases_module, "LEASE", timedelta(seconds=0.6))
+    write(database_url, *(made(number, "k") for number in range(20)))
+    slow = FakePublisher()
+    slow.open.clear()
+    async with relaying(database_url, slow) as loser:
+        await until(lambda: loser._ahead)
+        with psycopg.connect(database_url) as connection:
+            connection.execute(
+                "update scoop_outbox.outbox_shard set epoch = epoch + 1, expires_at = now() + interval '1 hour'"
+            )
+        await until(lambda: loser.shards == 0)
+        slow.open.set()
+        await until(lambda: slow.acknowledged)
+        await until(lambda: loser._publishing_since is None)
+    assert slow.batches == [["0", "1", "2", "3", "4"]]
+    assert left(database_url) == 20
+
+
+async def test_a_relay_that_stood_still_looks_at_its_leases_before_it_publishes(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publisher = FakePublisher()
+    async with relaying(database_url, publisher) as relay:
+        await until(lambda: relay.shards == SHARDS)
+        # Another relay took over meanwhile, and by this relay's own count nothing is to be renewed yet.
+        with psycopg.connect(database_url) as connection:
+            connection.execute(
+                "update scoop_outbox.outbox_shard set epoch = epoch + 1, expires_at = now() + interval '1 hour'"
+            )
+        relay._leases._valid_until = 0.0
+        relay._leases._renew_at = float("inf")
+        write(database_url, made(1, "k"))
+        await until(lambda: relay.shards == 0)
+    assert publisher.batches == []
+
+
+async def test_a_database_that_is_lost_while_a_batch_is_published(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "BATCH", 5)
+    monkeypatch.setattr(leases_module, "LEASE", timedelta(seconds=0.6))
+    write(database_url, *(made(number, "k") for number in range(12)))
+    publisher = FakePublisher()
+    publisher.open.clear()
+    async with relaying(database_url, publisher) as relay:
+        await until(lambda: relay._ahead)
+        first = relay._driver
+        ask(
+            database_url,
+            "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'relay test'",
+        )
+        await until(lambda: relay._driver not in (None, first))
+        publisher.open.set()
+        await until(lambda: left(database_url) == 0)
+    assert publisher.of("k") == list(range(12))
+
+
+async def test_a_relay_that_stops_publishes_nothing_that_it_has_read_ahead(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "BATCH", 3)
+    write(database_url, *(made(number, "k") for number in range(9)))
+    publisher = FakePublisher()
+    publisher.open.clear()
+    async with relaying(database_url, publisher) as relay:
+        await until(lambda: relay._ahead)
+        relay.stop()
+        publisher.open.set()
+    assert publisher.of("k") == [0, 1, 2]
+    assert left(database_url) == 6
+    assert ask(database_url, "select distinct owner, expires_at = '-infinity' from outbox_shard") == [(None, True)]
+
+
+async def test_a_reason_is_logged_when_it_changes_and_not_for_each_message(
+    database_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO", "scoop_outbox.daemon.relay")
+    monkeypatch.setattr(relay_module, "_LONGEST_BACKOFF", 0.01)
+    reason = ["no leader"]
+    publisher = FakePublisher(lambda _: Receipt(Verdict.FAILED_FOR_NOW, reason[0]) if reason else ACKNOWLEDGED)
+    write(database_url, *(made(number, "k") for number in range(3)))
+    async with relaying(database_url, publisher) as relay:
+        await until(lambda: len(publisher.batches) > 5)
+        assert relay.trouble == "no leader"
+        reason[:] = ["no room"]
+        await until(lambda: relay.trouble == "no room")
+        await until(lambda: len(publisher.batches) > 10)
+        reason.clear()
+        await until(lambda: left(database_url) == 0)
+        assert relay.trouble is None
+    said = [record.getMessage() for record in caplog.records if "shards [0" not in record.getMessage()]
+    assert [text.rpartition(": ")[2] for text in said] == ["no leader", "no room", "the broker takes messages again"]
+
+
+async def test_a_topic_that_is_missing_does_not_slow_the_others_of_its_shard(database_url: str) -> None:
+    publisher = FakePublisher(
+        lambda one: Receipt(Verdict.FAILED_FOR_GOOD, "there is no topic gone") if one.topic == "gone" else ACKNOWLEDGED
+    )
+    gone = [
+        emission("gone", number, key="k", headers=None, context=None, awaited=False, depth=0) for number in range(400)
+    ]
+    write(database_url, *(one for number in range(400) for one in (gone[number], made(number, "k"))))
+    batches: list[int] = []
+    run = AsyncDriver.run
+
+    async def counting(driver: AsyncDriver, plan: Any) -> Any:
+        batches.append(plan.__name__ == "bury_unpublishable")
+        return await run(driver, plan)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AsyncDriver, "run", counting)
+        async with relaying(database_url, publisher) as relay:
+            await until(lambda: left(database_url) == 0)
+            assert relay.trouble is None
+    assert publisher.of("k") == list(range(400))
+    assert ask(database_url, "select count(*), count(distinct message_id) from dead_letter") == [(400, 400)]
+    assert sum(batches) == len(publisher.batches) == 2
+    assert relay.tally.dead_letters == {"no_topic": 400}
+    assert relay.tally.published == {"topic": 400}
+
+
+VERDICTS = st.lists(
+    st.sampled_from([Verdict.ACKNOWLEDGED] * 4 + [Verdict.FAILED_FOR_NOW, Verdict.FAILED_FOR_GOOD]), max_size=40
+)
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(verdicts=VERDICTS, keys=st.lists(st.sampled_from("abc"), max_size=40), batch=st.integers(1, 8))
+async def test_messages_of_a_key_keep_their_order_whatever_the_broker_says(
+    database_url: str, verdicts: list[Verdict], keys: list[str], batch: int
+) -> None:
+    left_to_say = list(reversed(verdicts))
+    publisher = FakePublisher(lambda _: Receipt(left_to_say.pop() if left_to_say else Verdict.ACKNOWLEDGED, "why"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(relay_module, "BATCH", batch)
+        patch.setattr(relay_module, "_LONGEST_BACKOFF", 0.001)
+        patch.setattr(relay_module, "_FULL_SCAN", 0.03)
+        with psycopg.connect(database_url) as connection:
+            connection.execute("truncate scoop_outbox.outbox, scoop_outbox.dead_letter")
+        write(database_url, *(made(number, key) for number, key in enumerate(keys)))
+        async with relaying(database_url, publisher):
+            await until(lambda: left(database_url) == 0)
+    buried = [int(body) for (body,) in ask(database_url, "select convert_from(body, 'utf8') from dead_letter")]
+    for key in "abc":
+        assert publisher.of(key) == sorted(publisher.of(key))
+    assert sorted([*buried, *(int(body) for _, body in publisher.acknowledged)]) == list(range(len(keys)))
