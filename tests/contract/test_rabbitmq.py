@@ -34,3 +34,20 @@ class TestServices(ServiceContract):
     @pytest.fixture
     def harness(self, server: RabbitServer) -> Harness:
         return RabbitHarness(server)
+
+
+class FreezableHarness(RabbitHarness):
+    """Leaves out what `TestBroker` has shown and takes time."""
+
+    stop = Harness.stop
+    start = Harness.start
+    publish_foreign = Harness.publish_foreign
+
+
+class TestSingleActiveConsumer(BrokerContract):
+    features = FEATURES | {Feature.ORDER_PER_KEY}
+    powers = frozenset({Power.FREEZE})
+
+    @pytest.fixture
+    def harness(self, server: RabbitServer) -> Harness:
+        return FreezableHarness(server, {"queue.single-active-consumer": True})

@@ -37,7 +37,8 @@ class Groups(Contract):
         # A broker that keeps order without partitions may let one member work, and the others stand by.
         by_turns = Feature.ORDER_PER_KEY in self.features and Feature.REBALANCES not in self.features
 
-        async with one.working(), two.working():
+        # A few at a time: a broker may give whoever asks first all that is there.
+        async with one.working(5), two.working(5):
             if by_turns:
                 await _publish_until(sender, topic, lambda: bool(one.got or two.got))
             else:

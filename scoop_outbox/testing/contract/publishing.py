@@ -8,7 +8,8 @@ from scoop_outbox.message import BYTES, JSON, Envelope, uuid7
 from scoop_outbox.testing.contract.selection import Contract, needs
 from scoop_outbox.testing.contract.trial import Trial, envelope, ids, in_order, named, numbered
 
-_BODIES = (b"", b"\0", b"\xff\xfe\x80", b'{"a":"\xc3\xa9"}', bytes(range(256)) * 3906)
+# The last one is about as large as a Kafka takes that nobody has told to take more.
+_BODIES = (b"", b"\0", b"\xff\xfe\x80", b'{"a":"\xc3\xa9"}', bytes(range(256)) * 3867)
 _KEYS = (
     None,
     "k",
@@ -36,7 +37,7 @@ class Publishing(Contract):
         topic = await trial.topic()
         sender, member = await trial.sender(), await trial.member(topic)
         messages = [envelope(topic, "k", body) for body in _BODIES]
-        assert len(_BODIES[-1]) > 999_000
+        assert len(_BODIES[-1]) > 989_000
 
         await sender.deliver(messages)
         await member.take(messages)

@@ -149,20 +149,24 @@ class Receiving(Contract):
         heir = await trial.member(topic)
         assert await heir.receive(wait=3) == []
 
-    async def test_pausing_before_the_first_message_holds(self, trial: Trial) -> None:
+    async def test_who_pauses_before_it_is_a_member_joins_paused(self, trial: Trial) -> None:
         topic = await trial.topic()
         sender, member = await trial.sender(), await trial.member(topic)
-        messages = [envelope(topic) for _ in range(5)]
+        first, second = numbered(topic, ["k", "l", "m"], range(2)), numbered(topic, ["k", "l", "m"], range(2, 9))
+        await sender.deliver(first)
 
         await member.consumer.pause()
-        await sender.deliver(messages)
-        paused_until = time.monotonic() + 3
+        joined_by = time.monotonic() + 3
+        while time.monotonic() < joined_by:
+            await member.receive()
+        await sender.deliver(second)
+        paused_until = time.monotonic() + 2
         while time.monotonic() < paused_until:
             assert await member.receive() == [], "it was paused"
         await member.consumer.resume()
-        await member.take(messages)
+        await member.take([*first, *second])
 
-        assert len(member.got) == len(messages)
+        assert len(member.got) == len(first) + len(second)
 
     async def test_what_exists_passes_the_check(self, trial: Trial) -> None:
         topic = await trial.topic()

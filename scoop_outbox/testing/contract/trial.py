@@ -74,17 +74,22 @@ def judge(batch: Sequence[Envelope], receipts: Sequence[Receipt]) -> None:
 
 
 class Sender:
-    """A publisher, used as a relay uses it."""
+    """A publisher, used as a relay uses it.
+
+    Attributes:
+        refused: how many batches had messages that failed for now.
+    """
 
     def __init__(self, publisher: Publisher) -> None:
         """Publish nothing yet."""
-        self.publisher = publisher
+        self._publisher = publisher
+        self._closed = False
         self.refused = 0
 
     async def once(self, batch: Sequence[Envelope]) -> Sequence[Receipt]:
         """Publish a batch, and check what is said of it."""
         async with within(ANSWER, "publishing a batch"):
-            receipts = await self.publisher.publish(batch)
+            receipts = await self._publisher.publish(batch)
         judge(batch, receipts)
         return receipts
 
@@ -108,6 +113,13 @@ class Sender:
         receipts = await self.all(batch, seconds)
         bad = {receipt.reason for receipt in receipts if receipt.verdict is not Verdict.ACKNOWLEDGED}
         assert not bad, bad
+
+    async def close(self) -> None:
+        """Close the publisher; only the first call does something."""
+        if not self._closed:
+            self._closed = True
+            async with within(ANSWER, "closing a publisher"):
+                await self._publisher.close()
 
 
 class Member:
@@ -163,14 +175,16 @@ class Member:
         return f"the consumer says: {self.consumer.trouble}"
 
     @asynccontextmanager
-    async def working(self) -> AsyncIterator[None]:
-        """Receive and acknowledge in the background, one call at a time."""
+    async def working(self, limit: int = 100) -> AsyncIterator[None]:
+        """Receive and acknowledge in the background, one call at a time, `limit` messages at most."""
         ending = False
 
         async def work() -> None:
             while not ending:
-                if await self.receive(100, 0.2):
+                if await self.receive(limit, 0.2):
                     await self.acknowledge()
+                    # A broker in this process may answer without waiting for anything: others want their turn.
+                    await asyncio.sleep(0)
 
         task = asyncio.create_task(work())
         try:
@@ -231,13 +245,9 @@ class Trial:
         """Open a publisher."""
         async with within(ANSWER, "opening a publisher"):
             publisher = await self.broker.publisher("contract")
-
-        async def close() -> None:
-            async with within(ANSWER, "closing a publisher"):
-                await publisher.close()
-
-        self._closing.append(close)
-        return Sender(publisher)
+        sender = Sender(publisher)
+        self._closing.append(sender.close)
+        return sender
 
     async def member(self, *topics: str, group: str = GROUP, start: str | None = None) -> Member:
         """Open a consumer of a group."""
