@@ -120,7 +120,9 @@ class KafkaNode:
         """Begin to make an empty folder a node of the cluster; what is returned waits for the end of it."""
         if (self._folder / "data" / "meta.properties").exists():
             return lambda: None
-        command = _java("kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", self._settings, *arguments)
+        command = _java(
+            "kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id}", "-c", self._settings, *arguments
+        )
         process = subprocess.Popen(
             command,
             cwd=self._folder,

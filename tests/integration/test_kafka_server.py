@@ -95,6 +95,14 @@ def runs(pid: int) -> bool:
     return state != "Z"
 
 
+def test_an_id_of_the_cluster_may_begin_with_a_dash(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "cluster-id").write_text("-" + secrets.token_urlsafe(15) + "A", encoding="ascii")
+
+    with start_kafka(folder) as cluster:
+        new_topic(cluster.bootstrap)
+
+
 def test_a_message_comes_back_with_its_headers(kafka_url: str) -> None:
     bootstrap = kafka_url.removeprefix("kafka://")
     topic = new_topic(bootstrap)
