@@ -55,6 +55,9 @@ _SETTINGS: Final[Mapping[str, str]] = MappingProxyType(
         "broker.session.timeout.ms": "3000",
         "broker.heartbeat.interval.ms": "500",
         "group.min.session.timeout.ms": "1000",
+        # With the newer protocol of groups it is the broker that says how soon a member hears of others.
+        "group.consumer.min.heartbeat.interval.ms": "500",
+        "group.consumer.heartbeat.interval.ms": "500",
         # Every partition is a folder with files: with the usual 50 of each the first group waits for seconds.
         "offsets.topic.num.partitions": "4",
         "transaction.state.log.num.partitions": "1",

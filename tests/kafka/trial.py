@@ -8,8 +8,11 @@ from functools import cached_property
 from typing import Any, Self
 
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewPartitions
-from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
+from confluent_kafka.admin import (
+    AdminClient,
+    NewPartitions,
+    NewTopic,  # type: ignore[attr-defined]
+)
 from scoop_outbox_kafka import KafkaBroker, open_broker
 from scoop_outbox_kafka.consumer import KafkaConsumer
 from scoop_outbox_kafka.publisher import KafkaPublisher
@@ -77,6 +80,9 @@ class Trial:
     async def consumer(
         self, group: str, *topics: str, start: str | None = "earliest", **settings: object
     ) -> KafkaConsumer:
+        # The first member notices a second one by its heartbeats.
+        if "consumer__group__protocol" not in settings:
+            settings.setdefault("consumer__heartbeat__interval__ms", 300)
         consumer = await self.broker(**settings).consumer(Subscription("test", group, topics, start))
         assert isinstance(consumer, KafkaConsumer)
         self._opened.push_async_callback(consumer.close)

@@ -59,11 +59,14 @@ class KafkaConsumer:
         self._settings = settings
         self._wanted = subscription
         self._configuration = settings.for_consumer(f"scoop-{subscription.service}", subscription.group)
+        strategies = str(self._configuration.get("partition.assignment.strategy", "cooperative"))
+        self._incremental = "cooperative" in strategies
         self._pid = os.getpid()
         self._assignment = Assignment()
         self._starts: dict[Part, int] = {}
         self._lost: set[Part] = set()
         self._ready: list[Delivery] = []
+        self._closed = False
         self._paused = False
         self._joined = False
         self._unsettled = False
@@ -111,8 +114,9 @@ class KafkaConsumer:
 
     async def close(self) -> None:
         """Commit what is acknowledged, and leave the group; a broker that does not answer is not waited for long."""
-        if os.getpid() != self._pid:
+        if os.getpid() != self._pid or self._closed:
             return
+        self._closed = True
         try:
             await asyncio.wait_for(self._run(self._close), _GOODBYE)
         except TimeoutError:
@@ -224,10 +228,17 @@ class KafkaConsumer:
         except KafkaException as error:
             self._unreachable(error.args[0])
             return
-        if at is None:
-            # A partition that is new has nothing older than the group: it begins at its beginning.
-            target = max(self._starts.get(part, low), low)
-        else:
+        # A partition that is new has nothing older than the group: it begins at its beginning.
+        target = max(self._starts.get(part, low), low) if at is None else low
+        # At once: if this process dies now, the next one must not decide anew, on what is there by then.
+        self._commit(consumer, [TopicPartition(topic, partition, target)])
+        try:
+            self._assign(consumer, TopicPartition(topic, partition, target))
+        except KafkaException as error:
+            log.info("cannot yet go on in %s[%d]: %s", topic, partition, error.args[0].str())
+            return
+        self._lost.discard(part)
+        if at is not None:
             log.error(
                 "the group %s was at offset %d of %s[%d], which is not there (retention, or the topic was made anew): "
                 "it goes on with the oldest message that is, at %d",
@@ -237,17 +248,20 @@ class KafkaConsumer:
                 partition,
                 low,
             )
-            target = low
-        # At once: if this process dies now, the next one must not decide anew, on what is there by then.
-        self._commit(consumer, [TopicPartition(topic, partition, target)])
-        try:
-            consumer.seek(TopicPartition(topic, partition, target))
-        except KafkaException as error:
-            log.info("cannot yet go on in %s[%d]: %s", topic, partition, error.args[0].str())
-            return
+
+    def _assign(self, consumer: Consumer, place: TopicPartition) -> None:
+        """Begin anew in one partition. A seek would be refused: librdkafka reads nothing in it any more."""
+        if self._incremental:
+            consumer.incremental_unassign([place])
+            consumer.incremental_assign([place])
+        else:
+            others = [
+                one for one in consumer.assignment() if (one.topic, one.partition) != (place.topic, place.partition)
+            ]
+            # A position that is none yet is the committed offset, as in any assignment.
+            consumer.assign([*(consumer.position(others) if others else ()), place])
         if self._paused:
-            consumer.pause([TopicPartition(topic, partition)])
-        self._lost.discard(part)
+            self._apply_pause(consumer)
 
     def _acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         self._assignment.acknowledge(one.tag for one in deliveries)
