@@ -73,6 +73,8 @@ class Declaration:
         database: str | None = None,
         broker: str | None = None,
         broker_settings: Mapping[str, object] | None = None,
+        group: str | None = None,
+        start: str | None = None,
     ) -> None:
         """Use another database or broker than was declared, before anything is opened.
 
@@ -80,11 +82,17 @@ class Declaration:
             database: instead of the one declared.
             broker: instead of the one declared.
             broker_settings: on top of those declared.
+            group: the consumer group or queue, instead of the one declared.
+            start: where a new group begins, instead of what was declared.
 
         Raises:
+            DefinitionError: the group's name cannot be used.
             DatabaseError: the database's URL is wrong.
             BrokerError: no installed adapter serves the broker's URL, or the adapter refuses URL or settings.
         """
+        if group is not None:
+            self.group = checked_name("group", group)
+        self.start = self.start if start is None else start
         self._broker_settings.update(broker_settings or {})
         if broker is not None or broker_settings:
             self._broker_url = broker or self._broker_url

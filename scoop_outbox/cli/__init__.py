@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from scoop_outbox.cli.dead_letters import dead_letters
+from scoop_outbox.cli.settings import broker_settings, settings_of
 from scoop_outbox.cli.topology import topology
 from scoop_outbox.errors import ScoopError
 
@@ -28,6 +30,14 @@ _broker = click.option(
 _schema = click.option("--schema", default="scoop_outbox", show_default=True, help="Postgres schema of the tables.")
 _grace = click.option(
     "--grace", default=20.0, show_default=True, help="Seconds that running steps get to finish after SIGTERM."
+)
+_port = click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    help="Answer /livez, /readyz and /metrics on this port; 0 is any that is free. None unless given.",
+)
+_host = click.option(
+    "--host", default="127.0.0.1", show_default=True, help="The address of --port; 0.0.0.0 is all of this machine."
 )
 _log_level = click.option(
     "--log-level",
@@ -135,42 +145,84 @@ def migrate(database: str | None, schema: str) -> None:
 @click.argument("app", metavar="MODULE:APP")
 @_database
 @_broker
+@broker_settings
+@click.option(
+    "--group", metavar="NAME", help="Consumer group or queue to share messages in; what the application declares."
+)
+@click.option(
+    "--start",
+    metavar="WHERE",
+    help="Where a new group begins: earliest, latest, a time, group:NAME; what the application declares.",
+)
 @click.option("--slots", default=16, show_default=True, help="How many runs are executed at the same time.")
 @click.option("--relay/--no-relay", default=False, help="Whether to publish the outbox in this process too.")
+@_port
+@_host
 @_grace
 @_log_level
 def worker(
-    *, app: str, database: str | None, broker: str | None, slots: int, relay: bool, grace: float, log_level: str
+    *,
+    app: str,
+    database: str | None,
+    broker: str | None,
+    settings: Sequence[str],
+    settings_file: Path | None,
+    group: str | None,
+    start: str | None,
+    slots: int,
+    relay: bool,
+    port: int | None,
+    host: str,
+    grace: float,
+    log_level: str,
 ) -> None:
     """Execute the sagas of an application: MODULE:APP names a `Scoop`, as in shop.sagas:app.
 
     Start as many as you like; they share the work. SIGTERM lets running steps finish, a second one stops at once.
     """
-    from scoop_outbox.cli.processes import load_app, run
+    from scoop_outbox.cli.processes import Serving, load_app, run
 
+    chosen = settings_of(settings, settings_file)
     _log(log_level)
     scoop = load_app(app)
-    scoop.configure(database=database, broker=broker)
-    run(scoop, worker=True, relay=relay, slots=slots, grace=grace)
+    scoop.configure(database=database, broker=broker, broker_settings=chosen, group=group, start=start)
+    run(scoop, Serving(worker=True, relay=relay, slots=slots, grace=grace, host=host, port=port))
 
 
 @main.command()
 @_database
 @_broker
+@broker_settings
 @_schema
+@_port
+@_host
 @_grace
 @_log_level
-def relay(*, database: str | None, broker: str | None, schema: str, grace: float, log_level: str) -> None:
+def relay(
+    *,
+    database: str | None,
+    broker: str | None,
+    settings: Sequence[str],
+    settings_file: Path | None,
+    schema: str,
+    port: int | None,
+    host: str,
+    grace: float,
+    log_level: str,
+) -> None:
     """Publish what the outbox of a database holds.
 
-    Start as many as you like: each shard has one owner, and the others stand by.
+    Start as many as you like: each shard has one owner, and the others stand by. SIGTERM lets the batch in hand finish
+    and hands over to another relay; a second one stops at once.
     """
     from scoop_outbox.app import Scoop
-    from scoop_outbox.cli.processes import run
+    from scoop_outbox.cli.processes import Serving, run
 
+    chosen = settings_of(settings, settings_file)
     _log(log_level)
-    scoop = Scoop("relay", database=_required(database), broker=broker, schema=schema)
-    run(scoop, worker=False, relay=True, slots=1, grace=grace)
+    url = _required(database)
+    scoop = Scoop("relay", database=url, broker=broker, schema=schema, broker_settings=chosen)
+    run(scoop, Serving(worker=False, relay=True, slots=1, grace=grace, host=host, port=port))
 
 
 def _required(database: str | None) -> str:

@@ -8,8 +8,11 @@ import logging
 import os
 import signal
 import sys
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 
 from scoop_outbox.app import Scoop
+from scoop_outbox.daemon.health import watched
 from scoop_outbox.errors import DefinitionError
 
 log = logging.getLogger(__name__)
@@ -39,36 +42,69 @@ def load_app(path: str) -> Scoop:
     return app
 
 
-def run(app: Scoop, *, worker: bool, relay: bool, slots: int, grace: float) -> None:
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """How an application is served.
+
+    Attributes:
+        worker: whether its sagas are executed.
+        relay: whether the outbox is published.
+        slots: how many runs are executed at the same time.
+        grace: how many seconds running steps get to finish.
+        port: where it is told how this process is; None is nowhere.
+        host: the address of the port.
+    """
+
+    worker: bool
+    relay: bool
+    slots: int
+    grace: float
+    port: int | None = None
+    host: str = "127.0.0.1"
+
+
+def run(app: Scoop, serving: Serving) -> None:
     """Serve until SIGTERM or SIGINT, then drain. A second signal ends the process at once.
 
     Ending at once loses nothing: what was not committed is undone by the server and done again by others.
 
     Raises:
-        DefinitionError, DatabaseError: the application cannot be served.
+        DefinitionError, DatabaseError, BrokerError: the application cannot be served.
+        ScoopError: the port cannot be listened on.
     """
-    asyncio.run(_serve(app, worker=worker, relay=relay, slots=slots, grace=grace))
+    asyncio.run(_serve(app, serving))
     # A plain `def` that has outlasted its grace still runs in a thread; nobody waits for it.
     logging.shutdown()
     os._exit(0)
 
 
-async def _serve(app: Scoop, *, worker: bool, relay: bool, slots: int, grace: float) -> None:
+async def _serve(app: Scoop, serving: Serving) -> None:
     stopping = asyncio.Event()
 
     def stop(number: int) -> None:
         if stopping.is_set():
             log.warning("stopping at once")
             os._exit(128 + number)
-        log.info("stopping: no new work, running steps get %.0f s to finish", grace)
+        log.info("stopping: no new work, running steps get %.0f s to finish", serving.grace)
         stopping.set()
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
-    if worker and not app.sagas:
+    if serving.worker and not app.sagas:
         raise DefinitionError(f"service {app.service!r} declares no sagas: a worker would have nothing to do")
-    async with app.running(worker=worker, relay=relay, slots=slots, grace=grace):
+    async with AsyncExitStack() as stack:
+        health = None
+        if serving.port is not None:
+            # Around the daemons: it answers while they start and while they drain, too.
+            health = await stack.enter_async_context(watched(app.home, serving.host, serving.port))
+        daemons = await stack.enter_async_context(
+            app.running(worker=serving.worker, relay=serving.relay, slots=serving.slots, grace=serving.grace)
+        )
+        if health is not None:
+            health.watch(daemons)
         log.info("ready: service %s, %s", app.service, app.home)
         await stopping.wait()
+        if health is not None:
+            health.stopping = True
     log.info("stopped")

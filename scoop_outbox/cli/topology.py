@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from scoop_outbox.cli.settings import broker_settings, settings_of
 
 if TYPE_CHECKING:
     from scoop_outbox.app import Scoop
@@ -32,13 +35,7 @@ def topology() -> None:
 def _of_an_application(command: Callable[..., None]) -> click.Command:
     """Make a command of a function that is given an application and the topics that it publishes on."""
     for decorate in (
-        click.option(
-            "--broker-setting",
-            "broker_settings",
-            metavar="NAME=VALUE",
-            multiple=True,
-            help="A setting for the broker's client; may be repeated.",
-        ),
+        broker_settings,
         click.option(
             "--broker",
             metavar="URL",
@@ -59,13 +56,15 @@ def _of_an_application(command: Callable[..., None]) -> click.Command:
 
 
 @_of_an_application
-def print_(*, app: str, topics: Sequence[str], broker: str | None, broker_settings: Sequence[str]) -> None:
+def print_(
+    *, app: str, topics: Sequence[str], broker: str | None, settings: Sequence[str], settings_file: Path | None
+) -> None:
     """Show what has to exist, and whether it does. Creates nothing.
 
     The exit code is 0 when nothing is missing, and 3 when something is. What the broker does not tell, as
     RabbitMQ does not of bindings, is shown as unknown and does not count as missing.
     """
-    scoop = _load(app, broker, broker_settings)
+    scoop = _load(app, broker, settings_of(settings, settings_file))
     items = asyncio.run(scoop.topology(*topics))
     _show(scoop, items, _TOLD)
     missing = sum(item.exists is False for item in items)
@@ -76,25 +75,20 @@ def print_(*, app: str, topics: Sequence[str], broker: str | None, broker_settin
 
 
 @_of_an_application
-def apply(*, app: str, topics: Sequence[str], broker: str | None, broker_settings: Sequence[str]) -> None:
+def apply(
+    *, app: str, topics: Sequence[str], broker: str | None, settings: Sequence[str], settings_file: Path | None
+) -> None:
     """Create what has to exist and does not. What is there is left as it is, so this can be run again.
 
     What the broker does not tell, as RabbitMQ does not of bindings, is made whether or not it was there.
     """
-    scoop = _load(app, broker, broker_settings)
+    scoop = _load(app, broker, settings_of(settings, settings_file))
     _show(scoop, asyncio.run(scoop.apply_topology(*topics)), _DONE)
 
 
-def _load(path: str, broker: str | None, broker_settings: Sequence[str]) -> Scoop:
+def _load(path: str, broker: str | None, settings: Mapping[str, object]) -> Scoop:
     from scoop_outbox.cli.processes import load_app
 
-    settings = {}
-    for text in broker_settings:
-        name, equals, value = text.partition("=")
-        if not name or not equals:
-            # Not shown whole: it may be a password.
-            raise click.UsageError("--broker-setting is NAME=VALUE, as in --broker-setting sasl.mechanism=PLAIN")
-        settings[name] = value
     # What a broker's client has to say is in the error, once.
     logging.getLogger().addHandler(logging.NullHandler())
     scoop = load_app(path)

@@ -244,7 +244,7 @@ class Relay:
         if buried:
             self.tally.buried(self._unburied.values())
             for reason, count in Counter(self._unburied.values()).most_common(_REASONS):
-                log.error("%d messages cannot be published and are dead letters now: %s", count, reason)
+                log.error("dead letters that cannot be published, %d more of them: %s", count, reason)
         self._unburied = {}
 
     async def _delete(self, driver: AsyncDriver) -> None:

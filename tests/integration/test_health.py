@@ -1,0 +1,314 @@
+"""What a process answers about itself: whether it lives, whether it can work, and its numbers."""
+
+import asyncio
+import json
+import re
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import psycopg
+import pytest
+
+from scoop_outbox import Message, Scoop, Scope
+from scoop_outbox.broker.protocol import ACKNOWLEDGED, Publisher, Receipt, Verdict
+from scoop_outbox.daemon import health as health_module
+from scoop_outbox.daemon import tally
+from scoop_outbox.daemon.health import Health, watched
+from scoop_outbox.errors import ScoopError
+from scoop_outbox.message import Envelope
+from scoop_outbox.store.migrate import head
+from tests.fake_broker import FakeBroker, message
+from tests.waiting import until
+
+SECRET = "s3cr3t-payload"  # noqa: S105 - of nobody
+
+
+@pytest.fixture(autouse=True)
+def always_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health_module, "_FRESH", 0.0)
+
+
+class Verdicts(FakeBroker):
+    """A broker that gives one verdict for everything."""
+
+    receipt = ACKNOWLEDGED
+
+    async def publisher(self, name: str) -> Publisher:
+        return self
+
+    async def publish(self, batch: Sequence[Envelope]) -> Sequence[Receipt]:
+        return [self.receipt] * len(batch)
+
+    async def close(self) -> None: ...
+
+
+def shop(url: str) -> Scoop:
+    app = Scoop("shop", database=url)
+    saga = app.saga("place-order", on="orders")
+
+    @saga.step
+    async def only(scope: Scope, message: Message) -> None: ...
+
+    return app
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
+
+
+def get(port: int, path: str, method: str = "GET") -> tuple[int, str]:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310 - of our own
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+async def asked(port: int, path: str) -> tuple[int, str]:
+    return await asyncio.to_thread(get, port, path)
+
+
+async def problems(port: int, path: str = "/readyz") -> dict[str, str]:
+    """Return what is wrong, and see that the rest of the answer agrees."""
+    status, body = await asked(port, path)
+    answer = json.loads(body)
+    found: dict[str, str] = answer.pop("problems")
+    assert answer == {"alive" if path == "/livez" else "ready": not found}
+    assert status == (503 if found else 200)
+    return found
+
+
+@asynccontextmanager
+async def served(app: Scoop, broker: FakeBroker | None = None) -> AsyncIterator[tuple[int, Health]]:
+    port = free_port()
+    app._broker = broker
+    async with watched(app.home, "127.0.0.1", port) as health, app.running() as daemons:
+        health.watch(daemons)
+        yield port, health
+
+
+async def value(port: int, name: str) -> float | None:
+    status, text = await asked(port, "/metrics")
+    assert status == 200
+    assert SECRET not in text
+    found = re.search(rf"^scoop_outbox_{re.escape(name)} (\S+)$", text, re.MULTILINE)
+    return None if found is None else float(found[1])
+
+
+async def test_a_process_that_works_is_alive_and_ready(database_url: str) -> None:
+    app = shop(database_url)
+    async with served(app) as (port, _):
+        assert await problems(port, "/livez") == {}
+        assert await problems(port) == {}
+        assert (await asked(port, "/readyz?verbose"))[0] == 200
+        status, text = await asked(port, "/elsewhere")
+        assert (status, text) == (404, "/livez, /readyz and /metrics are here\n")
+        assert await asyncio.to_thread(get, port, "/livez", "HEAD") == (200, "")
+        assert (await asyncio.to_thread(get, port, "/livez", "POST"))[0] == 501
+
+
+async def test_what_starts_or_stops_is_alive_and_not_ready(database_url: str) -> None:
+    app = shop(database_url)
+    port = free_port()
+    async with watched(app.home, "127.0.0.1", port) as health:
+        assert await problems(port) == {"process": "it is starting"}
+        assert await problems(port, "/livez") == {}
+        assert await value(port, "database_up") == 1
+        async with app.running() as daemons:
+            health.watch(daemons)
+            assert await problems(port) == {}
+            health.stopping = True
+            assert await problems(port) == {"process": "it is stopping"}
+            assert await problems(port, "/livez") == {}
+
+
+async def test_a_broker_in_trouble_is_no_reason_to_restart(database_url: str) -> None:
+    app = shop(database_url)
+    broker = Verdicts()
+    broker.receipt = Receipt(Verdict.FAILED_FOR_NOW, "no leader")
+    async with served(app, broker) as (port, _):
+        assert await problems(port) == {}
+        await app.launch("orders", SECRET, key=SECRET)
+        await until(lambda: broker_says(port, {"relay": "no leader"}))
+        assert await problems(port, "/livez") == {}
+        assert (await value(port, "failed_for_now_total") or 0) >= 1
+        assert await value(port, "relay_in_trouble") == 1
+        assert await value(port, "outbox_rows") == 1
+        assert (await value(port, "outbox_oldest_age_seconds") or 0) > 0
+        broker.receipt = ACKNOWLEDGED
+        await until(lambda: broker_says(port, {}))
+        broker.consumers[0].trouble = "the group has no coordinator"
+        assert await problems(port) == {"intake": "the group has no coordinator"}
+        assert await problems(port, "/livez") == {}
+
+
+async def broker_says(port: int, expected: dict[str, str]) -> bool:
+    return await problems(port) == expected
+
+
+async def test_a_database_that_is_down_is_no_reason_to_restart(postgres_url: str, database_url: str) -> None:
+    app = shop(database_url)
+    name = psycopg.conninfo.conninfo_to_dict(database_url)["dbname"]
+
+    def allow(allowed: bool) -> None:
+        with psycopg.connect(postgres_url, autocommit=True) as admin:
+            admin.execute(f'alter database "{name}" allow_connections {allowed}'.encode())
+            admin.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", [name])
+
+    async with served(app) as (port, _):
+        assert await problems(port) == {}
+        await asyncio.to_thread(allow, False)
+        try:
+            found = await problems(port)
+            assert "cannot connect to postgresql://" in found["database"] or "was lost" in found["database"]
+            assert await problems(port, "/livez") == {}
+            assert await value(port, "database_up") == 0
+            assert await value(port, "outbox_rows") is None
+        finally:
+            await asyncio.to_thread(allow, True)
+        await until(lambda: broker_says(port, {}), timeout=30)
+
+
+async def test_a_database_that_does_not_answer_keeps_nobody_waiting(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health_module, "_PATIENCE", 0.2)
+    app = shop(database_url)
+    async with served(app) as (port, _):
+        assert await problems(port) == {}
+        with psycopg.connect(database_url) as connection:
+            connection.execute("lock table scoop_outbox.alembic_version in access exclusive mode")
+            answers = await asyncio.gather(*(problems(port) for _ in range(20)))
+            assert {answer["database"] for answer in answers} == {"it has not answered within 0 s"}
+            # They share one look: a frozen database is not asked once more by each who asks us.
+            waiting = connection.execute("select count(*) from pg_locks where not granted").fetchone()
+            assert waiting == (1,)
+            assert await problems(port, "/livez") == {}
+            assert (await asked(port, "/metrics"))[0] == 200
+        await until(lambda: broker_says(port, {}))
+
+
+async def test_a_database_of_another_revision(database_url: str) -> None:
+    app = shop(database_url)
+    async with served(app) as (port, _):
+        for revision, says in (("0001", "run `scoop-outbox migrate"), ("from the future", None), (head(), None)):
+            with psycopg.connect(database_url) as connection:
+                connection.execute("update scoop_outbox.alembic_version set version_num = %s", [revision])
+            found = await problems(port)
+            assert list(found) == (["database"] if says else [])
+            assert says is None or says in found["database"]
+
+
+async def test_a_daemon_that_has_died_is_a_reason_to_restart(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = shop(database_url)
+
+    async def die() -> None:
+        raise ValueError
+
+    async with served(app) as (port, health):
+        assert health._daemons is not None
+        dead = asyncio.create_task(die(), name="scoop_outbox relay")
+        await asyncio.wait([dead])
+        health._daemons.tasks.append(dead)
+        assert await problems(port, "/livez") == {"scoop_outbox relay": "has died, see the log"}
+        assert await problems(port) == {"scoop_outbox relay": "has died, see the log"}
+
+
+async def test_a_loop_that_stands_still_is_a_reason_to_restart(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health_module, "STALLED", 1.0)
+    monkeypatch.setattr(health_module, "_PATIENCE", 0.1)
+    app = shop(database_url)
+    async with served(app) as (port, _):
+        asking = asyncio.get_running_loop().run_in_executor(None, stalled, port)
+        time.sleep(3)  # noqa: ASYNC251 - that is what a step must not do
+        alive, ready = await asking
+        assert alive[0] == ready[0] == 503
+        assert "the event loop has stood still for" in alive[1]
+        await until(lambda: broker_says(port, {}))
+
+
+def stalled(port: int) -> tuple[tuple[int, str], tuple[int, str]]:
+    deadline = time.monotonic() + 2.5
+    while get(port, "/livez")[0] == 200 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return get(port, "/livez"), get(port, "/readyz")
+
+
+async def test_numbers_of_relay_worker_and_intake(database_url: str) -> None:
+    app = shop(database_url)
+    broker = Verdicts()
+    async with served(app, broker) as (port, _):
+        for number in range(3):
+            await app.launch("orders", [SECRET, number], key=SECRET)
+        await until(lambda: metric(port, 'published_total{topic="orders"}', 3))
+        broker.put(*(message(number) for number in range(5)))
+        await until(lambda: metric(port, "intake_taken_in_total", 5))
+        await until(lambda: metric(port, "due_work", 0))
+        assert (await value(port, "worker_claims_total") or 0) >= 5
+        assert await value(port, "worker_busy_slots") == 0
+        assert await value(port, "worker_interruptions_total") == 0
+        assert await value(port, "intake_paused") == 0
+        assert await value(port, "relay_shards") == 8
+        assert (await value(port, "publish_seconds_count") or 0) >= 1
+        assert await value(port, 'publish_seconds_bucket{le="+Inf"}') == await value(port, "publish_seconds_count")
+        assert await value(port, "outbox_rows") == 0
+        assert (await value(port, "process_resident_memory_bytes") or 0) > 1e6
+        broker.receipt = Receipt(Verdict.FAILED_FOR_GOOD, f"{SECRET} is too large")
+        await app.launch("orders", SECRET)
+        await until(lambda: metric(port, 'dead_letters_total{origin="relay",reason="too_large"}', 1))
+        broker.put(replace(message(9), defect="its header is no UUID"))
+        await until(lambda: metric(port, 'dead_letters_total{origin="intake",reason="unusable"}', 1))
+        _, text = await asked(port, "/metrics")
+        names = set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
+        assert all(name.startswith("scoop_outbox_") for name in names)
+
+
+async def metric(port: int, name: str, expected: float) -> bool:
+    return await value(port, name) == expected
+
+
+def test_topics_do_not_grow_without_end() -> None:
+    counted = tally.Tally()
+    counted.settled((f"topic {number}", Verdict.ACKNOWLEDGED) for number in range(1000))
+    counted.settled([("topic 0", Verdict.ACKNOWLEDGED)])
+    assert len(counted.published) == tally.TOPICS + 1
+    assert counted.published["topic 0"] == 2
+    assert counted.published[tally.OTHER] == 1000 - tally.TOPICS
+
+
+@pytest.mark.parametrize(
+    "reason, expected",
+    [
+        ("there is no topic orders: create it", "no_topic"),
+        ("it is not permitted to write to the topic orders", "no_permission"),
+        ("Kafka refuses it: Broker: Message size too large", "too_large"),
+        ("something else", "other"),
+    ],
+)
+def test_reasons_are_of_few_classes(reason: str, expected: str) -> None:
+    assert tally.reason_class(reason) == expected
+
+
+async def test_a_port_that_is_taken_is_told_in_words(database_url: str) -> None:
+    app = shop(database_url)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ScoopError, match=rf"cannot listen on 127.0.0.1 port {port}: .*--port"):
+            async with watched(app.home, "127.0.0.1", port):
+                raise AssertionError
