@@ -60,6 +60,10 @@ def ordered(shop: Shop, watched: Watched, *between: Any) -> None:
     shop.step(saga, "end", lambda _, message: watched.end(message.key))
 
 
+def ignored(_: object) -> None:
+    """A callback returns nothing."""
+
+
 def launches_below(scope: Any, message: Any) -> None:
     scope.launch("below", message.payload)
 
@@ -237,6 +241,24 @@ async def test_a_message_that_is_delivered_again_takes_no_place(mixed: Shop) -> 
         await (await mixed.app.launch("orders", 2, key="a")).wait(LONG)
     assert watched.of("a") == [1, 2]
     assert ask(mixed, "select count(*) from turn") == [(0,)]
+
+
+async def test_a_run_does_not_wait_for_one_above_it_that_waits_for_it(shop: Shop, journal: Journal) -> None:
+    saga = shop.app.saga("in order", on="orders", ordered="key")
+
+    def again(scope: Any, message: Any) -> None:
+        if message.payload < 2:
+            scope.launch("between", message.payload + 1, key="other")
+
+    shop.saga("between", "between", lambda scope, message: ignored(scope.launch("orders", message.payload, key="a")))
+    shop.step(saga, "down", again)
+    shop.step(saga, "up", lambda _, message: journal(f"up {message.payload}"))
+    async with shop.running():
+        first = await shop.app.launch("orders", 0, key="a")
+        second = await shop.app.launch("orders", 5, key="a")
+        await together(first.wait(LONG), second.wait(LONG))
+    assert [entry for entry in journal.entries if entry.startswith("up")] == ["up 2", "up 1", "up 0", "up 5"]
+    assert ask(shop, "select count(*) from turn") == [(0,)]
 
 
 async def test_keys_may_be_long_and_odd(mixed: Shop) -> None:

@@ -71,13 +71,17 @@ with arrived as (
     insert into {schema}.run (id, message_id, service, saga, lineage, parent_run, context, launched_at, lane)
     select n.id, m.id, h.service, h.saga, n.above || n.id, n.above[cardinality(n.above)],
            m.context::json, m.launched_at::json,
-           case when h.ordered then md5(md5(h.service) || md5(h.saga) || md5(m.key))::uuid end
+           -- A run does not wait for one above it, which waits for it.
+           case when h.ordered and not exists (
+               select from {schema}.turn t where t.lane = l.lane and t.run_id = any(n.above)
+           ) then l.lane end
     from handled h
     join arrived m on m.id = h.id
     cross join lateral (
         select (left(m.id::text, 19) || '8' || left(md5(concat_ws(e'\n', m.id, h.service, h.saga)), 15))::uuid as id,
                coalesce(string_to_array(m.lineage, ',')::uuid[], array[]::uuid[]) as above
     ) n
+    cross join lateral (select md5(md5(h.service) || md5(h.saga) || md5(m.key))::uuid as lane) l
     order by m.id, h.service, h.saga
     on conflict do nothing
     returning id, message_id, service, saga, lane
