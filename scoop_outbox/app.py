@@ -12,6 +12,7 @@ from typing import Any
 from scoop_outbox.broker.protocol import Item
 from scoop_outbox.core.announcing import read_revision, subscribe
 from scoop_outbox.core.delivery import launch, launch_and_commit
+from scoop_outbox.daemon.intake import HIGH_WATER
 from scoop_outbox.daemon.service import Daemons, daemons
 from scoop_outbox.daemon.worker import SLOTS
 from scoop_outbox.declaration import Declaration
@@ -229,7 +230,13 @@ class Scoop(Declaration):
 
     @asynccontextmanager
     async def running(
-        self, *, relay: bool = True, worker: bool = True, slots: int = SLOTS, grace: float | timedelta = 20.0
+        self,
+        *,
+        relay: bool = True,
+        worker: bool = True,
+        slots: int = SLOTS,
+        high_water: int = HIGH_WATER,
+        grace: float | timedelta = 20.0,
     ) -> AsyncIterator[Daemons]:
         """Run relay and worker in this process, for as long as the block lasts.
 
@@ -237,6 +244,8 @@ class Scoop(Declaration):
             relay: whether to publish the outbox.
             worker: whether to execute this service's runs.
             slots: how many runs are executed at the same time.
+            high_water: no more is taken in from a broker while so many runs lie waiting for a slot, until there are
+                half as many.
             grace: how long running steps get to finish when the block is left.
 
         Raises:
@@ -246,6 +255,8 @@ class Scoop(Declaration):
         """
         if slots < 1:
             raise DefinitionError(f"slots={slots}: a worker needs at least one")
+        if high_water < 1:
+            raise DefinitionError(f"high_water={high_water}: nothing would ever be taken in; it is at least 1")
         if self._running:
             raise DefinitionError(f"service {self.service!r} is running in this process already: once is enough")
         self.check()
@@ -263,6 +274,7 @@ class Scoop(Declaration):
                 relay=relay,
                 worker=worker,
                 slots=slots,
+                high_water=high_water,
                 grace=seconds(grace),
             ) as running:
                 yield running

@@ -51,6 +51,7 @@ class Serving:
         relay: whether the outbox is published.
         slots: how many runs are executed at the same time.
         grace: how many seconds running steps get to finish.
+        high_water: how many runs lie waiting when no more is taken in.
         port: where it is told how this process is; None is nowhere.
         host: the address of the port.
     """
@@ -59,6 +60,7 @@ class Serving:
     relay: bool
     slots: int
     grace: float
+    high_water: int = 10_000
     port: int | None = None
     host: str = "127.0.0.1"
 
@@ -99,7 +101,13 @@ async def _serve(app: Scoop, serving: Serving) -> None:
             # Around the daemons: it answers while they start and while they drain, too.
             health = await stack.enter_async_context(watched(app.home, serving.host, serving.port))
         daemons = await stack.enter_async_context(
-            app.running(worker=serving.worker, relay=serving.relay, slots=serving.slots, grace=serving.grace)
+            app.running(
+                worker=serving.worker,
+                relay=serving.relay,
+                slots=serving.slots,
+                high_water=serving.high_water,
+                grace=serving.grace,
+            )
         )
         if health is not None:
             health.watch(daemons)

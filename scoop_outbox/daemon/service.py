@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from scoop_outbox.broker.protocol import Broker, Publisher, Subscription
 from scoop_outbox.daemon.home_publisher import HomePublisher
-from scoop_outbox.daemon.intake import Intake
+from scoop_outbox.daemon.intake import HIGH_WATER, Intake
 from scoop_outbox.daemon.relay import Relay
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.daemon.worker import SLOTS, Worker
@@ -63,6 +63,7 @@ async def daemons(
     relay: bool = True,
     worker: bool = True,
     slots: int = SLOTS,
+    high_water: int = HIGH_WATER,
     grace: float = 20.0,
 ) -> AsyncIterator[Daemons]:
     """Run relay, worker and intake in the background, and drain them at the end.
@@ -76,6 +77,8 @@ async def daemons(
         relay: whether to relay.
         worker: whether to take in and to execute runs.
         slots: how many runs are executed at the same time.
+        high_water: no more is taken in from a broker while so many runs lie waiting for a slot, until there are half
+            as many.
         grace: seconds that running steps get to finish at the end.
 
     Raises:
@@ -87,7 +90,9 @@ async def daemons(
     running = Daemons(
         Relay(home, await _publisher(home, broker, signals), signals) if relay else None,
         Worker(home, subscription.service, sagas, signals, slots, brokered=broker is not None) if serving else None,
-        Intake(home, broker, subscription, sagas, signals) if serving and broker is not None else None,
+        Intake(home, broker, subscription, sagas, signals, high=high_water, low=high_water // 2)
+        if serving and broker is not None
+        else None,
         subscription.service,
         list(sagas),
     )

@@ -403,3 +403,11 @@ async def test_numbers_that_make_no_sense(app: Scoop) -> None:
     with pytest.raises(DefinitionError, match="slots=0: a worker needs at least one"):
         async with app.running(slots=0):
             pass
+
+
+async def test_a_high_water_mark_below_which_nothing_comes_in_is_refused(database_url: str) -> None:
+    app = Scoop("shop", database=database_url)
+    app.saga("order", on="orders").add_step("only", lambda scope, message: None)
+    with pytest.raises(DefinitionError, match="high_water=0: nothing would ever be taken in"):
+        async with app.running(high_water=0):
+            pass
