@@ -119,15 +119,16 @@ class Carrier(NamedTuple):
     onlooker: Onlooker
 
 
-def title_of(broker: str | None) -> str | None:
+def title_of(broker: str | None, settings: Mapping[str, str]) -> str | None:
     """Return what a broker is called, None for the built-in one; and see, before anything is started, that it can be.
 
     Args:
         broker: a name, `kafka` or `rabbitmq`, or a URL.
+        settings: for its client.
 
     Raises:
         BrokerNotFoundError: it is neither a name that is known nor a URL.
-        BrokerError: no installed adapter serves the broker, or the adapter refuses its URL.
+        BrokerError: no installed adapter serves the broker, or the adapter refuses its URL or settings.
     """
     if broker is None:
         return None
@@ -136,17 +137,20 @@ def title_of(broker: str | None) -> str | None:
         raise BrokerNotFoundError(f"{url!r} is no broker: say kafka or rabbitmq, or the URL of one that runs")
     if plugins.is_builtin(url):
         return None
-    plugins.load(url)
+    plugins.load(url, settings)
     scheme = urlsplit(url).scheme
     return _TITLES.get(scheme, scheme)
 
 
 @asynccontextmanager
-async def carrier(broker: str, subscriptions: Sequence[Subscription]) -> AsyncIterator[Carrier]:
+async def carrier(
+    broker: str, settings: Mapping[str, str], subscriptions: Sequence[Subscription]
+) -> AsyncIterator[Carrier]:
     """Make a broker ready: start it unless a URL says where it is, create what the services need, and look on.
 
     Args:
         broker: a name, `kafka` or `rabbitmq`, or a URL.
+        settings: for its client.
         subscriptions: what the services receive.
 
     Raises:
@@ -157,14 +161,16 @@ async def carrier(broker: str, subscriptions: Sequence[Subscription]) -> AsyncIt
         kind = _KINDS.get(broker)
         url = broker if kind is None else await stack.enter_async_context(in_thread(_found(kind)))
         outlives_us = kind is None or bool(os.environ.get(kind.named_by))
-        yield await stack.enter_async_context(_prepared(url, subscriptions, outlives_us=outlives_us))
+        opened = plugins.load(url, settings)
+        yield await stack.enter_async_context(_prepared(url, opened, subscriptions, outlives_us=outlives_us))
 
 
 @asynccontextmanager
-async def _prepared(url: str, subscriptions: Sequence[Subscription], *, outlives_us: bool) -> AsyncIterator[Carrier]:
+async def _prepared(
+    url: str, broker: Broker, subscriptions: Sequence[Subscription], *, outlives_us: bool
+) -> AsyncIterator[Carrier]:
     topics = tuple(dict.fromkeys(topic for one in subscriptions for topic in one.topics))
     onlooker = Subscription("onlooker", names.group("onlooker"), topics, "earliest")
-    broker = plugins.load(url)
     created = await _create(broker, [*subscriptions, onlooker])
     where = urlsplit(url).netloc.rpartition("@")[2]
     async with Onlooker(await broker.consumer(onlooker), topics) as looking_on:

@@ -6,9 +6,9 @@ import asyncio
 import importlib
 import json
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ class Options:
         orders: a file of orders, one JSON object a line; None is the one that is shipped.
         count: how many of them; None is all.
         keep: whether to leave everything running at the end, until a signal comes.
+        settings: for the broker's client.
     """
 
     database: str | None = None
@@ -65,6 +66,7 @@ class Options:
     orders: Path | None = None
     count: int | None = None
     keep: bool = False
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -125,22 +127,23 @@ async def _until_stopped(options: Options) -> int:
 async def _demonstrate(options: Options, console: Console) -> int:
     orders = read_orders(options.orders, options.count)
     # A broker that cannot be used is refused before anything has been started.
-    title = title_of(options.broker)
+    title = title_of(options.broker, options.settings)
     async with AsyncExitStack() as stack:
         console.print(
             "[bold]scoop_outbox: orders that go through four services, and come back when one of them fails[/]"
         )
-        through = None if title is None else await _broker(str(options.broker), title, stack, console)
+        through = None if title is None else await _broker(options, title, stack, console)
         url = await _database(options.database, stack, console)
         stack.enter_context(explained(url))
         connection = await stack.enter_async_context(await _connect(url))
         await tables.claim(connection)
         await asyncio.to_thread(tables.create, url)
-        app.configure(database=url, broker=None if through is None else through.url)
+        broker = None if through is None else through.url
+        settings = {} if through is None else options.settings
+        app.configure(database=url, broker=broker, broker_settings=settings)
         stack.push_async_callback(app.close)
         console.print(f"  services   {', '.join(runner.SERVICES)}: a process each, and one that relays their messages")
-        broker = None if through is None else through.url
-        processes = await stack.enter_async_context(runner.processes(url, broker))
+        processes = await stack.enter_async_context(runner.processes(url, broker, settings))
         console.print(f"  orders     {len(orders)}; each has its stock reserved, is paid for, and is shipped\n")
         display = ProgressDisplay(console, len(orders), title)
         placed = await _follow(url, orders, connection, processes, through, display)
@@ -161,11 +164,12 @@ async def _demonstrate(options: Options, console: Console) -> int:
         return 1 if count.problems else 0
 
 
-async def _broker(broker: str, title: str, stack: AsyncExitStack, console: Console) -> Carrier:
+async def _broker(options: Options, title: str, stack: AsyncExitStack, console: Console) -> Carrier:
+    broker = str(options.broker)
     named = urlsplit(broker).scheme != ""
     if not named:
         console.print(f"  broker     {title}: starting one, or finding the one that tests use")
-    through = await stack.enter_async_context(carrier(broker, _subscriptions()))
+    through = await stack.enter_async_context(carrier(broker, options.settings, _subscriptions()))
     console.print(f"  broker     {title} at {through.where} carries all messages between the services", markup=False)
     created = f"{through.created}, named {names.prefix()}…"
     console.print(f"             created there: {created}", markup=False)

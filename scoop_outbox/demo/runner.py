@@ -8,12 +8,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from scoop_outbox.declaration import BROKER_VARIABLE, DATABASE_VARIABLE
+from scoop_outbox.declaration import BROKER_SETTINGS_VARIABLE, BROKER_VARIABLE, DATABASE_VARIABLE
 from scoop_outbox.demo.tables import SCHEMA
 from scoop_outbox.errors import ScoopError
 from scoop_outbox.testing.postgres import TEST_SETTINGS, PostgresServer
@@ -138,12 +138,13 @@ class Processes:
 
 
 @asynccontextmanager
-async def processes(url: str, broker: str | None) -> AsyncIterator[Processes]:
+async def processes(url: str, broker: str | None, settings: Mapping[str, str]) -> AsyncIterator[Processes]:
     """Run the four services and the relay, and yield once they are ready.
 
     Args:
         url: their database.
         broker: the broker's URL; None is the built-in one.
+        settings: for the broker's client.
 
     Raises:
         ProcessEnded: one does not start.
@@ -151,9 +152,15 @@ async def processes(url: str, broker: str | None) -> AsyncIterator[Processes]:
     # By the environment, not as arguments: those can be read by every user of the machine, and URLs hold passwords.
     environment = os.environ | {DATABASE_VARIABLE: url}
     environment.pop(BROKER_VARIABLE, None)
+    environment.pop(BROKER_SETTINGS_VARIABLE, None)
     if broker is not None:
         environment[BROKER_VARIABLE] = broker
     with tempfile.TemporaryDirectory(prefix="scoop-outbox-demo-") as folder:
+        if settings:
+            # The folder is nobody else's to read.
+            file = Path(folder) / "broker-settings"
+            file.write_text("".join(f"{name}={value}\n" for name, value in settings.items()), "utf-8")
+            environment[BROKER_SETTINGS_VARIABLE] = str(file)
         running = Processes(Path(folder), environment)
         try:
             for service in SERVICES:
