@@ -11,7 +11,22 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import fan_out, history, idle, processes, profile, relay, steps, tree, waiting
+from benchmarks import (
+    broker_hop,
+    drain,
+    fan_out,
+    history,
+    idle,
+    intake,
+    memory,
+    processes,
+    profile,
+    relay,
+    steady,
+    steps,
+    tree,
+    waiting,
+)
 from benchmarks.conditions import conditions
 from benchmarks.server import Bench, server
 from benchmarks.table import Table
@@ -26,6 +41,11 @@ BENCHMARKS: dict[str, Callable[[Bench], Awaitable[list[Table]]]] = {
     "relay": relay.measure,
     "processes": processes.measure,
     "idle": idle.measure,
+    "drain": drain.measure,
+    "steady": steady.measure,
+    "intake": intake.measure,
+    "broker-hop": broker_hop.measure,
+    "memory": memory.measure,
 }
 LEAST_RUNS = 3
 

@@ -46,11 +46,7 @@ def build(url: str | None) -> Scoop:
     child = app.saga("tree-child", on="tree.child")
     child.add_step("first", nothing)
     child.add_step("second", nothing)
-    # One child between two steps.
-    root = app.saga("hop-root", on="hop.root")
-    root.add_step("launch", launch_one)
-    root.add_step("finish", nothing)
-    app.saga("hop-child", on="hop.child").add_step("only", nothing)
+    declare_hop(app)
     # As many children as the message says.
     fan = app.saga("fan-root", on="fan.root")
     fan.add_step("launch", launch_many)
@@ -59,6 +55,14 @@ def build(url: str | None) -> Scoop:
     # Taken in, never executed. Nobody handles the messages on relay.unhandled.
     app.saga("relay", on="relay.handled").add_step("only", nothing)
     return app
+
+
+def declare_hop(app: Scoop) -> None:
+    """Declare one child between two steps."""
+    root = app.saga("hop-root", on="hop.root")
+    root.add_step("launch", launch_one)
+    root.add_step("finish", nothing)
+    app.saga("hop-child", on="hop.child").add_step("only", nothing)
 
 
 app = build(None)

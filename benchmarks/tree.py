@@ -143,12 +143,12 @@ async def _idle(bench: Bench, columns: dict[str, list[float]]) -> None:
         ended = asyncio.Event()
         app.signals.on_ended(asyncio.get_running_loop(), ended.set)
         async with app.running(slots=SLOTS):
-            await _one_by_one(control, app, ended, "hop.root", 10)
-            hops, hop_commit = await _one_by_one(control, app, ended, "hop.root", count)
+            await one_by_one(control, app, ended, "hop.root", 10)
+            hops, hop_commit = await one_by_one(control, app, ended, "hop.root", count)
         before = await control.commits()
         lasted = time.monotonic()
         async with app.running(slots=SLOTS):
-            trees, tree_commit = await _one_by_one(control, app, ended, "tree.parent", count)
+            trees, tree_commit = await one_by_one(control, app, ended, "tree.parent", count)
         lasted = time.monotonic() - lasted
         gross = await control.commits() - before
         async with app.running(slots=SLOTS):
@@ -170,7 +170,7 @@ async def _gaps(control: Control, name: str, columns: dict[str, list[float]]) ->
     columns[f"{name} p99"].append(percentile(gaps, 0.99))
 
 
-async def _one_by_one(
+async def one_by_one(
     control: Control, app: Scoop, ended: asyncio.Event, topic: str, count: int
 ) -> tuple[list[float], float]:
     """Launch one message after the other, with pauses.
