@@ -77,6 +77,7 @@ main.add_command(topology)
     envvar="SCOOP_OUTBOX_BROKER",
     help="kafka or rabbitmq, which start one here, or the URL of one; the built-in broker unless given.",
 )
+@broker_settings
 @click.option(
     "--orders",
     metavar="FILE",
@@ -85,13 +86,23 @@ main.add_command(topology)
 )
 @click.option("--count", metavar="N", type=click.IntRange(min=1), help="How many of them; all unless given.")
 @click.option("--keep", is_flag=True, help="Leave everything running at the end, until Ctrl-C.")
-def demo(*, database: str | None, broker: str | None, orders: Path | None, count: int | None, keep: bool) -> None:
+def demo(
+    *,
+    database: str | None,
+    broker: str | None,
+    settings: Sequence[str],
+    settings_file: Path | None,
+    orders: Path | None,
+    count: int | None,
+    keep: bool,
+) -> None:
     """See orders go through four services, and come back when one of them fails.
 
     Starts a Postgres in a temporary folder, four services and a relay, and leaves nothing behind.
     A database that is given keeps what it holds: only the schema demo_shop is made anew.
     At a broker that is given, what is created has names that nobody else has, and is left for you to delete.
     """
+    chosen = settings_of(settings, settings_file)
     try:
         from scoop_outbox.demo import names
 
@@ -102,7 +113,7 @@ def demo(*, database: str | None, broker: str | None, orders: Path | None, count
         from scoop_outbox.testing.postgres import PostgresNotFoundError, PostgresStartError
 
         try:
-            code = demonstrate(Options(database, broker, orders, count, keep))
+            code = demonstrate(Options(database, broker, orders, count, keep, chosen))
         except (PostgresNotFoundError, PostgresStartError) as error:
             raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:  # before the demonstration could look out for it: nothing has been started
@@ -155,6 +166,13 @@ def migrate(database: str | None, schema: str) -> None:
     help="Where a new group begins: earliest, latest, a time, group:NAME; what the application declares.",
 )
 @click.option("--slots", default=16, show_default=True, help="How many runs are executed at the same time.")
+@click.option(
+    "--high-water",
+    default=10_000,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="How many runs lie waiting when no more is taken in from a broker, until there are half as many.",
+)
 @click.option("--relay/--no-relay", default=False, help="Whether to publish the outbox in this process too.")
 @_port
 @_host
@@ -170,6 +188,7 @@ def worker(
     group: str | None,
     start: str | None,
     slots: int,
+    high_water: int,
     relay: bool,
     port: int | None,
     host: str,
@@ -186,7 +205,8 @@ def worker(
     _log(log_level)
     scoop = load_app(app)
     scoop.configure(database=database, broker=broker, broker_settings=chosen, group=group, start=start)
-    run(scoop, Serving(worker=True, relay=relay, slots=slots, grace=grace, host=host, port=port))
+    serving = Serving(worker=True, relay=relay, slots=slots, grace=grace, high_water=high_water, port=port, host=host)
+    run(scoop, serving)
 
 
 @main.command()

@@ -62,8 +62,8 @@ def row(state: str = "running", **more: Any) -> tuple[Any, ...]:
         "id": RUN, "message_id": MESSAGE, "service": "shop", "saga": "parent", "lineage": [RUN], "parent_run": None,
         "state": state, "step": None, "next_step": None, "seq": 0, "instance": 0, "iteration": 0, "attempt": 0,
         "handled": 0, "not_before": None, "undo_seq": None, "compensation_seq": None, "context": None,
-        "inherited": None, "failure": None, "result": None, "launched_at": None, "reason": None, "lane": None, "now": NOW,
-        "mail": [11, 12], "message": MESSAGE, "topic": "topic", "key": None, "body": b"{}",
+        "inherited": None, "failure": None, "result": None, "launched_at": None, "reason": None, "lane": None,
+        "now": NOW, "mail": [11, 12], "message": MESSAGE, "topic": "topic", "key": None, "body": b"{}",
         "content_type": "application/json", "headers": {}, "created_at": NOW,
     }  # fmt: skip
     assert set(more) <= set(columns)
