@@ -23,6 +23,7 @@ from scoop_outbox_kafka.settings import Settings
 from scoop_outbox_kafka.start import (
     Part,
     committed,
+    explain_silence,
     first_offset,
     missing_topic,
     not_permitted_group,
@@ -38,7 +39,9 @@ _ANSWER = 5.0
 _LOOK_AGAIN = 1.0
 _GOODBYE = 10.0
 
-_UNREACHABLE = {KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError._RESOLVE}  # noqa: SLF001 - public names
+# Under their public names.
+_CAUSES = {KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError._RESOLVE}  # noqa: SLF001
+_UNREACHABLE = {KafkaError._ALL_BROKERS_DOWN, *_CAUSES}  # noqa: SLF001
 
 
 class KafkaConsumer:
@@ -85,6 +88,8 @@ class KafkaConsumer:
         found = list(self._topics.values())
         if (since := self._since) is not None:
             found.insert(0, f"no broker can be reached since {since:%Y-%m-%d %H:%M:%S} UTC: {self._why}")
+        elif not self._joined:
+            found.insert(0, f"it has not joined the group {self._wanted.group} yet")
         return "; ".join(found) or None
 
     async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
@@ -192,8 +197,9 @@ class KafkaConsumer:
             fresh = unstarted(consumer, group, self._wanted.topics, timeout)
             self._starts = starts(consumer, self._configuration, group, fresh, self._wanted.start, timeout)
         except KafkaException as error:
-            consumer.poll(0)  # what is behind it is told to _on_error
+            consumer.poll(0.1)  # what is behind it is told to _on_error
             self._unreachable(error.args[0])
+            explain_silence(error.args[0], self._settings.for_admin(), group, timeout)
             return False
         if self._starts:
             log.info(
@@ -341,7 +347,7 @@ class KafkaConsumer:
         if self._since is None:
             self._since = datetime.now(UTC)
             self._why = ""
-        if not self._why or error.code() != KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001 - its public name
+        if not self._why or error.code() in _CAUSES:
             self._why = self._settings.redacted(error.str())
 
     def _look(self, consumer: Consumer) -> None:

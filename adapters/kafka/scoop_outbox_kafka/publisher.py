@@ -96,6 +96,7 @@ class KafkaPublisher:
         self._known: set[str] = set()
         self._refused: dict[str, Receipt] = {}
         self._trouble = ""
+        self._closed = False
         self._producer: Producer | None = self._open()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="scoop-outbox-kafka-publisher")
 
@@ -114,7 +115,8 @@ class KafkaPublisher:
 
     async def close(self) -> None:
         """Let go of the connections."""
-        if os.getpid() == self._pid:
+        if os.getpid() == self._pid and not self._closed:
+            self._closed = True
             await asyncio.get_running_loop().run_in_executor(self._thread, self._drop)
             self._thread.shutdown(wait=False)
 
@@ -126,7 +128,8 @@ class KafkaPublisher:
             raise BrokerError(self._settings.redacted(f"no Kafka producer can be made: {reason}")) from None
 
     def _on_error(self, error: KafkaError) -> None:
-        self._trouble = self._settings.redacted(error.str())
+        if not self._trouble or error.code() != KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001 - its public name
+            self._trouble = self._settings.redacted(error.str())
 
     def _drop(self) -> None:
         producer, self._producer = self._producer, None
@@ -139,31 +142,28 @@ class KafkaPublisher:
             self._producer = self._open()
         receipts: list[Receipt | None] = [None] * len(batch)
         alone: set[int] = set()
-        if self._look_up({one.topic for one in batch}, deadline):
-            while (waiting := self._waiting(batch, receipts)) and time.monotonic() < deadline:
-                done = self._round(batch, waiting, alone, deadline)
-                progress = self._settle(batch, done, receipts, alone)
-                if done.open or done.broken:
-                    self._renew(done)
-                if not progress:
-                    break
+        while (without := [index for index, one in enumerate(receipts) if one is None]) and time.monotonic() < deadline:
+            if not self._look_up({batch[index].topic for index in without}, deadline):
+                break
+            waiting = self._waiting(batch, without, receipts)
+            if not waiting:
+                break
+            done = self._round(batch, waiting, alone, deadline)
+            progress = self._settle(batch, done, receipts, alone)
+            if done.open or done.broken:
+                self._renew(done)
+            if not progress:
+                break
         left = Receipt(Verdict.FAILED_FOR_NOW, self._trouble or "Kafka has not answered")
-        if any(receipt is None for receipt in receipts):
-            # A broker that did not answer is asked before it is sent anything again.
-            self._known.clear()
         return [receipt or left for receipt in receipts]
 
-    def _waiting(self, batch: Sequence[Envelope], receipts: list[Receipt | None]) -> list[int]:
-        """Return what has no receipt, after giving the receipts of refused topics."""
-        waiting = []
-        for index, receipt in enumerate(receipts):
-            if receipt is None:
-                refusal = self._refused.get(batch[index].topic) if self._refused else None
-                if refusal is None:
-                    waiting.append(index)
-                else:
-                    receipts[index] = refusal
-        return waiting
+    def _waiting(self, batch: Sequence[Envelope], without: list[int], receipts: list[Receipt | None]) -> list[int]:
+        """Return what is to be published of what has no receipt, after giving the receipts of refused topics."""
+        if not self._refused:
+            return without
+        for index in without:
+            receipts[index] = self._refused.get(batch[index].topic)
+        return [index for index in without if receipts[index] is None]
 
     def _look_up(self, topics: set[str], deadline: float) -> bool:
         """See whether topics exist that nothing was published on lately; answer whether the broker can be reached.
@@ -178,7 +178,7 @@ class KafkaPublisher:
                 try:
                     found = self._producer.list_topics(topic, timeout=max(deadline - time.monotonic(), 0.1) / 2)
                 except KafkaException as error:
-                    self._producer.poll(0)  # what is behind it is told to _on_error
+                    self._producer.poll(0.1)  # what is behind it is told to _on_error
                     self._trouble = self._trouble or self._settings.redacted(error.args[0].str())
                     return False
                 reason = found.topics[topic].error
@@ -267,17 +267,16 @@ class KafkaPublisher:
             until = time.monotonic() + 1
             while done.open and time.monotonic() < until:
                 self._poll(done, 0.05)
-        progress = bool(done.acknowledged)
+        progress, refused = bool(done.acknowledged), False
         for index in done.acknowledged:
             receipts[index] = ACKNOWLEDGED
         for marked, error in done.failed:
             index = max(marked, ~marked)
             code = error.code()
             if code in _OF_TOPIC:
-                topic = batch[index].topic
-                self._known.discard(topic)
-                self._refused[topic] = _refusal(topic, error)
-                progress = True
+                self._known.discard(batch[index].topic)
+                self._refused[batch[index].topic] = _refusal(batch[index].topic, error)
+                refused = progress = True
             elif code in _OF_MESSAGE and (marked < 0 or index in alone):
                 receipts[index] = Receipt(Verdict.FAILED_FOR_GOOD, f"Kafka refuses it: {error.str()}")
                 progress = True
@@ -286,6 +285,9 @@ class KafkaPublisher:
                 progress = True
             else:
                 self._trouble = self._settings.redacted(error.str())
+        if refused:
+            # Now: a topic that may be seen and not written to looks well when it is looked up again.
+            self._waiting(batch, [index for index, one in enumerate(receipts) if one is None], receipts)
         return progress
 
     def _renew(self, done: _Round) -> None:
@@ -294,6 +296,9 @@ class KafkaPublisher:
             log.warning("Kafka has not answered for %d messages; they are published again later", done.open)
         self._drop()
         self._producer = self._open()
+        # The broker is asked before it is sent anything, in case it does not answer; and a producer that is connected
+        # already gets its id at once, not at its second attempt after half a second.
+        self._known.clear()
 
 
 def _refusal(topic: str, error: KafkaError) -> Receipt:

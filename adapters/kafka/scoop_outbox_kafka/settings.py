@@ -23,13 +23,19 @@ _HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\[\]:]+)(:(?P<port>\d+))?")
 _SECRET = re.compile(r"password|secret|\.pem$|\.key$|token|credential")
 _CHECKED = "scoop.outbox.checked"
 
+_BOTH: Mapping[str, object] = {
+    "socket.nagle.disable": True,
+    # After an outage it would be ten seconds before it is noticed that the broker is back.
+    "reconnect.backoff.max.ms": 1000,
+}
+
 PRODUCER: Mapping[str, object] = {
     # What Java's producers do: messages of one key go to one partition, whoever publishes them.
     "partitioner": "murmur2_random",
     "compression.type": "lz4",
     "linger.ms": 5,
     "topic.metadata.propagation.max.ms": 3000,
-    "socket.nagle.disable": True,
+    **_BOTH,
 }
 """What a publisher is given unless the user says otherwise."""
 
@@ -40,8 +46,8 @@ CONSUMER: Mapping[str, object] = {
     # What a process that was killed was reading is read on by others so much later; librdkafka says 45 s.
     "session.timeout.ms": 10_000,
     "fetch.queue.backoff.ms": 10,
-    "socket.nagle.disable": True,
     "socket.timeout.ms": 10_000,
+    **_BOTH,
 }
 """What a consumer is given unless the user says otherwise."""
 

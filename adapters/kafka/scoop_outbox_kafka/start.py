@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from scoop_outbox.errors import BrokerError
 
@@ -107,6 +108,32 @@ def committed(consumer: Consumer, group: str, parts: Iterable[Part], timeout: fl
                 raise BrokerError(not_permitted_topic(one.topic))
             raise KafkaException(one.error)
     return {(one.topic, one.partition): one.offset for one in found if one.offset >= 0}
+
+
+def explain_silence(error: KafkaError, admin: Mapping[str, object], group: str, timeout: float) -> None:
+    """See whether a group was not answered because it may not be used: librdkafka asks on and on, and does not say.
+
+    Args:
+        error: how asking for the group's offsets ended.
+        admin: the configuration of a client that is told.
+        group: which one.
+        timeout: seconds for the question.
+
+    Raises:
+        BrokerError: it is not permitted.
+    """
+    if error.code() != KafkaError._TIMED_OUT:  # noqa: SLF001 - its public name
+        return
+    # Kept until the answer is here: nothing comes of what a client was asked that is gone.
+    client = AdminClient(dict(admin))  # type: ignore[arg-type]
+    try:
+        asked = client.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)], request_timeout=timeout)
+        asked[group].result(timeout)
+    except TimeoutError:
+        return
+    except KafkaException as answer:
+        if answer.args[0].code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+            raise BrokerError(not_permitted_group(group)) from None
 
 
 def unstarted(consumer: Consumer, group: str, topics: Iterable[str], timeout: float) -> list[Part]:

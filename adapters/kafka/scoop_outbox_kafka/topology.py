@@ -16,7 +16,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from scoop_outbox.broker.protocol import Item, Subscription
 from scoop_outbox.errors import BrokerError
 from scoop_outbox_kafka.settings import Settings
-from scoop_outbox_kafka.start import not_permitted_topic, parse_start, starts, unstarted
+from scoop_outbox_kafka.start import explain_silence, not_permitted_topic, parse_start, starts, unstarted
 
 _ANSWER = 10.0
 _WRONG = {KafkaError._AUTHENTICATION, KafkaError._SSL}  # noqa: SLF001 - public names
@@ -46,9 +46,10 @@ def _check(settings: Settings, subscription: Subscription) -> None:
         fresh = unstarted(consumer, subscription.group, subscription.topics, _ANSWER / 2)
         starts(consumer, configuration, subscription.group, fresh, subscription.start, _ANSWER / 2)
         _check_reading(settings, subscription.topics)
-    except KafkaException:
-        consumer.poll(0)
+    except KafkaException as error:
+        consumer.poll(0.1)  # what is behind it is told to error_cb
         _raise_if_wrong(settings, told)
+        explain_silence(error.args[0], settings.for_admin(), subscription.group, _ANSWER / 2)
     finally:
         consumer.close()
 
@@ -100,7 +101,7 @@ def _topology(settings: Settings, topics: list[str], *, create: bool) -> list[It
         if create and missing:
             _create(admin, settings, missing)
     except KafkaException as error:
-        admin.poll(0)
+        admin.poll(0.1)
         _raise_if_wrong(settings, told)
         reason = settings.redacted(error.args[0].str())
         raise BrokerError(f"Kafka at {settings.bootstrap} has not answered: {reason}") from None

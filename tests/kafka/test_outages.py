@@ -1,0 +1,140 @@
+"""A broker that freezes, is killed, or was never there: nothing is lost, and the order within a key is kept."""
+
+import asyncio
+import time
+
+import pytest
+from scoop_outbox_kafka import topology
+
+from scoop_outbox.broker.protocol import Receipt, Subscription
+from scoop_outbox.message import Envelope
+from scoop_outbox.testing.kafka import KafkaCluster
+from tests.kafka.trial import ACKNOWLEDGED, FOR_NOW, Trial, bodies, envelope, joined, name, received, verdicts
+from tests.waiting import until
+
+
+async def publish_all(publisher: object, batch: list[Envelope]) -> None:
+    """Publish as a relay does: again and again, what failed for now and all that is behind it."""
+    async with asyncio.timeout(60):
+        while batch:
+            receipts: list[Receipt] = await publisher.publish(batch[:100])  # type: ignore[attr-defined]
+            failed = [one for one, receipt in zip(batch, receipts, strict=False) if receipt.verdict is FOR_NOW]
+            batch = failed + batch[100:]
+
+
+def first_seen(trial: Trial, topic: str) -> list[int]:
+    """The numbers in the order in which somebody sees each for the first time."""
+    return list(dict.fromkeys(int(message.value() or b"") for message in trial.read(topic)))
+
+
+async def test_a_frozen_broker_ends_our_patience_and_the_order_is_kept(own_trial: Trial, cluster: KafkaCluster) -> None:
+    topic = own_trial.topic()
+    (node,) = cluster.nodes
+    publisher = await own_trial.publisher(patience=1)
+    batch = [envelope(topic, "k", b"%d" % number) for number in range(300)]
+    assert set(verdicts(await publisher.publish(batch[:50]))) == {ACKNOWLEDGED}
+    node.freeze()
+    for _ in range(2):
+        started = time.monotonic()
+        receipts = await publisher.publish(batch[50:150])
+        assert time.monotonic() - started < 3
+        assert set(verdicts(receipts)) == {FOR_NOW}
+        assert receipts[0].reason
+    publishing = asyncio.create_task(publish_all(publisher, batch[50:]))
+    await asyncio.sleep(1.5)
+    node.thaw()
+    await publishing
+    assert first_seen(own_trial, topic) == list(range(300))
+
+
+async def test_a_broker_that_is_killed_while_it_is_published_to(own_trial: Trial, cluster: KafkaCluster) -> None:
+    topic = own_trial.topic()
+    publisher = await own_trial.publisher(patience=2)
+    publishing = asyncio.create_task(
+        publish_all(publisher, [envelope(topic, "k", b"%d" % number) for number in range(20_000)])
+    )
+    await asyncio.sleep(0.1)
+    (node,) = cluster.nodes
+    await asyncio.to_thread(node.kill)
+    assert not publishing.done()
+    await asyncio.to_thread(node.start)
+    await publishing
+    assert first_seen(own_trial, topic) == list(range(20_000))
+
+
+async def test_a_consumer_says_that_no_broker_can_be_reached_until_one_can(
+    own_trial: Trial, cluster: KafkaCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topology, "_ANSWER", 1.0)
+    topic, group = own_trial.topic(), name("g")
+    consumer = await own_trial.consumer(group, topic)
+    await joined(consumer)
+    assert consumer.trouble is None
+    (node,) = cluster.nodes
+    await asyncio.to_thread(node.kill)
+
+    async def troubled() -> bool:
+        await consumer.receive(1, 0.1)
+        return consumer.trouble is not None
+
+    await until(troubled)
+    assert "no broker can be reached since " in str(consumer.trouble)
+    # What was acknowledged meanwhile is committed when it is back, and checks say nothing of a broker that is down.
+    await own_trial.broker().check(Subscription("test", group, (topic,), "latest"))
+    await asyncio.to_thread(node.start)
+
+    async def well() -> bool:
+        return not await troubled()
+
+    await until(well, timeout=20)
+    own_trial.produce(topic, b"1")
+    assert bodies(await received(consumer, 1)) == [b"1"]
+
+
+async def test_a_broker_that_is_down_at_the_start_is_waited_for(own_trial: Trial, cluster: KafkaCluster) -> None:
+    topic, group = own_trial.topic(), name("g")
+    own_trial.produce(topic, b"1")
+    (node,) = cluster.nodes
+    await asyncio.to_thread(node.kill)
+    publisher = await own_trial.publisher(patience=1)
+    consumer = await own_trial.consumer(group, topic)
+    assert verdicts(await publisher.publish([envelope(topic)])) == [FOR_NOW]
+    assert await consumer.receive(1, 0.1) == []
+    assert consumer.trouble is not None
+    await asyncio.to_thread(node.start)
+    assert bodies(await received(consumer, 1)) == [b"1"]
+    assert consumer.trouble is None
+    await publish_all(publisher, [envelope(topic, None, b"2")])
+    assert bodies(await received(consumer, 1)) == [b"2"]
+
+
+async def test_offsets_that_could_not_be_committed_are_committed_later(own_trial: Trial, cluster: KafkaCluster) -> None:
+    topic, group = own_trial.topic(), name("g")
+    own_trial.produce(topic, b"1")
+    consumer = await own_trial.consumer(group, topic)
+    found = await received(consumer, 1, acknowledge=False)
+    (node,) = cluster.nodes
+    await asyncio.to_thread(node.kill)
+    await consumer.acknowledge(found)
+    await asyncio.to_thread(node.start)
+
+    async def committed() -> bool:
+        await consumer.receive(1, 0.1)
+        return await asyncio.to_thread(own_trial.committed, group, topic) == 1
+
+    await until(committed, timeout=30)
+
+
+async def test_closing_does_not_hang_on_a_frozen_broker(own_trial: Trial, cluster: KafkaCluster) -> None:
+    topic = own_trial.topic()
+    own_trial.produce(topic, b"1")
+    publisher = await own_trial.publisher()
+    consumer = await own_trial.consumer(name("g"), topic)
+    assert verdicts(await publisher.publish([envelope(topic)])) == [ACKNOWLEDGED]
+    await received(consumer, 2, acknowledge=False)
+    (node,) = cluster.nodes
+    node.freeze()
+    async with asyncio.timeout(12):
+        await publisher.close()
+        await consumer.close()
+    node.thaw()

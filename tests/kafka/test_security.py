@@ -1,0 +1,179 @@
+"""A broker that demands TLS and a password, and grants this user one thing and not another."""
+
+from collections.abc import AsyncIterator, Iterator
+from urllib.parse import quote
+
+import pytest
+from confluent_kafka.admin import (
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
+    ResourcePatternType,
+    ResourceType,  # type: ignore[attr-defined]
+)
+from scoop_outbox_kafka import topology
+
+from scoop_outbox.broker.protocol import Subscription
+from scoop_outbox.errors import BrokerError
+from scoop_outbox.testing.kafka import KafkaCluster, start_kafka
+from tests.kafka.trial import ACKNOWLEDGED, FOR_GOOD, FOR_NOW, Trial, bodies, envelope, name, received, verdicts
+
+
+@pytest.fixture(scope="session")
+def secured(kafka_installed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
+    with start_kafka(tmp_path_factory.mktemp("secured"), security="sasl_ssl") as cluster:
+        yield cluster
+
+
+class SecuredTrial(Trial):
+    """Comes as a user; looks from outside by the door that the brokers use among themselves."""
+
+    def __init__(self, cluster: KafkaCluster, password: str | None = None, **settings: object) -> None:
+        secret = quote(password or cluster.password, safe="")
+        super().__init__(
+            f"kafka://{cluster.user}:{secret}@{cluster.bootstrap}",
+            {"ssl.ca.location": str(cluster.ca_file), **settings},
+        )
+        self.user = cluster.user
+        self._internal = f"127.0.0.1:{cluster.nodes[0].ports.internal}"
+
+    @property
+    def client(self) -> dict[str, object]:
+        return {"bootstrap.servers": self._internal}
+
+    def allow(self, kind: ResourceType, resource: str, *operations: AclOperation, user: str | None = None) -> None:
+        """Grant something, and thereby all else on that resource to nobody."""
+        bindings = [
+            AclBinding(
+                kind,
+                resource,
+                ResourcePatternType.LITERAL,
+                f"User:{user or self.user}",
+                "*",
+                operation,
+                AclPermissionType.ALLOW,
+            )
+            for operation in operations
+        ]
+        for future in self.admin.create_acls(bindings).values():
+            future.result(10)
+
+
+@pytest.fixture
+async def trial(secured: KafkaCluster) -> AsyncIterator[SecuredTrial]:
+    async with SecuredTrial(secured) as trial:
+        yield trial
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-512"])
+async def test_a_user_with_a_password_by_tls(secured: KafkaCluster, mechanism: str) -> None:
+    settings = {} if mechanism == "PLAIN" else {"sasl.mechanism": mechanism}
+    async with SecuredTrial(secured, None, **settings) as trial:
+        topic = name()
+        await trial.broker().topology([topic], None, create=True)
+        assert verdicts(await (await trial.publisher()).publish([envelope(topic, None, b"1")])) == [ACKNOWLEDGED]
+        assert bodies(await received(await trial.consumer(name("g"), topic), 1)) == [b"1"]
+
+
+async def test_a_wrong_password_is_told_and_not_shown(
+    secured: KafkaCluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topology, "_ANSWER", 2.0)
+    wrong = "wr0ng-s3cret"
+    async with SecuredTrial(secured, wrong) as trial:
+        said = []
+        for refused in (
+            trial.broker().check(Subscription("test", "g", ("topic",), "earliest")),
+            trial.broker().topology(["topic"], None, create=True),
+        ):
+            with pytest.raises(BrokerError, match=r"Kafka refuses the connection: .*uthentication") as caught:
+                await refused
+            said.append(str(caught.value))
+        receipts = await (await trial.publisher(patience=1.5)).publish([envelope("topic")])
+        assert verdicts(receipts) == [FOR_NOW]
+        assert "uthentication" in receipts[0].reason
+        consumer = await trial.consumer("g", "topic")
+        while "uthentication" not in str(consumer.trouble):
+            assert await consumer.receive(1, 0.1) == []
+        assert "no broker can be reached since" in str(consumer.trouble)
+        for text in (*said, receipts[0].reason, str(consumer.trouble), caplog.text, repr(trial.broker())):
+            assert wrong not in text
+
+
+async def test_a_certificate_that_nobody_trusts(secured: KafkaCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topology, "_ANSWER", 2.0)
+    async with SecuredTrial(secured) as trial:
+        broker = trial.broker(ssl__ca__location="/etc/ssl/certs")
+        with pytest.raises(BrokerError, match=r"Kafka refuses the connection: .*certificate.*ssl\.ca\.location"):
+            await broker.check(Subscription("test", "g", ("topic",), "earliest"))
+
+
+async def test_publishing_without_permission(trial: SecuredTrial) -> None:
+    topic, other, hidden = trial.topic(), trial.topic(), trial.topic()
+    trial.allow(ResourceType.TOPIC, topic, AclOperation.DESCRIBE)
+    trial.allow(ResourceType.TOPIC, hidden, AclOperation.ALL, user="somebody-else")
+    batch = [envelope(one, "k", b"%d" % number) for number, one in enumerate([other, topic, hidden, topic, other])]
+    receipts = await (await trial.publisher()).publish(batch)
+    assert verdicts(receipts) == [ACKNOWLEDGED, FOR_GOOD, FOR_GOOD, FOR_GOOD, ACKNOWLEDGED]
+    assert f"it is not permitted to write to the topic {topic}" in receipts[1].reason
+    assert f"it is not permitted to write to the topic {hidden}" in receipts[2].reason
+    assert list(dict.fromkeys(message.value() for message in trial.read(other))) == [b"0", b"4"]
+
+
+async def test_receiving_without_permission_on_the_topic(trial: SecuredTrial) -> None:
+    topic, group = trial.topic(), name("g")
+    trial.allow(ResourceType.TOPIC, topic, AclOperation.DESCRIBE)
+    subscription = Subscription("test", group, (topic,), "earliest")
+    with pytest.raises(BrokerError, match=rf"not permitted to read the topic {topic}: kafka-acls.*--operation Read"):
+        await trial.broker().check(subscription)
+    trial.allow(ResourceType.TOPIC, topic, AclOperation.READ)
+    await trial.broker().check(subscription)
+
+
+async def test_receiving_without_permission_on_the_group(trial: SecuredTrial) -> None:
+    topic, group = trial.topic(), name("g")
+    trial.allow(ResourceType.GROUP, group, AclOperation.READ, user="somebody-else")
+    consumer = await trial.consumer(group, topic)
+    for refused in (
+        trial.broker().check(Subscription("test", group, (topic,), "earliest")),
+        consumer.receive(1, 0.1),
+    ):
+        with pytest.raises(BrokerError, match=f"not permitted to be a consumer of the group {group}: kafka-acls"):
+            await refused
+    trial.allow(ResourceType.GROUP, group, AclOperation.READ)
+    trial.produce(topic, b"1")
+    assert bodies(await received(consumer, 1)) == [b"1"]
+
+
+async def test_permission_that_is_taken_away_is_told(trial: SecuredTrial) -> None:
+    topic, other, group = trial.topic(), trial.topic(), name("g")
+    consumer = await trial.consumer(group, topic, other, topic__metadata__refresh__interval__ms=300)
+    trial.produce(topic, b"1")
+    trial.produce(other, b"1")
+    await received(consumer, 2)
+    trial.allow(ResourceType.TOPIC, other, AclOperation.READ, user="somebody-else")
+    while consumer.trouble is None:
+        await consumer.receive(10, 0.2)
+    assert f"not permitted to read the topic {other}" in str(consumer.trouble)
+    trial.produce(topic, b"2")
+    assert bodies(await received(consumer, 1)) == [b"2"]
+
+
+async def test_what_the_documents_grant_is_enough(trial: SecuredTrial) -> None:
+    topic, group = trial.topic(), name("g")
+    trial.allow(ResourceType.TOPIC, topic, AclOperation.WRITE, AclOperation.READ)
+    trial.allow(ResourceType.GROUP, group, AclOperation.READ)
+    await trial.broker().check(Subscription("test", group, (topic,), "earliest"))
+    assert verdicts(await (await trial.publisher()).publish([envelope(topic, None, b"1")])) == [ACKNOWLEDGED]
+    consumer = await trial.consumer(group, topic)
+    await consumer.acknowledge(await received(consumer, 1))
+    await consumer.close()
+    assert trial.committed(group, topic) == 1
+
+
+async def test_creating_without_permission(trial: SecuredTrial) -> None:
+    topic = name()
+    trial.allow(ResourceType.TOPIC, topic, AclOperation.DESCRIBE)
+    trial.allow(ResourceType.BROKER, "kafka-cluster", AclOperation.DESCRIBE)
+    with pytest.raises(BrokerError, match=f"not permitted to create the topic {topic}: kafka-acls"):
+        await trial.broker().topology([topic], None, create=True)
