@@ -35,6 +35,13 @@ _READ = """
 select o.message_id, o.topic, o.key, o.body, o.content_type, o.headers, h.id::text
 from outbox o, home h where o.topic = %(topic)s order by o.seq
 """
+_COLUMNS = "shard, message_id, topic, key, body, content_type, headers"
+_STAGE = f"""
+drop table if exists staged;
+create table staged as select seq, {_COLUMNS} from outbox;
+truncate outbox
+"""
+_RELEASE = f"insert into outbox ({_COLUMNS}) select {_COLUMNS} from staged order by seq"
 
 
 class _Server(Protocol):
@@ -108,8 +115,8 @@ def payload(number: int) -> dict[str, object]:
     return {"number": number, "text": _TEXTS[number % len(_TEXTS)]}
 
 
-async def fill(app: Scoop, control: Control, topic: str, count: int, *, keyed: bool) -> list[Envelope]:
-    """Launch messages into the outbox, and return what will be published."""
+async def stage(app: Scoop, control: Control, topic: str, count: int, *, keyed: bool) -> list[Envelope]:
+    """Launch messages and lay them by, for `release`; return what will be published."""
     for first in range(0, count, _BATCH):
         batch = [
             emission(
@@ -125,11 +132,18 @@ async def fill(app: Scoop, control: Control, topic: str, count: int, *, keyed: b
         ]
         async with app.home.driver() as driver:
             await driver.run(launch_and_commit(batch, app.signals, brokered=True))
-    await control.settle("outbox")
-    return [
+    found = [
         Envelope(message_id, topic, key, bytes(body), content_type, {**headers, "scoop-home": home})
         for message_id, topic, key, body, content_type, headers, home in await control.all(_READ, {"topic": topic})
     ]
+    await control.all(_STAGE)
+    await control.settle("staged", "outbox")
+    return found
+
+
+async def release(control: Control) -> None:
+    """Put into the outbox, at once, what was laid by."""
+    await control.all(_RELEASE)
 
 
 class Watched:
@@ -139,7 +153,6 @@ class Watched:
         self._publisher = publisher
         self._topic = topic
         self.acknowledged: dict[uuid.UUID, float] = {}
-        self.batches: list[tuple[float, int]] = []
 
     async def publish(self, batch: Sequence[Envelope]) -> Sequence[Receipt]:
         receipts = await self._publisher.publish(batch)
@@ -149,7 +162,6 @@ class Watched:
                 raise RuntimeError(receipt.reason)
             if receipt.verdict is Verdict.ACKNOWLEDGED and envelope.topic == self._topic:
                 self.acknowledged.setdefault(envelope.id, now)
-        self.batches.append((now, len(self.acknowledged)))
         return receipts
 
     async def close(self) -> None:

@@ -47,8 +47,8 @@ async def measure(bench: Bench) -> list[Table]:
                     )
     table.notes.append(
         f"A process of its own writes: transactions of {ROWS} messages and a row, {PER_SECOND} per second. It tells "
-        "the relay nothing, so that the relay finds them by looking. Both times are the machine's monotonic clock: behind "
-        "the commit, and behind the receipts of a batch."
+        "the relay nothing, so that the relay finds them by looking. Both times are the machine's monotonic clock: "
+        "behind the commit, and behind the receipts of a batch."
     )
     table.notes.append(
         f"The client alone: {ROWS} messages, {PER_SECOND} times a second, from the first to the last acknowledgement; "
