@@ -61,7 +61,7 @@ class RabbitConsumer:
         self._paused = False
         self._keeper: asyncio.Task[None] | None = None
         self._error: BrokerError | None = None
-        self._trouble: str | None = None
+        self._trouble: str | None = "it has not connected yet"
         self._topic = lru_cache(_REMEMBERED)(routes.topic)
 
     async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
