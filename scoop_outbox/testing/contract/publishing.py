@@ -9,10 +9,12 @@ from scoop_outbox.testing.contract.selection import Contract, needs
 from scoop_outbox.testing.contract.trial import Trial, envelope, ids, in_order, named, numbered
 
 # The last one is about as large as a Kafka takes that nobody has told to take more.
-_BODIES = (b"", b"\0", b"\xff\xfe\x80", b'{"a":"\xc3\xa9"}', bytes(range(256)) * 3867)
+_BODIES = (b"", b"\0", b" \r\n padded\0\t\r\n ", b"\xff\xfe\x80", b'{"a":"\xc3\xa9"}', bytes(range(256)) * 3867)
 _KEYS = (
     None,
+    "",
     "k",
+    " padded\n",
     "with space, comma; and\ttab",
     "\N{SNOWMAN} \N{GRINNING FACE}",
     key_text("\\x"),

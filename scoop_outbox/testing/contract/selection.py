@@ -73,4 +73,5 @@ class Contract:
 
 def summary(contract: type[Contract]) -> list[str]:
     """Return a line for each test that a contract leaves out, with what was not declared."""
-    return [f"{contract.__name__} leaves out {name}: no {why}" for name, why in contract.left_out.items()]
+    where = f"{contract.__module__}.{contract.__qualname__}"
+    return [f"{where} leaves out {name}: no {why}" for name, why in contract.left_out.items()]
