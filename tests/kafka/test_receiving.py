@@ -2,13 +2,16 @@
 
 import asyncio
 import uuid
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from confluent_kafka import Producer, TopicPartition
+from scoop_outbox_kafka.consumer import KafkaConsumer
 
 from scoop_outbox import headers as wire
-from scoop_outbox.broker.protocol import Subscription
+from scoop_outbox.broker.protocol import Delivery, Subscription
 from scoop_outbox.errors import BrokerError
 from tests.kafka.trial import ACKNOWLEDGED, Trial, bodies, envelope, joined, name, nothing, received, verdicts
 from tests.waiting import until
@@ -126,7 +129,7 @@ async def test_no_more_comes_than_was_asked_for(trial: Trial) -> None:
     topic = trial.topic()
     trial.produce(topic, *(b"%d" % number for number in range(10)))
     consumer = await trial.consumer(name("g"), topic)
-    sizes = []
+    sizes: list[int] = []
     while sum(sizes) < 10:
         sizes.append(len(await consumer.receive(3, 0.2)))
     assert max(sizes) == 3
@@ -346,7 +349,7 @@ async def test_an_offset_behind_the_end_is_told_and_the_earliest_taken(
 
 
 @pytest.mark.parametrize("protocol", [{}, {"consumer__group__protocol": "consumer"}, {"eager": True}])
-async def test_a_group_shares_its_work_and_loses_nothing(trial: Trial, protocol: dict[str, object]) -> None:
+async def test_a_group_shares_its_work_and_loses_nothing(trial: Trial, protocol: dict[str, Any]) -> None:
     if protocol.get("eager"):
         protocol = {"consumer__partition__assignment__strategy": "range"}
     topic, group = trial.topic(4), name("g")
@@ -364,12 +367,12 @@ async def test_a_group_shares_its_work_and_loses_nothing(trial: Trial, protocol:
             sent[0] += 50
             await asyncio.sleep(0.01)
 
-    async def take(consumer: object, which: int, ended: asyncio.Event) -> None:
+    async def take(consumer: KafkaConsumer, which: int, ended: asyncio.Event) -> None:
         while not ended.is_set():
-            batch = await consumer.receive(100, 0.1)  # type: ignore[attr-defined]
+            batch = await consumer.receive(100, 0.1)
             for one in batch:
                 came.setdefault(one.envelope.body, []).append(which)
-            await consumer.acknowledge(batch)  # type: ignore[attr-defined]
+            await consumer.acknowledge(batch)
 
     sending = asyncio.create_task(send())
     over, left = asyncio.Event(), asyncio.Event()
@@ -396,15 +399,14 @@ async def test_what_others_have_meanwhile_is_not_acknowledged(trial: Trial) -> N
     first = await trial.consumer(group, topic)
     held = await received(first, 2, acknowledge=False)
     second = await trial.consumer(group, topic)
-    came: list[bytes] = []
+    found: Sequence[Delivery] = []
     async with asyncio.timeout(20):
-        while not came:
+        while not found:
             assert bodies(await first.receive(10, 0.05)) == []
             found = await second.receive(10, 0.05)
-            came += bodies(found)
     # It passes over the one, and commits the other.
     await first.acknowledge(held)
-    theirs = int(came[0])
+    theirs = int(bodies(found)[0])
     await until(lambda: trial.committed(group, topic, 1 - theirs) == 1)
     assert trial.committed(group, topic, theirs) == 0
     await second.acknowledge(found)

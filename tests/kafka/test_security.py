@@ -4,12 +4,12 @@ from collections.abc import AsyncIterator, Iterator
 from urllib.parse import quote
 
 import pytest
-from confluent_kafka.admin import (
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AclBinding,
     AclOperation,
     AclPermissionType,
     ResourcePatternType,
-    ResourceType,  # type: ignore[attr-defined]
+    ResourceType,
 )
 from scoop_outbox_kafka import topology
 

@@ -8,11 +8,7 @@ from functools import cached_property
 from typing import Any, Self
 
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
-from confluent_kafka.admin import (
-    AdminClient,
-    NewPartitions,
-    NewTopic,  # type: ignore[attr-defined]
-)
+from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic  # type: ignore[attr-defined]
 from scoop_outbox_kafka import KafkaBroker, open_broker
 from scoop_outbox_kafka.consumer import KafkaConsumer
 from scoop_outbox_kafka.publisher import KafkaPublisher
@@ -64,6 +60,7 @@ class Trial:
 
     @cached_property
     def admin(self) -> AdminClient:
+        # One, for it must live until what it is asked is answered.
         return AdminClient(self.client)
 
     def broker(self, **settings: object) -> KafkaBroker:
@@ -105,11 +102,17 @@ class Trial:
     def produce(self, topic: str, *values: bytes | None, key: bytes | None = None, **more: Any) -> None:
         """Publish as a client that knows nothing of us."""
         producer = Producer({**self.client, "linger.ms": 0})
-        failed: list[object] = []
+        told: list[KafkaError | None] = []
         for value in values:
-            producer.produce(topic, value, key, on_delivery=lambda error, _: error and failed.append(error), **more)
-        assert producer.flush(10) == 0
-        assert failed == []
+            producer.produce(topic, value, key, on_delivery=lambda error, _: told.append(error), **more)
+        producer.flush(10)
+        assert told == [None] * len(values)
+
+    def headers(self, topic: str) -> dict[str, bytes]:
+        """The headers of the only message there is, or of the last."""
+        found = self.read(topic)[-1].headers()
+        assert isinstance(found, list)
+        return {name: value for name, value in found if isinstance(value, bytes)}
 
     def read(self, topic: str, partition: int = 0) -> list[Message]:
         """Read all that there is, as a client that knows nothing of us."""
