@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import itemgetter
 
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, ask, statement
 from scoop_outbox.headers import HOME
@@ -15,19 +18,44 @@ Place = tuple[int, int]
 
 
 @dataclass(slots=True)
-class Waiting:
-    """A row of the outbox: a message, and where it stands."""
+class Outgoing:
+    """Messages to be published, in order, and where each stands in the outbox. Lists side by side, for there are many.
 
-    place: Place
-    envelope: Envelope
+    Attributes:
+        places: where they stand.
+        envelopes: the messages.
+    """
+
+    places: list[Place] = field(default_factory=list)
+    envelopes: list[Envelope] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        """Return how many messages these are."""
+        return len(self.places)
 
     @property
-    def shard(self) -> int:
-        """The shard that it belongs to by its key."""
-        return self.place[0]
+    def shards(self) -> frozenset[int]:
+        """The shards that they belong to."""
+        return frozenset(dict(self.places))
+
+    def full(self, limit: int, most_bytes: int) -> set[int]:
+        """Return the shards of which as much was read as was asked for."""
+        counts = Counter(map(itemgetter(0), self.places))
+        full = {shard for shard, count in counts.items() if count >= limit}
+        if len(full) < len(counts):
+            sizes: Counter[int] = Counter()
+            for (shard, _), envelope in zip(self.places, self.envelopes, strict=True):
+                sizes[shard] += len(envelope.body)
+            full |= {shard for shard, size in sizes.items() if size >= most_bytes}
+        return full
+
+    def without(self, shards: Collection[int]) -> Outgoing:
+        """Return the messages of all other shards."""
+        kept = [both for both in zip(self.places, self.envelopes, strict=True) if both[0][0] not in shards]
+        return Outgoing([place for place, _ in kept], [envelope for _, envelope in kept])
 
 
-def read_outbox(floors: Sequence[Place], limit: int, most_bytes: int, home: uuid.UUID) -> Plan[list[Waiting]]:
+def read_outbox(floors: Sequence[Place], limit: int, most_bytes: int, home: uuid.UUID) -> Plan[Outgoing]:
     """Read messages to be published, oldest first, without locking them.
 
     Args:
@@ -39,11 +67,23 @@ def read_outbox(floors: Sequence[Place], limit: int, most_bytes: int, home: uuid
     shards = [shard for shard, _ in floors]
     above = [floor for _, floor in floors]
     (rows,) = yield from ask(statement("read_outbox", shards=shards, floors=above, most=limit, bytes=most_bytes))
+    rows.sort(key=itemgetter(1))
     origin = str(home)
-    return [
-        Waiting((shard, seq), Envelope(message_id, topic, key, bytes(body), content_type, {**headers, HOME: origin}))
-        for shard, seq, message_id, topic, key, body, content_type, headers in rows
-    ]
+    bare = {HOME: origin}  # most messages from outside any run share it
+    return Outgoing(
+        [row[:2] for row in rows],
+        [
+            Envelope(
+                message_id,
+                topic,
+                key,
+                body,
+                content_type,
+                bare if headers == "{}" else {**json.loads(headers), HOME: origin},
+            )
+            for _, _, message_id, topic, key, body, content_type, headers in rows
+        ],
+    )
 
 
 def delete_published(places: Sequence[Place], epochs: Mapping[int, int]) -> Plan[int]:
@@ -53,14 +93,17 @@ def delete_published(places: Sequence[Place], epochs: Mapping[int, int]) -> Plan
         places: where the messages stand.
         epochs: the shards that the relay believes to own, and since which epoch.
     """
+    seqs: dict[int, list[str]] = {}
+    for shard, seq in places:
+        seqs.setdefault(shard, []).append(str(seq))
     # A crash that forgets the delete publishes again, which intake notices: not worth a wait for the disk.
     _, _, deleted, _ = yield from ask(
         BEGIN,
         statement("without_waiting_for_disk"),
         statement(
             "delete_published",
-            shards=[shard for shard, _ in places],
-            seqs=[seq for _, seq in places],
+            shards=list(seqs),
+            seqs=[f"{{{','.join(of_shard)}}}" for of_shard in seqs.values()],
             owned=list(epochs),
             epochs=list(epochs.values()),
         ),

@@ -21,9 +21,9 @@ from collections.abc import Sequence
 import psycopg
 import sqlalchemy as sa
 
-from scoop_outbox.broker.protocol import Publisher, Receipt, Verdict
+from scoop_outbox.broker.protocol import ACKNOWLEDGED, Publisher, Receipt, Verdict
 from scoop_outbox.core.delivery import read_home
-from scoop_outbox.core.outbox import Place, Waiting, bury_unpublishable, delete_published, read_outbox
+from scoop_outbox.core.outbox import Outgoing, Place, bury_unpublishable, delete_published, read_outbox
 from scoop_outbox.daemon.leases import Leases
 from scoop_outbox.daemon.pace import Pace
 from scoop_outbox.daemon.signals import Signals
@@ -71,7 +71,7 @@ class Relay:
         self._floors: dict[int, int] = {}  # up to where a shard has been read
         self._rewound: set[int] = set()  # shards to be read from the beginning, when what was published is deleted
         self._draining: set[int] = set()  # shards of which there is more than was read
-        self._ahead: list[Waiting] = []  # was read, and is published next
+        self._ahead = Outgoing()  # was read, and is published next
         self._in_flight: frozenset[int] = frozenset()  # shards of what the publisher has in hand
         self._undeleted: list[Place] = []
         self._unburied: dict[Place, str] = {}
@@ -140,7 +140,7 @@ class Relay:
         if self._leases.due:  # behind the delete, which notices when another relay has our shards
             await self._keep_leases(driver)
         self._rewind()
-        batch, self._ahead = self._ahead or await self._read(driver), []
+        batch, self._ahead = self._ahead or await self._read(driver), Outgoing()
         if not batch:
             return False
         if not self._leases.valid:
@@ -152,9 +152,9 @@ class Relay:
         self._pace.busy()
         return bool(self._draining or self._ahead)
 
-    async def _publish_and_look_ahead(self, batch: Sequence[Waiting]) -> Sequence[Receipt]:
+    async def _publish_and_look_ahead(self, batch: Outgoing) -> Sequence[Receipt]:
         self._publishing_since = time.monotonic()
-        self._in_flight = frozenset(one.shard for one in batch)
+        self._in_flight = batch.shards
         publishing = asyncio.create_task(self._publish(batch))
         try:
             await asyncio.sleep(0)  # it begins
@@ -190,9 +190,9 @@ class Relay:
             due.append(self._delete_at - time.monotonic())
         return max(min(due), 0.001)
 
-    async def _publish(self, batch: Sequence[Waiting]) -> Sequence[Receipt]:
+    async def _publish(self, batch: Outgoing) -> Sequence[Receipt]:
         try:
-            receipts = await self._publisher.publish([one.envelope for one in batch])
+            receipts = await self._publisher.publish(batch.envelopes)
         except Exception as error:
             log.exception("the publisher has failed; its messages stay in the outbox")
             return [Receipt(Verdict.FAILED_FOR_NOW, type(error).__name__)] * len(batch)
@@ -201,7 +201,7 @@ class Relay:
             return [Receipt(Verdict.FAILED_FOR_NOW, "no receipts")] * len(batch)
         return receipts
 
-    async def _read(self, driver: AsyncDriver) -> list[Waiting]:
+    async def _read(self, driver: AsyncDriver) -> Outgoing:
         """Read on above what was read: it is in hand, or published and not yet deleted."""
         now = time.monotonic()
         floors = [
@@ -211,17 +211,11 @@ class Relay:
         ]
         self._draining = set()
         if not floors:
-            return []
-        waiting = await driver.run(read_outbox(floors, BATCH, BATCH_BYTES, await self._home_id(driver)))
-        counts: dict[int, int] = {}
-        sizes: dict[int, int] = {}
-        for one in waiting:
-            shard, seq = one.place
-            counts[shard] = counts.get(shard, 0) + 1
-            sizes[shard] = sizes.get(shard, 0) + len(one.envelope.body)
-            self._floors[shard] = seq
-        self._draining = {shard for shard in counts if counts[shard] >= BATCH or sizes[shard] >= BATCH_BYTES}
-        return waiting
+            return Outgoing()
+        found = await driver.run(read_outbox(floors, BATCH, BATCH_BYTES, await self._home_id(driver)))
+        self._floors.update(found.places)  # they are in order: the last one of each shard stays
+        self._draining = found.full(BATCH, BATCH_BYTES)
+        return found
 
     def _rewind(self) -> None:
         """Read shards from the beginning again, as far as nothing of them is published and not yet deleted."""
@@ -234,7 +228,7 @@ class Relay:
         """Forget what was read of shards and is not in hand."""
         for shard in shards:
             self._floors.pop(shard, None)
-        self._ahead = [one for one in self._ahead if one.shard not in shards]
+        self._ahead = self._ahead.without(shards)
 
     async def _bury(self, driver: AsyncDriver) -> None:
         """Make dead letters of what can never be published."""
@@ -258,26 +252,32 @@ class Relay:
                 self._leases.doubt()  # another relay has our shards: do not publish the same once more
             self._undeleted = []
             # What has been drained is read from the beginning, for messages that commit late.
-            kept = self._draining | self._in_flight | {one.shard for one in self._ahead}
+            kept = self._draining | self._in_flight | self._ahead.shards
             self._floors = {shard: floor for shard, floor in self._floors.items() if shard in kept}
 
-    def _settle(self, batch: Sequence[Waiting], receipts: Sequence[Receipt]) -> None:
+    def _settle(self, batch: Outgoing, receipts: Sequence[Receipt]) -> None:
         """Note what became of a batch."""
         if not self._undeleted:
             # Not at once: whoever was told of mail is at work now, and what it launches is more urgent.
             self._delete_at = time.monotonic() + _DELETE_AFTER
         progress: set[int] = set()
         held_back: dict[int, str] = {}
-        for one, receipt in zip(batch, receipts, strict=True):
-            if receipt.verdict is Verdict.FAILED_FOR_NOW:
-                held_back.setdefault(one.shard, receipt.reason)
-                continue
-            progress.add(one.shard)
-            if receipt.verdict is Verdict.ACKNOWLEDGED:
-                self._undeleted.append(one.place)
-            else:
-                self._unburied[one.place] = receipt.reason
-        self.tally.settled((one.envelope.topic, receipt.verdict) for one, receipt in zip(batch, receipts, strict=True))
+        if receipts.count(ACKNOWLEDGED) == len(batch):  # the rule, and there are many
+            progress |= batch.shards
+            self._undeleted += batch.places
+            self.tally.acknowledged(one.topic for one in batch.envelopes)
+        else:
+            for place, envelope, receipt in zip(batch.places, batch.envelopes, receipts, strict=True):
+                if receipt.verdict is Verdict.FAILED_FOR_NOW:
+                    held_back.setdefault(place[0], receipt.reason)
+                    self.tally.failed_for_now += 1
+                    continue
+                progress.add(place[0])
+                if receipt.verdict is Verdict.ACKNOWLEDGED:
+                    self._undeleted.append(place)
+                    self.tally.acknowledged([envelope.topic])
+                else:
+                    self._unburied[place] = receipt.reason
         for shard in progress - held_back.keys():
             self._failures.pop(shard, None)
         for shard in held_back.keys() - self._leases.epochs.keys():
@@ -299,7 +299,7 @@ class Relay:
             pause = min(0.05 * 2.0 ** min(self._failures[shard], 60), _LONGEST_BACKOFF)
             self._held_back[shard] = time.monotonic() + pause
         self._rewound |= reasons.keys()
-        self._ahead = [one for one in self._ahead if one.shard not in reasons]
+        self._ahead = self._ahead.without(reasons)
 
     def _next_due(self) -> float | None:
         now = time.monotonic()
@@ -329,7 +329,7 @@ class Relay:
                 self._held_back.pop(shard, None)
         if gained or lost:
             self._rewound |= gained | lost
-            self._ahead = [one for one in self._ahead if one.shard not in self._rewound]
+            self._ahead = self._ahead.without(self._rewound)
 
     async def _release(self) -> None:
         """Let a standby take over at once."""

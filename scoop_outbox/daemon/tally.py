@@ -6,8 +6,6 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
 
-from scoop_outbox.broker.protocol import Verdict
-
 TOPICS = 100
 OTHER = "(other)"
 """Stands for all topics behind the first `TOPICS`: what is kept of a number of topics must not grow without end."""
@@ -57,14 +55,11 @@ class Tally:
         self.dead_letters: Counter[str] = Counter()
         self.seconds = Histogram()
 
-    def settled(self, verdicts: Iterable[tuple[str, Verdict]]) -> None:
-        """Count what the broker said of messages of these topics; dead letters are counted when they are written."""
-        for (topic, verdict), count in Counter(verdicts).items():
-            if verdict is Verdict.ACKNOWLEDGED:
-                known = topic in self.published or len(self.published) < TOPICS
-                self.published[topic if known else OTHER] += count
-            elif verdict is Verdict.FAILED_FOR_NOW:
-                self.failed_for_now += count
+    def acknowledged(self, topics: Iterable[str]) -> None:
+        """Count messages that the broker has taken, by their topics."""
+        for topic, count in Counter(topics).items():
+            known = topic in self.published or len(self.published) < TOPICS
+            self.published[topic if known else OTHER] += count
 
     def buried(self, reasons: Iterable[str]) -> None:
         """Count dead letters, by their reasons."""

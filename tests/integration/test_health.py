@@ -283,8 +283,8 @@ async def metric(port: int, name: str, expected: float) -> bool:
 
 def test_topics_do_not_grow_without_end() -> None:
     counted = tally.Tally()
-    counted.settled((f"topic {number}", Verdict.ACKNOWLEDGED) for number in range(1000))
-    counted.settled([("topic 0", Verdict.ACKNOWLEDGED)])
+    counted.acknowledged(f"topic {number}" for number in range(1000))
+    counted.acknowledged(["topic 0"])
     assert len(counted.published) == tally.TOPICS + 1
     assert counted.published["topic 0"] == 2
     assert counted.published[tally.OTHER] == 1000 - tally.TOPICS

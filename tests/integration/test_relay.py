@@ -360,7 +360,7 @@ async def test_the_next_batch_is_read_while_one_is_published_and_each_row_is_pub
     publisher = FakePublisher()
     publisher.open.clear()
     async with relaying(database_url, publisher) as relay:
-        await until(lambda: [one.envelope.body for one in relay._ahead] == [b"%d" % n for n in range(10, 20)])
+        await until(lambda: [one.body for one in relay._ahead.envelopes] == [b"%d" % n for n in range(10, 20)])
         assert len(publisher.batches) == 1
         publisher.open.set()
         await until(lambda: left(database_url) == 0)

@@ -3,7 +3,7 @@
 -- name: read_outbox
 -- No more bytes of a shard than are asked for, but for the one row with which they are reached: what lies behind it is
 -- looked at, but its body is not fetched.
-select shard, seq, message_id, topic, key, body, content_type, headers
+select shard, seq, message_id, topic, key, body, content_type, headers::text
 from unnest(%(shards)s::smallint[], %(floors)s::bigint[]) as s (of, floor)
 cross join lateral (
     select *, sum(octet_length(body)) over (order by seq) - octet_length(body) as before
@@ -16,17 +16,16 @@ cross join lateral (
     ) above
 ) o
 where before < %(bytes)s
-order by seq
 
 -- name: delete_published
 -- A relay that lost its shard deletes nothing: what it published will be published again by the new owner, and
--- taken in once.
+-- taken in once. The numbers of a shard come as the text of an array: that is one search of the index for each shard.
 with deleted as (
     delete from {schema}.outbox o
-    using unnest(%(shards)s::smallint[], %(seqs)s::bigint[]) as p (shard, seq),
-          unnest(%(owned)s::smallint[], %(epochs)s::bigint[]) as e (shard, epoch)
+    using unnest(%(shards)s::smallint[], %(seqs)s::text[]) as p (shard, seqs)
+    join unnest(%(owned)s::smallint[], %(epochs)s::bigint[]) as e (shard, epoch) on e.shard = p.shard
     join {schema}.outbox_shard s on s.shard = e.shard and s.epoch = e.epoch
-    where o.shard = p.shard and o.seq = p.seq and s.shard = o.shard
+    where o.shard = p.shard and o.seq = any (p.seqs::bigint[])
     returning 1
 )
 select count(*) from deleted
