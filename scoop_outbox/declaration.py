@@ -18,6 +18,8 @@ from scoop_outbox.store.schema import DEFAULT_SCHEMA, checked_schema
 
 DATABASE_VARIABLE = "SCOOP_OUTBOX_DATABASE"
 BROKER_VARIABLE = "SCOOP_OUTBOX_BROKER"
+BROKER_SETTINGS_VARIABLE = "SCOOP_OUTBOX_BROKER_SETTINGS"
+"""Names a file of settings for the broker's client: the commands read it, a program passes settings itself."""
 
 
 class Declaration:
