@@ -126,7 +126,10 @@ def ask_directly(twin: Twin, question: str) -> list[tuple[Any, ...]]:
 
 
 def subscribe(*sagas: str | None) -> Any:
-    return statement("subscribe", topics=["t"] * len(sagas), services=["s"] * len(sagas), sagas=list(sagas))
+    count = len(sagas)
+    return statement(
+        "subscribe", topics=["t"] * count, services=["s"] * count, sagas=list(sagas), ordered=[False] * count
+    )
 
 
 def subscribed(twin: Twin) -> list[str]:
