@@ -413,6 +413,19 @@ async def test_what_others_have_meanwhile_is_not_acknowledged(trial: Trial) -> N
     await until(lambda: trial.committed(group, topic, theirs) == 1)
 
 
+@pytest.mark.parametrize("protocol", [{}, {"consumer__group__protocol": "consumer"}])
+async def test_a_member_is_well_once_it_is_in_its_group_even_with_nothing_to_do(
+    trial: Trial, protocol: dict[str, Any]
+) -> None:
+    topic, group = trial.topic(1), name("g")
+    members = [await trial.consumer(group, topic, **protocol) for _ in range(2)]
+    assert f"it is not in the group {group} yet" in str(members[0].trouble)
+    async with asyncio.timeout(20):
+        while any(member.trouble for member in members):
+            for member in members:
+                await member.receive(1, 0.05)
+
+
 async def test_two_groups_get_every_message(trial: Trial) -> None:
     topic = trial.topic()
     trial.produce(topic, b"1", b"2")

@@ -72,6 +72,7 @@ class KafkaConsumer:
         self._closed = False
         self._paused = False
         self._joined = False
+        self._home = False
         self._unsettled = False
         self._error = ""
         self._since: datetime | None = None
@@ -86,6 +87,8 @@ class KafkaConsumer:
     def trouble(self) -> str | None:
         """What keeps this consumer from receiving just now."""
         found = list(self._topics.values())
+        if not self._home:
+            found.append(f"it is not in the group {self._wanted.group} yet")
         if (since := self._since) is not None:
             found.insert(0, f"no broker can be reached since {since:%Y-%m-%d %H:%M:%S} UTC: {self._why}")
         elif not self._joined:
@@ -210,6 +213,8 @@ class KafkaConsumer:
             list(self._wanted.topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
         self._joined = True
+        # With the newer protocol nobody says so to a member that gets nothing.
+        self._home = str(self._configuration.get("group.protocol", "")).lower() == "consumer"
         self._since = None
         return True
 
@@ -313,6 +318,7 @@ class KafkaConsumer:
         consumer.close()
 
     def _on_assign(self, _: Consumer, parts: list[TopicPartition]) -> None:
+        self._home = True
         self._assignment.gain((one.topic, one.partition) for one in parts)
         for one in parts:
             self._topics.pop(one.topic, None)
@@ -328,6 +334,7 @@ class KafkaConsumer:
 
     def _on_lost(self, _: Consumer, parts: list[TopicPartition]) -> None:
         # Others have them already: a commit would be theirs to undo.
+        self._home = False
         self._forget([(one.topic, one.partition) for one in parts])
 
     def _forget(self, parts: list[Part]) -> None:
@@ -380,7 +387,7 @@ class KafkaConsumer:
     def _leave(self) -> None:
         """Throw a consumer away; the next `receive` makes a new one."""
         consumer, self._consumer = self._consumer, None
-        self._joined = False
+        self._joined = self._home = False
         self._assignment.clear()
         self._lost.clear()
         if consumer is not None:

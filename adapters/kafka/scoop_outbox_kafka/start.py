@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 
@@ -17,6 +18,13 @@ _CHOICES = (
     'a time in ISO 8601 such as "2026-01-31T12:00:00+00:00", or "group:NAME" to go on where another group is'
 )
 _GROUP = "group:"
+_LOOK_AGAIN = 0.1
+# After a broker has started or gone, and when a cluster has its first group.
+_COORDINATOR_MOVES = {
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+}
 
 
 def parse_start(start: str | None) -> None:
@@ -94,12 +102,7 @@ def committed(consumer: Consumer, group: str, parts: Iterable[Part], timeout: fl
         BrokerError: it is not permitted to use the group.
         KafkaException: the broker cannot be asked now.
     """
-    try:
-        found = consumer.committed([TopicPartition(*part) for part in parts], timeout=timeout)
-    except KafkaException as error:
-        if error.args[0].code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
-            raise BrokerError(not_permitted_group(group)) from None
-        raise
+    found = _ask_coordinator(consumer, group, [TopicPartition(*part) for part in parts], timeout)
     for one in found:
         if one.error is not None:
             if one.error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
@@ -134,6 +137,22 @@ def explain_silence(error: KafkaError, admin: Mapping[str, object], group: str, 
     except KafkaException as answer:
         if answer.args[0].code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
             raise BrokerError(not_permitted_group(group)) from None
+
+
+def _ask_coordinator(
+    consumer: Consumer, group: str, wanted: list[TopicPartition], timeout: float
+) -> list[TopicPartition]:
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return consumer.committed(wanted, timeout=timeout)
+        except KafkaException as error:
+            code = error.args[0].code()
+            if code == KafkaError.GROUP_AUTHORIZATION_FAILED:
+                raise BrokerError(not_permitted_group(group)) from None
+            if code not in _COORDINATOR_MOVES or time.monotonic() > deadline:
+                raise
+            time.sleep(_LOOK_AGAIN)
 
 
 def unstarted(consumer: Consumer, group: str, topics: Iterable[str], timeout: float) -> list[Part]:
