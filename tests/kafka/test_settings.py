@@ -1,10 +1,11 @@
 """URLs and settings: what they become, and what is refused in words."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 from scoop_outbox_kafka import open_broker
-from scoop_outbox_kafka.settings import RESERVED, read_settings
+from scoop_outbox_kafka.settings import CONSUMER, OWN, PRODUCER, RESERVED, read_settings
 
 from scoop_outbox.broker.plugins import load
 from scoop_outbox.broker.protocol import Feature
@@ -163,6 +164,19 @@ def test_our_own_settings() -> None:
     )
     assert (settings.patience, settings.partitions, settings.replication_factor) == (2.5, 6, 3)
     assert settings.identity_header == "id"
+
+
+@pytest.mark.parametrize("setting", sorted({*RESERVED, *PRODUCER, *CONSUMER, *OWN}))
+def test_every_setting_is_explained(setting: str) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "kafka.md").read_text(encoding="utf-8")
+    assert any(line.startswith("|") and f"`{setting}`" in line for line in text.splitlines())
+
+
+@pytest.mark.parametrize("setting, value", sorted({**PRODUCER, **CONSUMER}.items()))
+def test_every_default_is_explained(setting: str, value: object) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "kafka.md").read_text(encoding="utf-8")
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| `{setting}`")]
+    assert f"`{str(value).lower()}`" in line
 
 
 def test_no_secret_is_shown() -> None:

@@ -42,7 +42,6 @@ PRODUCER: Mapping[str, object] = {
 CONSUMER: Mapping[str, object] = {
     "isolation.level": "read_committed",
     "partition.assignment.strategy": "cooperative-sticky",
-    "fetch.wait.max.ms": 500,
     # What a process that was killed was reading is read on by others so much later; librdkafka says 45 s.
     "session.timeout.ms": 10_000,
     "fetch.queue.backoff.ms": 10,
@@ -179,7 +178,7 @@ def read_settings(url: str, settings: Mapping[str, object]) -> Settings:
     """
     bootstrap, found = _read_url(url)
     found |= settings
-    own = {name: found.pop(name) for name in _OWN if name in found}
+    own = {name: found.pop(name) for name in OWN if name in found}
     both: dict[str, object] = {}
     sides: dict[str, dict[str, object]] = {"producer.": {}, "consumer.": {}}
     for name, value in found.items():
@@ -196,7 +195,7 @@ def read_settings(url: str, settings: Mapping[str, object]) -> Settings:
         both,
         {**both, **sides["producer."]},
         {**both, **sides["consumer."]},
-        **{_OWN[name][0]: _OWN[name][1](name, value) for name, value in own.items()},  # type: ignore[arg-type]
+        **{OWN[name][0]: OWN[name][1](name, value) for name, value in own.items()},  # type: ignore[arg-type]
     )
     _check(read)
     return read
@@ -272,7 +271,7 @@ def _name(name: str, value: object) -> str:
     return value
 
 
-_OWN = {
+OWN = {
     "patience": ("patience", _seconds),
     "identity.header": ("identity_header", _name),
     "topology.partitions": ("partitions", _number),
