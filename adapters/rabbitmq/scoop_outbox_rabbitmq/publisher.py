@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from aiormq.channel import Channel
 from aiormq.exceptions import (
     AMQPError,
+    ChannelAccessRefused,
     ChannelInvalidStateError,
     ChannelNotFoundEntity,
     ConnectionChannelError,
@@ -279,4 +280,6 @@ def _refusal(error: BaseException, item: _Item) -> str:
     said = explain(error)
     if isinstance(error, ChannelNotFoundEntity):
         return f"there is no exchange {item.route.exchange!r}: declare it, or run scoop-outbox topology apply ({said})"
+    if isinstance(error, ChannelAccessRefused):
+        return f"it is not permitted: {said}: rabbitmqctl set_permissions -p VHOST USER CONFIGURE WRITE READ"
     return f"the broker refuses it: {said}"
