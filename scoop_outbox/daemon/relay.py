@@ -36,7 +36,7 @@ from scoop_outbox.store.schema import SHARDS
 log = logging.getLogger(__name__)
 
 BATCH = 500
-"""Most rows of a shard in one batch."""
+"""Most rows of a shard in one batch, if all shards have as many."""
 BATCH_BYTES = 2 * 1024 * 1024
 """With so many bytes of bodies the part of a shard in a batch is complete: three batches at most are in memory."""
 _FULL_SCAN = 5.0
@@ -209,12 +209,14 @@ class Relay:
             for shard in self._leases.epochs
             if self._held_back.get(shard, 0.0) <= now and shard not in self._rewound
         ]
+        # A few shards, or one busy key, fill a batch as well as all of them do.
+        limit = BATCH * SHARDS // (len(self._draining) or SHARDS)
         self._draining = set()
         if not floors:
             return Outgoing()
-        found = await driver.run(read_outbox(floors, BATCH, BATCH_BYTES, await self._home_id(driver)))
+        found = await driver.run(read_outbox(floors, limit, BATCH_BYTES, await self._home_id(driver)))
         self._floors.update(found.places)  # they are in order: the last one of each shard stays
-        self._draining = found.full(BATCH, BATCH_BYTES)
+        self._draining = found.full(limit, BATCH_BYTES)
         return found
 
     def _rewind(self) -> None:

@@ -18,10 +18,12 @@ from psycopg.abc import PQGen
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.pq import ConnStatus, ExecStatus, Format
 from psycopg.pq.abc import PGresult
+from psycopg.waiting import Wait
 
 from scoop_outbox.core.statement import Batch, Rows
 
 _BINARY = {"read_outbox"}
+_PIECES = 32
 _PARAMETER = re.compile(rb"%(?:\((\w+)\)s|(%))")
 
 
@@ -79,6 +81,14 @@ class Pipeline:
             yield from generators.send(pgconn)
             results: list[PGresult] = []
             while len(results) <= len(sent):  # one more: the sync at the end
+                while pgconn.is_busy():
+                    yield Wait.R
+                    # libpq reads little at a time. To wait for each piece is most of the work of a long answer, more
+                    # so while other threads are busy.
+                    for _ in range(_PIECES):
+                        pgconn.consume_input()
+                        if not pgconn.is_busy():
+                            break
                 results += yield from generators.fetch_many(pgconn)
         finally:
             self._leave()

@@ -146,7 +146,8 @@ async def test_many_messages_go_in_batches(database_url: str, monkeypatch: pytes
     publisher = FakePublisher()
     async with relaying(database_url, publisher):
         await until(lambda: left(database_url) == 0)
-    assert [len(batch) for batch in publisher.batches] == [10] * 9 + [5]
+    # When only one shard has so many, it fills the batches alone.
+    assert [len(batch) for batch in publisher.batches] == [10, 80, 5]
     assert publisher.of("k") == list(range(95))
 
 
@@ -360,7 +361,7 @@ async def test_the_next_batch_is_read_while_one_is_published_and_each_row_is_pub
     publisher = FakePublisher()
     publisher.open.clear()
     async with relaying(database_url, publisher) as relay:
-        await until(lambda: [one.body for one in relay._ahead.envelopes] == [b"%d" % n for n in range(10, 20)])
+        await until(lambda: [one.body for one in relay._ahead.envelopes] == [b"%d" % n for n in range(10, 90)])
         assert len(publisher.batches) == 1
         publisher.open.set()
         await until(lambda: left(database_url) == 0)
@@ -378,14 +379,14 @@ async def test_what_was_published_is_deleted_while_the_next_batch_is_published(
         return ACKNOWLEDGED
 
     publisher.verdict = close_behind_the_first
-    write(database_url, *(made(number, "k") for number in range(30)))
+    write(database_url, *(made(number, "k") for number in range(100)))
     async with relaying(database_url, publisher):
         await until(lambda: len(publisher.batches) == 2)
-        await until(lambda: left(database_url) == 20)
+        await until(lambda: left(database_url) == 90)
         publisher.verdict = lambda _: ACKNOWLEDGED
         publisher.open.set()
         await until(lambda: left(database_url) == 0)
-    assert publisher.of("k") == list(range(30))
+    assert publisher.of("k") == list(range(100))
 
 
 async def test_what_was_read_ahead_is_thrown_away_when_the_shard_fails_for_now(
@@ -402,7 +403,7 @@ async def test_what_was_read_ahead_is_thrown_away_when_the_shard_fails_for_now(
     publisher.open.clear()
     write(database_url, *(made(number, key) for number in range(20) for key in (stuck, fine)))
     async with relaying(database_url, publisher) as relay:
-        await until(lambda: len(relay._ahead) == 10)
+        await until(lambda: len(relay._ahead) == 30)
         publisher.open.set()
         await until(lambda: publisher.of(fine) == list(range(20)))
         assert publisher.of(stuck) == [0, 1]
