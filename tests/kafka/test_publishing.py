@@ -137,8 +137,9 @@ async def test_a_topic_that_is_deleted_between_two_batches(trial: Trial) -> None
 
 async def test_a_name_that_no_topic_can_have(trial: Trial) -> None:
     topic = trial.topic()
-    receipts = await (await trial.publisher()).publish([envelope("no such/topic"), envelope(topic)])
-    assert verdicts(receipts) == [FOR_GOOD, ACKNOWLEDGED]
+    wrong = [envelope("no such/topic"), envelope("\udc80"), envelope("a\0b")]
+    receipts = await (await trial.publisher()).publish([*wrong, envelope(topic)])
+    assert verdicts(receipts) == [FOR_GOOD, FOR_GOOD, FOR_GOOD, ACKNOWLEDGED]
     assert "cannot be the name of a topic" in receipts[0].reason
 
 
@@ -149,6 +150,15 @@ async def test_a_message_that_is_too_large_for_the_client_fails_alone(trial: Tri
     assert verdicts(receipts) == [ACKNOWLEDGED, FOR_GOOD, ACKNOWLEDGED]
     assert "too large" in receipts[1].reason
     assert [message.value() for message in trial.read(topic)] == [b"1", b"3"]
+
+
+@pytest.mark.parametrize("header", ["\udc80", "a\0b"])
+async def test_a_header_that_no_record_can_have_fails_alone(trial: Trial, header: str) -> None:
+    topic = trial.topic()
+    batch = [envelope(topic, "k", b"1"), envelope(topic, "k", b"2", **{header: "x"}), envelope(topic, "k", b"3")]
+    receipts = await (await trial.publisher()).publish(batch)
+    assert verdicts(receipts) == [ACKNOWLEDGED, FOR_GOOD, ACKNOWLEDGED]
+    assert "cannot be a record of Kafka" in receipts[1].reason
 
 
 @pytest.mark.parametrize("partitions", [1, 3])

@@ -1,6 +1,7 @@
 """Receiving on a real broker: what comes, where a group begins, and what is committed."""
 
 import asyncio
+import os
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -424,6 +425,39 @@ async def test_a_member_is_well_once_it_is_in_its_group_even_with_nothing_to_do(
         while any(member.trouble for member in members):
             for member in members:
                 await member.receive(1, 0.05)
+
+
+async def test_who_is_too_slow_loses_its_partitions_and_comes_back(trial: Trial) -> None:
+    topic, group = trial.topic(), name("g")
+    trial.produce(topic, b"1")
+    consumer = await trial.consumer(
+        group, topic, consumer__session__timeout__ms=1000, consumer__max__poll__interval__ms=1000
+    )
+    (slow,) = await received(consumer, 1, acknowledge=False)
+    await until(lambda: not members(trial, group), timeout=20, interval=0.2)
+    again = await received(consumer, 1, acknowledge=False)
+    # What it held was taken from it; what it has got anew is its own.
+    await consumer.acknowledge([slow])
+    assert trial.committed(group, topic) == 0
+    await consumer.acknowledge(again)
+    await until(lambda: trial.committed(group, topic) == 1)
+
+
+def members(trial: Trial, group: str) -> int:
+    (described,) = trial.admin.describe_consumer_groups([group]).values()
+    return len(described.result(10).members)
+
+
+async def test_a_fork_is_refused(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    topic = trial.topic()
+    consumer = await trial.consumer(name("g"), topic)
+    with monkeypatch.context() as forked:
+        forked.setattr(os, "getpid", lambda: 1)
+        for refused in (consumer.receive(1, 0.1), consumer.acknowledge([])):
+            with pytest.raises(BrokerError, match="opened before the process was forked"):
+                await refused
+        await consumer.close()
+    await joined(consumer)
 
 
 async def test_two_groups_get_every_message(trial: Trial) -> None:

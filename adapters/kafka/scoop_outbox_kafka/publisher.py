@@ -63,6 +63,7 @@ class _Round:
     def __init__(self) -> None:
         self.acknowledged: list[int] = []
         self.failed: list[tuple[int, KafkaError]] = []
+        self.unfit: list[tuple[int, str]] = []
         self.open = 0
         self.broken = False
 
@@ -181,6 +182,9 @@ class KafkaPublisher:
                     self._producer.poll(0.1)  # what is behind it is told to _on_error
                     self._trouble = self._trouble or self._settings.redacted(error.args[0].str())
                     return False
+                except ValueError:
+                    self._refused[topic] = _refusal(topic, KafkaError(KafkaError.TOPIC_EXCEPTION))
+                    break
                 reason = found.topics[topic].error
                 if reason is None:
                     self._known.add(topic)
@@ -235,11 +239,14 @@ class KafkaPublisher:
                 reason: KafkaError = error.args[0]
                 if reason.code() == KafkaError.MSG_SIZE_TOO_LARGE:
                     # librdkafka refused this one alone, and sent nothing.
-                    current.failed.append((~index, reason))
+                    current.unfit.append((index, f"Kafka refuses it: {reason.str()}"))
                     return True
                 current.failed.append((index, reason))
                 current.broken = True
                 return False
+            except (TypeError, ValueError) as error:
+                current.unfit.append((index, f"it cannot be a record of Kafka ({type(error).__name__})"))
+                return True
             else:
                 current.open += 1
                 return True
@@ -267,17 +274,18 @@ class KafkaPublisher:
             until = time.monotonic() + 1
             while done.open and time.monotonic() < until:
                 self._poll(done, 0.05)
-        progress, refused = bool(done.acknowledged), False
+        progress, refused = bool(done.acknowledged or done.unfit), False
         for index in done.acknowledged:
             receipts[index] = ACKNOWLEDGED
-        for marked, error in done.failed:
-            index = max(marked, ~marked)
+        for index, reason in done.unfit:
+            receipts[index] = Receipt(Verdict.FAILED_FOR_GOOD, reason)
+        for index, error in done.failed:
             code = error.code()
             if code in _OF_TOPIC:
                 self._known.discard(batch[index].topic)
                 self._refused[batch[index].topic] = _refusal(batch[index].topic, error)
                 refused = progress = True
-            elif code in _OF_MESSAGE and (marked < 0 or index in alone):
+            elif code in _OF_MESSAGE and index in alone:
                 receipts[index] = Receipt(Verdict.FAILED_FOR_GOOD, f"Kafka refuses it: {error.str()}")
                 progress = True
             elif code in _OF_MESSAGE:
