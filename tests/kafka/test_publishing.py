@@ -188,6 +188,17 @@ async def test_messages_that_are_too_large_only_together_are_all_published(trial
     assert list(dict.fromkeys(came)) == list(range(100))
 
 
+async def test_requests_behind_one_that_is_refused_are_not_stored_before_it(trial: Trial) -> None:
+    topic = trial.topic(max_message_bytes="5000")
+    bodies = [secrets.token_bytes(800) for _ in range(9)] + [b"a" * 800] * 200
+    batch = [envelope(topic, "k", b"%4d" % number + body) for number, body in enumerate(bodies)]
+    # Many requests, of which the first is too large: what is in it cannot be compressed.
+    publisher = await trial.publisher(producer__batch__size=8000)
+    assert set(verdicts(await publisher.publish(batch))) == {ACKNOWLEDGED}
+    came = [int((message.value() or b"")[:4]) for message in trial.read(topic)]
+    assert list(dict.fromkeys(came)) == list(range(209))
+
+
 async def test_a_record_that_the_broker_finds_invalid_fails_alone(trial: Trial) -> None:
     topic = trial.topic(cleanup_policy="compact")
     batch = [envelope(topic, key, b"%d" % number) for number, key in enumerate(["a", None, "a", "b"])]
