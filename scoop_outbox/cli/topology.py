@@ -43,6 +43,11 @@ def _of_an_application(command: Callable[..., None]) -> click.Command:
             help="The broker's URL; what the application declares unless given [env: SCOOP_OUTBOX_BROKER].",
         ),
         click.option(
+            "--group",
+            metavar="NAME",
+            help="The group, and with RabbitMQ the queue, to receive in; what the application declares unless given.",
+        ),
+        click.option(
             "--topic",
             "topics",
             metavar="NAME",
@@ -57,14 +62,20 @@ def _of_an_application(command: Callable[..., None]) -> click.Command:
 
 @_of_an_application
 def print_(
-    *, app: str, topics: Sequence[str], broker: str | None, settings: Sequence[str], settings_file: Path | None
+    *,
+    app: str,
+    topics: Sequence[str],
+    group: str | None,
+    broker: str | None,
+    settings: Sequence[str],
+    settings_file: Path | None,
 ) -> None:
     """Show what has to exist, and whether it does. Creates nothing.
 
     The exit code is 0 when nothing is missing, and 3 when something is. What the broker does not tell, as
     RabbitMQ does not of bindings, is shown as unknown and does not count as missing.
     """
-    scoop = _load(app, broker, settings_of(settings, settings_file))
+    scoop = _load(app, group, broker, settings_of(settings, settings_file))
     items = asyncio.run(scoop.topology(*topics))
     _show(scoop, items, _TOLD)
     missing = sum(item.exists is False for item in items)
@@ -76,23 +87,29 @@ def print_(
 
 @_of_an_application
 def apply(
-    *, app: str, topics: Sequence[str], broker: str | None, settings: Sequence[str], settings_file: Path | None
+    *,
+    app: str,
+    topics: Sequence[str],
+    group: str | None,
+    broker: str | None,
+    settings: Sequence[str],
+    settings_file: Path | None,
 ) -> None:
     """Create what has to exist and does not. What is there is left as it is, so this can be run again.
 
     What the broker does not tell, as RabbitMQ does not of bindings, is made whether or not it was there.
     """
-    scoop = _load(app, broker, settings_of(settings, settings_file))
+    scoop = _load(app, group, broker, settings_of(settings, settings_file))
     _show(scoop, asyncio.run(scoop.apply_topology(*topics)), _DONE)
 
 
-def _load(path: str, broker: str | None, settings: Mapping[str, object]) -> Scoop:
+def _load(path: str, group: str | None, broker: str | None, settings: Mapping[str, object]) -> Scoop:
     from scoop_outbox.cli.processes import load_app
 
     # What a broker's client has to say is in the error, once.
     logging.getLogger().addHandler(logging.NullHandler())
     scoop = load_app(path)
-    scoop.configure(broker=broker, broker_settings=settings)
+    scoop.configure(broker=broker, broker_settings=settings, group=group)
     return scoop
 
 

@@ -1,9 +1,11 @@
 """Brokers for whoever knows nothing of scoop_outbox, and servers of these tests' own."""
 
+import shutil
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from scoop_outbox.testing import servers_required
 from scoop_outbox.testing.kafka import KafkaCluster, start_kafka
 from scoop_outbox.testing.rabbitmq import RabbitServer, start_rabbitmq
 from tests.kafka.trial import Trial as KafkaTrial
@@ -44,3 +46,14 @@ def own_rabbit(rabbitmq_installed: None, tmp_path_factory: pytest.TempPathFactor
     """A RabbitMQ that nobody else uses."""
     with start_rabbitmq(tmp_path_factory.mktemp("own-rabbitmq")) as server:
         yield server
+
+
+@pytest.fixture
+def kcat() -> str:
+    """Another client of Kafka."""
+    found = shutil.which("kcat")
+    if found is None:
+        if servers_required():
+            pytest.fail("kcat is not installed: apt-get install kcat")
+        pytest.skip("kcat is not installed: apt-get install kcat")
+    return found

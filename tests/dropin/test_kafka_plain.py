@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ from confluent_kafka.admin import AdminClient
 
 from scoop_outbox import Message as Handled
 from scoop_outbox import Scope, Topic
-from scoop_outbox.testing import servers_required
 from scoop_outbox.testing.kafka import KafkaCluster
 from tests.dropin.listener import Listener
 from tests.kafka.trial import Trial, name
@@ -32,16 +30,6 @@ TRACE = {
 @dataclass(frozen=True)
 class Order:
     sku: str
-
-
-@pytest.fixture
-def kcat() -> str:
-    found = shutil.which("kcat")
-    if found is None:
-        if servers_required():
-            pytest.fail("kcat is not installed: apt-get install kcat")
-        pytest.skip("kcat is not installed: apt-get install kcat")
-    return found
 
 
 def headers_of(message: Message) -> dict[str, bytes]:

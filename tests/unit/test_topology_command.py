@@ -105,6 +105,12 @@ def test_what_sagas_listen_on_is_received_by_the_group_and_what_is_named_is_only
     assert made.asked == [(["invoices"], Subscription("shop", "shop-group", ("orders",)), True)]
 
 
+def test_the_group_of_the_command_line_wins(made: Made) -> None:
+    topology("apply", *AT, "--group", "other-group")
+
+    assert made.asked == [([], Subscription("shop", "other-group", ("orders",)), True)]
+
+
 def test_settings_of_the_command_line_come_on_top_of_those_declared(made: Made) -> None:
     topology("apply", *AT, "--broker-setting", "b=2=2", "--broker-setting", "c=3")
 
