@@ -139,7 +139,8 @@ class Relay:
             await self._delete(driver)
         if self._leases.due:  # behind the delete, which notices when another relay has our shards
             await self._keep_leases(driver)
-        self._rewind()
+        if self._rewound:
+            self._rewind()
         batch, self._ahead = self._ahead or await self._read(driver), Outgoing()
         if not batch:
             return False
@@ -182,7 +183,7 @@ class Relay:
             await self._keep_leases(driver)
         if self._undeleted and (time.monotonic() >= self._delete_at or len(self._undeleted) >= BATCH):
             await self._delete(driver)
-        # Not when all will be read from the beginning: what is in flight would be read once more.
+        # Not when all is to be read from the beginning next: it would be thrown away.
         if self._draining and not self._ahead and not self._stopping and time.monotonic() < self._full_scan_at:
             self._ahead = await self._read(driver)
         due = [self._leases.left]
@@ -220,17 +221,11 @@ class Relay:
         return found
 
     def _rewind(self) -> None:
-        """Read shards from the beginning again, as far as nothing of them is published and not yet deleted."""
-        back = self._rewound - {shard for shard, _ in (*self._undeleted, *self._unburied)}
-        if back:
-            self._forget(back)
-            self._rewound -= back
-
-    def _forget(self, shards: set[int]) -> None:
-        """Forget what was read of shards and is not in hand."""
-        for shard in shards:
+        """Read shards from the beginning again: nothing of them is in hand, or published and not yet deleted."""
+        for shard in self._rewound:
             self._floors.pop(shard, None)
-        self._ahead = self._ahead.without(shards)
+        self._ahead = self._ahead.without(self._rewound)
+        self._rewound.clear()
 
     async def _bury(self, driver: AsyncDriver) -> None:
         """Make dead letters of what can never be published."""
@@ -301,7 +296,6 @@ class Relay:
             pause = min(0.05 * 2.0 ** min(self._failures[shard], 60), _LONGEST_BACKOFF)
             self._held_back[shard] = time.monotonic() + pause
         self._rewound |= reasons.keys()
-        self._ahead = self._ahead.without(reasons)
 
     def _next_due(self) -> float | None:
         now = time.monotonic()
@@ -329,9 +323,7 @@ class Relay:
             for shard in lost:
                 self._failures.pop(shard, None)
                 self._held_back.pop(shard, None)
-        if gained or lost:
-            self._rewound |= gained | lost
-            self._ahead = self._ahead.without(self._rewound)
+        self._rewound |= gained | lost
 
     async def _release(self) -> None:
         """Let a standby take over at once."""
