@@ -54,6 +54,8 @@ def main() -> None:
     """Measure, and show what was measured."""
     arguments = _arguments()
     logging.basicConfig(level="WARNING")
+    # A broker that has just been started is not ready for every client at once.
+    logging.getLogger("scoop_outbox_kafka.librdkafka").setLevel("ERROR")
     # As wide as the tables are: what is redirected into a file must not be cut.
     console = Console() if Console().is_terminal else Console(width=200)
     lines: list[str] = []

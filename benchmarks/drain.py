@@ -13,6 +13,8 @@ from benchmarks.server import Bench
 from benchmarks.table import Table, Target, ratios
 from benchmarks.writer import writing
 from scoop_outbox import Scoop
+from scoop_outbox.daemon.relay import BATCH
+from scoop_outbox.store.schema import SHARDS
 
 TOPIC, OTHER = "drain", "drain.other"
 WRITES = 200
@@ -21,16 +23,20 @@ LEAST = {KAFKA.scheme: 0.5, RABBITMQ.scheme: 0.8}
 
 async def measure(bench: Bench) -> list[Table]:
     """Publish the same messages in turn by the client alone and by the relay."""
-    table = Table("(i) rows relayed to a broker per second", ("", "scoop_outbox", "the client alone", "ratio"))
+    table = Table(
+        "(i) rows relayed to a broker per second",
+        ("", "scoop_outbox", "the client alone", "ratio", "the client in batches", "ratio"),
+    )
     for kind in KINDS:
         with serving(kind, table.notes) as url:
             if url is None:
                 continue
             for keyed in (True,) if kind.is_kafka else (True, False):
-                ours, client = await _measure(bench, kind, url, keyed=keyed)
+                ours, client, batched = await _measure(bench, kind, url, keyed=keyed)
                 found = ratios(ours, client)
                 name = f"{kind.name}, {'with' if keyed else 'without'} keys"
-                table.add(name, ours, client, found)
+                below = (batched, ratios(ours, batched)) if batched else ("-", "-")
+                table.add(name, ours, client, found, *below)
                 least = LEAST[kind.scheme]
                 table.targets.append(
                     Target(f"{name}, of the client: at least {least}", statistics.median(found), least=least)
@@ -42,14 +48,17 @@ async def measure(bench: Bench) -> list[Table]:
     )
     table.notes.append(
         "Kafka: confluent-kafka with the settings of the adapter; factor 3 and min.insync 2 on three nodes. "
+        f"In batches: it waits for all acknowledgements after each {BATCH * SHARDS:,} messages, as the relay does. "
         f"RabbitMQ: aio-pika, mandatory, confirmed, {WINDOW} at once, into the same quorum queue."
     )
     return [table]
 
 
-async def _measure(bench: Bench, kind: Kind, url: str, *, keyed: bool) -> tuple[list[float], list[float]]:
+async def _measure(bench: Bench, kind: Kind, url: str, *, keyed: bool) -> tuple[list[float], ...]:
     count = bench.size(40_000, 10_000) if kind.is_kafka else bench.size(10_000, 4_000)
-    ours, client = [], []
+    ours: list[float] = []
+    client: list[float] = []
+    batched: list[float] = []
     async with bench.database() as control:
         app = build(control.url, url)
         await create(app, [TOPIC, OTHER])
@@ -60,12 +69,13 @@ async def _measure(bench: Bench, kind: Kind, url: str, *, keyed: bool) -> tuple[
             async with writing(control.url, url, OTHER, rows=1, per_second=WRITES):
                 if kind.is_kafka:
                     client.append(publish_to_kafka(url, envelopes))
+                    batched.append(publish_to_kafka(url, envelopes, BATCH * SHARDS))
                 else:
                     client.append(await publish_to_rabbitmq(url, envelopes))
                     await purge(url, SERVICE)
                 ours.append(await _relay(app, control, count))
             await control.settle("outbox")
-    return ours, client
+    return ours, client, batched
 
 
 async def _relay(app: Scoop, control: Control, count: int) -> float:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -83,4 +84,4 @@ def commands(document: Path) -> list[list[str]]:
     text = document.read_text(encoding="utf-8")
     lines = [line for _, content in blocks(document, "sh") for line in content.splitlines()]
     lines += re.findall(r"`((?:make|scoop-outbox)(?: [^`]*)?)`", _FENCE.sub("", text))
-    return [line.partition("#")[0].split() for line in lines]
+    return [shlex.split(line, comments=True) for line in lines]

@@ -1,6 +1,8 @@
 """URLs and settings: what they become, and what is refused in words."""
 
 import asyncio
+import logging
+import secrets
 from pathlib import Path
 
 import pytest
@@ -189,3 +191,16 @@ def test_no_secret_is_shown() -> None:
     with pytest.raises(BrokerError) as caught:
         open_broker(url + "&linger.ms=s3cr3t", {})
     assert "s3cr3t" not in str(caught.value)
+
+
+def test_what_librdkafka_says_again_and_again_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("scoop_outbox_kafka.librdkafka")
+    where = secrets.token_hex(6)
+    for consumer in (1, 2):
+        for milliseconds in (0, 301):
+            log.error(
+                "FAIL [scoop#consumer-%d] %s: refused (after %dms in state CONNECT)", consumer, where, milliseconds
+            )
+    log.error("FAIL [scoop#consumer-1] %s: no such user (after 1ms in state AUTH_REQ)", where)
+
+    assert [text.rpartition(": ")[2].partition(" (")[0] for text in caplog.messages] == ["refused", "no such user"]

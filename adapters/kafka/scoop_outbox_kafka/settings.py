@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote
@@ -16,6 +17,30 @@ log = logging.getLogger("scoop_outbox_kafka.librdkafka")
 # It calls a setting of ours experimental, and fatal what publisher.py mends.
 _NO_NEWS = ("enable.gapless.guarantee is experimental", "unable to satisfy gap-less guarantee")
 log.addFilter(lambda record: not any(text in record.getMessage() for text in _NO_NEWS))
+
+
+class _Repeated(logging.Filter):
+    """Lets a text through once a minute: while a broker is down, librdkafka says the same several times a second."""
+
+    _QUIET, _MOST = 60.0, 1000
+    _CHANGING = re.compile(r"#(?:consumer|producer)-\d+|after \d+ms")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether it is news."""
+        text, now = self._CHANGING.sub("", record.getMessage()), time.monotonic()
+        if now - self._said.get(text, now - self._QUIET) < self._QUIET:
+            return False
+        if len(self._said) >= self._MOST:
+            self._said.clear()
+        self._said[text] = now
+        return True
+
+
+log.addFilter(_Repeated())
 
 DEFAULT_PORT = 9092
 _FORM = "it looks like kafka://user:password@host:9092,host2:9092?setting=value"
