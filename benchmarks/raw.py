@@ -180,7 +180,7 @@ async def consume_from_rabbitmq(
         while done < count:
             await woken.wait()
             woken.clear()
-            while arrived:
+            while len(arrived) >= min(_BATCH, count - done) > 0:
                 batch = arrived[:_BATCH]
                 del arrived[:_BATCH]
                 store([_row(message) for message in batch])
