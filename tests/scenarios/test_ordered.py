@@ -188,7 +188,7 @@ async def test_a_parked_run_holds_its_key_and_no_other(make_shop: MakeShop) -> N
             version.step(saga, "gone in the new version")
     async with old.running():
         first = await old.app.launch("orders", 0, key="a")
-        await until(lambda: ask(old, "select count(*) from child where state = 'waiting'") == [(1,)])
+        await until(lambda: ask(old, "select count(*) from child where open") == [(1,)])
     async with new.running(), other.running():
         await new.app.launch("orders", 1, key="a")
         await (await new.app.launch("orders", 2, key="b")).wait(LONG)
