@@ -59,12 +59,13 @@ class _OwnTopics:
     async def check(self, subscription: Subscription) -> None:
         # What is subscribed exists before anything is launched; a queue would miss what comes before it.
         mine = self._mine(subscription)
-        await self._broker.topology(mine.topics, mine, create=True)
+        await self.topology((), subscription, create=True)
         self._created.update(mine.topics)
         await self._broker.check(mine)
 
     async def topology(self, topics: Sequence[str], subscription: Subscription | None, *, create: bool) -> list[Item]:
-        raise NotImplementedError
+        mine = None if subscription is None else self._mine(subscription)
+        return await self._broker.topology([self._prefix + topic for topic in topics], mine, create=create)
 
     async def published(self, batch: Sequence[Envelope]) -> list[Envelope]:
         mine = [replace(one, topic=self._prefix + one.topic) for one in batch]

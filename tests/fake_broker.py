@@ -89,7 +89,7 @@ class FakeBroker:
         return self.consumers[-1]
 
     async def publisher(self, name: str) -> Publisher:
-        raise NotImplementedError
+        raise AssertionError(f"nothing is published in tests of intake, and {name} wants to")
 
     async def check(self, subscription: Subscription) -> None: ...
 

@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 import socket
-import time
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Sequence
@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from scoop_outbox import Message, Scoop, Scope
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, Publisher, Receipt, Verdict
@@ -23,7 +24,7 @@ from scoop_outbox.errors import ScoopError
 from scoop_outbox.message import Envelope
 from scoop_outbox.store.migrate import head
 from tests.fake_broker import FakeBroker, message
-from tests.waiting import until
+from tests.waiting import until, until_blocking
 
 SECRET = "s3cr3t-payload"  # noqa: S105 - of nobody
 
@@ -162,7 +163,8 @@ async def test_a_database_that_is_down_is_no_reason_to_restart(postgres_url: str
 
     def allow(allowed: bool) -> None:
         with psycopg.connect(postgres_url, autocommit=True) as admin:
-            admin.execute(f'alter database "{name}" allow_connections {allowed}'.encode())
+            alter = sql.SQL("alter database {} allow_connections {}")
+            admin.execute(alter.format(sql.Identifier(str(name)), sql.Literal(allowed)))
             admin.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", [name])
 
     async with served(app) as (port, _):
@@ -233,19 +235,21 @@ async def test_a_loop_that_stands_still_is_a_reason_to_restart(
     monkeypatch.setattr(health_module, "_PATIENCE", 0.1)
     app = shop(database_url)
     async with served(app) as (port, _):
-        asking = asyncio.get_running_loop().run_in_executor(None, stalled, port)
-        time.sleep(3)  # noqa: ASYNC251 - that is what a step must not do
+        seen = threading.Event()
+        asking = asyncio.get_running_loop().run_in_executor(None, stalled, port, seen)
+        assert seen.wait(20)  # on the loop, which nothing may block
         alive, ready = await asking
         assert alive[0] == ready[0] == 503
         assert "the event loop has stood still for" in alive[1]
         await until(lambda: broker_says(port, {}))
 
 
-def stalled(port: int) -> tuple[tuple[int, str], tuple[int, str]]:
-    deadline = time.monotonic() + 2.5
-    while get(port, "/livez")[0] == 200 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return get(port, "/livez"), get(port, "/readyz")
+def stalled(port: int, seen: threading.Event) -> tuple[tuple[int, str], tuple[int, str]]:
+    try:
+        until_blocking(lambda: get(port, "/livez")[0] != 200, 15)
+        return get(port, "/livez"), get(port, "/readyz")
+    finally:
+        seen.set()
 
 
 async def test_numbers_of_relay_worker_and_intake(database_url: str) -> None:

@@ -14,11 +14,15 @@ from tests.kafka.trial import ACKNOWLEDGED, FOR_NOW, Trial, bodies, envelope, jo
 from tests.waiting import until
 
 
-async def publish_all(publisher: KafkaPublisher, batch: list[Envelope]) -> None:
-    """Publish as a relay does: again and again, what failed for now and all that is behind it."""
+async def publish_all(publisher: KafkaPublisher, batch: list[Envelope], tried: list[int]) -> None:
+    """Publish as a relay does: again and again, what failed for now and all that is behind it.
+
+    How many messages each attempt got acknowledged is appended to `tried`.
+    """
     async with asyncio.timeout(60):
         while batch:
             receipts = await publisher.publish(batch[:100])
+            tried.append(verdicts(receipts).count(ACKNOWLEDGED))
             failed = [one for one, receipt in zip(batch, receipts, strict=False) if receipt.verdict is FOR_NOW]
             batch = failed + batch[100:]
 
@@ -41,8 +45,9 @@ async def test_a_frozen_broker_ends_our_patience_and_the_order_is_kept(own_trial
         assert time.monotonic() - started < 3
         assert set(verdicts(receipts)) == {FOR_NOW}
         assert receipts[0].reason
-    publishing = asyncio.create_task(publish_all(publisher, batch[50:]))
-    await asyncio.sleep(1.5)
+    tried: list[int] = []
+    publishing = asyncio.create_task(publish_all(publisher, batch[50:], tried))
+    await until(lambda: tried[:1] == [0], timeout=10)  # patience has ended once more
     node.thaw()
     await publishing
     assert first_seen(own_trial, topic) == list(range(300))
@@ -51,10 +56,11 @@ async def test_a_frozen_broker_ends_our_patience_and_the_order_is_kept(own_trial
 async def test_a_broker_that_is_killed_while_it_is_published_to(own_trial: Trial, cluster: KafkaCluster) -> None:
     topic = own_trial.topic()
     publisher = await own_trial.publisher(patience=2)
+    tried: list[int] = []
     publishing = asyncio.create_task(
-        publish_all(publisher, [envelope(topic, "k", b"%d" % number) for number in range(20_000)])
+        publish_all(publisher, [envelope(topic, "k", b"%d" % number) for number in range(20_000)], tried)
     )
-    await asyncio.sleep(0.1)
+    await until(lambda: sum(tried) > 0, timeout=10)  # in the midst of it
     (node,) = cluster.nodes
     await asyncio.to_thread(node.kill)
     assert not publishing.done()
@@ -105,7 +111,7 @@ async def test_a_broker_that_is_down_at_the_start_is_waited_for(own_trial: Trial
     await asyncio.to_thread(node.start)
     assert bodies(await received(consumer, 1)) == [b"1"]
     assert str(consumer.trouble) == "None"
-    await publish_all(publisher, [envelope(topic, None, b"2")])
+    await publish_all(publisher, [envelope(topic, None, b"2")], [])
     assert bodies(await received(consumer, 1)) == [b"2"]
 
 

@@ -294,21 +294,24 @@ async def test_a_start_on_another_topic_of_a_group_that_is_at_work(trial: Trial)
     trial.produce(other, b"old1", partition=1)
     newer = await trial.consumer(group, known, other, start="latest")
 
-    async def both(until_: asyncio.Event) -> list[bytes]:
-        found: list[bytes] = []
-        while not until_.is_set():
-            await at_work.receive(10, 0.05)
-            found += bodies(await newer.receive(10, 0.05))
-        return found
-
+    found: list[bytes] = []
     done = asyncio.Event()
-    receiving = asyncio.create_task(both(done))
+
+    async def both() -> None:
+        while not done.is_set():
+            await at_work.receive(10, 0.05)
+            found.extend(bodies(await newer.receive(10, 0.05)))
+
+    receiving = asyncio.create_task(both())
     # The newer one commits where it begins as soon as it is assigned the topic.
     await until(lambda: (trial.committed(group, other, 0), trial.committed(group, other, 1)) == (1, 1), timeout=20)
-    trial.produce(other, b"new")
-    await asyncio.sleep(0.5)
+    # Behind what is old, in each partition.
+    trial.produce(other, b"new0", partition=0)
+    trial.produce(other, b"new1", partition=1)
+    await until(lambda: {b"new0", b"new1"} <= set(found), timeout=20)
     done.set()
-    assert await receiving == [b"new"]
+    await receiving
+    assert sorted(found) == [b"new0", b"new1"]
 
 
 async def test_new_partitions_begin_at_their_beginning(trial: Trial) -> None:

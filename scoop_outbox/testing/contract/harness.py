@@ -48,25 +48,35 @@ class Harness:
         if broker is not None:
             await broker.topology(topics, subscription, create=True)
 
-    async def publish_foreign(self, topic: str, key: bytes | None, body: bytes, headers: Mapping[str, str]) -> None:
+    async def publish_foreign(
+        self,
+        topic: str,  # noqa: ARG002 - these are for those who override it
+        key: bytes | None,  # noqa: ARG002
+        body: bytes,  # noqa: ARG002
+        headers: Mapping[str, str],  # noqa: ARG002
+    ) -> None:
         """Publish as a program does that knows nothing of us, by the broker's own client: no header of ours."""
-        raise NotImplementedError
+        raise _lacking(Power.FOREIGN)
 
     async def stop(self) -> None:
         """Stop the server; what it has acknowledged is kept."""
-        raise NotImplementedError
+        raise _lacking(Power.STOP)
 
     async def start(self) -> None:
         """Start the server that was stopped, at the same address, and return once it serves."""
-        raise NotImplementedError
+        raise _lacking(Power.STOP)
 
     async def freeze(self) -> None:
         """Stop the server where it is (SIGSTOP): connections stay open, and nothing answers."""
-        raise NotImplementedError
+        raise _lacking(Power.FREEZE)
 
     async def thaw(self) -> None:
         """Let a server that was frozen go on (SIGCONT)."""
-        raise NotImplementedError
+        raise _lacking(Power.FREEZE)
+
+
+def _lacking(power: Power) -> TypeError:
+    return TypeError(f"a harness that declares {power} overrides {' and '.join(METHODS[power])}")
 
 
 METHODS: Mapping[Power, tuple[str, ...]] = {

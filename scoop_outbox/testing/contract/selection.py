@@ -57,9 +57,7 @@ class Contract:
     @pytest.fixture
     def harness(self) -> Harness:
         """The broker under test: subclasses override this fixture, in a scope of their choice."""
-        raise NotImplementedError(
-            f"{type(self).__name__} has to define the fixture harness: see {Harness.__qualname__}"
-        )
+        pytest.fail(f"{type(self).__name__} has to define the fixture harness: see {Harness.__qualname__}")
 
     async def test_what_is_declared_is_what_there_is(self, harness: Harness) -> None:
         """No test may be missing because a declaration was forgotten."""
