@@ -247,3 +247,15 @@ async def test_a_broker_that_is_down_says_so_in_time() -> None:
             receipts = await publisher.publish([envelope("x"), envelope("x")])
     assert verdicts(receipts) == [FOR_NOW, FOR_NOW]
     assert receipts[0].reason
+
+
+async def test_a_producer_that_finds_no_broker_again_and_again_is_made_anew() -> None:
+    async with Trial("kafka://127.0.0.1:1") as trial:
+        publisher = await trial.publisher(patience=1)
+        used = []
+        for _ in range(4):
+            await publisher.publish([envelope("x")])
+            used.append(publisher._producer)
+    assert used[0] is used[1] is not None
+    assert used[2] is None
+    assert used[3] not in (None, used[0])

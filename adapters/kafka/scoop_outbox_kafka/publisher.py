@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 _POLL_EVERY = 200
 _LOOK_AGAIN = 0.1
+_RENEW_AFTER = 3
 _FIRST_LOOK = 3.0
 """Seconds that a topic may need to become known to the broker that is asked."""
 
@@ -97,6 +98,7 @@ class KafkaPublisher:
         self._known: set[str] = set()
         self._refused: dict[str, Receipt] = {}
         self._trouble = ""
+        self._unanswered = 0  # how often in a row the broker has not said which topics there are
         self._closed = False
         self._producer: Producer | None = self._open()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="scoop-outbox-kafka-publisher")
@@ -181,10 +183,16 @@ class KafkaPublisher:
                 except KafkaException as error:
                     self._producer.poll(0.1)  # what is behind it is told to _on_error
                     self._trouble = self._trouble or self._settings.redacted(error.args[0].str())
+                    self._unanswered += 1
+                    if self._unanswered >= _RENEW_AFTER:
+                        # Seen once after a freeze: a producer that did not find its broker again. It holds nothing now.
+                        self._unanswered = 0
+                        self._drop()
                     return False
                 except ValueError:
                     self._refused[topic] = _refusal(topic, KafkaError(KafkaError.TOPIC_EXCEPTION))
                     break
+                self._unanswered = 0
                 reason = found.topics[topic].error
                 if reason is None:
                     self._known.add(topic)

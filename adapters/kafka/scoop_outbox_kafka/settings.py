@@ -59,6 +59,8 @@ PRODUCER: Mapping[str, object] = {
     "partitioner": "murmur2_random",
     "compression.type": "lz4",
     "linger.ms": 5,
+    # It is the broker that says what is too large. More than this in one request, and it hangs up without a word.
+    "message.max.bytes": 64 * 1024 * 1024,
     "topic.metadata.propagation.max.ms": 3000,
     **_BOTH,
 }
