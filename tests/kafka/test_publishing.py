@@ -4,6 +4,7 @@ import asyncio
 import multiprocessing
 import os
 import secrets
+from typing import Any
 
 import pytest
 from confluent_kafka import TIMESTAMP_CREATE_TIME
@@ -143,10 +144,11 @@ async def test_a_name_that_no_topic_can_have(trial: Trial) -> None:
     assert "cannot be the name of a topic" in receipts[0].reason
 
 
-async def test_a_message_that_is_too_large_for_the_client_fails_alone(trial: Trial) -> None:
+@pytest.mark.parametrize("settings", [{}, {"message__max__bytes": 1_000_000}], ids=["the broker", "the client"])
+async def test_a_message_that_is_too_large_fails_alone(trial: Trial, settings: dict[str, Any]) -> None:
     topic = trial.topic()
     batch = [envelope(topic, "k", body) for body in (b"1", secrets.token_bytes(1_100_000), b"3")]
-    receipts = await (await trial.publisher()).publish(batch)
+    receipts = await (await trial.publisher(**settings)).publish(batch)
     assert verdicts(receipts) == [ACKNOWLEDGED, FOR_GOOD, ACKNOWLEDGED]
     assert "too large" in receipts[1].reason
     assert [message.value() for message in trial.read(topic)] == [b"1", b"3"]
