@@ -1,7 +1,7 @@
 """What carries the messages of a test: the built-in broker, or a real one, with topics that no other test can see."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -20,17 +20,19 @@ class Carrier:
 
     Args:
         url: the broker; None is the built-in one.
+        settings: of its adapter.
     """
 
-    def __init__(self, url: str | None = None) -> None:
+    def __init__(self, url: str | None = None, settings: Mapping[str, str] | None = None) -> None:
         self.url = url
+        self._settings = dict(settings or {})
         self._prefix = f"t{secrets.token_hex(6)}."
 
     def carry(self, app: Scoop) -> Scoop:
         """Let messages of a service travel this way."""
         if self.url is not None:
             app.start = "earliest"
-            app._broker = _OwnTopics(plugins.load(self.url), self._prefix)
+            app._broker = _OwnTopics(plugins.load(self.url, self._settings), self._prefix)
         return app
 
 
@@ -108,6 +110,6 @@ class _OwnConsumer:
         ]
 
 
-def carrier_of(name: str, request: pytest.FixtureRequest) -> Carrier:
+def carrier_of(name: str, request: pytest.FixtureRequest, settings: Mapping[str, str]) -> Carrier:
     """The carrier of a name; its server is started when the first test needs it."""
-    return Carrier(None if name == BUILTIN else request.getfixturevalue(f"{name}_url"))
+    return Carrier(None if name == BUILTIN else request.getfixturevalue(f"{name}_url"), settings)

@@ -6,20 +6,21 @@ import pytest
 import pytest_asyncio
 
 from scoop_outbox import Scoop
-from tests.carriers import BUILTIN, REAL, Carrier, carrier_of
+from tests.carriers import BUILTIN, RABBITMQ, REAL, Carrier, carrier_of
 from tests.scenarios.shop import COLOURS, Journal, Shop
 
 MakeShop = Callable[..., Shop]
 
-EVERYWHERE = {"test_happy_path", "test_rollback", "test_seed", "test_child_failure"}
+EVERYWHERE = {"test_happy_path", "test_rollback", "test_seed", "test_child_failure", "test_ordered"}
 """The modules whose scenarios run on every broker; the others are about what happens inside a database."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a scenario once in each colour on the built-in broker, and once on each real one."""
-    carried = "carrier" in metafunc.fixturenames
+    named = [str(mark.args[0]) for mark in metafunc.definition.iter_markers("parametrize")]
+    carried = "carrier" in metafunc.fixturenames and "carrier" not in named
     real = REAL if carried and metafunc.module.__name__.rpartition(".")[2] in EVERYWHERE else ()
-    chosen = any("colour" in str(mark.args[0]) for mark in metafunc.definition.iter_markers("parametrize"))
+    chosen = any("colour" in one for one in named)
     if "colour" in metafunc.fixturenames and not chosen:
         if carried:
             # The broker does not know of colours: one mix of them is enough there.
@@ -41,7 +42,9 @@ def colour(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def carrier(request: pytest.FixtureRequest) -> Carrier:
     """What carries the messages of the test's services."""
-    return carrier_of(request.param, request)
+    # Competing consumers of one queue take messages in whatever order they come to be stored.
+    ordered = request.param == RABBITMQ and request.module.__name__.endswith("test_ordered")
+    return carrier_of(request.param, request, {"queue.single-active-consumer": "true"} if ordered else {})
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from scoop_outbox import DefinitionError, DistributedError, Repeat, RunState, Scoop
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
+from tests.carriers import BUILTIN, KAFKA
 from tests.scenarios.conftest import MakeShop
 from tests.scenarios.shop import LONG, Journal, Shop, callback, launches, nothing, together
 from tests.waiting import until
@@ -175,6 +176,7 @@ async def test_the_next_begins_after_the_rollback_of_the_one_before_has_failed(s
     assert journal == ["in order-0", "in order-1", "in order-rb0", "in order-0", "in order-1"]
 
 
+@pytest.mark.parametrize("carrier", [BUILTIN, KAFKA], indirect=True)  # RabbitMQ keeps nothing for a queue to come
 async def test_a_parked_run_holds_its_key_and_no_other(make_shop: MakeShop) -> None:
     watched = Watched()
     other, old, new = make_shop("mixed", "other"), make_shop("mixed"), make_shop("mixed")
@@ -291,6 +293,7 @@ def test_what_cannot_be_ordered_by_is_refused(value: Any) -> None:
         app.saga("in order", on="orders", ordered=value)
 
 
+@pytest.mark.parametrize("carrier", [BUILTIN], indirect=True)  # taken in without being executed
 async def test_a_run_that_asks_while_the_one_before_is_ending_is_not_forgotten(mixed: Shop) -> None:
     watched = Watched()
     ordered(mixed, watched)
