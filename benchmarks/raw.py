@@ -13,7 +13,7 @@ import psycopg
 from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractIncomingMessage
 from confluent_kafka import Consumer, KafkaError, Message, Producer
 from psycopg.types.json import Json
-from scoop_outbox_kafka.record import headers_of
+from scoop_outbox_kafka.record import Headers
 from scoop_outbox_kafka.settings import read_settings
 from scoop_outbox_rabbitmq.properties import outgoing
 
@@ -56,8 +56,9 @@ class KafkaProducer:
 
 def records(envelopes: Sequence[Envelope]) -> list[Record]:
     """Return what the adapter would make of envelopes."""
+    headers = Headers()
     return [
-        (one.topic, one.body, None if one.key is None else wire.key_octets(one.key), headers_of(one))
+        (one.topic, one.body, None if one.key is None else wire.key_octets(one.key), headers.of(one))
         for one in envelopes
     ]
 

@@ -69,7 +69,13 @@ def read_outbox(floors: Sequence[Place], limit: int, most_bytes: int, home: uuid
     (rows,) = yield from ask(statement("read_outbox", shards=shards, floors=above, most=limit, bytes=most_bytes))
     rows.sort(key=itemgetter(1))
     origin = str(home)
-    bare = {HOME: origin}  # most messages from outside any run share it
+    # Messages that the same line launches have the same headers, but for those of children: decoded once, and shared.
+    known: dict[str, dict[str, str]] = {}
+
+    def decoded(text: str) -> dict[str, str]:
+        headers = known[text] = {**json.loads(text), HOME: origin}
+        return headers
+
     return Outgoing(
         [row[:2] for row in rows],
         [
@@ -79,7 +85,7 @@ def read_outbox(floors: Sequence[Place], limit: int, most_bytes: int, home: uuid
                 key,
                 body,
                 content_type,
-                bare if headers == "{}" else {**json.loads(headers), HOME: origin},
+                known.get(headers) or decoded(headers),
             )
             for _, _, message_id, topic, key, body, content_type, headers in rows
         ],

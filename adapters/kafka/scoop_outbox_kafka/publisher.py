@@ -31,7 +31,7 @@ from scoop_outbox import headers as wire
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
 from scoop_outbox.errors import BrokerError
 from scoop_outbox.message import Envelope
-from scoop_outbox_kafka.record import headers_of, value_of
+from scoop_outbox_kafka.record import Headers, value_of
 from scoop_outbox_kafka.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -99,6 +99,7 @@ class KafkaPublisher:
         self._refused: dict[str, Receipt] = {}
         self._trouble = ""
         self._unanswered = 0  # how often in a row the broker has not said which topics there are
+        self._headers = Headers()
         self._closed = False
         self._producer: Producer | None = self._open()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="scoop-outbox-kafka-publisher")
@@ -144,6 +145,7 @@ class KafkaPublisher:
         if self._producer is None:
             self._producer = self._open()
         receipts: list[Receipt | None] = [None] * len(batch)
+        self._headers = Headers()
         alone: set[int] = set()
         while (without := [index for index, one in enumerate(receipts) if one is None]) and time.monotonic() < deadline:
             if not self._look_up({batch[index].topic for index in without}, deadline):
@@ -236,7 +238,7 @@ class KafkaPublisher:
                     value_of(envelope),
                     key,
                     on_delivery=partial(current.answer, index),
-                    headers=headers_of(envelope),
+                    headers=self._headers.of(envelope),
                 )
             except BufferError:
                 # Its queue is full. The same message again, or a later one would overtake it.

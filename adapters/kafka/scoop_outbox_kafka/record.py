@@ -17,6 +17,9 @@ TOMBSTONE = "kafka-tombstone"
 CONTENT_TYPE = "content-type"
 
 
+Encoded = list[tuple[str, str | bytes | None]]
+
+
 class Place(NamedTuple):
     """Where a message stood, for its acknowledgement; `turn` tells one assignment of a partition from the next."""
 
@@ -32,21 +35,39 @@ def value_of(envelope: Envelope) -> bytes | None:
     return None if TOMBSTONE in envelope.headers else envelope.body
 
 
-def headers_of(envelope: Envelope) -> list[tuple[str, str | bytes | None]]:
-    """Return the headers of the record that an envelope becomes.
+class Headers:
+    """Makes the headers of records, and remembers how those were encoded that the messages of a batch share."""
 
-    Raises:
-        ValueError: a name cannot be that of a header in Kafka.
-    """
+    def __init__(self) -> None:
+        """Remember nothing yet."""
+        self._known: dict[int, tuple[Envelope, Encoded]] = {}
+
+    def of(self, envelope: Envelope) -> Encoded:
+        """Return the headers of the record that an envelope becomes.
+
+        Raises:
+            ValueError: a name cannot be that of a header in Kafka.
+        """
+        known = self._known.get(id(envelope.headers))
+        # Whose headers are remembered is remembered too, so that nothing else can be at their address.
+        if known is not None and known[0].content_type == envelope.content_type:
+            encoded = known[1]
+        else:
+            encoded = _encoded(envelope)
+            self._known[id(envelope.headers)] = envelope, encoded
+        return [*encoded, (wire.ID, str(envelope.id))]
+
+
+def _encoded(envelope: Envelope) -> Encoded:
     left_out = TOMBSTONE if TOMBSTONE in envelope.headers else CONTENT_TYPE
     # Most are ASCII, which the client encodes faster; it knows nothing of what octets() does to the rest.
-    found: list[tuple[str, str | bytes | None]] = [
+    found: Encoded = [
         (
             name if name.isascii() and "\0" not in name else _checked(name),
             value if value.isascii() else wire.octets(value),
         )
-        for name, value in wire.outgoing(envelope).items()
-        if name != left_out
+        for name, value in envelope.headers.items()
+        if name not in (left_out, wire.ID)
     ]
     if envelope.content_type and left_out == CONTENT_TYPE:
         found.append((CONTENT_TYPE, wire.octets(envelope.content_type)))
