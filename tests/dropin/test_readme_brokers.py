@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psycopg
 
@@ -75,7 +76,10 @@ def test_kafka(kafka_installed: None, kcat: str, database_url: str, tmp_path: Pa
 
 
 def test_rabbitmq(own_rabbit: RabbitServer, database_url: str, tmp_path: Path) -> None:
-    printed = follow("amqp", own_rabbit.url, database_url, tmp_path)
+    # Other tests have been here and left queues of these names.
+    own_rabbit.ctl("add_vhost", "readme")
+    own_rabbit.ctl("set_permissions", "-p", "readme", urlsplit(own_rabbit.url).username or "", ".*", ".*", ".*")
+    printed = follow("amqp", f"{own_rabbit.url}readme", database_url, tmp_path)
 
     assert "created  queue shop" in printed
     assert "ensured  binding of queue shop to exchange amq.topic for orders" in printed

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from functools import cached_property
 from typing import Any, Self
 
-from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic  # type: ignore[attr-defined]
 from scoop_outbox_kafka import KafkaBroker, open_broker
 from scoop_outbox_kafka.consumer import KafkaConsumer
@@ -94,7 +94,17 @@ class Trial:
     def create(self, topic: str, partitions: int = 1, **settings: str) -> None:
         config = {name.replace("_", "."): value for name, value in settings.items()}
         new = NewTopic(topic, partitions, 1, config=config)
-        self.admin.create_topics([new], operation_timeout=10)[topic].result(10)
+        # Seen once, on a busy machine and a broker just started: a client that got no answer at all. Another one does.
+        for patience, admin in ((5, self.admin), (25, AdminClient(self.client))):
+            try:
+                admin.create_topics([new], operation_timeout=patience)[topic].result(patience)
+            except TimeoutError:
+                continue
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise
+            return
+        raise TimeoutError(f"the topic {topic} could not be created")
 
     def enlarge(self, topic: str, partitions: int) -> None:
         self.admin.create_partitions([NewPartitions(topic, partitions)], operation_timeout=10)[topic].result(10)
