@@ -39,7 +39,7 @@ _COLUMNS = "shard, message_id, topic, key, body, content_type, headers"
 _STAGE = f"""
 drop table if exists staged;
 create table staged as select seq, {_COLUMNS} from outbox;
-truncate outbox
+delete from outbox
 """
 _RELEASE = f"insert into outbox ({_COLUMNS}) select {_COLUMNS} from staged order by seq"
 

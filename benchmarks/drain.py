@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import statistics
+import sys
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
-from benchmarks.brokers import KAFKA, KINDS, RABBITMQ, SERVICE, Kind, build, create, release, serving, stage, watch
+from benchmarks.brokers import KAFKA, KINDS, RABBITMQ, SERVICE, Kind, build, create, release, serving, stage
 from benchmarks.control import Control
 from benchmarks.raw import WINDOW, publish_to_kafka, publish_to_rabbitmq, purge
 from benchmarks.server import Bench
 from benchmarks.table import Table, Target, ratios
 from benchmarks.writer import writing
-from scoop_outbox import Scoop
 from scoop_outbox.daemon.relay import BATCH
 from scoop_outbox.store.schema import SHARDS
 
 TOPIC, OTHER = "drain", "drain.other"
 WRITES = 200
+_OWNED = "select count(*) = (select count(*) from outbox_shard) from outbox_shard where owner is not null"
+_LAST = "select max(seq) from outbox where topic = %(topic)s"
+_LEFT = """
+select exists (
+    select from outbox_shard s
+    cross join lateral (select from outbox o where o.shard = s.shard and o.seq <= %(last)s limit 1) left_over
+)
+"""
 LEAST = {KAFKA.scheme: 0.5, RABBITMQ.scheme: 0.8}
 
 
@@ -42,7 +53,8 @@ async def measure(bench: Bench) -> list[Table]:
                     Target(f"{name}, of the client: at least {least}", statistics.median(found), least=least)
                 )
     table.notes.append(
-        "From the commit of all rows to the receipt of the last one; the relay is connected, and its outbox was empty. "
+        "From the commit of all rows until the last one is published and deleted, by `scoop-outbox relay`, which is "
+        "connected and whose outbox was empty. "
         f"A process writes meanwhile, in both: {WRITES} transactions per second, each with a message on another topic, "
         "which is not counted."
     )
@@ -73,21 +85,33 @@ async def _measure(bench: Bench, kind: Kind, url: str, *, keyed: bool) -> tuple[
                 else:
                     client.append(await publish_to_rabbitmq(url, envelopes))
                     await purge(url, SERVICE)
-                ours.append(await _relay(app, control, count))
+                ours.append(await _relay(control, url, count))
             await control.settle("outbox")
     return ours, client, batched
 
 
-async def _relay(app: Scoop, control: Control, count: int) -> float:
-    async with app.running(worker=False) as daemons:
-        relay = daemons.relay
-        assert relay is not None
-        watched = watch(daemons, TOPIC)
-        while not relay.published:  # what the writer has written: it is connected then, and has its shards
-            await asyncio.sleep(0.005)
+async def _relay(control: Control, url: str, count: int) -> float:
+    async with _relaying(control.url, url):
+        while not await control.one(_OWNED):
+            await asyncio.sleep(0.01)
         await release(control)
         started = time.monotonic()
-        relay._wake()
-        while len(watched.acknowledged) < count:
+        last = await control.one(_LAST, {"topic": TOPIC})
+        while await control.one(_LEFT, {"last": last}):
             await asyncio.sleep(0.005)
-        return count / (max(watched.acknowledged.values()) - started)
+        return count / (time.monotonic() - started)
+
+
+@asynccontextmanager
+async def _relaying(database: str, broker: str) -> AsyncIterator[None]:
+    """Run a relay as users do."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "scoop_outbox", "relay"),
+        env=os.environ | {"SCOOP_OUTBOX_DATABASE": database, "SCOOP_OUTBOX_BROKER": broker},
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        yield
+    finally:
+        process.terminate()
+        await process.wait()

@@ -13,7 +13,7 @@ import psycopg
 from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractIncomingMessage
 from confluent_kafka import Consumer, KafkaError, Message, Producer
 from psycopg.types.json import Json
-from scoop_outbox_kafka.record import Headers
+from scoop_outbox_kafka.record import Records
 from scoop_outbox_kafka.settings import read_settings
 from scoop_outbox_rabbitmq.properties import outgoing
 
@@ -32,33 +32,31 @@ Record = tuple[str, bytes, bytes | None, list[tuple[str, str | bytes | None]]]
 
 
 class KafkaProducer:
-    """confluent-kafka with the settings of the adapter."""
+    """confluent-kafka with the settings of the adapter, which make it report failures only."""
 
     def __init__(self, url: str) -> None:
         self._producer = Producer(read_settings(url, {}).for_producer("benchmark"))
-        self._done = 0
+        self._failed = 0
 
     def publish(self, records: Sequence[Record]) -> None:
         """Publish, and wait until all is acknowledged."""
-        self._done = 0
         for number, (topic, value, key, headers) in enumerate(records):
-            self._producer.produce(topic, value, key, on_delivery=self._answer, headers=headers)
+            self._producer.produce(topic, value, key, on_delivery=self._failure, headers=headers)
             if number % _POLL_EVERY == 0:
                 self._producer.poll(0)
-        self._producer.flush(_ANSWER)
-        if self._done != len(records):
-            raise RuntimeError(f"{len(records) - self._done} messages were not acknowledged")
+        left = self._producer.flush(_ANSWER)
+        if left or self._failed:
+            raise RuntimeError(f"{left + self._failed} messages were not acknowledged")
 
-    def _answer(self, error: KafkaError | None, _: Message) -> None:
-        if error is None:
-            self._done += 1
+    def _failure(self, error: KafkaError | None, _: Message) -> None:
+        self._failed += 1
 
 
 def records(envelopes: Sequence[Envelope]) -> list[Record]:
     """Return what the adapter would make of envelopes."""
-    headers = Headers()
+    made = Records()
     return [
-        (one.topic, one.body, None if one.key is None else wire.key_octets(one.key), headers.of(one))
+        (one.topic, one.body, None if one.key is None else wire.key_octets(one.key), made.of(one)[1])
         for one in envelopes
     ]
 

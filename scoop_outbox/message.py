@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from scoop_outbox.errors import DefinitionError, PayloadError
 
@@ -215,8 +215,7 @@ def _decode(body: bytes, content_type: str, schema: Topic[Any] | None) -> Any:
         raise
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(NamedTuple):
     """A message on its way: what a relay hands to a broker, and what a broker hands to intake.
 
     Attributes:

@@ -70,7 +70,7 @@ class _OwnTopics:
         return await self._broker.topology([self._prefix + topic for topic in topics], mine, create=create)
 
     async def published(self, batch: Sequence[Envelope]) -> list[Envelope]:
-        mine = [replace(one, topic=self._prefix + one.topic) for one in batch]
+        mine = [one._replace(topic=self._prefix + one.topic) for one in batch]
         new = sorted({one.topic for one in mine} - self._created)
         if new:
             await self._broker.topology(new, None, create=True)
@@ -105,7 +105,7 @@ class _OwnConsumer:
 
     async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
         return [
-            replace(one, envelope=replace(one.envelope, topic=one.envelope.topic.removeprefix(self._prefix)))
+            replace(one, envelope=one.envelope._replace(topic=one.envelope.topic.removeprefix(self._prefix)))
             for one in await self._consumer.receive(limit, wait)
         ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import logging
 import os
@@ -16,6 +17,9 @@ from scoop_outbox.daemon.health import watched
 from scoop_outbox.errors import DefinitionError
 
 log = logging.getLogger(__name__)
+
+_YOUNG = 50_000
+"""So many new objects until the garbage collector looks for cycles."""
 
 
 def load_app(path: str) -> Scoop:
@@ -111,8 +115,20 @@ async def _serve(app: Scoop, serving: Serving) -> None:
         )
         if health is not None:
             health.watch(daemons)
+        _spare_the_collector()
         log.info("ready: service %s, %s", app.service, app.home)
         await stopping.wait()
         if health is not None:
             health.stopping = True
     log.info("stopped")
+
+
+def _spare_the_collector() -> None:
+    """Let Python's garbage collector pass over what stays until the end.
+
+    Otherwise it looks at every imported module again whenever a relay has read a few thousand messages: that was a
+    quarter of the relay's processor time. It still collects cycles, of what has been made since.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_YOUNG)

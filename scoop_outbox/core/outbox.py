@@ -79,14 +79,7 @@ def read_outbox(floors: Sequence[Place], limit: int, most_bytes: int, home: uuid
     return Outgoing(
         [row[:2] for row in rows],
         [
-            Envelope(
-                message_id,
-                topic,
-                key,
-                body,
-                content_type,
-                known.get(headers) or decoded(headers),
-            )
+            Envelope(message_id, topic, key, body, content_type, known.get(headers) or decoded(headers))
             for _, _, message_id, topic, key, body, content_type, headers in rows
         ],
     )

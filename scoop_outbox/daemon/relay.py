@@ -4,8 +4,9 @@ The outbox is divided into shards by key. A shard has one owner at a time, by a 
 with every change of owner: so messages of one key are published in order, by as many relays as anybody starts. The
 epoch is checked again when published rows are deleted. No transaction is open while a broker is talked to.
 
-While the publisher has a batch in hand, the relay deletes the batch before it, reads the one behind it and renews its
-leases. It hands over the next batch when it has all receipts of the last one: that keeps the order within a key.
+While the publisher has a batch in hand, the relay deletes the batch before it, reads the one behind it on a second
+connection, and renews its leases. It hands over the next batch when it has all receipts of the last one: that keeps
+the order within a key.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import psycopg
 import sqlalchemy as sa
@@ -26,6 +28,7 @@ from scoop_outbox.core.delivery import read_home
 from scoop_outbox.core.outbox import Outgoing, Place, bury_unpublishable, delete_published, read_outbox
 from scoop_outbox.daemon.leases import Leases
 from scoop_outbox.daemon.pace import Pace
+from scoop_outbox.daemon.reader import Reader
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.daemon.tally import Tally
 from scoop_outbox.store.aio import AsyncDriver
@@ -67,12 +70,14 @@ class Relay:
         self._publisher = publisher
         self._pace = Pace(longest=0.5)
         self._driver: AsyncDriver | None = None
+        self._reader = Reader(home)
         self._leases = Leases(home)
         self._floors: dict[int, int] = {}  # up to where a shard has been read
         self._rewound: set[int] = set()  # shards to be read from the beginning, when what was published is deleted
         self._draining: set[int] = set()  # shards of which there is more than was read
         self._ahead = Outgoing()  # was read, and is published next
         self._in_flight: frozenset[int] = frozenset()  # shards of what the publisher has in hand
+        self._reading: frozenset[int] = frozenset()  # shards that are being read
         self._undeleted: list[Place] = []
         self._unburied: dict[Place, str] = {}
         self._delete_at = 0.0
@@ -141,7 +146,7 @@ class Relay:
             await self._keep_leases(driver)
         if self._rewound:
             self._rewind()
-        batch, self._ahead = self._ahead or await self._read(driver), Outgoing()
+        batch, self._ahead = self._ahead or await self._read(driver, await self._home_id(driver)), Outgoing()
         if not batch:
             return False
         if not self._leases.valid:
@@ -157,24 +162,36 @@ class Relay:
         self._publishing_since = time.monotonic()
         self._in_flight = batch.shards
         publishing = asyncio.create_task(self._publish(batch))
+        waited_for: set[asyncio.Task[Any]] = {publishing}
         try:
             await asyncio.sleep(0)  # it begins
-            while not publishing.done():
+            while waited_for:
+                # Not when all is to be read from the beginning next: it would be thrown away.
+                if self._draining and not self._ahead and not self._stopping and time.monotonic() < self._full_scan_at:
+                    waited_for.add(asyncio.create_task(self._look_ahead()))
                 try:
                     pause = await self._meanwhile()
                 except _DATABASE_ERRORS as error:
                     log.warning("the relay cannot reach the database (%s); trying again", type(error).__name__)
                     await self._drop_driver()
                     pause = 0.5
-                await asyncio.wait({publishing}, timeout=pause)
+                _, waited_for = await asyncio.wait(waited_for, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
             return publishing.result()
         finally:
-            if not publishing.done():
-                publishing.cancel()
-                await asyncio.gather(publishing, return_exceptions=True)
+            for task in waited_for:
+                task.cancel()
+            await asyncio.gather(*waited_for, return_exceptions=True)
             self.tally.seconds.observe(time.monotonic() - self._publishing_since)
             self._in_flight = frozenset()
             self._publishing_since = None
+
+    async def _look_ahead(self) -> None:
+        """Read the next batch while this one is being published."""
+        assert self._origin is not None  # noqa: S101 - the batch in hand was read before
+        try:
+            self._ahead = await self._read(self._reader, self._origin)
+        except _DATABASE_ERRORS as error:
+            log.warning("the relay cannot read ahead (%s)", type(error).__name__)
 
     async def _meanwhile(self) -> float:
         """Do what can be done while a batch is being published; return in how many seconds there is more of it."""
@@ -183,9 +200,6 @@ class Relay:
             await self._keep_leases(driver)
         if self._undeleted and (time.monotonic() >= self._delete_at or len(self._undeleted) >= BATCH):
             await self._delete(driver)
-        # Not when all is to be read from the beginning next: it would be thrown away.
-        if self._draining and not self._ahead and not self._stopping and time.monotonic() < self._full_scan_at:
-            self._ahead = await self._read(driver)
         due = [self._leases.left]
         if self._undeleted:
             due.append(self._delete_at - time.monotonic())
@@ -202,7 +216,7 @@ class Relay:
             return [Receipt(Verdict.FAILED_FOR_NOW, "no receipts")] * len(batch)
         return receipts
 
-    async def _read(self, driver: AsyncDriver) -> Outgoing:
+    async def _read(self, executor: AsyncDriver | Reader, home: uuid.UUID) -> Outgoing:
         """Read on above what was read: it is in hand, or published and not yet deleted."""
         now = time.monotonic()
         floors = [
@@ -215,7 +229,11 @@ class Relay:
         self._draining = set()
         if not floors:
             return Outgoing()
-        found = await driver.run(read_outbox(floors, limit, BATCH_BYTES, await self._home_id(driver)))
+        self._reading = frozenset(dict(floors))
+        try:
+            found = await executor.run(read_outbox(floors, limit, BATCH_BYTES, home))
+        finally:
+            self._reading = frozenset()
         self._floors.update(found.places)  # they are in order: the last one of each shard stays
         self._draining = found.full(limit, BATCH_BYTES)
         return found
@@ -249,7 +267,7 @@ class Relay:
                 self._leases.doubt()  # another relay has our shards: do not publish the same once more
             self._undeleted = []
             # What has been drained is read from the beginning, for messages that commit late.
-            kept = self._draining | self._in_flight | self._ahead.shards
+            kept = self._draining | self._in_flight | self._reading | self._ahead.shards
             self._floors = {shard: floor for shard, floor in self._floors.items() if shard in kept}
 
     def _settle(self, batch: Outgoing, receipts: Sequence[Receipt]) -> None:
@@ -311,7 +329,7 @@ class Relay:
 
     async def _connected(self) -> AsyncDriver:
         if self._driver is None or not self._driver.usable:
-            self._driver = await self._home.connect()
+            self._driver = await self._home.connect_to_queues()
         return self._driver
 
     async def _keep_leases(self, driver: AsyncDriver) -> None:
@@ -334,6 +352,7 @@ class Relay:
         except (Interrupted, psycopg.Error):
             log.info("the leases of this relay run out by themselves")
         await self._drop_driver()
+        await self._reader.close()
 
     async def _drop_driver(self) -> None:
         driver, self._driver = self._driver, None

@@ -121,7 +121,7 @@ class Worker:
         while not self._stopping:
             try:
                 if driver is None or not driver.usable:
-                    driver = await self._home.connect()
+                    driver = await self._home.connect_to_queues()
                     await driver.run(_rows("name_connection", name=self._name))
                 await self._feed(driver)
                 failures = 0

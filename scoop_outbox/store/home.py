@@ -14,6 +14,7 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from scoop_outbox.core.statement import Plan, ask, statement
 from scoop_outbox.message import uuid7
 from scoop_outbox.store import queries
 from scoop_outbox.store.aio import AsyncDriver
@@ -74,9 +75,21 @@ class Home:
         """Open an async driver that the caller keeps, and closes."""
         return await AsyncDriver.connect(self._async_engine, self._compiled)
 
+    async def connect_to_queues(self) -> AsyncDriver:
+        """Open an async driver for reading queues, on which a step never runs; the caller keeps and closes it."""
+        driver = await self.connect()
+        await driver.run(_search_indexes())
+        return driver
+
     def connect_blocking(self) -> Driver:
         """Open a blocking driver that the caller keeps, and closes."""
         return Driver.connect(self._engine, self._compiled)
+
+    def connect_to_queues_blocking(self) -> Driver:
+        """Open a blocking driver for reading queues, on which a step never runs; the caller keeps and closes it."""
+        driver = self.connect_blocking()
+        driver.run(_search_indexes())
+        return driver
 
     @asynccontextmanager
     async def driver(self) -> AsyncIterator[AsyncDriver]:
@@ -186,3 +199,7 @@ class _AsyncPool(_Drivers[AsyncDriver]):
     def __init__(self, room: asyncio.Semaphore) -> None:
         super().__init__()
         self.room = room
+
+
+def _search_indexes() -> Plan[None]:
+    yield from ask(statement("search_indexes"))

@@ -22,7 +22,8 @@ from psycopg.waiting import Wait
 
 from scoop_outbox.core.statement import Batch, Rows
 
-_BINARY = {"read_outbox"}
+_LONG = {"read_outbox"}
+"""Statements with long answers, which have bodies in them."""
 _PIECES = 32
 _PARAMETER = re.compile(rb"%(?:\((\w+)\)s|(%))")
 
@@ -47,7 +48,7 @@ class Query:
         # Text, and no types: the server knows the types of its columns, so each statement is prepared once.
         self.formats = [PyFormat.TEXT] * len(order)
         # Bodies would be twice as long in text. Numbers and times are as quick in either form.
-        self.result = Format.BINARY if name in _BINARY else Format.TEXT
+        self.result = Format.BINARY if name in _LONG else Format.TEXT
 
 
 class Pipeline:
@@ -94,6 +95,34 @@ class Pipeline:
             self._leave()
         return self._read(sent, results)
 
+    def is_long(self, batch: Batch) -> bool:
+        """Tell whether a batch is one statement with a long answer, which `fetch` is for."""
+        return len(batch) == 1 and batch[0][0] in _LONG
+
+    def fetch(self, batch: Batch) -> list[Rows]:
+        """Run one statement and return its rows, waiting inside libpq, so that other threads run meanwhile.
+
+        Raises:
+            psycopg.Error: the statement failed.
+        """
+        ((name, params),) = batch
+        pgconn, query = self._pgconn, self._queries[name]
+        sent: list[str | None] = [None]
+        results: list[PGresult] = []
+        prepared_name = self._prepared.get(name)
+        if prepared_name is None:
+            prepared_name = self._prepared[name] = self._prepared_name(query)
+            sent.insert(0, name)
+            results.append(pgconn.prepare(prepared_name, query.text))
+        if not results or results[0].status == ExecStatus.COMMAND_OK:
+            # None is null, whatever the wrapper says of its parameter.
+            values: Any = self._transformer.dump_sequence([params[key] for key in query.order], query.formats)
+            results.append(pgconn.exec_prepared(prepared_name, values, result_format=query.result))
+        return self._read(sent, results)
+
+    def _prepared_name(self, query: Query) -> bytes:
+        return b"%s_%d" % (query.name, self._failures)
+
     def _send(self, batch: Batch) -> list[str | None]:
         """Send everything, and return what was sent: None for a statement, a name for its preparation."""
         pgconn, prepared = self._pgconn, self._prepared
@@ -102,7 +131,7 @@ class Pipeline:
             query = self._queries[name]
             prepared_name = prepared.get(name)
             if prepared_name is None:
-                prepared_name = prepared[name] = b"%s_%d" % (query.name, self._failures)
+                prepared_name = prepared[name] = self._prepared_name(query)
                 pgconn.send_prepare(prepared_name, query.text)
                 sent.append(name)
             values = [params[key] for key in query.order]

@@ -115,6 +115,7 @@ def test_how_the_tables_are_stored(database_url: str) -> None:
         DEFAULT_SCHEMA,
     )
     queue = {
+        "vacuum_truncate=false",
         "autovacuum_vacuum_scale_factor=0",
         "autovacuum_vacuum_threshold=5000",
         "autovacuum_vacuum_cost_delay=0",

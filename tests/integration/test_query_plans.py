@@ -4,6 +4,7 @@ One test, because what it needs takes long to build: tables with a million rows 
 """
 
 import json
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from psycopg.adapt import PyFormat, Transformer
 from sqlalchemy import make_url
 
 from scoop_outbox.store import queries
+from scoop_outbox.store.home import Home
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 
 UTILITY = {
@@ -32,6 +34,18 @@ UTILITY = {
 }
 UTILITY |= {"without_waiting_for_disk", "read_clock"}
 BIG = {"message", "run", "step", "child", "mailbox", "outbox", "turn"}
+
+QUEUES = ("outbox", "mailbox", "turn")
+LOOK_AT_QUEUES = f"vacuum analyze {', '.join(f'{DEFAULT_SCHEMA}.{name}' for name in QUEUES)}"
+A_LITTLE = """
+with these as (
+    insert into scoop_outbox.outbox (shard, message_id, topic, body, content_type, headers)
+    select n %% 8, gen_random_uuid(), 'orders', repeat('1', 1000)::bytea, 'application/json', '{}'
+    from generate_series(1, %s) n
+    returning message_id
+)
+insert into scoop_outbox.mailbox (service, saga, run_id, due) select 'shop', 'orders', message_id, now() from these
+"""
 
 FINISHED, WAITING, FAMILY = 1_000_000, 100_000, 10
 FANOUT = 2_000_000
@@ -245,6 +259,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("read_steps", {"runs": [run_id(OLD + number) for number in range(FAMILY)]}),
         ("count_workers", {"name": "nobody"}),
         ("name_connection", {"name": "somebody"}),
+        ("search_indexes", {}),
     ]  # fmt: skip
 
 
@@ -309,3 +324,46 @@ def test_d1_no_statement_costs_more_as_history_and_work_grow(full_database: psyc
                 problems[f"{mode} {number} {name}"] = plan
     text = "\n\n".join(f"{what}: {', '.join(plan.problems)}\n{plan.text}" for what, plan in problems.items())
     assert not problems, text
+
+
+def planned(connection: psycopg.Connection[Any]) -> dict[str, str]:
+    """How every statement is executed if it is planned now."""
+    connection.execute("set plan_cache_mode = force_generic_plan")
+    plans: dict[str, str] = {}
+    for name, query in queries.compiled(DEFAULT_SCHEMA).items():
+        if name in UTILITY:
+            continue
+        connection.execute(sql.SQL("prepare {} as ").format(sql.Identifier(name)).as_bytes(None) + query.text)
+        nulls = (
+            sql.SQL("({})").format(sql.SQL(", ").join([sql.NULL] * len(query.order))) if query.order else sql.SQL("")
+        )
+        asked = sql.SQL("explain execute {} {}").format(sql.Identifier(name), nulls)
+        plans[name] = "\n".join(line for (line,) in connection.execute(asked))
+    return plans
+
+
+# Queues are empty, or nearly so, whenever vacuum comes. What is planned then is what is executed when a broker was down
+# for hours.
+
+
+def test_d1_nor_if_it_was_planned_while_there_was_no_work(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(LOOK_AT_QUEUES.encode())
+        plans = planned(connection)
+    assert [name for name, plan in plans.items() if any(f"Seq Scan on {queue} " in plan for queue in QUEUES)] == []
+
+
+@pytest.mark.parametrize("rows", [0, 1, 60, 1000])
+def test_d1_nor_if_it_was_planned_while_there_was_little_work(database_url: str, rows: int) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(A_LITTLE.encode(), [rows])
+        connection.execute(LOOK_AT_QUEUES.encode())
+    driver = Home(database_url, DEFAULT_SCHEMA, "test").connect_to_queues_blocking()
+    try:
+        plans = planned(driver.raw)
+    finally:
+        driver.close()
+    for name in ("read_outbox", "look_at_outbox", "read_due", "read_left_lying", "count_due"):
+        # In the order of an index, up to the limit: what lies behind it is neither read nor sorted.
+        assert re.search(r"(Seq|Heap) Scan on (outbox|mailbox)\b", plans[name]) is None, plans[name]
+        assert re.search(r"Limit[^\n]*\n\s*->  (Incremental )?Sort", plans[name]) is None, plans[name]

@@ -21,7 +21,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -31,7 +31,7 @@ from scoop_outbox import headers as wire
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
 from scoop_outbox.errors import BrokerError
 from scoop_outbox.message import Envelope
-from scoop_outbox_kafka.record import Headers, value_of
+from scoop_outbox_kafka.record import Records
 from scoop_outbox_kafka.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -56,26 +56,60 @@ _OF_MESSAGE = {
     KafkaError.UNSUPPORTED_FOR_MESSAGE_FORMAT,
     KafkaError.POLICY_VIOLATION,
 }
+_PURGED = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}  # noqa: SLF001 - their public names
+
+
+class _Reports:
+    """What one producer reports: the messages that failed. It says nothing of the others.
+
+    A call for each message that was acknowledged, with an object made for it, is what publishing cost most.
+    """
+
+    def __init__(self) -> None:
+        self.failed: list[tuple[int, KafkaError]] = []
+        self._callbacks: list[Callable[[KafkaError | None, Message], None]] = []
+
+    def callbacks(self, count: int) -> Sequence[Callable[[KafkaError | None, Message], None]]:
+        """Return what librdkafka shall call, while it is polled, when the message at an index has failed."""
+        missing = range(len(self._callbacks), count)
+        self._callbacks += [partial(self._note, index) for index in missing]
+        return self._callbacks
+
+    def _note(self, index: int, error: KafkaError | None, _: Message) -> None:
+        if error is not None:
+            self.failed.append((index, error))
 
 
 class _Round:
-    """One attempt to publish what has no receipt yet: the answers as they come."""
+    """One attempt to publish what has no receipt yet.
 
-    def __init__(self) -> None:
-        self.acknowledged: list[int] = []
-        self.failed: list[tuple[int, KafkaError]] = []
+    Attributes:
+        handed: what librdkafka has taken.
+        failed: what it has reported, and what it did not take.
+        unfit: what can never be a record.
+        dead: the producer can do no more.
+        unknown: of so many messages it is not known what became of them.
+    """
+
+    def __init__(self, failed: list[tuple[int, KafkaError]]) -> None:
+        self.handed: list[int] = []
+        self.failed = failed
         self.unfit: list[tuple[int, str]] = []
-        self.open = 0
-        self.broken = False
+        self.dead = False
+        self.unknown = 0
 
-    def answer(self, index: int, error: KafkaError | None, _: Message) -> None:
-        """Take one delivery report; librdkafka calls it while it is polled."""
-        self.open -= 1
-        if error is None:
-            self.acknowledged.append(index)
-        else:
-            self.failed.append((index, error))
-            self.broken = True
+    @property
+    def broken(self) -> bool:
+        """Whether nothing more is to be handed to this producer."""
+        return self.dead or bool(self.failed)
+
+    @property
+    def acknowledged(self) -> list[int]:
+        """What was handed over and has not failed, once the producer holds nothing any more."""
+        if self.unknown:
+            return []
+        failed = {index for index, _ in self.failed}
+        return [index for index in self.handed if index not in failed] if failed else self.handed
 
 
 class KafkaPublisher:
@@ -99,7 +133,8 @@ class KafkaPublisher:
         self._refused: dict[str, Receipt] = {}
         self._trouble = ""
         self._unanswered = 0  # how often in a row the broker has not said which topics there are
-        self._headers = Headers()
+        self._records = Records()
+        self._reports = _Reports()
         self._closed = False
         self._producer: Producer | None = self._open()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="scoop-outbox-kafka-publisher")
@@ -125,6 +160,7 @@ class KafkaPublisher:
             self._thread.shutdown(wait=False)
 
     def _open(self) -> Producer:
+        self._reports = _Reports()  # the last producer may still have something to say, of other messages
         try:
             return Producer({**self._settings.for_producer(self._name), "error_cb": self._on_error})
         except (KafkaException, TypeError, ValueError) as error:
@@ -145,7 +181,7 @@ class KafkaPublisher:
         if self._producer is None:
             self._producer = self._open()
         receipts: list[Receipt | None] = [None] * len(batch)
-        self._headers = Headers()
+        self._records = Records()
         alone: set[int] = set()
         while (without := [index for index, one in enumerate(receipts) if one is None]) and time.monotonic() < deadline:
             if not self._look_up({batch[index].topic for index in without}, deadline):
@@ -155,7 +191,7 @@ class KafkaPublisher:
                 break
             done = self._round(batch, waiting, alone, deadline)
             progress = self._settle(batch, done, receipts, alone)
-            if done.open or done.broken:
+            if done.broken:
                 self._renew(done)
             if not progress:
                 break
@@ -211,35 +247,41 @@ class KafkaPublisher:
 
     def _round(self, batch: Sequence[Envelope], waiting: Sequence[int], alone: set[int], deadline: float) -> _Round:
         """Publish in order until all is answered, something is refused, or patience ends."""
-        current = _Round()
+        current = _Round(self._reports.failed)
+        callbacks = self._reports.callbacks(len(batch))
         for position, index in enumerate(waiting):
             lonely = index in alone
             if lonely:
                 self._wait(current, deadline)
-            if current.broken or (lonely and current.open):
+            if current.broken or (lonely and self._held):
                 break
-            if not self._produce(current, index, batch[index], deadline):
+            if not self._produce(current, index, batch[index], callbacks[index], deadline):
                 break
             if lonely:
                 self._wait(current, deadline)
             elif position % _POLL_EVERY == _POLL_EVERY - 1:
                 self._poll(current, 0)
         self._wait(current, deadline)
+        if self._held:
+            self._purge(current)
         return current
 
-    def _produce(self, current: _Round, index: int, envelope: Envelope, deadline: float) -> bool:
+    @property
+    def _held(self) -> int:
+        """How many messages the producer has not been rid of: they wait, or nobody has been told that they failed."""
+        assert self._producer is not None  # noqa: S101 - it was opened
+        return len(self._producer)
+
+    def _produce(
+        self, current: _Round, index: int, envelope: Envelope, callback: Callable[..., None], deadline: float
+    ) -> bool:
         """Hand one message to librdkafka; answer whether it took it, or never will."""
         assert self._producer is not None  # noqa: S101 - it was opened
         key = None if envelope.key is None else wire.key_octets(envelope.key)
         while True:
             try:
-                self._producer.produce(
-                    envelope.topic,
-                    value_of(envelope),
-                    key,
-                    on_delivery=partial(current.answer, index),
-                    headers=self._headers.of(envelope),
-                )
+                value, headers = self._records.of(envelope)
+                self._producer.produce(envelope.topic, value, key, on_delivery=callback, headers=headers)
             except BufferError:
                 # Its queue is full. The same message again, or a later one would overtake it.
                 if time.monotonic() >= deadline or current.broken:
@@ -252,40 +294,43 @@ class KafkaPublisher:
                     current.unfit.append((index, f"Kafka refuses it: {reason.str()}"))
                     return True
                 current.failed.append((index, reason))
-                current.broken = True
                 return False
             except (TypeError, ValueError) as error:
                 current.unfit.append((index, f"it cannot be a record of Kafka ({type(error).__name__})"))
                 return True
             else:
-                current.open += 1
+                current.handed.append(index)
                 return True
 
     def _poll(self, current: _Round, seconds: float, *, flush: bool = False) -> None:
-        """Take what answers there are, waiting for the first; or, to flush, for all, and not for `linger.ms`."""
+        """Take what reports there are, waiting for the first; or, to flush, for all, and not for `linger.ms`."""
         assert self._producer is not None  # noqa: S101 - it was opened
         try:
             (self._producer.flush if flush else self._producer.poll)(seconds)
         except KafkaException as error:
-            # This producer has had it. The answers that it still has are for _settle.
+            # This producer has had it. The reports that it still has are for _purge.
             self._trouble = self._settings.redacted(error.args[0].str())
-            current.broken = True
+            current.dead = True
 
     def _wait(self, current: _Round, deadline: float) -> None:
-        while current.open and not current.broken and (left := deadline - time.monotonic()) > 0:
+        while self._held and not current.broken and (left := deadline - time.monotonic()) > 0:
             self._poll(current, min(left, 0.1), flush=True)
 
+    def _purge(self, current: _Round) -> None:
+        """Let the producer give up what it holds; all that it has not given up by then, it has published."""
+        assert self._producer is not None  # noqa: S101 - it was opened
+        current.dead = True
+        self._producer.purge(in_queue=True, in_flight=True)
+        until = time.monotonic() + 1
+        while self._held and time.monotonic() < until:
+            self._poll(current, 0.05)
+        current.unknown = self._held
+
     def _settle(self, batch: Sequence[Envelope], done: _Round, receipts: list[Receipt | None], alone: set[int]) -> bool:
-        """Turn answers into receipts; answer whether that got us any further."""
-        if done.broken and done.open:
-            # The producer is of no use any more; what it still knows is wanted.
-            assert self._producer is not None  # noqa: S101 - it was opened
-            self._producer.purge(in_queue=True, in_flight=True)
-            until = time.monotonic() + 1
-            while done.open and time.monotonic() < until:
-                self._poll(done, 0.05)
-        progress, refused = bool(done.acknowledged or done.unfit), False
-        for index in done.acknowledged:
+        """Turn reports into receipts; answer whether that got us any further."""
+        acknowledged = done.acknowledged
+        progress, refused = bool(acknowledged or done.unfit), False
+        for index in acknowledged:
             receipts[index] = ACKNOWLEDGED
         for index, reason in done.unfit:
             receipts[index] = Receipt(Verdict.FAILED_FOR_GOOD, reason)
@@ -301,7 +346,7 @@ class KafkaPublisher:
             elif code in _OF_MESSAGE:
                 alone.add(index)
                 progress = True
-            else:
+            elif code not in _PURGED:
                 self._trouble = self._settings.redacted(error.str())
         if refused:
             # Now: a topic that may be seen and not written to looks well when it is looked up again.
@@ -310,8 +355,9 @@ class KafkaPublisher:
 
     def _renew(self, done: _Round) -> None:
         """Throw a producer away with all that it holds, and make a new one."""
-        if done.open:
-            log.warning("Kafka has not answered for %d messages; they are published again later", done.open)
+        unanswered = done.unknown or sum(error.code() in _PURGED for _, error in done.failed)
+        if unanswered:
+            log.warning("Kafka has not answered for %d messages; they are published again", unanswered)
         self._drop()
         self._producer = self._open()
         # The broker is asked before it is sent anything, in case it does not answer; and a producer that is connected

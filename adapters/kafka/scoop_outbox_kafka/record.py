@@ -30,32 +30,26 @@ class Place(NamedTuple):
     turn: int
 
 
-def value_of(envelope: Envelope) -> bytes | None:
-    """Return the value of the record that an envelope becomes."""
-    return None if TOMBSTONE in envelope.headers else envelope.body
-
-
-class Headers:
-    """Makes the headers of records, and remembers how those were encoded that the messages of a batch share."""
+class Records:
+    """Makes the values and headers of records, and remembers the headers that the messages of a batch share."""
 
     def __init__(self) -> None:
         """Remember nothing yet."""
-        self._known: dict[int, tuple[Envelope, Encoded]] = {}
+        self._known: dict[int, tuple[Envelope, Encoded, bool]] = {}
 
-    def of(self, envelope: Envelope) -> Encoded:
-        """Return the headers of the record that an envelope becomes.
+    def of(self, envelope: Envelope) -> tuple[bytes | None, Encoded]:
+        """Return the value and the headers of the record that an envelope becomes.
 
         Raises:
             ValueError: a name cannot be that of a header in Kafka.
         """
         known = self._known.get(id(envelope.headers))
         # Whose headers are remembered is remembered too, so that nothing else can be at their address.
-        if known is not None and known[0].content_type == envelope.content_type:
-            encoded = known[1]
-        else:
-            encoded = _encoded(envelope)
-            self._known[id(envelope.headers)] = envelope, encoded
-        return [*encoded, (wire.ID, str(envelope.id))]
+        if known is None or known[0].content_type != envelope.content_type:
+            known = envelope, _encoded(envelope), TOMBSTONE in envelope.headers
+            self._known[id(envelope.headers)] = known
+        _, encoded, is_tombstone = known
+        return None if is_tombstone else envelope.body, [*encoded, (wire.ID, str(envelope.id))]
 
 
 def _encoded(envelope: Envelope) -> Encoded:
