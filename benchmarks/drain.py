@@ -98,7 +98,7 @@ async def _relay(control: Control, url: str, count: int) -> float:
         started = time.monotonic()
         last = await control.one(_LAST, {"topic": TOPIC})
         while await control.one(_LEFT, {"last": last}):
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.01)
         return count / (time.monotonic() - started)
 
 
