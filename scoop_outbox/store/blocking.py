@@ -156,8 +156,6 @@ class Driver:
             raise
 
     def _batch(self, batch: Batch) -> list[Rows]:
-        if self._pipeline.is_long(batch):
-            return self._pipeline.fetch(batch)
         return self.raw.wait(self._pipeline.run(batch))
 
     def _call(self, call: Call) -> Outcome:

@@ -64,6 +64,7 @@ class Pipeline:
     ) -> None:
         """Prepare nothing yet."""
         self._pgconn = connection.pgconn
+        self._has_a_thread = isinstance(connection, psycopg.Connection)
         self._transformer = Transformer(connection)
         self._queries = queries
         self._prepared: dict[str, bytes] = {}
@@ -75,6 +76,8 @@ class Pipeline:
         Raises:
             psycopg.Error: of the first statement that failed; those after it were not executed.
         """
+        if self._has_a_thread and len(batch) == 1 and batch[0][0] in _LONG:
+            return self._fetch(batch)
         pgconn = self._pgconn
         pgconn.enter_pipeline_mode()
         try:
@@ -95,16 +98,8 @@ class Pipeline:
             self._leave()
         return self._read(sent, results)
 
-    def is_long(self, batch: Batch) -> bool:
-        """Tell whether a batch is one statement with a long answer, which `fetch` is for."""
-        return len(batch) == 1 and batch[0][0] in _LONG
-
-    def fetch(self, batch: Batch) -> list[Rows]:
-        """Run one statement and return its rows, waiting inside libpq, so that other threads run meanwhile.
-
-        Raises:
-            psycopg.Error: the statement failed.
-        """
+    def _fetch(self, batch: Batch) -> list[Rows]:
+        """Run one statement and wait inside libpq: the interpreter is needed once, not for each piece of the rows."""
         ((name, params),) = batch
         pgconn, query = self._pgconn, self._queries[name]
         sent: list[str | None] = [None]

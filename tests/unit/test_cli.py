@@ -67,6 +67,24 @@ saga = app.saga("place-order", on="orders")
 def only(scope, message): ...
 """
 
+COLLECTED = """
+import gc, weakref
+from scoop_outbox import Scoop
+app = Scoop("shop")
+saga = app.saga("place-order", on="orders")
+class Cycle: ...
+@saga.step
+def only(scope, message):
+    cycle = Cycle()
+    cycle.itself, gone = cycle, weakref.ref(cycle)
+    del cycle
+    made = []
+    while gone() is not None and len(made) < 1_000_000:
+        made.append([])
+    print("frozen" if gc.get_freeze_count() > 10_000 else gc.get_freeze_count(), flush=True)
+    print("collected" if gone() is None else len(made), flush=True)
+"""
+
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["worker", "--help"], ["relay", "-h"], ["migrate", "-h"]])
 def test_help_needs_nothing(arguments: list[str]) -> None:
@@ -227,6 +245,22 @@ def test_sd_01_a_worker_serves_until_it_is_told_to_stop(tmp_path: Path, database
     assert child.returncode == 0, err
     assert "ready: service shop, <home postgresql://postgres:***@" in err
     assert err.rstrip().endswith("stopped")
+    app.close_sync()
+
+
+def test_a_process_of_ours_collects_what_it_makes_and_not_what_it_has_imported(
+    tmp_path: Path, database_url: str
+) -> None:
+    (tmp_path / "sagas.py").write_text(COLLECTED)
+    app = Scoop("shop", database=database_url)
+    with process("worker", "sagas:app", "--relay", "--database", database_url, folder=tmp_path) as child:
+        until_blocking(lambda: subscribed(database_url), timeout=60)
+        handle = app.launch_sync("orders", 1)
+        handle.wait_sync(60)
+        child.send_signal(signal.SIGTERM)
+        out, err = child.communicate(timeout=60)
+    assert child.returncode == 0, err
+    assert out.split() == ["frozen", "collected"]
     app.close_sync()
 
 
