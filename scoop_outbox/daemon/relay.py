@@ -175,7 +175,9 @@ class Relay:
                     log.warning("the relay cannot reach the database (%s); trying again", type(error).__name__)
                     await self._drop_driver()
                     pause = 0.5
-                _, waited_for = await asyncio.wait(waited_for, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+                done, waited_for = await asyncio.wait(waited_for, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()  # whatever it does not expect ends the relay, and is told
             return publishing.result()
         finally:
             for task in waited_for:

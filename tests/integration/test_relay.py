@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from scoop_outbox import Scoop
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
 from scoop_outbox.core.delivery import launch, launch_and_commit
+from scoop_outbox.core.outbox import read_outbox
 from scoop_outbox.daemon import leases as leases_module
 from scoop_outbox.daemon import relay as relay_module
 from scoop_outbox.daemon.relay import Relay
@@ -503,6 +504,27 @@ async def test_a_database_that_is_lost_while_a_batch_is_published(
         publisher.open.set()
         await until(lambda: left(database_url) == 0)
     assert publisher.of("k") == list(range(12))
+
+
+async def test_what_nobody_expected_while_reading_ahead_ends_the_relay(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def surprised(*arguments: Any) -> Any:
+        monkeypatch.setattr(relay_module, "read_outbox", raising)
+        return read_outbox(*arguments)
+
+    def raising(*_: Any) -> Any:
+        raise ValueError("not JSON")
+
+    monkeypatch.setattr(relay_module, "BATCH", 3)
+    monkeypatch.setattr(relay_module, "read_outbox", surprised)
+    write(database_url, *(made(number, "k") for number in range(60)))
+    home = Home(database_url, DEFAULT_SCHEMA, "relay test")
+    publisher = FakePublisher()
+    with pytest.raises(ValueError, match="not JSON"):
+        await asyncio.wait_for(Relay(home, publisher, Signals(home)).run(), 30)
+    assert publisher.closed
+    await home.dispose()
 
 
 async def test_a_relay_that_stops_publishes_nothing_that_it_has_read_ahead(
