@@ -108,6 +108,14 @@ def ask(url: str, question: str, *values: Any) -> list[tuple[Any, ...]]:
         return connection.execute(question.encode(), values).fetchall()
 
 
+def take_over(url: str) -> None:
+    """Own all shards, as another relay would."""
+    with psycopg.connect(url) as connection:
+        connection.execute(
+            "update scoop_outbox.outbox_shard set epoch = epoch + 1, expires_at = now() + interval '1 hour'"
+        )
+
+
 def left(url: str) -> int:
     count: int = ask(url, "select count(*) from outbox")[0][0]
     return count
@@ -455,10 +463,7 @@ async def test_what_was_read_ahead_of_a_lost_shard_is_not_published(
     slow.open.clear()
     async with relaying(database_url, slow) as loser:
         await until(lambda: loser._ahead)
-        with psycopg.connect(database_url) as connection:
-            connection.execute(
-                "update scoop_outbox.outbox_shard set epoch = epoch + 1, expires_at = now() + interval '1 hour'"
-            )
+        take_over(database_url)
         await until(lambda: loser.shards == 0)
         slow.open.set()
         await until(lambda: slow.acknowledged)
@@ -474,10 +479,7 @@ async def test_a_relay_that_stood_still_looks_at_its_leases_before_it_publishes(
     async with relaying(database_url, publisher) as relay:
         await until(lambda: relay.shards == SHARDS)
         # Another relay took over meanwhile, and by this relay's own count nothing is to be renewed yet.
-        with psycopg.connect(database_url) as connection:
-            connection.execute(
-                "update scoop_outbox.outbox_shard set epoch = epoch + 1, expires_at = now() + interval '1 hour'"
-            )
+        take_over(database_url)
         relay._leases._valid_until = 0.0
         relay._leases._renew_at = float("inf")
         write(database_url, made(1, "k"))
