@@ -38,7 +38,7 @@ from scoop_outbox.store.schema import SHARDS
 
 log = logging.getLogger(__name__)
 
-BATCH = 500
+BATCH = 1000
 """Most rows of a shard in one batch, if all shards have as many."""
 BATCH_BYTES = 2 * 1024 * 1024
 """With so many bytes of bodies the part of a shard in a batch is complete: three batches at most are in memory."""

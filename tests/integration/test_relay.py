@@ -571,9 +571,9 @@ async def test_a_topic_that_is_missing_does_not_slow_the_others_of_its_shard(dat
         lambda one: Receipt(Verdict.FAILED_FOR_GOOD, "there is no topic gone") if one.topic == "gone" else ACKNOWLEDGED
     )
     gone = [
-        emission("gone", number, key="k", headers=None, context=None, awaited=False, depth=0) for number in range(400)
+        emission("gone", number, key="k", headers=None, context=None, awaited=False, depth=0) for number in range(800)
     ]
-    write(database_url, *(one for number in range(400) for one in (gone[number], made(number, "k"))))
+    write(database_url, *(one for number in range(800) for one in (gone[number], made(number, "k"))))
     batches: list[int] = []
     run = AsyncDriver.run
 
@@ -586,11 +586,11 @@ async def test_a_topic_that_is_missing_does_not_slow_the_others_of_its_shard(dat
         async with relaying(database_url, publisher) as relay:
             await until(lambda: left(database_url) == 0)
             assert relay.trouble is None
-    assert publisher.of("k") == list(range(400))
-    assert ask(database_url, "select count(*), count(distinct message_id) from dead_letter") == [(400, 400)]
+    assert publisher.of("k") == list(range(800))
+    assert ask(database_url, "select count(*), count(distinct message_id) from dead_letter") == [(800, 800)]
     assert sum(batches) == len(publisher.batches) == 2
-    assert relay.tally.dead_letters == {"no_topic": 400}
-    assert relay.tally.published == {"topic": 400}
+    assert relay.tally.dead_letters == {"no_topic": 800}
+    assert relay.tally.published == {"topic": 800}
 
 
 VERDICTS = st.lists(
