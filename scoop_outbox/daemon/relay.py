@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 
 BATCH = 1000
 """Most rows of a shard in one batch, if all shards have as many."""
+FIRST = 250
+"""The same in the first batch, which is read while nothing is being published."""
 BATCH_BYTES = 2 * 1024 * 1024
 """With so many bytes of bodies the part of a shard in a batch is complete: three batches at most are in memory."""
 _FULL_SCAN = 5.0
@@ -227,7 +229,7 @@ class Relay:
             if self._held_back.get(shard, 0.0) <= now and shard not in self._rewound
         ]
         # A few shards, or one busy key, fill a batch as well as all of them do.
-        limit = BATCH * SHARDS // (len(self._draining) or SHARDS)
+        limit = BATCH * SHARDS // len(self._draining) if self._draining else min(FIRST, BATCH)
         self._draining = set()
         if not floors:
             return Outgoing()
