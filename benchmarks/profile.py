@@ -116,7 +116,7 @@ def _drive(plan: Plan[Any]) -> None:
 
 
 async def _batch(url: str, make: Callable[[int, UUID], Batch], count: int = 2000) -> float:
-    driver = await Home(url, DEFAULT_SCHEMA, "benchmark").connect()
+    driver = await Home(url, DEFAULT_SCHEMA, "benchmark").connect_for_steps()
     run = uuid4()
     await driver.run(_asking(BEGIN))
     started = time.process_time()
@@ -129,7 +129,7 @@ async def _batch(url: str, make: Callable[[int, UUID], Batch], count: int = 2000
 
 
 def _batch_blocking(url: str, make: Callable[[int, UUID], Batch], count: int = 2000) -> float:
-    driver = Home(url, DEFAULT_SCHEMA, "benchmark").connect_blocking()
+    driver = Home(url, DEFAULT_SCHEMA, "benchmark").connect_for_steps_blocking()
     run = uuid4()
     driver.run(_asking(BEGIN))
     started = time.thread_time()

@@ -342,7 +342,7 @@ class Worker:
     async def _drive(self, slot: Slot, *, coroutines: bool) -> Execution:
         if not coroutines:
             return await self._loop.run_in_executor(self._threads, self._drive_blocking, slot)
-        driver = self._drivers.pop() if self._drivers else await self._home.connect()
+        driver = self._drivers.pop() if self._drivers else await self._home.connect_for_steps()
         try:
             return await driver.run(plans.execute(slot.run_id, self._worker(coroutines=True)))
         finally:
@@ -355,7 +355,7 @@ class Worker:
         try:
             driver = self._blocking.pop()
         except IndexError:  # asking first would not do: other threads take drivers too
-            driver = self._home.connect_blocking()
+            driver = self._home.connect_for_steps_blocking()
         worker = self._worker(coroutines=False)
         try:
             while True:

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import threading
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Generic, TypeVar
 
@@ -72,23 +72,39 @@ class Home:
         return async_driver_engine(self.url, self.application)
 
     async def connect(self) -> AsyncDriver:
-        """Open an async driver that the caller keeps, and closes."""
-        return await AsyncDriver.connect(self._async_engine, self._compiled)
+        """Open an async driver on which no step ever runs; the caller keeps it, and closes it."""
+        return await self._connect("plan_once")
 
     async def connect_to_queues(self) -> AsyncDriver:
-        """Open an async driver for reading queues, on which a step never runs; the caller keeps and closes it."""
-        driver = await self.connect()
-        await driver.run(_search_indexes())
+        """Open an async driver that reads queues in order, and on which no step ever runs; the caller closes it."""
+        return await self._connect("plan_once", "search_indexes")
+
+    async def connect_for_steps(self) -> AsyncDriver:
+        """Open an async driver whose connection is as users expect theirs to be; the caller keeps and closes it."""
+        return await self._connect()
+
+    async def _connect(self, *behaviour: str) -> AsyncDriver:
+        driver = await AsyncDriver.connect(self._async_engine, self._compiled)
+        if behaviour:
+            await driver.run(_set(behaviour))
         return driver
 
     def connect_blocking(self) -> Driver:
-        """Open a blocking driver that the caller keeps, and closes."""
-        return Driver.connect(self._engine, self._compiled)
+        """Open a blocking driver on which no step ever runs; the caller keeps it, and closes it."""
+        return self._connect_blocking("plan_once")
 
     def connect_to_queues_blocking(self) -> Driver:
-        """Open a blocking driver for reading queues, on which a step never runs; the caller keeps and closes it."""
-        driver = self.connect_blocking()
-        driver.run(_search_indexes())
+        """Open a blocking driver that reads queues in order, and on which no step ever runs; the caller closes it."""
+        return self._connect_blocking("plan_once", "search_indexes")
+
+    def connect_for_steps_blocking(self) -> Driver:
+        """Open a blocking driver whose connection is as users expect theirs to be; the caller keeps and closes it."""
+        return self._connect_blocking()
+
+    def _connect_blocking(self, *behaviour: str) -> Driver:
+        driver = Driver.connect(self._engine, self._compiled)
+        if behaviour:
+            driver.run(_set(behaviour))
         return driver
 
     @asynccontextmanager
@@ -201,5 +217,5 @@ class _AsyncPool(_Drivers[AsyncDriver]):
         self.room = room
 
 
-def _search_indexes() -> Plan[None]:
-    yield from ask(statement("search_indexes"))
+def _set(behaviour: Sequence[str]) -> Plan[None]:
+    yield from ask(*(statement(name) for name in behaviour))

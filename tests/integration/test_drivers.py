@@ -113,7 +113,7 @@ async def twin(request: pytest.FixtureRequest, database_url: str) -> Any:
     with psycopg.connect(database_url) as connection:
         connection.execute("create table t (n int primary key, later int unique deferrable initially deferred)")
     home = Home(database_url, DEFAULT_SCHEMA, f"test {request.param}")
-    driver = await home.connect() if request.param == "async" else home.connect_blocking()
+    driver = await home.connect_for_steps() if request.param == "async" else home.connect_for_steps_blocking()
     twin = Twin(home, driver)
     yield twin
     await twin.close()

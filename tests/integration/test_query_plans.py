@@ -259,6 +259,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("read_steps", {"runs": [run_id(OLD + number) for number in range(FAMILY)]}),
         ("count_workers", {"name": "nobody"}),
         ("name_connection", {"name": "somebody"}),
+        ("plan_once", {}),
         ("search_indexes", {}),
     ]  # fmt: skip
 

@@ -70,11 +70,3 @@ select count(*) from (
     where service = %(service)s and saga = any(%(sagas)s) and due <= statement_timestamp()
     limit %(most)s
 ) due
-
--- name: search_indexes
--- For connections that read queues and nothing else. When statistics were gathered last, a queue was most likely empty,
--- or nearly so: then to read all of it and sort it looks as good as any plan, and it is carried out when there are a
--- million rows.
-select set_config('enable_seqscan', 'off', false),
-       set_config('enable_bitmapscan', 'off', false),
-       set_config('enable_sort', 'off', false)

@@ -50,20 +50,21 @@ def upgrade() -> None:
         (turn, 7000, {"run_id": sa.func.gen_random_uuid(), "lane": _NOBODY}, turn.c.lane == _NOBODY),
     ]
     for table, count, values, ours in fillers:
-        op.execute(_without_truncation(table))
+        op.execute(_about(table, "alter table %(name)s set (vacuum_truncate = false)"))
         rows = sa.select(*(_literal(value) for value in values.values())).select_from(
             sa.func.generate_series(1, count).table_valued("n")
         )
         op.execute(sa.insert(table).from_select(list(values), rows))
         op.execute(sa.delete(table).where(ours))
+        # Or the pages would be taken for full ones, until vacuum comes.
+        op.execute(_about(table, "analyze %(name)s"))
 
 
 def _literal(value: object) -> sa.ColumnElement[object]:
     return value if isinstance(value, sa.ColumnElement) else sa.literal(value)
 
 
-def _without_truncation(table: sa.Table) -> sa.DDL:
+def _about(table: sa.Table, statement: str) -> sa.DDL:
     # As it is quoted for a statement with parameters, which this is not: DDL doubles percent signs itself.
     name = op.get_bind().dialect.identifier_preparer.format_table(table).replace("%%", "%")
-    statement = "alter table %(name)s set (vacuum_truncate = false)"
     return sa.DDL(statement, context={"name": name})  # type: ignore[no-untyped-call]
