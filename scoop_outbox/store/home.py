@@ -14,7 +14,7 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from scoop_outbox.core.statement import Plan, ask, statement
+from scoop_outbox.core.statement import Plan, Statement, ask
 from scoop_outbox.message import uuid7
 from scoop_outbox.store import queries
 from scoop_outbox.store.aio import AsyncDriver
@@ -24,6 +24,8 @@ from scoop_outbox.store.connect import async_driver_engine, driver_engine, expla
 
 LENT = 10
 """How many connections are lent at once, for each event loop and for blocking code, however many ask."""
+PLAN_ONCE = Statement("plan_once", {})
+SEARCH_INDEXES = Statement("search_indexes", {})
 
 
 class Home:
@@ -73,38 +75,38 @@ class Home:
 
     async def connect(self) -> AsyncDriver:
         """Open an async driver on which no step ever runs; the caller keeps it, and closes it."""
-        return await self._connect("plan_once")
+        return await self._connect(PLAN_ONCE)
 
     async def connect_to_queues(self) -> AsyncDriver:
         """Open an async driver that reads queues in order, and on which no step ever runs; the caller closes it."""
-        return await self._connect("plan_once", "search_indexes")
+        return await self._connect(PLAN_ONCE, SEARCH_INDEXES)
 
     async def connect_for_steps(self) -> AsyncDriver:
         """Open an async driver whose connection is as users expect theirs to be; the caller keeps and closes it."""
         return await self._connect()
 
-    async def _connect(self, *behaviour: str) -> AsyncDriver:
+    async def _connect(self, *behaviour: Statement) -> AsyncDriver:
         driver = await AsyncDriver.connect(self._async_engine, self._compiled)
         if behaviour:
-            await driver.run(_set(behaviour))
+            await driver.run(_say(behaviour))
         return driver
 
     def connect_blocking(self) -> Driver:
         """Open a blocking driver on which no step ever runs; the caller keeps it, and closes it."""
-        return self._connect_blocking("plan_once")
+        return self._connect_blocking(PLAN_ONCE)
 
     def connect_to_queues_blocking(self) -> Driver:
         """Open a blocking driver that reads queues in order, and on which no step ever runs; the caller closes it."""
-        return self._connect_blocking("plan_once", "search_indexes")
+        return self._connect_blocking(PLAN_ONCE, SEARCH_INDEXES)
 
     def connect_for_steps_blocking(self) -> Driver:
         """Open a blocking driver whose connection is as users expect theirs to be; the caller keeps and closes it."""
         return self._connect_blocking()
 
-    def _connect_blocking(self, *behaviour: str) -> Driver:
+    def _connect_blocking(self, *behaviour: Statement) -> Driver:
         driver = Driver.connect(self._engine, self._compiled)
         if behaviour:
-            driver.run(_set(behaviour))
+            driver.run(_say(behaviour))
         return driver
 
     @asynccontextmanager
@@ -217,5 +219,5 @@ class _AsyncPool(_Drivers[AsyncDriver]):
         self.room = room
 
 
-def _set(behaviour: Sequence[str]) -> Plan[None]:
-    yield from ask(*(statement(name) for name in behaviour))
+def _say(statements: Sequence[Statement]) -> Plan[None]:
+    yield from ask(*statements)
