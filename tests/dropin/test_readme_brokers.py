@@ -44,7 +44,11 @@ def follow(scheme: str, url: str, database_url: str, folder: Path) -> str:
 
     with ExitStack() as stack, (folder / "log").open("w") as log:
         options = {"cwd": folder, "env": environment, "stdout": log, "stderr": subprocess.STDOUT}
-        served = []
+        served: list[subprocess.Popen[bytes]] = []
+
+        def ready() -> bool:
+            return (folder / "log").read_text().count(" ready: ") == len(served)
+
         for line in lines_with(scheme):
             if line.startswith(("pip ", "export ")):
                 continue
@@ -52,8 +56,10 @@ def follow(scheme: str, url: str, database_url: str, folder: Path) -> str:
             command = line.replace("localhost:9092", url.removeprefix("kafka://"))
             if line.startswith(("scoop-outbox relay", "scoop-outbox worker")):
                 process = subprocess.Popen(command.split(), **options)  # type: ignore[call-overload]
-                stack.callback(process.kill)
+                stack.callback(_end, process)
                 served.append(process)
+                # As a reader does: a service that has never been here is not waited for, nor handed what is older.
+                until_blocking(ready, 60, 0.05)
             else:
                 # As a reader does.
                 subprocess.run(command, shell=True, check=True, timeout=60, **options)  # type: ignore[call-overload]  # noqa: S602
@@ -62,6 +68,11 @@ def follow(scheme: str, url: str, database_url: str, folder: Path) -> str:
             process.send_signal(signal.SIGINT)
         assert [process.wait(30) for process in served] == [0, 0, 0]
     return (folder / "log").read_text()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
 
 
 def test_kafka(kafka_installed: None, kcat: str, database_url: str, tmp_path: Path) -> None:
