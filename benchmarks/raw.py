@@ -41,7 +41,12 @@ class KafkaProducer:
     def publish(self, records: Sequence[Record]) -> None:
         """Publish, and wait until all is acknowledged."""
         for number, (topic, value, key, headers) in enumerate(records):
-            self._producer.produce(topic, value, key, on_delivery=self._failure, headers=headers)
+            while True:
+                try:
+                    self._producer.produce(topic, value, key, on_delivery=self._failure, headers=headers)
+                    break
+                except BufferError:  # its queue is full
+                    self._producer.poll(0.01)
             if number % _POLL_EVERY == 0:
                 self._producer.poll(0)
         left = self._producer.flush(_ANSWER)
