@@ -21,9 +21,10 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import groupby
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
@@ -248,19 +249,15 @@ class KafkaPublisher:
     def _round(self, batch: Sequence[Envelope], waiting: Sequence[int], alone: set[int], deadline: float) -> _Round:
         """Publish in order until all is answered, something is refused, or patience ends."""
         current = _Round(self._reports.failed)
-        callbacks = self._reports.callbacks(len(batch))
-        for position, index in enumerate(waiting):
-            lonely = index in alone
+        for indexes, lonely in _stretches(waiting, alone):
             if lonely:
                 self._wait(current, deadline)
             if current.broken or (lonely and self._held):
                 break
-            if not self._produce(current, index, batch[index], callbacks[index], deadline):
+            if not self._hand_over(current, batch, indexes, deadline):
                 break
             if lonely:
                 self._wait(current, deadline)
-            elif position % _POLL_EVERY == _POLL_EVERY - 1:
-                self._poll(current, 0)
         self._wait(current, deadline)
         if self._held:
             self._purge(current)
@@ -272,35 +269,49 @@ class KafkaPublisher:
         assert self._producer is not None  # noqa: S101 - it was opened
         return len(self._producer)
 
-    def _produce(
-        self, current: _Round, index: int, envelope: Envelope, callback: Callable[..., None], deadline: float
-    ) -> bool:
-        """Hand one message to librdkafka; answer whether it took it, or never will."""
+    def _hand_over(self, current: _Round, batch: Sequence[Envelope], indexes: Sequence[int], deadline: float) -> bool:
+        """Hand messages to librdkafka in order; answer whether it took all of them but those that it never will."""
         assert self._producer is not None  # noqa: S101 - it was opened
-        key = None if envelope.key is None else wire.key_octets(envelope.key)
-        while True:
-            try:
-                value, headers = self._records.of(envelope)
-                self._producer.produce(envelope.topic, value, key, on_delivery=callback, headers=headers)
-            except BufferError:
-                # Its queue is full. The same message again, or a later one would overtake it.
-                if time.monotonic() >= deadline or current.broken:
+        produce, record, handed = self._producer.produce, self._records.of, current.handed
+        callbacks = self._reports.callbacks(len(batch))
+        for count, index in enumerate(indexes, 1):
+            envelope = batch[index]
+            topic, key = envelope.topic, envelope.key
+            octets = None if key is None else wire.key_octets(key)
+            while True:
+                try:
+                    value, headers = record(envelope)
+                    produce(topic, value, octets, on_delivery=callbacks[index], headers=headers)
+                    handed.append(index)
+                    break
+                except BufferError:
+                    # Its queue is full. The same message again, or a later one would overtake it.
+                    if time.monotonic() >= deadline or current.broken:
+                        return False
+                    self._poll(current, 0.05)
+                except (KafkaException, TypeError, ValueError) as error:
+                    if not self._note(current, index, error):
+                        return False
+                    break
+            if not count % _POLL_EVERY:
+                self._poll(current, 0)
+                if current.broken:
                     return False
-                self._poll(current, 0.05)
-            except KafkaException as error:
-                reason: KafkaError = error.args[0]
-                if reason.code() == KafkaError.MSG_SIZE_TOO_LARGE:
-                    # librdkafka refused this one alone, and sent nothing.
-                    current.unfit.append((index, f"Kafka refuses it: {reason.str()}"))
-                    return True
-                current.failed.append((index, reason))
-                return False
-            except (TypeError, ValueError) as error:
-                current.unfit.append((index, f"it cannot be a record of Kafka ({type(error).__name__})"))
-                return True
-            else:
-                current.handed.append(index)
-                return True
+        return True
+
+    @staticmethod
+    def _note(current: _Round, index: int, error: Exception) -> bool:
+        """Note why librdkafka did not take a message; answer whether that concerns this one alone."""
+        if not isinstance(error, KafkaException):
+            current.unfit.append((index, f"it cannot be a record of Kafka ({type(error).__name__})"))
+            return True
+        reason: KafkaError = error.args[0]
+        if reason.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+            # librdkafka refused this one alone, and sent nothing.
+            current.unfit.append((index, f"Kafka refuses it: {reason.str()}"))
+            return True
+        current.failed.append((index, reason))
+        return False
 
     def _poll(self, current: _Round, seconds: float, *, flush: bool = False) -> None:
         """Take what reports there are, waiting for the first; or, to flush, for all, and not for `linger.ms`."""
@@ -363,6 +374,15 @@ class KafkaPublisher:
         # The broker is asked before it is sent anything, in case it does not answer; and a producer that is connected
         # already gets its id at once, not at its second attempt after half a second.
         self._known.clear()
+
+
+def _stretches(waiting: Sequence[int], alone: set[int]) -> Iterator[tuple[list[int], bool]]:
+    """Divide what is to be published into what goes in a row, and what goes alone."""
+    for lonely, found in groupby(waiting, alone.__contains__):
+        if lonely:
+            yield from (([index], True) for index in found)
+        else:
+            yield list(found), False
 
 
 def _refusal(topic: str, error: KafkaError) -> Receipt:

@@ -43,13 +43,14 @@ class Records:
         Raises:
             ValueError: a name cannot be that of a header in Kafka.
         """
-        known = self._known.get(id(envelope.headers))
+        message_id, _, _, body, content_type, headers = envelope
+        known = self._known.get(id(headers))
         # Whose headers are remembered is remembered too, so that nothing else can be at their address.
-        if known is None or known[0].content_type != envelope.content_type:
-            known = envelope, _encoded(envelope), TOMBSTONE in envelope.headers
-            self._known[id(envelope.headers)] = known
+        if known is None or known[0].content_type != content_type:
+            known = envelope, _encoded(envelope), TOMBSTONE in headers
+            self._known[id(headers)] = known
         _, encoded, is_tombstone = known
-        return None if is_tombstone else envelope.body, [*encoded, (wire.ID, str(envelope.id))]
+        return None if is_tombstone else body, [*encoded, (wire.ID, str(message_id))]
 
 
 def _encoded(envelope: Envelope) -> Encoded:

@@ -6,7 +6,7 @@
 select shard, seq, message_id, topic, key, body, content_type, headers::text
 from unnest(%(shards)s::smallint[], %(floors)s::bigint[]) as s (of, floor)
 cross join lateral (
-    select *, sum(octet_length(body)) over (order by seq) - octet_length(body) as before
+    select *, sum(octet_length(body)) over (order by seq rows unbounded preceding) - octet_length(body) as before
     from (
         select shard, seq, message_id, topic, key, body, content_type, headers
         from {schema}.outbox
