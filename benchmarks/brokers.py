@@ -164,6 +164,9 @@ class Watched:
                 self.acknowledged.setdefault(envelope.id, now)
         return receipts
 
+    async def probe(self) -> str | None:
+        return await self._publisher.probe()
+
     async def close(self) -> None:
         await self._publisher.close()
 

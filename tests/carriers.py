@@ -86,6 +86,9 @@ class _OwnPublisher:
     async def publish(self, batch: Sequence[Envelope]) -> Sequence[Receipt]:
         return await self._publisher.publish(await self._broker.published(batch))
 
+    async def probe(self) -> str | None:
+        return await self._publisher.probe()
+
     async def close(self) -> None:
         await self._publisher.close()
 

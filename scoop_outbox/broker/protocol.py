@@ -54,6 +54,15 @@ class Publisher(Protocol):
         seconds even if the broker does not answer: what is still unanswered failed for now.
         """
 
+    async def probe(self) -> str | None:
+        """Ask the broker for a sign of life; return what keeps it from taking messages now, or None if nothing does.
+
+        Called while nothing is being published. Returns within about five seconds even if the broker does not answer.
+
+        Raises:
+            BrokerError: it will never take anything like this; what is wrong, and how to mend it.
+        """
+
     async def close(self) -> None:
         """Let go of connections. What was not acknowledged will be published again."""
 

@@ -57,6 +57,10 @@ class HomePublisher:
             return [*await self._publish(batch[:middle]), *await self._publish(batch[middle:])]
         return [ACKNOWLEDGED] * len(batch)
 
+    async def probe(self) -> str | None:
+        """Return None: here the broker is the database, and whether that answers is known."""
+        return None
+
     async def close(self) -> None:
         """See `Publisher.close`."""
         driver, self._driver = self._driver, None

@@ -28,11 +28,13 @@ from scoop_outbox.core.delivery import read_home
 from scoop_outbox.core.outbox import Outgoing, Place, bury_unpublishable, delete_published, read_outbox
 from scoop_outbox.daemon.leases import Leases
 from scoop_outbox.daemon.pace import Pace
+from scoop_outbox.daemon.probe import Probe
 from scoop_outbox.daemon.reader import Reader
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.daemon.tally import Tally
 from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.calls import Interrupted
+from scoop_outbox.store.connect import in_words
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.schema import SHARDS
 
@@ -70,6 +72,7 @@ class Relay:
         """Own nothing yet."""
         self._home = home
         self._publisher = publisher
+        self._probe = Probe(publisher)
         self._pace = Pace(longest=0.5)
         self._driver: AsyncDriver | None = None
         self._reader = Reader(home)
@@ -90,6 +93,7 @@ class Relay:
         self._stopping = False
         self._reason = ""
         self._publishing_since: float | None = None
+        self._database: str | None = None  # why it cannot be used
         self.published = 0
         self.tally = Tally()
         signals.on_outbox(self._wake)
@@ -105,11 +109,21 @@ class Relay:
 
     @property
     def trouble(self) -> str | None:
-        """What keeps messages from being published just now, as the broker says it; None when all is well."""
+        """What keeps messages from being published just now; None when all is well."""
+        if self._database is not None:
+            return self._database
         since = self._publishing_since
         if since is not None and time.monotonic() - since > _OVERDUE:
             return f"the broker has not answered for {time.monotonic() - since:.0f} s"
-        return (self._reason or "the broker does not take messages") if self._failures else None
+        return (self._reason or "the broker does not take messages") if self._failures else self._probe.trouble
+
+    async def check(self) -> None:
+        """See whether the broker would take messages. One that is merely down will come back: `trouble` tells of it.
+
+        Raises:
+            BrokerError: it never will; what is wrong, and how to mend it.
+        """
+        await self._probe.ask()
 
     def stop(self) -> None:
         """End after the batch in hand; what is in the outbox stays there."""
@@ -122,17 +136,27 @@ class Relay:
         try:
             while not self._stopping:
                 try:
-                    if not await self._turn():
+                    more = await self._turn()
+                    failures, self._database = 0, None
+                    if not more:
+                        self._probe.ask_if_due()
                         await self._pace.sleep(self._next_due())
-                    failures = 0
                 except _DATABASE_ERRORS as error:
                     failures += 1
-                    log.warning("the relay cannot reach the database (%s); trying again", type(error).__name__)
+                    self._note(error)
                     await self._drop_driver()
                     await self._pace.sleep(min(0.1 * 2.0 ** min(failures, 60), 5.0))
         finally:
             await self._release()
+            await self._probe.close()
             await self._publisher.close()
+
+    def _note(self, error: Exception) -> None:
+        """Say once, and again when it changes, why the database cannot be used."""
+        reason = f"the relay cannot use the database: {in_words(self._home.url, error)}"
+        if reason != self._database:
+            log.warning("%s; trying again", reason)
+            self._database = reason
 
     async def _turn(self) -> bool:
         """Publish one batch; answer whether there seem to be more."""
@@ -173,8 +197,9 @@ class Relay:
                     waited_for.add(asyncio.create_task(self._look_ahead()))
                 try:
                     pause = await self._meanwhile()
+                    self._database = None
                 except _DATABASE_ERRORS as error:
-                    log.warning("the relay cannot reach the database (%s); trying again", type(error).__name__)
+                    self._note(error)
                     await self._drop_driver()
                     pause = 0.5
                 done, waited_for = await asyncio.wait(waited_for, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
@@ -210,6 +235,7 @@ class Relay:
         return max(min(due), 0.001)
 
     async def _publish(self, batch: Outgoing) -> Sequence[Receipt]:
+        await self._probe.wait()
         try:
             receipts = await self._publisher.publish(batch.envelopes)
         except Exception as error:
@@ -283,6 +309,7 @@ class Relay:
         held_back: dict[int, str] = {}
         if receipts.count(ACKNOWLEDGED) == len(batch):  # the rule, and there are many
             progress |= batch.shards
+            self._probe.published()
             self._undeleted += batch.places
             self.tally.acknowledged(one.topic for one in batch.envelopes)
         else:

@@ -13,6 +13,7 @@ from scoop_outbox.daemon.intake import HIGH_WATER, Intake
 from scoop_outbox.daemon.relay import Relay
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.daemon.worker import SLOTS, Worker
+from scoop_outbox.errors import BrokerError
 from scoop_outbox.saga import Saga
 from scoop_outbox.store.home import Home
 
@@ -88,7 +89,7 @@ async def daemons(
     if serving and broker is not None:
         await broker.check(subscription)
     running = Daemons(
-        Relay(home, await _publisher(home, broker, signals), signals) if relay else None,
+        await _relay(home, broker, signals) if relay else None,
         Worker(home, subscription.service, sagas, signals, slots, brokered=broker is not None) if serving else None,
         Intake(home, broker, subscription, sagas, signals, high=high_water, low=high_water // 2)
         if serving and broker is not None
@@ -124,6 +125,17 @@ def _start(running: Daemons, signals: Signals) -> list[asyncio.Task[None]]:
     for task in tasks:
         task.add_done_callback(_report)
     return tasks
+
+
+async def _relay(home: Home, broker: Broker | None, signals: Signals) -> Relay:
+    publisher = await _publisher(home, broker, signals)
+    relay = Relay(home, publisher, signals)
+    try:
+        await relay.check()
+    except BrokerError:
+        await publisher.close()
+        raise
+    return relay
 
 
 async def _publisher(home: Home, broker: Broker | None, signals: Signals) -> Publisher:

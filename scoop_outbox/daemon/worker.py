@@ -33,6 +33,7 @@ from scoop_outbox.saga import Saga
 from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.blocking import Driver
 from scoop_outbox.store.calls import Interrupted
+from scoop_outbox.store.connect import in_words
 from scoop_outbox.store.home import Home
 
 log = logging.getLogger(__name__)
@@ -117,6 +118,7 @@ class Worker:
     async def run(self) -> None:
         """Execute runs until stopped, whatever happens to the database meanwhile."""
         failures = 0
+        problem = ""
         driver: AsyncDriver | None = None
         while not self._stopping:
             try:
@@ -124,10 +126,12 @@ class Worker:
                     driver = await self._home.connect_to_queues()
                     await driver.run(_rows("name_connection", name=self._name))
                 await self._feed(driver)
-                failures = 0
+                failures, problem = 0, ""
             except (Interrupted, psycopg.Error, sa.exc.SQLAlchemyError, OSError) as error:
                 failures += 1
-                log.warning("the worker cannot reach the database (%s); trying again", type(error).__name__)
+                if (reason := in_words(self._home.url, error)) != problem:
+                    log.warning("the worker cannot use the database: %s; trying again", reason)
+                    problem = reason
                 if driver is not None:
                     await driver.close()
                 driver = None

@@ -87,7 +87,7 @@ def explained(url: str) -> Iterator[None]:
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
         raise DatabaseError(_UNMIGRATED.format(shown(url))) from error
     except psycopg.errors.InsufficientPrivilege as error:
-        raise DatabaseError(f"the user of {shown(url)} lacks a permission: {_first_line(error)}") from error
+        raise DatabaseError(_UNPERMITTED.format(shown(url), _first_line(error))) from error
     except sa.exc.ProgrammingError as error:
         if isinstance(error.orig, psycopg.errors.UndefinedTable | psycopg.errors.InvalidSchemaName):
             raise DatabaseError(_UNMIGRATED.format(shown(url))) from error
@@ -107,6 +107,19 @@ def told_to_migrate(url: str) -> Iterator[None]:
         raise DatabaseError(_UNMIGRATED.format(shown(url))) from error
 
 
+def in_words(url: str, error: Exception) -> str:
+    """Return what keeps a database from being used: in words if somebody has to act, else the name of the error."""
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        return _UNPERMITTED.format(shown(url), _first_line(error))
+    if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.InvalidSchemaName):
+        return _UNMIGRATED.format(shown(url))
+    return f"{shown(url)} cannot be reached ({type(error).__name__})"
+
+
+_UNPERMITTED = (
+    "the user of {} lacks a permission: {}. It needs usage of the schema, and select, insert, update and delete on all "
+    "tables in it: see docs/operations.md"
+)
 _UNMIGRATED = (
     "the database {} lacks the tables of scoop_outbox: run `scoop-outbox migrate --database URL`, "
     "or `await app.migrate()`"

@@ -84,6 +84,9 @@ class MemoryPublisher:
         self._server.put(one.topic, key, one.body, one.content_type, headers)
         return ACKNOWLEDGED
 
+    async def probe(self) -> str | None:
+        return None
+
     async def close(self) -> None:
         pass
 

@@ -46,6 +46,9 @@ class FileBroker:
             os.close(file)
         return [ACKNOWLEDGED] * len(batch)
 
+    async def probe(self) -> str | None:
+        return None
+
     async def close(self) -> None: ...
 
 

@@ -12,7 +12,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,8 @@ START = (
     'a time in ISO 8601 such as "2026-01-31T12:00:00+00:00", or "group:NAME" to go on where another group is'
 )
 
+Process = subprocess.Popen[str]
+
 SHOP = """
 from scoop_outbox import Scoop
 app = Scoop("shop")
@@ -81,14 +83,19 @@ async def refusal_to_run(service: Listener) -> str:
     return said(error.value)
 
 
-@contextmanager
-def worker(folder: Path, database_url: str, topic: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+def worker(folder: Path, database_url: str, topic: str, *arguments: str) -> AbstractContextManager[Process]:
     """A worker of a service that listens on a topic, as a process of its own."""
     (folder / "shop.py").write_text(SHOP.format(topic=topic))
+    return running(folder, "worker", "shop:app", "--database", database_url, *arguments)
+
+
+@contextmanager
+def running(folder: Path, *arguments: str) -> Iterator[Process]:
+    """A command, as a process of its own."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SCOOP_OUTBOX")}
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "scoop_outbox", "worker", "shop:app", "--database", database_url, *arguments],
+            [sys.executable, "-m", "scoop_outbox", *arguments],
             cwd=folder,
             env=environment,
             stderr=log,
@@ -108,6 +115,13 @@ def log_of(folder: Path) -> str:
     assert SECRET not in text
     assert "Traceback" not in text
     return text
+
+
+async def refusal_of_relay(folder: Path, database_url: str, broker: str) -> str:
+    """What a relay that cannot start ends with."""
+    with running(folder, "relay", "--database", database_url, "--broker", broker) as process:
+        assert await asyncio.to_thread(process.wait, 60) == 1, log_of(folder)
+    return log_of(folder).splitlines()[-1]
 
 
 async def refusal_of_worker(folder: Path, database_url: str, topic: str, *arguments: str) -> str:
@@ -395,8 +409,10 @@ async def test_kafka_refuses_a_password(guarded: Guarded, database_url: str, tmp
     assert "Invalid username or password" in text
     assert text.endswith(ends)
     line = await refusal_of_worker(tmp_path, database_url, topic, "--broker", url, "--start", "earliest")
-    assert line.startswith(f"Error: {begins}")
-    assert line.endswith(ends)
+    relay = await refusal_of_relay(tmp_path, database_url, url)
+    for refused in (line, relay):
+        assert refused.startswith(f"Error: {begins}")
+        assert refused.endswith(ends)
 
 
 async def test_kafka_does_not_permit_a_topic_or_a_group(guarded: Guarded, database_url: str) -> None:
@@ -446,6 +462,7 @@ async def test_rabbitmq_refuses_a_password_or_a_virtual_host(
 
     assert await refusal_to_run(with_password) == expected
     assert await refusal_of_worker(tmp_path, database_url, "orders", "--broker", wrong) == f"Error: {expected}"
+    assert await refusal_of_relay(tmp_path, database_url, wrong) == f"Error: {expected}"
     text = await refusal_to_run(with_host)
     assert text.startswith(f"RabbitMQ at {host} does not let user {user!r} into virtual host '/': ")
     assert text.endswith("rabbitmqctl set_permissions -p VHOST USER CONFIGURE WRITE READ")
@@ -542,6 +559,26 @@ async def test_rabbitmq_is_not_there_yet(own_rabbit: RabbitServer, database_url:
         own_rabbit.start()
 
     assert "RabbitMQ cannot be reached (127.0.0.1:" in trouble or "has not connected yet" in trouble
+
+
+@pytest.mark.parametrize("scheme", ["kafka", "amqp"])
+async def test_a_relay_with_nothing_to_publish_is_not_ready_without_its_broker(
+    scheme: str, database_url: str, tmp_path: Path
+) -> None:
+    (port,) = free_ports(1)
+    url = f"{scheme}://shop:{SECRET}@127.0.0.1:{NOWHERE}"
+    arguments = ("relay", "--database", database_url, "--broker", url, "--port", str(port))
+
+    with running(tmp_path, *arguments) as process:
+        await until(lambda: "ready: service relay" in log_of(tmp_path), 60)
+        status, text = await asyncio.to_thread(readiness, port)
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(process.wait, 60) == 0
+
+    assert status == 503
+    assert f"127.0.0.1:{NOWHERE}" in text
+    assert SECRET not in text
+    assert "nothing can be published: " in log_of(tmp_path)
 
 
 @pytest.mark.parametrize("scheme", ["kafka", "amqp"])

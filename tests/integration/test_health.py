@@ -45,6 +45,9 @@ class Verdicts(FakeBroker):
     async def publish(self, batch: Sequence[Envelope]) -> Sequence[Receipt]:
         return [self.receipt] * len(batch)
 
+    async def probe(self) -> str | None:
+        return None
+
     async def close(self) -> None: ...
 
 

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import make_url
 
 from scoop_outbox import Scoop
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
@@ -40,6 +41,8 @@ class FakePublisher:
         self.open = asyncio.Event()
         self.open.set()
         self.closed = False
+        self.probed = 0
+        self.trouble: str | None = None
 
     async def publish(self, batch: Sequence[Envelope]) -> Sequence[Receipt]:
         self.batches.append([one.body.decode() for one in batch])
@@ -54,6 +57,10 @@ class FakePublisher:
                 self.acknowledged.append((one.key, one.body.decode()))
             receipts.append(receipt)
         return receipts
+
+    async def probe(self) -> str | None:
+        self.probed += 1
+        return self.trouble
 
     async def close(self) -> None:
         self.closed = True
@@ -249,6 +256,79 @@ async def test_what_fails_for_good_is_a_dead_letter_and_others_go_on(database_ur
     assert ask(database_url, "select message_id, topic, key, body, content_type, origin, reason from dead_letter") == [
         (bad.message_id, "topic", "k", b"3", "application/json", "relay", "too large: o'clock")
     ]
+
+
+async def test_a_relay_with_nothing_to_publish_knows_whether_it_could(database_url: str) -> None:
+    publisher = FakePublisher()
+    publisher.trouble = "no broker answers"
+    async with relaying(database_url, publisher) as relay:
+        await until(lambda: relay.trouble == "no broker answers")
+        # Nor does it ask again and again.
+        assert publisher.probed == 1
+        write(database_url, made(0))
+        await until(lambda: relay.trouble is None)
+        assert publisher.of(None) == [0]
+        relay._probe._due = 0.0
+        await until(lambda: relay.trouble == "no broker answers")
+
+
+async def test_nothing_is_published_while_the_broker_is_asked_for_a_sign_of_life(database_url: str) -> None:
+    class Slow(FakePublisher):
+        answered = False
+
+        async def probe(self) -> str | None:
+            await super().probe()
+            await self.open.wait()
+            self.answered = True
+            return None
+
+        async def publish(self, batch: Sequence[Envelope]) -> Sequence[Receipt]:
+            assert self.answered
+            return await super().publish(batch)
+
+    publisher = Slow()
+    publisher.open.clear()
+    async with relaying(database_url, publisher) as relay:
+        await until(lambda: publisher.probed)
+        write(database_url, made(0))
+        await until(lambda: relay._in_flight)
+        publisher.open.set()
+        await until(lambda: publisher.of(None) == [0])
+
+
+async def test_a_database_user_that_may_only_read_is_told_what_it_needs(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with psycopg.connect(database_url) as connection:
+        connection.execute("create role only_reads login password 'reads'")
+        connection.execute("grant usage on schema scoop_outbox to only_reads")
+        connection.execute("grant select on all tables in schema scoop_outbox to only_reads")
+    reads = make_url(database_url).set(username="only_reads", password="reads")  # noqa: S106 - it stands for one
+    try:
+        async with relaying(reads.render_as_string(hide_password=False), FakePublisher()) as relay:
+            await until(lambda: relay.trouble)
+            await until(lambda: len(relay_warnings(caplog)) == 1)
+            trouble = relay.trouble
+            assert trouble is not None
+            assert "only_reads" in trouble
+            assert "permission denied for table outbox_shard" in trouble
+            assert "needs usage of the schema, and select, insert, update and delete on all tables" in trouble
+            assert "reads@" not in trouble
+            with psycopg.connect(database_url) as connection:
+                connection.execute(
+                    "grant select, insert, update, delete on all tables in schema scoop_outbox to only_reads"
+                )
+            await until(lambda: relay.shards == SHARDS)
+            await until(lambda: relay.trouble is None)
+        assert len(relay_warnings(caplog)) == 1, "once, however often it tries"
+    finally:
+        with psycopg.connect(database_url) as connection:
+            connection.execute("drop owned by only_reads")
+            connection.execute("drop role only_reads")
+
+
+def relay_warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "cannot use the database" in record.getMessage()]
 
 
 async def test_a_publisher_that_raises_is_a_broker_that_is_down(database_url: str) -> None:

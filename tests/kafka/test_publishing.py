@@ -8,18 +8,12 @@ from typing import Any
 
 import pytest
 from confluent_kafka import TIMESTAMP_CREATE_TIME
-from scoop_outbox_kafka import publisher as publisher_module
 from scoop_outbox_kafka.publisher import KafkaPublisher
 
 from scoop_outbox import headers as wire
 from scoop_outbox.errors import BrokerError
 from scoop_outbox.message import JSON, Envelope, uuid7
 from tests.kafka.trial import ACKNOWLEDGED, FOR_GOOD, FOR_NOW, Trial, envelope, name, verdicts
-
-
-@pytest.fixture(autouse=True)
-def little_time_for_topics_to_become_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publisher_module, "_FIRST_LOOK", 0.5)
 
 
 async def test_a_plain_consumer_sees_an_ordinary_message(trial: Trial) -> None:
@@ -127,9 +121,27 @@ async def test_a_topic_that_is_created_in_the_nick_of_time_is_waited_for(trial: 
     assert verdicts(await publishing) == [ACKNOWLEDGED]
 
 
+async def test_topics_that_do_not_exist_share_the_time_that_they_have(trial: Trial) -> None:
+    topic, missing = trial.topic(), [name("missing") for _ in range(10)]
+    publisher = await trial.publisher(patience=2)
+    batch = [envelope(one) for one in (*missing, topic)]
+    # Half a second for each of them would be longer than our patience.
+    assert verdicts(await publisher.publish(batch)) == [*[FOR_GOOD] * 10, ACKNOWLEDGED]
+
+
+async def test_how_long_a_topic_may_need_to_become_known_can_be_set(trial: Trial) -> None:
+    missing = name("missing")
+    publisher = await trial.publisher(producer__topic__metadata__propagation__max__ms=60_000)
+    publishing = asyncio.create_task(publisher.publish([envelope(missing)]))
+    done, _ = await asyncio.wait([publishing], timeout=1)
+    assert not done
+    trial.create(missing)
+    assert verdicts(await publishing) == [ACKNOWLEDGED]
+
+
 async def test_a_topic_that_is_deleted_between_two_batches(trial: Trial) -> None:
     topic, other = trial.topic(), trial.topic()
-    publisher = await trial.publisher(producer__topic__metadata__propagation__max__ms=300)
+    publisher = await trial.publisher()
     assert verdicts(await publisher.publish([envelope(topic), envelope(other)])) == [ACKNOWLEDGED] * 2
     trial.admin.delete_topics([topic], operation_timeout=10)[topic].result(10)
     receipts = await publisher.publish([envelope(other), envelope(topic), envelope(other)])

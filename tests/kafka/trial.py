@@ -69,6 +69,8 @@ class Trial:
         )
 
     async def publisher(self, **settings: object) -> KafkaPublisher:
+        # Else each topic that does not exist would cost three seconds.
+        settings.setdefault("producer__topic__metadata__propagation__max__ms", 500)
         publisher = await self.broker(**settings).publisher("test")
         assert isinstance(publisher, KafkaPublisher)
         self._opened.push_async_callback(publisher.close)
@@ -85,15 +87,15 @@ class Trial:
         self._opened.push_async_callback(consumer.close)
         return consumer
 
-    def topic(self, partitions: int = 1, **settings: str) -> str:
+    def topic(self, partitions: int = 1, replicas: int = 1, **settings: str) -> str:
         """A new topic."""
         topic = name()
-        self.create(topic, partitions, **settings)
+        self.create(topic, partitions, replicas, **settings)
         return topic
 
-    def create(self, topic: str, partitions: int = 1, **settings: str) -> None:
+    def create(self, topic: str, partitions: int = 1, replicas: int = 1, **settings: str) -> None:
         config = {name.replace("_", "."): value for name, value in settings.items()}
-        new = NewTopic(topic, partitions, 1, config=config)
+        new = NewTopic(topic, partitions, replicas, config=config)
         # Seen once, on a busy machine and a broker just started: a client that got no answer at all. Another one does.
         for patience, admin in ((5, self.admin), (25, AdminClient(self.client))):
             try:

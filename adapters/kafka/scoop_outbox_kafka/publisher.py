@@ -21,6 +21,7 @@ import asyncio
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -34,20 +35,15 @@ from scoop_outbox.errors import BrokerError
 from scoop_outbox.message import Envelope
 from scoop_outbox_kafka.record import Records
 from scoop_outbox_kafka.settings import Settings
+from scoop_outbox_kafka.topics import OF_TOPIC, Topics
+from scoop_outbox_kafka.topology import raise_if_refused
 
 log = logging.getLogger(__name__)
 
 _POLL_EVERY = 200
-_LOOK_AGAIN = 0.1
 _RENEW_AFTER = 3
-_FIRST_LOOK = 3.0
-"""Seconds that a topic may need to become known to the broker that is asked."""
+_SIGN_OF_LIFE = 4.0
 
-_PERHAPS_NEW = {
-    KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001 - its public name
-    KafkaError.UNKNOWN_TOPIC_OR_PART,
-}
-_OF_TOPIC = {*_PERHAPS_NEW, KafkaError.TOPIC_EXCEPTION, KafkaError.TOPIC_AUTHORIZATION_FAILED}
 _OF_MESSAGE = {
     KafkaError.MSG_SIZE_TOO_LARGE,
     KafkaError.INVALID_MSG_SIZE,
@@ -130,9 +126,9 @@ class KafkaPublisher:
         self._settings = settings
         self._name = name
         self._pid = os.getpid()
-        self._known: set[str] = set()
-        self._refused: dict[str, Receipt] = {}
+        self._topics = Topics(settings.propagation)
         self._trouble = ""
+        self._told: deque[KafkaError] = deque(maxlen=10)  # what librdkafka said of the connections
         self._unanswered = 0  # how often in a row the broker has not said which topics there are
         self._records = Records()
         self._reports = _Reports()
@@ -146,12 +142,17 @@ class KafkaPublisher:
         Raises:
             BrokerError: this process is a fork of the one that opened the publisher.
         """
-        if os.getpid() != self._pid:
-            raise BrokerError(
-                "this publisher was opened before the process was forked, and its threads stayed there: "
-                "open one in each process"
-            )
+        self._refuse_forks()
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._publish, batch)
+
+    async def probe(self) -> str | None:
+        """See whether a broker can be reached; see the protocol.
+
+        Raises:
+            BrokerError: it refuses user or certificate, or this process is a fork.
+        """
+        self._refuse_forks()
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._probe)
 
     async def close(self) -> None:
         """Let go of the connections."""
@@ -159,6 +160,13 @@ class KafkaPublisher:
             self._closed = True
             await asyncio.get_running_loop().run_in_executor(self._thread, self._drop)
             self._thread.shutdown(wait=False)
+
+    def _refuse_forks(self) -> None:
+        if os.getpid() != self._pid:
+            raise BrokerError(
+                "this publisher was opened before the process was forked, and its threads stayed there: "
+                "open one in each process"
+            )
 
     def _open(self) -> Producer:
         self._reports = _Reports()  # the last producer may still have something to say, of other messages
@@ -169,6 +177,7 @@ class KafkaPublisher:
             raise BrokerError(self._settings.redacted(f"no Kafka producer can be made: {reason}")) from None
 
     def _on_error(self, error: KafkaError) -> None:
+        self._told.append(error)
         if not self._trouble or error.code() != KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001 - its public name
             self._trouble = self._settings.redacted(error.str())
 
@@ -176,6 +185,19 @@ class KafkaPublisher:
         producer, self._producer = self._producer, None
         if producer is not None:
             producer.purge(in_queue=True, in_flight=True)
+
+    def _probe(self) -> str | None:
+        if self._producer is None:
+            self._producer = self._open()
+        self._told.clear()
+        try:
+            self._producer.list_topics(self._topics.to_ask_for, timeout=_SIGN_OF_LIFE)
+        except KafkaException as error:
+            self._producer.poll(0.1)  # what is behind it is told to _on_error
+            raise_if_refused(self._settings, self._told)
+            return self._trouble or self._settings.redacted(error.args[0].str())
+        self._trouble = ""
+        return None
 
     def _publish(self, batch: Sequence[Envelope]) -> Sequence[Receipt]:
         deadline = time.monotonic() + self._settings.patience
@@ -201,50 +223,34 @@ class KafkaPublisher:
 
     def _waiting(self, batch: Sequence[Envelope], without: list[int], receipts: list[Receipt | None]) -> list[int]:
         """Return what is to be published of what has no receipt, after giving the receipts of refused topics."""
-        if not self._refused:
+        refused = self._topics.refused
+        if not refused:
             return without
         for index in without:
-            receipts[index] = self._refused.get(batch[index].topic)
+            receipts[index] = refused.get(batch[index].topic)
         return [index for index in without if receipts[index] is None]
 
     def _look_up(self, topics: set[str], deadline: float) -> bool:
-        """See whether topics exist that nothing was published on lately; answer whether the broker can be reached.
-
-        librdkafka would find out by itself, but only with messages in hand, and would believe it for minutes.
-        """
+        """See whether topics exist that nothing was published on lately; answer whether the broker can be reached."""
         assert self._producer is not None  # noqa: S101 - it was opened
-        for topic in topics - self._known:
-            # What was refused once is refused again at once, unless somebody has created it meanwhile.
-            until = 0.0 if topic in self._refused else min(time.monotonic() + _FIRST_LOOK, deadline)
-            while True:
-                try:
-                    found = self._producer.list_topics(topic, timeout=max(deadline - time.monotonic(), 0.1) / 2)
-                except KafkaException as error:
-                    self._producer.poll(0.1)  # what is behind it is told to _on_error
-                    self._trouble = self._trouble or self._settings.redacted(error.args[0].str())
-                    self._unanswered += 1
-                    if self._unanswered >= _RENEW_AFTER:
-                        # Seen once after a freeze: a producer that did not find its broker again. It holds nothing now.
-                        self._unanswered = 0
-                        self._drop()
-                    return False
-                except ValueError:
-                    self._refused[topic] = _refusal(topic, KafkaError(KafkaError.TOPIC_EXCEPTION))
-                    break
-                self._unanswered = 0
-                reason = found.topics[topic].error
-                if reason is None:
-                    self._known.add(topic)
-                    self._refused.pop(topic, None)
-                    break
-                if reason.code() not in _OF_TOPIC:
-                    break  # such as no leader: librdkafka waits for it
-                if time.monotonic() >= until or reason.code() not in _PERHAPS_NEW:
-                    self._refused[topic] = _refusal(topic, reason)
-                    break
-                time.sleep(_LOOK_AGAIN)
+        try:
+            self._topics.look_up(self._producer, topics, deadline)
+        except KafkaException as error:
+            self._unreachable(error.args[0])
+            return False
+        self._unanswered = 0
         self._trouble = ""
         return True
+
+    def _unreachable(self, error: KafkaError) -> None:
+        assert self._producer is not None  # noqa: S101 - it was opened
+        self._producer.poll(0.1)  # what is behind it is told to _on_error
+        self._trouble = self._trouble or self._settings.redacted(error.str())
+        self._unanswered += 1
+        if self._unanswered >= _RENEW_AFTER:
+            # Seen once after a freeze: a producer that did not find its broker again. It holds nothing now.
+            self._unanswered = 0
+            self._drop()
 
     def _round(self, batch: Sequence[Envelope], waiting: Sequence[int], alone: set[int], deadline: float) -> _Round:
         """Publish in order until all is answered, something is refused, or patience ends."""
@@ -347,9 +353,8 @@ class KafkaPublisher:
             receipts[index] = Receipt(Verdict.FAILED_FOR_GOOD, reason)
         for index, error in done.failed:
             code = error.code()
-            if code in _OF_TOPIC:
-                self._known.discard(batch[index].topic)
-                self._refused[batch[index].topic] = _refusal(batch[index].topic, error)
+            if code in OF_TOPIC:
+                self._topics.refuse(batch[index].topic, error)
                 refused = progress = True
             elif code in _OF_MESSAGE and index in alone:
                 receipts[index] = Receipt(Verdict.FAILED_FOR_GOOD, f"Kafka refuses it: {error.str()}")
@@ -373,7 +378,7 @@ class KafkaPublisher:
         self._producer = self._open()
         # The broker is asked before it is sent anything, in case it does not answer; and a producer that is connected
         # already gets its id at once, not at its second attempt after half a second.
-        self._known.clear()
+        self._topics.forget()
 
 
 def _stretches(waiting: Sequence[int], alone: set[int]) -> Iterator[tuple[list[int], bool]]:
@@ -383,13 +388,3 @@ def _stretches(waiting: Sequence[int], alone: set[int]) -> Iterator[tuple[list[i
             yield from (([index], True) for index in found)
         else:
             yield list(found), False
-
-
-def _refusal(topic: str, error: KafkaError) -> Receipt:
-    if error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
-        reason = f"it is not permitted to write to the topic {topic}: grant Write and Describe (kafka-acls.sh)"
-    elif error.code() == KafkaError.TOPIC_EXCEPTION:
-        reason = f"{topic!r} cannot be the name of a topic in Kafka"
-    else:
-        reason = f"there is no topic {topic}: create it with `scoop-outbox topology apply`, or with kafka-topics.sh"
-    return Receipt(Verdict.FAILED_FOR_GOOD, reason)

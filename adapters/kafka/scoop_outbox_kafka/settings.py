@@ -166,6 +166,11 @@ class Settings:
     partitions: int | None = None
     replication_factor: int | None = None
 
+    @property
+    def propagation(self) -> float:
+        """Seconds that a topic may need to become known to the broker that is asked."""
+        return float(str({**PRODUCER, **self.producer}["topic.metadata.propagation.max.ms"])) / 1000
+
     def for_producer(self, name: str) -> dict[str, object]:
         """Return the configuration of a publisher."""
         return {**PRODUCER, **self._common(name), **self.producer, **PROMISED_PRODUCER}

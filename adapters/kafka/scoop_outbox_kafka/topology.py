@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection
@@ -19,7 +19,7 @@ from scoop_outbox_kafka.settings import Settings
 from scoop_outbox_kafka.start import explain_silence, not_permitted_topic, parse_start, starts, unstarted
 
 _ANSWER = 10.0
-_WRONG = {KafkaError._AUTHENTICATION, KafkaError._SSL}  # noqa: SLF001 - public names
+_REFUSALS = {KafkaError._AUTHENTICATION, KafkaError._SSL}  # noqa: SLF001 - public names
 
 
 async def check(settings: Settings, subscription: Subscription) -> None:
@@ -48,7 +48,7 @@ def _check(settings: Settings, subscription: Subscription) -> None:
         _check_reading(settings, subscription.topics)
     except KafkaException as error:
         consumer.poll(0.1)  # what is behind it is told to error_cb
-        _raise_if_wrong(settings, told)
+        raise_if_refused(settings, told)
         explain_silence(error.args[0], settings.for_admin(), subscription.group, _ANSWER / 2)
     finally:
         consumer.close()
@@ -67,10 +67,18 @@ def _check_reading(settings: Settings, topics: Sequence[str]) -> None:
             raise BrokerError(not_permitted_topic(topic))
 
 
-def _raise_if_wrong(settings: Settings, told: Sequence[KafkaError]) -> None:
-    """Tell a broker that refuses us from one that is down."""
+def raise_if_refused(settings: Settings, told: Iterable[KafkaError]) -> None:
+    """Tell a broker that refuses us from one that is down.
+
+    Args:
+        settings: how it was asked.
+        told: what librdkafka has told of the connections.
+
+    Raises:
+        BrokerError: it refuses user or certificate.
+    """
     for error in told:
-        if error.code() in _WRONG:
+        if error.code() in _REFUSALS:
             raise BrokerError(
                 settings.redacted(
                     f"Kafka refuses the connection: {error.str()}. See the user and password in the URL, and "
@@ -102,7 +110,7 @@ def _topology(settings: Settings, topics: list[str], *, create: bool) -> list[It
             _create(admin, settings, missing)
     except KafkaException as error:
         admin.poll(0.1)
-        _raise_if_wrong(settings, told)
+        raise_if_refused(settings, told)
         reason = settings.redacted(error.args[0].str())
         raise BrokerError(f"Kafka at {settings.bootstrap} has not answered: {reason}") from None
     return items

@@ -36,6 +36,7 @@ from scoop_outbox_rabbitmq.settings import Settings
 log = logging.getLogger(__name__)
 
 ANSWER_WITHIN = 8.0
+_SIGN_OF_LIFE = 5.0
 WINDOW = 500
 
 _SILENT = "the broker has not answered in time; rabbitmqctl status shows whether it is short of memory or disk"
@@ -109,6 +110,17 @@ class RabbitPublisher:
         for index, item in items.items():
             receipts[index] = item.receipt
         return [receipt or waiting for receipt in receipts]
+
+    async def probe(self) -> str | None:
+        """See whether there is a connection, or can be; see the protocol."""
+        try:
+            async with asyncio.timeout(_SIGN_OF_LIFE):
+                await self._connected()
+        except TimeoutError:
+            return _SILENT
+        except UnreachableError as error:
+            return str(error)
+        return None
 
     async def close(self) -> None:
         """Close the connection."""

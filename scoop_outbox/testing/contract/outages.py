@@ -27,7 +27,7 @@ class Outages(Contract):
             sender, member = await trial.sender(), await trial.member(topic)
             receipts = await sender.once(messages)
             received = await member.receive(wait=1)
-            trouble = member.consumer.trouble
+            troubles = member.consumer.trouble, await sender.trouble()
             async with within(20, "checking while the broker is down"):
                 await trial.broker.check(trial.subscription(topic))
         finally:
@@ -35,10 +35,11 @@ class Outages(Contract):
         await sender.deliver(messages)
         await member.take(messages, acknowledge=True)
         await until(lambda: member.consumer.trouble is None, "the consumer is well")
+        assert await sender.trouble() is None
 
         assert all(receipt.verdict is Verdict.FAILED_FOR_NOW for receipt in receipts)
         assert received == []
-        assert trouble, "it says what is wrong"
+        assert all(troubles), "both say what is wrong"
 
     @needs(Power.STOP)
     async def test_closing_while_the_broker_is_down(self, trial: Trial) -> None:

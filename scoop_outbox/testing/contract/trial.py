@@ -114,6 +114,11 @@ class Sender:
         bad = {receipt.reason for receipt in receipts if receipt.verdict is not Verdict.ACKNOWLEDGED}
         assert not bad, bad
 
+    async def trouble(self) -> str | None:
+        """Ask the publisher what keeps the broker from taking messages."""
+        async with within(ANSWER, "asking whether the broker is there"):
+            return await self._publisher.probe()
+
     async def close(self) -> None:
         """Close the publisher; only the first call does something."""
         if not self._closed:
