@@ -48,6 +48,16 @@ async def test_a_wake_that_finds_nobody_asleep_ends_the_next_sleep_and_only_that
     sleep.cancel()
 
 
+async def test_what_was_done_since_the_last_sleep_counts() -> None:
+    pace = Pace(shortest=60, longest=60)
+    pace._looked -= 60
+    assert await slept(pace) < 30
+    sleep = asyncio.create_task(slept(pace))
+    done, _ = await asyncio.wait([sleep], timeout=0.05)
+    assert not done
+    sleep.cancel()
+
+
 async def test_what_is_known_to_be_due_ends_the_sleep() -> None:
     pace = Pace(shortest=60, longest=60)
     assert await slept(pace, 0.01) < 30
