@@ -3,8 +3,10 @@
 import asyncio
 import time
 import uuid
+from contextlib import AsyncExitStack
 
 import pytest
+from scoop_outbox_rabbitmq import publisher as publisher_module
 
 from scoop_outbox.broker.protocol import Subscription
 from scoop_outbox.message import Envelope
@@ -105,6 +107,30 @@ async def test_a_frozen_broker_is_given_up_in_time_and_found_again(server: Rabbi
     assert ids == {one.id for one in batch}
 
 
+async def test_a_broker_that_is_short_of_memory_takes_nothing_until_it_has_some(
+    server: RabbitServer, own_trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher_module, "ANSWER_WITHIN", 2.0)
+    topic = name()
+    queue = await own_trial.queue(topic)
+    publisher = await own_trial.publisher()
+    assert verdicts(await publisher.publish([envelope(topic, body=b"0")])) == [ACKNOWLEDGED]
+
+    await asyncio.to_thread(server.ctl, "set_vm_memory_high_watermark", "0.000001")
+    try:
+        (receipt,) = await publisher.publish([envelope(topic, body=b"1")])
+    finally:
+        await asyncio.to_thread(server.ctl, "set_vm_memory_high_watermark", "0.4")
+    assert receipt.verdict is FOR_NOW
+    assert "rabbitmqctl status shows whether it is short of memory or disk" in receipt.reason
+
+    async def taken() -> bool:
+        return verdicts(await publisher.publish([envelope(topic, body=b"1")])) == [ACKNOWLEDGED]
+
+    await until(taken, 20)
+    assert set(await own_trial.bodies(queue)) == {b"0", b"1"}
+
+
 async def test_nobody_there_is_no_error_but_trouble(unused_tcp_port: int) -> None:
     async with Trial(f"amqp://me:secret@127.0.0.1:{unused_tcp_port},127.0.0.2:{unused_tcp_port}/") as trial:
         publisher, consumer = await trial.publisher(), await trial.consumer("q", "t")
@@ -126,6 +152,55 @@ async def test_the_next_host_is_tried(trial: Trial, unused_tcp_port: int) -> Non
     url = trial.url.replace("@", f"@127.0.0.1:{unused_tcp_port},")
     async with Trial(url) as other:
         assert verdicts(await (await other.publisher()).publish([envelope(topic)])) == [ACKNOWLEDGED]
+
+
+async def test_hosts_that_accept_a_connection_and_never_speak_do_not_hide_the_next_one(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Less than one of them is waited for.
+    monkeypatch.setattr(publisher_module, "ANSWER_WITHIN", 1.0)
+    topic = name()
+    queue = await trial.queue(topic)
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async with AsyncExitStack() as stack:
+        silent = [await stack.enter_async_context(await asyncio.start_server(say_nothing, "127.0.0.1")) for _ in "12"]
+        ports = ",".join(f"127.0.0.1:{server.sockets[0].getsockname()[1]}" for server in silent)
+        other = await stack.enter_async_context(Trial(trial.url.replace("@", f"@{ports},")))
+        publisher = await other.publisher()
+
+        said = [verdicts(await publisher.publish([envelope(topic)])) for _ in range(3)]
+        consumer = await other.consumer(queue, topic, timeout=1)
+        (came,) = await received(consumer, 1)
+
+    assert said == [[FOR_NOW], [FOR_NOW], [ACKNOWLEDGED]]
+    assert came.envelope.topic == topic
+
+
+async def test_a_broker_that_confirms_slowly_is_not_taken_for_one_that_is_silent(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(publisher_module, "BEGIN_WITHIN", 0.2)
+    topic = name()
+    queue = await trial.queue(topic)
+    publisher = await trial.publisher()
+    # One after the other takes longer than that.
+    rest = batch = [envelope(topic, "k", b"%d" % number) for number in range(2000)]
+    attempts = []
+    while rest:
+        receipts = await publisher.publish(rest)
+        attempts.append(receipts)
+        rest = rest[verdicts(receipts).count(ACKNOWLEDGED) :]
+
+    first = verdicts(attempts[0])
+    assert first == sorted(first, key=[ACKNOWLEDGED, FOR_NOW].index)
+    assert set(first) == {ACKNOWLEDGED, FOR_NOW}
+    assert "confirms slowly" in attempts[0][-1].reason
+    assert caplog.messages == []
+    assert await trial.bodies(queue) == [one.body for one in batch]
 
 
 @pytest.mark.parametrize("paused", [False, True])

@@ -232,6 +232,62 @@ async def test_what_was_sent_before_a_pause_still_comes_and_nothing_else(trial: 
     assert all("x-delivery-count" not in one.envelope.headers for one in (*came, *later)), "nothing was requeued"
 
 
+async def test_pauses_and_outages_do_not_use_up_a_delivery_limit(trial: Trial) -> None:
+    # Delivered once more, and dropped the next time.
+    topic = name()
+    queue = await trial.queue(topic, x_queue_type="quorum", x_delivery_limit=1)
+    await (await trial.publisher()).publish([envelope(topic, body=b"%d" % number) for number in range(5)])
+    consumer = await trial.consumer(queue, topic)
+    await received(consumer, 5)
+    for _ in range(3):  # for as long as the database is away, they are held
+        await consumer.pause()
+        assert await consumer.receive(10, 0.1) == []
+        await consumer.resume()
+    await consumer.close()
+
+    heir = await trial.consumer(queue, topic)
+    again = await received(heir, 5)
+    await heir.acknowledge(again)
+
+    assert sorted(one.envelope.body for one in again) == [b"0", b"1", b"2", b"3", b"4"]
+    assert {one.envelope.headers["x-delivery-count"] for one in again} == {"1"}
+
+
+@pytest.mark.parametrize("limit, comes", [({"arguments.queue.x-delivery-limit": "2"}, False), ({}, True)])
+async def test_what_is_held_by_workers_that_end_is_dropped_behind_a_delivery_limit_only(
+    trial: Trial, limit: dict[str, object], comes: bool
+) -> None:
+    topic, group = name(), name("group")
+    await trial.create(group, topic, **limit)
+    await (await trial.publisher()).publish([envelope(topic)])
+    for _ in range(3):
+        consumer = await trial.consumer(group, topic)
+        assert len(await received(consumer, 1)) == 1
+        await consumer.close()
+
+    await until(lambda: unheld_is(trial, group, 1 if comes else 0))
+    heir = await trial.consumer(group, topic)
+    assert len(await heir.receive(1, 0.5)) == (1 if comes else 0)
+
+
+async def unheld_is(trial: Trial, queue: str, count: int) -> bool:
+    return await unheld(trial, queue) == count
+
+
+async def test_a_consumer_has_the_arguments_that_are_given(trial: Trial) -> None:
+    topic, group = name(), name("group")
+    await trial.create(group, topic)
+    second = await trial.consumer(group, topic)
+    first = await trial.consumer(group, topic, **{"arguments.consumer.x-priority": 10})
+    for consumer in (second, first):
+        assert await consumer.receive(1, 0.1) == []
+    await until(lambda: second.trouble is None and first.trouble is None)
+    await (await trial.publisher()).publish([envelope(topic) for _ in range(5)])
+
+    assert len(await received(first, 5)) == 5
+    assert await second.receive(1, 0.1) == []
+
+
 async def test_a_single_active_consumer_keeps_its_place_while_it_is_paused(trial: Trial) -> None:
     topic, group = name(), name("group")
     single = {"queue.single-active-consumer": "true"}

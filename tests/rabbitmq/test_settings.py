@@ -35,11 +35,16 @@ def test_settings_come_on_top_of_the_url() -> None:
         "auth_mechanism": "EXTERNAL",
         "verify": "verify_none",
         "exchange.type": "x-consistent-hash",
+        "arguments.queue.x-delivery-limit": "-1",
+        "arguments.queue.x-overflow": "reject-publish",
+        "arguments.consumer.x-priority": 10,
     }
-    read = read_settings("amqp://h/?prefetch=5&name=shop", given)
+    read = read_settings("amqp://h/?prefetch=5&name=shop+more&arguments.queue.x-quorum%2Dlazy=True", given)
 
     assert (read.timeout, read.prefetch, read.mandatory, read.content_identity) == (2.5, 7, False, False)
-    assert (read.name, read.queues, read.single_active_consumer) == ("shop", {"orders.created": "theirs"}, True)
+    assert (read.name, read.queues, read.single_active_consumer) == ("shop+more", {"orders.created": "theirs"}, True)
+    assert read.queue_arguments == {"x-delivery-limit": -1, "x-overflow": "reject-publish", "x-quorum-lazy": True}
+    assert read.consumer_arguments == {"x-priority": 10}
     assert (read.external, read.verify, read.exchange_type) == (True, False, "x-consistent-hash")
 
 
@@ -48,6 +53,8 @@ def test_settings_come_on_top_of_the_url() -> None:
     [
         ("prefech", 1, "known are .*prefetch"),
         ("queue.", "q", "known are"),
+        ("arguments.queue.", 1, "known are"),
+        ("arguments.queue.x-queue-type", "classic", "not yours to choose: .*quorum"),
         ("no_ack", True, "not yours to choose: .*stored"),
         ("publisher_confirms", False, "not yours to choose: .*confirmed"),
         ("password", "x", "not yours to choose: .*URL"),

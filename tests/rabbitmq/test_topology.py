@@ -1,10 +1,15 @@
 """What has to exist, who may use it, and what is said when that is not so."""
 
 import asyncio
+import re
 import secrets
+import shlex
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
+from aiormq.channel import Channel
+from aiormq.exceptions import ChannelAccessRefused
 from scoop_outbox_rabbitmq.connection import Link
 from scoop_outbox_rabbitmq.settings import read_settings
 from scoop_outbox_rabbitmq.topology import queue_arguments
@@ -13,6 +18,8 @@ from scoop_outbox.broker.protocol import Subscription
 from scoop_outbox.errors import BrokerError
 from scoop_outbox.testing.rabbitmq import RabbitServer
 from tests.rabbitmq.trial import ACKNOWLEDGED, FOR_GOOD, Trial, envelope, name, received, verdicts
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "rabbitmq.md"
 
 
 async def test_everything_that_is_missing_is_created_when_asked(trial: Trial) -> None:
@@ -118,3 +125,66 @@ async def test_what_is_not_permitted_is_said(own_trial: Trial, stranger: Trial) 
 
     assert verdicts(receipts) == [FOR_GOOD, FOR_GOOD]
     assert "ACCESS_REFUSED" in receipts[0].reason
+
+
+async def test_who_may_not_ask_for_an_exchange_or_a_queue_may_publish_and_receive_all_the_same(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # RabbitMQ 4.2.6 and 4.3.0 ask of a passive declare what they ask of a real one: the permission to configure.
+    topic, group = name(), name("group")
+    await trial.create(group, topic)
+
+    async def refuse(channel: Channel, *_: object, passive: bool = False, **__: object) -> None:
+        assert passive
+        await channel.close()
+        raise ChannelAccessRefused("ACCESS_REFUSED - access to it is refused")
+
+    monkeypatch.setattr(Channel, "exchange_declare", refuse)
+    monkeypatch.setattr(Channel, "queue_declare", refuse)
+    subscription = Subscription("s", group, (topic,))
+    await trial.broker().check(subscription)
+    items = await trial.broker().topology((f"{name('exchange')}/a",), subscription, create=False)
+    consumer = await trial.consumer(group, topic)
+
+    assert verdicts(await (await trial.publisher()).publish([envelope(topic)])) == [ACKNOWLEDGED]
+    assert len(await received(consumer, 1)) == 1
+    assert [item.exists for item in items] == [None] * 3
+    with pytest.raises(BrokerError, match="topology apply"):
+        await trial.broker().check(Subscription("s", name("missing"), (topic,)))
+    (receipt,) = await (await trial.publisher()).publish([envelope(f"{name('exchange')}/a")])
+    assert receipt.verdict is FOR_GOOD
+    assert "there is no exchange" in receipt.reason
+
+
+async def test_the_permissions_in_the_document_are_enough(server: RabbitServer, own_trial: Trial) -> None:
+    commands = re.findall(r"^rabbitmqctl (set_permissions .*)$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
+    granted = {words[3]: words[4:] for words in (shlex.split(line, comments=True) for line in commands)}
+    group = "shop"
+    for user, permissions in granted.items():
+        server.ctl("add_user", user, "pass")
+        server.ctl("set_permissions", "-p", "/", user, *permissions)
+    try:
+        relay, shop, setup = (
+            Trial(f"amqp://{user}:pass@{own_trial.url.rpartition('@')[2]}") for user in ("relay", "shop", "setup")
+        )
+        async with relay, shop, setup:
+            await setup.create(group, "orders")
+            assert verdicts(await (await relay.publisher()).publish([envelope("orders")])) == [ACKNOWLEDGED]
+            await shop.broker().check(Subscription("shop", group, ("orders",)))
+            consumer = await shop.consumer(group, "orders")
+            await consumer.acknowledge(await received(consumer, 1))
+    finally:
+        for user in granted:
+            server.ctl("delete_user", user)
+
+
+async def test_topics_go_to_the_exchange_that_is_set(trial: Trial) -> None:
+    exchange, topic, group = name("exchange"), name(), name("group")
+    await trial.create(group, topic, exchange=exchange, **{"exchange.type": "direct"})
+    queue = await trial.queue(topic)
+
+    receipts = await (await trial.publisher(exchange=exchange)).publish([envelope(topic)])
+
+    assert verdicts(receipts) == [ACKNOWLEDGED]
+    assert len(await received(await trial.consumer(group, topic, exchange=exchange), 1)) == 1
+    assert await trial.bodies(queue) == [], "it is bound to the exchange that is there anyway"

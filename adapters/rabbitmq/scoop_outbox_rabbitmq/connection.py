@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+from collections import deque
 from typing import Any
 
 import aiormq
@@ -36,6 +37,10 @@ REFUSED = (ChannelAccessRefused, ChannelNotFoundEntity, ChannelLockedResource, C
 _CLOSING = 2.0
 _FORBIDDEN = 403
 _NO_EARLIER_LIMIT = 4
+
+
+Hosts = deque[tuple[str, int]]
+"""Host and port of each node, in the order in which they are tried."""
 
 
 class UnreachableError(Exception):
@@ -123,12 +128,14 @@ class Link(aiormq.Connection):
         return self.version >= (_NO_EARLIER_LIMIT,)
 
 
-async def open_link(settings: Settings, name: str) -> Link:
+async def open_link(settings: Settings, name: str, hosts: Hosts | None = None) -> Link:
     """Return a connection to the first host that answers.
 
     Args:
         settings: where, and as whom.
         name: what the broker's operators see.
+        hosts: those of the settings; one that does not answer goes to their end, also when whoever waits here gives
+            up. Who keeps them begins with another one next time.
 
     Raises:
         UnreachableError: none answers.
@@ -136,7 +143,9 @@ async def open_link(settings: Settings, name: str) -> Link:
     """
     reasons = []
     shown = f"{settings.name} {name}" if settings.name else name
-    for host in settings.hosts:
+    hosts = hosts if hosts is not None else deque(settings.hosts)
+    for _ in range(len(hosts)):
+        host = hosts[0]
         link = Link(settings, host, shown)
         where = f"{host[0]}:{host[1]}"
         try:
@@ -144,12 +153,14 @@ async def open_link(settings: Settings, name: str) -> Link:
                 await link.connect()
                 await link.ready()
         except (AMQPError, OSError, EOFError, TimeoutError) as error:
+            hosts.rotate(-1)
             await close(link)
             refusal = _refusal(error, settings, where)
             if refusal is not None:
                 raise refusal from None
             reasons.append(f"{where}: {_reason(error)}{_hint(error, settings)}")
         except BaseException:
+            hosts.rotate(-1)
             await close(link)
             raise
         else:

@@ -53,6 +53,7 @@ class RabbitConsumer:
         self._settings = settings
         self._routes = routes
         self._name = name
+        self._hosts = deque(settings.hosts)
         self._channel: AbstractChannel | None = None
         self._arrived: deque[tuple[str, DeliveredMessage]] = deque()
         self._woken = asyncio.Event()
@@ -134,7 +135,7 @@ class RabbitConsumer:
         while True:
             try:
                 async with contextlib.AsyncExitStack() as held:
-                    link = await open_link(self._settings, self._name)
+                    link = await open_link(self._settings, self._name, self._hosts)
                     held.push_async_callback(close, link)
                     held.callback(self._forget)
                     await self._open(link)
@@ -199,7 +200,9 @@ class RabbitConsumer:
             if queue in self._tags:
                 continue
             try:
-                answer = await channel.basic_consume(queue, partial(self._take, queue))
+                answer = await channel.basic_consume(
+                    queue, partial(self._take, queue), arguments=dict(self._settings.consumer_arguments)
+                )
             except REFUSED as error:
                 raise refusal(error, queue, self._routes, self._settings) from None
             self._tags[queue] = str(answer.consumer_tag)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import uuid
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -35,11 +37,15 @@ from scoop_outbox_rabbitmq.settings import Settings
 
 log = logging.getLogger(__name__)
 
+BEGIN_WITHIN = 5.0
+"""Seconds of a batch in which messages are sent; a key's next one is when the one before it was confirmed."""
 ANSWER_WITHIN = 8.0
+"""Seconds after which what was sent and is not confirmed failed for now, and the connection with it."""
 _SIGN_OF_LIFE = 5.0
 WINDOW = 500
 
 _SILENT = "the broker has not answered in time; rabbitmqctl status shows whether it is short of memory or disk"
+_SLOW = "there was no time for it: the broker confirms slowly, and the messages of a key go one after the other"
 _LARGE = 64 * 1024
 _WINDOW_OF_LARGE = 16
 
@@ -75,7 +81,9 @@ class RabbitPublisher:
         """Connect nothing yet."""
         self._settings = settings
         self._name = name
+        self._hosts = deque(settings.hosts)
         self._link: Link | None = None
+        self._begin_until = 0.0
         # One for each exchange: a channel dies of a missing exchange, with all that is in flight on it.
         self._channels: dict[str, Channel] = {}
         self._window = asyncio.Semaphore(WINDOW)
@@ -92,6 +100,7 @@ class RabbitPublisher:
             except (UnpublishableError, BrokerError) as error:
                 receipts[index] = Receipt(Verdict.FAILED_FOR_GOOD, str(error))
         trouble = None
+        self._begin_until = time.monotonic() + BEGIN_WITHIN
         try:
             async with asyncio.timeout(ANSWER_WITHIN):
                 await self._publish(list(items.values()))
@@ -147,7 +156,7 @@ class RabbitPublisher:
                 held[item.envelope.key] = item.receipt
         for item in unsettled:
             key, exchange = item.envelope.key, item.route.exchange
-            item.receipt = missing.get(exchange) or (None if key is None else held.get(key))
+            item.receipt = missing.get(exchange) or (None if key is None else held.get(key)) or self._too_late()
             if item.receipt is None:
                 item.receipt = await self._alone(item, missing)
             if key is not None and _failed_for_now(item.receipt):
@@ -163,6 +172,9 @@ class RabbitPublisher:
                     channel = await self._channel(exchange)
                     if exchange:
                         await channel.exchange_declare(exchange, passive=True)
+                except ChannelAccessRefused:
+                    # Some versions demand more of whoever asks than of whoever publishes. Publishing will tell.
+                    await self._channel(exchange)
                 except REFUSED as error:
                     missing[exchange] = Receipt(Verdict.FAILED_FOR_GOOD, _refusal(error, item))
         return missing
@@ -196,14 +208,19 @@ class RabbitPublisher:
         """Publish messages that must stay in order: each when the one before it is the broker's."""
         for index, item in enumerate(items):
             async with self._large if len(item.envelope.body) > _LARGE else self._window:
+                item.receipt = self._too_late()
                 try:
-                    item.receipt = await self._one(item, self._channels[item.route.exchange])
+                    item.receipt = item.receipt or await self._one(item, self._channels[item.route.exchange])
                 except (AMQPError, ChannelInvalidStateError, RuntimeError, OSError):
                     return
             if _failed_for_now(item.receipt):
                 for later in items[index + 1 :]:
                     later.receipt = item.receipt
                 return
+
+    def _too_late(self) -> Receipt | None:
+        """Return what becomes of a message that is not sent any more, when it is too late to."""
+        return Receipt(Verdict.FAILED_FOR_NOW, _SLOW) if time.monotonic() >= self._begin_until else None
 
     async def _alone(self, item: _Item, missing: dict[str, Receipt]) -> Receipt:
         """Publish one message with nothing else in flight: what happens to the channel is its doing."""
@@ -252,7 +269,7 @@ class RabbitPublisher:
     async def _connected(self) -> Link:
         if self._link is None or self._link.is_closed:
             await self._drop()
-            self._link = await open_link(self._settings, self._name)
+            self._link = await open_link(self._settings, self._name, self._hosts)
         return self._link
 
     def _has_channel(self, exchange: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from scoop_outbox.errors import BrokerError
 
@@ -15,6 +15,7 @@ PORTS = {"amqp": 5672, "amqps": 5671}
 DEFAULT_EXCHANGE = "amq.topic"
 _QUEUE = "queue."
 _SINGLE_ACTIVE = "queue.single-active-consumer"
+_ARGUMENTS = ("arguments.queue.", "arguments.consumer.")
 _EXCHANGE_TYPES = ("topic", "direct", "fanout", "headers")
 
 _ALIASES = {
@@ -31,6 +32,8 @@ _KNOWN = (
     "exchange.type",
     "queue.<topic>",
     _SINGLE_ACTIVE,
+    "arguments.queue.x-...",
+    "arguments.consumer.x-...",
     "mandatory",
     "pipeline",
     "identity",
@@ -59,6 +62,8 @@ _RESERVED = {
     "prefetch_count": "it is called prefetch here",
     "reconnect_interval": "the adapter reconnects by itself, and waits longer each time",
     "fail_fast": "the adapter reconnects by itself, and waits longer each time",
+    "arguments.queue.x-queue-type": "queues that are created are quorum queues, which lose nothing with a node",
+    "arguments.queue.x-single-active-consumer": "it is called queue.single-active-consumer here",
     "message_id": "it holds the id of the message, by which duplicates are noticed",
     **dict.fromkeys(
         ("host", "port", "login", "user", "username", "password", "virtualhost", "vhost"),
@@ -66,6 +71,9 @@ _RESERVED = {
     ),
     **dict.fromkeys(("ssl", "ssl_options", "tls"), "use a URL that begins with amqps://"),
 }
+
+
+Argument = bool | int | str
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +89,8 @@ class Settings:
         exchange: where topics without a slash are published.
         exchange_type: of exchanges that are created.
         queues: for topics that have a queue of their own, its name.
+        queue_arguments: of queues that are created, on top of ours.
+        consumer_arguments: of consumers.
         single_active_consumer: queues that are created have one consumer at a time, and so keep the order.
         mandatory: a message that no queue gets fails.
         pipeline: messages of one key do not wait for the confirms of each other.
@@ -102,6 +112,8 @@ class Settings:
     exchange: str = DEFAULT_EXCHANGE
     exchange_type: str = "topic"
     queues: Mapping[str, str] = field(default_factory=dict)
+    queue_arguments: Mapping[str, Argument] = field(default_factory=dict)
+    consumer_arguments: Mapping[str, Argument] = field(default_factory=dict)
     single_active_consumer: bool = False
     mandatory: bool = True
     pipeline: bool = False
@@ -154,7 +166,9 @@ def read_settings(url: str, settings: Mapping[str, object]) -> Settings:
         BrokerError: one of them is wrong; the message never shows the password.
     """
     scheme, authority, path, query = _split(url)
-    values: dict[str, object] = dict(parse_qsl(query, keep_blank_values=True))
+    # A plus sign is one: this is no form.
+    pairs = (pair.partition("=") for pair in query.split("&") if pair)
+    values: dict[str, object] = {unquote(name): unquote(value) for name, _, value in pairs}
     values = {**_named(values), **_named(settings)}
     credentials, _, addresses = authority.rpartition("@")
     user, _, password = credentials.partition(":")
@@ -210,7 +224,7 @@ def _named(values: Mapping[str, object]) -> dict[str, object]:
     for name in named:
         if name in _RESERVED:
             raise BrokerError(f"the setting {name} is not yours to choose: {_RESERVED[name]}")
-        if name not in _KNOWN and not (name.startswith(_QUEUE) and len(name) > len(_QUEUE)):
+        if name not in _KNOWN and not any(name.startswith(free) and name != free for free in (_QUEUE, *_ARGUMENTS)):
             raise BrokerError(f"RabbitMQ has no setting {name!r} here; known are {', '.join(sorted(_KNOWN))}")
     return named
 
@@ -247,11 +261,23 @@ def _read(values: Mapping[str, object]) -> dict[str, Any]:
         for name, value in values.items()
         if name.startswith(_QUEUE) and name != _SINGLE_ACTIVE
     }
+    for prefix, attribute in zip(_ARGUMENTS, ("queue_arguments", "consumer_arguments"), strict=True):
+        read[attribute] = {
+            name.removeprefix(prefix): _argument(value) for name, value in values.items() if name.startswith(prefix)
+        }
     return read
 
 
 def _text(value: object) -> str:
     return str(value)
+
+
+def _argument(value: object) -> Argument:
+    """Return the value of an argument as RabbitMQ wants it: a number or a boolean where a text says one."""
+    text = str(value)
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    return int(text) if text.removeprefix("-").isascii() and text.removeprefix("-").isdigit() else text
 
 
 def _boolean(value: object) -> bool:

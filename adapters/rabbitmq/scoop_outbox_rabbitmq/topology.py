@@ -24,13 +24,13 @@ _UNLIMITED = -1
 _REFUSED_BY_EVERY_QUEUE = {"x-priority": "none"}
 
 
-async def exchange_exists(link: Link, exchange: str) -> bool:
-    """Tell whether there is an exchange of this name."""
+async def exchange_exists(link: Link, exchange: str) -> bool | None:
+    """Tell whether there is an exchange of this name; None when it is not permitted to ask."""
     return await _exists(link, "exchange_declare", exchange=exchange)
 
 
-async def queue_exists(link: Link, queue: str) -> bool:
-    """Tell whether there is a queue of this name.
+async def queue_exists(link: Link, queue: str) -> bool | None:
+    """Tell whether there is a queue of this name; None when it is not permitted to ask.
 
     Raises:
         BrokerError: there is, and it is another connection's alone.
@@ -43,12 +43,14 @@ async def queue_exists(link: Link, queue: str) -> bool:
         ) from None
 
 
-async def _exists(link: Link, declare: str, **names: str) -> bool:
+async def _exists(link: Link, declare: str, **names: str) -> bool | None:
     channel = await link.channel(publisher_confirms=False)
     try:
         await getattr(channel, declare)(**names, passive=True)
     except ChannelNotFoundEntity:
         return False
+    except ChannelAccessRefused:
+        return None
     await channel.close()
     return True
 
@@ -66,18 +68,20 @@ async def check(link: Link, routes: Routes, settings: Settings) -> None:
     for queue in routes.queues:
         channel = await link.channel(publisher_confirms=False)
         try:
-            if not await queue_exists(link, queue):
+            if await queue_exists(link, queue) is False:
                 raise _missing_queue(queue, routes)
             await channel.basic_consume(queue, _nothing, arguments=dict(_REFUSED_BY_EVERY_QUEUE))
         except ChannelAccessRefused as error:
             raise refusal(error, queue, routes, settings) from None
+        except ChannelNotFoundEntity:
+            raise _missing_queue(queue, routes) from None
         except REFUSED:
             continue
         finally:
             with contextlib.suppress(Exception):
                 await channel.close()
     for exchange in sorted({one.exchange for one in routes.bound.values()} - {""}):
-        if not await exchange_exists(link, exchange):
+        if await exchange_exists(link, exchange) is False:
             raise BrokerError(
                 f"there is no exchange {exchange!r}, so nothing can come from it: declare it, or run "
                 "scoop-outbox topology apply"
@@ -137,7 +141,7 @@ def queue_arguments(link: Link, settings: Settings) -> dict[str, Any]:
         arguments["x-delivery-limit"] = _UNLIMITED
     if settings.single_active_consumer:
         arguments["x-single-active-consumer"] = True
-    return arguments
+    return {**arguments, **settings.queue_arguments}
 
 
 async def _create(link: Link, method: str, **values: Any) -> None:
