@@ -98,7 +98,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         ran = sum(report.when == "call" and report.outcome != "skipped" for report in about)
         reasons = Counter(_reason(report) for report in about if report.outcome == "skipped")
         if ran:
-            terminalreporter.line(f"{name}: ran {ran} tests")
+            skipped = "".join(f"; skipped {count}: {why}" for why, count in reasons.most_common())
+            terminalreporter.line(f"{name}: ran {ran} tests{skipped}")
         elif about:
             why = reasons.most_common(1)[0][0] if reasons else "see the errors above"
             terminalreporter.line(f"{name}: did not run: {why}")

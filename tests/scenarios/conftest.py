@@ -12,14 +12,18 @@ from tests.scenarios.shop import COLOURS, Journal, Shop
 MakeShop = Callable[..., Shop]
 
 EVERYWHERE = {"test_happy_path", "test_rollback", "test_seed", "test_child_failure", "test_ordered"}
-"""The modules whose scenarios run on every broker; the others are about what happens inside a database."""
+"""The modules whose scenarios run on every broker, as do those that are marked `everywhere`; the others are about what
+happens inside a database."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a scenario once in each colour on the built-in broker, and once on each real one."""
     named = [str(mark.args[0]) for mark in metafunc.definition.iter_markers("parametrize")]
     carried = "carrier" in metafunc.fixturenames and "carrier" not in named
-    real = REAL if carried and metafunc.module.__name__.rpartition(".")[2] in EVERYWHERE else ()
+    everywhere = metafunc.module.__name__.rpartition(".")[2] in EVERYWHERE or any(
+        metafunc.definition.iter_markers("everywhere")
+    )
+    real = REAL if carried and everywhere else ()
     chosen = any("colour" in one for one in named)
     if "colour" in metafunc.fixturenames and not chosen:
         if carried:

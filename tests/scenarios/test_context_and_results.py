@@ -141,6 +141,7 @@ async def test_cx_03_each_message_has_a_snapshot_of_its_own(shop: Shop) -> None:
     assert seen == {0: 0, 1: 1, 2: 2}
 
 
+@pytest.mark.everywhere
 async def test_hp_13_a_global_launch_inherits_no_context(shop: Shop) -> None:
     seen: list[dict[str, Any]] = []
     launched: list[uuid.UUID] = []

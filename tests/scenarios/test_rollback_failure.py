@@ -188,6 +188,7 @@ async def test_rf_06_q23_the_handler_of_rollback_failures_hears_of_a_compensatio
     assert (await shop.only(handle, "root")).state is ROLLBACK_FAILED
 
 
+@pytest.mark.everywhere
 async def test_rb_12_q23_a_handled_failure_of_a_compensations_child_lets_the_rollback_go_on(shop: Shop) -> None:
     delivered: list[Any] = []
     attempts: list[int] = []

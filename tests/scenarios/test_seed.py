@@ -252,6 +252,45 @@ async def test_seed_5_a_later_step_fails(shop: Shop, log: Log) -> None:
     assert await shop.states(handle) == {"parent-handler": ROLLED_BACK, "child-handler": ROLLED_BACK}
 
 
+def declare_cluster(shop: Shop, log: Log, calculates: Any = None, closes: Any = None) -> None:
+    """Declare the sagas of SEED-7: a cluster that is spun up for a calculation, and down behind it."""
+    root = shop.app.saga("root", on="root-topic")
+    log.step(root, "Spin up", "up?", launches("k8-spinup"), undo="root-rb0")
+    log.step(root, "Calculate", "calculate?", launches("do-intensive-calculation"), undo="root-rb1")
+    log.step(root, "Spin down", "down?", launches("k8-spindown"), undo="root-rb2")
+    log.step(root, "Close", "close", closes, undo="never")
+    log.step(shop.app.saga("spinup", on="k8-spinup"), "only", "up", undo="down again")
+    calculation = shop.app.saga("calculation", on="do-intensive-calculation")
+    log.step(calculation, "first", "calculate", undo="calculate-rb")
+    log.step(calculation, "second", "calculated", calculates, undo="calculated-rb")
+    log.step(shop.app.saga("spindown", on="k8-spindown"), "only", "down", undo="up again")
+
+
+async def test_seed_7_a_resource_is_given_back_when_what_it_is_for_fails(shop: Shop, log: Log) -> None:
+    declare_cluster(shop, log, calculates=raises("My exception message", MyException))
+
+    handle, error = await shop.fail("root-topic")
+
+    # The step whose child has failed had committed: it is compensated, too.
+    assert shop.journal == [
+        "up?", "up", "calculate?", "calculate", "calculated", "calculate-rb", "root-rb1", "down again", "root-rb0",
+    ]  # fmt: skip
+    root_cause = simulated("calculation", "My exception message")._replace(type=f"{__name__}.MyException")
+    assert shape(error.failure) == child_rolled_back("root", "Calculate", root_cause)
+    assert set(await shop.states(handle)) == {"root", "spinup", "calculation"}
+
+
+async def test_seed_7_a_resource_that_was_given_back_is_there_again_for_the_compensations(shop: Shop, log: Log) -> None:
+    declare_cluster(shop, log, closes=raises("My exception message", MyException))
+
+    await shop.fail("root-topic")
+
+    assert shop.journal == [
+        "up?", "up", "calculate?", "calculate", "calculated", "down?", "down", "close",
+        "up again", "root-rb2", "calculated-rb", "calculate-rb", "root-rb1", "down again", "root-rb0",
+    ]  # fmt: skip
+
+
 async def test_seed_8_the_global_scope(shop: Shop) -> None:
     launched: list[uuid.UUID] = []
     finished: list[bool] = []
