@@ -19,7 +19,7 @@ from scoop_outbox.core.delivery import launch_and_commit
 from scoop_outbox.daemon.service import Daemons
 from scoop_outbox.message import Envelope
 from scoop_outbox.scope import emission
-from scoop_outbox.testing._server import ServerNotFoundError
+from scoop_outbox.testing._errors import ServerNotFoundError
 from scoop_outbox.testing.kafka import start_kafka
 from scoop_outbox.testing.rabbitmq import start_rabbitmq
 

@@ -14,7 +14,7 @@ from psycopg import sql
 from sqlalchemy import make_url
 
 from scoop_outbox.testing import servers_required
-from scoop_outbox.testing._server import ServerNotFoundError
+from scoop_outbox.testing._errors import ServerNotFoundError
 from scoop_outbox.testing.kafka import KAFKA_URL, kafka_here
 from scoop_outbox.testing.postgres import DATABASE_URL, PostgresNotFoundError, postgres_for_tests
 from scoop_outbox.testing.rabbitmq import RABBITMQ_URL, rabbitmq_here

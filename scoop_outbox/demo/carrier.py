@@ -17,7 +17,7 @@ from scoop_outbox.broker import plugins
 from scoop_outbox.broker.protocol import Broker, Consumer, Subscription
 from scoop_outbox.demo import names
 from scoop_outbox.demo.runner import in_thread
-from scoop_outbox.testing._server import ServerNotFoundError, ServerStartError
+from scoop_outbox.testing._errors import ServerNotFoundError, ServerStartError
 from scoop_outbox.testing.kafka import KAFKA_URL, kafka_for_tests
 from scoop_outbox.testing.rabbitmq import RABBITMQ_URL, rabbitmq_for_tests
 

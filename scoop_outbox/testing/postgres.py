@@ -13,22 +13,21 @@ import atexit
 import fcntl
 import logging
 import os
-import random
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Final, Self
 
 import psycopg
 
-from scoop_outbox.testing._docker import docker_answers
+from scoop_outbox.testing._docker import run_container
+from scoop_outbox.testing._finding import found
 from scoop_outbox.testing._installation import (
     DATABASE_URL,
     Binaries,
@@ -39,6 +38,7 @@ from scoop_outbox.testing._installation import (
     find_binaries,
 )
 from scoop_outbox.testing._processes import end_leftovers, kill_family, wait_for
+from scoop_outbox.testing._server import free_ports
 
 __all__ = [
     "DATABASE_URL",
@@ -61,12 +61,10 @@ _NO_SETTINGS: Final[Mapping[str, str]] = MappingProxyType({})
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108 - tempfile makes a private folder there
 _MEMORY_NEEDED: Final = 2 * 1024**3
 _CONTAINER_IMAGE: Final = "postgres:17"
+_PORT: Final = 5432
 _SUPERUSER: Final = "postgres"
 _START_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 30.0
-# Below the range from which kernels number outgoing connections: a port from that range can be taken by
-# anybody, or be connected to itself by a client that retries, while a crashed server is down.
-_PORTS: Final = range(20_000, 30_000)
 # Sends SIGINT to the server ($1) once the pipe to its owner breaks, unless the file ($2) names another one.
 _WATCHDOG: Final = 'read -r _; [ "$(head -n 1 "$2" 2>/dev/null)" = "$1" ] && kill -INT "$1"'
 
@@ -224,7 +222,7 @@ class PostgresServer:
         """Start the server process, wait until it is ready and return its port."""
         settings = [part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")]
         while True:
-            port = self._port or _free_port()
+            port = self._port or free_ports(1)[0]
             begin = self._log.stat().st_size
             where = ["-D", str(self._cluster), "-h", "127.0.0.1", "-p", str(port), "-k", ""]
             command: list[str | Path] = [binaries.folder / "postgres", *where, *settings]
@@ -301,16 +299,8 @@ def postgres_for_tests() -> Iterator[str]:
     Raises:
         PostgresNotFoundError: there is none, or the one named does not answer; the message says what to do.
     """
-    with ExitStack() as stack:
-        url = os.environ.get(DATABASE_URL)
-        if url:
-            _check_answers(url)
-        elif docker_answers():
-            url = stack.enter_context(_container())
-        else:
-            temporary = tempfile.TemporaryDirectory(prefix="scoop-outbox-postgres-", dir=_memory_folder())
-            data = Path(stack.enter_context(temporary))
-            url = stack.enter_context(start_postgres(data, settings=TEST_SETTINGS)).url
+    start = partial(start_postgres, settings=TEST_SETTINGS)
+    with found(DATABASE_URL, _check_answers, _container, start, memory=_memory_folder()) as url:
         yield url
 
 
@@ -339,21 +329,13 @@ def _check_answers(url: str) -> None:
 
 @contextmanager
 def _container() -> Iterator[str]:
-    from testcontainers.community.postgres import PostgresContainer  # noqa: PLC0415 - only tests have it
-
+    password = secrets.token_urlsafe(24)
     settings = " ".join(f"-c {name}={value}" for name, value in TEST_SETTINGS.items())
-    container = PostgresContainer(_CONTAINER_IMAGE, password=secrets.token_urlsafe(24), driver=None)
-    with container.with_command(settings) as running:
-        yield running.get_connection_url()
-
-
-def _free_port() -> int:
-    for port in random.sample(_PORTS, len(_PORTS)):
-        with socket.socket() as candidate, suppress(OSError):
-            candidate.bind(("127.0.0.1", port))
-            return port
-    msg = f"Every port from {_PORTS.start} to {_PORTS.stop - 1} is in use on 127.0.0.1: end what uses them."
-    raise PostgresStartError(msg)
+    # It says so twice: the first server only sets the second one up, and serves nobody.
+    ready = r"(?s)database system is ready.*database system is ready"
+    environment = {"POSTGRES_PASSWORD": password}
+    with run_container(_CONTAINER_IMAGE, _PORT, environment, ready, command=settings) as (host, port):
+        yield f"postgresql://{_SUPERUSER}:{password}@{host}:{port}/postgres"
 
 
 def _end_watchdog(watchdog: subprocess.Popen[bytes]) -> None:

@@ -10,14 +10,14 @@ import os
 import secrets
 import signal
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
-from scoop_outbox.testing._docker import docker_answers, run_container
+from scoop_outbox.testing._docker import run_container
+from scoop_outbox.testing._finding import found
 from scoop_outbox.testing._rabbitmq_installation import (
     RABBITMQ_URL,
     RabbitNotFoundError,
@@ -383,17 +383,17 @@ def rabbitmq_for_tests() -> Iterator[str]:
     Raises:
         RabbitNotFoundError: there is none, or the one named does not answer; the message says what to do.
     """
-    with ExitStack() as stack:
-        url = os.environ.get(RABBITMQ_URL)
-        if url:
-            check_named_server(RABBITMQ_URL, url, ("amqp", "amqps"), _DEFAULT_PORT, RabbitNotFoundError)
-        elif docker_answers():
-            password = secrets.token_urlsafe(24)
-            user = {"RABBITMQ_DEFAULT_USER": _USER, "RABBITMQ_DEFAULT_PASS": password}
-            ready = _READY.decode()
-            host, port = stack.enter_context(run_container(_CONTAINER_IMAGE, _DEFAULT_PORT, user, ready))
-            url = f"amqp://{_USER}:{password}@{host}:{port}/"
-        else:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="scoop-outbox-rabbitmq-"))
-            url = stack.enter_context(start_rabbitmq(Path(folder))).url
+    with found(RABBITMQ_URL, _check, _container, start_rabbitmq) as url:
         yield url
+
+
+def _check(url: str) -> None:
+    check_named_server(RABBITMQ_URL, url, ("amqp", "amqps"), _DEFAULT_PORT, RabbitNotFoundError)
+
+
+@contextmanager
+def _container() -> Iterator[str]:
+    password = secrets.token_urlsafe(24)
+    user = {"RABBITMQ_DEFAULT_USER": _USER, "RABBITMQ_DEFAULT_PASS": password}
+    with run_container(_CONTAINER_IMAGE, _DEFAULT_PORT, user, _READY.decode()) as (host, port):
+        yield f"amqp://{_USER}:{password}@{host}:{port}/"
