@@ -46,6 +46,6 @@ def found(
         with container() as url:
             yield url
     else:
-        with tempfile.TemporaryDirectory(prefix="scoop-outbox-", dir=memory) as folder:
-            with installed(Path(folder)) as server:
-                yield server.url
+        folder = tempfile.TemporaryDirectory(prefix="scoop-outbox-", dir=memory)
+        with folder as name, installed(Path(name)) as server:
+            yield server.url

@@ -20,7 +20,7 @@ _JAVA_NEEDED: Final = 17
 _FETCH: Final = ("-q", "-B", "dependency:copy-dependencies", "-DincludeScope=runtime")
 _HOW_TO_GET_IT: Final = (
     "Do one of these: install Java 17 and Maven, with which Kafka is fetched (Debian: apt-get install "
-    "default-jre-headless maven); start Docker; "
+    "default-jre-headless maven); start Docker, with pip install 'scoop-outbox[test]'; "
     f"or set {KAFKA_URL} to a broker where topics may be created, as in kafka://127.0.0.1:9092."
 )
 
