@@ -35,7 +35,8 @@ def find_scripts() -> Path:
             return folder
     msg = (
         "No RabbitMQ here. Do one of these: install it (Debian: apt-get install rabbitmq-server); "
-        f"set {_SCRIPTS} to the folder with its scripts rabbitmq-server and rabbitmqctl; start Docker, with pip install 'scoop-outbox[test]'; "
+        f"set {_SCRIPTS} to the folder with its scripts rabbitmq-server and rabbitmqctl; start Docker, with "
+        "pip install 'scoop-outbox[test]'; "
         f"or set {RABBITMQ_URL} to a server, as in amqp://user:password@127.0.0.1:5672/."
     )
     raise RabbitNotFoundError(msg)
