@@ -21,6 +21,7 @@ def delivery(
     otherwise: uuid.UUID,
     position: str,
     tag: Any,
+    defect: str | None = None,
 ) -> Delivery:
     """Return a delivery whose message is the same one whenever it comes again.
 
@@ -35,8 +36,8 @@ def delivery(
         otherwise: the id that the message has without any of its own, from `headers.derived_id`.
         position: where it stood, for people.
         tag: what the adapter needs to acknowledge it.
+        defect: why it cannot be taken in, if the adapter knows already.
     """
-    defect = None
     known = headers.get(wire.ID)
     foreign = wire.event_id(headers)
     message_id = otherwise

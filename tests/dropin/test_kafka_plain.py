@@ -333,5 +333,39 @@ async def test_a_running_service_creates_nothing(lenient_kafka: KafkaCluster, da
         assert "topology apply" in reason
 
 
+async def test_who_looks_at_the_topology_creates_nothing_and_who_applies_it_creates_what_was_said(
+    lenient_kafka: KafkaCluster, database_url: str
+) -> None:
+    async with Trial(lenient_kafka.url) as kafka:
+        topic, before = name("topic"), topics(kafka.admin)
+        service = Listener(database_url, f"{kafka.url}?topology.partitions=6", name("shop"), topic, start="earliest")
+
+        (looked,) = await service.app.topology()
+        assert topics(kafka.admin) == before
+        (applied,) = await service.app.apply_topology()
+
+        assert (looked.exists, applied.exists) == (False, False)
+        assert len(kafka.admin.list_topics(topic, timeout=10).topics[topic].partitions) == 6
+
+
+async def test_a_header_whose_name_is_no_utf_8_makes_a_dead_letter_and_the_offset_moves_on(
+    kafka: Trial, kcat: str, database_url: str
+) -> None:
+    topic = kafka.topic()
+    service = Listener(database_url, kafka.url, name("shop"), topic, start="earliest")
+    bootstrap = kafka.url.removeprefix("kafka://")
+    # So many that Python has learnt how headers are asked for: then it looks less closely at what the client answers.
+    kafka.produce(topic, *[b"1"] * 50)
+    command = [kcat.encode(), b"-P", b"-b", bootstrap.encode(), b"-t", topic.encode(), b"-H", b"caf\xe9=1"]
+    await asyncio.to_thread(subprocess.run, command, input=b"spoilt", check=True, timeout=30)
+    kafka.produce(topic, b"2")
+
+    async with service.running():
+        await service.sees(51)
+
+    assert service.bodies == [*[b"1"] * 50, b"2"]
+    assert service.dead_letters == [(b"spoilt", "the name of one of its headers is no UTF-8")]
+
+
 def topics(admin: AdminClient) -> set[str]:
     return set(admin.list_topics(timeout=10).topics)

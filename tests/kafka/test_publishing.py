@@ -193,6 +193,18 @@ async def test_a_message_that_is_too_large_for_the_topic_fails_alone(trial: Tria
         assert list(dict.fromkeys(came)) == list(range(key, 300, 7))
 
 
+async def test_a_message_that_is_too_large_for_a_segment_of_the_log_fails_alone(trial: Trial) -> None:
+    topic = trial.topic(max_message_bytes="5000000", segment_bytes="1048576")
+    batch = [
+        envelope(topic, "k", b"1"),
+        envelope(topic, "k", secrets.token_bytes(2_000_000)),
+        envelope(topic, "k", b"3"),
+    ]
+    receipts = await (await trial.publisher()).publish(batch)
+    assert verdicts(receipts) == [ACKNOWLEDGED, FOR_GOOD, ACKNOWLEDGED], receipts
+    assert [message.value() for message in trial.read(topic)] == [b"1", b"3"]
+
+
 async def test_messages_that_are_too_large_only_together_are_all_published(trial: Trial) -> None:
     topic = trial.topic(max_message_bytes="20000")
     batch = [envelope(topic, "k", b"%4d" % number + secrets.token_bytes(5000)) for number in range(100)]

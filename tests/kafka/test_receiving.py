@@ -17,6 +17,8 @@ from scoop_outbox.errors import BrokerError
 from tests.kafka.trial import ACKNOWLEDGED, Trial, bodies, envelope, joined, name, nothing, received, verdicts
 from tests.waiting import until
 
+PROTOCOLS = [{}, {"consumer__group__protocol": "consumer"}]
+
 
 async def test_a_plain_producer_s_message_becomes_a_root(trial: Trial) -> None:
     topic = trial.topic()
@@ -417,7 +419,7 @@ async def test_what_others_have_meanwhile_is_not_acknowledged(trial: Trial) -> N
     await until(lambda: trial.committed(group, topic, theirs) == 1)
 
 
-@pytest.mark.parametrize("protocol", [{}, {"consumer__group__protocol": "consumer"}])
+@pytest.mark.parametrize("protocol", PROTOCOLS, ids=["classic", "consumer"])
 async def test_a_member_is_well_once_it_is_in_its_group_even_with_nothing_to_do(
     trial: Trial, protocol: dict[str, Any]
 ) -> None:
@@ -449,6 +451,55 @@ async def test_who_is_too_slow_loses_its_partitions_and_comes_back(trial: Trial)
 def members(trial: Trial, group: str) -> int:
     (described,) = trial.admin.describe_consumer_groups([group]).values()
     return len(described.result(10).members)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS, ids=["classic", "consumer"])
+async def test_who_has_the_name_of_another_member_is_shut_out_says_so_and_comes_back(
+    trial: Trial, protocol: dict[str, Any]
+) -> None:
+    topic, group = trial.topic(), name("g")
+    one, two = [await trial.consumer(group, topic, consumer__group__instance__id="1", **protocol) for _ in "12"]
+    await joined(one)
+    # With the newer protocol it is the second one; with the older the first, once the second one is there.
+    loser, winner = (two, one) if protocol else (one, two)
+
+    async def shut_out() -> bool:
+        try:
+            await two.receive(1, 0.1)
+            await one.receive(1, 0.1)
+        except BrokerError as error:
+            return "Kafka has shut this consumer out" in str(error)
+        return False
+
+    await until(shut_out, timeout=20)
+    await winner.close()
+    trial.produce(topic, b"1")
+    assert bodies(await received(loser, 1)) == [b"1"]
+
+
+async def test_where_a_group_begins_is_laid_down_for_all_partitions_before_anything_is_read(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic, group = trial.topic(3), name("g")
+    for partition in range(3):
+        trial.produce(topic, b"old", b"old", partition=partition)
+    # A group that has members takes no offsets from others.
+    await joined(await trial.consumer(group, trial.topic()))
+    consumer = await trial.consumer(group, topic, start="latest")
+
+    def crash(*_: object) -> None:
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(KafkaConsumer, "_assign", crash)
+    async with asyncio.timeout(30):
+        with pytest.raises(RuntimeError, match="killed"):
+            await nothing_ever(consumer)
+    assert [trial.committed(group, topic, partition) for partition in range(3)] == [2, 2, 2]
+
+
+async def nothing_ever(consumer: KafkaConsumer) -> None:
+    while True:
+        assert await consumer.receive(10, 0.1) == []
 
 
 async def test_a_fork_is_refused(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,9 +22,9 @@ from scoop_outbox_kafka.record import delivery_of
 from scoop_outbox_kafka.settings import Settings
 from scoop_outbox_kafka.start import (
     Part,
+    bounds,
     committed,
     explain_silence,
-    first_offset,
     missing_topic,
     not_permitted_group,
     not_permitted_topic,
@@ -208,7 +208,9 @@ class KafkaConsumer:
             log.info(
                 "the group %s begins on %s at %s", group, sorted({topic for topic, _ in fresh}), self._wanted.start
             )
-            self._commit(consumer, [TopicPartition(*part, offset) for part, offset in self._starts.items()])
+            if self._commit(consumer, [TopicPartition(*part, offset) for part, offset in self._starts.items()]):
+                # Kept no longer: a topic that is created anew begins at its beginning.
+                self._starts = {}
         consumer.subscribe(
             list(self._wanted.topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
@@ -235,21 +237,31 @@ class KafkaConsumer:
             return
         try:
             at = committed(consumer, group, [part], _ANSWER).get(part)
-            low = first_offset(consumer, part, _ANSWER)
+            low, high = bounds(consumer, part, _ANSWER)
         except KafkaException as error:
             self._unreachable(error.args[0])
             return
         # A partition that is new has nothing older than the group: it begins at its beginning.
-        target = max(self._starts.get(part, low), low) if at is None else low
-        # At once: if this process dies now, the next one must not decide anew, on what is there by then.
-        self._commit(consumer, [TopicPartition(topic, partition, target)])
+        wanted = self._starts.get(part, low) if at is None else at
+        target = wanted if low <= wanted <= high else low
+        # All of the topic at once, and before anything is read: if this process dies now, the next one must not decide
+        # anew, on what is there by then, nor take a partition without an offset for one that is new.
+        begun = {
+            other: offset for other, offset in self._starts.items() if other[0] == topic and other in self._assignment
+        }
+        if not self._commit(
+            consumer, [TopicPartition(*each, offset) for each, offset in {**begun, part: target}.items()]
+        ):
+            return
+        for other in begun:
+            del self._starts[other]
         try:
             self._assign(consumer, TopicPartition(topic, partition, target))
         except KafkaException as error:
             log.info("cannot yet go on in %s[%d]: %s", topic, partition, error.args[0].str())
             return
         self._lost.discard(part)
-        if at is not None:
+        if at is not None and at != target:
             log.error(
                 "the group %s was at offset %d of %s[%d], which is not there (retention, or the topic was made anew): "
                 "it goes on with the oldest message that is, at %d",
@@ -370,7 +382,10 @@ class KafkaConsumer:
 
     def _on_message_error(self, message: Message, error: KafkaError) -> None:
         code, topic = error.code(), str(message.topic())
-        if code == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001 - its public name
+        if code == KafkaError._FATAL:  # noqa: SLF001 - its public name; only what error_cb gets says so by fatal()
+            self._error = self._settings.redacted(f"Kafka has shut this consumer out: {error.str()}")
+            self._leave()
+        elif code == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001 - its public name
             self._lost.add((topic, int(message.partition() or 0)))
         elif code == KafkaError.GROUP_AUTHORIZATION_FAILED:
             self._error = not_permitted_group(self._wanted.group)
@@ -378,9 +393,6 @@ class KafkaConsumer:
             self._topics[topic] = missing_topic(topic)
         elif code == KafkaError.TOPIC_AUTHORIZATION_FAILED:
             self._topics[topic] = not_permitted_topic(topic)
-        elif error.fatal():
-            self._error = self._settings.redacted(f"Kafka has shut this consumer out: {error.str()}")
-            self._leave()
         elif code != KafkaError._PARTITION_EOF:  # noqa: SLF001 - its public name
             log.warning("Kafka: %s", self._settings.redacted(error.str()))
 

@@ -46,6 +46,7 @@ _SIGN_OF_LIFE = 4.0
 
 _OF_MESSAGE = {
     KafkaError.MSG_SIZE_TOO_LARGE,
+    KafkaError.RECORD_LIST_TOO_LARGE,
     KafkaError.INVALID_MSG_SIZE,
     KafkaError.INVALID_MSG,
     KafkaError.INVALID_RECORD,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from operator import methodcaller
 from typing import NamedTuple
 
 from confluent_kafka import Message
@@ -16,6 +18,12 @@ TOMBSTONE = "kafka-tombstone"
 
 CONTENT_TYPE = "content-type"
 
+
+# By way of C: at a name that is no UTF-8 the client answers with a broken object and an error at once, and Python looks
+# whether there is an error on this way only. An ordinary call looks at first, and not any more once it was made often:
+# then the process died.
+_headers_of: Callable[[Message], list[tuple[str, str | bytes | None]] | dict[str, str | bytes | None] | None]
+_headers_of = methodcaller("headers")
 
 Encoded = list[tuple[str, str | bytes | None]]
 
@@ -88,8 +96,13 @@ def delivery_of(message: Message, turn: int, identity_header: str | None) -> Del
     topic, partition, offset = message.topic(), message.partition(), message.offset()
     assert topic is not None and partition is not None and offset is not None  # noqa: S101, PT018 - it has no error
     key, body = message.key(), message.value()
-    # Kafka allows a name several times, our headers do not: the last one counts.
-    headers = {name: wire.text(_octets(value)) for name, value in _pairs(message)}
+    defect = None
+    try:
+        # Kafka allows a name several times, our headers do not: the last one counts.
+        headers = {name: wire.text(_octets(value)) for name, value in _pairs(message)}
+    except (SystemError, UnicodeDecodeError):
+        # So the client says that a name is no UTF-8. It must not be asked again: it would answer with broken objects.
+        headers, defect = {}, "the name of one of its headers is no UTF-8"
     content_type = headers.pop(CONTENT_TYPE, None)
     if body is None:
         content_type = None
@@ -113,11 +126,12 @@ def delivery_of(message: Message, turn: int, identity_header: str | None) -> Del
         otherwise=otherwise,
         position=f"{topic}[{partition}]@{offset}",
         tag=Place(topic, partition, offset, -1 if epoch is None else epoch, turn),
+        defect=defect,
     )
 
 
 def _pairs(message: Message) -> list[tuple[str, bytes | str | None]]:
-    headers = message.headers()
+    headers = _headers_of(message)
     return list(headers.items()) if isinstance(headers, dict) else headers or []
 
 

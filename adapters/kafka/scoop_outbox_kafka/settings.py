@@ -186,7 +186,8 @@ class Settings:
 
     def for_admin(self) -> dict[str, object]:
         """Return the configuration of a client that looks and creates."""
-        return {**self._common("scoop-outbox"), **self.both}
+        # By default the broker would create a topic that somebody only looks for.
+        return {**self._common("scoop-outbox"), **self.both, "allow.auto.create.topics": False}
 
     def _common(self, name: str) -> dict[str, object]:
         return {"bootstrap.servers": self.bootstrap, "client.id": name, "logger": log}

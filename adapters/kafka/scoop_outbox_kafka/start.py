@@ -169,16 +169,12 @@ def unstarted(consumer: Consumer, group: str, topics: Iterable[str], timeout: fl
     return [part for part in parts if part[0] not in known]
 
 
-def first_offset(consumer: Consumer, part: Part, timeout: float) -> int:
-    """Return the offset of the oldest message that a partition still has.
+def bounds(consumer: Consumer, part: Part, timeout: float) -> tuple[int, int]:
+    """Return the offset of the oldest message that a partition still has, and that of the next one.
 
     Raises:
         KafkaException: the broker cannot be asked now.
     """
-    return _bounds(consumer, part, timeout)[0]
-
-
-def _bounds(consumer: Consumer, part: Part, timeout: float) -> tuple[int, int]:
     found = consumer.get_watermark_offsets(TopicPartition(*part), timeout=timeout)
     if found is None:
         raise KafkaException(KafkaError(KafkaError._TIMED_OUT))  # noqa: SLF001 - its public name
@@ -218,13 +214,13 @@ def starts(
         )
     if start in ("earliest", "latest"):
         index = 0 if start == "earliest" else 1
-        return {part: _bounds(consumer, part, timeout)[index] for part in parts}
+        return {part: bounds(consumer, part, timeout)[index] for part in parts}
     if start.startswith(_GROUP):
         return _of_group(consumer, configuration, parts, start.removeprefix(_GROUP), timeout)
     wanted = [TopicPartition(*part, _milliseconds(start)) for part in parts]
     found = {(one.topic, one.partition): one.offset for one in consumer.offsets_for_times(wanted, timeout=timeout)}
     # A partition without a message that late begins at its end.
-    return {part: at if (at := found[part]) >= 0 else _bounds(consumer, part, timeout)[1] for part in parts}
+    return {part: at if (at := found[part]) >= 0 else bounds(consumer, part, timeout)[1] for part in parts}
 
 
 def _of_group(
@@ -241,4 +237,4 @@ def _of_group(
                 f"the group {other}, where to begin was said to be, has no offsets on the topic {topic}: {_CHOICES}"
             )
     # That group has taken nothing from the partitions that it has no offset for.
-    return {part: found[part] if part in found else first_offset(consumer, part, timeout) for part in parts}
+    return {part: found[part] if part in found else bounds(consumer, part, timeout)[0] for part in parts}
