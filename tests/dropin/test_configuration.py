@@ -13,12 +13,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from confluent_kafka import Producer
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AclBinding,
     AclOperation,
@@ -221,7 +223,7 @@ def test_a_setting_that_is_unknown_reserved_or_wrong(url: str, settings: dict[st
 def test_an_unknown_setting_of_rabbitmq_is_answered_with_those_there_are() -> None:
     text = refusal_of(lambda: Scoop("shop", broker=f"amqp://shop:{SECRET}@host?heartbeet=5"))
 
-    assert text.startswith("RabbitMQ has no setting 'heartbeet' here; known are auth, cafile, ")
+    assert text.startswith("RabbitMQ has no setting 'heartbeet' here; known are arguments.consumer.x-..., ")
     assert "heartbeat" in text
 
 
@@ -535,13 +537,30 @@ async def starts_without_and_works_with(
     return text
 
 
+def start_until_it_serves(cluster: KafkaCluster) -> None:
+    """Start a broker that creates topics by itself, and see that a client that knows nothing of us can publish there.
+
+    Seen once, on a busy machine: a broker that was up again and let nobody publish or join a group for a minute.
+    """
+    for _ in range(3):
+        cluster.start()
+        producer = Producer({"bootstrap.servers": cluster.bootstrap, "enable.idempotence": True})
+        producer.produce(name("begins"), b"1")
+        if not producer.flush(15):
+            return
+        producer.purge()
+        cluster.stop()
+    pytest.fail("Kafka was started three times, and nobody could publish")
+
+
 async def test_kafka_is_not_there_yet(lenient_kafka: KafkaCluster, database_url: str, tmp_path: Path) -> None:
     async with KafkaTrial(lenient_kafka.url) as kafka:
         topic = kafka.topic()
     lenient_kafka.stop()
     try:
         trouble = await starts_without_and_works_with(
-            tmp_path, database_url, topic, lenient_kafka.url, lenient_kafka.start, "--start", "earliest"
+            *(tmp_path, database_url, topic, lenient_kafka.url, partial(start_until_it_serves, lenient_kafka)),
+            *("--start", "earliest"),
         )
     finally:
         lenient_kafka.start()
