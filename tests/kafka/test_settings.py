@@ -204,3 +204,22 @@ def test_what_librdkafka_says_again_and_again_is_logged_once(caplog: pytest.LogC
     log.error("FAIL [scoop#consumer-1] %s: no such user (after 1ms in state AUTH_REQ)", where)
 
     assert [text.rpartition(": ")[2].partition(" (")[0] for text in caplog.messages] == ["refused", "no such user"]
+
+
+def test_who_looks_connects_as_the_side_for_which_it_looks() -> None:
+    found = read_settings(
+        "kafka://h?security.protocol=SASL_SSL&sasl.mechanism=PLAIN",
+        {
+            "producer.sasl.username": "relay",
+            "producer.sasl.password": "r",
+            "producer.linger.ms": 1,
+            "consumer.sasl.username": "shop",
+            "consumer.sasl.password": "s",
+        },
+    )
+    looks, creates = found.for_admin(found.consumer), found.for_admin(found.producer)
+
+    assert (looks["sasl.username"], looks["sasl.password"]) == ("shop", "s")
+    assert (creates["sasl.username"], creates["sasl.password"]) == ("relay", "r")
+    assert looks["security.protocol"] == creates["security.protocol"] == "SASL_SSL"
+    assert "linger.ms" not in creates

@@ -202,7 +202,7 @@ class KafkaConsumer:
         except KafkaException as error:
             consumer.poll(0.1)  # what is behind it is told to _on_error
             self._unreachable(error.args[0])
-            explain_silence(error.args[0], self._settings.for_admin(), group, timeout)
+            explain_silence(error.args[0], self._settings.for_admin(self._settings.consumer), group, timeout)
             return False
         if self._starts:
             log.info(

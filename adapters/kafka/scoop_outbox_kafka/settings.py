@@ -46,6 +46,7 @@ DEFAULT_PORT = 9092
 _FORM = "it looks like kafka://user:password@host:9092,host2:9092?setting=value"
 _HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\[\]:]+)(:(?P<port>\d+))?")
 _SECRET = re.compile(r"password|secret|\.pem$|\.key$|token|credential")
+_CONNECTION = ("sasl.", "ssl.", "security.", "enable.ssl.", "oauth_cb")
 _CHECKED = "scoop.outbox.checked"
 
 _BOTH: Mapping[str, object] = {
@@ -184,10 +185,15 @@ class Settings:
                 del ours[decided]
         return {**ours, **self._common(name), **self.consumer, **PROMISED_CONSUMER, "group.id": group}
 
-    def for_admin(self) -> dict[str, object]:
-        """Return the configuration of a client that looks and creates."""
+    def for_admin(self, side: Mapping[str, object]) -> dict[str, object]:
+        """Return the configuration of a client that looks and creates.
+
+        Args:
+            side: `producer` or `consumer`: as whom, and how it connects.
+        """
+        connection = {name: value for name, value in side.items() if name.startswith(_CONNECTION)}
         # By default the broker would create a topic that somebody only looks for.
-        return {**self._common("scoop-outbox"), **self.both, "allow.auto.create.topics": False}
+        return {**self._common("scoop-outbox"), **self.both, **connection, "allow.auto.create.topics": False}
 
     def _common(self, name: str) -> dict[str, object]:
         return {"bootstrap.servers": self.bootstrap, "client.id": name, "logger": log}

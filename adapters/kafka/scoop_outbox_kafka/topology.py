@@ -49,7 +49,7 @@ def _check(settings: Settings, subscription: Subscription) -> None:
     except KafkaException as error:
         consumer.poll(0.1)  # what is behind it is told to error_cb
         raise_if_refused(settings, told)
-        explain_silence(error.args[0], settings.for_admin(), subscription.group, _ANSWER / 2)
+        explain_silence(error.args[0], settings.for_admin(settings.consumer), subscription.group, _ANSWER / 2)
     finally:
         consumer.close()
 
@@ -57,7 +57,7 @@ def _check(settings: Settings, subscription: Subscription) -> None:
 def _check_reading(settings: Settings, topics: Sequence[str]) -> None:
     """See whether topics may be read, not only be seen."""
     # By a name: it must live until it is answered.
-    admin = AdminClient(settings.for_admin())  # type: ignore[arg-type]
+    admin = AdminClient(settings.for_admin(settings.consumer))  # type: ignore[arg-type]
     asked = admin.describe_topics(
         TopicCollection(list(topics)), include_authorized_operations=True, request_timeout=_ANSWER / 2
     )
@@ -99,7 +99,7 @@ async def topology(settings: Settings, topics: Sequence[str], *, create: bool) -
 def _topology(settings: Settings, topics: list[str], *, create: bool) -> list[Item]:
     told: list[KafkaError] = []
     try:
-        admin = AdminClient({**settings.for_admin(), "error_cb": told.append})  # type: ignore[dict-item]
+        admin = AdminClient({**settings.for_admin(settings.producer), "error_cb": told.append})  # type: ignore[dict-item]
     except (KafkaException, TypeError, ValueError) as error:
         reason = error.args[0].str() if isinstance(error, KafkaException) else str(error)
         raise BrokerError(settings.redacted(f"no Kafka client can be made: {reason}")) from None
