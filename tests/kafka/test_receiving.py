@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from confluent_kafka import Producer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
 from scoop_outbox_kafka.consumer import KafkaConsumer
 
 from scoop_outbox import headers as wire
@@ -495,6 +495,28 @@ async def test_where_a_group_begins_is_laid_down_for_all_partitions_before_anyth
         with pytest.raises(RuntimeError, match="killed"):
             await nothing_ever(consumer)
     assert [trial.committed(group, topic, partition) for partition in range(3)] == [2, 2, 2]
+
+
+async def test_where_a_group_begins_takes_nothing_back_that_another_member_has_done(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic, group = trial.topic(2), name("g")
+    for partition in range(2):
+        trial.produce(topic, *[b"old"] * 5, partition=partition)
+    await joined(await trial.consumer(group, trial.topic()))
+    consumer = await trial.consumer(group, topic, start="2000-01-01T00:00:00Z")
+    reposition = KafkaConsumer._reposition
+
+    def meanwhile(self: KafkaConsumer, client: Consumer, part: tuple[str, int]) -> None:
+        # What another member did, between our look at the group and our turn in the partition.
+        if trial.committed(group, topic, 0) < 0:
+            client.commit(offsets=[TopicPartition(topic, 0, 4)], asynchronous=False)
+        reposition(self, client, part)
+
+    monkeypatch.setattr(KafkaConsumer, "_reposition", meanwhile)
+    came = await received(consumer, 6, acknowledge=False)
+    assert sorted(one.position for one in came) == [f"{topic}[0]@4", *(f"{topic}[1]@{offset}" for offset in range(5))]
+    assert [trial.committed(group, topic, partition) for partition in range(2)] == [4, 0]
 
 
 async def nothing_ever(consumer: KafkaConsumer) -> None:

@@ -235,25 +235,24 @@ class KafkaConsumer:
         if part not in self._assignment:
             self._lost.discard(part)
             return
+        ours = [other for other in self._starts if other[0] == topic and other in self._assignment]
         try:
-            at = committed(consumer, group, [part], _ANSWER).get(part)
+            known = committed(consumer, group, {part, *ours}, _ANSWER)
             low, high = bounds(consumer, part, _ANSWER)
         except KafkaException as error:
             self._unreachable(error.args[0])
             return
+        at = known.get(part)
         # A partition that is new has nothing older than the group: it begins at its beginning.
         wanted = self._starts.get(part, low) if at is None else at
         target = wanted if low <= wanted <= high else low
         # All of the topic at once, and before anything is read: if this process dies now, the next one must not decide
-        # anew, on what is there by then, nor take a partition without an offset for one that is new.
-        begun = {
-            other: offset for other, offset in self._starts.items() if other[0] == topic and other in self._assignment
-        }
-        if not self._commit(
-            consumer, [TopicPartition(*each, offset) for each, offset in {**begun, part: target}.items()]
-        ):
+        # anew, on what is there by then, nor take a partition without an offset for one that is new. But for those
+        # where a member has got on meanwhile: they would begin again.
+        begun = {other: self._starts[other] for other in ours if other not in known} | {part: target}
+        if not self._commit(consumer, [TopicPartition(*each, offset) for each, offset in begun.items()]):
             return
-        for other in begun:
+        for other in ours:
             del self._starts[other]
         try:
             self._assign(consumer, TopicPartition(topic, partition, target))
