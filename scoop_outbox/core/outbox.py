@@ -16,6 +16,9 @@ from scoop_outbox.message import Envelope
 Place = tuple[int, int]
 """Where a message stands in the outbox: its shard, and its number there."""
 
+Lane = tuple[int, str]
+"""A topic within a shard of the outbox: what keeps its order, whatever becomes of other topics."""
+
 
 @dataclass(slots=True)
 class Outgoing:
@@ -38,6 +41,11 @@ class Outgoing:
         """The shards that they belong to."""
         return frozenset(dict(self.places))
 
+    @property
+    def lanes(self) -> set[Lane]:
+        """The topics within shards that they belong to."""
+        return {(shard, envelope.topic) for (shard, _), envelope in zip(self.places, self.envelopes, strict=True)}
+
     def full(self, limit: int, most_bytes: int) -> set[int]:
         """Return the shards of which as much was read as was asked for."""
         counts = Counter(map(itemgetter(0), self.places))
@@ -49,24 +57,39 @@ class Outgoing:
             full |= {shard for shard, size in sizes.items() if size >= most_bytes}
         return full
 
-    def without(self, shards: Collection[int]) -> Outgoing:
-        """Return the messages of all other shards."""
-        kept = [both for both in zip(self.places, self.envelopes, strict=True) if both[0][0] not in shards]
+    def without(self, shards: Collection[int] = (), lanes: Collection[Lane] = ()) -> Outgoing:
+        """Return the messages of all other shards and lanes."""
+        kept = [
+            (place, envelope)
+            for place, envelope in zip(self.places, self.envelopes, strict=True)
+            if place[0] not in shards and (place[0], envelope.topic) not in lanes
+        ]
         return Outgoing([place for place, _ in kept], [envelope for _, envelope in kept])
 
 
-def read_outbox(floors: Sequence[Place], limit: int, most_bytes: int, home: uuid.UUID) -> Plan[Outgoing]:
+def read_outbox(
+    floors: Mapping[int, int], limit: int, most_bytes: int, home: uuid.UUID, closed: Sequence[Lane] = ()
+) -> Plan[Outgoing]:
     """Read messages to be published, oldest first, without locking them.
 
     Args:
-        floors: a shard and the number above which to read, for each shard that this relay owns.
+        floors: the shards to read, and the number above which.
         limit: most rows of a shard.
         most_bytes: of a shard, no row is read behind the one with which its bodies have so many bytes.
         home: this home's id, which messages carry.
+        closed: topics within shards of which nothing is to be read.
     """
-    shards = [shard for shard, _ in floors]
-    above = [floor for _, floor in floors]
-    (rows,) = yield from ask(statement("read_outbox", shards=shards, floors=above, most=limit, bytes=most_bytes))
+    (rows,) = yield from ask(
+        statement(
+            "read_outbox",
+            shards=list(floors),
+            floors=list(floors.values()),
+            most=limit,
+            bytes=most_bytes,
+            closed_shards=[shard for shard, _ in closed],
+            closed_topics=[topic for _, topic in closed],
+        )
+    )
     if not rows:
         return Outgoing()
     rows.sort(key=itemgetter(1))

@@ -15,6 +15,7 @@ from scoop_outbox.broker.protocol import Publisher
 log = logging.getLogger(__name__)
 
 _EVERY = 10.0
+_IN_TROUBLE = 2.0
 
 
 class Probe:
@@ -41,6 +42,13 @@ class Probe:
             BrokerError: the broker will never take anything like this.
         """
         self._note(await self._publisher.probe())
+
+    async def look(self) -> str | None:
+        """Ask now, and return what the trouble is, whatever the answer."""
+        self._due = 0.0
+        self.ask_if_due()
+        await self.wait()
+        return self.trouble
 
     def ask_if_due(self) -> None:
         """Ask in the background, if it is time to."""
@@ -71,7 +79,7 @@ class Probe:
             self._asking = None
 
     def _note(self, trouble: str | None) -> None:
-        self._due = time.monotonic() + _EVERY
+        self._due = time.monotonic() + (_EVERY if trouble is None else _IN_TROUBLE)
         if trouble != self.trouble:
             if trouble is not None:
                 log.warning("nothing can be published: %s", trouble)

@@ -23,10 +23,13 @@ from typing import Any
 import psycopg
 import sqlalchemy as sa
 
-from scoop_outbox.broker.protocol import ACKNOWLEDGED, Publisher, Receipt, Verdict
+from scoop_outbox.broker.protocol import Publisher, Receipt
 from scoop_outbox.core.delivery import read_home
 from scoop_outbox.core.outbox import Outgoing, Place, bury_unpublishable, delete_published, read_outbox
+from scoop_outbox.daemon.floors import Floors
+from scoop_outbox.daemon.holds import Holds
 from scoop_outbox.daemon.leases import Leases
+from scoop_outbox.daemon.outcome import outcome, publish
 from scoop_outbox.daemon.pace import Pace
 from scoop_outbox.daemon.probe import Probe
 from scoop_outbox.daemon.reader import Reader
@@ -46,11 +49,12 @@ FIRST = 250
 """The same in the first batch, which is read while nothing is being published."""
 BATCH_BYTES = 2 * 1024 * 1024
 """With so many bytes of bodies the part of a shard in a batch is complete: three batches at most are in memory."""
-_FULL_SCAN = 5.0
+TRIAL = 10
+"""The same when a topic is tried again that the broker did not take."""
 _DELETE_AFTER = 0.01
-_LONGEST_BACKOFF = 30.0
+_STAND_ASIDE_AFTER = 15.0
 _OVERDUE = 30.0
-_REASONS = 5
+_SHOWN = 5
 
 _DATABASE_ERRORS = (Interrupted, psycopg.Error, sa.exc.SQLAlchemyError, OSError)
 
@@ -77,8 +81,12 @@ class Relay:
         self._driver: AsyncDriver | None = None
         self._reader = Reader(home)
         self._leases = Leases(home)
-        self._floors: dict[int, int] = {}  # up to where a shard has been read
-        self._rewound: set[int] = set()  # shards to be read from the beginning, when what was published is deleted
+        self._floors = Floors()
+        # Shards to be read again, above which number, as soon as what was published is deleted.
+        self._rewound: dict[int, int] = {}
+        self._on_trial = False  # whether a topic is tried again with the next batch
+        self._holds = Holds()
+        self._aside = False  # the shards are left to whoever can reach the broker
         self._draining: set[int] = set()  # shards of which there is more than was read
         self._ahead = Outgoing()  # was read, and is published next
         self._in_flight: frozenset[int] = frozenset()  # shards of what the publisher has in hand
@@ -86,12 +94,8 @@ class Relay:
         self._undeleted: list[Place] = []
         self._unburied: dict[Place, str] = {}
         self._delete_at = 0.0
-        self._full_scan_at = 0.0
-        self._failures: dict[int, int] = {}
-        self._held_back: dict[int, float] = {}
         self._origin: uuid.UUID | None = None
         self._stopping = False
-        self._reason = ""
         self._publishing_since: float | None = None
         self._database: str | None = None  # why it cannot be used
         self.published = 0
@@ -115,7 +119,7 @@ class Relay:
         since = self._publishing_since
         if since is not None and time.monotonic() - since > _OVERDUE:
             return f"the broker has not answered for {time.monotonic() - since:.0f} s"
-        return (self._reason or "the broker does not take messages") if self._failures else self._probe.trouble
+        return self._holds.reason if self._holds else self._probe.trouble
 
     async def check(self) -> None:
         """See whether the broker would take messages. One that is merely down will come back: `trouble` tells of it.
@@ -162,16 +166,15 @@ class Relay:
         """Publish one batch; answer whether there seem to be more."""
         driver = await self._connected()
         now = time.monotonic()
-        if now >= self._full_scan_at:
-            # Messages whose transaction committed late lie below the floor.
-            self._rewound.update(range(SHARDS))
-            self._full_scan_at = now + _FULL_SCAN
+        self._note_what_to_read_again()
         if self._rewound or self._unburied or (now >= self._delete_at and not self._ahead):
             await self._delete(driver)
-        if self._leases.due:  # behind the delete, which notices when another relay has our shards
+        if self._leases.due and not await self._stand_aside(driver):
+            # Behind the delete, which notices when another relay has our shards.
             await self._keep_leases(driver)
-        if self._rewound:
-            self._rewind()
+        if self._holds.pause:
+            return False
+        self._rewind()
         batch, self._ahead = self._ahead or await self._read(driver, await self._home_id(driver)), Outgoing()
         if not batch:
             return False
@@ -193,7 +196,7 @@ class Relay:
             await asyncio.sleep(0)  # it begins
             while waited_for:
                 # Not when all is to be read from the beginning next: it would be thrown away.
-                if self._draining and not self._ahead and not self._stopping and time.monotonic() < self._full_scan_at:
+                if self._draining and not self._ahead and not self._stopping and not self._floors.scan_due:
                     waited_for.add(asyncio.create_task(self._look_ahead()))
                 try:
                     pause = await self._meanwhile()
@@ -236,42 +239,51 @@ class Relay:
 
     async def _publish(self, batch: Outgoing) -> Sequence[Receipt]:
         await self._probe.wait()
-        try:
-            receipts = await self._publisher.publish(batch.envelopes)
-        except Exception as error:
-            log.exception("the publisher has failed; its messages stay in the outbox")
-            return [Receipt(Verdict.FAILED_FOR_NOW, type(error).__name__)] * len(batch)
-        if len(receipts) != len(batch):
-            log.error("the publisher returned %d receipts for %d messages", len(receipts), len(batch))
-            return [Receipt(Verdict.FAILED_FOR_NOW, "no receipts")] * len(batch)
-        return receipts
+        return await publish(self._publisher, batch.envelopes)
 
     async def _read(self, executor: AsyncDriver | Reader, home: uuid.UUID) -> Outgoing:
         """Read on above what was read: it is in hand, or published and not yet deleted."""
-        now = time.monotonic()
-        floors = [
-            (shard, self._floors.get(shard, 0))
-            for shard in self._leases.epochs
-            if self._held_back.get(shard, 0.0) <= now and shard not in self._rewound
-        ]
+        floors = {shard: self._floors.of(shard) for shard in self._leases.epochs if shard not in self._rewound}
         # A few shards, or one busy key, fill a batch as well as all of them do.
         limit = BATCH * SHARDS // len(self._draining) if self._draining else min(FIRST, BATCH)
-        self._draining = set()
+        limit = min(limit, TRIAL) if self._on_trial else limit
+        self._draining, self._on_trial = set(), False
         if not floors:
             return Outgoing()
-        self._reading = frozenset(dict(floors))
+        self._reading, started = frozenset(floors), time.monotonic()
         try:
-            found = await executor.run(read_outbox(floors, limit, BATCH_BYTES, home))
+            found = await executor.run(read_outbox(floors, limit, BATCH_BYTES, home, self._holds.closed))
+        except BaseException:
+            # What was to be read on is not known to anybody now.
+            self._floors.scan_soon()
+            raise
         finally:
             self._reading = frozenset()
-        self._floors.update(found.places)  # they are in order: the last one of each shard stays
+        self._floors.reached(floors, found.places, time.monotonic() - started)
         self._draining = found.full(limit, BATCH_BYTES)
+        if self._holds and not self._in_flight:
+            # Nothing is there any more of a topic that was to be tried again.
+            self._holds.let_go(self._holds.tried(floors.keys() - self._draining) - found.lanes)
         return found
 
+    def _note_what_to_read_again(self) -> None:
+        if self._floors.scan_due:
+            self._rewound |= dict.fromkeys(range(SHARDS), 0)
+            self._floors.scanned()
+        again = self._holds.try_again()
+        self._on_trial |= bool(again)
+        for shard, seq in again.items():
+            self._rewound[shard] = min(self._rewound.get(shard, seq - 1), seq - 1)
+
     def _rewind(self) -> None:
-        """Read shards from the beginning again: nothing of them is in hand, or published and not yet deleted."""
-        for shard in self._rewound:
-            self._floors.pop(shard, None)
+        """Read shards again: nothing of them is in hand, or published and not yet deleted."""
+        if not self._rewound:
+            return
+        for shard, seq in self._ahead.places:
+            if shard in self._rewound:
+                self._rewound[shard] = min(self._rewound[shard], seq - 1)
+        for shard, above in self._rewound.items():
+            self._floors.begin(shard, above)
         self._ahead = self._ahead.without(self._rewound)
         self._rewound.clear()
 
@@ -282,7 +294,7 @@ class Relay:
             self._leases.doubt()
         if buried:
             self.tally.buried(self._unburied.values())
-            for reason, count in Counter(self._unburied.values()).most_common(_REASONS):
+            for reason, count in Counter(self._unburied.values()).most_common(_SHOWN):
                 log.error("dead letters that cannot be published, %d more of them: %s", count, reason)
         self._unburied = {}
 
@@ -295,63 +307,51 @@ class Relay:
             self.published += deleted
             if deleted < len(self._undeleted):
                 self._leases.doubt()  # another relay has our shards: do not publish the same once more
+            self._floors.deleted(self._undeleted)
             self._undeleted = []
-            # What has been drained is read from the beginning, for messages that commit late.
-            kept = self._draining | self._in_flight | self._reading | self._ahead.shards
-            self._floors = {shard: floor for shard, floor in self._floors.items() if shard in kept}
+            # What has been drained is read from further below, for messages that commit late.
+            self._floors.keep(self._draining | self._in_flight | self._reading | self._ahead.shards)
 
     def _settle(self, batch: Outgoing, receipts: Sequence[Receipt]) -> None:
         """Note what became of a batch."""
         if not self._undeleted:
             # Not at once: whoever was told of mail is at work now, and what it launches is more urgent.
             self._delete_at = time.monotonic() + _DELETE_AFTER
-        progress: set[int] = set()
-        held_back: dict[int, str] = {}
-        if receipts.count(ACKNOWLEDGED) == len(batch):  # the rule, and there are many
-            progress |= batch.shards
+        found = outcome(batch, receipts)
+        if found.published:
             self._probe.published()
-            self._undeleted += batch.places
-            self.tally.acknowledged(one.topic for one in batch.envelopes)
-        else:
-            for place, envelope, receipt in zip(batch.places, batch.envelopes, receipts, strict=True):
-                if receipt.verdict is Verdict.FAILED_FOR_NOW:
-                    held_back.setdefault(place[0], receipt.reason)
-                    self.tally.failed_for_now += 1
-                    continue
-                progress.add(place[0])
-                if receipt.verdict is Verdict.ACKNOWLEDGED:
-                    self._undeleted.append(place)
-                    self.tally.acknowledged([envelope.topic])
-                else:
-                    self._unburied[place] = receipt.reason
-        for shard in progress - held_back.keys():
-            self._failures.pop(shard, None)
-        for shard in held_back.keys() - self._leases.epochs.keys():
-            del held_back[shard]  # whoever has it now has to see to it
-        if held_back:
-            self._hold_back(held_back, progress)
-        elif self._reason and not self._failures:
-            log.info("the broker takes messages again")
-            self._reason = ""
-
-    def _hold_back(self, reasons: dict[int, str], progress: set[int]) -> None:
-        """Let shards wait, each time longer unless it got on; what was read of them ahead is read again in order."""
-        reason = next(iter(reasons.values()))
-        if reason != self._reason or not self._failures:
-            log.warning("messages of shards %s wait, the broker does not take them: %s", sorted(reasons), reason)
-            self._reason = reason
-        for shard in reasons:
-            self._failures[shard] = 1 if shard in progress else self._failures.get(shard, 0) + 1
-            pause = min(0.05 * 2.0 ** min(self._failures[shard], 60), _LONGEST_BACKOFF)
-            self._held_back[shard] = time.monotonic() + pause
-        self._rewound |= reasons.keys()
+        self._undeleted += found.published
+        self._unburied |= found.unpublishable
+        self.tally.acknowledged(found.topics)
+        self.tally.failed_for_now += found.failed
+        if self._holds:
+            self._holds.let_go(batch.lanes - found.firsts.keys())
+        # Whoever has a shard now that was ours has to see to it.
+        firsts = {lane: seq for lane, seq in found.firsts.items() if lane[0] in self._leases.epochs}
+        if firsts:
+            self._holds.failed(firsts, found.progress, found.reason)
+            # What was read of them ahead is read again when their time comes.
+            self._ahead = self._ahead.without(lanes=firsts)
 
     def _next_due(self) -> float | None:
-        now = time.monotonic()
-        due = [until - now for until in self._held_back.values() if until > now]
+        due = [self._holds.next_due, self._holds.pause or None]
         if self._undeleted:
-            due.append(self._delete_at - now)
-        return min(due, default=None)
+            due.append(self._delete_at - time.monotonic())
+        return min((one for one in due if one is not None), default=None)
+
+    async def _stand_aside(self, driver: AsyncDriver) -> bool:
+        """Leave the shards to other relays while this one cannot reach the broker; answer whether it does."""
+        if not self._aside and self._holds.stalled > _STAND_ASIDE_AFTER:
+            self._aside = await self._probe.look() is not None
+            if self._aside:
+                log.warning("this relay leaves its shards to others until it can reach the broker")
+                await self._delete(driver)
+                await self._leases.release(driver)
+                self._disown(set(range(SHARDS)))
+        elif self._aside and self._probe.trouble is None:
+            self._aside = False
+            self._leases.doubt()
+        return self._aside
 
     async def _home_id(self, driver: AsyncDriver) -> uuid.UUID:
         if self._origin is None:
@@ -365,14 +365,17 @@ class Relay:
 
     async def _keep_leases(self, driver: AsyncDriver) -> None:
         gained, lost = await self._leases.keep(driver)
-        if lost:
-            # Whoever has them now publishes all that is there, what we published last too.
-            self._undeleted = [place for place in self._undeleted if place[0] not in lost]
-            self._unburied = {place: why for place, why in self._unburied.items() if place[0] not in lost}
-            for shard in lost:
-                self._failures.pop(shard, None)
-                self._held_back.pop(shard, None)
-        self._rewound |= gained | lost
+        self._disown(lost)
+        self._rewound |= dict.fromkeys(gained | lost, 0)
+
+    def _disown(self, shards: set[int]) -> None:
+        """Forget shards: whoever has them now publishes all that is there, what we published last too."""
+        if shards:
+            self._undeleted = [place for place in self._undeleted if place[0] not in shards]
+            self._unburied = {place: why for place, why in self._unburied.items() if place[0] not in shards}
+            self._ahead = self._ahead.without(shards)
+            self._holds.forget(shards)
+            self._floors.forget(shards)
 
     async def _release(self) -> None:
         """Let a standby take over at once."""

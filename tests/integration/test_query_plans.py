@@ -177,6 +177,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         "state": "committed", "result": None, "failure": None, "run": run_id(OPEN + 1), "message": message_id(OPEN + 1),
         "service": "shop", "saga": "saga 1",
     }  # fmt: skip
+    outbox = {"bytes": 100_000, "closed_shards": [3], "closed_topics": ["held"]}
     due = {
         "service": "shop",
         "sagas": ["saga 1", "saga 2"],
@@ -238,8 +239,8 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("read_dead_letter", {"letter": 1}),
         ("drop_dead_letters", {"letters": [1, 2]}),
         ("relaunch", {"letter": 1}),
-        ("read_outbox", {"shards": SHARDS, "floors": [0] * 8, "most": 10, "bytes": 100_000}),
-        ("read_outbox", {"shards": [3], "floors": [500_000], "most": 10, "bytes": 5}),
+        ("read_outbox", outbox | {"shards": SHARDS, "floors": [0] * 8, "most": 10}),
+        ("read_outbox", outbox | {"shards": [3], "floors": [500_000], "most": 10, "bytes": 5}),
         ("delete_published",
          {"shards": SHARDS, "seqs": [f"{{{n},{n + 8}}}" for n in (8, *range(1, 8))], "owned": SHARDS,
           "epochs": [0] * 8}),

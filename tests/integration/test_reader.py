@@ -24,7 +24,7 @@ READERS = "from pg_stat_activity where datname = current_database() and applicat
 
 
 def everything() -> Plan[Outgoing]:
-    return read_outbox([(shard, 0) for shard in range(SHARDS)], 1000, 1_000_000, uuid7())
+    return read_outbox(dict.fromkeys(range(SHARDS), 0), 1000, 1_000_000, uuid7())
 
 
 @asynccontextmanager

@@ -3,9 +3,10 @@
 import asyncio
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from datetime import timedelta
+from itertools import product
 from typing import Any
 
 import psycopg
@@ -14,132 +15,32 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import make_url
 
-from scoop_outbox import Scoop
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
-from scoop_outbox.core.delivery import launch, launch_and_commit
 from scoop_outbox.core.outbox import read_outbox
+from scoop_outbox.daemon import floors as floors_module
+from scoop_outbox.daemon import holds as holds_module
 from scoop_outbox.daemon import leases as leases_module
 from scoop_outbox.daemon import relay as relay_module
 from scoop_outbox.daemon.relay import Relay
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.message import Envelope
-from scoop_outbox.scope import Emission, emission
+from scoop_outbox.scope import emission
 from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.home import Home
-from scoop_outbox.store.joined import run_joined_blocking
 from scoop_outbox.store.schema import DEFAULT_SCHEMA, SHARDS
+from tests.integration.relaying import (
+    FakePublisher,
+    ask,
+    keys_of_different_shards,
+    left,
+    made,
+    relaying,
+    shard_of,
+    take_over,
+    write,
+    written_late,
+)
 from tests.waiting import until
-
-
-class FakePublisher:
-    """Implements `broker.protocol.Publisher`: keeps what it acknowledged."""
-
-    def __init__(self, verdict: Callable[[Envelope], Receipt] = lambda _: ACKNOWLEDGED) -> None:
-        self.verdict = verdict
-        self.batches: list[list[str]] = []
-        self.acknowledged: list[tuple[str | None, str]] = []
-        self.open = asyncio.Event()
-        self.open.set()
-        self.closed = False
-        self.probed = 0
-        self.trouble: str | None = None
-
-    async def publish(self, batch: Sequence[Envelope]) -> Sequence[Receipt]:
-        self.batches.append([one.body.decode() for one in batch])
-        await self.open.wait()
-        failed: set[str | None] = set()
-        receipts = []
-        for one in batch:
-            receipt = Receipt(Verdict.FAILED_FOR_NOW) if one.key in failed else self.verdict(one)
-            if receipt.verdict is Verdict.FAILED_FOR_NOW:
-                failed.add(one.key)
-            elif receipt.verdict is Verdict.ACKNOWLEDGED:
-                self.acknowledged.append((one.key, one.body.decode()))
-            receipts.append(receipt)
-        return receipts
-
-    async def probe(self) -> str | None:
-        self.probed += 1
-        return self.trouble
-
-    async def close(self) -> None:
-        self.closed = True
-
-    def of(self, key: str | None) -> list[int]:
-        return [int(body) for known, body in self.acknowledged if known == key]
-
-
-@asynccontextmanager
-async def relaying(url: str, publisher: FakePublisher) -> AsyncIterator[Relay]:
-    home = Home(url, DEFAULT_SCHEMA, "relay test")
-    relay = Relay(home, publisher, Signals(home))
-    task = asyncio.create_task(relay.run())
-    try:
-        yield relay
-    finally:
-        publisher.open.set()
-        relay.stop()
-        await task
-        await home.dispose()
-
-
-def made(number: int, key: str | None = None) -> Emission:
-    return emission("topic", number, key=key, headers=None, context=None, awaited=False, depth=0)
-
-
-class Silent:
-    def outbox(self) -> None: ...
-
-    def mail(self, service: str, saga: str, run_id: uuid.UUID, delay: float) -> None: ...
-    def ended(self) -> None: ...
-
-
-def write(url: str, *emissions: Emission) -> None:
-    app = Scoop("writer", database=url)
-    with app.home.blocking_driver() as driver:
-        driver.run(launch_and_commit(emissions, Silent()))
-    app.close_sync()
-
-
-@contextmanager
-def written_late(url: str, *emissions: Emission) -> Iterator[None]:
-    """Write messages in a transaction that commits at the end of the block."""
-    app = Scoop("writer", database=url)
-    with psycopg.connect(url) as connection:
-        run_joined_blocking(launch(emissions), connection, app.home.queries, lambda: None)
-        yield
-
-
-def ask(url: str, question: str, *values: Any) -> list[tuple[Any, ...]]:
-    with psycopg.connect(url, options=f"-c search_path={DEFAULT_SCHEMA}") as connection:
-        return connection.execute(question.encode(), values).fetchall()
-
-
-def take_over(url: str) -> None:
-    """Own all shards, as another relay would."""
-    with psycopg.connect(url) as connection:
-        connection.execute(
-            "update scoop_outbox.outbox_shard set epoch = epoch + 1, expires_at = now() + interval '1 hour'"
-        )
-
-
-def left(url: str) -> int:
-    count: int = ask(url, "select count(*) from outbox")[0][0]
-    return count
-
-
-def shard_of(url: str, key: str) -> int:
-    shard: int = ask(url, "select abs(hashtext(%s) %% %s)", key, SHARDS)[0][0]
-    return shard
-
-
-def keys_of_different_shards(url: str, count: int) -> list[str]:
-    keys: dict[int, str] = {}
-    for number in range(1000):
-        keys.setdefault(shard_of(url, f"key {number}"), f"key {number}")
-        if len(keys) == count:
-            break
-    return list(keys.values())
 
 
 async def test_messages_of_a_key_are_published_in_order_and_then_deleted(database_url: str) -> None:
@@ -230,8 +131,8 @@ async def test_what_fails_for_now_holds_its_own_shard_back_and_keeps_its_order(d
     write(database_url, *(made(number, key) for number in range(10) for key in (stuck, fine)))
     async with relaying(database_url, publisher) as relay:
         await until(lambda: publisher.of(fine) == list(range(10)))
-        await until(lambda: shard_of(database_url, stuck) in relay._held_back)
-        assert shard_of(database_url, fine) not in relay._held_back
+        await until(lambda: relay._holds)
+        assert {shard for shard, _ in relay._holds._lanes} == {shard_of(database_url, stuck)}
         write(database_url, *(made(number, key) for number in range(10, 20) for key in (stuck, fine)))
         await until(lambda: publisher.of(fine) == list(range(20)))
         assert publisher.of(stuck) == []
@@ -361,7 +262,7 @@ async def test_a_late_message_does_not_wait_for_the_outbox_to_be_empty(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relay_module, "BATCH", 1)
-    monkeypatch.setattr(relay_module, "_FULL_SCAN", 0.02)
+    monkeypatch.setattr(floors_module, "_EVERY", 0.02)
     publisher = FakePublisher()
     publisher.open.clear()
     async with AsyncExitStack() as stack:
@@ -628,8 +529,9 @@ async def test_a_relay_that_stops_publishes_nothing_that_it_has_read_ahead(
 async def test_a_reason_is_logged_when_it_changes_and_not_for_each_message(
     database_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    caplog.set_level("INFO", "scoop_outbox.daemon.relay")
-    monkeypatch.setattr(relay_module, "_LONGEST_BACKOFF", 0.01)
+    caplog.set_level("INFO", "scoop_outbox.daemon")
+    monkeypatch.setattr(holds_module, "LONGEST", 0.01)
+    monkeypatch.setattr(holds_module, "_LONGEST_FOR_ALL", 0.01)
     reason = ["no leader"]
     publisher = FakePublisher(lambda _: Receipt(Verdict.FAILED_FOR_NOW, reason[0]) if reason else ACKNOWLEDGED)
     write(database_url, *(made(number, "k") for number in range(3)))
@@ -679,22 +581,28 @@ VERDICTS = st.lists(
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-@given(verdicts=VERDICTS, keys=st.lists(st.sampled_from("abc"), max_size=40), batch=st.integers(1, 8))
-async def test_messages_of_a_key_keep_their_order_whatever_the_broker_says(
-    database_url: str, verdicts: list[Verdict], keys: list[str], batch: int
+@given(
+    verdicts=VERDICTS,
+    messages=st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["topic", "other"])), max_size=40),
+    batch=st.integers(1, 8),
+)
+async def test_messages_of_a_key_on_a_topic_keep_their_order_whatever_the_broker_says(
+    database_url: str, verdicts: list[Verdict], messages: list[tuple[str, str]], batch: int
 ) -> None:
     left_to_say = list(reversed(verdicts))
     publisher = FakePublisher(lambda _: Receipt(left_to_say.pop() if left_to_say else Verdict.ACKNOWLEDGED, "why"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(relay_module, "BATCH", batch)
-        patch.setattr(relay_module, "_LONGEST_BACKOFF", 0.001)
-        patch.setattr(relay_module, "_FULL_SCAN", 0.03)
+        patch.setattr(holds_module, "LONGEST", 0.001)
+        patch.setattr(holds_module, "_LONGEST_FOR_ALL", 0.001)
+        patch.setattr(floors_module, "_EVERY", 0.03)
         with psycopg.connect(database_url) as connection:
             connection.execute("truncate scoop_outbox.outbox, scoop_outbox.dead_letter")
-        write(database_url, *(made(number, key) for number, key in enumerate(keys)))
+        write(database_url, *(made(number, *message) for number, message in enumerate(messages)))
         async with relaying(database_url, publisher):
             await until(lambda: left(database_url) == 0)
     buried = [int(body) for (body,) in ask(database_url, "select convert_from(body, 'utf8') from dead_letter")]
-    for key in "abc":
-        assert publisher.of(key) == sorted(publisher.of(key))
-    assert sorted([*buried, *(int(body) for _, body in publisher.acknowledged)]) == list(range(len(keys)))
+    for key, topic in product("abc", ("topic", "other")):
+        published = [number for number in publisher.of(key) if messages[number][1] == topic]
+        assert published == sorted(published)
+    assert sorted([*buried, *(int(body) for _, body in publisher.acknowledged)]) == list(range(len(messages)))

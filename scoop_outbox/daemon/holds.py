@@ -1,0 +1,139 @@
+"""Holds: what the broker does not take just now, by shard and topic, and when to try it again.
+
+A topic that cannot be published on must not stop the others, and every topic has messages in every shard. So what is
+held back is a topic within a shard: its messages keep their order, and those of other topics pass by. Whatever held it
+may still be so when it is tried again; therefore that begins with a few messages.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from scoop_outbox.core.outbox import Lane
+
+log = logging.getLogger(__name__)
+
+LONGEST = 30.0
+_LONGEST_FOR_ALL = 1.0
+_SHORTEST = 0.05
+_SHOWN = 5
+
+
+@dataclass(slots=True)
+class _Hold:
+    seq: int  # where the first message that failed stands
+    failures: int
+    until: float
+    is_tried: bool = False
+
+
+class Holds:
+    """The lanes of one relay whose messages failed for now.
+
+    Attributes:
+        reason: why, as the broker said it last; empty when nothing is held.
+    """
+
+    def __init__(self) -> None:
+        """Hold nothing."""
+        self._lanes: dict[Lane, _Hold] = {}
+        self._stalls = 0  # batches in a row of which nothing went through
+        self._stalled_since = 0.0
+        self._go_on_at = 0.0
+        self.reason = ""
+
+    def __bool__(self) -> bool:
+        """Tell whether anything is held back or being tried again."""
+        return bool(self._lanes)
+
+    @property
+    def closed(self) -> list[Lane]:
+        """The lanes of which nothing may be read."""
+        return [lane for lane, hold in self._lanes.items() if not hold.is_tried]
+
+    @property
+    def topics(self) -> list[str]:
+        """The topics that are concerned."""
+        return sorted({topic for _, topic in self._lanes})
+
+    def failed(self, firsts: Mapping[Lane, int], progress: Collection[Lane], reason: str) -> None:
+        """Hold lanes back, each time longer unless some of its messages went through.
+
+        When nothing went through, it may be the broker, and not these topics: the others wait a little as well.
+
+        Args:
+            firsts: the lanes, and where the first message of each that failed stands.
+            progress: the lanes of which others went through.
+            reason: why.
+        """
+        now, before = time.monotonic(), (self.reason, self.topics)
+        self.reason = reason
+        if progress:
+            self._stalls = 0
+        else:
+            self._stalled_since = self._stalled_since if self._stalls else now
+            self._stalls += 1
+            self._go_on_at = now + min(_SHORTEST * 2.0 ** min(self._stalls, 60), _LONGEST_FOR_ALL)
+        for lane, seq in firsts.items():
+            known = self._lanes.get(lane)
+            failures = 1 if known is None or lane in progress else known.failures + 1
+            pause = min(_SHORTEST * 2.0 ** min(failures, 60), LONGEST)
+            self._lanes[lane] = _Hold(seq, failures, now + pause)
+        if (self.reason, self.topics) != before:
+            topics = ", ".join(self.topics[:_SHOWN]) + (", ..." if len(self.topics) > _SHOWN else "")
+            log.warning("messages on %s wait, the broker does not take them: %s", topics, reason)
+
+    def let_go(self, lanes: Collection[Lane]) -> None:
+        """Hold lanes back no more: their messages went through, or there are none."""
+        if not lanes or not self._lanes:
+            return
+        self._stalls = 0
+        for lane in lanes:
+            self._lanes.pop(lane, None)
+        if self._is_over():
+            log.info("the broker takes messages again")
+
+    def try_again(self) -> dict[int, int]:
+        """Open the lanes whose time has come; return the shards and where to begin to read them again."""
+        now = time.monotonic()
+        begin: dict[int, int] = {}
+        for (shard, _), hold in self._lanes.items():
+            if not hold.is_tried and hold.until <= now:
+                hold.is_tried = True
+                begin[shard] = min(begin.get(shard, hold.seq), hold.seq)
+        return begin
+
+    def tried(self, shards: Collection[int]) -> set[Lane]:
+        """Return the open lanes of shards, of which nobody knows yet whether they go on."""
+        return {lane for lane, hold in self._lanes.items() if hold.is_tried and lane[0] in shards}
+
+    def forget(self, shards: Collection[int]) -> None:
+        """Forget shards that another relay owns now."""
+        self._lanes = {lane: hold for lane, hold in self._lanes.items() if lane[0] not in shards}
+        self._is_over()
+
+    @property
+    def pause(self) -> float:
+        """For how many seconds nothing is to be published at all; 0 when there is no reason to wait."""
+        return max(self._go_on_at - time.monotonic(), 0.0) if self._stalls else 0.0
+
+    @property
+    def stalled(self) -> float:
+        """For how many seconds nothing has gone through that was tried."""
+        return time.monotonic() - self._stalled_since if self._stalls else 0.0
+
+    @property
+    def next_due(self) -> float | None:
+        """In how many seconds the next lane is to be tried; None when none waits for that."""
+        due = min((hold.until for hold in self._lanes.values() if not hold.is_tried), default=None)
+        return None if due is None else max(due - time.monotonic(), self.pause)
+
+    def _is_over(self) -> bool:
+        if self._lanes:
+            return False
+        self.reason = ""
+        self._stalls = 0
+        return True

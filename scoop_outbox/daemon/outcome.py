@@ -1,0 +1,70 @@
+"""Outcome: what became of a batch, sorted by what the relay has to do about it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from scoop_outbox.broker.protocol import ACKNOWLEDGED, Publisher, Receipt, Verdict
+from scoop_outbox.core.outbox import Lane, Outgoing, Place
+from scoop_outbox.message import Envelope
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a batch.
+
+    Attributes:
+        published: where those stand that were acknowledged.
+        topics: their topics.
+        unpublishable: where those stand that failed for good, and why.
+        failed: how many failed for now.
+        firsts: the topics within shards of which some failed for now, and where the first of each stands.
+        progress: those of which some did not, if any failed.
+        reason: why the first one failed for now.
+    """
+
+    published: list[Place] = field(default_factory=list)
+    topics: list[str] = field(default_factory=list)
+    unpublishable: dict[Place, str] = field(default_factory=dict)
+    failed: int = 0
+    firsts: dict[Lane, int] = field(default_factory=dict)
+    progress: set[Lane] = field(default_factory=set)
+    reason: str = ""
+
+
+def outcome(batch: Outgoing, receipts: Sequence[Receipt]) -> Outcome:
+    """Sort a batch by its receipts."""
+    if receipts.count(ACKNOWLEDGED) == len(batch):  # the rule, and there are many
+        return Outcome(batch.places, [one.topic for one in batch.envelopes])
+    found = Outcome()
+    for place, envelope, receipt in zip(batch.places, batch.envelopes, receipts, strict=True):
+        lane = place[0], envelope.topic
+        if receipt.verdict is Verdict.FAILED_FOR_NOW:
+            found.failed += 1
+            found.firsts.setdefault(lane, place[1])
+            found.reason = found.reason or receipt.reason or "the broker does not take messages"
+            continue
+        found.progress.add(lane)
+        if receipt.verdict is Verdict.ACKNOWLEDGED:
+            found.published.append(place)
+            found.topics.append(envelope.topic)
+        else:
+            found.unpublishable[place] = receipt.reason
+    return found
+
+
+async def publish(publisher: Publisher, batch: Sequence[Envelope]) -> Sequence[Receipt]:
+    """Have messages published, and return a receipt for each, whatever the publisher does."""
+    try:
+        receipts = await publisher.publish(batch)
+    except Exception as error:
+        log.exception("the publisher has failed; its messages stay in the outbox")
+        return [Receipt(Verdict.FAILED_FOR_NOW, type(error).__name__)] * len(batch)
+    if len(receipts) != len(batch):
+        log.error("the publisher returned %d receipts for %d messages", len(receipts), len(batch))
+        return [Receipt(Verdict.FAILED_FOR_NOW, "no receipts")] * len(batch)
+    return receipts

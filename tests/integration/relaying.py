@@ -1,0 +1,132 @@
+"""What the tests of the relay share: a broker that says what the test wants to hear, and an outbox to look into."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import psycopg
+
+from scoop_outbox import Scoop
+from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
+from scoop_outbox.core.delivery import launch, launch_and_commit
+from scoop_outbox.daemon.relay import Relay
+from scoop_outbox.daemon.signals import Signals
+from scoop_outbox.message import Envelope
+from scoop_outbox.scope import Emission, emission
+from scoop_outbox.store.home import Home
+from scoop_outbox.store.joined import run_joined_blocking
+from scoop_outbox.store.schema import DEFAULT_SCHEMA, SHARDS
+
+
+class FakePublisher:
+    """Implements `broker.protocol.Publisher`: keeps what it acknowledged."""
+
+    def __init__(self, verdict: Callable[[Envelope], Receipt] = lambda _: ACKNOWLEDGED) -> None:
+        self.verdict = verdict
+        self.batches: list[list[str]] = []
+        self.acknowledged: list[tuple[str | None, str]] = []
+        self.open = asyncio.Event()
+        self.open.set()
+        self.closed = False
+        self.probed = 0
+        self.trouble: str | None = None
+
+    async def publish(self, batch: Sequence[Envelope]) -> Sequence[Receipt]:
+        self.batches.append([one.body.decode() for one in batch])
+        await self.open.wait()
+        failed: set[tuple[str, str | None]] = set()
+        receipts = []
+        for one in batch:
+            lane = one.topic, one.key
+            receipt = Receipt(Verdict.FAILED_FOR_NOW) if lane in failed else self.verdict(one)
+            if receipt.verdict is Verdict.FAILED_FOR_NOW:
+                failed.add(lane)
+            elif receipt.verdict is Verdict.ACKNOWLEDGED:
+                self.acknowledged.append((one.key, one.body.decode()))
+            receipts.append(receipt)
+        return receipts
+
+    async def probe(self) -> str | None:
+        self.probed += 1
+        return self.trouble
+
+    async def close(self) -> None:
+        self.closed = True
+
+    def of(self, key: str | None) -> list[int]:
+        return [int(body) for known, body in self.acknowledged if known == key]
+
+
+@asynccontextmanager
+async def relaying(url: str, publisher: FakePublisher) -> AsyncIterator[Relay]:
+    home = Home(url, DEFAULT_SCHEMA, "relay test")
+    relay = Relay(home, publisher, Signals(home))
+    task = asyncio.create_task(relay.run())
+    try:
+        yield relay
+    finally:
+        publisher.open.set()
+        relay.stop()
+        await task
+        await home.dispose()
+
+
+def made(number: int, key: str | None = None, topic: str = "topic") -> Emission:
+    return emission(topic, number, key=key, headers=None, context=None, awaited=False, depth=0)
+
+
+class Silent:
+    def outbox(self) -> None: ...
+
+    def mail(self, service: str, saga: str, run_id: uuid.UUID, delay: float) -> None: ...
+    def ended(self) -> None: ...
+
+
+def write(url: str, *emissions: Emission) -> None:
+    app = Scoop("writer", database=url)
+    with app.home.blocking_driver() as driver:
+        driver.run(launch_and_commit(emissions, Silent()))
+    app.close_sync()
+
+
+@contextmanager
+def written_late(url: str, *emissions: Emission) -> Iterator[None]:
+    """Write messages in a transaction that commits at the end of the block."""
+    app = Scoop("writer", database=url)
+    with psycopg.connect(url) as connection:
+        run_joined_blocking(launch(emissions), connection, app.home.queries, lambda: None)
+        yield
+
+
+def ask(url: str, question: str, *values: Any) -> list[tuple[Any, ...]]:
+    with psycopg.connect(url, options=f"-c search_path={DEFAULT_SCHEMA}") as connection:
+        return connection.execute(question.encode(), values).fetchall()
+
+
+def take_over(url: str) -> None:
+    """Own all shards, as another relay would."""
+    with psycopg.connect(url) as connection:
+        connection.execute(
+            "update scoop_outbox.outbox_shard set epoch = epoch + 1, expires_at = now() + interval '1 hour'"
+        )
+
+
+def left(url: str) -> int:
+    count: int = ask(url, "select count(*) from outbox")[0][0]
+    return count
+
+
+def shard_of(url: str, key: str) -> int:
+    shard: int = ask(url, "select abs(hashtext(%s) %% %s)", key, SHARDS)[0][0]
+    return shard
+
+
+def keys_of_different_shards(url: str, count: int) -> list[str]:
+    keys: dict[int, str] = {}
+    for number in range(1000):
+        keys.setdefault(shard_of(url, f"key {number}"), f"key {number}")
+        if len(keys) == count:
+            break
+    return list(keys.values())

@@ -1,0 +1,115 @@
+"""A broker that does not take some messages, or none, for now: who waits, and who does not."""
+
+import pytest
+
+from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
+from scoop_outbox.daemon import holds as holds_module
+from scoop_outbox.daemon import relay as relay_module
+from scoop_outbox.store.schema import SHARDS
+from tests.integration.relaying import FakePublisher, ask, left, made, relaying, write
+from tests.waiting import until
+
+FULL = Receipt(Verdict.FAILED_FOR_NOW, "the queue is full")
+
+
+async def test_a_topic_that_is_not_taken_does_not_stop_the_others(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "BATCH", 10)
+    full = True
+    publisher = FakePublisher(lambda one: FULL if full and one.topic == "full" else ACKNOWLEDGED)
+    keys = [str(number) for number in range(16)]
+    # More than a batch of it in every shard, and the others behind it.
+    write(database_url, *(made(number, keys[number % 16], "full") for number in range(480)))
+    write(database_url, *(made(number, keys[number % 16]) for number in range(480, 560)))
+    async with relaying(database_url, publisher) as relay:
+        await until(lambda: len(publisher.acknowledged) == 80)
+        assert relay.trouble == "the queue is full"
+        # What comes now is published as quickly as ever.
+        write(database_url, *(made(number, keys[number % 16], "other") for number in range(560, 640)))
+        await until(lambda: left(database_url) == 480)
+        full = False
+        await until(lambda: left(database_url) == 0)
+        await until(lambda: relay.trouble is None)
+    for key in keys:
+        published = publisher.of(key)
+        assert [one for one in published if one < 480] == list(range(int(key), 480, 16))
+        assert [one for one in published if one >= 480] == list(range(480 + int(key), 640, 16))
+
+
+async def test_a_topic_that_is_not_taken_is_tried_again_with_a_few_messages(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "TRIAL", 2)
+    monkeypatch.setattr(holds_module, "LONGEST", 0.2)
+    full = True
+    publisher = FakePublisher(lambda one: FULL if full and one.topic == "full" else ACKNOWLEDGED)
+    write(database_url, *(made(number, "k", "full") for number in range(100)))
+    async with relaying(database_url, publisher):
+        await until(lambda: len(publisher.batches) >= 4)
+        full = False
+        await until(lambda: left(database_url) == 0)
+    assert publisher.batches[0] == [str(number) for number in range(100)]
+    assert publisher.batches[1:4] == [["0", "1"]] * 3
+    assert publisher.of("k") == list(range(100))
+
+
+async def test_a_topic_of_which_nothing_is_left_is_held_back_no_more(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holds_module, "LONGEST", 0.2)
+    publisher = FakePublisher(lambda one: FULL if one.topic == "full" else ACKNOWLEDGED)
+    write(database_url, made(0, "k", "full"), made(1, "k"))
+    async with relaying(database_url, publisher) as relay:
+        await until(lambda: relay.trouble == "the queue is full")
+        ask(database_url, "delete from outbox where topic = 'full' returning 1")
+        await until(lambda: relay.trouble is None)
+    assert publisher.of("k") == [1]
+
+
+async def test_a_relay_that_cannot_reach_the_broker_leaves_its_shards_to_one_that_can(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "_STAND_ASIDE_AFTER", 0.2)
+    cut_off = FakePublisher(lambda _: Receipt(Verdict.FAILED_FOR_NOW, "no route to host"))
+    cut_off.trouble = "no route to host"
+    write(database_url, *(made(number, str(number)) for number in range(40)))
+    async with relaying(database_url, cut_off) as first:
+        await until(lambda: first.shards == SHARDS and cut_off.batches)
+        well = FakePublisher()
+        async with relaying(database_url, well) as second:
+            await until(lambda: left(database_url) == 0)
+            assert second.shards == SHARDS
+            assert first.shards == 0
+            assert first.trouble == "no route to host"
+    assert sorted(int(body) for _, body in well.acknowledged) == list(range(40))
+
+
+async def test_a_relay_that_is_alone_takes_its_shards_back_when_it_can_reach_the_broker(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "_STAND_ASIDE_AFTER", 0.2)
+    publisher = FakePublisher(lambda _: Receipt(Verdict.FAILED_FOR_NOW, "down") if publisher.trouble else ACKNOWLEDGED)
+    publisher.trouble = "down"
+    write(database_url, made(0, "k"))
+    async with relaying(database_url, publisher) as relay:
+        await until(lambda: relay._aside)
+        assert relay.trouble == "down"
+        write(database_url, made(1, "k"))
+        publisher.trouble = None
+        await until(lambda: left(database_url) == 0)
+        await until(lambda: relay.trouble is None)
+    assert publisher.of("k") == [0, 1]
+
+
+async def test_a_relay_whose_broker_answers_keeps_its_shards(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "_STAND_ASIDE_AFTER", 0.2)
+    publisher = FakePublisher(lambda _: FULL)
+    write(database_url, made(0, "k"))
+    async with relaying(database_url, publisher) as relay:
+        await until(lambda: relay._holds.stalled > 0.5)
+        probed = publisher.probed
+        await until(lambda: publisher.probed > probed)
+        assert relay.shards == SHARDS
