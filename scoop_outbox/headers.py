@@ -18,6 +18,7 @@ PREFIX = "scoop-"
 
 ID = "scoop-id"
 HOME = "scoop-home"
+TOPIC = "scoop-topic"
 LINEAGE = "scoop-lineage"
 CONTEXT = "scoop-context"
 LAUNCHED_AT = "scoop-launched-at"

@@ -27,6 +27,10 @@ def delivery(
 
     Its id is the one in our header, or is made of the identity that a CloudEvents producer gave it, or is `otherwise`.
 
+    What says that it was published on another topic is no message of ours, whatever else it says. Stream processors pass
+    on the headers of what they read with what they write: taken for the message that they read, it was thrown away as
+    one that had come before, or its saga ran with the other body.
+
     Args:
         topic: as sagas name it.
         key: its bytes, if there is one.
@@ -38,6 +42,8 @@ def delivery(
         tag: what the adapter needs to acknowledge it.
         defect: why it cannot be taken in, if the adapter knows already.
     """
+    if headers.get(wire.TOPIC, topic) != topic:
+        headers = {name: value for name, value in headers.items() if not name.startswith(wire.PREFIX)}
     known = headers.get(wire.ID)
     foreign = wire.event_id(headers)
     message_id = otherwise

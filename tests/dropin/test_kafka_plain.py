@@ -192,6 +192,25 @@ async def test_a_plain_producer_starts_sagas(kafka: Trial, database_url: str) ->
     assert service.ask("select distinct state from run") == [("committed",)]
 
 
+async def test_a_stream_processor_that_passes_our_headers_on_writes_messages_of_its_own(
+    kafka: Trial, database_url: str
+) -> None:
+    orders, enriched = kafka.topic(), kafka.topic()
+    service = Listener(database_url, kafka.url, name("shop"), orders, enriched, start="earliest")
+
+    async with service.running():
+        await service.app.launch(orders, {"sku": "apple"})
+        await service.sees(1)
+        (order,) = await asyncio.to_thread(kafka.read, orders)
+        # Two messages made of one.
+        kafka.produce(enriched, b'{"part": 1}', b'{"part": 2}', headers=order.headers())
+        _, *parts = await service.sees(3)
+
+    assert sorted((part.topic, part.body) for part in parts) == [(enriched, b'{"part": 1}'), (enriched, b'{"part": 2}')]
+    assert len({message.id for message in service.seen}) == 3
+    assert service.dead_letters == []
+
+
 async def test_kcat_starts_sagas(kafka: Trial, database_url: str, kcat: str, tmp_path: Path) -> None:
     topic = kafka.topic()
     service = Listener(database_url, kafka.url, name("shop"), topic, start="earliest")

@@ -162,6 +162,25 @@ async def test_a_plain_producer_starts_sagas(rabbit: Trial, database_url: str) -
     assert service.ask("select distinct state from run") == [("committed",)]
 
 
+async def test_a_processor_that_passes_our_headers_on_writes_messages_of_its_own(
+    rabbit: Trial, database_url: str
+) -> None:
+    orders, enriched = name(), name()
+    service = await service_of(rabbit, database_url, orders, enriched)
+    copies = await rabbit.queue(orders)
+
+    async with service.running():
+        await service.app.launch(orders, {"sku": "apple"})
+        await service.sees(1)
+        order = await (await (await rabbit.channel()).get_queue(copies)).get(no_ack=True)
+        await publish(rabbit, enriched, b'{"part": 1}', message_id=order.message_id, headers={**order.headers})
+        _, part = await service.sees(2)
+
+    assert (part.topic, part.body) == (enriched, b'{"part": 1}')
+    assert part.id != service.seen[0].id
+    assert service.dead_letters == []
+
+
 async def test_a_producer_that_gives_no_message_id_starts_sagas(rabbit: Trial, database_url: str) -> None:
     topic = name()
     service = await service_of(rabbit, database_url, topic)

@@ -120,6 +120,17 @@ def test_an_id_that_is_none_is_a_defect_and_the_message_keeps_an_identity() -> N
     assert got.envelope.headers == {wire.ID: "seven"}
 
 
+def test_what_somebody_has_made_of_a_message_of_ours_is_another_message() -> None:
+    sent = wire.outgoing(envelope(**{wire.LINEAGE: RUN, wire.CONTEXT: "{}", wire.HOME: RUN, "tenant": "acme"}))
+    original = received({**sent, wire.TOPIC: "orders"})
+    assert original.envelope.id != OTHERWISE
+    assert original.envelope.headers[wire.LINEAGE] == RUN
+    copy = received({**sent, wire.TOPIC: "orders.raw"})
+    assert (copy.defect, copy.envelope.id, copy.envelope.headers) == (None, OTHERWISE, {"tenant": "acme"})
+    # Nor can what it has copied be wrong.
+    assert received({**sent, wire.ID: "seven", wire.TOPIC: "orders.raw"}).defect is None
+
+
 def test_key_and_content_type_may_be_missing() -> None:
     got = received({}).envelope
     assert (got.key, got.content_type) == (None, "")
