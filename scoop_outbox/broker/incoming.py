@@ -27,9 +27,9 @@ def delivery(
 
     Its id is the one in our header, or is made of the identity that a CloudEvents producer gave it, or is `otherwise`.
 
-    What says that it was published on another topic is no message of ours, whatever else it says. Stream processors pass
-    on the headers of what they read with what they write: taken for the message that they read, it was thrown away as
-    one that had come before, or its saga ran with the other body.
+    What says that it was published on another topic is no message of ours, whatever else it says. Stream processors
+    pass on the headers of what they read with what they write: taken for the message that they read, it was thrown
+    away as one that had come before, or its saga ran with the other body.
 
     Args:
         topic: as sagas name it.

@@ -9,12 +9,14 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import Any
 
 from scoop_outbox.app import Scoop
 from scoop_outbox.daemon.health import watched
-from scoop_outbox.errors import DefinitionError
+from scoop_outbox.errors import DefinitionError, ScoopError
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +78,7 @@ def run(app: Scoop, serving: Serving) -> None:
 
     Raises:
         DefinitionError, DatabaseError, BrokerError: the application cannot be served.
-        ScoopError: the port cannot be listened on.
+        ScoopError: the port cannot be listened on, or a part of the process has died.
     """
     asyncio.run(_serve(app, serving))
     # A plain `def` that has outlasted its grace still runs in a thread; nobody waits for it.
@@ -117,10 +119,22 @@ async def _serve(app: Scoop, serving: Serving) -> None:
             health.watch(daemons)
         _spare_the_collector()
         log.info("ready: service %s, %s", app.service, app.home)
-        await stopping.wait()
+        await _first(stopping.wait(), daemons.until_one_dies())
         if health is not None:
             health.stopping = True
+    if daemons.died:
+        # Whoever supervises the process starts it again; with the rest of it alive it would seem to be well.
+        raise ScoopError(f"{', '.join(daemons.died)} has died: see the log above")
     log.info("stopped")
+
+
+async def _first(*waiting: Coroutine[Any, Any, object]) -> None:
+    """Wait for whichever ends first, and give up the others."""
+    tasks = [asyncio.create_task(one) for one in waiting]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _spare_the_collector() -> None:

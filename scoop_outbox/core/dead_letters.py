@@ -167,12 +167,16 @@ def replay(letter: int) -> Plan[Replay]:
         yield from ask(ROLLBACK)
         return Replay(letter, Verdict.REFUSED, defect)
     service = contents.letter.service
-    started, *_ = yield from ask(
-        statement("take_in", **arrived([contents.envelope], service, home[0][0])), drop, COMMIT
+    started, handled, _ = yield from ask(
+        statement("take_in", **arrived([contents.envelope], service, home[0][0])),
+        statement("is_handled", message=contents.envelope.id, service=service),
+        drop,
     )
-    if not started:
-        return Replay(letter, Verdict.REPLAYED, f"{service} has taken it in before, or has no saga for it")
-    return Replay(letter, Verdict.REPLAYED, f"{service} has taken it in")
+    if not handled[0][0]:
+        yield from ask(ROLLBACK)
+        return Replay(letter, Verdict.REFUSED, f"{service} has no saga for it: start the service that declares one")
+    yield from ask(COMMIT)
+    return Replay(letter, Verdict.REPLAYED, f"{service} has taken it in" + ("" if started else " before"))
 
 
 def _defect(envelope: Envelope) -> str | None:

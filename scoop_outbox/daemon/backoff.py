@@ -8,7 +8,7 @@ import uuid
 
 _SHORTEST = 0.04
 _LONGEST = 30.0
-_REMEMBERED = 10_000
+_STALE = 1.0
 
 
 class Backoff:
@@ -17,9 +17,18 @@ class Backoff:
     def __init__(self) -> None:
         """Remember nothing yet."""
         self._until: dict[uuid.UUID, tuple[float, int]] = {}
+        self._look_at = 0.0
 
     def __len__(self) -> int:
-        """Return how many runs are remembered."""
+        """Return how many runs are remembered.
+
+        Not those whose time came a while ago: if they still had mail they would have been tried. Another worker is done
+        with them.
+        """
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + _STALE
+            self._until = {one: entry for one, entry in self._until.items() if entry[0] > now - _STALE}
         return len(self._until)
 
     def left(self, run_id: uuid.UUID) -> float:
@@ -30,10 +39,7 @@ class Backoff:
         """Leave a run alone, each time for twice as long as before."""
         failures = self._until.get(run_id, (0.0, 0))[1] + 1
         pause = min(_SHORTEST * 2.0 ** min(failures - 1, 60), _LONGEST) * random.uniform(0.5, 1.0)
-        now = time.monotonic()
-        self._until[run_id] = (now + pause, failures)
-        if len(self._until) > _REMEMBERED:
-            self._until = {one: entry for one, entry in self._until.items() if entry[0] > now}
+        self._until[run_id] = (time.monotonic() + pause, failures)
 
     def forget(self, run_id: uuid.UUID) -> None:
         """Try a run at once when it is next due: it has made progress, or there is news for it."""

@@ -104,7 +104,8 @@ class Health:
         if look.problem is not None:
             found["database"] = look.problem
         if self._daemons is not None:
-            for name, daemon in (("relay", self._daemons.relay), ("intake", self._daemons.intake)):
+            named = {"relay": self._daemons.relay, "worker": self._daemons.worker, "intake": self._daemons.intake}
+            for name, daemon in named.items():
                 if daemon is not None and (trouble := daemon.trouble) is not None:
                     found[name] = trouble
         return found

@@ -25,6 +25,7 @@ from scoop_outbox.saga import Saga
 from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.calls import Interrupted
 from scoop_outbox.store.home import Home
+from scoop_outbox.store.patient import PatientDriver
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,6 @@ class Intake:
         paused: whether the broker is asked for nothing more for now.
         taken_in: how many messages were taken in, those that came again too.
         dead_letters: how many could not be.
-        last_turn: when this was last seen to be at work, by `time.monotonic`.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Intake:
         self._hints = hints
         self._high = high
         self._low = low
-        self._driver: AsyncDriver | None = None
+        self._driver: PatientDriver | None = None
         self._consumer: Consumer | None = None
         self._home_id: uuid.UUID | None = None
         self._received: list[Delivery] = []  # the broker has not been told of these
@@ -88,13 +88,13 @@ class Intake:
         self.paused = False
         self.taken_in = 0
         self.dead_letters = 0
-        self.last_turn = time.monotonic()
         self._error: str | None = None
 
     @property
     def trouble(self) -> str | None:
         """What keeps messages from being taken in just now; None when all is well."""
-        return self._error or (None if self._consumer is None else self._consumer.trouble)
+        silent = None if self._driver is None else self._driver.trouble
+        return self._error or silent or (None if self._consumer is None else self._consumer.trouble)
 
     def stop(self) -> None:
         """End after the batch in hand, and leave the group."""
@@ -105,7 +105,6 @@ class Intake:
         failures = 0
         try:
             while not self._stopping.is_set():
-                self.last_turn = time.monotonic()
                 try:
                     await self._turn()
                     failures, self._error = 0, None
@@ -241,7 +240,7 @@ class Intake:
                     return None
         return reason
 
-    async def _connected(self) -> AsyncDriver:
+    async def _connected(self) -> PatientDriver:
         if self._driver is None or not self._driver.usable:
             await self._drop_driver()
             self._driver = await self._home.connect()

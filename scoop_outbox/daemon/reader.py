@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from scoop_outbox.core.statement import Plan
 from scoop_outbox.store.blocking import Driver
 from scoop_outbox.store.home import Home
+from scoop_outbox.store.patient import PATIENCE
 
 T = TypeVar("T")
 
@@ -39,14 +40,22 @@ class Reader:
             Interrupted, psycopg.Error, sqlalchemy.exc.SQLAlchemyError: the database failed; the next plan gets
                 another connection.
         """
-        running = asyncio.get_running_loop().run_in_executor(self._thread, self._run, plan)
+        loop = asyncio.get_running_loop()
+        running = loop.run_in_executor(self._thread, self._run, plan)
+        # On a thread of its own: it asks the server to cancel the statement, which may be long in answering that, too.
+        giving_up = loop.call_later(PATIENCE, loop.run_in_executor, None, self._abort)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
-            if self._driver is not None:
-                self._driver.abort()
+            self._abort()
             running.add_done_callback(_heed)
             raise
+        finally:
+            giving_up.cancel()
+
+    def _abort(self) -> None:
+        if self._driver is not None:
+            self._driver.abort()
 
     async def close(self) -> None:
         """Let go of the connection, once the thread does."""

@@ -39,6 +39,7 @@ from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.calls import Interrupted
 from scoop_outbox.store.connect import in_words
 from scoop_outbox.store.home import Home
+from scoop_outbox.store.patient import PatientDriver
 from scoop_outbox.store.schema import SHARDS
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class Relay:
         self._publisher = publisher
         self._probe = Probe(publisher)
         self._pace = Pace(longest=0.5)
-        self._driver: AsyncDriver | None = None
+        self._driver: PatientDriver | None = None
         self._reader = Reader(home)
         self._leases = Leases(home)
         self._floors = Floors()
@@ -114,8 +115,9 @@ class Relay:
     @property
     def trouble(self) -> str | None:
         """What keeps messages from being published just now; None when all is well."""
-        if self._database is not None:
-            return self._database
+        found = self._database or (None if self._driver is None else self._driver.trouble)
+        if found is not None:
+            return found
         since = self._publishing_since
         if since is not None and time.monotonic() - since > _OVERDUE:
             return f"the broker has not answered for {time.monotonic() - since:.0f} s"
@@ -358,7 +360,7 @@ class Relay:
             self._origin = await driver.run(read_home())
         return self._origin
 
-    async def _connected(self) -> AsyncDriver:
+    async def _connected(self) -> PatientDriver:
         if self._driver is None or not self._driver.usable:
             self._driver = await self._home.connect_to_queues()
         return self._driver

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
@@ -18,6 +20,9 @@ from scoop_outbox.saga import Saga
 from scoop_outbox.store.home import Home
 
 log = logging.getLogger(__name__)
+
+_LAST = 1.0
+"""Seconds that relay and intake get to give back what they hold, if the steps have used up the grace."""
 
 
 class Daemons:
@@ -52,6 +57,12 @@ class Daemons:
         """The names of those that have ended by an error; the log holds it."""
         return [task.get_name() for task in self.tasks if _error_of(task) is not None]
 
+    async def until_one_dies(self) -> None:
+        """Wait until one of them has ended by an error. Nothing but a new start of the process mends that."""
+        tasks = set(self.tasks)
+        while not self.died:
+            _, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+
 
 @asynccontextmanager
 async def daemons(
@@ -78,8 +89,7 @@ async def daemons(
         relay: whether to relay.
         worker: whether to take in and to execute runs.
         slots: how many runs are executed at the same time.
-        high_water: no more is taken in from a broker while so many runs lie waiting for a slot, until there are half
-            as many.
+        high_water: no more is taken in while so many runs lie waiting for a slot, until there are half as many.
         grace: seconds that running steps get to finish at the end.
 
     Raises:
@@ -101,16 +111,18 @@ async def daemons(
     try:
         yield running
     finally:
-        # The worker before the relay: what its last steps launch is still relayed, if there is time.
+        # The worker before the relay: what its last steps launch is relayed meanwhile.
+        deadline = time.monotonic() + grace
         if running.intake is not None:
             running.intake.stop()
         if running.worker is not None:
             await running.worker.stop(grace)
         if running.relay is not None:
             running.relay.stop()
-        _, late = await asyncio.wait(tasks[1:], timeout=grace) if tasks[1:] else (set(), set())
-        for task in {tasks[0], *late}:
-            task.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(deadline - time.monotonic(), _LAST)):
+                await asyncio.gather(*tasks[1:], return_exceptions=True)
+        tasks[0].cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         signals.detach()
 

@@ -35,6 +35,7 @@ from scoop_outbox.store.blocking import Driver
 from scoop_outbox.store.calls import Interrupted
 from scoop_outbox.store.connect import in_words
 from scoop_outbox.store.home import Home
+from scoop_outbox.store.patient import PatientDriver
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,9 @@ class Worker:
         self._slots = slots
         self._signals = signals
         self._pace = Pace()
-        self._name = f"scoop_outbox feeder {mail_channel(service)}"  # names may be longer than Postgres shows
+        # Names may be longer than Postgres shows; and another schema of the database may have a service of this name.
+        self._name = f"scoop_outbox feeder {mail_channel(f'{home.schema}.{service}')}"
+        self._feeder: PatientDriver | None = None
         self._part = (0, 1)
         self._counted_at = 0.0
         # Threads move on from one run to the next by themselves; what they and the loop share is behind this lock.
@@ -119,11 +122,11 @@ class Worker:
         """Execute runs until stopped, whatever happens to the database meanwhile."""
         failures = 0
         problem = ""
-        driver: AsyncDriver | None = None
         while not self._stopping:
             try:
+                driver = self._feeder
                 if driver is None or not driver.usable:
-                    driver = await self._home.connect_to_queues()
+                    self._feeder = driver = await self._home.connect_to_queues()
                     await driver.run(_rows("name_connection", name=self._name))
                 await self._feed(driver)
                 failures, problem = 0, ""
@@ -132,12 +135,19 @@ class Worker:
                 if (reason := in_words(self._home.url, error)) != problem:
                     log.warning("the worker cannot use the database: %s; trying again", reason)
                     problem = reason
-                if driver is not None:
-                    await driver.close()
-                driver = None
+                await self._drop_feeder()
                 await self._pace.sleep(min(0.1 * 2.0 ** min(failures, 60), 5.0))
+        await self._drop_feeder()
+
+    async def _drop_feeder(self) -> None:
+        driver, self._feeder = self._feeder, None
         if driver is not None:
             await driver.close()
+
+    @property
+    def trouble(self) -> str | None:
+        """What keeps runs from being found just now; None when all is well."""
+        return None if self._feeder is None else self._feeder.trouble
 
     async def stop(self, grace: float) -> None:
         """Claim nothing more, and give running steps `grace` seconds to finish.
@@ -198,14 +208,7 @@ class Worker:
         most = len(self._tasks) + len(self._backoff) + _AHEAD * self._slots
         self._done.clear()
         (rows,) = await driver.run(
-            _rows(
-                "read_due",
-                service=self._service,
-                sagas=list(self._sagas),
-                part=part,
-                parts=parts,
-                most=most,
-            )
+            _rows("read_due", service=self._service, sagas=list(self._sagas), part=part, parts=parts, most=most)
         )
         wait = None
         with self._lock:

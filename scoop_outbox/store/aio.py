@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -80,7 +80,7 @@ class AsyncDriver:
         self.usable = True
 
     @classmethod
-    async def connect(cls, engine: AsyncEngine, queries: Mapping[str, Query]) -> AsyncDriver:
+    async def connect(cls, engine: AsyncEngine, queries: Mapping[str, Query]) -> Self:
         """Open a driver on a connection of its own.
 
         Raises:

@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -83,7 +83,7 @@ class Driver:
         self.usable = True
 
     @classmethod
-    def connect(cls, engine: Engine, queries: Mapping[str, Query]) -> Driver:
+    def connect(cls, engine: Engine, queries: Mapping[str, Query]) -> Self:
         """Open a driver on a connection of its own.
 
         Raises:

@@ -42,13 +42,29 @@ def shown(url: str) -> str:
     return parsed(url).set(drivername="postgresql", query={}).render_as_string(hide_password=True)
 
 
-def _options(application: str) -> dict[str, Any]:
+# A peer that is gone without a word is noticed within half a minute, not after the system's hours. In seconds, but for
+# the last one: milliseconds in which the peer has to acknowledge what was sent to it.
+_NOTICE_SILENCE = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+    "connect_timeout": 10,
+}
+
+
+def _patience(url: URL) -> dict[str, Any]:
+    """Return how long to wait for a silent server, but for what the URL says itself."""
+    return {name: value for name, value in _NOTICE_SILENCE.items() if name not in url.query}
+
+
+def _options(url: URL, application: str) -> dict[str, Any]:
     return {
         # The engine ends transactions itself (see sql/transaction.sql), so psycopg must not begin any.
         "isolation_level": "AUTOCOMMIT",
         # What psycopg has prepared by itself it forgets after every rollback to a savepoint, with DEALLOCATE ALL: the
         # statements of the engine would be gone too.
-        "connect_args": {"application_name": application, "connect_timeout": 10, "prepare_threshold": None},
+        "connect_args": {"application_name": application, "prepare_threshold": None, **_patience(url)},
         "poolclass": sa.NullPool,
         "use_native_hstore": False,  # else every new connection asks for a type that we do not use
     }
@@ -56,17 +72,17 @@ def _options(application: str) -> dict[str, Any]:
 
 def blocking_engine(url: str) -> sa.Engine:
     """Return an engine for migrations and other work in ordinary SQLAlchemy transactions."""
-    return sa.create_engine(parsed(url), connect_args={"connect_timeout": 10}, poolclass=sa.NullPool)
+    return sa.create_engine(parsed(url), connect_args=_patience(parsed(url)), poolclass=sa.NullPool)
 
 
 def driver_engine(url: str, application: str) -> sa.Engine:
     """Return an engine whose connections the blocking driver uses."""
-    return sa.create_engine(parsed(url), **_options(application))
+    return sa.create_engine(parsed(url), **_options(parsed(url), application))
 
 
 def async_driver_engine(url: str, application: str) -> AsyncEngine:
     """Return an engine whose connections the async driver uses."""
-    return create_async_engine(parsed(url), **_options(application))
+    return create_async_engine(parsed(url), **_options(parsed(url), application))
 
 
 @contextmanager

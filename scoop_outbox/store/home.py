@@ -21,6 +21,7 @@ from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.blocking import Driver
 from scoop_outbox.store.calls import is_severed
 from scoop_outbox.store.connect import async_driver_engine, driver_engine, explained, parsed, shown
+from scoop_outbox.store.patient import PatientDriver
 
 LENT = 10
 """How many connections are lent at once, for each event loop and for blocking code, however many ask."""
@@ -73,22 +74,21 @@ class Home:
     def _async_engine(self) -> AsyncEngine:
         return async_driver_engine(self.url, self.application)
 
-    async def connect(self) -> AsyncDriver:
+    async def connect(self) -> PatientDriver:
         """Open an async driver on which no step ever runs; the caller keeps it, and closes it."""
-        return await self._connect(PLAN_ONCE)
+        return await self._connect_patiently(PLAN_ONCE)
 
-    async def connect_to_queues(self) -> AsyncDriver:
+    async def connect_to_queues(self) -> PatientDriver:
         """Open an async driver that reads queues in order, and on which no step ever runs; the caller closes it."""
-        return await self._connect(PLAN_ONCE, SEARCH_INDEXES)
+        return await self._connect_patiently(PLAN_ONCE, SEARCH_INDEXES)
 
     async def connect_for_steps(self) -> AsyncDriver:
         """Open an async driver whose connection is as users expect theirs to be; the caller keeps and closes it."""
-        return await self._connect()
+        return await AsyncDriver.connect(self._async_engine, self._compiled)
 
-    async def _connect(self, *behaviour: Statement) -> AsyncDriver:
-        driver = await AsyncDriver.connect(self._async_engine, self._compiled)
-        if behaviour:
-            await driver.run(_say(behaviour))
+    async def _connect_patiently(self, *behaviour: Statement) -> PatientDriver:
+        driver = await PatientDriver.connect(self._async_engine, self._compiled)
+        await driver.run(_say(behaviour))
         return driver
 
     def connect_blocking(self) -> Driver:

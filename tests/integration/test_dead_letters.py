@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from scoop_outbox import DatabaseError, DefinitionError
 from scoop_outbox.broker.protocol import Delivery
 from scoop_outbox.cli import main
-from scoop_outbox.dead_letters import DeadLetters, Origin, Selection, Verdict
+from scoop_outbox.dead_letters import DeadLetters, Origin, Replay, Selection, Verdict
 from scoop_outbox.message import uuid7
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from tests.fake_broker import FakeBroker, message
@@ -180,9 +180,24 @@ async def test_what_has_been_taken_in_meanwhile_is_not_started_twice(database_ur
            values (%s, 'orders', '1', 'application/json', '{}', 'intake', 'shop', 'p', 'r') returning 1""",
         one.envelope.id,
     )
-    assert letters.replay(1).reason == "shop has taken it in before, or has no saga for it"
+    assert letters.replay(1) == Replay(1, Verdict.REPLAYED, "shop has taken it in before")
     assert ask(database_url, "select count(*) from run") == [(1,)]
     assert left(database_url) == []
+
+
+async def test_what_no_saga_handles_stays_a_dead_letter(database_url: str, letters: DeadLetters) -> None:
+    await bury(database_url, message(1, **next(iter(DEFECTIVE.values()))))
+    ask(
+        database_url,
+        """update dead_letter set topic = 'another', body = '1', content_type = 'application/json', headers = '{}'
+           returning 1""",
+    )
+    answer = letters.replay(1)
+    assert (answer.verdict, answer.reason) == (
+        Verdict.REFUSED,
+        "shop has no saga for it: start the service that declares one",
+    )
+    assert ask(database_url, "select (select count(*) from dead_letter), (select count(*) from message)") == [(1, 0)]
 
 
 async def test_a_parent_waits_for_a_child_that_could_not_be_published_until_its_replay(

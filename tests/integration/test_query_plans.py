@@ -239,6 +239,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("read_dead_letter", {"letter": 1}),
         ("drop_dead_letters", {"letters": [1, 2]}),
         ("relaunch", {"letter": 1}),
+        ("is_handled", {"message": message_id(OLD), "service": "shop"}),
         ("read_outbox", outbox | {"shards": SHARDS, "floors": [0] * 8, "most": 10}),
         ("read_outbox", outbox | {"shards": [3], "floors": [500_000], "most": 10, "bytes": 5}),
         ("delete_published",

@@ -24,6 +24,9 @@ for update
 -- name: drop_dead_letters
 delete from {schema}.dead_letter where id = any(%(letters)s) returning id
 
+-- name: is_handled
+select exists (select from {schema}.run where message_id = %(message)s and service = %(service)s)
+
 -- name: relaunch
 -- Behind what is in the outbox already: its turn has passed.
 insert into {schema}.outbox (shard, message_id, topic, key, body, content_type, headers)
