@@ -10,6 +10,7 @@ from scoop_outbox.testing._tls import certificates
 USER: Final = "scoop"
 
 _PLAIN: Final = "org.apache.kafka.common.security.plain.PlainLoginModule"
+_OAUTHBEARER: Final = "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule"
 _SCRAM: Final = "org.apache.kafka.common.security.scram.ScramLoginModule"
 
 
@@ -40,9 +41,11 @@ class SaslSsl:
             "listener.security.protocol.map": "CLIENT:SASL_SSL,INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT",
             "listener.name.client.ssl.keystore.type": "PEM",
             "listener.name.client.ssl.keystore.location": str(self._store),
-            "listener.name.client.sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-512",
+            "listener.name.client.sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-512,OAUTHBEARER",
             "listener.name.client.plain.sasl.jaas.config": f'{_PLAIN} required user_{USER}="{self.password}";',
             "listener.name.client.scram-sha-512.sasl.jaas.config": f"{_SCRAM} required;",
+            # By default a broker believes every token that nobody has signed.
+            "listener.name.client.oauthbearer.sasl.jaas.config": f"{_OAUTHBEARER} required;",
             "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
             "super.users": "User:ANONYMOUS",
             "allow.everyone.if.no.acl.found": "true",

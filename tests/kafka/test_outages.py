@@ -1,6 +1,7 @@
 """A broker that freezes, is killed, or was never there: nothing is lost, and the order within a key is kept."""
 
 import asyncio
+import sys
 import time
 
 import pytest
@@ -145,3 +146,47 @@ async def test_closing_does_not_hang_on_a_frozen_broker(own_trial: Trial, cluste
         await publisher.close()
         await consumer.close()
     node.thaw()
+
+
+CONSUMING = """
+import asyncio, sys
+from scoop_outbox.broker.protocol import Subscription
+from scoop_outbox_kafka.broker import open_broker
+
+
+async def main(url, topic):
+    consumer = await open_broker(url, {}).consumer(Subscription("test", topic, (topic,), "earliest"))
+    found = []
+    while not found:
+        found += await consumer.receive(10, 0.5)
+    print("received", flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
+    await consumer.acknowledge(found)
+    await consumer.close()
+    print("closed", flush=True)
+
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_a_program_that_has_closed_its_consumer_can_end_beside_a_frozen_broker(
+    own_trial: Trial, cluster: KafkaCluster
+) -> None:
+    topic = own_trial.topic()
+    own_trial.produce(topic, b"1")
+    command = [sys.executable, "-c", CONSUMING, own_trial.url, topic]
+    pipe = asyncio.subprocess.PIPE
+    program = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
+    assert program.stdout is not None
+    assert await program.stdout.readline() == b"received\n"
+    (node,) = cluster.nodes
+    node.freeze()
+    try:
+        async with asyncio.timeout(30):
+            said, _ = await program.communicate(b"go on\n")
+    finally:
+        node.thaw()
+        if program.returncode is None:
+            program.kill()
+    assert (said, program.returncode) == (b"closed\n", 0)

@@ -129,6 +129,19 @@ async def test_topics_that_do_not_exist_share_the_time_that_they_have(trial: Tri
     assert verdicts(await publisher.publish(batch)) == [*[FOR_GOOD] * 10, ACKNOWLEDGED]
 
 
+async def test_a_topic_is_not_refused_before_it_has_had_its_time(trial: Trial) -> None:
+    topic, missing = trial.topic(), name("missing")
+    publisher = await trial.publisher(patience=1, producer__topic__metadata__propagation__max__ms=1_200)
+    batch = [envelope(missing, None, b"1"), envelope(topic, None, b"1")]
+    receipts = await publisher.publish(batch)
+    assert verdicts(receipts) == [FOR_NOW, ACKNOWLEDGED]
+    assert f"there is no topic {missing}" in receipts[0].reason
+    assert verdicts(await publisher.publish(batch)) == [FOR_NOW, ACKNOWLEDGED]
+    assert verdicts(await publisher.publish(batch)) == [FOR_GOOD, ACKNOWLEDGED]
+    trial.create(missing)
+    assert verdicts(await publisher.publish(batch)) == [ACKNOWLEDGED] * 2
+
+
 async def test_how_long_a_topic_may_need_to_become_known_can_be_set(trial: Trial) -> None:
     missing = name("missing")
     publisher = await trial.publisher(producer__topic__metadata__propagation__max__ms=60_000)

@@ -1,5 +1,9 @@
 """A broker that demands TLS and a password, and grants this user one thing and not another."""
 
+import asyncio
+import base64
+import json
+import time
 from collections.abc import AsyncIterator, Iterator
 from urllib.parse import quote
 
@@ -75,6 +79,57 @@ async def test_a_user_with_a_password_by_tls(secured: KafkaCluster, mechanism: s
         assert bodies(await received(await trial.consumer(name("g"), topic), 1)) == [b"1"]
 
 
+def token(_: str) -> tuple[str, float]:
+    """Return a token that nobody has signed, and until when it is good."""
+    until = time.time() + 3600
+    parts = ({"alg": "none"}, {"sub": "tester", "iat": time.time(), "exp": until})
+    encoded = (base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts)
+    return ".".join([*encoded, ""]), until
+
+
+async def test_a_token_from_a_function(secured: KafkaCluster) -> None:
+    settings = {"ssl.ca.location": str(secured.ca_file), "sasl.mechanism": "OAUTHBEARER", "oauth_cb": token}
+    async with Trial(f"kafka://{secured.bootstrap}", settings) as trial:
+        topic = name()
+        await trial.broker().topology([topic], None, create=True)
+        await trial.broker().check(Subscription("test", name("g"), (topic,), "earliest"))
+        assert verdicts(await (await trial.publisher()).publish([envelope(topic, None, b"1")])) == [ACKNOWLEDGED]
+        assert bodies(await received(await trial.consumer(name("g"), topic), 1)) == [b"1"]
+
+
+async def test_a_function_that_has_no_token_is_told_of_and_nothing_else_stands_still(
+    secured: KafkaCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(_: str) -> tuple[str, float]:
+        raise RuntimeError("the secret is s3cr3t")
+
+    settings = {"ssl.ca.location": str(secured.ca_file), "sasl.mechanism": "OAUTHBEARER", "oauth_cb": fails}
+    async with Trial(f"kafka://{secured.bootstrap}", settings) as trial:
+        subscription = Subscription("test", name("g"), ("topic",), "earliest")
+        asking = [
+            asyncio.ensure_future(one)
+            for one in (
+                trial.broker().check(subscription),
+                trial.broker().consumer(subscription),
+                trial.broker().publisher("test"),
+                trial.broker().topology(["topic"], None, create=False),
+            )
+        ]
+        turns = 0
+        while not all(one.done() for one in asking):
+            await asyncio.sleep(0.05)
+            turns += 1
+        errors = [str(error) for error in await asyncio.gather(*asking, return_exceptions=True)]
+    assert turns > 100
+    assert {error.partition(" can be made: ")[0] for error in errors} == {
+        "no Kafka consumer",
+        "no Kafka producer",
+        "no Kafka adminclient",
+    }
+    assert "oauth_cb has failed (RuntimeError)" in caplog.text
+    assert "s3cr3t" not in caplog.text + "".join(errors)
+
+
 async def test_a_wrong_password_is_told_and_not_shown(
     secured: KafkaCluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +198,18 @@ async def test_receiving_without_permission_on_the_group(trial: SecuredTrial) ->
     trial.allow(ResourceType.GROUP, group, AclOperation.READ)
     trial.produce(topic, b"1")
     assert bodies(await received(consumer, 1)) == [b"1"]
+
+
+async def test_beginning_where_another_group_is_without_permission_on_that(trial: SecuredTrial) -> None:
+    topic, group, other = trial.topic(), name("g"), name("other")
+    trial.allow(ResourceType.GROUP, other, AclOperation.READ, user="somebody-else")
+    consumer = await trial.consumer(group, topic, start=f"group:{other}")
+    for refused in (
+        trial.broker().check(Subscription("test", group, (topic,), f"group:{other}")),
+        consumer.receive(1, 0.1),
+    ):
+        with pytest.raises(BrokerError, match=f"not permitted to be a consumer of the group {other}: kafka-acls"):
+            await refused
 
 
 async def test_permission_that_is_taken_away_is_told(trial: SecuredTrial) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from scoop_outbox.broker.protocol import Consumer, Feature, Item, Publisher, Subscription
@@ -32,11 +33,11 @@ class KafkaBroker:
 
     async def publisher(self, name: str) -> Publisher:
         """Open a publisher; it connects when there is something to publish."""
-        return KafkaPublisher(self._settings, f"scoop-{name}")
+        return await asyncio.to_thread(KafkaPublisher, self._settings, f"scoop-{name}")
 
     async def consumer(self, subscription: Subscription) -> Consumer:
         """Open a consumer; it joins its group when it is first asked for messages."""
-        return KafkaConsumer(self._settings, subscription)
+        return await asyncio.to_thread(KafkaConsumer, self._settings, subscription)
 
     async def check(self, subscription: Subscription) -> None:
         """See whether a subscription can work; see the protocol."""

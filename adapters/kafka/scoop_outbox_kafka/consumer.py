@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -18,6 +16,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from scoop_outbox.broker.protocol import Delivery, Subscription
 from scoop_outbox.errors import BrokerError
 from scoop_outbox_kafka.assignment import Assignment
+from scoop_outbox_kafka.client import ClientThread, make
 from scoop_outbox_kafka.record import delivery_of
 from scoop_outbox_kafka.settings import Settings
 from scoop_outbox_kafka.start import (
@@ -62,9 +61,9 @@ class KafkaConsumer:
         self._settings = settings
         self._wanted = subscription
         self._configuration = settings.for_consumer(f"scoop-{subscription.service}", subscription.group)
+        self._admin = settings.for_admin(settings.consumer)
         strategies = str(self._configuration.get("partition.assignment.strategy", "cooperative"))
         self._incremental = "cooperative" in strategies
-        self._pid = os.getpid()
         self._assignment = Assignment()
         self._starts: dict[Part, int] = {}
         self._lost: set[Part] = set()
@@ -81,7 +80,7 @@ class KafkaConsumer:
         self._look_at = 0.0
         self._retry_at = 0.0
         self._consumer: Consumer | None = self._open()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="scoop-outbox-kafka-consumer")
+        self._thread = ClientThread("scoop-outbox-kafka-consumer")
 
     @property
     def trouble(self) -> str | None:
@@ -101,53 +100,37 @@ class KafkaConsumer:
         Raises:
             BrokerError: a topic, a permission or the start is missing, or this process is a fork.
         """
-        self._refuse_forks()
-        await self._run(self._receive, limit, wait)
+        await self._thread.run(self._receive, limit, wait)
         # What was read when somebody stopped waiting for it is still here: read once, librdkafka has it no more.
         found, self._ready = self._ready[:limit], self._ready[limit:]
         return found
 
     async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         """Commit offsets, without waiting for the broker's word; see the protocol."""
-        self._refuse_forks()
-        await self._run(self._acknowledge, deliveries)
+        await self._thread.run(self._acknowledge, deliveries)
 
     async def pause(self) -> None:
         """Take no more, and stay a member of the group."""
-        await self._run(self._set_paused, True)  # noqa: FBT003 - the only argument there is
+        await self._thread.run(self._set_paused, True)  # noqa: FBT003 - the only argument there is
 
     async def resume(self) -> None:
         """Go on after `pause`."""
-        await self._run(self._set_paused, False)  # noqa: FBT003 - as in pause
+        await self._thread.run(self._set_paused, False)  # noqa: FBT003 - as in pause
 
     async def close(self) -> None:
         """Commit what is acknowledged, and leave the group; a broker that does not answer is not waited for long."""
-        if os.getpid() != self._pid or self._closed:
+        if not self._thread.is_ours or self._closed:
             return
         self._closed = True
         try:
-            await asyncio.wait_for(self._run(self._close), _GOODBYE)
+            await asyncio.wait_for(self._thread.run(self._close), _GOODBYE)
         except TimeoutError:
             log.warning("Kafka does not answer; the group %s notices by itself that we left", self._wanted.group)
-        self._thread.shutdown(wait=False)
-
-    async def _run(self, function: Callable[..., None], *args: object) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
-
-    def _refuse_forks(self) -> None:
-        if os.getpid() != self._pid:
-            raise BrokerError(
-                "this consumer was opened before the process was forked, and its threads stayed there: "
-                "open one in each process"
-            )
+        self._thread.end()
 
     def _open(self) -> Consumer:
         callbacks = {"error_cb": self._on_error, "on_commit": self._on_commit}
-        try:
-            return Consumer({**self._configuration, **callbacks})
-        except (KafkaException, TypeError, ValueError) as error:
-            reason = error.args[0].str() if isinstance(error, KafkaException) else str(error)
-            raise BrokerError(self._settings.redacted(f"no Kafka consumer can be made: {reason}")) from None
+        return make(Consumer, self._settings, {**self._configuration, **callbacks})
 
     # Everything below runs on the consumer's thread.
 
@@ -198,11 +181,11 @@ class KafkaConsumer:
         timeout = min(max(wait, 2.0), _ANSWER)
         try:
             fresh = unstarted(consumer, group, self._wanted.topics, timeout)
-            self._starts = starts(consumer, self._configuration, group, fresh, self._wanted.start, timeout)
+            self._starts = starts(consumer, self._configuration, self._admin, group, fresh, self._wanted.start, timeout)
         except KafkaException as error:
             consumer.poll(0.1)  # what is behind it is told to _on_error
             self._unreachable(error.args[0])
-            explain_silence(error.args[0], self._settings.for_admin(self._settings.consumer), group, timeout)
+            explain_silence(error.args[0], self._admin, group, timeout)
             return False
         if self._starts:
             log.info(

@@ -17,13 +17,10 @@ messages by their id sees each for the first time in order.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import groupby
 
@@ -31,8 +28,8 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from scoop_outbox import headers as wire
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
-from scoop_outbox.errors import BrokerError
 from scoop_outbox.message import Envelope
+from scoop_outbox_kafka.client import ClientThread, make
 from scoop_outbox_kafka.record import Records
 from scoop_outbox_kafka.settings import Settings
 from scoop_outbox_kafka.topics import OF_TOPIC, Topics
@@ -126,7 +123,6 @@ class KafkaPublisher:
         """
         self._settings = settings
         self._name = name
-        self._pid = os.getpid()
         self._topics = Topics(settings.propagation)
         self._trouble = ""
         self._told: deque[KafkaError] = deque(maxlen=10)  # what librdkafka said of the connections
@@ -135,7 +131,7 @@ class KafkaPublisher:
         self._reports = _Reports()
         self._closed = False
         self._producer: Producer | None = self._open()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="scoop-outbox-kafka-publisher")
+        self._thread = ClientThread("scoop-outbox-kafka-publisher")
 
     async def publish(self, batch: Sequence[Envelope]) -> Sequence[Receipt]:
         """Publish messages in order, and return a receipt for each; see the protocol.
@@ -143,8 +139,7 @@ class KafkaPublisher:
         Raises:
             BrokerError: this process is a fork of the one that opened the publisher.
         """
-        self._refuse_forks()
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._publish, batch)
+        return await self._thread.run(self._publish, batch)
 
     async def probe(self) -> str | None:
         """See whether a broker can be reached; see the protocol.
@@ -152,30 +147,18 @@ class KafkaPublisher:
         Raises:
             BrokerError: it refuses user or certificate, or this process is a fork.
         """
-        self._refuse_forks()
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._probe)
+        return await self._thread.run(self._probe)
 
     async def close(self) -> None:
         """Let go of the connections."""
-        if os.getpid() == self._pid and not self._closed:
+        if self._thread.is_ours and not self._closed:
             self._closed = True
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._drop)
-            self._thread.shutdown(wait=False)
-
-    def _refuse_forks(self) -> None:
-        if os.getpid() != self._pid:
-            raise BrokerError(
-                "this publisher was opened before the process was forked, and its threads stayed there: "
-                "open one in each process"
-            )
+            await self._thread.run(self._drop)
+            self._thread.end()
 
     def _open(self) -> Producer:
         self._reports = _Reports()  # the last producer may still have something to say, of other messages
-        try:
-            return Producer({**self._settings.for_producer(self._name), "error_cb": self._on_error})
-        except (KafkaException, TypeError, ValueError) as error:
-            reason = error.args[0].str() if isinstance(error, KafkaException) else str(error)
-            raise BrokerError(self._settings.redacted(f"no Kafka producer can be made: {reason}")) from None
+        return make(Producer, self._settings, {**self._settings.for_producer(self._name), "error_cb": self._on_error})
 
     def _on_error(self, error: KafkaError) -> None:
         self._told.append(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
@@ -273,10 +273,24 @@ def _value(name: str, bare: str, value: object) -> object:
     if bare in RESERVED and not _same(bare, value):
         raise BrokerError(f"the setting {name} is reserved: {RESERVED[bare]}")
     if bare == "oauth_cb" and callable(value):
-        return value
+        return _heeded(value)
     if not isinstance(value, str | int | float | bool):
         raise BrokerError(f"the setting {name} is text, a number or a boolean, not {type(value).__name__}")
     return value
+
+
+def _heeded(oauth_cb: Callable[[str], object]) -> Callable[[str], object]:
+    """Return a function that says so in the log when it has no token: librdkafka says only that there is none."""
+
+    def heeded(configuration: str) -> object:
+        try:
+            return oauth_cb(configuration)
+        except Exception as error:
+            # By its class: what it says may hold a secret.
+            log.error("oauth_cb has failed (%s)", type(error).__name__)  # noqa: TRY400 - as above
+            raise
+
+    return heeded
 
 
 def _same(name: str, value: object) -> bool:

@@ -185,6 +185,7 @@ def bounds(consumer: Consumer, part: Part, timeout: float) -> tuple[int, int]:
 def starts(
     consumer: Consumer,
     configuration: Mapping[str, object],
+    admin: Mapping[str, object],
     group: str,
     parts: list[Part],
     start: str | None,
@@ -195,6 +196,7 @@ def starts(
     Args:
         consumer: of that group, not necessarily a member.
         configuration: what a consumer is made with, for a look at another group.
+        admin: what a client is made with that is told why it gets no answer.
         group: who begins.
         parts: where it has never been.
         start: what the user said.
@@ -216,7 +218,7 @@ def starts(
         index = 0 if start == "earliest" else 1
         return {part: bounds(consumer, part, timeout)[index] for part in parts}
     if start.startswith(_GROUP):
-        return _of_group(consumer, configuration, parts, start.removeprefix(_GROUP), timeout)
+        return _of_group(consumer, configuration, admin, parts, start.removeprefix(_GROUP), timeout)
     wanted = [TopicPartition(*part, _milliseconds(start)) for part in parts]
     found = {(one.topic, one.partition): one.offset for one in consumer.offsets_for_times(wanted, timeout=timeout)}
     # A partition without a message that late begins at its end.
@@ -224,11 +226,19 @@ def starts(
 
 
 def _of_group(
-    consumer: Consumer, configuration: Mapping[str, object], parts: list[Part], other: str, timeout: float
+    consumer: Consumer,
+    configuration: Mapping[str, object],
+    admin: Mapping[str, object],
+    parts: list[Part],
+    other: str,
+    timeout: float,
 ) -> dict[Part, int]:
     reader = Consumer({**configuration, "group.id": other})
     try:
         found = committed(reader, other, parts, timeout)
+    except KafkaException as error:
+        explain_silence(error.args[0], admin, other, timeout)
+        raise
     finally:
         reader.close()
     for topic in sorted({topic for topic, _ in parts}):

@@ -36,6 +36,7 @@ class Topics:
         """Know none yet."""
         self._propagation = propagation
         self._known: set[str] = set()
+        self._missing: dict[str, tuple[float, KafkaError]] = {}  # since when, and why
         self.refused: dict[str, Receipt] = {}
 
     @property
@@ -47,36 +48,46 @@ class Topics:
         """Find out of those that are not known whether they can be published on.
 
         All of them have the same time to become known to the broker that is asked, and messages on topics that exist
-        wait as long. What was refused before is refused again at once, unless somebody has created it meanwhile.
+        wait as long, but half of the time until the deadline is theirs: then messages on missing topics fail for now.
+        What was refused before is refused again at once, unless somebody has created it meanwhile.
 
         Raises:
             KafkaException: the broker cannot be asked now.
         """
+        self.refused = {one: receipt for one, receipt in self.refused.items() if one not in self._missing}
         unknown = topics - self._known
-        until = min(time.monotonic() + self._propagation, deadline)
+        until = time.monotonic() + (deadline - time.monotonic()) / 2
         while unknown:
-            missing: dict[str, KafkaError] = {}
             for topic in unknown:
-                reason = _ask_for(producer, topic, deadline)
-                if reason is None:
-                    self._known.add(topic)
-                    self.refused.pop(topic, None)
-                elif reason.code() in _PERHAPS_NEW:
-                    missing[topic] = reason
-                elif reason.code() in OF_TOPIC:
-                    self.refuse(topic, reason)
-                # Else it is such as no leader: librdkafka waits for it.
-            unknown = missing.keys() - self.refused.keys()
+                self._note(topic, _ask_for(producer, topic, deadline))
+            unknown = (unknown & self._missing.keys()) - self.refused.keys()
             if unknown and time.monotonic() >= until:
                 for topic in unknown:
-                    self.refuse(topic, missing[topic])
+                    self.refused[topic] = Receipt(Verdict.FAILED_FOR_NOW, _refusal(topic, self._missing[topic][1]))
                 return
             if unknown:
                 time.sleep(_LOOK_AGAIN)
 
+    def _note(self, topic: str, reason: KafkaError | None) -> None:
+        """Note what a broker says of a topic that is not known."""
+        if reason is None:
+            self._known.add(topic)
+            self._missing.pop(topic, None)
+            self.refused.pop(topic, None)
+        elif reason.code() in _PERHAPS_NEW:
+            if topic in self.refused:
+                return
+            since, _ = self._missing.setdefault(topic, (time.monotonic(), reason))
+            if time.monotonic() >= since + self._propagation:
+                self.refuse(topic, reason)
+        elif reason.code() in OF_TOPIC:
+            self.refuse(topic, reason)
+        # Else it is such as no leader: librdkafka waits for it.
+
     def refuse(self, topic: str, error: KafkaError) -> None:
         """Note that a topic cannot be published on."""
         self._known.discard(topic)
+        self._missing.pop(topic, None)
         self.refused[topic] = Receipt(Verdict.FAILED_FOR_GOOD, _refusal(topic, error))
 
     def forget(self) -> None:

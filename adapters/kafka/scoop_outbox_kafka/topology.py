@@ -15,6 +15,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from scoop_outbox.broker.protocol import Item, Subscription
 from scoop_outbox.errors import BrokerError
+from scoop_outbox_kafka.client import make
 from scoop_outbox_kafka.settings import Settings
 from scoop_outbox_kafka.start import explain_silence, not_permitted_topic, parse_start, starts, unstarted
 
@@ -37,19 +38,16 @@ def _check(settings: Settings, subscription: Subscription) -> None:
     configuration = settings.for_consumer(f"scoop-{subscription.service}", subscription.group)
     # Not under that name: static membership would take it for the real one.
     configuration.pop("group.instance.id", None)
-    try:
-        consumer = Consumer({**configuration, "error_cb": told.append})
-    except (KafkaException, TypeError, ValueError) as error:
-        reason = error.args[0].str() if isinstance(error, KafkaException) else str(error)
-        raise BrokerError(settings.redacted(f"no Kafka consumer can be made: {reason}")) from None
+    admin = settings.for_admin(settings.consumer)
+    consumer = make(Consumer, settings, {**configuration, "error_cb": told.append})
     try:
         fresh = unstarted(consumer, subscription.group, subscription.topics, _ANSWER / 2)
-        starts(consumer, configuration, subscription.group, fresh, subscription.start, _ANSWER / 2)
+        starts(consumer, configuration, admin, subscription.group, fresh, subscription.start, _ANSWER / 2)
         _check_reading(settings, subscription.topics)
     except KafkaException as error:
         consumer.poll(0.1)  # what is behind it is told to error_cb
         raise_if_refused(settings, told)
-        explain_silence(error.args[0], settings.for_admin(settings.consumer), subscription.group, _ANSWER / 2)
+        explain_silence(error.args[0], admin, subscription.group, _ANSWER / 2)
     finally:
         consumer.close()
 
@@ -57,7 +55,7 @@ def _check(settings: Settings, subscription: Subscription) -> None:
 def _check_reading(settings: Settings, topics: Sequence[str]) -> None:
     """See whether topics may be read, not only be seen."""
     # By a name: it must live until it is answered.
-    admin = AdminClient(settings.for_admin(settings.consumer))  # type: ignore[arg-type]
+    admin = make(AdminClient, settings, settings.for_admin(settings.consumer))
     asked = admin.describe_topics(
         TopicCollection(list(topics)), include_authorized_operations=True, request_timeout=_ANSWER / 2
     )
@@ -98,11 +96,7 @@ async def topology(settings: Settings, topics: Sequence[str], *, create: bool) -
 
 def _topology(settings: Settings, topics: list[str], *, create: bool) -> list[Item]:
     told: list[KafkaError] = []
-    try:
-        admin = AdminClient({**settings.for_admin(settings.producer), "error_cb": told.append})  # type: ignore[dict-item]
-    except (KafkaException, TypeError, ValueError) as error:
-        reason = error.args[0].str() if isinstance(error, KafkaException) else str(error)
-        raise BrokerError(settings.redacted(f"no Kafka client can be made: {reason}")) from None
+    admin = make(AdminClient, settings, {**settings.for_admin(settings.producer), "error_cb": told.append})
     try:
         items = [Item(_text(settings, topic), _exists(admin, topic)) for topic in topics]
         missing = [topic for topic, item in zip(topics, items, strict=True) if not item.exists]
