@@ -68,9 +68,8 @@ class Floors:
 
     def deleted(self, places: Iterable[tuple[int, int]]) -> None:
         """Note what was published and deleted."""
-        for shard, seq in places:
-            if seq > self._high.get(shard, 0):
-                self._high[shard] = seq
+        for shard, seq in dict(places).items():  # of each batch the last one, which is the highest or nearly so
+            self._high[shard] = max(self._high.get(shard, 0), seq)
         now = time.monotonic()
         if now >= self._move_at:
             self._low, self._middle = self._middle, dict(self._high)

@@ -31,7 +31,7 @@ def test_a_backlog_is_read_on_where_it_was_left(clock: Clock) -> None:
 
 def test_what_was_deleted_long_ago_is_not_passed_over_again(clock: Clock) -> None:
     floors = Floors()
-    floors.deleted([(1, 10), (1, 8)])
+    floors.deleted([(1, 8), (1, 10)])
     assert floors.of(1) == 0, "a transaction that is under way may still commit below"
     clock.now += 10
     floors.deleted([(1, 20)])
