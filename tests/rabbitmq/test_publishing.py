@@ -172,3 +172,17 @@ async def test_a_message_that_is_too_large_fails_alone_and_for_good(server: Rabb
     assert verdicts(receipts) == [ACKNOWLEDGED] * 20 + [FOR_GOOD] + [ACKNOWLEDGED] * 19
     assert "larger than" in receipts[20].reason
     assert set(await own_trial.bodies(queue)) == {one.body for one in batch if len(one.body) < 9}
+
+
+async def test_limits_of_the_user_are_those_of_the_connection(own_trial: Trial, server: RabbitServer) -> None:
+    topic = name()
+    queue = await own_trial.queue(topic)
+    publisher = await own_trial.publisher(frame_max=8192, channel_max=7)
+
+    receipts = await publisher.publish([envelope(topic, None, b"x" * 100_000), envelope(topic, big="x" * 9000)])
+
+    assert verdicts(receipts) == [ACKNOWLEDGED, FOR_GOOD]
+    assert "the broker takes 8192 (frame_max)" in receipts[1].reason
+    assert [len(body) for body in await own_trial.bodies(queue)] == [100_000]
+    limits = server.ctl("list_connections", "--quiet", "frame_max", "channel_max").splitlines()
+    assert "8192\t7" in limits

@@ -49,6 +49,42 @@ async def test_a_missing_client_certificate_is_said(secured: RabbitServer) -> No
         assert "certfile and keyfile" in (consumer.trouble or "")
 
 
+async def test_a_certificate_says_who_it_is_instead_of_a_password(secured: RabbitServer) -> None:
+    plugins = secured.folder / "enabled_plugins"
+    plugins.write_text("[rabbitmq_auth_mechanism_ssl].\n", encoding="ascii")
+    secured.ctl(
+        "eval",
+        f'rabbit_plugins:ensure("{plugins}"), application:set_env(rabbit, ssl_cert_login_from, common_name), '
+        "application:set_env(rabbit, auth_mechanisms, ['PLAIN', 'AMQPLAIN', 'EXTERNAL']).",
+    )
+    files = {"cafile": secured.ca_file, "certfile": secured.client_cert_file, "keyfile": secured.client_key_file}
+    topic, group = name(), name("group")
+    nobody = secured.url.partition("@")[2]
+    async with Trial(f"amqps://{nobody}") as trial:
+        external = {**files, "auth": "external"}
+        with pytest.raises(BrokerError, match=r"refuses|refused"):
+            await trial.create(group, topic, **external)
+        # The name in the certificate.
+        secured.ctl("add_user", "client", "any password but this one")
+        secured.ctl("set_permissions", "-p", "/", "client", ".*", ".*", ".*")
+        await trial.create(group, topic, **external)
+        consumer = await trial.consumer(group, topic, **external)
+        await (await trial.publisher(**external)).publish([envelope(topic, body=b"1")])
+        (came,) = await received(consumer, 1)
+        assert came.envelope.body == b"1"
+        connected = secured.ctl("list_connections", "--quiet", "user", "auth_mechanism")
+        assert {line for line in connected.splitlines() if "client" in line} == {"client\tEXTERNAL"}
+
+
+async def test_the_name_that_the_certificate_has_to_carry(secured: RabbitServer) -> None:
+    files = {"cafile": secured.ca_file, "certfile": secured.client_cert_file, "keyfile": secured.client_key_file}
+    topic, group = name(), name("group")
+    async with Trial(secured.url) as trial:
+        with pytest.raises(BrokerError, match=r"elsewhere"):
+            await trial.create(group, topic, **files, server_name_indication="elsewhere.test")
+        await trial.create(group, topic, **files, server_name_indication="localhost")
+
+
 async def test_tls_on_a_plain_port_is_refused(rabbitmq_url: str) -> None:
     async with Trial(rabbitmq_url.replace("amqp:", "amqps:")) as trial:
         with pytest.raises(BrokerError, match="its TLS port"):

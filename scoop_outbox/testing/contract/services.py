@@ -17,6 +17,13 @@ from scoop_outbox.testing.contract.system import System, publish_twice
 from scoop_outbox.testing.contract.trial import until
 
 _ENDS = 40.0
+_HEADERS = {"kind": "order", "empty": "", "greeting": "Grüße", "raw": b"\xff\xfe".decode("utf-8", "surrogateescape")}
+_SENT: list[tuple[str | bytes | None, bytes]] = [
+    (None, b""),
+    ("key", bytes(range(256))),
+    ("schlüssel", "Grüße".encode()),
+    (b"\xff\x00key", b"\x00\x00\x00\x00\x2a\x02\xff"),
+]
 
 
 def noting(app: Scoop, name: str, topic: str, note: Callable[[str], None]) -> None:
@@ -112,6 +119,27 @@ class Services(Contract):
                 await handle.wait(_ENDS)
 
         assert system.counts() == dict.fromkeys([f"{name} {n}" for name in ("one", "two") for n in range(20)], 1)
+
+    async def test_what_is_launched_is_what_is_handled_byte_for_byte(self, system: System) -> None:
+        app, topic = system.service("app"), system.topic("bytes")
+        came: dict[str, Message] = {}
+
+        async def keep(scope: Scope, message: Message) -> None:
+            came[message.headers["number"]] = message
+
+        app.saga("keep", on=topic).add_step("keep", keep)
+        async with system.running(app):
+            handles = [
+                await app.launch(topic, body, key=key, headers={**_HEADERS, "number": str(number)})
+                for number, (key, body) in enumerate(_SENT)
+            ]
+            for handle in handles:
+                await handle.wait(_ENDS)
+
+        assert [(came[str(number)].key, came[str(number)].body) for number in range(len(_SENT))] == _SENT
+        for message in came.values():
+            assert {name: message.headers[name] for name in _HEADERS} == _HEADERS
+            assert message.payload == message.body
 
     async def test_what_is_published_twice_runs_once(self, system: System) -> None:
         app, topic = system.service("app"), system.topic("twice")
