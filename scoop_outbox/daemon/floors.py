@@ -54,10 +54,12 @@ class Floors:
         self._read[shard] = above
         self._begun.add(shard)
 
-    def reached(self, shards: Collection[int], places: Iterable[tuple[int, int]], seconds: float) -> None:
+    def reached(self, shards: Collection[int], places: Collection[tuple[int, int]], seconds: float) -> None:
         """Note which shards were read, what was found, in order, and how long that took."""
-        self._begun.difference_update(shards)
         self._read.update(places)
+        for shard in self._begun.intersection(shards) - dict(places).keys():
+            del self._read[shard]  # nothing is there: it is not read from its beginning with the next look, too
+        self._begun.difference_update(shards)
         if self._is_scanning and self._scan_at:
             self._scan_at = max(self._scan_at, time.monotonic() + _SHARE * seconds)
         self._is_scanning = False

@@ -12,7 +12,6 @@ import asyncio
 import logging
 import random
 import threading
-import time
 import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,8 +25,10 @@ from scoop_outbox.core import claim, plans
 from scoop_outbox.core.plans import Execution
 from scoop_outbox.core.statement import Plan, Rows, ask, statement
 from scoop_outbox.daemon.backoff import Backoff
+from scoop_outbox.daemon.horizon import Horizon
 from scoop_outbox.daemon.pace import Pace
-from scoop_outbox.daemon.signals import Signals, mail_channel
+from scoop_outbox.daemon.peers import Peers
+from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.daemon.slot import Counters, Slot, mostly_async
 from scoop_outbox.saga import Saga
 from scoop_outbox.store.aio import AsyncDriver
@@ -44,7 +45,7 @@ _AHEAD = 2
 _STEAL = timedelta(milliseconds=50)
 _SPARED = 500
 _STUCK = 2.0
-_COUNT_EVERY = 5.0
+_LONG = 10.0
 
 
 class Worker:
@@ -77,16 +78,15 @@ class Worker:
         self._slots = slots
         self._signals = signals
         self._pace = Pace()
-        # Names may be longer than Postgres shows; and another schema of the database may have a service of this name.
-        self._name = f"scoop_outbox feeder {mail_channel(f'{home.schema}.{service}')}"
+        self._peers = Peers(home, service)
         self._feeder: PatientDriver | None = None
-        self._part = (0, 1)
-        self._counted_at = 0.0
         # Threads move on from one run to the next by themselves; what they and the loop share is behind this lock.
         self._lock = threading.RLock()
         self._tasks: dict[uuid.UUID, asyncio.Task[None]] = {}
         self._again: set[uuid.UUID] = set()
         self._backoff = Backoff()
+        self._horizon = Horizon()
+        self._back = self._horizon.look()
         self._done: set[uuid.UUID] = set()  # since the feeder last began to read: what it reads of them is old
         self._freed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -127,7 +127,7 @@ class Worker:
                 driver = self._feeder
                 if driver is None or not driver.usable:
                     self._feeder = driver = await self._home.connect_to_queues()
-                    await driver.run(_rows("name_connection", name=self._name))
+                    await self._peers.introduce(driver)
                 await self._feed(driver)
                 failures, problem = 0, ""
             except (Interrupted, psycopg.Error, sa.exc.SQLAlchemyError, OSError) as error:
@@ -184,9 +184,10 @@ class Worker:
 
     async def _feed(self, driver: AsyncDriver) -> None:
         """Read which runs have mail, and hand them to free slots."""
-        await self._count(driver)
+        if await self._peers.count(driver):
+            self._horizon.forget()  # what was another's may lie further back
         wait = await self._read(driver)
-        if not self._ready and self._part[1] > 1 and self.busy < self._slots:
+        if not self._ready and self._peers.part[1] > 1 and self.busy < self._slots:
             await self._read_left_lying(driver)
         if self._fill():
             self._pace.busy()
@@ -203,17 +204,23 @@ class Worker:
 
     async def _read(self, driver: AsyncDriver) -> float | None:
         """Read the oldest mail anew; return in how many seconds more is due."""
-        part, parts = self._part
+        part, parts = self._peers.part
         # Runs in hand or backing off keep their mail, and would hide what lies behind them.
         most = len(self._tasks) + len(self._backoff) + _AHEAD * self._slots
         self._done.clear()
+        back = self._back = self._horizon.look()
         (rows,) = await driver.run(
-            _rows("read_due", service=self._service, sagas=list(self._sagas), part=part, parts=parts, most=most)
+            _rows(
+                "read_due", service=self._service, sagas=list(self._sagas), part=part, parts=parts, most=most, back=back
+            )
         )
         wait = None
         with self._lock:
             self._ready.clear()
             self._behind = len(rows) >= most
+            # What has been in hand for long has mail that is as old.
+            lies = (-due for run_id, _, due in rows if -due < _LONG or run_id not in self._tasks)
+            self._horizon.looked(next(lies, None))
             for run_id, saga, due_in in rows:
                 delay = max(due_in, self._backoff.left(run_id))
                 if delay > 0:
@@ -228,7 +235,7 @@ class Worker:
         As much of their oldest mail as their slots can soon deal with is left alone: it would be claimed in vain, and
         so would what they find gone. Unless it has been lying for so long that they seem to be stuck.
         """
-        theirs = min((self._part[1] - 1) * (1 + _AHEAD) * self._slots, _SPARED)
+        theirs = min((self._peers.part[1] - 1) * (1 + _AHEAD) * self._slots, _SPARED)
         wanted = max(1, (self._slots - self.busy) // 4) + len(self._backoff)
         (rows,) = await driver.run(
             _rows(
@@ -236,6 +243,7 @@ class Worker:
                 service=self._service,
                 sagas=list(self._sagas),
                 steal=_STEAL,
+                back=self._back,
                 most=theirs + wanted,
             )
         )
@@ -274,7 +282,7 @@ class Worker:
 
     def _offer(self, run_id: uuid.UUID, saga: str, delay: float) -> bool:
         """Take mail that was posted in this process; answer whether this worker sees to it."""
-        part, parts = self._part
+        part, parts = self._peers.part
         if int.from_bytes(run_id.bytes[-2:]) % parts != part:
             return False
         with self._lock:
@@ -316,6 +324,7 @@ class Worker:
                 self.counters.empty_claims += 1
         except (Interrupted, psycopg.OperationalError, sa.exc.OperationalError, OSError) as error:
             self.counters.interruptions += 1
+            self._horizon.forget()  # its mail lies where it did
             log.warning("run %s was interrupted (%s); it is executed again", slot.run_id, error)
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -378,16 +387,6 @@ class Worker:
                 self._blocking.append(driver)
             else:
                 driver.close()
-
-    async def _count(self, driver: AsyncDriver) -> None:
-        """Look how many workers serve this service, and which part of its mail is ours."""
-        now = time.monotonic()
-        if now < self._counted_at + _COUNT_EVERY:
-            return
-        self._counted_at = now
-        (rows,) = await driver.run(_rows("count_workers", name=self._name))
-        mine = [index for index, (_, is_me) in enumerate(rows) if is_me]
-        self._part = (mine[0], len(rows)) if mine else (0, 1)
 
 
 def _rows(name: str, /, **params: Any) -> Plan[list[Rows]]:

@@ -23,6 +23,7 @@ from tests.waiting import until_blocking
 
 PARENTS = 300
 WORKER_KILLS = 28
+# Over a broker half as many: with each its group is divided anew, and meanwhile there is nothing to interrupt.
 # A relay that is killed leaves a lease that has to run out, and meanwhile there is less to interrupt.
 RELAY_KILLS = 2
 # A member of a group that was killed keeps its partitions until it has been missed.

@@ -179,6 +179,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
     }  # fmt: skip
     outbox = {"bytes": 100_000, "closed_shards": [3], "closed_topics": ["held"]}
     due = {
+        "back": timedelta(hours=1),
         "service": "shop",
         "sagas": ["saga 1", "saga 2"],
         "part": 0,
@@ -213,7 +214,8 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("read_due", {**due, "part": 1, "parts": 4}),
         ("count_due", {"service": "shop", "sagas": ["saga 1", "saga 2"], "most": 100}),
         ("read_left_lying", {
-            "service": "shop", "sagas": ["saga 1"], "steal": timedelta(milliseconds=50), "most": 17,
+            "service": "shop", "sagas": ["saga 1"], "back": timedelta(hours=1),
+            "steal": timedelta(milliseconds=50), "most": 17,
         }),
         ("read_due", {**due, "part": 63, "parts": 64}),
         ("read_due", {**due, "service": "other", "most": 100}),

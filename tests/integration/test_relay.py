@@ -258,6 +258,22 @@ async def test_a_message_that_commits_late_is_published_though_later_ones_were(d
         await until(lambda: publisher.of("k") == [*range(1, 20), 0])
 
 
+async def test_a_message_that_is_later_than_what_is_looked_back_is_found_all_the_same(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(floors_module, "_REMEMBERED", 0.0)
+    monkeypatch.setattr(floors_module, "_EVERY", 0.5)
+    publisher = FakePublisher()
+    async with relaying(database_url, publisher) as relay:
+        with written_late(database_url, made(0, "k")):
+            (late,) = ask(database_url, "select last_value from pg_sequences where sequencename = 'outbox_seq_seq'")
+            for number in range(1, 4):
+                write(database_url, made(number, "k"))
+                await until(lambda: left(database_url) == 0)
+            await until(lambda: relay._floors.of(shard_of(database_url, "k")) > late[0])
+        await until(lambda: publisher.of("k") == [1, 2, 3, 0])
+
+
 async def test_a_late_message_does_not_wait_for_the_outbox_to_be_empty(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,6 +74,17 @@ def test_where_a_shard_is_to_be_read_again_is_kept_until_it_was(clock: Clock) ->
     assert floors.of(1) == 0
 
 
+def test_a_shard_in_which_nothing_was_found_is_not_read_from_its_beginning_again(clock: Clock) -> None:
+    floors = Floors()
+    for seq in (10, 20, 30):
+        floors.deleted([(1, seq)])
+        clock.now += 10
+    floors.begin(1, 0)
+    assert floors.of(1) == 0
+    floors.reached([1], [], 0.01)
+    assert floors.of(1) == 20
+
+
 def due(floors: Floors) -> bool:
     return floors.scan_due
 

@@ -23,13 +23,15 @@ insert into {schema}.mailbox (service, saga, run_id, due) values (%(service)s, %
 -- Plain index reads in order of time: no lock, no join, no write. What is due comes first; the one row that is not due
 -- yet says how long to sleep. Runs are divided among the workers of a service by the last two bytes of their id. The clock
 -- is the statement's, which an index can be searched with: what is due later is not looked through. Mail of sagas
--- that this process does not know is left to processes that do, and must not hide what lies behind it.
-select run_id, saga, greatest(extract(epoch from due - clock_timestamp()), 0)::float8
+-- that this process does not know is left to processes that do, and must not hide what lies behind it. What lies further
+-- back than is looked is deleted mail that Postgres cannot clean up yet, or is found when everything is looked through.
+select run_id, saga, extract(epoch from due - clock_timestamp())::float8
 from (
     (
         select run_id, saga, due
         from {schema}.mailbox
-        where service = %(service)s and due <= statement_timestamp() and saga = any(%(sagas)s)
+        where service = %(service)s and due <= statement_timestamp()
+          and due > statement_timestamp() - %(back)s::interval and saga = any(%(sagas)s)
           and (get_byte(uuid_send(run_id), 14) * 256 + get_byte(uuid_send(run_id), 15)) %% %(parts)s = %(part)s
         order by due
         limit %(most)s
@@ -49,7 +51,8 @@ order by due
 -- What other workers of the service have not got round to, the newest first, with its age in seconds.
 select run_id, saga, extract(epoch from statement_timestamp() - due)::float8
 from {schema}.mailbox
-where service = %(service)s and due < statement_timestamp() - %(steal)s::interval and saga = any(%(sagas)s)
+where service = %(service)s and due < statement_timestamp() - %(steal)s::interval
+  and due > statement_timestamp() - %(back)s::interval and saga = any(%(sagas)s)
 order by due desc
 limit %(most)s
 

@@ -1,0 +1,73 @@
+"""How far back a worker looks for mail."""
+
+from datetime import timedelta
+
+import pytest
+
+from scoop_outbox.daemon import horizon as horizon_module
+from scoop_outbox.daemon.horizon import Horizon
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(horizon_module, "time", clock)
+    return clock
+
+
+def years(back: timedelta) -> bool:
+    return back > timedelta(days=365)
+
+
+def test_the_first_look_is_from_the_beginning_and_then_from_the_oldest_that_lies_there(clock: Clock) -> None:
+    horizon = Horizon()
+    assert years(horizon.look())
+    horizon.looked(30.0)
+    clock.now += 2
+    assert horizon.look() == timedelta(seconds=30 + 2 + 10)
+    horizon.looked(1.0)
+    clock.now += 1
+    assert horizon.look() == timedelta(seconds=1 + 1 + 10)
+    horizon.looked(None)
+    assert horizon.look() == timedelta(seconds=10)
+
+
+def test_mail_that_is_due_later_is_no_reason_to_look_back(clock: Clock) -> None:
+    horizon = Horizon()
+    horizon.look()
+    horizon.looked(-60.0)
+    clock.now += 1
+    assert timedelta(0) < horizon.look() <= timedelta(seconds=11)
+
+
+def test_now_and_then_everything_is_looked_through_less_often_the_longer_it_takes(clock: Clock) -> None:
+    horizon = Horizon()
+    horizon.look()
+    clock.now += 1  # it took a second
+    horizon.looked(None)
+    clock.now += 18
+    assert not years(horizon.look())
+    horizon.looked(None)
+    clock.now += 1
+    assert years(horizon.look())
+    horizon.looked(None)
+    clock.now += 4
+    assert not years(horizon.look())
+    clock.now += 1
+    assert years(horizon.look())
+
+
+def test_when_there_may_be_older_mail_everything_is_looked_through_at_once(clock: Clock) -> None:
+    horizon = Horizon()
+    horizon.look()
+    horizon.looked(None)
+    horizon.forget()
+    assert years(horizon.look())
