@@ -16,7 +16,7 @@ from typing import Any
 
 from scoop_outbox.app import Scoop
 from scoop_outbox.daemon.health import watched
-from scoop_outbox.errors import DefinitionError, ScoopError
+from scoop_outbox.errors import DefinitionError
 
 log = logging.getLogger(__name__)
 
@@ -72,21 +72,27 @@ class Serving:
 
 
 def run(app: Scoop, serving: Serving) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. A second signal ends the process at once.
+    """Serve until SIGTERM or SIGINT, or until a part of the process dies; then drain, and end the process.
+
+    A second signal ends it at once.
 
     Ending at once loses nothing: what was not committed is undone by the server and done again by others.
 
     Raises:
         DefinitionError, DatabaseError, BrokerError: the application cannot be served.
-        ScoopError: the port cannot be listened on, or a part of the process has died.
+        ScoopError: the port cannot be listened on.
     """
-    asyncio.run(_serve(app, serving))
+    died = asyncio.run(_serve(app, serving))
+    if died:
+        # Whoever supervises the process starts it again; with the rest of it alive it would seem to be well.
+        log.critical("ending, because %s has died", ", ".join(died))
     # A plain `def` that has outlasted its grace still runs in a thread; nobody waits for it.
     logging.shutdown()
-    os._exit(0)
+    os._exit(1 if died else 0)
 
 
-async def _serve(app: Scoop, serving: Serving) -> None:
+async def _serve(app: Scoop, serving: Serving) -> list[str]:
+    """Serve until the end, and return what has died."""
     stopping = asyncio.Event()
 
     def stop(number: int) -> None:
@@ -122,10 +128,8 @@ async def _serve(app: Scoop, serving: Serving) -> None:
         await _first(stopping.wait(), daemons.until_one_dies())
         if health is not None:
             health.stopping = True
-    if daemons.died:
-        # Whoever supervises the process starts it again; with the rest of it alive it would seem to be well.
-        raise ScoopError(f"{', '.join(daemons.died)} has died: see the log above")
     log.info("stopped")
+    return daemons.died
 
 
 async def _first(*waiting: Coroutine[Any, Any, object]) -> None:
