@@ -16,6 +16,7 @@ from psycopg.types.json import Json
 from scoop_outbox_kafka.record import Records
 from scoop_outbox_kafka.settings import read_settings
 from scoop_outbox_rabbitmq.properties import outgoing
+from scoop_outbox_rabbitmq.route import route
 
 from benchmarks.brokers import SERVICE
 from scoop_outbox import headers as wire
@@ -136,7 +137,7 @@ def messages(envelopes: Sequence[Envelope]) -> list[tuple[aio_pika.Message, str]
     """Return what the adapter would make of envelopes, and their routing keys."""
     found = []
     for one in envelopes:
-        properties = outgoing(one)
+        properties = outgoing(one, route(one.topic, "amq.topic"))
         message = aio_pika.Message(
             one.body,
             headers=properties.headers,

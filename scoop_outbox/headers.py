@@ -65,8 +65,8 @@ def key_seen(key: str | None) -> str | bytes | None:
 
 
 def outgoing(envelope: Envelope) -> dict[str, str]:
-    """Return the headers that an adapter writes: those of the envelope, and the message's id."""
-    return {**envelope.headers, ID: str(envelope.id)}
+    """Return the headers that an adapter writes: those of the envelope, the message's id, and where it is published."""
+    return {**envelope.headers, ID: str(envelope.id), TOPIC: envelope.topic}
 
 
 def event_id(headers: Mapping[str, str]) -> str | None:

@@ -21,13 +21,14 @@ def delivery(
     otherwise: uuid.UUID,
     position: str,
     tag: Any,
+    published: str | None = None,
     defect: str | None = None,
 ) -> Delivery:
     """Return a delivery whose message is the same one whenever it comes again.
 
     Its id is the one in our header, or is made of the identity that a CloudEvents producer gave it, or is `otherwise`.
 
-    What says that it was published on another topic is no message of ours, whatever else it says. Stream processors
+    What says that it was published elsewhere is no message of ours, whatever else it says. Stream processors
     pass on the headers of what they read with what they write: taken for the message that they read, it was thrown
     away as one that had come before, or its saga ran with the other body.
 
@@ -40,9 +41,11 @@ def delivery(
         otherwise: the id that the message has without any of its own, from `headers.derived_id`.
         position: where it stood, for people.
         tag: what the adapter needs to acknowledge it.
+        published: where it comes from, as the adapter's publisher writes that into our header; None is the topic.
         defect: why it cannot be taken in, if the adapter knows already.
     """
-    if headers.get(wire.TOPIC, topic) != topic:
+    where = topic if published is None else published
+    if headers.get(wire.TOPIC, where) != where:
         headers = {name: value for name, value in headers.items() if not name.startswith(wire.PREFIX)}
     known = headers.get(wire.ID)
     foreign = wire.event_id(headers)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, ask, statement
-from scoop_outbox.headers import HOME, TOPIC
+from scoop_outbox.headers import HOME
 from scoop_outbox.message import Envelope
 
 Place = tuple[int, int]
@@ -96,11 +96,10 @@ def read_outbox(
     # By columns: what is done for each row is most of what reading costs.
     of, seqs, ids, topics, keys, bodies, content_types, texts = zip(*rows, strict=True)
     # Messages that the same line launches have the same headers, but for those of children: decoded once, and shared.
-    of_each = list(zip(topics, texts, strict=True))
-    headers = {(topic, text): {**json.loads(text), HOME: str(home), TOPIC: topic} for topic, text in set(of_each)}
+    headers = {text: {**json.loads(text), HOME: str(home)} for text in set(texts)}
     return Outgoing(
         list(zip(of, seqs, strict=True)),
-        list(map(Envelope, ids, topics, keys, bodies, content_types, map(headers.__getitem__, of_each))),
+        list(map(Envelope, ids, topics, keys, bodies, content_types, map(headers.__getitem__, texts))),
     )
 
 

@@ -26,6 +26,7 @@ async def test_a_plain_consumer_sees_an_ordinary_message(trial: Trial) -> None:
     assert trial.headers(topic) == {
         "traceparent": b"00-1-2-03",
         "scoop-id": str(message.id).encode(),
+        "scoop-topic": topic.encode(),
         "content-type": b"application/x-thing",
     }
     assert found.timestamp()[0] == TIMESTAMP_CREATE_TIME
@@ -46,7 +47,7 @@ async def test_without_a_key_and_without_a_content_type(trial: Trial) -> None:
     (found,) = trial.read(topic)
     assert found.key() is None
     assert found.value() == b""
-    assert list(trial.headers(topic)) == ["scoop-id"]
+    assert set(trial.headers(topic)) == {"scoop-id", "scoop-topic"}
 
 
 async def test_a_tombstone_is_a_null_value(trial: Trial) -> None:
@@ -55,7 +56,7 @@ async def test_a_tombstone_is_a_null_value(trial: Trial) -> None:
     (found,) = trial.read(topic)
     assert found.value() is None
     assert found.key() == b"k"
-    assert list(trial.headers(topic)) == ["scoop-id"]
+    assert set(trial.headers(topic)) == {"scoop-id", "scoop-topic"}
 
 
 # What Java's Utils.murmur2 returns.

@@ -28,6 +28,7 @@ async def test_a_plain_consumer_sees_an_ordinary_message(trial: Trial) -> None:
         "traceparent": "00-1",
         "raw": bytearray(b"\xff"),
         "scoop-id": str(sent.id),
+        "scoop-topic": f"amq.topic/{topic}",
         "scoop-key": "k\u00e4se",
     }
 

@@ -43,7 +43,7 @@ class Records:
 
     def __init__(self) -> None:
         """Remember nothing yet."""
-        self._known: dict[int, tuple[Envelope, Encoded, bool]] = {}
+        self._known: dict[tuple[int, str], tuple[Envelope, Encoded, bool]] = {}
 
     def of(self, envelope: Envelope) -> tuple[bytes | None, Encoded]:
         """Return the value and the headers of the record that an envelope becomes.
@@ -51,12 +51,12 @@ class Records:
         Raises:
             ValueError: a name cannot be that of a header in Kafka.
         """
-        message_id, _, _, body, content_type, headers = envelope
-        known = self._known.get(id(headers))
+        message_id, topic, _, body, content_type, headers = envelope
+        known = self._known.get((id(headers), topic))
         # Whose headers are remembered is remembered too, so that nothing else can be at their address.
         if known is None or known[0].content_type != content_type:
             known = envelope, _encoded(envelope), TOMBSTONE in headers
-            self._known[id(headers)] = known
+            self._known[id(headers), topic] = known
         _, encoded, is_tombstone = known
         return None if is_tombstone else body, [*encoded, (wire.ID, str(message_id))]
 
@@ -70,8 +70,9 @@ def _encoded(envelope: Envelope) -> Encoded:
             value if value.isascii() else wire.octets(value),
         )
         for name, value in envelope.headers.items()
-        if name not in (left_out, wire.ID)
+        if name not in (left_out, wire.ID, wire.TOPIC)
     ]
+    found.append((wire.TOPIC, wire.octets(envelope.topic)))
     if envelope.content_type and left_out == CONTENT_TYPE:
         found.append((CONTENT_TYPE, wire.octets(envelope.content_type)))
     return found

@@ -38,15 +38,20 @@ class UnpublishableError(Exception):
     """AMQP has no room for something in a message."""
 
 
-def outgoing(envelope: Envelope) -> Basic.Properties:
+def outgoing(envelope: Envelope, where: Route) -> Basic.Properties:
     """Return the properties and headers of a message.
+
+    Args:
+        envelope: the message.
+        where: the exchange and the routing key that its topic stands for here. Other services may have another name for
+            them, or listen on a pattern: what the message says of where it was published is not the topic's name.
 
     Raises:
         UnpublishableError: AMQP cannot carry one of them; the message says which.
     """
     given: dict[str, Any] = {}
     table: dict[str, Any] = {}
-    for name, value in wire.outgoing(envelope).items():
+    for name, value in {**wire.outgoing(envelope), wire.TOPIC: str(where)}.items():
         if name.startswith(_PREFIX) and _property(name, value, given):
             continue
         if len(name.encode("utf-8", "surrogatepass")) > _LONGEST_NAME:
@@ -151,6 +156,7 @@ def incoming(
         content_type=properties.content_type,
         headers=seen,
         otherwise=_identity(topic or str(arrived), arrived, properties, table, body, by_content=by_content),
+        published=str(arrived),
         position=f"{queue}#{number} (published on {str(arrived)!r})",
         tag=tag,
     )

@@ -96,7 +96,8 @@ class RabbitPublisher:
         items: dict[int, _Item] = {}
         for index, envelope in enumerate(batch):
             try:
-                items[index] = _Item(envelope, route(envelope.topic, self._settings.exchange), outgoing(envelope))
+                where = route(envelope.topic, self._settings.exchange)
+                items[index] = _Item(envelope, where, outgoing(envelope, where))
             except (UnpublishableError, BrokerError) as error:
                 receipts[index] = Receipt(Verdict.FAILED_FOR_GOOD, str(error))
         trouble = None
