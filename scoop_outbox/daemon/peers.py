@@ -36,7 +36,7 @@ class Peers:
 
     async def introduce(self, driver: AsyncDriver) -> None:
         """Give a connection the name by which others count it."""
-        await driver.run(_rows("name_connection", self._name))
+        await driver.run(_rows("name_connection", name=self._name))
 
     async def count(self, driver: AsyncDriver) -> bool:
         """Look how many there are, if it is time to; answer whether our part is another one than before."""
@@ -44,12 +44,12 @@ class Peers:
         if now < self._counted_at + _EVERY:
             return False
         self._counted_at = now
-        rows = await driver.run(_rows("count_workers", self._name))
+        rows = await driver.run(_rows("count_workers", name=self._name))
         mine = [index for index, (_, is_me) in enumerate(rows) if is_me]
         before, self.part = self.part, ((mine[0], len(rows)) if mine else (0, 1))
         return self.part != before
 
 
-def _rows(query: str, name: str) -> Plan[list[Any]]:
-    (rows,) = yield from ask(statement(query, name=name))
+def _rows(query: str, /, **params: Any) -> Plan[list[Any]]:
+    (rows,) = yield from ask(statement(query, **params))
     return list(rows)
