@@ -17,7 +17,7 @@ from scoop_outbox.testing.contract.system import System, publish_twice
 from scoop_outbox.testing.contract.trial import until
 
 _ENDS = 40.0
-_HEADERS = {"kind": "order", "empty": "", "greeting": "Grüße", "raw": b"\xff\xfe".decode("utf-8", "surrogateescape")}
+_HEADERS = {"kind": "order", "empty": "", "greeting": "Grüße"}
 _SENT: list[tuple[str | bytes | None, bytes]] = [
     (None, b""),
     ("key", bytes(range(256))),
