@@ -19,6 +19,8 @@ _CHOICES = (
 )
 _GROUP = "group:"
 _LOOK_AGAIN = 0.1
+_PROPAGATION = 1.0
+_UNKNOWN = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)  # noqa: SLF001 - its public name
 # After a broker has started or gone, and when a cluster has its first group.
 _COORDINATOR_MOVES = {
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
@@ -59,11 +61,17 @@ def partitions_of(consumer: Consumer, topic: str, timeout: float) -> list[Part]:
         BrokerError: it does not exist, or it is not permitted to see it.
         KafkaException: the broker cannot be asked now.
     """
-    found = consumer.list_topics(topic, timeout=timeout).topics[topic]
-    if found.error is None:
-        return [(topic, partition) for partition in sorted(found.partitions)]
-    if found.error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):  # noqa: SLF001 - public
-        raise BrokerError(missing_topic(topic))
+    deadline = time.monotonic() + _PROPAGATION
+    while True:
+        found = consumer.list_topics(topic, timeout=timeout).topics[topic]
+        if found.error is None:
+            return [(topic, partition) for partition in sorted(found.partitions)]
+        if found.error.code() not in _UNKNOWN:
+            break
+        # The broker that is asked may not know it yet, though another one has created it.
+        if time.monotonic() >= deadline:
+            raise BrokerError(missing_topic(topic))
+        time.sleep(_LOOK_AGAIN)
     if found.error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
         raise BrokerError(not_permitted_topic(topic))
     if found.error.code() == KafkaError.TOPIC_EXCEPTION:
