@@ -97,11 +97,15 @@ class Holds:
             log.info("the broker takes messages again")
 
     def try_again(self) -> dict[int, int]:
-        """Open the lanes whose time has come; return the shards and where to begin to read them again."""
+        """Open the lanes whose time has come; return the shards and where to begin to read them again.
+
+        A topic is tried in all shards at once: a broker may take its time to say no, and meanwhile all others wait.
+        """
         now = time.monotonic()
+        due = {topic for (_, topic), hold in self._lanes.items() if not hold.is_tried and hold.until <= now}
         begin: dict[int, int] = {}
-        for (shard, _), hold in self._lanes.items():
-            if not hold.is_tried and hold.until <= now:
+        for (shard, topic), hold in self._lanes.items():
+            if topic in due and not hold.is_tried:
                 hold.is_tried = True
                 begin[shard] = min(begin.get(shard, hold.seq), hold.seq)
         return begin
