@@ -382,7 +382,8 @@ async def test_a_header_whose_name_is_no_utf_8_makes_a_dead_letter_and_the_offse
     async with service.running():
         await service.sees(51)
 
-    assert service.bodies == [*[b"1"] * 50, b"2"]
+    # Runs of messages without a key keep no order.
+    assert sorted(service.bodies) == [*[b"1"] * 50, b"2"]
     assert service.dead_letters == [(b"spoilt", "the name of one of its headers is no UTF-8")]
 
 
