@@ -20,7 +20,13 @@ FILL = """
 insert into scoop_outbox.outbox (shard, message_id, topic, body, content_type, headers)
 select n % 8, gen_random_uuid(), 'orders', n::text::bytea, 'application/json', '{}' from generate_series(1, 3000) n
 """
-READERS = "from pg_stat_activity where datname = current_database() and application_name = 'reader test'"
+READING = b"""
+select pid from pg_stat_activity where datname = current_database() and application_name = 'reader test'
+"""
+WAITING = b"""
+select pid from pg_stat_activity
+where datname = current_database() and application_name = 'reader test' and wait_event_type = 'Lock'
+"""
 
 
 def everything() -> Plan[Outgoing]:
@@ -49,7 +55,7 @@ async def test_after_a_lost_connection_it_takes_another_one(database_url: str) -
     async with reading(database_url) as reader:
         assert len(await reader.run(everything())) == 0
         with psycopg.connect(database_url, autocommit=True) as connection:
-            connection.execute(f"select pg_terminate_backend(pid) {READERS}".encode())
+            connection.execute("select pg_terminate_backend(%s)", connection.execute(READING).fetchone())
         with pytest.raises(Interrupted):
             await reader.run(everything())
         assert len(await reader.run(everything())) == 0
@@ -71,9 +77,9 @@ async def test_cancelling_ends_the_wait_and_the_statement(database_url: str) -> 
         with psycopg.connect(database_url) as holder, psycopg.connect(database_url, autocommit=True) as observer:
             holder.execute("lock table scoop_outbox.outbox")
             task = asyncio.create_task(reader.run(everything()))
-            await until(lambda: observer.execute(f"select {READERS} and wait_event_type = 'Lock'".encode()).fetchall())
+            await until(lambda: observer.execute(WAITING).fetchall())
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            await until(lambda: not observer.execute(f"select {READERS}".encode()).fetchall())
+            await until(lambda: not observer.execute(READING).fetchall())
         assert len(await reader.run(everything())) == 0

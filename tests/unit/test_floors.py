@@ -4,14 +4,7 @@ import pytest
 
 from scoop_outbox.daemon import floors as floors_module
 from scoop_outbox.daemon.floors import Floors
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
+from tests.clock import Clock
 
 
 @pytest.fixture

@@ -6,14 +6,7 @@ import pytest
 
 from scoop_outbox.daemon import horizon as horizon_module
 from scoop_outbox.daemon.horizon import Horizon
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
+from tests.clock import Clock
 
 
 @pytest.fixture
