@@ -1,14 +1,12 @@
 """A broker that does not take some messages, or none, for now: who waits, and who does not."""
 
-from functools import partial
-
 import pytest
 
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
 from scoop_outbox.daemon import holds as holds_module
 from scoop_outbox.daemon import relay as relay_module
 from scoop_outbox.store.schema import SHARDS
-from tests.integration.relaying import FakePublisher, ask, keys_of_different_shards, left, made, relaying, write
+from tests.integration.relaying import FakePublisher, ask, left, made, relaying, write
 from tests.waiting import until
 
 FULL = Receipt(Verdict.FAILED_FOR_NOW, "the queue is full")
@@ -54,24 +52,6 @@ async def test_a_topic_that_is_not_taken_is_tried_again_with_a_few_messages(
     assert publisher.batches[0] == [str(number) for number in range(100)]
     assert publisher.batches[1:4] == [["0", "1"]] * 3
     assert publisher.of("k") == list(range(100))
-
-
-def published(publisher: FakePublisher, body: str) -> bool:
-    return any(body in batch for batch in publisher.batches)
-
-
-async def test_a_topic_is_tried_again_in_all_shards_at_once(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(holds_module, "LONGEST", 0.2)
-    publisher = FakePublisher(lambda _: FULL)
-    keys = keys_of_different_shards(database_url, 4)
-    async with relaying(database_url, publisher):
-        for number, key in enumerate(keys):
-            # One after the other, so that each fails at a time of its own.
-            write(database_url, made(number, key))
-            await until(partial(published, publisher, str(number)))
-        tried = len(publisher.batches)
-        await until(lambda: len(publisher.batches) > tried + 4)
-    assert {tuple(sorted(batch)) for batch in publisher.batches[-3:]} == {("0", "1", "2", "3")}
 
 
 async def test_a_topic_of_which_nothing_is_left_is_held_back_no_more(
