@@ -1,0 +1,133 @@
+"""What is said of a broker that is not there, or not yet: and that all goes on when it comes."""
+
+import asyncio
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import psycopg
+import pytest
+from confluent_kafka import Producer
+
+from scoop_outbox import BrokerError, Scoop
+from scoop_outbox.testing._server import free_ports
+from scoop_outbox.testing.kafka import KafkaCluster
+from scoop_outbox.testing.rabbitmq import RabbitServer
+from tests.dropin.listener import Listener
+from tests.dropin.refusals import (
+    NOWHERE,
+    SECRET,
+    log_of,
+    readiness,
+    running,
+    said,
+    worker,
+)
+from tests.kafka.trial import Trial as KafkaTrial
+from tests.kafka.trial import name
+from tests.waiting import until
+
+
+async def starts_without_and_works_with(
+    folder: Path, database_url: str, topic: str, url: str, begin: Callable[[], None], *arguments: str
+) -> str:
+    """Start a worker at a broker that is down, launch something, bring the broker up; return the log."""
+    (port,) = free_ports(1)
+    at = ("--relay", "--broker", url, "--port", str(port), *arguments)
+
+    def committed() -> bool:
+        with psycopg.connect(database_url) as connection:
+            return connection.execute("select state from scoop_outbox.run").fetchall() == [("committed",)]
+
+    def is_ready(*, ready: bool) -> bool:
+        status, text = readiness(port)
+        return status == 200 if ready else status == 503 and "intake" in text
+
+    with worker(folder, database_url, topic, *at) as process:
+        await until(lambda: asyncio.to_thread(is_ready, ready=False), 60)
+        _, text = await asyncio.to_thread(readiness, port)
+        app = Scoop("elsewhere", database=database_url, broker=url)
+        await app.launch(topic, {})
+        await app.close()
+        assert process.poll() is None
+        await asyncio.to_thread(begin)
+        await until(lambda: asyncio.to_thread(is_ready, ready=True), 60)
+        await until(lambda: asyncio.to_thread(committed), 60)
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(process.wait, 60) == 0
+    assert "ready: service shop" in log_of(folder)
+    return text
+
+
+def start_until_it_serves(cluster: KafkaCluster) -> None:
+    """Start a broker that creates topics by itself, and see that a client that knows nothing of us can publish there.
+
+    Seen once, on a busy machine: a broker that was up again and let nobody publish or join a group for a minute.
+    """
+    for _ in range(3):
+        cluster.start()
+        producer = Producer({"bootstrap.servers": cluster.bootstrap, "enable.idempotence": True})
+        producer.produce(name("begins"), b"1")
+        if not producer.flush(15):
+            return
+        producer.purge()
+        cluster.stop()
+    pytest.fail("Kafka was started three times, and nobody could publish")
+
+
+async def test_kafka_is_not_there_yet(lenient_kafka: KafkaCluster, database_url: str, tmp_path: Path) -> None:
+    async with KafkaTrial(lenient_kafka.url) as kafka:
+        topic = kafka.topic()
+    lenient_kafka.stop()
+    try:
+        trouble = await starts_without_and_works_with(
+            *(tmp_path, database_url, topic, lenient_kafka.url, partial(start_until_it_serves, lenient_kafka)),
+            *("--start", "earliest"),
+        )
+    finally:
+        lenient_kafka.start()
+
+    assert "no broker can be reached since" in trouble or "has not joined the group shop yet" in trouble
+
+
+async def test_rabbitmq_is_not_there_yet(own_rabbit: RabbitServer, database_url: str, tmp_path: Path) -> None:
+    topic = name("orders")
+    await Listener(database_url, own_rabbit.url, "shop", topic).app.apply_topology()
+    own_rabbit.stop()
+    try:
+        trouble = await starts_without_and_works_with(tmp_path, database_url, topic, own_rabbit.url, own_rabbit.start)
+    finally:
+        own_rabbit.start()
+
+    assert "RabbitMQ cannot be reached (127.0.0.1:" in trouble or "has not connected yet" in trouble
+
+
+@pytest.mark.parametrize("scheme", ["kafka", "amqp"])
+async def test_a_relay_with_nothing_to_publish_is_not_ready_without_its_broker(
+    scheme: str, database_url: str, tmp_path: Path
+) -> None:
+    (port,) = free_ports(1)
+    url = f"{scheme}://shop:{SECRET}@127.0.0.1:{NOWHERE}"
+    arguments = ("relay", "--database", database_url, "--broker", url, "--port", str(port))
+
+    with running(tmp_path, *arguments) as process:
+        await until(lambda: "ready: service relay" in log_of(tmp_path), 60)
+        status, text = await asyncio.to_thread(readiness, port)
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(process.wait, 60) == 0
+
+    assert status == 503
+    assert f"127.0.0.1:{NOWHERE}" in text
+    assert SECRET not in text
+    assert "nothing can be published: " in log_of(tmp_path)
+
+
+@pytest.mark.parametrize("scheme", ["kafka", "amqp"])
+async def test_the_topology_of_a_broker_that_is_not_there(scheme: str, database_url: str) -> None:
+    service = Listener(database_url, f"{scheme}://shop:{SECRET}@127.0.0.1:{NOWHERE}", name("shop"), "orders")
+
+    with pytest.raises(BrokerError) as error:
+        await service.app.topology()
+
+    assert f"127.0.0.1:{NOWHERE}" in said(error.value)
