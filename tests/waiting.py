@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 async def until(
     condition: Callable[[], object],
-    timeout: float = 30.0,  # noqa: ASYNC109 - its message names the condition
+    timeout: float = 10.0,  # noqa: ASYNC109 - its message names the condition
     interval: float = 0.005,
 ) -> None:
     """Return once the condition holds.
@@ -33,7 +33,7 @@ async def until(
         await asyncio.sleep(interval)
 
 
-def until_blocking(condition: Callable[[], object], timeout: float = 30.0, interval: float = 0.005) -> None:
+def until_blocking(condition: Callable[[], object], timeout: float = 10.0, interval: float = 0.005) -> None:
     """Return once the condition holds; the same as ``until`` for a test without an event loop.
 
     A coroutine function is run to its end, each time in a loop of its own.
