@@ -71,11 +71,12 @@ class Options:
 
 @dataclass(slots=True)
 class Placed:
-    """An order that was placed, and why it failed if it did."""
+    """An order that was placed, whether it has ended, and why it failed if it did."""
 
     order: dict[str, Any]
     handle: Handle
     error: DistributedError | None = None
+    ended: bool = False
 
     @property
     def id(self) -> str:
@@ -280,13 +281,18 @@ async def _see_through(url: str, orders: Sequence[dict[str, Any]]) -> list[Place
                     await handle.wait()
                 except DistributedError as error:
                     one.error = error
+                one.ended = True
 
     try:
         async with asyncio.timeout(_LONGEST), asyncio.TaskGroup() as customers:
             for _ in range(_CUSTOMERS):
                 customers.create_task(customer())
     except TimeoutError:
-        raise DemonstrationError(f"the orders have not ended after {_LONGEST:.0f} s") from None
+        ended = sum(one.ended for one in placed)
+        raise DemonstrationError(
+            f"{ended} of {len(orders)} orders have ended after {_LONGEST:.0f} s; if the numbers above were growing, "
+            "this machine is slow or busy: take fewer orders, with --count 20"
+        ) from None
     except ExceptionGroup as group:
         raise group.exceptions[0] from None
     finally:

@@ -134,7 +134,10 @@ class Processes:
         return self._folder / f"{name}.log"
 
     def _end_of_log(self, name: str) -> str:
-        return f"its log ends with:\n{self._log(name).read_text(encoding='utf-8', errors='replace')[-2000:]}"
+        log = self._log(name).read_text(encoding="utf-8", errors="replace")
+        if not log.strip():
+            return "it has said nothing: if it was still starting, this machine is slow or busy; run it once more"
+        return f"its log ends with:\n{log[-2000:]}"
 
 
 @asynccontextmanager

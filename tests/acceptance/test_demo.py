@@ -16,9 +16,10 @@ import psycopg
 import pytest
 
 from scoop_outbox.broker.protocol import Delivery
-from scoop_outbox.demo import tables
+from scoop_outbox.demo import demonstration, runner, tables
 from scoop_outbox.demo.carrier import Onlooker
 from scoop_outbox.demo.count import read_closing_count
+from scoop_outbox.demo.orders import app
 from scoop_outbox.testing._processes import _process_table, _running
 from scoop_outbox.testing.kafka import KAFKA_URL
 from scoop_outbox.testing.rabbitmq import RABBITMQ_URL
@@ -209,6 +210,37 @@ async def test_an_onlooker_who_has_not_seen_a_message_that_was_handled_says_whic
         assert await onlooker.missing(["a", "b"], patience=0.1) == {"a", "b"}
         assert await onlooker.missing([]) == set()
         assert onlooker.counts == {"orders.place": 0}
+
+
+async def test_a_process_that_is_not_ready_and_says_nothing_is_told_without_an_empty_log(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(runner, "_READY_SECONDS", 0.0)
+    processes = runner.Processes(tmp_path, dict(os.environ))
+    try:
+        processes.start("relay", "relay")
+        with pytest.raises(runner.ProcessEnded) as error:
+            await processes.ready()
+    finally:
+        processes.stop()
+
+    assert str(error.value).startswith("relay was not ready within 0 s; it has said nothing: ")
+    assert str(error.value).endswith("run it once more")
+
+
+async def test_orders_that_take_too_long_are_counted(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demonstration, "_LONGEST", 0.5)
+    tables.create(database_url)
+    app.configure(database=database_url)
+    try:
+        # Nobody works, so none of them can end.
+        with pytest.raises(demonstration.DemonstrationError) as error:
+            await demonstration._see_through(database_url, demonstration.read_orders(None, 3))
+    finally:
+        await app.close()
+
+    assert str(error.value).startswith("0 of 3 orders have ended after 0 s; ")
+    assert str(error.value).endswith("take fewer orders, with --count 20")
 
 
 def test_what_is_no_broker_is_refused_before_anything_is_started() -> None:
