@@ -25,24 +25,27 @@ class SharedServers:
 
     def __init__(self, finders: Mapping[str, Finder] = FINDERS) -> None:
         self._finders = finders
-        self._urls: dict[str, str | ServerNotFoundError] = {}
+        self._urls: dict[str, str | Exception] = {}
         self._lock = threading.Lock()
         self._held = ExitStack()
 
     def url(self, name: str) -> str:
         """Return the URL of a server; the first call starts it.
 
+        One that did not start is not tried again: each try would take as long as its launcher is patient.
+
         Raises:
             ServerNotFoundError: it cannot be had here.
+            ServerStartError: it was found and did not start.
         """
         with self._lock:
             if name not in self._urls:
                 try:
                     self._urls[name] = self._held.enter_context(self._finders[name]())
-                except ServerNotFoundError as error:
+                except Exception as error:  # noqa: BLE001 - raised below, for whoever asks
                     self._urls[name] = error
             found = self._urls[name]
-        if isinstance(found, ServerNotFoundError):
+        if isinstance(found, Exception):
             raise found
         return found
 
