@@ -75,7 +75,7 @@ class FakeBroker:
         self.batches: list[list[Delivery]] = [list(batch) for batch in batches]
         self.acknowledged: list[str] = []
         self.consumers: list[FakeConsumer] = []
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
         self.on_acknowledge: Callable[[Sequence[Delivery]], object] = lambda _: None
         self.pauses = self.resumes = 0
         self.put_something = asyncio.Event()

@@ -16,6 +16,7 @@ import psycopg
 import sqlalchemy as sa
 
 from scoop_outbox.broker.protocol import Broker, Consumer, Delivery, Subscription
+from scoop_outbox.cancellation import own_cancellation_only
 from scoop_outbox.core.claim import Hints
 from scoop_outbox.core.delivery import Unusable, count_due, read_home, take_in
 from scoop_outbox.errors import BrokerError
@@ -106,7 +107,8 @@ class Intake:
         try:
             while not self._stopping.is_set():
                 try:
-                    await self._turn()
+                    with own_cancellation_only():
+                        await self._turn()
                     failures, self._error = 0, None
                     continue
                 except BrokerError as error:
@@ -163,10 +165,11 @@ class Intake:
         while not self._stopping.is_set() and (left := end - time.monotonic()) > 0:
             try:
                 if self._consumer is not None:
-                    if not self.paused:
-                        await self._consumer.pause()
-                        self.paused = True
-                    self._received += await self._consumer.receive(BATCH, min(left, _WAIT))
+                    with own_cancellation_only():
+                        if not self.paused:
+                            await self._consumer.pause()
+                            self.paused = True
+                        self._received += await self._consumer.receive(BATCH, min(left, _WAIT))
                     continue
             except Exception as error:
                 log.exception("service %s has lost its place at the broker", self._subscription.service)
@@ -258,6 +261,7 @@ class Intake:
         self._received, self._stored, self.paused = [], 0, False
         if consumer is not None:
             try:
-                await consumer.close()
+                with own_cancellation_only():
+                    await consumer.close()
             except Exception:
                 log.exception("service %s did not leave the broker in good order", self._subscription.service)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, Publisher, Receipt, Verdict
+from scoop_outbox.cancellation import own_cancellation_only
 from scoop_outbox.core.outbox import Lane, Outgoing, Place
 from scoop_outbox.message import Envelope
 
@@ -60,7 +61,8 @@ def outcome(batch: Outgoing, receipts: Sequence[Receipt]) -> Outcome:
 async def publish(publisher: Publisher, batch: Sequence[Envelope]) -> Sequence[Receipt]:
     """Have messages published, and return a receipt for each, whatever the publisher does."""
     try:
-        receipts = await publisher.publish(batch)
+        with own_cancellation_only():
+            receipts = await publisher.publish(batch)
     except Exception as error:
         log.exception("the publisher has failed; its messages stay in the outbox")
         return [Receipt(Verdict.FAILED_FOR_NOW, type(error).__name__)] * len(batch)

@@ -11,6 +11,7 @@ import logging
 import time
 
 from scoop_outbox.broker.protocol import Publisher
+from scoop_outbox.cancellation import own_cancellation_only
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,8 @@ class Probe:
         Raises:
             BrokerError: the broker will never take anything like this.
         """
-        self._note(await self._publisher.probe())
+        with own_cancellation_only():
+            self._note(await self._publisher.probe())
 
     async def look(self) -> str | None:
         """Ask now, and return what the trouble is, whatever the answer."""
@@ -72,7 +74,7 @@ class Probe:
 
     async def _ask(self) -> None:
         try:
-            self._note(await self._publisher.probe())
+            await self.ask()
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer to what was asked
             self._note(str(error) or type(error).__name__)
         finally:

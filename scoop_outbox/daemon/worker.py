@@ -21,6 +21,7 @@ from typing import Any
 import psycopg
 import sqlalchemy as sa
 
+from scoop_outbox.cancellation import StrayCancellationError, own_cancellation_only
 from scoop_outbox.core import claim, plans
 from scoop_outbox.core.plans import Execution
 from scoop_outbox.core.statement import Plan, Rows, ask, statement
@@ -316,20 +317,18 @@ class Worker:
         try:
             self.counters.claims += 1
             coroutines = self._coroutines[saga]
-            done = await self._drive(slot, coroutines=coroutines)
-            while done is Execution.OTHER_COLOUR and not self._stopping:
-                coroutines = not coroutines
+            with own_cancellation_only():
                 done = await self._drive(slot, coroutines=coroutines)
+                while done is Execution.OTHER_COLOUR and not self._stopping:
+                    coroutines = not coroutines
+                    done = await self._drive(slot, coroutines=coroutines)
             if done is Execution.NOTHING:
                 self.counters.empty_claims += 1
         except (Interrupted, psycopg.OperationalError, sa.exc.OperationalError, OSError) as error:
             self.counters.interruptions += 1
             self._horizon.forget()  # its mail lies where it did
             log.warning("run %s was interrupted (%s); it is executed again", slot.run_id, error)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
+        except StrayCancellationError:
             log.warning("run %s: a callback raised CancelledError; it is executed again", slot.run_id)
         except Exception:
             log.exception("run %s cannot be executed; it is tried again, others go on", slot.run_id)

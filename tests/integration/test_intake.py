@@ -417,13 +417,17 @@ async def test_a_broker_that_refuses_is_asked_again_and_says_why(
     assert all(consumer.closed for consumer in broker.consumers)
 
 
-async def test_an_adapter_with_a_bug_does_not_end_intake(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "failure, name",
+    [(KeyError("partition"), "KeyError"), (asyncio.CancelledError(), "StrayCancellationError")],
+)
+async def test_an_adapter_with_a_bug_does_not_end_intake(database_url: str, failure: BaseException, name: str) -> None:
     app = service(database_url)
     broker = FakeBroker([message(1)])
-    broker.failure = KeyError("partition")
+    broker.failure = failure
     async with taking_in(database_url, broker, app) as intake:
         await until(lambda: len(broker.consumers) > 1)
-        await until(lambda: intake.trouble == "KeyError, see the log")
+        await until(lambda: intake.trouble == f"{name}, see the log")
         broker.failure = None
         await until(lambda: broker.acknowledged)
     assert runs(database_url) == once([1])

@@ -228,9 +228,15 @@ def relay_warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 async def test_a_publisher_that_raises_is_a_broker_that_is_down(database_url: str) -> None:
-    broken = [ValueError("an adapter's own bug"), RuntimeError("again")]
+    broken = [ValueError("an adapter's own bug"), asyncio.CancelledError()]
+    unanswered = [asyncio.CancelledError()]
 
     class Broken(FakePublisher):
+        async def probe(self) -> str | None:
+            if unanswered:
+                raise unanswered.pop()
+            return await super().probe()
+
         async def publish(self, batch: Sequence[Envelope]) -> Sequence[Receipt]:
             if broken:
                 raise broken.pop()
@@ -238,8 +244,9 @@ async def test_a_publisher_that_raises_is_a_broker_that_is_down(database_url: st
             return receipts if len(self.batches) > 1 else receipts[1:]
 
     publisher = Broken()
-    write(database_url, *(made(number, "k") for number in range(3)))
-    async with relaying(database_url, publisher):
+    async with relaying(database_url, publisher) as relay:
+        await until(lambda: relay.trouble == "what was waited for has been cancelled")
+        write(database_url, *(made(number, "k") for number in range(3)))
         await until(lambda: left(database_url) == 0)
     assert publisher.of("k") == [0, 1, 2, 0, 1, 2]
 

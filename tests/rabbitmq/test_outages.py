@@ -107,6 +107,31 @@ async def test_a_frozen_broker_is_given_up_in_time_and_found_again(server: Rabbi
     assert ids == {one.id for one in batch}
 
 
+async def test_what_is_asked_of_a_frozen_broker_is_not_taken_for_a_cancellation(
+    server: RabbitServer, own_trial: Trial
+) -> None:
+    topic, other = name(), "amq.direct/" + name()
+    queue = await own_trial.queue(topic)
+    publisher = await own_trial.publisher(heartbeat=2)
+    consumer = await own_trial.consumer(queue, topic, heartbeat=2)
+    await publisher.publish([envelope(topic, body=b"0")])
+    await received(consumer, 1)
+    await consumer.pause()
+
+    # The client gives both connections up while an answer is waited for, and cancels what waits.
+    server.freeze()
+    try:
+        _, (receipt,) = await asyncio.gather(consumer.resume(), publisher.publish([envelope(other)]))
+        await until(lambda: consumer.trouble)
+    finally:
+        server.thaw()
+
+    assert receipt.verdict is FOR_NOW
+    await until(lambda: consumer.trouble is None, 20)
+    assert [one.envelope.body for one in await received(consumer, 1)] == [b"0"]
+    assert verdicts(await publisher.publish([envelope(topic, body=b"1")])) == [ACKNOWLEDGED]
+
+
 async def test_a_broker_that_is_short_of_memory_takes_nothing_until_it_has_some(
     server: RabbitServer, own_trial: Trial, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,7 +47,7 @@ def test_a_server_that_cannot_be_had_is_tried_once(error: Exception) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    "error, told",
     [(ServerNotFoundError("not installed"), ServerNotFoundError), (ServerStartError("not in 90 s"), RuntimeError)],
 )
 def test_other_processes_are_told_why(error: Exception, told: type[Exception]) -> None:

@@ -7,12 +7,11 @@ import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from aiormq.exceptions import AMQPError
-
 from scoop_outbox.broker.protocol import Consumer, Feature, Item, Publisher, Subscription
+from scoop_outbox.cancellation import own_cancellation_only
 from scoop_outbox.errors import BrokerError
 from scoop_outbox_rabbitmq import topology as existing
-from scoop_outbox_rabbitmq.connection import Link, UnreachableError, close, explain, open_link
+from scoop_outbox_rabbitmq.connection import LOST, Link, UnreachableError, close, explain, open_link
 from scoop_outbox_rabbitmq.consumer import RabbitConsumer
 from scoop_outbox_rabbitmq.publisher import RabbitPublisher
 from scoop_outbox_rabbitmq.route import Routes, routes
@@ -83,9 +82,10 @@ class RabbitBroker:
     async def _link(self, name: str) -> AsyncIterator[Link]:
         link = await open_link(self._settings, name)
         try:
-            async with asyncio.timeout(_ANSWER):
-                yield link
-        except (AMQPError, RuntimeError, OSError, TimeoutError) as error:
+            with own_cancellation_only():
+                async with asyncio.timeout(_ANSWER):
+                    yield link
+        except LOST as error:
             raise UnreachableError(f"RabbitMQ has not answered ({explain(error)})") from error
         finally:
             await close(link)

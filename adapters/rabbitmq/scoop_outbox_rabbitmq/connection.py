@@ -16,6 +16,7 @@ from aiormq.exceptions import (
     AMQPError,
     AuthenticationError,
     ChannelAccessRefused,
+    ChannelInvalidStateError,
     ChannelLockedResource,
     ChannelNotFoundEntity,
     ChannelPreconditionFailed,
@@ -27,12 +28,16 @@ from pamqp.base import Frame
 from pamqp.frame import FrameTypes
 from yarl import URL
 
+from scoop_outbox.cancellation import StrayCancellationError, own_cancellation_only
 from scoop_outbox.errors import BrokerError
 from scoop_outbox_rabbitmq.frames import tolerate
 from scoop_outbox_rabbitmq.settings import Settings
 
 REFUSED = (ChannelAccessRefused, ChannelNotFoundEntity, ChannelLockedResource, ChannelPreconditionFailed)
 """With one of these the broker closes a channel because of what was asked on it."""
+
+LOST = (AMQPError, ChannelInvalidStateError, RuntimeError, OSError, EOFError, TimeoutError, StrayCancellationError)
+"""With one of these a connection or channel is lost. The client cancels what waits for one that it gives up."""
 
 _CLOSING = 2.0
 _FORBIDDEN = 403
@@ -149,10 +154,11 @@ async def open_link(settings: Settings, name: str, hosts: Hosts | None = None) -
         link = Link(settings, host, shown)
         where = f"{host[0]}:{host[1]}"
         try:
-            async with asyncio.timeout(settings.timeout):
-                await link.connect()
-                await link.ready()
-        except (AMQPError, OSError, EOFError, TimeoutError) as error:
+            with own_cancellation_only():
+                async with asyncio.timeout(settings.timeout):
+                    await link.connect()
+                    await link.ready()
+        except LOST as error:
             hosts.rotate(-1)
             await close(link)
             refusal = _refusal(error, settings, where)
@@ -170,7 +176,7 @@ async def open_link(settings: Settings, name: str, hosts: Hosts | None = None) -
 
 async def close(link: Link) -> None:
     """Close a connection, whatever state it is in and whether or not the broker answers."""
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception), own_cancellation_only():
         async with asyncio.timeout(_CLOSING):
             await link.close()
 
@@ -222,7 +228,7 @@ def _refusal(error: BaseException, settings: Settings, where: str) -> BrokerErro
 
 def explain(error: BaseException) -> str:
     """Return what a broker or the client said of a lost channel or connection, in one line."""
-    if isinstance(error, asyncio.CancelledError):
+    if isinstance(error, asyncio.CancelledError | StrayCancellationError):
         return "the broker has been silent for too long"  # the client gives up so
     if isinstance(error, AMQPConnectionError | AMQPError) and error.args:
         return " ".join(str(part) for part in error.args if part not in (None, ""))

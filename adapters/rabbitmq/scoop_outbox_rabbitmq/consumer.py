@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 
 from aiormq.abc import AbstractChannel, DeliveredMessage
-from aiormq.exceptions import AMQPError, ChannelInvalidStateError
 from pamqp.commands import Basic
 
 from scoop_outbox.broker.protocol import Delivery
+from scoop_outbox.cancellation import own_cancellation_only
 from scoop_outbox.errors import BrokerError
-from scoop_outbox_rabbitmq.connection import REFUSED, Link, UnreachableError, close, explain, open_link
+from scoop_outbox_rabbitmq.connection import LOST, REFUSED, Link, UnreachableError, close, explain, open_link
 from scoop_outbox_rabbitmq.properties import incoming
 from scoop_outbox_rabbitmq.route import Route, Routes
 from scoop_outbox_rabbitmq.settings import Settings
@@ -91,10 +91,11 @@ class RabbitConsumer:
             return
         try:
             # All below were received before, and so are stored already.
-            async with asyncio.timeout(_ANSWER):
-                # Written, not only queued: whoever closes next would leave it unsaid.
-                await self._channel.basic_ack(max(numbers), multiple=True)
-        except (AMQPError, ChannelInvalidStateError, RuntimeError, OSError, TimeoutError) as error:
+            with own_cancellation_only():
+                async with asyncio.timeout(_ANSWER):
+                    # Written, not only queued: whoever closes next would leave it unsaid.
+                    await self._channel.basic_ack(max(numbers), multiple=True)
+        except LOST as error:
             log.info("what was just stored comes again: %s", explain(error))
             self._lose()
 
@@ -135,6 +136,7 @@ class RabbitConsumer:
         while True:
             try:
                 async with contextlib.AsyncExitStack() as held:
+                    held.enter_context(own_cancellation_only())
                     link = await open_link(self._settings, self._name, self._hosts)
                     held.push_async_callback(close, link)
                     held.callback(self._forget)
@@ -145,7 +147,7 @@ class RabbitConsumer:
                 self._error, self._trouble = error, str(error)
             except UnreachableError as error:
                 self._trouble = str(error)
-            except (AMQPError, ChannelInvalidStateError, RuntimeError, OSError, TimeoutError) as error:
+            except LOST as error:
                 self._trouble = f"the connection was lost ({explain(error)})"
             log.warning("nothing is received from RabbitMQ: %s", self._trouble)
             self._woken.set()
@@ -187,9 +189,10 @@ class RabbitConsumer:
 
     async def _ask(self, what: object) -> None:
         try:
-            async with asyncio.timeout(_ANSWER):
-                await what()  # type: ignore[operator]
-        except (AMQPError, ChannelInvalidStateError, RuntimeError, OSError, TimeoutError, BrokerError):
+            with own_cancellation_only():
+                async with asyncio.timeout(_ANSWER):
+                    await what()  # type: ignore[operator]
+        except (*LOST, BrokerError):
             self._lose()
 
     async def _consume(self) -> None:

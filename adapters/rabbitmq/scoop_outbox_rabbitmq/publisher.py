@@ -12,9 +12,7 @@ from dataclasses import dataclass
 
 from aiormq.channel import Channel
 from aiormq.exceptions import (
-    AMQPError,
     ChannelAccessRefused,
-    ChannelInvalidStateError,
     ChannelNotFoundEntity,
     ConnectionChannelError,
     ConnectionCommandInvalid,
@@ -28,9 +26,10 @@ from aiormq.exceptions import (
 from pamqp.commands import Basic
 
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
+from scoop_outbox.cancellation import own_cancellation_only
 from scoop_outbox.errors import BrokerError
 from scoop_outbox.message import Envelope
-from scoop_outbox_rabbitmq.connection import REFUSED, Link, UnreachableError, close, explain, open_link
+from scoop_outbox_rabbitmq.connection import LOST, REFUSED, Link, UnreachableError, close, explain, open_link
 from scoop_outbox_rabbitmq.properties import UnpublishableError, check_size, outgoing
 from scoop_outbox_rabbitmq.route import Route, route
 from scoop_outbox_rabbitmq.settings import Settings
@@ -103,14 +102,15 @@ class RabbitPublisher:
         trouble = None
         self._begin_until = time.monotonic() + BEGIN_WITHIN
         try:
-            async with asyncio.timeout(ANSWER_WITHIN):
-                await self._publish(list(items.values()))
+            with own_cancellation_only():
+                async with asyncio.timeout(ANSWER_WITHIN):
+                    await self._publish(list(items.values()))
         except TimeoutError:
             trouble = _SILENT
             await self._drop()
         except (UnreachableError, BrokerError) as error:
             trouble = str(error)
-        except (AMQPError, ChannelInvalidStateError, RuntimeError, OSError) as error:
+        except LOST as error:
             trouble = f"the connection was lost ({explain(error)})"
             await self._drop()
         if trouble is not None and trouble != self._trouble:
@@ -212,7 +212,7 @@ class RabbitPublisher:
                 item.receipt = self._too_late()
                 try:
                     item.receipt = item.receipt or await self._one(item, self._channels[item.route.exchange])
-                except (AMQPError, ChannelInvalidStateError, RuntimeError, OSError):
+                except LOST:
                     return
             if _failed_for_now(item.receipt):
                 for later in items[index + 1 :]:
@@ -233,32 +233,27 @@ class RabbitPublisher:
             if isinstance(error, ChannelNotFoundEntity):
                 missing[item.route.exchange] = receipt
             return receipt
-        except (AMQPError, ChannelInvalidStateError, RuntimeError, OSError) as error:
+        except LOST as error:
             return Receipt(Verdict.FAILED_FOR_NOW, f"the connection was lost ({explain(error)})")
 
     async def _one(self, item: _Item, channel: Channel) -> Receipt:
         try:
-            await channel.basic_publish(
-                item.envelope.body,
-                exchange=item.route.exchange,
-                routing_key=item.route.key,
-                properties=item.properties,
-                mandatory=self._settings.mandatory,
-                # Nothing waits for bytes to be written: behind the end of a channel that would cost the connection.
-                wait=False,
-            )
+            with own_cancellation_only():
+                await channel.basic_publish(
+                    item.envelope.body,
+                    exchange=item.route.exchange,
+                    routing_key=item.route.key,
+                    properties=item.properties,
+                    mandatory=self._settings.mandatory,
+                    # Nothing waits for bytes to be written: behind the end of a channel that would cost the connection.
+                    wait=False,
+                )
         except PublishError:
             return Receipt(Verdict.FAILED_FOR_GOOD, _unroutable(item.route))
         except DeliveryError:
             return Receipt(Verdict.FAILED_FOR_NOW, "a queue does not take it: it is full, or has no leader")
         except (ValueError, TypeError) as error:
             return Receipt(Verdict.FAILED_FOR_GOOD, f"it cannot be written as AMQP: {error}")
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            # The client ends its futures so when it closes a connection.
-            raise ChannelInvalidStateError("the connection is gone") from None
         return ACKNOWLEDGED
 
     @staticmethod
