@@ -23,6 +23,9 @@ LINEAGE = "scoop-lineage"
 CONTEXT = "scoop-context"
 LAUNCHED_AT = "scoop-launched-at"
 
+CONTENT_TYPE = "content-type"
+"""What a launcher calls the media type of a body in its headers; at the broker it is where programs look for it."""
+
 _EVENT_ID, _EVENT_SOURCE = "ce_id", "ce_source"
 _ESCAPE = "\\x"
 _LINEAGE = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(,[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})*")

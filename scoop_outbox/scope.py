@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from scoop_outbox.context import Context
 from scoop_outbox.errors import PayloadError
 from scoop_outbox.failure import Frame
-from scoop_outbox.headers import PREFIX, key_text
+from scoop_outbox.headers import CONTENT_TYPE, PREFIX, key_text
 from scoop_outbox.message import Topic, dump_json, encode, topic_name, uuid7
 
 if TYPE_CHECKING:  # only the types of what the drivers put in; the scope itself does no I/O
@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # only the types of what the drivers put in; the scope itself
     from sqlalchemy.orm import Session
 
 KEY_LIMIT = 1024
+CONTENT_TYPE_LIMIT = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ def emission(
         topic: a name, or a typed topic.
         payload: JSON values, a dataclass, a pydantic model, or bytes.
         key: orders the message among others of the same key: text, or the bytes of a binary key.
-        headers: text headers that travel with the message.
+        headers: text headers that travel with the message; `content-type` says what the body is instead of `payload`.
         context: the cooperation context of its handlers.
         awaited: whether the launching step's successor waits for it.
         depth: how many frames above the caller the launching code is.
@@ -68,22 +69,37 @@ def emission(
         PayloadError: payload, key or a header cannot be encoded.
     """
     body, content_type = encode(topic, payload)
+    others = {}
     for name, value in (headers or {}).items():
         if not _is_text(name) or not _is_text(value):
             raise PayloadError(f"header {name!r}: names and values are text; encode other values yourself")
         if name.lower().startswith(PREFIX):
             raise PayloadError(f"header {name!r}: names that start with {PREFIX!r} are ours; use another name")
+        if name.lower() == CONTENT_TYPE:
+            content_type = _checked_content_type(value)
+        else:
+            others[name] = value
     return Emission(
         uuid7(),
         topic_name(topic),
         _checked_key(key),
         body,
         content_type,
-        dict(headers or {}),
+        others,
         context,
         awaited,
         Frame.of_caller(depth + 1),
     )
+
+
+def _checked_content_type(value: str) -> str:
+    # AMQP has so many bytes for it, and Postgres no text with NUL.
+    if "\0" in value or len(value.encode()) > CONTENT_TYPE_LIMIT:
+        raise PayloadError(
+            f"header {CONTENT_TYPE!r}: a content type has at most {CONTENT_TYPE_LIMIT} bytes in UTF-8, without NUL, "
+            f"not {value!r:.60}"
+        )
+    return value
 
 
 def _checked_key(key: object) -> str | None:

@@ -57,7 +57,8 @@ def delivery(
         else:
             message_id = given
     elif foreign is not None:
-        message_id = wire.derived_id("cloudevents", foreign)
+        # Of a topic: whoever copies an event to another one with its headers wants it handled there, too.
+        message_id = wire.derived_id("cloudevents", topic, foreign)
     text = None if key is None else wire.key_text(key)
     envelope = Envelope(message_id, topic, text, body, content_type or "", dict(headers))
     return Delivery(envelope, position, defect or wire.defect(envelope), tag)

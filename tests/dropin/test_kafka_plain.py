@@ -65,14 +65,16 @@ async def test_a_plain_consumer_sees_ordinary_messages(kafka: Trial, database_ur
 
     async with service.running():
         await service.app.launch(topic, {"sku": "äpfel", "n": 1}, key="k-1", headers=headers)
-        await service.app.launch(topic, AVRO, key=b"\xff\x00key", headers=headers)
+        await service.app.launch(
+            topic, AVRO, key=b"\xff\x00key", headers={**headers, "content-type": "application/avro"}
+        )
         await service.app.launch(topic, b"")
         await until(lambda: service.ask("select count(*) from outbox") == [(0,)], 30)
         plain = await asyncio.to_thread(kafka.read, topic)
 
     assert [message.value() for message in plain] == [b'{"sku":"\\u00e4pfel","n":1}', AVRO, b""]
     assert [message.key() for message in plain] == [b"k-1", b"\xff\x00key", None]
-    assert [headers_of(one)["content-type"] for one in plain[:2]] == [b"application/json", b"application/octet-stream"]
+    assert [headers_of(one)["content-type"] for one in plain[:2]] == [b"application/json", b"application/avro"]
     for message in plain[:2]:
         found = headers_of(message)
         assert {key: found[key].decode() for key in headers} == headers

@@ -80,13 +80,13 @@ async def test_a_plain_consumer_sees_ordinary_messages(rabbit: Trial, database_u
 
     async with service.running():
         launched = await service.app.launch(topic, {"sku": "äpfel", "n": 1}, key="k-1", headers=headers)
-        await service.app.launch(topic, AVRO, key="k-1", headers=headers)
+        await service.app.launch(topic, AVRO, key="k-1", headers={**headers, "content-type": "application/avro"})
         await service.app.launch(topic, b"", key="k-1")
         plain = await messages(rabbit, queue, 3)
 
     assert [message.body for message in plain] == [b'{"sku":"\\u00e4pfel","n":1}', AVRO, b""]
-    octets = "application/octet-stream"
-    assert [message.content_type for message in plain] == ["application/json", octets, octets]
+    types = ["application/json", "application/avro", "application/octet-stream"]
+    assert [message.content_type for message in plain] == types
     assert plain[0].message_id == str(launched.id)
     assert (plain[0].exchange, plain[0].routing_key, plain[0].delivery_mode) == ("amq.topic", topic, 2)
     for message in plain[:2]:

@@ -26,9 +26,11 @@ async def test_a_plain_message_is_known_again_by_its_id(trial: Trial) -> None:
         await publish_plainly(
             trial, "amq.topic", topic, body, message_id=message_id, app_id=app, content_type="text/plain"
         )
-    one, two, three, four = await received(await trial.consumer(group, topic), 4)
+    later = datetime(2026, 1, 2, tzinfo=UTC)
+    await publish_plainly(trial, "amq.topic", topic, b"1", message_id="m", app_id="shop", timestamp=later)
+    one, two, three, four, sent_again = await received(await trial.consumer(group, topic), 5)
 
-    assert one.envelope.id == two.envelope.id
+    assert one.envelope.id == two.envelope.id == sent_again.envelope.id
     assert len({one.envelope.id, three.envelope.id, four.envelope.id}) == 3
     assert (one.defect, one.envelope.topic, one.envelope.key) == (None, topic, None)
     assert one.envelope.content_type == "text/plain"

@@ -91,9 +91,11 @@ def test_headers_of_ours_that_cannot_be_meant_are_a_defect(headers: dict[str, st
 OTHERWISE = wire.derived_id("otherwise")
 
 
-def received(headers: Mapping[str, str], key: bytes | None = None, content_type: str | None = None) -> Delivery:
+def received(
+    headers: Mapping[str, str], key: bytes | None = None, content_type: str | None = None, topic: str = "orders"
+) -> Delivery:
     return delivery(
-        topic="orders", key=key, body=b"1", content_type=content_type, headers=headers, otherwise=OTHERWISE,
+        topic=topic, key=key, body=b"1", content_type=content_type, headers=headers, otherwise=OTHERWISE,
         position="orders[0]@1", tag=None,
     )  # fmt: skip
 
@@ -111,6 +113,7 @@ def test_a_message_from_outside_has_the_identity_that_its_producer_gave_it() -> 
     event = {"ce_id": "7", "ce_source": "/shop"}
     assert received(event).envelope.id == received({**event, "more": "1"}).envelope.id != OTHERWISE
     assert received({**event, "ce_source": "/books"}).envelope.id != received(event).envelope.id
+    assert received(event, topic="copies").envelope.id != received(event).envelope.id
 
 
 def test_an_id_that_is_none_is_a_defect_and_the_message_keeps_an_identity() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from scoop_outbox import Context, DefinitionError, PayloadError, Result, Scope
-from scoop_outbox.scope import KEY_LIMIT
+from scoop_outbox.scope import CONTENT_TYPE_LIMIT, KEY_LIMIT
 
 RUN = uuid.UUID(int=1)
 
@@ -28,6 +28,16 @@ def test_a_launch_is_kept_until_the_step_ends() -> None:
     assert emission.awaited is True
     assert json.loads(emission.context or "") == {"who": "me", "what": 2}
     assert emission.launched_at.function_name == test_a_launch_is_kept_until_the_step_ends.__qualname__
+
+
+def test_a_launch_may_say_what_its_body_is() -> None:
+    one = scope()
+    one.launch("topic", b"Avro", headers={"Content-Type": "application/avro", "h": "v"})
+    one.launch("topic", b"bytes", headers={"h": "v"})
+    assert [(emission.content_type, emission.headers) for emission in one.emissions] == [
+        ("application/avro", {"h": "v"}),
+        ("application/octet-stream", {"h": "v"}),
+    ]
 
 
 def test_a_launch_sees_the_context_as_it_is_now() -> None:
@@ -63,6 +73,8 @@ def test_hp_13_a_launch_on_the_global_scope_takes_nothing_along() -> None:
         ({"headers": {1: "a"}}, "header 1: names and values are text"),
         ({"headers": {"a": "\ud800"}}, "header 'a': names and values are text"),
         ({"headers": {"Scoop-Lineage": "x"}}, "are ours"),
+        ({"headers": {"content-type": "a\0"}}, "a content type has at most 255 bytes"),
+        ({"headers": {"content-type": "x" * (CONTENT_TYPE_LIMIT + 1)}}, "a content type has at most 255 bytes"),
         ({"context": {"a": object()}}, "the context cannot be encoded"),
     ],
 )

@@ -16,8 +16,6 @@ from scoop_outbox.message import Envelope
 TOMBSTONE = "kafka-tombstone"
 """A message with this header is published with a null value, and one that came with a null value has it."""
 
-CONTENT_TYPE = "content-type"
-
 
 # By way of C: at a name that is no UTF-8 the client answers with a broken object and an error at once, and Python looks
 # whether there is an error on this way only. An ordinary call looks at first, and not any more once it was made often:
@@ -62,7 +60,6 @@ class Records:
 
 
 def _encoded(envelope: Envelope) -> Encoded:
-    left_out = TOMBSTONE if TOMBSTONE in envelope.headers else CONTENT_TYPE
     # Most are ASCII, which the client encodes faster; it knows nothing of what octets() does to the rest.
     found: Encoded = [
         (
@@ -70,11 +67,11 @@ def _encoded(envelope: Envelope) -> Encoded:
             value if value.isascii() else wire.octets(value),
         )
         for name, value in envelope.headers.items()
-        if name not in (left_out, wire.ID, wire.TOPIC)
+        if name not in (TOMBSTONE, wire.CONTENT_TYPE, wire.ID, wire.TOPIC)
     ]
     found.append((wire.TOPIC, wire.octets(envelope.topic)))
-    if envelope.content_type and left_out == CONTENT_TYPE:
-        found.append((CONTENT_TYPE, wire.octets(envelope.content_type)))
+    if envelope.content_type and TOMBSTONE not in envelope.headers:
+        found.append((wire.CONTENT_TYPE, wire.octets(envelope.content_type)))
     return found
 
 
@@ -104,7 +101,7 @@ def delivery_of(message: Message, turn: int, identity_header: str | None) -> Del
     except (SystemError, UnicodeDecodeError):
         # So the client says that a name is no UTF-8. It must not be asked again: it would answer with broken objects.
         headers, defect = {}, "the name of one of its headers is no UTF-8"
-    content_type = headers.pop(CONTENT_TYPE, None)
+    content_type = headers.pop(wire.CONTENT_TYPE, None)
     if body is None:
         content_type = None
         headers[TOMBSTONE] = "true"

@@ -195,13 +195,12 @@ def _cloud_event(table: Mapping[str, str]) -> dict[str, str]:
 def _identity(
     topic: str, arrived: Route, properties: Basic.Properties, table: Mapping[str, str], body: bytes, *, by_content: bool
 ) -> uuid.UUID:
-    sent = properties.timestamp
-    milliseconds = int(sent.timestamp() * 1000) if sent is not None else None
     if properties.message_id:
-        parts = ("amqp", properties.app_id or "", topic, properties.message_id)
-        return wire.derived_id(*parts, milliseconds=milliseconds)
+        # Without the time: a producer that sends it once more gives it another one.
+        return wire.derived_id("amqp", properties.app_id or "", topic, properties.message_id)
     if not by_content:
         return uuid7()
+    sent = properties.timestamp
     told = [f"{name}={value}" for name, value in sorted(table.items()) if not name.startswith(_CHANGING)]
     told += [f"{name}={value}" for name, value in sorted(_shown(properties, ours=False).items())]
     return wire.derived_id(
@@ -211,7 +210,7 @@ def _identity(
         arrived.key,
         *told,
         body,
-        milliseconds=milliseconds,
+        milliseconds=None if sent is None else int(sent.timestamp() * 1000),
     )
 
 
