@@ -174,9 +174,19 @@ def replay(letter: int) -> Plan[Replay]:
     )
     if not handled[0][0]:
         yield from ask(ROLLBACK)
-        return Replay(letter, Verdict.REFUSED, f"{service} has no saga for it: start the service that declares one")
+        return Replay(letter, Verdict.REFUSED, _nobody(contents.envelope, service))
     yield from ask(COMMIT)
     return Replay(letter, Verdict.REPLAYED, f"{service} has taken it in" + ("" if started else " before"))
+
+
+def _nobody(envelope: Envelope, service: str | None) -> str:
+    """Say why a service does nothing with a message that it can take in."""
+    if wire.LINEAGE in envelope.headers:
+        return (
+            f"no run waits for it in {service}: the service listened on the topic only after the message was launched, "
+            "or what launched it has ended"
+        )
+    return f"{service} has no saga for it: start the service that declares one"
 
 
 def _defect(envelope: Envelope) -> str | None:

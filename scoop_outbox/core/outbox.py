@@ -130,6 +130,12 @@ def delete_published(places: Sequence[Place], epochs: Mapping[int, int]) -> Plan
     return count
 
 
+def read_writers() -> Plan[set[str]]:
+    """Return the transactions that have written into the outbox, or will in a moment, and have not ended."""
+    (rows,) = yield from ask(statement("read_writers"))
+    return {transaction for (transaction,) in rows}
+
+
 def bury_unpublishable(reasons: Mapping[Place, str], epochs: Mapping[int, int]) -> Plan[int]:
     """Make dead letters of what can never be published, in the shards still owned, and return of how many.
 

@@ -3,8 +3,10 @@
 While there is a backlog it is read on above what was read. Otherwise it is read from where it was some seconds ago, so
 that messages whose transaction committed late are found at once. Not from the beginning: as long as anybody in the
 database keeps an old snapshot, and a step that takes half an hour does, all that was deleted meanwhile is passed over
-by whoever reads there, and each look became slower than the last. From the beginning it is read now and then, less
-often the longer that takes.
+by whoever reads there, and each look became slower than the last. From the beginning it is read with each sweep.
+
+A transaction that writes into the outbox and takes longer than that keeps the floors where they are: what it wrote at
+first would be found after what it wrote at last.
 """
 
 from __future__ import annotations
@@ -12,13 +14,17 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable
 
+from scoop_outbox.daemon.sweep import Sweep
+
 _REMEMBERED = 10.0
-_EVERY = 5.0
-_SHARE = 20.0
 
 
 class Floors:
-    """The numbers above which one relay reads its shards."""
+    """The numbers above which one relay reads its shards.
+
+    Attributes:
+        sweep: when everything is to be read from the beginning.
+    """
 
     def __init__(self) -> None:
         """Know nothing: everything is read from the beginning."""
@@ -26,28 +32,15 @@ class Floors:
         self._begun: set[int] = set()  # to be read from there, whatever else happens
         self._low: dict[int, int] = {}
         self._middle: dict[int, int] = {}
+        self._recent: dict[int, int] = {}
         self._high: dict[int, int] = {}
+        self._writers: set[str] = set()  # the transactions that were writing when `_recent` was noted
         self._move_at = 0.0
-        self._scan_at = 0.0
-        self._is_scanning = False
+        self.sweep = Sweep()
 
     def of(self, shard: int) -> int:
         """Return the number above which to read a shard."""
         return self._read.get(shard, self._low.get(shard, 0))
-
-    @property
-    def scan_due(self) -> bool:
-        """Whether it is time to read from the beginning."""
-        return time.monotonic() >= self._scan_at
-
-    def scan_soon(self) -> None:
-        """Read from the beginning with the next look: something may have been left behind."""
-        self._scan_at = 0.0
-
-    def scanned(self) -> None:
-        """Note that everything is read from the beginning next."""
-        self._scan_at = time.monotonic() + _EVERY
-        self._is_scanning = True
 
     def begin(self, shard: int, above: int) -> None:
         """Read a shard from some number on, and then go on from there."""
@@ -60,9 +53,7 @@ class Floors:
         for shard in self._begun.intersection(shards) - dict(places).keys():
             del self._read[shard]  # nothing is there: it is not read from its beginning with the next look, too
         self._begun.difference_update(shards)
-        if self._is_scanning and self._scan_at:
-            self._scan_at = max(self._scan_at, time.monotonic() + _SHARE * seconds)
-        self._is_scanning = False
+        self.sweep.looked(seconds)
 
     def keep(self, shards: Collection[int]) -> None:
         """Read on in these shards only: of others nothing is in hand."""
@@ -72,14 +63,32 @@ class Floors:
         """Note what was published and deleted."""
         for shard, seq in dict(places).items():  # of each batch the last one, which is the highest or nearly so
             self._high[shard] = max(self._high.get(shard, 0), seq)
-        now = time.monotonic()
-        if now >= self._move_at:
-            self._low, self._middle = self._middle, dict(self._high)
-            self._move_at = now + _REMEMBERED
+
+    @property
+    def move_due(self) -> bool:
+        """Whether it is time to move up."""
+        return time.monotonic() >= self._move_at
+
+    def move(self, writers: set[str]) -> None:
+        """Move up, unless somebody who was writing below has not ended.
+
+        Args:
+            writers: the transactions that have written into the outbox and have not ended.
+        """
+        if not self._writers & writers:
+            self._low, self._middle, self._recent = self._middle, self._recent, dict(self._high)
+            self._writers = writers
+        self._move_at = time.monotonic() + _REMEMBERED
 
     def forget(self, shards: Collection[int]) -> None:
         """Know nothing any more of shards that change their owner."""
         self._begun.difference_update(shards)
-        for numbers in (self._read, self._low, self._middle, self._high):
+        for numbers in (self._read, self._low, self._middle, self._recent, self._high):
             for shard in shards:
                 numbers.pop(shard, None)
+
+    def distrust(self) -> None:
+        """Note that another server may answer from now on, which need not know of all that was deleted."""
+        for numbers in (self._low, self._middle, self._recent, self._high):
+            numbers.clear()
+        self.sweep.soon()

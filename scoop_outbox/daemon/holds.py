@@ -60,7 +60,7 @@ class Holds:
         return sorted({topic for _, topic in self._lanes})
 
     def failed(self, firsts: Mapping[Lane, int], progress: Collection[Lane], reason: str) -> None:
-        """Hold lanes back, each time longer unless some of its messages went through.
+        """Hold lanes back, each time longer unless the message that failed first has gone through since.
 
         When nothing went through, it may be the broker, and not these topics: the others wait a little as well.
 
@@ -79,7 +79,8 @@ class Holds:
             self._go_on_at = now + min(_SHORTEST * 2.0 ** min(self._stalls, 60), _LONGEST_FOR_ALL)
         for lane, seq in firsts.items():
             known = self._lanes.get(lane)
-            failures = 1 if known is None or lane in progress else known.failures + 1
+            # Not for others that went through: those of another key do each time, and the broker may take its time.
+            failures = 1 if known is None or seq > known.seq else known.failures + 1
             pause = min(_SHORTEST * 2.0 ** min(failures, 60), LONGEST)
             self._lanes[lane] = _Hold(seq, failures, now + pause)
         if (self.reason, self.topics) != before:

@@ -3,7 +3,7 @@
 Mail is read in order of time, and deleted when it has been seen to. As long as anybody in the database keeps an old
 snapshot, and a step that takes half an hour does, what was deleted is passed over again by whoever reads from the
 beginning. So a worker looks back as far as the oldest mail that it knows to lie there, and a little further, for
-transactions that commit late; and from the beginning now and then, less often the longer that takes.
+transactions that commit late; and from the beginning with each sweep.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import time
 from datetime import timedelta
 
+from scoop_outbox.daemon.sweep import Sweep
+
 _FURTHER = 10.0
-_EVERY = 5.0
-_SHARE = 20.0
 _BEGINNING = timedelta(days=36_500)
 
 
@@ -23,13 +23,14 @@ class Horizon:
     def __init__(self) -> None:
         """Look from the beginning first."""
         self._oldest_at = 0.0  # when the oldest mail that lies there was due, by our clock
-        self._all_at = 0.0
         self._looked_at = 0.0
+        self._sweep = Sweep()
 
     def look(self) -> timedelta:
         """Return how far back to look now."""
         self._looked_at = time.monotonic()
-        if self._looked_at >= self._all_at:
+        if self._sweep.due:
+            self._sweep.begin()
             return _BEGINNING
         return timedelta(seconds=self._looked_at - self._oldest_at + _FURTHER)
 
@@ -39,11 +40,9 @@ class Horizon:
         Args:
             oldest: for how many seconds the oldest mail has been due that waits for somebody; None if there is none.
         """
-        if self._looked_at >= self._all_at:
-            took = time.monotonic() - self._looked_at
-            self._all_at = self._looked_at + max(_EVERY, _SHARE * took)
+        self._sweep.looked(time.monotonic() - self._looked_at)
         self._oldest_at = self._looked_at - max(oldest or 0.0, 0.0)  # below 0: it is due later
 
     def forget(self) -> None:
         """Look from the beginning next: there may be older mail for us than we know of."""
-        self._all_at = 0.0
+        self._sweep.soon()

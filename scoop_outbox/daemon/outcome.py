@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, Publisher, Receipt, Verdict
 from scoop_outbox.cancellation import own_cancellation_only
 from scoop_outbox.core.outbox import Lane, Outgoing, Place
+from scoop_outbox.errors import BrokerError
 from scoop_outbox.message import Envelope
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,8 @@ async def publish(publisher: Publisher, batch: Sequence[Envelope]) -> Sequence[R
     try:
         with own_cancellation_only():
             receipts = await publisher.publish(batch)
+    except BrokerError as error:
+        return [Receipt(Verdict.FAILED_FOR_NOW, str(error))] * len(batch)
     except Exception as error:
         log.exception("the publisher has failed; its messages stay in the outbox")
         return [Receipt(Verdict.FAILED_FOR_NOW, type(error).__name__)] * len(batch)

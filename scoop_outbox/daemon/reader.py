@@ -42,20 +42,19 @@ class Reader:
         """
         loop = asyncio.get_running_loop()
         running = loop.run_in_executor(self._thread, self._run, plan)
-        # On a thread of its own: it asks the server to cancel the statement, which may be long in answering that, too.
-        giving_up = loop.call_later(PATIENCE, loop.run_in_executor, None, self._abort)
+        giving_up = loop.call_later(PATIENCE, self._break_off)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
-            self._abort()
+            self._break_off()
             running.add_done_callback(_heed)
             raise
         finally:
             giving_up.cancel()
 
-    def _abort(self) -> None:
+    def _break_off(self) -> None:
         if self._driver is not None:
-            self._driver.abort()
+            self._driver.break_off()
 
     async def close(self) -> None:
         """Let go of the connection, once the thread does."""

@@ -25,7 +25,7 @@ import sqlalchemy as sa
 
 from scoop_outbox.broker.protocol import Publisher, Receipt
 from scoop_outbox.core.delivery import read_home
-from scoop_outbox.core.outbox import Outgoing, Place, bury_unpublishable, delete_published, read_outbox
+from scoop_outbox.core.outbox import Outgoing, Place, bury_unpublishable, delete_published, read_outbox, read_writers
 from scoop_outbox.daemon.floors import Floors
 from scoop_outbox.daemon.holds import Holds
 from scoop_outbox.daemon.leases import Leases
@@ -198,7 +198,7 @@ class Relay:
             await asyncio.sleep(0)  # it begins
             while waited_for:
                 # Not when all is to be read from the beginning next: it would be thrown away.
-                if self._draining and not self._ahead and not self._stopping and not self._floors.scan_due:
+                if self._draining and not self._ahead and not self._stopping and not self._floors.sweep.due:
                     waited_for.add(asyncio.create_task(self._look_ahead()))
                 try:
                     pause = await self._meanwhile()
@@ -257,7 +257,7 @@ class Relay:
             found = await executor.run(read_outbox(floors, limit, BATCH_BYTES, home, self._holds.closed))
         except BaseException:
             # What was to be read on is not known to anybody now.
-            self._floors.scan_soon()
+            self._floors.sweep.soon()
             raise
         finally:
             self._reading = frozenset()
@@ -269,9 +269,9 @@ class Relay:
         return found
 
     def _note_what_to_read_again(self) -> None:
-        if self._floors.scan_due:
+        if self._floors.sweep.due:
             self._rewound |= dict.fromkeys(range(SHARDS), 0)
-            self._floors.scanned()
+            self._floors.sweep.begin()
         again = self._holds.try_again()
         self._on_trial |= bool(again)
         for shard, seq in again.items():
@@ -311,6 +311,8 @@ class Relay:
                 self._leases.doubt()  # another relay has our shards: do not publish the same once more
             self._floors.deleted(self._undeleted)
             self._undeleted = []
+            if self._floors.move_due:
+                self._floors.move(await driver.run(read_writers()))
             # What has been drained is read from further below, for messages that commit late.
             self._floors.keep(self._draining | self._in_flight | self._reading | self._ahead.shards)
 
@@ -343,13 +345,13 @@ class Relay:
 
     async def _stand_aside(self, driver: AsyncDriver) -> bool:
         """Leave the shards to other relays while this one cannot reach the broker; answer whether it does."""
-        if not self._aside and self._holds.stalled > _STAND_ASIDE_AFTER:
-            self._aside = await self._probe.look() is not None
-            if self._aside:
-                log.warning("this relay leaves its shards to others until it can reach the broker")
-                await self._delete(driver)
-                await self._leases.release(driver)
-                self._disown(set(range(SHARDS)))
+        stalled = not self._aside and self._holds.stalled > _STAND_ASIDE_AFTER
+        if stalled and await self._probe.look() is not None:
+            log.warning("this relay leaves its shards to others until it can reach the broker")
+            await self._delete(driver)
+            await self._leases.release(driver)
+            self._disown(set(range(SHARDS)))
+            self._aside = True  # now: with shards whose leases nobody renews it would turn round and round
         elif self._aside and self._probe.trouble is None:
             self._aside = False
             self._leases.doubt()
@@ -363,6 +365,7 @@ class Relay:
     async def _connected(self) -> PatientDriver:
         if self._driver is None or not self._driver.usable:
             self._driver = await self._home.connect_to_queues()
+            self._floors.distrust()
         return self._driver
 
     async def _keep_leases(self, driver: AsyncDriver) -> None:

@@ -129,6 +129,7 @@ class Worker:
                 if driver is None or not driver.usable:
                     self._feeder = driver = await self._home.connect_to_queues()
                     await self._peers.introduce(driver)
+                    self._horizon.forget()  # what was asked last may not have been answered
                 await self._feed(driver)
                 failures, problem = 0, ""
             except (Interrupted, psycopg.Error, sa.exc.SQLAlchemyError, OSError) as error:
@@ -313,7 +314,7 @@ class Worker:
     async def _execute(self, run_id: uuid.UUID, saga: str) -> None:
         """Execute a run in a slot, and see to it that the slot is free again whatever happens."""
         slot = Slot(run_id, saga)
-        done = Execution.NOTHING
+        done: Execution | None = None
         try:
             self.counters.claims += 1
             coroutines = self._coroutines[saga]
@@ -326,14 +327,15 @@ class Worker:
                 self.counters.empty_claims += 1
         except (Interrupted, psycopg.OperationalError, sa.exc.OperationalError, OSError) as error:
             self.counters.interruptions += 1
-            self._horizon.forget()  # its mail lies where it did
             log.warning("run %s was interrupted (%s); it is executed again", slot.run_id, error)
         except StrayCancellationError:
             log.warning("run %s: a callback raised CancelledError; it is executed again", slot.run_id)
         except Exception:
             log.exception("run %s cannot be executed; it is tried again, others go on", slot.run_id)
         finally:
-            self._finished(slot, done)
+            if done is None:
+                self._horizon.forget()  # its mail lies where it did
+            self._finished(slot, done or Execution.NOTHING)
 
     def _finished(self, slot: Slot, done: Execution) -> None:
         with self._lock:

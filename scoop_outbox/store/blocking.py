@@ -110,14 +110,23 @@ class Driver:
         self.outer.close()
 
     def abort(self) -> None:
-        """Break the connection under the thread that uses it: what is open in it is undone, here and on the server."""
+        """Break the connection under the thread that uses it: what is open in it is undone, here and on the server.
+
+        While a server is frozen this takes long, and nothing else runs in the process meanwhile: libpq waits for its
+        word, and psycopg does not let go of the interpreter.
+        """
         self.usable = False
         with suppress(psycopg.Error, OSError):
             cancel = self.raw.pgconn.get_cancel()
             # First the connection: a cancelled statement must not look like a failure of the callback.
-            with socket.socket(fileno=os.dup(self.raw.fileno())) as ours:
-                ours.shutdown(socket.SHUT_RDWR)
+            self.break_off()
             cancel.cancel()
+
+    def break_off(self) -> None:
+        """Break the connection under the thread that uses it; the server notices when it is done with the statement."""
+        self.usable = False
+        with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(self.raw.fileno())) as ours:
+            ours.shutdown(socket.SHUT_RDWR)
 
     def run(self, plan: Plan[T]) -> T:
         """Execute a plan to its end.

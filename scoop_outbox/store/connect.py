@@ -53,8 +53,8 @@ _NOTICE_SILENCE = {
 }
 
 
-def _patience(url: URL) -> dict[str, Any]:
-    """Return how long to wait for a silent server, but for what the URL says itself."""
+def patience(url: URL) -> dict[str, Any]:
+    """Return what a connection is to do about a silent server, but for what the URL says itself."""
     return {name: value for name, value in _NOTICE_SILENCE.items() if name not in url.query}
 
 
@@ -64,7 +64,7 @@ def _options(url: URL, application: str) -> dict[str, Any]:
         "isolation_level": "AUTOCOMMIT",
         # What psycopg has prepared by itself it forgets after every rollback to a savepoint, with DEALLOCATE ALL: the
         # statements of the engine would be gone too.
-        "connect_args": {"application_name": application, "prepare_threshold": None, **_patience(url)},
+        "connect_args": {"application_name": application, "prepare_threshold": None, **patience(url)},
         "poolclass": sa.NullPool,
         "use_native_hstore": False,  # else every new connection asks for a type that we do not use
     }
@@ -72,7 +72,7 @@ def _options(url: URL, application: str) -> dict[str, Any]:
 
 def blocking_engine(url: str) -> sa.Engine:
     """Return an engine for migrations and other work in ordinary SQLAlchemy transactions."""
-    return sa.create_engine(parsed(url), connect_args=_patience(parsed(url)), poolclass=sa.NullPool)
+    return sa.create_engine(parsed(url), connect_args=patience(parsed(url)), poolclass=sa.NullPool)
 
 
 def driver_engine(url: str, application: str) -> sa.Engine:

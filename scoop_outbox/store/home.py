@@ -20,7 +20,7 @@ from scoop_outbox.store import queries
 from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.blocking import Driver
 from scoop_outbox.store.calls import is_severed
-from scoop_outbox.store.connect import async_driver_engine, driver_engine, explained, parsed, shown
+from scoop_outbox.store.connect import async_driver_engine, driver_engine, explained, parsed, patience, shown
 from scoop_outbox.store.patient import PatientDriver
 
 LENT = 10
@@ -169,9 +169,13 @@ class Home:
 
     async def listen(self, application: str) -> psycopg.AsyncConnection[Any]:
         """Open a bare connection in autocommit, for LISTEN or NOTIFY."""
-        url = parsed(self.url).set(drivername="postgresql").render_as_string(hide_password=False)
+        url = parsed(self.url)
         return await psycopg.AsyncConnection.connect(
-            url, autocommit=True, application_name=application, connect_timeout=10
+            url.set(drivername="postgresql").render_as_string(hide_password=False),
+            autocommit=True,
+            application_name=application,
+            # Who only listens would never notice that the other side is gone.
+            **patience(url),
         )
 
 

@@ -18,7 +18,8 @@ _MARK = "-- name: "
 def load(schema: str) -> Mapping[str, bytes]:
     """Return every statement by name, ready to be executed, for tables in `schema`."""
     # A percent sign in the text of a statement would begin a parameter.
-    fill = {"schema": sql.Identifier(schema.replace("%", "%%")), "shards": sql.Literal(SHARDS)}
+    name = schema.replace("%", "%%")
+    fill = {"schema": sql.Identifier(name), "schema_name": sql.Literal(name), "shards": sql.Literal(SHARDS)}
     statements: dict[str, bytes] = {}
     for file in sorted((resources.files(__package__) / "sql").iterdir(), key=lambda entry: entry.name):
         head, *sections = file.read_text("utf-8").split(_MARK)

@@ -92,12 +92,16 @@ def write(url: str, *emissions: Emission) -> None:
 
 
 @contextmanager
-def written_late(url: str, *emissions: Emission) -> Iterator[None]:
-    """Write messages in a transaction that commits at the end of the block."""
+def written_late(url: str, *emissions: Emission) -> Iterator[Callable[..., None]]:
+    """Write messages in a transaction that commits at the end of the block; yield what writes more of them in it."""
     app = Scoop("writer", database=url)
     with psycopg.connect(url) as connection:
-        run_joined_blocking(launch(emissions), connection, app.home.queries, lambda: None)
-        yield
+
+        def write_more(*emissions: Emission) -> None:
+            run_joined_blocking(launch(emissions), connection, app.home.queries, lambda: None)
+
+        write_more(*emissions)
+        yield write_more
 
 
 def ask(url: str, question: str, *values: Any) -> list[tuple[Any, ...]]:

@@ -5,6 +5,9 @@ import pytest
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
 from scoop_outbox.daemon import holds as holds_module
 from scoop_outbox.daemon import relay as relay_module
+from scoop_outbox.daemon.leases import Leases
+from scoop_outbox.store.aio import AsyncDriver
+from scoop_outbox.store.calls import Interrupted
 from scoop_outbox.store.schema import SHARDS
 from tests.integration.relaying import FakePublisher, ask, left, made, relaying, write
 from tests.waiting import until
@@ -100,6 +103,30 @@ async def test_a_relay_that_is_alone_takes_its_shards_back_when_it_can_reach_the
         await until(lambda: left(database_url) == 0)
         await until(lambda: relay.trouble is None)
     assert publisher.of("k") == [0, 1]
+
+
+async def test_a_database_that_fails_while_a_relay_leaves_its_shards_costs_nothing(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "_STAND_ASIDE_AFTER", 0.2)
+    failures = [Interrupted("the database went away"), Interrupted("once more")]
+    release = Leases.release
+
+    async def fail_first(leases: Leases, driver: AsyncDriver) -> None:
+        if failures:
+            raise failures.pop()
+        await release(leases, driver)
+
+    monkeypatch.setattr(Leases, "release", fail_first)
+    publisher = FakePublisher(lambda _: Receipt(Verdict.FAILED_FOR_NOW, "down") if publisher.trouble else ACKNOWLEDGED)
+    publisher.trouble = "down"
+    write(database_url, made(0, "k"))
+    async with relaying(database_url, publisher) as relay:
+        await until(lambda: not failures)
+        publisher.trouble = None
+        await until(lambda: left(database_url) == 0)
+        await until(lambda: relay.trouble is None)
+    assert publisher.of("k") == [0]
 
 
 async def test_a_relay_whose_broker_answers_keeps_its_shards(

@@ -20,6 +20,8 @@ from scoop_outbox.daemon import floors as floors_module
 from scoop_outbox.daemon import holds as holds_module
 from scoop_outbox.daemon import leases as leases_module
 from scoop_outbox.daemon import relay as relay_module
+from scoop_outbox.daemon import sweep as sweep_module
+from scoop_outbox.daemon.floors import Floors
 from scoop_outbox.message import Envelope
 from scoop_outbox.scope import emission
 from scoop_outbox.store.aio import AsyncDriver
@@ -260,28 +262,45 @@ async def test_a_message_that_commits_late_is_published_though_later_ones_were(d
         await until(lambda: publisher.of("k") == [*range(1, 20), 0])
 
 
-async def test_a_message_that_is_later_than_what_is_looked_back_is_found_all_the_same(
+async def test_what_a_transaction_writes_is_published_in_order_however_long_it_takes(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(floors_module, "_REMEMBERED", 0.0)
-    monkeypatch.setattr(floors_module, "_EVERY", 0.5)
+    monkeypatch.setattr(sweep_module, "EVERY", 3600.0)
+    publisher = FakePublisher()
+    async with relaying(database_url, publisher):
+        with written_late(database_url, made(0, "k")) as write_more:
+            for number in range(1, 6):
+                write(database_url, made(number, "k"))
+                await until(lambda: left(database_url) == 0)
+            write_more(made(6, "k"))
+        await until(lambda: publisher.of("k") == [*range(1, 6), 0, 6])
+
+
+async def test_a_message_that_is_later_than_what_is_looked_back_is_found_all_the_same(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move = Floors.move
+    monkeypatch.setattr(Floors, "move", lambda self, _: move(self, set()))  # as if nobody were writing
+    monkeypatch.setattr(floors_module, "_REMEMBERED", 0.0)
+    monkeypatch.setattr(sweep_module, "EVERY", 0.5)
     publisher = FakePublisher()
     async with relaying(database_url, publisher) as relay:
         with written_late(database_url, made(0, "k")):
             (late,) = ask(database_url, "select last_value from pg_sequences where sequencename = 'outbox_seq_seq'")
-            for number in range(1, 4):
+            for number in range(1, 6):
                 write(database_url, made(number, "k"))
                 await until(lambda: left(database_url) == 0)
             await until(lambda: relay._floors.of(shard_of(database_url, "k")) > late[0])
-        await until(lambda: publisher.of("k") == [1, 2, 3, 0])
+        await until(lambda: publisher.of("k") == [*range(1, 6), 0])
 
 
 async def test_a_late_message_does_not_wait_for_the_outbox_to_be_empty(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relay_module, "BATCH", 1)
-    monkeypatch.setattr(floors_module, "_EVERY", 0.02)
-    monkeypatch.setattr(floors_module, "_SHARE", 0.0)  # however long a look takes here
+    monkeypatch.setattr(sweep_module, "EVERY", 0.02)
+    monkeypatch.setattr(sweep_module, "SHARE", 0.0)  # however long a look takes here
     publisher = FakePublisher()
     publisher.open.clear()
     async with AsyncExitStack() as stack:
@@ -428,7 +447,7 @@ async def test_messages_of_a_key_on_a_topic_keep_their_order_whatever_the_broker
         patch.setattr(relay_module, "BATCH", batch)
         patch.setattr(holds_module, "LONGEST", 0.001)
         patch.setattr(holds_module, "_LONGEST_FOR_ALL", 0.001)
-        patch.setattr(floors_module, "_EVERY", 0.03)
+        patch.setattr(sweep_module, "EVERY", 0.03)
         with psycopg.connect(database_url) as connection:
             connection.execute("truncate scoop_outbox.outbox, scoop_outbox.dead_letter")
         write(database_url, *(made(number, *message) for number, message in enumerate(messages)))

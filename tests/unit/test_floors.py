@@ -1,8 +1,11 @@
 """From where on a shard of the outbox is read."""
 
+from collections.abc import Collection
+
 import pytest
 
 from scoop_outbox.daemon import floors as floors_module
+from scoop_outbox.daemon import sweep as sweep_module
 from scoop_outbox.daemon.floors import Floors
 from tests.clock import Clock
 
@@ -10,8 +13,15 @@ from tests.clock import Clock
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(floors_module, "time", clock)
+    for module in (floors_module, sweep_module):
+        monkeypatch.setattr(module, "time", clock)
     return clock
+
+
+def delete(floors: Floors, *places: tuple[int, int], writers: Collection[str] = ()) -> None:
+    floors.deleted(places)
+    if floors.move_due:
+        floors.move(set(writers))
 
 
 def test_a_backlog_is_read_on_where_it_was_left(clock: Clock) -> None:
@@ -24,32 +34,72 @@ def test_a_backlog_is_read_on_where_it_was_left(clock: Clock) -> None:
 
 def test_what_was_deleted_long_ago_is_not_passed_over_again(clock: Clock) -> None:
     floors = Floors()
-    floors.deleted([(1, 8), (1, 10)])
+    delete(floors, (1, 8), (1, 10))
+    clock.now += 10
+    delete(floors, (1, 20))
     assert floors.of(1) == 0, "a transaction that is under way may still commit below"
     clock.now += 10
-    floors.deleted([(1, 20)])
+    delete(floors, (1, 30))
     assert floors.of(1) == 10
     clock.now += 5
-    floors.deleted([(1, 30)])
+    delete(floors, (1, 40))
     assert floors.of(1) == 10
     clock.now += 5
-    floors.deleted([(2, 5)])
+    delete(floors, (2, 5))
     assert floors.of(1) == 20
     assert floors.of(2) == 0
 
 
 def test_after_a_long_pause_only_what_was_before_it_is_left_out(clock: Clock) -> None:
     floors = Floors()
-    floors.deleted([(1, 10)])
-    clock.now += 3600
-    floors.deleted([(1, 20)])
+    for seq in (10, 20, 30):
+        delete(floors, (1, seq))
+        clock.now += 3600
     assert floors.of(1) == 10
+
+
+def test_who_has_written_below_and_has_not_ended_keeps_the_floor_down(clock: Clock) -> None:
+    floors = Floors()
+    delete(floors, (1, 10), writers=["long", "short"])
+    for seq in (20, 30, 40):
+        clock.now += 10
+        delete(floors, (1, seq), writers=["long", "other"])
+        assert floors.of(1) == 0
+    clock.now += 10
+    delete(floors, (1, 50), writers=["later"])
+    assert floors.of(1) == 0, "what it has written is read first"
+    clock.now += 10
+    delete(floors, (1, 60))
+    assert floors.of(1) == 10
+
+
+def test_who_has_begun_to_write_later_keeps_down_what_was_deleted_later(clock: Clock) -> None:
+    floors = Floors()
+    delete(floors, (1, 10))
+    clock.now += 10
+    delete(floors, (1, 20), writers=["long"])
+    for seq in (30, 40):
+        clock.now += 10
+        delete(floors, (1, seq), writers=["long"])
+        assert floors.of(1) == 0
+
+
+def test_another_server_need_not_know_what_was_deleted(clock: Clock) -> None:
+    floors = Floors()
+    for seq in (10, 20, 30):
+        delete(floors, (1, seq))
+        clock.now += 10
+    floors.sweep.begin()
+    floors.sweep.looked(0.01)
+    floors.distrust()
+    assert floors.of(1) == 0
+    assert floors.sweep.due
 
 
 def test_a_shard_of_a_new_owner_is_read_from_the_beginning(clock: Clock) -> None:
     floors = Floors()
-    for seq in (10, 20, 30):
-        floors.deleted([(1, seq), (2, seq)])
+    for seq in (10, 20, 30, 40):
+        delete(floors, (1, seq), (2, seq))
         clock.now += 10
     floors.reached([1], [(1, 40)], 0.01)
     floors.forget({1})
@@ -69,38 +119,10 @@ def test_where_a_shard_is_to_be_read_again_is_kept_until_it_was(clock: Clock) ->
 
 def test_a_shard_in_which_nothing_was_found_is_not_read_from_its_beginning_again(clock: Clock) -> None:
     floors = Floors()
-    for seq in (10, 20, 30):
-        floors.deleted([(1, seq)])
+    for seq in (10, 20, 30, 40):
+        delete(floors, (1, seq))
         clock.now += 10
     floors.begin(1, 0)
     assert floors.of(1) == 0
     floors.reached([1], [], 0.01)
     assert floors.of(1) == 20
-
-
-def due(floors: Floors) -> bool:
-    return floors.scan_due
-
-
-def test_the_longer_it_takes_the_less_often_all_is_read_from_the_beginning(clock: Clock) -> None:
-    floors = Floors()
-    assert due(floors)
-    floors.scanned()
-    floors.reached([1], [], 0.01)
-    clock.now += 5
-    assert due(floors)
-    floors.scanned()
-    floors.reached([1], [], 2.0)
-    clock.now += 39
-    assert not due(floors)
-    clock.now += 1
-    assert due(floors)
-
-
-def test_when_something_may_be_left_behind_all_is_read_at_once(clock: Clock) -> None:
-    floors = Floors()
-    floors.scanned()
-    floors.scan_soon()
-    assert due(floors)
-    floors.reached([1], [], 1.0)
-    assert due(floors), "until it has been"

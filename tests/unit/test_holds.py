@@ -41,6 +41,16 @@ def test_each_time_is_twice_as_long_unless_something_went_through(clock: Clock) 
     assert (holds.next_due, holds.reason) == (None, "")
 
 
+def test_others_of_the_lane_that_go_through_do_not_make_it_quick_again(clock: Clock) -> None:
+    holds = Holds()
+    lane = (1, "no leader for one partition")
+    for pause in (0.1, 0.2, 0.4):
+        holds.failed({lane: 7}, [lane], "no leader")
+        assert holds.next_due == pytest.approx(pause)
+        clock.now += pause + 0.001
+        holds.try_again()
+
+
 def test_when_nothing_goes_through_all_wait_a_little(clock: Clock) -> None:
     holds = Holds()
     holds.failed({(1, "full"): 1}, [], "full")

@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 
 from scoop_outbox.daemon import horizon as horizon_module
+from scoop_outbox.daemon import sweep as sweep_module
 from scoop_outbox.daemon.horizon import Horizon
 from tests.clock import Clock
 
@@ -12,7 +13,8 @@ from tests.clock import Clock
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(horizon_module, "time", clock)
+    for module in (horizon_module, sweep_module):
+        monkeypatch.setattr(module, "time", clock)
     return clock
 
 
@@ -46,7 +48,7 @@ def test_now_and_then_everything_is_looked_through_less_often_the_longer_it_take
     horizon.look()
     clock.now += 1  # it took a second
     horizon.looked(None)
-    clock.now += 18
+    clock.now += 19
     assert not years(horizon.look())
     horizon.looked(None)
     clock.now += 1
@@ -64,3 +66,8 @@ def test_when_there_may_be_older_mail_everything_is_looked_through_at_once(clock
     horizon.looked(None)
     horizon.forget()
     assert years(horizon.look())
+    horizon.looked(None)
+    assert not years(horizon.look())
+    horizon.forget()
+    horizon.looked(None)
+    assert years(horizon.look()), "also when it was told in the middle of a look"

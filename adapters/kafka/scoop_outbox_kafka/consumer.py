@@ -61,7 +61,6 @@ class KafkaConsumer:
         self._settings = settings
         self._wanted = subscription
         self._configuration = settings.for_consumer(f"scoop-{subscription.service}", subscription.group)
-        self._admin = settings.for_admin(settings.consumer)
         strategies = str(self._configuration.get("partition.assignment.strategy", "cooperative"))
         self._incremental = "cooperative" in strategies
         self._assignment = Assignment()
@@ -181,11 +180,12 @@ class KafkaConsumer:
         timeout = min(max(wait, 2.0), _ANSWER)
         try:
             fresh = unstarted(consumer, group, self._wanted.topics, timeout)
-            self._starts = starts(consumer, self._configuration, self._admin, group, fresh, self._wanted.start, timeout)
+            settings, configuration = self._settings, self._configuration
+            self._starts = starts(consumer, settings, configuration, group, fresh, self._wanted.start, timeout)
         except KafkaException as error:
             consumer.poll(0.1)  # what is behind it is told to _on_error
             self._unreachable(error.args[0])
-            explain_silence(error.args[0], self._admin, group, timeout)
+            explain_silence(error.args[0], self._settings, group, timeout)
             return False
         if self._starts:
             log.info(

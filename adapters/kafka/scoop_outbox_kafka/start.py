@@ -10,6 +10,8 @@ from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, 
 from confluent_kafka.admin import AdminClient
 
 from scoop_outbox.errors import BrokerError
+from scoop_outbox_kafka.client import make
+from scoop_outbox_kafka.settings import Settings
 
 Part = tuple[str, int]
 
@@ -121,12 +123,12 @@ def committed(consumer: Consumer, group: str, parts: Iterable[Part], timeout: fl
     return {(one.topic, one.partition): one.offset for one in found if one.offset >= 0}
 
 
-def explain_silence(error: KafkaError, admin: Mapping[str, object], group: str, timeout: float) -> None:
+def explain_silence(error: KafkaError, settings: Settings, group: str, timeout: float) -> None:
     """See whether a group was not answered because it may not be used: librdkafka asks on and on, and does not say.
 
     Args:
         error: how asking for the group's offsets ended.
-        admin: the configuration of a client that is told.
+        settings: of the client that is told.
         group: which one.
         timeout: seconds for the question.
 
@@ -136,7 +138,7 @@ def explain_silence(error: KafkaError, admin: Mapping[str, object], group: str, 
     if error.code() != KafkaError._TIMED_OUT:  # noqa: SLF001 - its public name
         return
     # Kept until the answer is here: nothing comes of what a client was asked that is gone.
-    client = AdminClient(dict(admin))  # type: ignore[arg-type]
+    client = make(AdminClient, settings, settings.for_admin(settings.consumer))
     try:
         asked = client.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)], request_timeout=timeout)
         asked[group].result(timeout)
@@ -192,8 +194,8 @@ def bounds(consumer: Consumer, part: Part, timeout: float) -> tuple[int, int]:
 
 def starts(
     consumer: Consumer,
+    settings: Settings,
     configuration: Mapping[str, object],
-    admin: Mapping[str, object],
     group: str,
     parts: list[Part],
     start: str | None,
@@ -203,8 +205,8 @@ def starts(
 
     Args:
         consumer: of that group, not necessarily a member.
+        settings: of the client that is told why there is no answer.
         configuration: what a consumer is made with, for a look at another group.
-        admin: what a client is made with that is told why it gets no answer.
         group: who begins.
         parts: where it has never been.
         start: what the user said.
@@ -226,7 +228,7 @@ def starts(
         index = 0 if start == "earliest" else 1
         return {part: bounds(consumer, part, timeout)[index] for part in parts}
     if start.startswith(_GROUP):
-        return _of_group(consumer, configuration, admin, parts, start.removeprefix(_GROUP), timeout)
+        return _of_group(consumer, settings, configuration, parts, start.removeprefix(_GROUP), timeout)
     wanted = [TopicPartition(*part, _milliseconds(start)) for part in parts]
     found = {(one.topic, one.partition): one.offset for one in consumer.offsets_for_times(wanted, timeout=timeout)}
     # A partition without a message that late begins at its end.
@@ -235,17 +237,17 @@ def starts(
 
 def _of_group(
     consumer: Consumer,
+    settings: Settings,
     configuration: Mapping[str, object],
-    admin: Mapping[str, object],
     parts: list[Part],
     other: str,
     timeout: float,
 ) -> dict[Part, int]:
-    reader = Consumer({**configuration, "group.id": other})
+    reader = make(Consumer, settings, {**configuration, "group.id": other})
     try:
         found = committed(reader, other, parts, timeout)
     except KafkaException as error:
-        explain_silence(error.args[0], admin, other, timeout)
+        explain_silence(error.args[0], settings, other, timeout)
         raise
     finally:
         reader.close()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 
-from confluent_kafka import KafkaError, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from scoop_outbox.broker.protocol import Receipt, Verdict
 
@@ -59,7 +59,14 @@ class Topics:
         until = time.monotonic() + (deadline - time.monotonic()) / 2
         while unknown:
             for topic in unknown:
-                self._note(topic, _ask_for(producer, topic, deadline))
+                try:
+                    reason = _ask_for(producer, topic, deadline)
+                except KafkaException:
+                    # Nobody has said for a while that they are missing; who answers next may be a broker that has just
+                    # started, and does not know them yet.
+                    self._missing.clear()
+                    raise
+                self._note(topic, reason)
             unknown = (unknown & self._missing.keys()) - self.refused.keys()
             if unknown and time.monotonic() >= until:
                 for topic in unknown:

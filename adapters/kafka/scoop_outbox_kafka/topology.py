@@ -38,16 +38,15 @@ def _check(settings: Settings, subscription: Subscription) -> None:
     configuration = settings.for_consumer(f"scoop-{subscription.service}", subscription.group)
     # Not under that name: static membership would take it for the real one.
     configuration.pop("group.instance.id", None)
-    admin = settings.for_admin(settings.consumer)
     consumer = make(Consumer, settings, {**configuration, "error_cb": told.append})
     try:
         fresh = unstarted(consumer, subscription.group, subscription.topics, _ANSWER / 2)
-        starts(consumer, configuration, admin, subscription.group, fresh, subscription.start, _ANSWER / 2)
+        starts(consumer, settings, configuration, subscription.group, fresh, subscription.start, _ANSWER / 2)
         _check_reading(settings, subscription.topics)
     except KafkaException as error:
         consumer.poll(0.1)  # what is behind it is told to error_cb
         raise_if_refused(settings, told)
-        explain_silence(error.args[0], admin, subscription.group, _ANSWER / 2)
+        explain_silence(error.args[0], settings, subscription.group, _ANSWER / 2)
     finally:
         consumer.close()
 
