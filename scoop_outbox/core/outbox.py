@@ -27,10 +27,12 @@ class Outgoing:
     Attributes:
         places: where they stand.
         envelopes: the messages.
+        ends: of shards in which something was left out, the last number that was looked at, if all was.
     """
 
     places: list[Place] = field(default_factory=list)
     envelopes: list[Envelope] = field(default_factory=list)
+    ends: dict[int, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return how many messages these are."""
@@ -79,19 +81,25 @@ def read_outbox(
         home: this home's id, which messages carry.
         closed: topics within shards of which nothing is to be read.
     """
-    (rows,) = yield from ask(
-        statement(
-            "read_outbox",
-            shards=list(floors),
-            floors=list(floors.values()),
-            most=limit,
-            bytes=most_bytes,
-            closed_shards=[shard for shard, _ in closed],
-            closed_topics=[topic for _, topic in closed],
-        )
+    closed_shards = [shard for shard, _ in closed]
+    reading = statement(
+        "read_outbox",
+        shards=list(floors),
+        floors=list(floors.values()),
+        most=limit,
+        bytes=most_bytes,
+        closed_shards=closed_shards,
+        closed_topics=[topic for _, topic in closed],
     )
+    ends: dict[int, int] = {}
+    if closed:
+        # First: what comes in between is behind these ends.
+        found, rows = yield from ask(statement("read_ends", shards=list(floors.keys() & closed_shards)), reading)
+        ends = dict(found)
+    else:
+        (rows,) = yield from ask(reading)
     if not rows:
-        return Outgoing()
+        return Outgoing(ends=ends)
     rows.sort(key=itemgetter(1))
     # By columns: what is done for each row is most of what reading costs.
     of, seqs, ids, topics, keys, bodies, content_types, texts = zip(*rows, strict=True)
@@ -100,6 +108,7 @@ def read_outbox(
     return Outgoing(
         list(zip(of, seqs, strict=True)),
         list(map(Envelope, ids, topics, keys, bodies, content_types, map(headers.__getitem__, texts))),
+        ends,
     )
 
 

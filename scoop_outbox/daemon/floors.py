@@ -12,7 +12,7 @@ first would be found after what it wrote at last.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from scoop_outbox.daemon.sweep import Sweep
 
@@ -34,6 +34,7 @@ class Floors:
         self._middle: dict[int, int] = {}
         self._recent: dict[int, int] = {}
         self._high: dict[int, int] = {}
+        self._noted: dict[int, int] = {}
         self._writers: set[str] = set()  # the transactions that were writing when `_recent` was noted
         self._move_at = 0.0
         self.sweep = Sweep()
@@ -59,15 +60,28 @@ class Floors:
         """Read on in these shards only: of others nothing is in hand."""
         self._read = {shard: floor for shard, floor in self._read.items() if shard in shards or shard in self._begun}
 
+    def passed(self, ends: Mapping[int, int], busy: Collection[int]) -> None:
+        """Note that nothing is left of shards but what is held back, and is read again when its time has come.
+
+        Args:
+            ends: the last number of each shard that was looked at.
+            busy: shards of which something is in hand, or published and not yet deleted.
+        """
+        for shard in ends.keys() - busy:
+            self._read.pop(shard, None)
+        self.deleted(ends.items())
+
     def deleted(self, places: Iterable[tuple[int, int]]) -> None:
         """Note what was published and deleted."""
         for shard, seq in dict(places).items():  # of each batch the last one, which is the highest or nearly so
             self._high[shard] = max(self._high.get(shard, 0), seq)
 
-    @property
-    def move_due(self) -> bool:
-        """Whether it is time to move up."""
-        return time.monotonic() >= self._move_at
+    def begin_to_move(self) -> bool:
+        """Note how far things are, if it is time to move up; then see who is writing, and `move`."""
+        if time.monotonic() < self._move_at:
+            return False
+        self._noted = dict(self._high)
+        return True
 
     def move(self, writers: set[str]) -> None:
         """Move up, unless somebody who was writing below has not ended.
@@ -76,19 +90,19 @@ class Floors:
             writers: the transactions that have written into the outbox and have not ended.
         """
         if not self._writers & writers:
-            self._low, self._middle, self._recent = self._middle, self._recent, dict(self._high)
+            self._low, self._middle, self._recent = self._middle, self._recent, self._noted
             self._writers = writers
         self._move_at = time.monotonic() + _REMEMBERED
 
     def forget(self, shards: Collection[int]) -> None:
         """Know nothing any more of shards that change their owner."""
         self._begun.difference_update(shards)
-        for numbers in (self._read, self._low, self._middle, self._recent, self._high):
+        for numbers in (self._read, self._low, self._middle, self._recent, self._noted, self._high):
             for shard in shards:
                 numbers.pop(shard, None)
 
     def distrust(self) -> None:
         """Note that another server may answer from now on, which need not know of all that was deleted."""
-        for numbers in (self._low, self._middle, self._recent, self._high):
+        for numbers in (self._low, self._middle, self._recent, self._noted, self._high):
             numbers.clear()
         self.sweep.soon()

@@ -177,7 +177,7 @@ class Relay:
         if self._holds.pause:
             return False
         self._rewind()
-        batch, self._ahead = self._ahead or await self._read(driver, await self._home_id(driver)), Outgoing()
+        batch, self._ahead = self._ahead or await self._read(driver), Outgoing()
         if not batch:
             return False
         if not self._leases.valid:
@@ -221,9 +221,8 @@ class Relay:
 
     async def _look_ahead(self) -> None:
         """Read the next batch while this one is being published."""
-        assert self._origin is not None  # noqa: S101 - the batch in hand was read before
         try:
-            self._ahead = await self._read(self._reader, self._origin)
+            self._ahead = await self._read(self._reader)
         except _DATABASE_ERRORS as error:
             log.warning("the relay cannot read ahead (%s)", type(error).__name__)
 
@@ -243,26 +242,31 @@ class Relay:
         await self._probe.wait()
         return await publish(self._publisher, batch.envelopes)
 
-    async def _read(self, executor: AsyncDriver | Reader, home: uuid.UUID) -> Outgoing:
+    async def _read(self, executor: AsyncDriver | Reader) -> Outgoing:
         """Read on above what was read: it is in hand, or published and not yet deleted."""
         floors = {shard: self._floors.of(shard) for shard in self._leases.epochs if shard not in self._rewound}
         # A few shards, or one busy key, fill a batch as well as all of them do.
         limit = BATCH * SHARDS // len(self._draining) if self._draining else min(FIRST, BATCH)
         limit = min(limit, TRIAL) if self._on_trial else limit
         self._draining, self._on_trial = set(), False
-        if not floors:
+        if not floors or self._origin is None:
             return Outgoing()
         self._reading, started = frozenset(floors), time.monotonic()
         try:
-            found = await executor.run(read_outbox(floors, limit, BATCH_BYTES, home, self._holds.closed))
+            found = await executor.run(read_outbox(floors, limit, BATCH_BYTES, self._origin, self._holds.closed))
+            seconds = time.monotonic() - started
+            if self._floors.begin_to_move():
+                self._floors.move(await executor.run(read_writers()))
         except BaseException:
             # What was to be read on is not known to anybody now.
             self._floors.sweep.soon()
             raise
         finally:
             self._reading = frozenset()
-        self._floors.reached(floors, found.places, time.monotonic() - started)
+        self._floors.reached(floors, found.places, seconds)
         self._draining = found.full(limit, BATCH_BYTES)
+        passed = {shard: end for shard, end in found.ends.items() if shard not in self._draining}
+        self._floors.passed(passed, found.shards | self._in_flight | self._ahead.shards | dict(self._undeleted).keys())
         if self._holds and not self._in_flight:
             # Nothing is there any more of a topic that was to be tried again.
             self._holds.let_go(self._holds.tried(floors.keys() - self._draining) - found.lanes)
@@ -311,8 +315,6 @@ class Relay:
                 self._leases.doubt()  # another relay has our shards: do not publish the same once more
             self._floors.deleted(self._undeleted)
             self._undeleted = []
-            if self._floors.move_due:
-                self._floors.move(await driver.run(read_writers()))
             # What has been drained is read from further below, for messages that commit late.
             self._floors.keep(self._draining | self._in_flight | self._reading | self._ahead.shards)
 
@@ -357,15 +359,12 @@ class Relay:
             self._leases.doubt()
         return self._aside
 
-    async def _home_id(self, driver: AsyncDriver) -> uuid.UUID:
-        if self._origin is None:
-            self._origin = await driver.run(read_home())
-        return self._origin
-
     async def _connected(self) -> PatientDriver:
         if self._driver is None or not self._driver.usable:
             self._driver = await self._home.connect_to_queues()
             self._floors.distrust()
+        if self._origin is None:
+            self._origin = await self._driver.run(read_home())
         return self._driver
 
     async def _keep_leases(self, driver: AsyncDriver) -> None:

@@ -3,13 +3,15 @@
 import pytest
 
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
+from scoop_outbox.daemon import floors as floors_module
 from scoop_outbox.daemon import holds as holds_module
 from scoop_outbox.daemon import relay as relay_module
+from scoop_outbox.daemon import sweep as sweep_module
 from scoop_outbox.daemon.leases import Leases
 from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.calls import Interrupted
 from scoop_outbox.store.schema import SHARDS
-from tests.integration.relaying import FakePublisher, ask, left, made, relaying, write
+from tests.integration.relaying import FakePublisher, ask, left, made, relaying, shard_of, write
 from tests.waiting import until
 
 FULL = Receipt(Verdict.FAILED_FOR_NOW, "the queue is full")
@@ -55,6 +57,24 @@ async def test_a_topic_that_is_not_taken_is_tried_again_with_a_few_messages(
     assert publisher.batches[0] == [str(number) for number in range(100)]
     assert publisher.batches[1:4] == [["0", "1"]] * 3
     assert publisher.of("k") == list(range(100))
+
+
+async def test_a_long_backlog_that_is_held_back_is_not_passed_over_with_each_look(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(floors_module, "_REMEMBERED", 0.0)
+    monkeypatch.setattr(sweep_module, "EVERY", 3600.0)
+    monkeypatch.setattr(relay_module, "BATCH", 2)
+    full = True
+    publisher = FakePublisher(lambda one: FULL if full and one.topic == "full" else ACKNOWLEDGED)
+    write(database_url, *(made(number, "k", "full") for number in range(50)))
+    shard = shard_of(database_url, "k")
+    (last,) = ask(database_url, "select max(seq) from outbox where topic = 'full'")[0]
+    async with relaying(database_url, publisher) as relay:
+        await until(lambda: relay._floors.of(shard) >= last, 30)
+        full = False
+        await until(lambda: left(database_url) == 0)
+    assert publisher.of("k") == list(range(50))
 
 
 async def test_a_topic_of_which_nothing_is_left_is_held_back_no_more(

@@ -20,7 +20,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def delete(floors: Floors, *places: tuple[int, int], writers: Collection[str] = ()) -> None:
     floors.deleted(places)
-    if floors.move_due:
+    if floors.begin_to_move():
         floors.move(set(writers))
 
 
@@ -82,6 +82,33 @@ def test_who_has_begun_to_write_later_keeps_down_what_was_deleted_later(clock: C
         clock.now += 10
         delete(floors, (1, seq), writers=["long"])
         assert floors.of(1) == 0
+
+
+def test_what_is_held_back_is_not_passed_over_again(clock: Clock) -> None:
+    floors = Floors()
+    floors.reached([1, 2], [(1, 3), (2, 4)], 0.01)  # where they were tried, in vain
+    for _ in range(4):
+        floors.passed({1: 50, 2: 60}, busy=[2])
+        delete(floors)
+        clock.now += 10
+    assert floors.of(1) == 50
+    assert floors.of(2) == 4, "something of it is in hand"
+    floors.keep(())
+    assert floors.of(2) == 60
+    floors.begin(1, 2)
+    assert floors.of(1) == 2, "its time has come"
+
+
+def test_what_is_deleted_while_it_is_asked_who_writes_counts_the_next_time(clock: Clock) -> None:
+    floors = Floors()
+    floors.deleted([(1, 10)])
+    assert floors.begin_to_move()
+    floors.deleted([(1, 20)])
+    floors.move(set())
+    for _ in range(2):
+        clock.now += 10
+        delete(floors)
+    assert floors.of(1) == 10
 
 
 def test_another_server_need_not_know_what_was_deleted(clock: Clock) -> None:

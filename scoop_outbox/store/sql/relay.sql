@@ -24,6 +24,12 @@ cross join lateral (
 ) o
 where before < %(bytes)s
 
+-- name: read_ends
+-- Where the shards end now.
+select s.of, o.seq
+from unnest(%(shards)s::smallint[]) as s (of)
+cross join lateral (select seq from {schema}.outbox where shard = s.of order by seq desc limit 1) o
+
 -- name: read_writers
 -- Whoever writes into a table holds this lock on it until the transaction ends. Relays do as well, but not for long.
 select virtualtransaction
