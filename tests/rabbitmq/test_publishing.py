@@ -1,9 +1,13 @@
 """Publishing: what the broker says of each message, on a real one."""
 
 import asyncio
+from typing import Any
 
 import aio_pika
 import pytest
+from aiormq.channel import Channel
+from pamqp.commands import Basic
+from scoop_outbox_rabbitmq import publisher as publisher_module
 
 from scoop_outbox.message import BYTES, Envelope, uuid7
 from scoop_outbox.testing.rabbitmq import RabbitServer
@@ -135,7 +139,9 @@ async def test_a_full_queue_holds_back_the_key(trial: Trial) -> None:
     [
         ({"x" * 129: ""}, "longer than 128 bytes"),
         ({"amqp-priority": "high"}, "from 0 to 255"),
+        ({"amqp-priority": "1" * 5000}, "from 0 to 255"),
         ({"amqp-timestamp": "noon"}, "ISO 8601"),
+        ({"amqp-timestamp": "1960-01-01T00:00:00+00:00"}, "cannot be written as AMQP"),
         ({"amqp-type": "x" * 256}, "maximum length of 255"),
         ({"amqp-expiration": "soon"}, "expiration"),
         ({"amqp-user-id": "somebody-else"}, "user_id"),
@@ -159,6 +165,84 @@ async def test_a_message_that_amqp_cannot_carry_fails_alone_and_for_good(
         assert said in receipts[1].reason
 
     assert b"bad" not in await trial.bodies(queue)
+
+
+async def test_what_nobody_has_thought_of_fails_for_now_and_costs_no_other_message(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = name()
+    queue = await trial.queue(topic)
+    publish = Channel.basic_publish
+
+    async def stumble(channel: Channel, body: bytes, **options: Any) -> Basic.Ack | Basic.Nack | Basic.Reject | None:
+        if body == b"odd":
+            raise LookupError("nobody has thought of this")
+        return await publish(channel, body, **options)
+
+    monkeypatch.setattr(Channel, "basic_publish", stumble)
+    bodies = [b"0", b"odd", b"2", b"3"]
+    batch = [envelope(topic, key, body) for key, body in zip("kkkx", bodies, strict=True)]
+    receipts = await (await trial.publisher()).publish(batch)
+
+    assert verdicts(receipts) == [ACKNOWLEDGED, FOR_NOW, FOR_NOW, ACKNOWLEDGED]
+    assert "LookupError: nobody has thought of this" in receipts[1].reason
+    assert sorted(await trial.bodies(queue)) == [b"0", b"3"]
+
+
+@pytest.mark.parametrize("exchange", ["caf\u00e9", "x" * 128])
+async def test_an_exchange_that_the_client_cannot_name_costs_no_other_message(trial: Trial, exchange: str) -> None:
+    topic = name()
+    await trial.queue(topic)
+
+    receipts = await (await trial.publisher()).publish([envelope(f"{exchange}/x", "k"), envelope(topic, "k")])
+
+    assert verdicts(receipts) == [FOR_GOOD, ACKNOWLEDGED]
+    assert "the client cannot name" in receipts[0].reason
+
+
+async def test_there_may_be_more_exchanges_than_channels(trial: Trial) -> None:
+    topic, channel = name(), await trial.channel()
+    queue = await trial.queue()
+    exchanges = []
+    for _ in range(5):
+        exchange = await channel.declare_exchange(name("exchange"), "fanout", auto_delete=True)
+        await (await channel.get_queue(queue)).bind(exchange)
+        exchanges.append(exchange.name)
+    publisher = await trial.publisher(channel_max=3)
+    batch = [envelope(f"{exchange}/{topic}", None, exchange.encode()) for exchange in exchanges]
+    held = envelope(f"{exchanges[0]}/{topic}", "k", b"held")
+    batch += [envelope(f"{exchanges[4]}/{topic}", "k", b"fifth"), held]
+
+    receipts = await publisher.publish(batch)
+    link = publisher._link
+    again = await publisher.publish(batch[3:])
+    missing = await publisher.publish([envelope(f"{name('missing')}/x"), *batch[:2]])
+
+    assert verdicts(receipts) == [ACKNOWLEDGED] * 3 + [FOR_NOW] * 4
+    assert "more exchanges than channels" in receipts[3].reason
+    assert verdicts(again) == [ACKNOWLEDGED] * 4
+    assert verdicts(missing) == [FOR_GOOD, ACKNOWLEDGED, ACKNOWLEDGED]
+    assert publisher._link is link
+    assert sorted(await trial.bodies(queue)) == sorted(
+        [*(exchange.encode() for exchange in (*exchanges, *exchanges[:2])), b"fifth", b"held"]
+    )
+
+
+async def test_no_message_of_a_pipeline_overtakes_one_for_its_size(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It is about the order, however long it takes.
+    monkeypatch.setattr(publisher_module, "BEGIN_WITHIN", 60.0)
+    monkeypatch.setattr(publisher_module, "ANSWER_WITHIN", 60.0)
+    topic = name()
+    queue = await trial.queue(topic)
+    sizes = [70_000 if number % 3 else 10 for number in range(90)]
+    sent = [b"%d " % number + b"x" * size for number, size in enumerate(sizes)]
+
+    receipts = await (await trial.publisher(pipeline=True)).publish([envelope(topic, "k", body) for body in sent])
+
+    assert set(verdicts(receipts)) == {ACKNOWLEDGED}
+    assert [body[:4] for body in await trial.bodies(queue)] == [body[:4] for body in sent]
 
 
 async def test_a_message_that_is_too_large_fails_alone_and_for_good(server: RabbitServer, own_trial: Trial) -> None:

@@ -1,9 +1,14 @@
 """Receiving: from our own queue and from those of others, on a real broker."""
 
+import asyncio
+import struct
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Any
 
 import pytest
+from aiormq.channel import Channel
+from pamqp.commands import Basic
 
 from scoop_outbox.broker.protocol import Feature, Subscription
 from scoop_outbox.errors import BrokerError
@@ -145,6 +150,24 @@ async def test_a_message_that_no_client_can_decode_comes_with_a_defect(trial: Tr
     assert b"\xff\xff" in octets(bad.envelope.headers["amqp-unreadable-properties"])
 
 
+async def test_a_header_of_tables_within_tables_does_not_keep_a_queue_from_being_read(trial: Trial) -> None:
+    topic, group = name(), name("group")
+    await trial.create(group, topic)
+    nested = b""
+    for _ in range(5000):
+        nested = b"\x01aF" + struct.pack(">I", len(nested)) + nested
+    plain, table = (kind + struct.pack(">I", len(nested)) for kind in (b"S", b"F"))
+    stand_in = "x" * len(nested)
+    spoil = (plain + stand_in.encode(), table + nested)
+    await publish_plainly(trial, "amq.topic", topic, b"deep", spoil=spoil, headers={"deep": stand_in})
+    await publish_plainly(trial, "amq.topic", topic, b"after")
+
+    deep, after = await received(await trial.consumer(group, topic), 2)
+
+    assert (deep.envelope.body, deep.defect) == (b"deep", "its AMQP properties or headers cannot be decoded")
+    assert (after.envelope.body, after.defect) == (b"after", None)
+
+
 async def test_a_wildcard_is_a_topic(trial: Trial) -> None:
     stem, group = name(), name("group")
     pattern, other = f"{stem}.*.eu", f"{stem}.literal"
@@ -232,6 +255,55 @@ async def test_what_was_sent_before_a_pause_still_comes_and_nothing_else(trial: 
     later = await received(consumer, 5)
 
     assert all("x-delivery-count" not in one.envelope.headers for one in (*came, *later)), "nothing was requeued"
+
+
+async def consumers_of(trial: Trial, queue: str) -> int:
+    """How many consumers a queue has."""
+    declared = await (await trial.channel()).declare_queue(queue, passive=True)
+    return declared.declaration_result.consumer_count or 0
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+async def test_a_pause_that_falls_into_the_beginning_of_a_consumer_holds(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch, resumed: bool
+) -> None:
+    topic, group = name(), name("group")
+    await trial.create(group, topic)
+    consume = Channel.basic_consume
+    begun: list[str | None] = []
+    go_on = asyncio.Event()
+
+    async def consume_slowly(channel: Channel, *arguments: Any, **options: Any) -> Basic.ConsumeOk:
+        answer = await consume(channel, *arguments, **options)
+        begun.append(answer.consumer_tag)
+        await go_on.wait()
+        return answer
+
+    monkeypatch.setattr(Channel, "basic_consume", consume_slowly)
+    consumer = await trial.consumer(group, topic)
+    assert await consumer.receive(1, 0.1) == []
+    await until(lambda: begun)
+
+    async def change_its_mind() -> None:
+        await consumer.pause()
+        if resumed:
+            await consumer.resume()
+
+    changing = asyncio.create_task(change_its_mind())
+    await until(lambda: consumer._paused or len(begun) > 1 or changing.done())
+    go_on.set()
+    await changing
+    await until(lambda: consumer.trouble is None)
+    await (await trial.publisher()).publish([envelope(topic) for _ in range(5)])
+
+    assert await consumers_of(trial, group) == (1 if resumed else 0)
+    if resumed:
+        assert len(await received(consumer, 5)) == 5
+    else:
+        assert await consumer.receive(100, 0.3) == []
+        assert await unheld(trial, group) == 5
+        await consumer.resume()
+        assert len(await received(consumer, 5)) == 5
 
 
 async def test_pauses_and_outages_do_not_use_up_a_delivery_limit(trial: Trial) -> None:
@@ -326,6 +398,79 @@ async def test_the_queue_is_deleted_under_a_consumer_and_comes_back(trial: Trial
 
     await until(lambda: consumer.trouble is None)
     assert len(await received(consumer, 1)) == 1
+
+
+async def test_what_was_wrong_and_is_mended_is_no_error_any_more(trial: Trial) -> None:
+    topic, group = name(), name("group")
+    consumer = await trial.consumer(group, topic)
+    # What arrives at once is nothing, so that whoever asks does not see the error when it comes.
+    assert await consumer.receive(1, 0) == []
+    await until(lambda: "no queue" in (consumer.trouble or ""))
+    await trial.create(group, topic)
+    await until(lambda: consumer.trouble is None)
+
+    assert await consumer.receive(1, 0.1) == []
+
+
+async def test_an_argument_that_amqp_cannot_carry_is_said_and_not_waited_for(trial: Trial) -> None:
+    topic, group = name(), name("group")
+    await trial.create(group, topic)
+    consumer = await trial.consumer(group, topic, **{"arguments.consumer.x-priority": 10**20})
+
+    for _ in range(2):
+        with pytest.raises(BrokerError, match=r"nothing can be received.*TypeError"):
+            await received(consumer, 1)
+    assert "nothing can be received" in (consumer.trouble or "")
+
+
+async def test_whatever_ends_what_keeps_the_connection_it_begins_anew(trial: Trial) -> None:
+    topic, group = name(), name("group")
+    await trial.create(group, topic)
+    await (await trial.publisher()).publish([envelope(topic)])
+    consumer = await trial.consumer(group, topic)
+    assert len(await received(consumer, 1)) == 1
+    assert consumer._keeper is not None
+
+    consumer._keeper.cancel()
+    await asyncio.wait((consumer._keeper,))
+
+    assert len(await received(consumer, 1)) == 1
+
+
+async def test_a_message_that_an_operator_has_moved_back_into_the_queue_of_its_topic_is_ours_still(
+    trial: Trial,
+) -> None:
+    topic, processed = name(), name("processed")
+    pattern = topic.replace("topic.", "*.")
+    copies, theirs, patterns = await trial.queue(topic), await trial.queue(processed), await trial.queue()
+    sent = envelope(topic)
+    await (await trial.publisher()).publish([sent])
+    channel = await trial.channel()
+    message = await (await channel.get_queue(copies)).get(no_ack=True)
+    passed_on: dict[str, Any] = {"message_id": message.message_id, "headers": dict(message.headers)}
+    of_another = {**passed_on, "headers": {**passed_on["headers"], "scoop-topic": "amq.topic/another"}}
+    of_none = {**passed_on, "headers": {**passed_on["headers"], "scoop-topic": "%ff/x"}}
+
+    for queue in (theirs, patterns):
+        await publish_plainly(trial, "", queue, b"moved", **passed_on)
+    await publish_plainly(trial, "", theirs, b"another", **of_another)
+    await publish_plainly(trial, "", theirs, b"none", **of_none)
+    # A stream processor passes on the headers of what it reads with what it writes.
+    await publish_plainly(trial, "amq.topic", processed, b"processed", **passed_on)
+    came = await received(await trial.consumer(name("group"), topic, **{f"queue.{topic}": theirs}), 4)
+    (by_pattern,) = await received(await trial.consumer(name("group"), pattern, **{f"queue.{pattern}": patterns}), 1)
+
+    ours = {one.envelope.body for one in came if one.envelope.id == sent.id and "scoop-id" in one.envelope.headers}
+    assert ours == {b"moved"}
+    assert len({one.envelope.id for one in came}) == 2
+    assert by_pattern.envelope.id == sent.id
+
+
+def test_who_sends_in_a_pipeline_keeps_no_order_of_a_key(rabbitmq_url: str) -> None:
+    single = {"queue.single-active-consumer": "true"}
+
+    assert Feature.ORDER_PER_KEY not in Trial(rabbitmq_url).broker(**single, pipeline=True).features
+    assert Feature.ORDER_PER_KEY in Trial(rabbitmq_url).broker(**single, pipeline=False).features
 
 
 async def test_a_start_that_no_queue_has_is_refused(trial: Trial) -> None:

@@ -29,6 +29,25 @@ def test_an_exchange_that_is_no_text_is_refused() -> None:
         route("%ff/x", "main")
 
 
+@pytest.mark.parametrize("exchange", ["caf\u00e9", "x" * 128, "a;b"])
+def test_an_exchange_that_the_client_cannot_name_is_refused(exchange: str) -> None:
+    for topic, default in ((f"{exchange}/x", "main"), ("x", exchange)):
+        with pytest.raises(BrokerError, match="the client cannot name"):
+            routes("q", (topic,), default, {})
+
+
+def test_a_queue_that_the_client_cannot_name_is_refused() -> None:
+    for group, topics, queues in (
+        ("caf\u00e9", ("a",), {}),
+        ("q", ("a",), {"a": "x" * 256}),
+        ("q", ("/caf\u00e9",), {}),
+    ):
+        with pytest.raises(BrokerError, match="the client cannot name"):
+            routes(group, topics, "amq.topic", queues)
+    # Nobody asks for this one.
+    assert routes("caf\u00e9", ("a",), "amq.topic", {"a": "theirs"}).queues == ["theirs"]
+
+
 @pytest.mark.parametrize(
     "pattern, key, expected",
     [

@@ -39,7 +39,7 @@ def test_settings_come_on_top_of_the_url() -> None:
         "arguments.queue.x-overflow": "reject-publish",
         "arguments.consumer.x-priority": 10,
     }
-    read = read_settings("amqp://h/?prefetch=5&name=shop+more&arguments.queue.x-quorum%2Dlazy=True", given)
+    read = read_settings("amqps://h/?prefetch=5&name=shop+more&arguments.queue.x-quorum%2Dlazy=True", given)
 
     assert (read.timeout, read.prefetch, read.mandatory, read.content_identity) == (2.5, 7, False, False)
     assert (read.name, read.queues, read.single_active_consumer) == ("shop+more", {"orders.created": "theirs"}, True)
@@ -76,13 +76,30 @@ def test_a_wrong_setting_is_refused_by_name(name: str, value: object, said: str)
 
 @pytest.mark.parametrize(
     "url",
-    ["amqp://me:sec/ret@h/", "amqp://me:sec#ret@h/", "amqp://me:secret@h:port/", "amqp://me:secret@h:99999/", "amqp:x"],
+    [
+        "amqp://me:sec/ret@h/",
+        "amqp://me:sec#ret@h/",
+        "amqp://me:s?ecret@h/",
+        "amqp://me:s?sec=ret@h/",
+        "amqp://me:secret@h:port/",
+        "amqp://me:secret@h:99999/",
+        "amqp:x",
+    ],
 )
 def test_a_wrong_url_is_refused_without_showing_it(url: str) -> None:
     with pytest.raises(BrokerError, match="URL") as caught:
         open_broker(url, {})
 
     assert "sec" not in str(caught.value)
+    assert "ecret" not in str(caught.value)
+
+
+def test_an_at_sign_in_a_setting_is_none_of_a_password() -> None:
+    read = read_settings("amqp://me:secret@h/?name=me@here", {})
+    without_user = read_settings("amqp://h/?name=me%40here", {})
+
+    assert (read.password, read.name) == ("secret", "me@here")
+    assert (without_user.user, without_user.name) == ("guest", "me@here")
 
 
 def test_nothing_shows_the_password() -> None:
@@ -94,6 +111,35 @@ def test_nothing_shows_the_password() -> None:
 def test_a_missing_certificate_is_named() -> None:
     with pytest.raises(BrokerError, match=r"cafile names /nowhere/ca\.pem"):
         open_broker("amqps://h/?cafile=/nowhere/ca.pem", {})
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("cafile", "ca.pem"),
+        ("ca_certs", "ca.pem"),
+        ("capath", "certificates"),
+        ("certfile", "me.pem"),
+        ("keyfile", "me-key.pem"),
+        ("verify", "verify_peer"),
+        ("no_verify_ssl", "true"),
+        ("server_name_indication", "rabbit.test"),
+    ],
+)
+def test_a_setting_of_tls_without_tls_is_refused_by_name(name: str, value: str) -> None:
+    beside: dict[str, object] = {name: value}
+    for url, settings in ((f"amqp://me:secret@h/?{name}={value}", {}), ("amqp://me:secret@h/", beside)):
+        with pytest.raises(BrokerError, match=f"the setting {name} is for TLS.*amqps://") as caught:
+            open_broker(url, settings)
+        assert "secret" not in str(caught.value)
+
+
+def test_a_key_without_a_certificate_is_refused(tmp_path: Path) -> None:
+    key = tmp_path / "key.pem"
+    key.touch()
+
+    with pytest.raises(BrokerError, match="keyfile needs certfile"):
+        open_broker("amqps://h/", {"keyfile": key})
 
 
 def test_every_setting_is_explained() -> None:

@@ -1,5 +1,6 @@
 """TLS: whom the adapter trusts, and whom the broker lets in."""
 
+import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -8,6 +9,8 @@ import pytest
 
 from scoop_outbox.broker.protocol import Subscription
 from scoop_outbox.errors import BrokerError
+from scoop_outbox.testing._errors import ServerNotFoundError
+from scoop_outbox.testing._tls import certificates
 from scoop_outbox.testing.rabbitmq import RabbitServer, start_rabbitmq
 from tests.rabbitmq.trial import ACKNOWLEDGED, Trial, envelope, name, received, verdicts
 
@@ -102,3 +105,16 @@ def test_a_key_that_is_none_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(BrokerError, match="PEM"):
         Trial("amqps://h/").broker(certfile=file, keyfile=file)
+
+
+def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_password(tmp_path: Path) -> None:
+    try:
+        made = certificates(tmp_path / "tls")
+    except ServerNotFoundError as error:
+        pytest.skip(str(error))
+    encrypted = tmp_path / "encrypted.pem"
+    command = ("openssl", "pkey", "-in", made.client_key, "-aes256", "-passout", "pass:secret", "-out", encrypted)
+    subprocess.run(command, check=True)
+
+    with pytest.raises(BrokerError, match="keyfile is encrypted"):
+        Trial("amqps://h/").broker(certfile=made.client, keyfile=encrypted)

@@ -51,6 +51,19 @@ async def test_a_missing_exchange_is_named(trial: Trial) -> None:
         await trial.broker().check(Subscription("s", group, (f"{missing}/x",)))
 
 
+async def test_a_name_that_the_client_cannot_write_is_said(trial: Trial) -> None:
+    broker, unnameable = trial.broker(), Subscription("s", "caf\u00e9", ("t",))
+
+    for attempt in (
+        broker.check(unnameable),
+        broker.topology([], unnameable, create=False),
+        broker.topology(["/caf\u00e9"], None, create=False),
+        broker.topology(["caf\u00e9/x"], None, create=False),
+    ):
+        with pytest.raises(BrokerError, match=r"the client cannot name .*caf"):
+            await attempt
+
+
 async def test_checking_leaves_messages_alone(trial: Trial) -> None:
     topic, group = name(), name("group")
     await trial.create(group, topic)

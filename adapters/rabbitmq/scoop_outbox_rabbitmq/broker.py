@@ -37,11 +37,16 @@ class RabbitBroker:
 
     @property
     def features(self) -> frozenset[Feature]:
-        """What RabbitMQ can do. One queue keeps its order only for one consumer at a time."""
+        """What RabbitMQ can do.
+
+        One queue keeps its order only for one consumer at a time, and a pipeline cannot hold back the later messages
+        of a key when one is refused.
+        """
         always = frozenset({Feature.KNOWS_TOPICS, Feature.LIMITS_SIZE})
         if not self._settings.mandatory:
             always -= {Feature.KNOWS_TOPICS}
-        return always | {Feature.ORDER_PER_KEY} if self._settings.single_active_consumer else always
+        in_order = self._settings.single_active_consumer and not self._settings.pipeline
+        return always | {Feature.ORDER_PER_KEY} if in_order else always
 
     async def publisher(self, name: str) -> Publisher:
         """Open a publisher; it connects when there is something to publish."""

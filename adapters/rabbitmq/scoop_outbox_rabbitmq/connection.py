@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ssl
 from collections import deque
 from typing import Any
@@ -40,7 +39,9 @@ LOST = (AMQPError, ChannelInvalidStateError, RuntimeError, OSError, EOFError, Ti
 """With one of these a connection or channel is lost. The client cancels what waits for one that it gives up."""
 
 _CLOSING = 2.0
+_ABORTING = 1.0
 _FORBIDDEN = 403
+_MOST_CHANNELS = 65535
 _NO_EARLIER_LIMIT = 4
 
 
@@ -85,6 +86,7 @@ class Link(aiormq.Connection):
             **options,
         )
         self.vhost = settings.vhost
+        self._writer: asyncio.StreamWriter | None = None
         self._limits = {"frame_max": settings.frame_max, "channel_max": settings.channel_max}
 
     async def _rpc(  # type: ignore[override]  # the client calls it on the instance
@@ -95,6 +97,7 @@ class Link(aiormq.Connection):
         wait_response: bool = True,  # noqa: FBT001, FBT002 - as in the client
     ) -> FrameTypes | None:
         """Speak the opening of a connection: with limits of the user's, and with the broker's reasons in errors."""
+        self._writer = writer
         writer.write(pamqp.frame.marshal(request, 0))
         await writer.drain()
         if not wait_response:
@@ -132,9 +135,31 @@ class Link(aiormq.Connection):
         """Whether a quorum queue drops what was delivered too often unless it is told not to."""
         return self.version >= (_NO_EARLIER_LIMIT,)
 
+    async def blocked(self, patience: float) -> bool:
+        """Tell whether the broker takes nothing that is published, and will not within so many seconds."""
+        ready = asyncio.ensure_future(self.ready())
+        try:
+            done, _ = await asyncio.wait((ready,), timeout=patience)
+        finally:
+            ready.cancel()
+        return not done
+
+    def free_channel(self) -> int | None:
+        """Return the number that another channel may have; None when the broker allows no other one.
+
+        The client counts on from its highest one, beyond what is allowed: that costs the connection.
+        """
+        most = self.connection_tune.channel_max or _MOST_CHANNELS
+        return next((number for number in range(1, most + 1) if number not in self.channels), None)
+
+    def abort(self) -> None:
+        """Drop the connection, and what has not been written yet."""
+        if self._writer is not None:
+            self._writer.transport.abort()
+
 
 async def open_link(settings: Settings, name: str, hosts: Hosts | None = None) -> Link:
-    """Return a connection to the first host that answers.
+    """Return a connection to the first host that lets us in.
 
     Args:
         settings: where, and as whom.
@@ -144,41 +169,68 @@ async def open_link(settings: Settings, name: str, hosts: Hosts | None = None) -
 
     Raises:
         UnreachableError: none answers.
-        BrokerError: one answers, and will never let us in like this.
+        BrokerError: none lets us in, and one of them will never do so like this.
     """
-    reasons = []
+    reasons, refusals = [], []
     shown = f"{settings.name} {name}" if settings.name else name
     hosts = hosts if hosts is not None else deque(settings.hosts)
     for _ in range(len(hosts)):
         host = hosts[0]
-        link = Link(settings, host, shown)
         where = f"{host[0]}:{host[1]}"
+        hosts.rotate(-1)
         try:
-            with own_cancellation_only():
-                async with asyncio.timeout(settings.timeout):
-                    await link.connect()
-                    await link.ready()
+            link = await _connected(settings, host, shown)
         except LOST as error:
-            hosts.rotate(-1)
-            await close(link)
             refusal = _refusal(error, settings, where)
-            if refusal is not None:
-                raise refusal from None
-            reasons.append(f"{where}: {_reason(error)}{_hint(error, settings)}")
-        except BaseException:
-            hosts.rotate(-1)
-            await close(link)
-            raise
+            if refusal is None:
+                reasons.append(f"{where}: {_reason(error)}{_hint(error, settings)}")
+            else:
+                # Another one may let us in: its certificate is not the one that has expired, its node is not full.
+                refusals.append(refusal)
+        except ValueError as error:
+            # So say those who look a name up or write it into a URL, and nobody caught it.
+            refusals.append(BrokerError(f"the host {host[0]!r} in the broker URL cannot be connected to: {error}"))
         else:
+            hosts.rotate(1)
             return link
+    if refusals:
+        raise refusals[0]
     raise UnreachableError(f"RabbitMQ cannot be reached ({'; '.join(reasons)})")
 
 
+async def _connected(settings: Settings, host: tuple[str, int], shown: str) -> Link:
+    link = Link(settings, host, shown)
+    try:
+        with own_cancellation_only():
+            async with asyncio.timeout(settings.timeout):
+                await link.connect()
+                await link.ready()
+    except BaseException:
+        await close(link)
+        raise
+    return link
+
+
 async def close(link: Link) -> None:
-    """Close a connection, whatever state it is in and whether or not the broker answers."""
-    with contextlib.suppress(Exception), own_cancellation_only():
-        async with asyncio.timeout(_CLOSING):
-            await link.close()
+    """Close a connection, whatever state it is in and whether or not the broker answers.
+
+    The client is not cancelled for it: it waits until all is written, and once more when it is cancelled. A broker
+    that is short of memory reads nothing, and a batch took as long as that.
+    """
+    closing = asyncio.ensure_future(link.close())
+    closing.add_done_callback(_retrieve)
+    try:
+        await asyncio.wait((closing,), timeout=_CLOSING)
+    finally:
+        if not closing.done():
+            link.abort()
+    await asyncio.wait((closing,), timeout=_ABORTING)
+
+
+def _retrieve(closing: asyncio.Future[None]) -> None:
+    # Whatever was wrong, the connection is closed; nobody need be told that nobody has asked.
+    if not closing.cancelled():
+        closing.exception()
 
 
 def _reason(error: BaseException) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from scoop_outbox.cancellation import own_cancellation_only
 from scoop_outbox.errors import BrokerError
 from scoop_outbox_rabbitmq.connection import LOST, REFUSED, Link, UnreachableError, close, explain, open_link
 from scoop_outbox_rabbitmq.properties import incoming
-from scoop_outbox_rabbitmq.route import Route, Routes
+from scoop_outbox_rabbitmq.route import Route, Routes, route
 from scoop_outbox_rabbitmq.settings import Settings
 from scoop_outbox_rabbitmq.topology import refusal
 
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 _ANSWER = 10.0
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 5.0
+_STEADY = 10.0
+"""Seconds after which a connection is no sign of trouble when it ends."""
 _REMEMBERED = 10_000
 
 
@@ -60,6 +63,8 @@ class RabbitConsumer:
         self._lost = asyncio.Event()
         self._tags: dict[str, str] = {}
         self._paused = False
+        # A pause that came while a consumer was being opened found none to cancel, and the consumer lived on.
+        self._changing = asyncio.Lock()
         self._keeper: asyncio.Task[None] | None = None
         self._error: BrokerError | None = None
         self._trouble: str | None = "it has not connected yet"
@@ -67,7 +72,7 @@ class RabbitConsumer:
 
     async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
         """Return what has arrived, in order; see the protocol."""
-        if self._keeper is None:
+        if self._keeper is None or self._keeper.done():
             self._keeper = asyncio.create_task(self._keep())
         deadline = time.monotonic() + wait
         while not self._may_hand_out:
@@ -134,6 +139,7 @@ class RabbitConsumer:
         """Stay connected."""
         pause = _FIRST_PAUSE
         while True:
+            opened = math.inf
             try:
                 async with contextlib.AsyncExitStack() as held:
                     held.enter_context(own_cancellation_only())
@@ -141,7 +147,9 @@ class RabbitConsumer:
                     held.push_async_callback(close, link)
                     held.callback(self._forget)
                     await self._open(link)
-                    pause, self._trouble = _FIRST_PAUSE, None
+                    # An error that is over would cost a consumer that is well.
+                    self._error = self._trouble = None
+                    opened = time.monotonic()
                     self._trouble = f"the connection was lost ({await self._end(link)})"
             except BrokerError as error:
                 self._error, self._trouble = error, str(error)
@@ -149,8 +157,15 @@ class RabbitConsumer:
                 self._trouble = str(error)
             except LOST as error:
                 self._trouble = f"the connection was lost ({explain(error)})"
+            except Exception as error:
+                # Nobody else would say so: nothing more was received, and the trouble stayed what it was before.
+                log.exception("what receives from RabbitMQ has stumbled")
+                self._trouble = f"nothing can be received from RabbitMQ ({type(error).__name__}: {error})"
+                self._error = BrokerError(self._trouble)
             log.warning("nothing is received from RabbitMQ: %s", self._trouble)
             self._woken.set()
+            if time.monotonic() - opened >= _STEADY:
+                pause = _FIRST_PAUSE
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
@@ -161,8 +176,7 @@ class RabbitConsumer:
             channel.on_consumer_cancel_callbacks.add(lambda _: self._lose())
             await channel.basic_qos(prefetch_count=self._settings.prefetch)
             self._channel = channel
-            if not self._paused or self._settings.single_active_consumer:
-                await self._consume()
+            await self._consume()
 
     async def _end(self, link: Link) -> str:
         """Wait until the channel is of no use any more, and return why."""
@@ -196,24 +210,26 @@ class RabbitConsumer:
             self._lose()
 
     async def _consume(self) -> None:
-        channel = self._channel
-        if channel is None:
-            return
-        for queue in self._routes.queues:
-            if queue in self._tags:
-                continue
-            try:
-                answer = await channel.basic_consume(
-                    queue, partial(self._take, queue), arguments=dict(self._settings.consumer_arguments)
-                )
-            except REFUSED as error:
-                raise refusal(error, queue, self._routes, self._settings) from None
-            self._tags[queue] = str(answer.consumer_tag)
+        async with self._changing:
+            channel = self._channel
+            if channel is None or (self._paused and not self._settings.single_active_consumer):
+                return
+            for queue in self._routes.queues:
+                if queue in self._tags:
+                    continue
+                try:
+                    answer = await channel.basic_consume(
+                        queue, partial(self._take, queue), arguments=dict(self._settings.consumer_arguments)
+                    )
+                except REFUSED as error:
+                    raise refusal(error, queue, self._routes, self._settings) from None
+                self._tags[queue] = str(answer.consumer_tag)
 
     async def _cancel(self) -> None:
-        while self._tags and self._channel is not None:
-            _, tag = self._tags.popitem()
-            await self._channel.basic_cancel(tag)
+        async with self._changing:
+            while self._tags and self._channel is not None:
+                _, tag = self._tags.popitem()
+                await self._channel.basic_cancel(tag)
 
     async def _take(self, queue: str, message: DeliveredMessage) -> None:
         if message.channel is self._channel:
@@ -226,11 +242,14 @@ class RabbitConsumer:
         arrived = Route(deliver.exchange or "", deliver.routing_key or "")
         number = deliver.delivery_tag or 0
         topic = self._topic(queue, arrived)
+        # What an operator moves back into the queue of a topic, with a shovel say, comes straight into it.
+        moved_back = arrived == Route("", queue)
         return incoming(
             queue=queue,
             topic=topic,
             arrived=arrived,
             exactly=topic is not None and self._routes.bound.get(topic) == arrived,
+            home=route(topic, self._settings.exchange) if topic is not None and moved_back else None,
             properties=message.header.properties,
             body=message.body,
             by_content=self._settings.content_identity,

@@ -19,6 +19,9 @@ from pamqp.header import ContentHeader
 UNREADABLE = "amqp-unreadable-properties"
 """The header that holds the properties and headers of a message that nobody could decode."""
 
+# The last one is said of tables within tables.
+_UNDECODABLE = (PAMQPException, ValueError, OverflowError, struct.error, KeyError, IndexError, RecursionError)
+
 _HEAD = struct.Struct(">BHI")
 _CONTENT_HEADER = 2
 _BODY_SIZE = struct.Struct(">4xQ")
@@ -39,7 +42,7 @@ def tolerate(receiver: FrameReceiver) -> None:
             raise AMQPConnectionError(f"the connection was lost: {error}") from error
         try:
             return pamqp.frame.unmarshal(head + rest)
-        except (PAMQPException, ValueError, OverflowError, struct.error, KeyError, IndexError) as error:
+        except _UNDECODABLE as error:
             if kind == _CONTENT_HEADER and size >= _BODY_SIZE.size:
                 return len(head + rest), channel, _unreadable(rest[:-1])
             raise InvalidFrameError(str(error)) from error

@@ -15,9 +15,10 @@ from pamqp.header import ContentHeader
 from scoop_outbox import headers as wire
 from scoop_outbox.broker.incoming import delivery
 from scoop_outbox.broker.protocol import Delivery
+from scoop_outbox.errors import BrokerError
 from scoop_outbox.message import Envelope, uuid7
 from scoop_outbox_rabbitmq.frames import UNREADABLE
-from scoop_outbox_rabbitmq.route import Route
+from scoop_outbox_rabbitmq.route import Route, route
 
 KEY = "scoop-key"
 EXCHANGE, ROUTING_KEY, MESSAGE_ID = "amqp-exchange", "amqp-routing-key", "amqp-message-id"
@@ -25,6 +26,7 @@ EXCHANGE, ROUTING_KEY, MESSAGE_ID = "amqp-exchange", "amqp-routing-key", "amqp-m
 _PREFIX, _TYPE, _TIMESTAMP = "amqp-", "amqp-type", "amqp-timestamp"
 _PERSISTENT = 2
 _LONGEST_NAME = 128
+_MOST_DIGITS = 100
 _MOST_A_BYTE_TAKES = 4
 _FRAME = 8
 
@@ -64,14 +66,26 @@ def outgoing(envelope: Envelope, where: Route) -> Basic.Properties:
         table[KEY] = _wire_value(wire.key_octets(envelope.key))
     if "timestamp" in given:
         table[_TIMESTAMP] = envelope.headers[_TIMESTAMP]  # to tell it from the one that every message gets
+    chosen = bool(given)
     given.setdefault("timestamp", datetime.fromtimestamp(int(time.time()), UTC))
-    return Basic.Properties(
+    properties = Basic.Properties(
         content_type=envelope.content_type or None,
         delivery_mode=_PERSISTENT,
         message_id=str(envelope.id),
         headers=table,
         **given,
     )
+    if chosen:
+        _encoded(properties)
+    return properties
+
+
+def _encoded(properties: Basic.Properties) -> bytes:
+    try:
+        return ContentHeader(body_size=0, properties=properties).marshal()
+    except Exception as error:  # noqa: BLE001 - see below
+        # The client raises whatever it stumbles over. One time before 1970 kept a relay from publishing anything.
+        raise UnpublishableError(f"its headers cannot be written as AMQP: {error}") from None
 
 
 def _wire_value(value: bytes) -> str | bytearray:
@@ -89,7 +103,8 @@ def _property(name: str, value: str, given: dict[str, Any]) -> bool:
     if attribute in _TEXTS:
         given[attribute] = value
     elif attribute == "priority":
-        if not value.isdecimal() or int(value) > 255:  # noqa: PLR2004 - one byte
+        # Python reads no number of thousands of digits.
+        if not value.isdecimal() or len(value) > _MOST_DIGITS or int(value) > 255:  # noqa: PLR2004 - one byte
             raise UnpublishableError(f"the header {name} is {value[:40]!r}: it has to be a number from 0 to 255")
         given[attribute] = int(value)
     elif attribute == "timestamp":
@@ -105,16 +120,20 @@ def _property(name: str, value: str, given: dict[str, Any]) -> bool:
 def check_size(envelope: Envelope, properties: Basic.Properties, frame_max: int) -> None:
     """See whether the headers fit into the one frame that AMQP gives them: the broker would drop the connection.
 
+    Args:
+        envelope: the message.
+        properties: its properties and headers.
+        frame_max: the most bytes of a frame; 0 when there is no limit.
+
     Raises:
         UnpublishableError: they do not, or one is no text that AMQP can carry.
     """
+    if not frame_max:
+        return
     most = sum(len(name) + len(value) + _FRAME for name, value in envelope.headers.items()) * _MOST_A_BYTE_TAKES
     if most + len(envelope.key or "") * _MOST_A_BYTE_TAKES + 2048 < frame_max:
         return
-    try:
-        size = len(ContentHeader(body_size=0, properties=properties).marshal()) + _FRAME
-    except (ValueError, TypeError) as error:
-        raise UnpublishableError(f"its headers cannot be written as AMQP: {error}") from None
+    size = len(_encoded(properties)) + _FRAME
     if size > frame_max:
         raise UnpublishableError(f"its headers take {size} bytes, and the broker takes {frame_max} (frame_max)")
 
@@ -125,6 +144,7 @@ def incoming(
     topic: str | None,
     arrived: Route,
     exactly: bool,
+    home: Route | None,
     properties: Basic.Properties,
     body: bytes,
     by_content: bool,
@@ -138,6 +158,8 @@ def incoming(
         topic: the topic whose message it is; None when nobody asked for it.
         arrived: where it was published.
         exactly: whether that is where messages of the topic are published.
+        home: where else a message of ours may say that it was published, because it was moved from there; None when
+            it was not moved.
         properties: its properties and headers.
         body: its bytes.
         by_content: whether a message without any id is the same as another one that says the same.
@@ -156,7 +178,7 @@ def incoming(
         content_type=properties.content_type,
         headers=seen,
         otherwise=_identity(topic or str(arrived), arrived, properties, table, body, by_content=by_content),
-        published=str(arrived),
+        published=_published(arrived, home, table.get(wire.TOPIC)),
         position=f"{queue}#{number} (published on {str(arrived)!r})",
         tag=tag,
     )
@@ -169,6 +191,18 @@ def incoming(
         )
         return Delivery(one.envelope, one.position, defect, tag)
     return one
+
+
+def _published(arrived: Route, home: Route | None, said: str | None) -> str:
+    """Return where a message was published, when `said` is where it says so itself."""
+    if home is None or said is None:
+        return str(arrived)
+    try:
+        at_home = home.matches(route(said, ""))
+    except BrokerError:
+        at_home = False
+    # Taken for a stranger, a message of ours had another id, and the run that waited for it waited for ever.
+    return said if at_home else str(arrived)
 
 
 def _shown(properties: Basic.Properties, *, ours: bool) -> dict[str, str]:

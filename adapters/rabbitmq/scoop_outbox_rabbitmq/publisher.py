@@ -7,7 +7,7 @@ import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
 from aiormq.channel import Channel
@@ -31,8 +31,9 @@ from scoop_outbox.errors import BrokerError
 from scoop_outbox.message import Envelope
 from scoop_outbox_rabbitmq.connection import LOST, REFUSED, Link, UnreachableError, close, explain, open_link
 from scoop_outbox_rabbitmq.properties import UnpublishableError, check_size, outgoing
-from scoop_outbox_rabbitmq.route import Route, route
+from scoop_outbox_rabbitmq.route import Route, check_exchange_name, route
 from scoop_outbox_rabbitmq.settings import Settings
+from scoop_outbox_rabbitmq.window import Window
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +42,19 @@ BEGIN_WITHIN = 5.0
 ANSWER_WITHIN = 8.0
 """Seconds after which what was sent and is not confirmed failed for now, and the connection with it."""
 _SIGN_OF_LIFE = 5.0
+_PATIENCE = 1.0
+"""Seconds in which RabbitMQ may take back that it blocks publishers."""
 WINDOW = 500
 
 _SILENT = "the broker has not answered in time; rabbitmqctl status shows whether it is short of memory or disk"
 _SLOW = "there was no time for it: the broker confirms slowly, and the messages of a key go one after the other"
+_BLOCKED = "RabbitMQ blocks publishers: it is short of memory or disk; rabbitmqctl status shows it"
+_TOO_MANY = (
+    "its batch is for more exchanges than channels are allowed (channel_max): one is needed for each. "
+    "It is sent with a later batch"
+)
 _LARGE = 64 * 1024
-_WINDOW_OF_LARGE = 16
+_PLACES_OF_LARGE = WINDOW // 16
 
 # The broker gives up the connection for the sake of what was in one message.
 _FATAL = (
@@ -83,10 +91,10 @@ class RabbitPublisher:
         self._hosts = deque(settings.hosts)
         self._link: Link | None = None
         self._begin_until = 0.0
-        # One for each exchange: a channel dies of a missing exchange, with all that is in flight on it.
+        # One for each exchange: a channel dies of a missing exchange, with all that is in flight on it. Those used last
+        # are the last ones.
         self._channels: dict[str, Channel] = {}
-        self._window = asyncio.Semaphore(WINDOW)
-        self._large = asyncio.Semaphore(_WINDOW_OF_LARGE)
+        self._window = Window(WINDOW)
         self._trouble: str | None = None
 
     async def publish(self, batch: Sequence[Envelope]) -> Sequence[Receipt]:
@@ -96,6 +104,7 @@ class RabbitPublisher:
         for index, envelope in enumerate(batch):
             try:
                 where = route(envelope.topic, self._settings.exchange)
+                check_exchange_name(where.exchange)
                 items[index] = _Item(envelope, where, outgoing(envelope, where))
             except (UnpublishableError, BrokerError) as error:
                 receipts[index] = Receipt(Verdict.FAILED_FOR_GOOD, str(error))
@@ -107,7 +116,7 @@ class RabbitPublisher:
                     await self._publish(list(items.values()))
         except TimeoutError:
             trouble = _SILENT
-            await self._drop()
+            await self._drop_unless_blocked()
         except (UnreachableError, BrokerError) as error:
             trouble = str(error)
         except LOST as error:
@@ -125,7 +134,9 @@ class RabbitPublisher:
         """See whether there is a connection, or can be; see the protocol."""
         try:
             async with asyncio.timeout(_SIGN_OF_LIFE):
-                await self._connected()
+                link = await self._connected()
+            if await link.blocked(0):
+                return _BLOCKED
         except TimeoutError:
             return _SILENT
         except UnreachableError as error:
@@ -138,6 +149,8 @@ class RabbitPublisher:
 
     async def _publish(self, items: Sequence[_Item]) -> None:
         link = await self._connected()
+        if await link.blocked(_PATIENCE):
+            raise UnreachableError(_BLOCKED)
         for item in items:
             try:
                 check_size(item.envelope, item.properties, link.connection_tune.frame_max)
@@ -146,11 +159,16 @@ class RabbitPublisher:
         missing = await self._missing(items)
         for item in items:
             item.receipt = item.receipt or missing.get(item.route.exchange)
+        _hold_back(items)
         await self._at_once(link, [item for item in items if item.receipt is None])
         unsettled = [item for item in items if item.receipt is None]
-        if not unsettled or (self._link is None and not self._was_killed(link)):
-            return
-        # One of them has cost us the channel, and only it may fail for that: now one by one, to see which.
+        if unsettled and (self._link is not None or self._was_killed(link)):
+            await self._one_by_one(items, unsettled, missing)
+
+    async def _one_by_one(
+        self, items: Sequence[_Item], unsettled: Sequence[_Item], missing: dict[str, Receipt]
+    ) -> None:
+        """Publish what is unsettled: one of it has cost us the channel, and only that one may fail for it."""
         held: dict[str, Receipt] = {}
         for item in items:
             if item.envelope.key is not None and item.receipt is not None and _failed_for_now(item.receipt):
@@ -166,9 +184,13 @@ class RabbitPublisher:
     async def _missing(self, items: Sequence[_Item]) -> dict[str, Receipt]:
         """Open what channels are needed; return the verdict on what is for exchanges that do not exist."""
         missing = {}
+        needed = {item.route.exchange for item in items if item.receipt is None}
         for item in items:
             exchange = item.route.exchange
             if item.receipt is None and exchange not in missing and not self._has_channel(exchange):
+                if not await self._may_open_another(needed):
+                    missing[exchange] = Receipt(Verdict.FAILED_FOR_NOW, _TOO_MANY)
+                    continue
                 try:
                     channel = await self._channel(exchange)
                     if exchange:
@@ -178,7 +200,18 @@ class RabbitPublisher:
                     await self._channel(exchange)
                 except REFUSED as error:
                     missing[exchange] = Receipt(Verdict.FAILED_FOR_GOOD, _refusal(error, item))
+        for exchange in needed & self._channels.keys():
+            self._channels[exchange] = self._channels.pop(exchange)
         return missing
+
+    async def _may_open_another(self, needed: Container[str]) -> bool:
+        """Tell whether one more channel is allowed; close those used longest ago that are not needed for it."""
+        link = await self._connected()
+        for exchange in [one for one in self._channels if one not in needed]:
+            if link.free_channel() is not None:
+                break
+            await self._channels.pop(exchange).close()
+        return link.free_channel() is not None
 
     async def _at_once(self, link: Link, items: Iterable[_Item]) -> None:
         """Publish in windows until all is answered or the connection is lost."""
@@ -208,12 +241,19 @@ class RabbitPublisher:
     async def _chain(self, items: Sequence[_Item]) -> None:
         """Publish messages that must stay in order: each when the one before it is the broker's."""
         for index, item in enumerate(items):
-            async with self._large if len(item.envelope.body) > _LARGE else self._window:
-                item.receipt = self._too_late()
-                try:
-                    item.receipt = item.receipt or await self._one(item, self._channels[item.route.exchange])
-                except LOST:
+            places = _PLACES_OF_LARGE if len(item.envelope.body) > _LARGE else 1
+            await self._window.enter(places)
+            try:
+                channel = self._channels.get(item.route.exchange)
+                if channel is None:  # it went with the connection
                     return
+                item.receipt = self._too_late() or await self._one(item, channel)
+            except LOST:
+                return
+            except Exception as error:  # noqa: BLE001 - it is logged, and costs no other message
+                item.receipt = _stumbled(error)
+            finally:
+                self._window.leave(places)
             if _failed_for_now(item.receipt):
                 for later in items[index + 1 :]:
                     later.receipt = item.receipt
@@ -235,6 +275,8 @@ class RabbitPublisher:
             return receipt
         except LOST as error:
             return Receipt(Verdict.FAILED_FOR_NOW, f"the connection was lost ({explain(error)})")
+        except Exception as error:  # noqa: BLE001 - it is logged, and costs no other message
+            return _stumbled(error)
 
     async def _one(self, item: _Item, channel: Channel) -> Receipt:
         try:
@@ -276,10 +318,16 @@ class RabbitPublisher:
         link = await self._connected()
         channel = self._channels.get(exchange)
         if channel is None or channel.is_closed:
-            opened = await link.channel(on_return_raises=True)
+            opened = await link.channel(link.free_channel(), on_return_raises=True)
             assert isinstance(opened, Channel)  # noqa: S101 - the client's own type says less
             channel = self._channels[exchange] = opened
         return channel
+
+    async def _drop_unless_blocked(self) -> None:
+        # A broker that blocks publishers does not read, nor see that we have closed. It takes what it was sent all the
+        # same when it goes on: each try on a connection of its own left one more, and another copy of the messages.
+        if self._link is None or not await self._link.blocked(0):
+            await self._drop()
 
     async def _drop(self) -> None:
         link, self._link = self._link, None
@@ -290,6 +338,24 @@ class RabbitPublisher:
 
 def _failed_for_now(receipt: Receipt) -> bool:
     return receipt.verdict is Verdict.FAILED_FOR_NOW
+
+
+def _hold_back(items: Iterable[_Item]) -> None:
+    """Let what comes behind a message of its key that fails for now fail with it."""
+    held: dict[str, Receipt] = {}
+    for item in items:
+        key = item.envelope.key
+        if key is None:
+            continue
+        item.receipt = item.receipt or held.get(key)
+        if item.receipt is not None and _failed_for_now(item.receipt):
+            held[key] = item.receipt
+
+
+def _stumbled(error: Exception) -> Receipt:
+    """Return what becomes of a message when nobody knows what is wrong: no other one may fail for it."""
+    log.error("a message could not be published", exc_info=error)
+    return Receipt(Verdict.FAILED_FOR_NOW, f"it could not be published ({type(error).__name__}: {error})")
 
 
 def _unroutable(to: Route) -> str:

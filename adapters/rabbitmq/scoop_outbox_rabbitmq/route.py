@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
@@ -9,6 +10,10 @@ from urllib.parse import quote, unquote
 from scoop_outbox.errors import BrokerError
 
 _ONE, _ANY = "*", "#"
+
+_NAME = re.compile(r"[a-zA-Z0-9\-_.:@#,/+ ]*")
+_LONGEST_EXCHANGE = 127
+_LONGEST_QUEUE = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,33 @@ def route(topic: str, default_exchange: str) -> Route:
         ) from None
 
 
+def check_exchange_name(exchange: str) -> None:
+    """See whether the client can write an exchange's name.
+
+    Raises:
+        BrokerError: it cannot.
+    """
+    _check_name("exchange", exchange, _LONGEST_EXCHANGE)
+
+
+def check_queue_name(queue: str) -> None:
+    """See whether the client can write a queue's name.
+
+    Raises:
+        BrokerError: it cannot.
+    """
+    _check_name("queue", queue, _LONGEST_QUEUE)
+
+
+def _check_name(what: str, name: str, longest: int) -> None:
+    # RabbitMQ takes any text. The client refuses the rest in the middle of a batch, and that ended all of it.
+    if len(name) > longest or not _NAME.fullmatch(name):
+        raise BrokerError(
+            f"the client cannot name the {what} {name!r}, though RabbitMQ can: it takes up to {longest} letters and "
+            "digits of ASCII, spaces and - _ . : @ # , / +. Choose another name, or bind another one to it"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Routes:
     """The topics of a subscription, by queue.
@@ -98,7 +130,7 @@ def routes(queue: str, topics: Sequence[str], default_exchange: str, queues: dic
         queues: which topics have a queue of their own.
 
     Raises:
-        BrokerError: two topics cannot be told apart when their messages arrive.
+        BrokerError: two topics cannot be told apart when their messages arrive, or the client cannot write a name.
     """
     bound: dict[str, Route] = {}
     others: dict[str, str] = {}
@@ -119,7 +151,12 @@ def routes(queue: str, topics: Sequence[str], default_exchange: str, queues: dic
             )
         else:
             others[own] = topic
-    return Routes(queue, bound, others)
+    found = Routes(queue, bound, others)
+    for one in bound.values():
+        check_exchange_name(one.exchange)
+    for name in found.queues:
+        check_queue_name(name)
+    return found
 
 
 def _meet(one: Route, other: Route) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 from scoop_outbox.errors import BrokerError
 
 PORTS = {"amqp": 5672, "amqps": 5671}
+_SECURE = "amqps"
 DEFAULT_EXCHANGE = "amq.topic"
 _QUEUE = "queue."
 _SINGLE_ACTIVE = "queue.single-active-consumer"
@@ -51,6 +52,8 @@ _KNOWN = (
     "server_name_indication",
     "auth",
 )
+
+_OF_TLS = ("cafile", "capath", "certfile", "keyfile", "no_verify_ssl", "verify", "server_name_indication")
 
 _RESERVED = {
     "publisher_confirms": "a message leaves the outbox only when the broker has confirmed it",
@@ -147,7 +150,7 @@ class Settings:
         try:
             context = ssl.create_default_context(cafile=self.cafile, capath=self.capath)
             if self.certfile is not None:
-                context.load_cert_chain(self.certfile, self.keyfile)
+                context.load_cert_chain(self.certfile, self.keyfile, password=_no_password)
         except (OSError, ValueError) as error:
             raise BrokerError(
                 f"TLS cannot be set up from cafile, certfile and keyfile ({type(error).__name__}): "
@@ -169,19 +172,40 @@ def read_settings(url: str, settings: Mapping[str, object]) -> Settings:
     # A plus sign is one: this is no form.
     pairs = (pair.partition("=") for pair in query.split("&") if pair)
     values: dict[str, object] = {unquote(name): unquote(value) for name, _, value in pairs}
+    if scheme != _SECURE:
+        _refuse_settings_of_tls((*values, *settings))
     values = {**_named(values), **_named(settings)}
     credentials, _, addresses = authority.rpartition("@")
     user, _, password = credentials.partition(":")
     read = Settings(
-        secure=scheme == "amqps",
+        secure=scheme == _SECURE,
         hosts=_hosts(addresses, PORTS[scheme]),
         user=unquote(user) or "guest",
         password=unquote(password) if credentials else "guest",
         vhost=unquote(path.removeprefix("/")) or "/",
         **_read(values),
     )
+    if read.keyfile is not None and read.certfile is None:
+        raise BrokerError("the setting keyfile needs certfile, the certificate that the key belongs to")
     read.tls()
     return read
+
+
+def _no_password() -> bytes:
+    # Without an answer from here OpenSSL asks on the terminal, and a service waits there for ever.
+    raise BrokerError(
+        "the file of the setting keyfile is encrypted, and there is nobody to ask for its password: name one that "
+        "is not (openssl pkey -in KEYFILE -out NEW), readable by the service alone"
+    )
+
+
+def _refuse_settings_of_tls(names: Iterable[str]) -> None:
+    for name in names:
+        if _ALIASES.get(name, name) in _OF_TLS:
+            raise BrokerError(
+                f"the setting {name} is for TLS, and the broker URL begins with amqp://: write amqps://, or leave the "
+                "setting out"
+            )
 
 
 def _split(url: str) -> tuple[str, str, str, str]:
@@ -193,10 +217,11 @@ def _split(url: str) -> tuple[str, str, str, str]:
         )
     rest, _, query = rest.partition("?")
     authority, slash, path = rest.partition("/")
-    if "#" in rest or "@" in path:
+    # What is behind a ? in a password would be taken for a setting, and shown as one that nobody knows.
+    if "#" in rest or "@" in path or ("@" in query and "@" not in authority):
         raise BrokerError(
             "the broker URL cannot be parsed: write / as %2F, @ as %40, # as %23 and ? as %3F "
-            "in user, password and vhost"
+            "in user, password and vhost, and @ as %40 in settings"
         )
     return scheme, authority, slash + path, query
 

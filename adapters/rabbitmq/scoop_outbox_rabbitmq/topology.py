@@ -12,7 +12,7 @@ from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource, Chann
 from scoop_outbox.broker.protocol import Item
 from scoop_outbox.errors import BrokerError
 from scoop_outbox_rabbitmq.connection import REFUSED, Link, explain
-from scoop_outbox_rabbitmq.route import Routes, route
+from scoop_outbox_rabbitmq.route import Routes, check_exchange_name, check_queue_name, route
 from scoop_outbox_rabbitmq.settings import Settings
 
 Binding = tuple[str, str, str]
@@ -102,12 +102,16 @@ async def topology(
         create: whether to create anything.
 
     Raises:
-        BrokerError: it is not permitted, or something of the name is different.
+        BrokerError: it is not permitted, something of the name is different, or the client cannot write the name.
     """
     to = [route(topic, settings.exchange) for topic in topics]
     wanted = {} if routes is None else routes.bound
     exchanges = {one.exchange for one in (*to, *wanted.values()) if one.exchange} - _ALWAYS_THERE
     queues = {one.key for one in to if one.is_queue} | set(() if routes is None else routes.queues)
+    for exchange in exchanges:
+        check_exchange_name(exchange)
+    for queue in queues:
+        check_queue_name(queue)
     items = []
     for exchange in sorted(exchanges):
         there = await exchange_exists(link, exchange)
