@@ -21,6 +21,7 @@ class Sweep:
     def __init__(self) -> None:
         """Be due at once."""
         self._due_at = 0.0
+        self._begun_at = 0.0
         self._is_running = False
 
     @property
@@ -35,11 +36,12 @@ class Sweep:
 
     def begin(self) -> None:
         """Note that the look which comes next is from the beginning."""
-        self._due_at = time.monotonic() + EVERY
+        self._begun_at = time.monotonic()
+        self._due_at = self._begun_at + EVERY
         self._is_running = True
 
     def looked(self, seconds: float) -> None:
         """Note that a look has ended, and how long it took."""
         if self._is_running:
-            self._due_at = max(self._due_at, time.monotonic() + min(SHARE * seconds, RAREST))
+            self._due_at = max(self._due_at, self._begun_at + min(SHARE * seconds, RAREST))
         self._is_running = False

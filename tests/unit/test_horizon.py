@@ -48,7 +48,7 @@ def test_now_and_then_everything_is_looked_through_less_often_the_longer_it_take
     horizon.look()
     clock.now += 1  # it took a second
     horizon.looked(None)
-    clock.now += 19
+    clock.now += 18
     assert not years(horizon.look())
     horizon.looked(None)
     clock.now += 1
