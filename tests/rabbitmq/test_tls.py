@@ -9,6 +9,7 @@ import pytest
 
 from scoop_outbox.broker.protocol import Subscription
 from scoop_outbox.errors import BrokerError
+from scoop_outbox.testing import servers_required
 from scoop_outbox.testing._errors import ServerNotFoundError
 from scoop_outbox.testing._tls import certificates
 from scoop_outbox.testing.rabbitmq import RabbitServer, start_rabbitmq
@@ -111,6 +112,8 @@ def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_password(tmp_pa
     try:
         made = certificates(tmp_path / "tls")
     except ServerNotFoundError as error:
+        if servers_required():
+            raise
         pytest.skip(str(error))
     encrypted = tmp_path / "encrypted.pem"
     command = ("openssl", "pkey", "-in", made.client_key, "-aes256", "-passout", "pass:secret", "-out", encrypted)
