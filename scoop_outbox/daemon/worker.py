@@ -333,7 +333,7 @@ class Worker:
         except Exception:
             log.exception("run %s cannot be executed; it is tried again, others go on", slot.run_id)
         finally:
-            if done is None:
+            if done is None or done is Execution.OTHER_COLOUR:
                 self._horizon.forget()  # its mail lies where it did
             self._finished(slot, done or Execution.NOTHING)
 
