@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Self, TypeVar
@@ -23,6 +21,7 @@ from scoop_outbox.store.calls import (
     raised,
     returned,
     scope_arguments,
+    sever,
 )
 from scoop_outbox.store.pipeline import Pipeline, Query
 
@@ -125,8 +124,7 @@ class Driver:
     def break_off(self) -> None:
         """Break the connection under the thread that uses it; the server notices when it is done with the statement."""
         self.usable = False
-        with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(self.raw.fileno())) as ours:
-            ours.shutdown(socket.SHUT_RDWR)
+        sever(self.raw)
 
     def run(self, plan: Plan[T]) -> T:
         """Execute a plan to its end.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import selectors
+import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -29,6 +32,12 @@ _TRANSIENT_STATES = frozenset(
         "25006",  # read_only_sql_transaction: we still talk to the old primary after a failover
     }
 )
+
+
+def sever(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
+    """Break a connection under whoever waits on it, without a word to the server: it might be long in answering."""
+    with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(connection.fileno())) as ours:
+        ours.shutdown(socket.SHUT_RDWR)
 
 
 # Without a descriptor of its own where there is poll(): this is asked each time a connection is lent.

@@ -7,15 +7,11 @@ the process all is well, it waits. Steps have no such limit, for nobody knows ho
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
 import time
-from contextlib import suppress
-
-import psycopg
 
 from scoop_outbox.core.statement import Batch, Rows
 from scoop_outbox.store.aio import AsyncDriver
+from scoop_outbox.store.calls import sever
 
 PATIENCE = 60.0
 """Seconds after which a connection that does not answer is given up."""
@@ -47,5 +43,4 @@ class PatientDriver(AsyncDriver):
     def _give_up(self) -> None:
         """Break the connection: to cancel what waits for it would be to wait for the server's word once more."""
         self.usable = False
-        with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(self.raw.fileno())) as ours:
-            ours.shutdown(socket.SHUT_RDWR)
+        sever(self.raw)
