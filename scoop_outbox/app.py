@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from scoop_outbox.broker.protocol import Item
-from scoop_outbox.core.announcing import read_revision, subscribe
+from scoop_outbox.core.announcing import check_unbrokered, read_brokered, read_revision
 from scoop_outbox.core.delivery import launch, launch_and_commit
 from scoop_outbox.daemon.intake import HIGH_WATER
 from scoop_outbox.daemon.service import Daemons, daemons
@@ -211,7 +211,7 @@ class Scoop(Declaration):
         if names != self._announced:
             self.check()
             async with self.home.driver() as driver:
-                await driver.run(subscribe(self.service, list(self._sagas.values())))
+                await driver.run(self._subscribe())
             self._announced = names
 
     def announce_sync(self) -> None:
@@ -225,7 +225,7 @@ class Scoop(Declaration):
         if names != self._announced:
             self.check()
             with self.home.blocking_driver() as driver:
-                driver.run(subscribe(self.service, list(self._sagas.values())))
+                driver.run(self._subscribe())
             self._announced = names
 
     @asynccontextmanager
@@ -251,7 +251,8 @@ class Scoop(Declaration):
         Raises:
             DefinitionError: a saga has no steps, or the service is running in this process already.
             DatabaseError: the database cannot be reached or is not migrated.
-            BrokerError: the broker says that this service cannot receive, and what to do about it.
+            BrokerError: the broker says that this service cannot receive, and what to do about it; or other services
+                of the database have a broker, and this relay was not told of one.
         """
         if slots < 1:
             raise DefinitionError(f"slots={slots}: a worker needs at least one")
@@ -263,6 +264,8 @@ class Scoop(Declaration):
         await self.announce()
         async with self.home.driver() as driver:
             migrate.check(await driver.run(read_revision()), self.home.url)
+            if relay and self._broker_url is None and self._broker is None:
+                check_unbrokered(await driver.run(read_brokered()))
         self._running = True
         try:
             async with daemons(

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from scoop_outbox.broker import plugins
 from scoop_outbox.broker.protocol import Broker, Subscription
+from scoop_outbox.core.announcing import subscribe
+from scoop_outbox.core.statement import Plan
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.errors import DatabaseError, DefinitionError
 from scoop_outbox.message import Topic, checked_name
@@ -99,6 +101,7 @@ class Declaration:
         if broker is not None or broker_settings:
             self._broker_url = broker or self._broker_url
             self._broker = self._connect_to(self._broker_url)
+            self._announced = frozenset()
         if database is not None:
             self._database = database
             self._home = self._open()
@@ -167,6 +170,12 @@ class Declaration:
         """What this service receives."""
         topics = tuple(dict.fromkeys(saga.topic for saga in self._sagas.values()))
         return Subscription(self.service, self.group, topics, self.start)
+
+    def _subscribe(self) -> Plan[None]:
+        """Return the plan that makes known what this service receives, and how."""
+        topics = self.subscription.topics
+        patterns = {} if self._broker is None else {topic: self._broker.pattern(topic) for topic in topics}
+        return subscribe(self.service, list(self._sagas.values()), patterns, brokered=self._brokered)
 
     def check(self) -> None:
         """Refuse what cannot run, before anything is started.

@@ -79,10 +79,14 @@ class FakeBroker:
         self.on_acknowledge: Callable[[Sequence[Delivery]], object] = lambda _: None
         self.pauses = self.resumes = 0
         self.put_something = asyncio.Event()
+        self.patterns: dict[str, str] = {}
 
     def put(self, *batch: Delivery) -> None:
         self.batches.append(list(batch))
         self.put_something.set()
+
+    def pattern(self, topic: str) -> str | None:
+        return self.patterns.get(topic)
 
     async def consumer(self, subscription: Subscription) -> Consumer:
         self.consumers.append(FakeConsumer(self))

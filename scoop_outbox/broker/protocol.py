@@ -158,6 +158,14 @@ class Broker(Protocol):
     def features(self) -> frozenset[Feature]:
         """What this broker can do."""
 
+    def pattern(self, topic: str) -> str | None:
+        """Return the regular expression of all topics whose messages a saga on `topic` gets; None when it is only that.
+
+        It is read by Python and by Postgres, and matches whole topics: write `^` in front, `$` behind, and nothing that
+        either of them does not know. A step that launches a message on such a topic waits for the saga, so it must
+        not match what the broker does not bring. Messages come in under the topic on which they were published.
+        """
+
     async def publisher(self, name: str) -> Publisher:
         """Open a publisher; `name` is what the broker's operators see.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -76,6 +77,7 @@ class Intake:
         self._broker = broker
         self._subscription = subscription
         self._sagas = dict(sagas)
+        self._patterns = {topic: re.compile(broker.pattern(topic) or re.escape(topic)) for topic in subscription.topics}
         self._hints = hints
         self._high = high
         self._low = low
@@ -234,7 +236,7 @@ class Intake:
             return None
         reason = None
         for saga in self._sagas.values():
-            if saga.topic == envelope.topic:
+            if self._patterns[saga.topic].fullmatch(envelope.topic):
                 try:
                     envelope.check(saga.schema)
                 except Exception as error:  # noqa: BLE001 - a type of the user's may raise what it likes

@@ -96,6 +96,10 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         Column("saga", Text, primary_key=True),
         _time("created_at", nullable=False, default=True),
         Column("ordered", Boolean, nullable=False, server_default=text("false")),
+        # The regular expression of the topics that the topic stands for at the service's broker; null: for itself.
+        Column("pattern", Text),
+        # Whether a broker brings the service its messages: a relay without one would pass it by.
+        Column("brokered", Boolean, nullable=False, server_default=text("false")),
     )
 
     # A message still to be published. Insert and delete only: no status, lease or attempts on the hot table.

@@ -148,6 +148,9 @@ class MemoryBroker:
     def features(self) -> frozenset[Feature]:
         return frozenset({Feature.KNOWS_TOPICS, Feature.LIMITS_SIZE})
 
+    def pattern(self, topic: str) -> str | None:
+        return None
+
     async def publisher(self, name: str) -> Publisher:
         return MemoryPublisher(self._server)
 

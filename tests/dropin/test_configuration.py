@@ -48,7 +48,8 @@ URLS = {
         "a host in the broker URL cannot be parsed: it is host, host:port or [IPv6]:port, several with commas"
     ),
     f"amqp://shop:{SECRET}/@host": (
-        "the broker URL cannot be parsed: write / as %2F, @ as %40, # as %23 and ? as %3F in user, password and vhost"
+        "the broker URL cannot be parsed: write / as %2F, @ as %40, # as %23 and ? as %3F in user, password and vhost, "
+        "and @ as %40 in settings"
     ),
 }
 
@@ -155,6 +156,29 @@ async def test_the_command_line_says_so_in_one_line(
 ) -> None:
     assert (await refusal_of_worker(tmp_path, database_url, "orders", *arguments)).startswith(expected)
     assert log_of(tmp_path).count("\n") == 1
+
+
+async def test_a_relay_that_was_told_of_no_broker_does_not_keep_messages_from_it(database_url: str) -> None:
+    shop = Listener(database_url, "amqp://localhost", "shop", "orders").app
+    await shop.announce()
+    await shop.close()
+    expected = (
+        "a broker serves shop of this database, and this relay has none: what it delivered would stay within the "
+        "database. Give it the broker (--broker, SCOOP_OUTBOX_BROKER, broker=), or postgresql:// if that is what you "
+        "mean"
+    )
+    other = Scoop("other", database=database_url)
+
+    with pytest.raises(BrokerError) as error:
+        async with other.running():
+            pass
+    assert said(error.value) == expected
+    # It publishes nothing, or was told: both may run.
+    async with other.running(relay=False), Scoop("relay", database=database_url, broker="postgresql://").running():
+        pass
+    # The service has left its broker.
+    async with Listener(database_url, "postgresql://", "shop", "orders").running(), other.running():
+        pass
 
 
 # -- what is not there ----------------------------------------------------------------------------------------------

@@ -289,6 +289,30 @@ async def test_what_does_not_fit_the_typed_topic_of_any_saga_is_a_dead_letter(da
     assert "does not fit Order: TypeError" in rows[-1][1] or kind is Strict
 
 
+async def test_a_pattern_stands_for_topics_that_it_does_not_name(database_url: str) -> None:
+    unfit, fit = json.dumps({"other": 1}).encode(), json.dumps({"sku": "x"}).encode()
+    broker = FakeBroker(
+        [
+            message(1, topic="orders.new", body=unfit),
+            message(2, topic="orders", body=unfit),
+            message(3, topic="orders.new", body=fit),
+        ]
+    )
+    broker.patterns["orders.*"] = r"^orders\.[^.]*$"
+    app = service(database_url, on=Topic("orders.*", Order))
+    app.saga("untyped", on="orders").add_step("only", lambda scope, message: None)
+    app._broker = broker
+    await app.announce()
+    await app.close()
+
+    await take_all_in(database_url, broker, app)
+
+    # The first fits no saga that gets it; the second is another topic's.
+    assert ask(database_url, "select position from dead_letter") == [("orders.new[0]@1",)]
+    assert runs(database_url) == {("shop", "untyped", unfit): 1, ("shop", "a", fit): 1}
+    assert ask(database_url, "select topic from message order by topic") == [("orders",), ("orders.new",)]
+
+
 async def test_one_saga_that_can_read_a_message_is_enough(database_url: str) -> None:
     app = service(database_url, on=Topic("orders", Order))
     app.saga("untyped", on="orders").add_step("only", lambda scope, message: None)

@@ -1,7 +1,11 @@
 """Topics, exchanges and routing keys."""
 
+import re
+
 import pytest
-from scoop_outbox_rabbitmq.route import Route, route, routes
+from hypothesis import given
+from hypothesis import strategies as st
+from scoop_outbox_rabbitmq.route import Route, pattern, route, routes, topic_of
 
 from scoop_outbox.errors import BrokerError
 
@@ -72,6 +76,45 @@ def test_a_pattern_matches_as_in_a_topic_exchange(pattern: str, key: str, expect
 
 
 @pytest.mark.parametrize(
+    "topic, own, strange",
+    [
+        ("a.*", ["a.b", "a.", "amq.topic/a.b"], ["a", "a.b.c", "ab", "x/a.b", "amq.topic/a", "a.b/c", "xa.b"]),
+        ("a.#", ["a", "a.b.c", "amq.topic/a.b/c"], ["ab", "b.a", "a/b", "amq.topic/b"]),
+        ("#.a", ["a", "b.a", "b.c.a"], ["ba", "a.b"]),
+        ("#", ["a", "a.b", "amq.topic/", "amq.topic/a.b"], ["x/a", "/a"]),
+        ("shop%2Feu/*", ["shop%2Feu/a", "shop%2Feu/a/b"], ["shop/eu/a", "a", "shop%2Feu/a.b"]),
+        ("amq.topic/a/b.*", ["amq.topic/a/b.c"], ["a/b.c"]),
+    ],
+)
+def test_a_pattern_stands_for_topics(topic: str, own: list[str], strange: list[str]) -> None:
+    expression = pattern(route(topic, "amq.topic"), "amq.topic")
+
+    assert expression is not None
+    assert [one for one in (*own, *strange) if re.search(expression, one)] == own
+
+
+def test_what_is_no_pattern_stands_for_itself() -> None:
+    assert [pattern(route(topic, "x"), "x") for topic in ("a.b", "y/a.b", "/a.*", "a*")] == [None] * 4
+
+
+_WORDS = st.lists(st.sampled_from(["a", "b", "", "*", "#", "a*", "-", "a/b"]), max_size=5).map(".".join)
+
+
+@given(key=_WORDS, arrived=_WORDS, exchange=st.sampled_from(["x", "y/z"]), default=st.sampled_from(["x", "y/z"]))
+def test_what_a_binding_gets_is_what_its_pattern_stands_for(
+    key: str, arrived: str, exchange: str, default: str
+) -> None:
+    binding, published = Route(exchange, key), Route(exchange, arrived)
+    expression = pattern(binding, default)
+    topic = topic_of(published, default)
+
+    assert route(topic, default) == published
+    if expression is not None:
+        for form in {topic, str(published)}:
+            assert (re.fullmatch(expression, form) is not None) is binding.matches(published), form
+
+
+@pytest.mark.parametrize(
     "topics",
     [("a.*", "a.b"), ("a.b", "#"), ("a.*", "*.b"), ("a.#", "#.b"), ("a", "amq.topic/a")],
 )
@@ -84,7 +127,7 @@ def test_topics_that_do_not_overlap_are_told_apart() -> None:
     found = routes("q", ("a.*", "b.*", "x/a.b", "a.b.c"), "amq.topic", {})
 
     arrived = [Route("amq.topic", "a.z"), Route("amq.topic", "b.z"), Route("x", "a.b"), Route("amq.topic", "a.b.c")]
-    assert [found.topic("q", one) for one in arrived] == ["a.*", "b.*", "x/a.b", "a.b.c"]
+    assert [found.topic("q", one) for one in arrived] == ["a.z", "b.z", "x/a.b", "a.b.c"]
     assert found.topic("q", Route("amq.topic", "c")) is None
     assert found.queues == ["q"]
 

@@ -35,6 +35,9 @@ class Made:
         self.there = {"orders"}
         self.error: str | None = None
 
+    def pattern(self, topic: str) -> str | None:
+        return None
+
     async def topology(self, topics: Sequence[str], subscription: Subscription | None, *, create: bool) -> list[Item]:
         self.asked.append((list(topics), subscription, create))
         if self.error is not None:

@@ -31,6 +31,10 @@ class KafkaBroker:
         """What Kafka can do: all of it."""
         return frozenset(Feature)
 
+    def pattern(self, topic: str) -> str | None:  # noqa: ARG002 - of the protocol
+        """Return None: a topic of Kafka stands for itself alone."""
+        return None
+
     async def publisher(self, name: str) -> Publisher:
         """Open a publisher; it connects when there is something to publish."""
         return await asyncio.to_thread(KafkaPublisher, self._settings, f"scoop-{name}")

@@ -14,7 +14,7 @@ from scoop_outbox_rabbitmq import topology as existing
 from scoop_outbox_rabbitmq.connection import LOST, Link, UnreachableError, close, explain, open_link
 from scoop_outbox_rabbitmq.consumer import RabbitConsumer
 from scoop_outbox_rabbitmq.publisher import RabbitPublisher
-from scoop_outbox_rabbitmq.route import Routes, routes
+from scoop_outbox_rabbitmq.route import Routes, pattern, route, routes
 from scoop_outbox_rabbitmq.settings import Settings, read_settings
 
 _ANSWER = 20.0
@@ -47,6 +47,15 @@ class RabbitBroker:
             always -= {Feature.KNOWS_TOPICS}
         in_order = self._settings.single_active_consumer and not self._settings.pipeline
         return always | {Feature.ORDER_PER_KEY} if in_order else always
+
+    def pattern(self, topic: str) -> str | None:
+        """Return the regular expression of the topics that a topic with wildcards stands for; see the protocol.
+
+        What comes out of a queue of the topic's own came there by bindings that nobody here knows.
+        """
+        if topic in self._settings.queues:
+            return None
+        return pattern(route(topic, self._settings.exchange), self._settings.exchange)
 
     async def publisher(self, name: str) -> Publisher:
         """Open a publisher; it connects when there is something to publish."""

@@ -248,7 +248,7 @@ class RabbitConsumer:
             queue=queue,
             topic=topic,
             arrived=arrived,
-            exactly=topic is not None and self._routes.bound.get(topic) == arrived,
+            exactly=topic is not None and topic != self._routes.others.get(queue),
             home=route(topic, self._settings.exchange) if topic is not None and moved_back else None,
             properties=message.header.properties,
             body=message.body,

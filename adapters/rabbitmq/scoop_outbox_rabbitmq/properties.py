@@ -157,7 +157,7 @@ def incoming(
         queue: which one.
         topic: the topic whose message it is; None when nobody asked for it.
         arrived: where it was published.
-        exactly: whether that is where messages of the topic are published.
+        exactly: whether the topic tells where that was.
         home: where else a message of ours may say that it was published, because it was moved from there; None when
             it was not moved.
         properties: its properties and headers.

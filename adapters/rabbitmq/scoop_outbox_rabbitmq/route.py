@@ -37,7 +37,7 @@ class Route:
         """Tell whether a binding with this route gets what is published on the other."""
         if self.exchange != other.exchange:
             return False
-        return self.key == other.key or (self.is_pattern and _overlap(self.key.split("."), other.key.split("."), 0, 0))
+        return self.key == other.key or (self.is_pattern and _overlap(_words(self.key), _words(other.key), 0, 0))
 
     def __str__(self) -> str:
         return f"{quote(self.exchange, safe='')}/{self.key}"
@@ -62,6 +62,51 @@ def route(topic: str, default_exchange: str) -> Route:
         raise BrokerError(
             f"topic {topic!r}: the exchange before the slash is no text once its %xx are decoded"
         ) from None
+
+
+def topic_of(where: Route, default_exchange: str) -> str:
+    """Return the topic whose messages are published on a route, in its shortest form.
+
+    Args:
+        where: the route.
+        default_exchange: the exchange of topics without one.
+    """
+    alone = where.exchange == default_exchange and where.key and "/" not in where.key
+    return where.key if alone else str(where)
+
+
+def pattern(where: Route, default_exchange: str) -> str | None:
+    """Return the regular expression of the topics whose messages a binding with wildcards gets; None without any.
+
+    Args:
+        where: the binding's exchange and routing key.
+        default_exchange: the exchange of topics without one: these are matched in both their forms.
+    """
+    if not where.is_pattern:
+        return None
+    forms = [re.escape(f"{quote(where.exchange, safe='')}/") + _expression(where.key, "[^.]*")]
+    if where.exchange == default_exchange and "/" not in where.key:
+        forms.append(_expression(where.key, "[^./]*"))
+    return f"^(?:{'|'.join(forms)})$"
+
+
+def _expression(key: str, word: str) -> str:
+    """Return the regular expression of the routing keys that a key with wildcards stands for, made of such words."""
+    expression, leads = "", True  # whether the next word is the first one, with no dot before it
+    words = key.split(".")
+    if not all(one == _ANY for one in words):
+        expression = "(?!$)"  # an empty key has no word, not an empty one
+    for position, one in enumerate(words):
+        if one != _ANY:
+            expression += ("" if leads else r"\.") + (word if one == _ONE else re.escape(one))
+            leads = False
+        elif not leads:
+            expression += rf"(?:\.{word})*"
+        elif position < len(words) - 1:
+            expression += rf"(?:{word}\.)*"
+        else:
+            expression += rf"(?:{word}(?:\.{word})*)?"
+    return expression
 
 
 def check_exchange_name(exchange: str) -> None:
@@ -99,11 +144,13 @@ class Routes:
         queue: the service's own.
         bound: topics whose messages come into it, and the routes that bind it.
         others: queues of single topics, and these topics.
+        default_exchange: the exchange of topics without one.
     """
 
     queue: str
     bound: dict[str, Route]
     others: dict[str, str]
+    default_exchange: str
 
     @property
     def queues(self) -> list[str]:
@@ -112,11 +159,14 @@ class Routes:
         return own + [queue for queue in self.others if queue not in own]
 
     def topic(self, queue: str, arrived: Route) -> str | None:
-        """Return the topic of what came out of a queue, or None when nobody asked for it."""
+        """Return the topic of what came out of a queue, or None when nobody asked for it.
+
+        What came by wildcards has the topic on which it was published.
+        """
         if queue == self.queue:
             for topic, one in self.bound.items():
                 if one.matches(arrived):
-                    return topic
+                    return topic_of(arrived, self.default_exchange) if one.is_pattern else topic
         return self.others.get(queue)
 
 
@@ -151,7 +201,7 @@ def routes(queue: str, topics: Sequence[str], default_exchange: str, queues: dic
             )
         else:
             others[own] = topic
-    found = Routes(queue, bound, others)
+    found = Routes(queue, bound, others, default_exchange)
     for one in bound.values():
         check_exchange_name(one.exchange)
     for name in found.queues:
@@ -162,7 +212,11 @@ def routes(queue: str, topics: Sequence[str], default_exchange: str, queues: dic
 def _meet(one: Route, other: Route) -> bool:
     if not one.is_pattern and not other.is_pattern:
         return one.key == other.key
-    return _overlap(one.key.split("."), other.key.split("."), 0, 0, patterns=other.is_pattern)
+    return _overlap(_words(one.key), _words(other.key), 0, 0, patterns=other.is_pattern)
+
+
+def _words(key: str) -> list[str]:
+    return key.split(".") if key else []
 
 
 def _overlap(one: list[str], other: list[str], i: int, j: int, *, patterns: bool = False) -> bool:

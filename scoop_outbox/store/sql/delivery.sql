@@ -7,11 +7,17 @@ with launched as (
     from unnest(%(ids)s::uuid[], %(topics)s::text[], %(keys)s::text[], %(bodies)s::bytea[],
                 %(content_types)s::text[], %(headers)s::text[], %(awaited)s::bool[])
          with ordinality as l (id, topic, key, body, content_type, headers, awaited, ordinal)
+), listening as (
+    -- Once, however many of its topics are this one: a saga that has changed its topic is known under both.
+    select t.topic, s.service, s.saga
+    from (select distinct topic from launched) t
+    join {schema}.subscription s on s.topic = t.topic or t.topic ~ s.pattern
+    group by t.topic, s.service, s.saga
 ), expected as (
     insert into {schema}.child (message_id, service, saga, run_id, seq, ordinal)
     select l.id, s.service, s.saga, %(run)s::uuid, %(seq)s, l.ordinal
     from launched l
-    join {schema}.subscription s on s.topic = l.topic
+    join listening s on s.topic = l.topic
     where l.awaited
 ), rooted as (
     -- Where each service takes in at a time of its own, whoever waits for a root has to know which of them will.
@@ -19,7 +25,7 @@ with launched as (
     select l.id, coalesce(array_agg(s.service) filter (where s.service is not null), array[]::text[]),
            coalesce(array_agg(s.saga) filter (where s.service is not null), array[]::text[])
     from launched l
-    left join {schema}.subscription s on s.topic = l.topic
+    left join listening s on s.topic = l.topic
     where %(brokered)s and not l.awaited
     group by l.id
 )
@@ -47,25 +53,30 @@ with arrived as (
     select id, topic, key, body, content_type, headers::json from arrived order by id
     on conflict do nothing
     returning id
+), listening as (
+    select t.topic, s.service, s.saga, bool_or(s.ordered) as ordered
+    from (select distinct topic from arrived) t
+    join {schema}.subscription s on s.topic = t.topic or t.topic ~ s.pattern
+    where %(service)s::text is null or s.service = %(service)s::text
+    group by t.topic, s.service, s.saga
 ), handled as (
     -- Who handles a message launched by a run was frozen when it was launched; who handles one from outside, when it
     -- was first taken in: by this service, if it takes in for itself.
     select m.id, c.service, c.saga, coalesce(s.ordered, false) as ordered
     from arrived m
     join {schema}.child c on c.message_id = m.id and c.state = 'waiting'
-    left join {schema}.subscription s on s.topic = m.topic and s.service = c.service and s.saga = c.saga
+    left join listening s on s.topic = m.topic and s.service = c.service and s.saga = c.saga
     where m.lineage is not null and (%(service)s::text is null or c.service = %(service)s::text)
     union all
     select m.id, s.service, s.saga, s.ordered
     from arrived m
-    join {schema}.subscription s on s.topic = m.topic
+    join listening s on s.topic = m.topic
     where m.lineage is null
       and case when %(service)s::text is null
                then exists (select from taken t where t.id = m.id)
-               else s.service = %(service)s::text
-                    and not exists (
-                        select from {schema}.run r where r.message_id = m.id and r.service = %(service)s::text
-                    )
+               else not exists (
+                   select from {schema}.run r where r.message_id = m.id and r.service = %(service)s::text
+               )
           end
 ), started as (
     insert into {schema}.run (id, message_id, service, saga, lineage, parent_run, context, launched_at, lane)

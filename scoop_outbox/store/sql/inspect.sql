@@ -1,9 +1,16 @@
 -- What people and waiting callers ask.
 
 -- name: subscribe
-insert into {schema}.subscription as known (topic, service, saga, ordered)
-select * from unnest(%(topics)s::text[], %(services)s::text[], %(sagas)s::text[], %(ordered)s::bool[])
-on conflict (topic, service, saga) do update set ordered = excluded.ordered where known.ordered <> excluded.ordered
+insert into {schema}.subscription as known (topic, service, saga, ordered, pattern, brokered)
+select *, %(brokered)s::bool
+from unnest(%(topics)s::text[], %(services)s::text[], %(sagas)s::text[], %(ordered)s::bool[], %(patterns)s::text[])
+on conflict (topic, service, saga) do update
+set ordered = excluded.ordered, pattern = excluded.pattern, brokered = excluded.brokered
+where (known.ordered, known.pattern, known.brokered)
+      is distinct from (excluded.ordered, excluded.pattern, excluded.brokered)
+
+-- name: read_brokered
+select distinct service from {schema}.subscription where brokered order by service
 
 -- name: read_revision
 select version_num from {schema}.alembic_version
