@@ -42,19 +42,19 @@ class Reader:
         """
         loop = asyncio.get_running_loop()
         running = loop.run_in_executor(self._thread, self._run, plan)
-        giving_up = loop.call_later(PATIENCE, self._break_off)
+        giving_up = loop.call_later(PATIENCE, self._abort)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
-            self._break_off()
+            self._abort()
             running.add_done_callback(_heed)
             raise
         finally:
             giving_up.cancel()
 
-    def _break_off(self) -> None:
+    def _abort(self) -> None:
         if self._driver is not None:
-            self._driver.break_off()
+            asyncio.get_running_loop().run_in_executor(None, self._driver.abort)
 
     async def close(self) -> None:
         """Let go of the connection, once the thread does."""

@@ -165,13 +165,15 @@ class Worker:
         if tasks:
             await asyncio.wait(tasks.values(), timeout=grace)
         late = {run_id: task for run_id, task in tasks.items() if not task.done()}
+        aborted = []
         for run_id, task in late.items():
             log.warning("a step of run %s did not finish within %.0f s; it will be executed again", run_id, grace)
             blocking = self._at_work.get(run_id)
             if blocking is None:
                 task.cancel()
             else:
-                await asyncio.to_thread(blocking.abort)
+                aborted.append(asyncio.to_thread(blocking.abort))
+        await asyncio.gather(*aborted)
         if late:
             _, stuck = await asyncio.wait(late.values(), timeout=1.0)
             for task in stuck:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any, Self, TypeVar
 
 import psycopg
@@ -21,9 +20,9 @@ from scoop_outbox.store.calls import (
     raised,
     returned,
     scope_arguments,
-    sever,
 )
 from scoop_outbox.store.pipeline import Pipeline, Query
+from scoop_outbox.store.sever import abort
 
 T = TypeVar("T")
 
@@ -111,20 +110,10 @@ class Driver:
     def abort(self) -> None:
         """Break the connection under the thread that uses it: what is open in it is undone, here and on the server.
 
-        While a server is frozen this takes long, and nothing else runs in the process meanwhile: libpq waits for its
-        word, and psycopg does not let go of the interpreter.
+        Blocks for two seconds at most, if the server does not take notice.
         """
         self.usable = False
-        with suppress(psycopg.Error, OSError):
-            cancel = self.raw.pgconn.get_cancel()
-            # First the connection: a cancelled statement must not look like a failure of the callback.
-            self.break_off()
-            cancel.cancel()
-
-    def break_off(self) -> None:
-        """Break the connection under the thread that uses it; the server notices when it is done with the statement."""
-        self.usable = False
-        sever(self.raw)
+        abort(self.raw)
 
     def run(self, plan: Plan[T]) -> T:
         """Execute a plan to its end.

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import selectors
-import socket
 from collections.abc import Iterator
-from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -34,28 +30,8 @@ _TRANSIENT_STATES = frozenset(
 )
 
 
-def sever(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
-    """Break a connection under whoever waits on it, without a word to the server: it might be long in answering."""
-    with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(connection.fileno())) as ours:
-        ours.shutdown(socket.SHUT_RDWR)
-
-
-# Without a descriptor of its own where there is poll(): this is asked each time a connection is lent.
-_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
-
-
 class Interrupted(Exception):
     """The machinery failed under a run: its transaction is undone, and the run is executed again later."""
-
-
-def is_severed(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
-    """Tell whether the server has ended a connection while it lay idle; asks the socket, not the server.
-
-    An idle connection has nothing to be read, but for its end or a farewell.
-    """
-    with _Selector() as selector:
-        selector.register(connection.fileno(), selectors.EVENT_READ)
-        return bool(selector.select(0))
 
 
 def is_transient(error: BaseException) -> bool:

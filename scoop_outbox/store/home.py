@@ -19,9 +19,9 @@ from scoop_outbox.message import uuid7
 from scoop_outbox.store import queries
 from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.blocking import Driver
-from scoop_outbox.store.calls import is_severed
 from scoop_outbox.store.connect import async_driver_engine, driver_engine, explained, parsed, patience, shown
 from scoop_outbox.store.patient import PatientDriver
+from scoop_outbox.store.sever import is_severed
 
 LENT = 10
 """How many connections are lent at once, for each event loop and for blocking code, however many ask."""

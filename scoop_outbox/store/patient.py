@@ -11,7 +11,7 @@ import time
 
 from scoop_outbox.core.statement import Batch, Rows
 from scoop_outbox.store.aio import AsyncDriver
-from scoop_outbox.store.calls import sever
+from scoop_outbox.store.sever import sever
 
 PATIENCE = 60.0
 """Seconds after which a connection that does not answer is given up."""

@@ -128,7 +128,13 @@ def ask_directly(twin: Twin, question: str) -> list[tuple[Any, ...]]:
 def subscribe(*sagas: str | None) -> Any:
     count = len(sagas)
     return statement(
-        "subscribe", topics=["t"] * count, services=["s"] * count, sagas=list(sagas), ordered=[False] * count
+        "subscribe",
+        topics=["t"] * count,
+        services=["s"] * count,
+        sagas=list(sagas),
+        ordered=[False] * count,
+        patterns=[None] * count,
+        brokered=False,
     )
 
 
