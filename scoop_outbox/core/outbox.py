@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
+from typing import NamedTuple
 
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, ask, statement
 from scoop_outbox.headers import HOME
@@ -20,6 +21,19 @@ Lane = tuple[int, str]
 """A topic within a shard of the outbox: what keeps its order, whatever becomes of other topics."""
 
 
+class Writing(NamedTuple):
+    """Who was writing into the outbox at some moment.
+
+    Attributes:
+        ends: numbers that messages had been given before that moment.
+        transactions: those that had written into it, or were about to, and had not ended; what had been written by
+            others until then is seen by whoever reads afterwards.
+    """
+
+    ends: Sequence[int]
+    transactions: Collection[str]
+
+
 @dataclass(slots=True)
 class Outgoing:
     """Messages to be published, in order, and where each stands in the outbox. Lists side by side, for there are many.
@@ -27,26 +41,29 @@ class Outgoing:
     Attributes:
         places: where they stand.
         envelopes: the messages.
-        ends: of shards in which something was left out, the last number that was looked at, if all was.
+        writing: who was writing just before, if it was asked.
     """
 
     places: list[Place] = field(default_factory=list)
     envelopes: list[Envelope] = field(default_factory=list)
-    ends: dict[int, int] = field(default_factory=dict)
+    writing: Writing | None = None
 
     def __len__(self) -> int:
         """Return how many messages these are."""
         return len(self.places)
 
     @property
-    def shards(self) -> frozenset[int]:
-        """The shards that they belong to."""
-        return frozenset(dict(self.places))
-
-    @property
     def lanes(self) -> set[Lane]:
         """The topics within shards that they belong to."""
         return {(shard, envelope.topic) for (shard, _), envelope in zip(self.places, self.envelopes, strict=True)}
+
+    def firsts(self, lanes: Collection[Lane]) -> dict[Lane, int]:
+        """Return where the first message of each of these topics within shards stands, of those that are here."""
+        found: dict[Lane, int] = {}
+        for (shard, seq), envelope in zip(self.places, self.envelopes, strict=True):
+            if (lane := (shard, envelope.topic)) in lanes:
+                found.setdefault(lane, seq)
+        return found
 
     def full(self, limit: int, most_bytes: int) -> set[int]:
         """Return the shards of which as much was read as was asked for."""
@@ -70,7 +87,14 @@ class Outgoing:
 
 
 def read_outbox(
-    floors: Mapping[int, int], limit: int, most_bytes: int, home: uuid.UUID, closed: Sequence[Lane] = ()
+    floors: Mapping[int, int],
+    limit: int,
+    most_bytes: int,
+    home: uuid.UUID,
+    closed: Sequence[Lane] = (),
+    in_hand: Sequence[int] = (),
+    *,
+    ask_who_writes: bool = False,
 ) -> Plan[Outgoing]:
     """Read messages to be published, oldest first, without locking them.
 
@@ -80,26 +104,31 @@ def read_outbox(
         most_bytes: of a shard, no row is read behind the one with which its bodies have so many bytes.
         home: this home's id, which messages carry.
         closed: topics within shards of which nothing is to be read.
+        in_hand: numbers of messages that are not to be read again, in order.
+        ask_who_writes: whether to ask, before that, who is writing into the outbox.
     """
-    closed_shards = [shard for shard, _ in closed]
+    shards, numbers = list(floors), list(floors.values())
     reading = statement(
         "read_outbox",
-        shards=list(floors),
-        floors=list(floors.values()),
+        shards=shards,
+        floors=numbers,
         most=limit,
         bytes=most_bytes,
-        closed_shards=closed_shards,
+        closed_shards=[shard for shard, _ in closed],
         closed_topics=[topic for _, topic in closed],
+        in_hand=list(in_hand),
     )
-    ends: dict[int, int] = {}
-    if closed:
-        # First: what comes in between is behind these ends.
-        found, rows = yield from ask(statement("read_ends", shards=list(floors.keys() & closed_shards)), reading)
-        ends = dict(found)
+    writing = None
+    if ask_who_writes:
+        # In this order: see `Writing`.
+        ends, writers, rows = yield from ask(
+            statement("read_ends", shards=shards, floors=numbers), statement("read_writers"), reading
+        )
+        writing = Writing([seq for (seq,) in ends], {transaction for (transaction,) in writers})
     else:
         (rows,) = yield from ask(reading)
     if not rows:
-        return Outgoing(ends=ends)
+        return Outgoing(writing=writing)
     rows.sort(key=itemgetter(1))
     # By columns: what is done for each row is most of what reading costs.
     of, seqs, ids, topics, keys, bodies, content_types, texts = zip(*rows, strict=True)
@@ -108,7 +137,7 @@ def read_outbox(
     return Outgoing(
         list(zip(of, seqs, strict=True)),
         list(map(Envelope, ids, topics, keys, bodies, content_types, map(headers.__getitem__, texts))),
-        ends,
+        writing,
     )
 
 
@@ -137,12 +166,6 @@ def delete_published(places: Sequence[Place], epochs: Mapping[int, int]) -> Plan
     )
     count: int = deleted[0][0]
     return count
-
-
-def read_writers() -> Plan[set[str]]:
-    """Return the transactions that have written into the outbox, or will in a moment, and have not ended."""
-    (rows,) = yield from ask(statement("read_writers"))
-    return {transaction for (transaction,) in rows}
 
 
 def bury_unpublishable(reasons: Mapping[Place, str], epochs: Mapping[int, int]) -> Plan[int]:

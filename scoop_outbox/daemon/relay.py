@@ -17,7 +17,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import psycopg
@@ -25,7 +25,7 @@ import sqlalchemy as sa
 
 from scoop_outbox.broker.protocol import Publisher, Receipt
 from scoop_outbox.core.delivery import read_home
-from scoop_outbox.core.outbox import Outgoing, Place, bury_unpublishable, delete_published, read_outbox, read_writers
+from scoop_outbox.core.outbox import Outgoing, Place, bury_unpublishable, delete_published, read_outbox
 from scoop_outbox.daemon.floors import Floors
 from scoop_outbox.daemon.holds import Holds
 from scoop_outbox.daemon.leases import Leases
@@ -83,15 +83,12 @@ class Relay:
         self._reader = Reader(home)
         self._leases = Leases(home)
         self._floors = Floors()
-        # Shards to be read again, above which number, as soon as what was published is deleted.
-        self._rewound: dict[int, int] = {}
         self._on_trial = False  # whether a topic is tried again with the next batch
         self._holds = Holds()
         self._aside = False  # the shards are left to whoever can reach the broker
         self._draining: set[int] = set()  # shards of which there is more than was read
         self._ahead = Outgoing()  # was read, and is published next
-        self._in_flight: frozenset[int] = frozenset()  # shards of what the publisher has in hand
-        self._reading: frozenset[int] = frozenset()  # shards that are being read
+        self._in_flight: Sequence[Place] = ()  # where that stands what the publisher has in hand
         self._undeleted: list[Place] = []
         self._unburied: dict[Place, str] = {}
         self._delete_at = 0.0
@@ -169,14 +166,13 @@ class Relay:
         driver = await self._connected()
         now = time.monotonic()
         self._note_what_to_read_again()
-        if self._rewound or self._unburied or (now >= self._delete_at and not self._ahead):
+        if self._unburied or (now >= self._delete_at and not self._ahead):
             await self._delete(driver)
         if self._leases.due and not await self._stand_aside(driver):
             # Behind the delete, which notices when another relay has our shards.
             await self._keep_leases(driver)
         if self._holds.pause:
             return False
-        self._rewind()
         batch, self._ahead = self._ahead or await self._read(driver), Outgoing()
         if not batch:
             return False
@@ -187,18 +183,17 @@ class Relay:
             return True
         self._settle(batch, await self._publish_and_look_ahead(batch))
         self._pace.busy()
-        return bool(self._draining or self._ahead)
+        return bool(self._draining or self._ahead or self._on_trial)
 
     async def _publish_and_look_ahead(self, batch: Outgoing) -> Sequence[Receipt]:
         self._publishing_since = time.monotonic()
-        self._in_flight = batch.shards
+        self._in_flight = batch.places
         publishing = asyncio.create_task(self._publish(batch))
         waited_for: set[asyncio.Task[Any]] = {publishing}
         try:
             await asyncio.sleep(0)  # it begins
             while waited_for:
-                # Not when all is to be read from the beginning next: it would be thrown away.
-                if self._draining and not self._ahead and not self._stopping and not self._floors.sweep.due:
+                if self._draining and not self._ahead and not self._stopping:
                     waited_for.add(asyncio.create_task(self._look_ahead()))
                 try:
                     pause = await self._meanwhile()
@@ -216,7 +211,7 @@ class Relay:
                 task.cancel()
             await asyncio.gather(*waited_for, return_exceptions=True)
             self.tally.seconds.observe(time.monotonic() - self._publishing_since)
-            self._in_flight = frozenset()
+            self._in_flight = ()
             self._publishing_since = None
 
     async def _look_ahead(self) -> None:
@@ -243,55 +238,51 @@ class Relay:
         return await publish(self._publisher, batch.envelopes)
 
     async def _read(self, executor: AsyncDriver | Reader) -> Outgoing:
-        """Read on above what was read: it is in hand, or published and not yet deleted."""
-        floors = {shard: self._floors.of(shard) for shard in self._leases.epochs if shard not in self._rewound}
+        """Read all that is there and not in hand: published and not yet deleted, or about to be."""
         # A few shards, or one busy key, fill a batch as well as all of them do.
         limit = BATCH * SHARDS // len(self._draining) if self._draining else min(FIRST, BATCH)
         limit = min(limit, TRIAL) if self._on_trial else limit
         self._draining, self._on_trial = set(), False
-        if not floors or self._origin is None:
+        if not self._leases.epochs or self._origin is None:
             return Outgoing()
-        self._reading, started = frozenset(floors), time.monotonic()
-        try:
-            found = await executor.run(read_outbox(floors, limit, BATCH_BYTES, self._origin, self._holds.closed))
-            seconds = time.monotonic() - started
-            if self._floors.begin_to_move():
-                self._floors.move(await executor.run(read_writers()))
-        except BaseException:
-            # What was to be read on is not known to anybody now.
-            self._floors.sweep.soon()
-            raise
-        finally:
-            self._reading = frozenset()
-        self._floors.reached(floors, found.places, seconds)
-        self._draining = found.full(limit, BATCH_BYTES)
-        passed = {shard: end for shard, end in found.ends.items() if shard not in self._draining}
-        self._floors.passed(passed, found.shards | self._in_flight | self._ahead.shards | dict(self._undeleted).keys())
+        floors, started = self._floors.look(self._leases.epochs), time.monotonic()
+        found = await executor.run(
+            read_outbox(
+                floors,
+                limit,
+                BATCH_BYTES,
+                self._origin,
+                self._holds.closed,
+                self._in_hand(floors),
+                ask_who_writes=self._floors.due,
+            )
+        )
+        # Shards that have changed their owner meanwhile are read from the beginning, if they are ours.
+        stale = floors.keys() - self._floors.still(floors)
+        if found.writing is not None:
+            self._floors.writing(*found.writing)
+        full = found.full(limit, BATCH_BYTES) - stale
+        self._floors.reached(found.places, full, time.monotonic() - started)
+        self._draining = full
+        if stale:
+            found = found.without(stale)
         if self._holds and not self._in_flight:
             # Nothing is there any more of a topic that was to be tried again.
-            self._holds.let_go(self._holds.tried(floors.keys() - self._draining) - found.lanes)
+            self._holds.let_go(self._holds.tried(floors.keys() - stale - full) - found.lanes)
         return found
 
-    def _note_what_to_read_again(self) -> None:
-        if self._floors.sweep.due:
-            self._rewound |= dict.fromkeys(range(SHARDS), 0)
-            self._floors.sweep.begin()
-        again = self._holds.try_again()
-        self._on_trial |= bool(again)
-        for shard, seq in again.items():
-            self._rewound[shard] = min(self._rewound.get(shard, seq - 1), seq - 1)
+    def _in_hand(self, floors: Mapping[int, int]) -> list[int]:
+        """Return the numbers above the floors that were read and are still there."""
+        places = (*self._in_flight, *self._undeleted, *self._unburied)
+        return sorted(seq for shard, seq in places if seq > floors.get(shard, seq))
 
-    def _rewind(self) -> None:
-        """Read shards again: nothing of them is in hand, or published and not yet deleted."""
-        if not self._rewound:
-            return
-        for shard, seq in self._ahead.places:
-            if shard in self._rewound:
-                self._rewound[shard] = min(self._rewound[shard], seq - 1)
-        for shard, above in self._rewound.items():
-            self._floors.begin(shard, above)
-        self._ahead = self._ahead.without(self._rewound)
-        self._rewound.clear()
+    def _note_what_to_read_again(self) -> None:
+        again = {shard: seq - 1 for shard, seq in self._holds.try_again().items()}
+        self._on_trial |= bool(again)
+        if self._floors.sweep.due:
+            again = dict.fromkeys(self._leases.epochs, 0)
+            self._floors.sweep.begin()
+        self._floors.begin({shard: min(above, self._floors.of(shard)) for shard, above in again.items()})
 
     async def _bury(self, driver: AsyncDriver) -> None:
         """Make dead letters of what can never be published."""
@@ -313,10 +304,7 @@ class Relay:
             self.published += deleted
             if deleted < len(self._undeleted):
                 self._leases.doubt()  # another relay has our shards: do not publish the same once more
-            self._floors.deleted(self._undeleted)
             self._undeleted = []
-            # What has been drained is read from further below, for messages that commit late.
-            self._floors.keep(self._draining | self._in_flight | self._reading | self._ahead.shards)
 
     def _settle(self, batch: Outgoing, receipts: Sequence[Receipt]) -> None:
         """Note what became of a batch."""
@@ -335,6 +323,8 @@ class Relay:
         # Whoever has a shard now that was ours has to see to it.
         firsts = {lane: seq for lane, seq in found.firsts.items() if lane[0] in self._leases.epochs}
         if firsts:
+            # What came to light later may stand before it.
+            firsts |= {lane: min(seq, firsts[lane]) for lane, seq in self._ahead.firsts(firsts).items()}
             self._holds.failed(firsts, found.progress, found.reason)
             # What was read of them ahead is read again when their time comes.
             self._ahead = self._ahead.without(lanes=firsts)
@@ -370,7 +360,7 @@ class Relay:
     async def _keep_leases(self, driver: AsyncDriver) -> None:
         gained, lost = await self._leases.keep(driver)
         self._disown(lost)
-        self._rewound |= dict.fromkeys(gained | lost, 0)
+        self._floors.begin(dict.fromkeys(gained, 0))
 
     def _disown(self, shards: set[int]) -> None:
         """Forget shards: whoever has them now publishes all that is there, what we published last too."""
@@ -379,7 +369,7 @@ class Relay:
             self._unburied = {place: why for place, why in self._unburied.items() if place[0] not in shards}
             self._ahead = self._ahead.without(shards)
             self._holds.forget(shards)
-            self._floors.forget(shards)
+            self._floors.begin(dict.fromkeys(shards, 0))
 
     async def _release(self) -> None:
         """Let a standby take over at once."""

@@ -62,7 +62,7 @@ async def test_a_topic_that_is_not_taken_is_tried_again_with_a_few_messages(
 async def test_a_long_backlog_that_is_held_back_is_not_passed_over_with_each_look(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(floors_module, "_REMEMBERED", 0.0)
+    monkeypatch.setattr(floors_module, "_EVERY", 0.0)
     monkeypatch.setattr(sweep_module, "EVERY", 3600.0)
     monkeypatch.setattr(relay_module, "BATCH", 2)
     full = True

@@ -40,6 +40,12 @@ from tests.integration.relaying import (
 from tests.waiting import until
 
 
+@pytest.fixture
+def without_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is found just because all is looked through now and then."""
+    monkeypatch.setattr(sweep_module, "EVERY", 3600.0)
+
+
 async def test_messages_of_a_key_are_published_in_order_and_then_deleted(database_url: str) -> None:
     keys = ["a", "b", "c", None]
     for start in range(0, 200, 40):
@@ -262,11 +268,11 @@ async def test_a_message_that_commits_late_is_published_though_later_ones_were(d
         await until(lambda: publisher.of("k") == [*range(1, 20), 0])
 
 
+@pytest.mark.usefixtures("without_sweeps")
 async def test_what_a_transaction_writes_is_published_in_order_however_long_it_takes(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(floors_module, "_REMEMBERED", 0.0)
-    monkeypatch.setattr(sweep_module, "EVERY", 3600.0)
+    monkeypatch.setattr(floors_module, "_EVERY", 0.0)
     publisher = FakePublisher()
     async with relaying(database_url, publisher):
         with written_late(database_url, made(0, "k")) as write_more:
@@ -277,12 +283,71 @@ async def test_what_a_transaction_writes_is_published_in_order_however_long_it_t
         await until(lambda: publisher.of("k") == [*range(1, 6), 0, 6])
 
 
-async def test_a_message_that_is_later_than_what_is_looked_back_is_found_all_the_same(
+@pytest.mark.usefixtures("without_sweeps")
+async def test_what_commits_while_others_are_in_hand_comes_before_what_commits_after_it(database_url: str) -> None:
+    publisher = FakePublisher()
+    publisher.open.clear()
+    async with relaying(database_url, publisher):
+        with written_late(database_url, made(0, "k")) as write_more:
+            write(database_url, made(1, "k"))
+            await until(lambda: publisher.batches == [["1"]])
+            write_more(made(2, "k"))
+        write(database_url, made(3, "k"))
+        publisher.open.set()
+        await until(lambda: left(database_url) == 0)
+    assert publisher.of("k") == [1, 0, 2, 3]
+
+
+@pytest.mark.usefixtures("without_sweeps")
+async def test_what_commits_below_a_backlog_comes_before_what_commits_after_it(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    move = Floors.move
-    monkeypatch.setattr(Floors, "move", lambda self, _: move(self, set()))  # as if nobody were writing
-    monkeypatch.setattr(floors_module, "_REMEMBERED", 0.0)
+    monkeypatch.setattr(relay_module, "BATCH", 2)
+    publisher = FakePublisher()
+    publisher.open.clear()
+    async with AsyncExitStack() as stack:
+        with written_late(database_url, made(0, "k")) as write_more:
+            write(database_url, *(made(number, "k") for number in range(1, 101)))
+            await stack.enter_async_context(relaying(database_url, publisher))
+            await until(lambda: publisher.batches)
+            write_more(made(101, "k"))
+        write(database_url, made(102, "k"))
+        publisher.open.set()
+        await until(lambda: left(database_url) == 0)
+    published = publisher.of("k")
+    assert published.index(0) < published.index(101)
+    assert [number for number in published if number] == list(range(1, 103))
+
+
+@pytest.mark.parametrize("batch", [2, relay_module.BATCH], ids=["a backlog", "none"])
+@pytest.mark.usefixtures("without_sweeps")
+async def test_transactions_that_launch_now_and_then_keep_the_order_of_what_they_launch(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    """One after the other each has its turn, while the others' numbers lie between its own."""
+    monkeypatch.setattr(relay_module, "BATCH", batch)
+    publisher = FakePublisher()
+
+    def launch_again_and_again(writer: int) -> None:
+        for transaction in range(25):
+            with written_late(database_url, made(4 * transaction, str(writer))) as write_more:
+                for number in range(1, 4):
+                    write_more(made(4 * transaction + number, str(writer)))
+
+    async with relaying(database_url, publisher):
+        await asyncio.gather(*(asyncio.to_thread(launch_again_and_again, writer) for writer in range(6)))
+        await until(lambda: left(database_url) == 0, 30)
+    assert {str(writer): publisher.of(str(writer)) for writer in range(6)} == {
+        str(writer): list(range(100)) for writer in range(6)
+    }
+
+
+async def test_what_nobody_was_known_to_write_is_found_all_the_same(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing = Floors.writing
+    monkeypatch.setattr(Floors, "writing", lambda self, ends, _: writing(self, ends, set()))
+    monkeypatch.setattr(floors_module, "_EVERY", 0.0)
     monkeypatch.setattr(sweep_module, "EVERY", 0.5)
     publisher = FakePublisher()
     async with relaying(database_url, publisher) as relay:

@@ -177,11 +177,11 @@ async def test_a_database_that_is_lost_while_a_batch_is_published(
 async def test_what_nobody_expected_while_reading_ahead_ends_the_relay(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def surprised(*arguments: Any) -> Any:
+    def surprised(*arguments: Any, **named: Any) -> Any:
         monkeypatch.setattr(relay_module, "read_outbox", raising)
-        return read_outbox(*arguments)
+        return read_outbox(*arguments, **named)
 
-    def raising(*_: Any) -> Any:
+    def raising(*_: Any, **__: Any) -> Any:
         raise ValueError("not JSON")
 
     monkeypatch.setattr(relay_module, "BATCH", 3)
