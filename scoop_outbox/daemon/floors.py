@@ -22,6 +22,8 @@ from scoop_outbox.daemon.sweep import Sweep
 MANY = 1000
 """With so many messages found it is asked again who is writing: that is what each look passes over."""
 _EVERY = 1.0
+SWEEP_EVERY = 60.0
+"""Seldom: it finds what should not be."""
 _PREPARED = "-1/"
 """Begins the name of a transaction that was prepared, and has had another one before."""
 
@@ -30,7 +32,7 @@ class Floors:
     """The numbers above which one relay reads its shards.
 
     Attributes:
-        sweep: when everything is to be read from the beginning, if only to make sure.
+        sweep: when everything is to be read from the beginning, to make sure.
     """
 
     def __init__(self) -> None:
@@ -43,7 +45,7 @@ class Floors:
         self._writers: dict[str, int] = {}  # who is, and the number above which each has written
         self._found = 0
         self._ask_at = 0.0
-        self.sweep = Sweep()
+        self.sweep = Sweep(SWEEP_EVERY)
 
     def of(self, shard: int) -> int:
         """Return the number above which to read a shard."""

@@ -1,8 +1,8 @@
 """Sweeps: when to look from the beginning, which is done now and then, less often the longer it takes.
 
-Relay and worker look back only as far as something is likely to lie. What a transaction that took long has left further
-back is found by the next sweep. But what was deleted is passed over by it too, as long as anybody in the database keeps
-an old snapshot: so it gets a twentieth of the time at most, unless that would be less than one in a minute.
+Relay and worker look back only as far as something may lie, or is likely to. What lies further back all the same is
+found by the next sweep. But what was deleted is passed over by it too, as long as anybody in the database keeps an old
+snapshot: so it gets a twentieth of the time at most, unless that would be less than one in a minute.
 """
 
 from __future__ import annotations
@@ -16,10 +16,15 @@ RAREST = 60.0
 
 
 class Sweep:
-    """Says when the next look has to be from the beginning."""
+    """Says when the next look has to be from the beginning.
 
-    def __init__(self) -> None:
+    Args:
+        every: seconds from one to the next, if it does not take long; `EVERY` unless given.
+    """
+
+    def __init__(self, every: float | None = None) -> None:
         """Be due at once."""
+        self._every = EVERY if every is None else every
         self._due_at = 0.0
         self._begun_at = 0.0
         self._is_running = False
@@ -37,7 +42,7 @@ class Sweep:
     def begin(self) -> None:
         """Note that the look which comes next is from the beginning."""
         self._begun_at = time.monotonic()
-        self._due_at = self._begun_at + EVERY
+        self._due_at = self._begun_at + self._every
         self._is_running = True
 
     def looked(self, seconds: float) -> None:

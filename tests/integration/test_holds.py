@@ -6,7 +6,6 @@ from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
 from scoop_outbox.daemon import floors as floors_module
 from scoop_outbox.daemon import holds as holds_module
 from scoop_outbox.daemon import relay as relay_module
-from scoop_outbox.daemon import sweep as sweep_module
 from scoop_outbox.daemon.leases import Leases
 from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.calls import Interrupted
@@ -63,7 +62,7 @@ async def test_a_long_backlog_that_is_held_back_is_not_passed_over_with_each_loo
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(floors_module, "_EVERY", 0.0)
-    monkeypatch.setattr(sweep_module, "EVERY", 3600.0)
+    monkeypatch.setattr(floors_module, "SWEEP_EVERY", 3600.0)
     monkeypatch.setattr(relay_module, "BATCH", 2)
     full = True
     publisher = FakePublisher(lambda one: FULL if full and one.topic == "full" else ACKNOWLEDGED)

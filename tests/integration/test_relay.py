@@ -20,7 +20,6 @@ from scoop_outbox.daemon import floors as floors_module
 from scoop_outbox.daemon import holds as holds_module
 from scoop_outbox.daemon import leases as leases_module
 from scoop_outbox.daemon import relay as relay_module
-from scoop_outbox.daemon import sweep as sweep_module
 from scoop_outbox.daemon.floors import Floors
 from scoop_outbox.message import Envelope
 from scoop_outbox.scope import emission
@@ -43,7 +42,7 @@ from tests.waiting import until
 @pytest.fixture
 def without_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is found just because all is looked through now and then."""
-    monkeypatch.setattr(sweep_module, "EVERY", 3600.0)
+    monkeypatch.setattr(floors_module, "SWEEP_EVERY", 3600.0)
 
 
 async def test_messages_of_a_key_are_published_in_order_and_then_deleted(database_url: str) -> None:
@@ -348,7 +347,7 @@ async def test_what_nobody_was_known_to_write_is_found_all_the_same(
     writing = Floors.writing
     monkeypatch.setattr(Floors, "writing", lambda self, ends, _: writing(self, ends, set()))
     monkeypatch.setattr(floors_module, "_EVERY", 0.0)
-    monkeypatch.setattr(sweep_module, "EVERY", 0.5)
+    monkeypatch.setattr(floors_module, "SWEEP_EVERY", 0.5)
     publisher = FakePublisher()
     async with relaying(database_url, publisher) as relay:
         with written_late(database_url, made(0, "k")):
@@ -360,12 +359,11 @@ async def test_what_nobody_was_known_to_write_is_found_all_the_same(
         await until(lambda: publisher.of("k") == [*range(1, 6), 0])
 
 
+@pytest.mark.usefixtures("without_sweeps")
 async def test_a_late_message_does_not_wait_for_the_outbox_to_be_empty(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relay_module, "BATCH", 1)
-    monkeypatch.setattr(sweep_module, "EVERY", 0.02)
-    monkeypatch.setattr(sweep_module, "SHARE", 0.0)  # however long a look takes here
     publisher = FakePublisher()
     publisher.open.clear()
     async with AsyncExitStack() as stack:
@@ -512,7 +510,7 @@ async def test_messages_of_a_key_on_a_topic_keep_their_order_whatever_the_broker
         patch.setattr(relay_module, "BATCH", batch)
         patch.setattr(holds_module, "LONGEST", 0.001)
         patch.setattr(holds_module, "_LONGEST_FOR_ALL", 0.001)
-        patch.setattr(sweep_module, "EVERY", 0.03)
+        patch.setattr(floors_module, "SWEEP_EVERY", 0.03)
         with psycopg.connect(database_url) as connection:
             connection.execute("truncate scoop_outbox.outbox, scoop_outbox.dead_letter")
         write(database_url, *(made(number, *message) for number, message in enumerate(messages)))
