@@ -49,7 +49,7 @@ BATCH = 1000
 FIRST = 250
 """The same in the first batch, which is read while nothing is being published."""
 BATCH_BYTES = 2 * 1024 * 1024
-"""With so many bytes of bodies the part of a shard in a batch is complete: three batches at most are in memory."""
+"""With so many bytes of bodies the part of a shard in a batch is complete, if all shards have as many."""
 TRIAL = 10
 """The same when a topic is tried again that the broker did not take."""
 _DELETE_AFTER = 0.01
@@ -240,7 +240,9 @@ class Relay:
     async def _read(self, executor: AsyncDriver | Reader) -> Outgoing:
         """Read all that is there and not in hand: published and not yet deleted, or about to be."""
         # A few shards, or one busy key, fill a batch as well as all of them do.
-        limit = BATCH * SHARDS // len(self._draining) if self._draining else min(FIRST, BATCH)
+        shards = len(self._draining) or SHARDS
+        limit, most_bytes = BATCH * SHARDS // shards, BATCH_BYTES * SHARDS // shards
+        limit = limit if self._draining else min(FIRST, BATCH)
         limit = min(limit, TRIAL) if self._on_trial else limit
         self._draining, self._on_trial = set(), False
         if not self._leases.epochs or self._origin is None:
@@ -250,7 +252,7 @@ class Relay:
             read_outbox(
                 floors,
                 limit,
-                BATCH_BYTES,
+                most_bytes,
                 self._origin,
                 self._holds.closed,
                 self._in_hand(floors),
@@ -261,7 +263,7 @@ class Relay:
         stale = floors.keys() - self._floors.still(floors)
         if found.writing is not None:
             self._floors.writing(*found.writing)
-        full = found.full(limit, BATCH_BYTES) - stale
+        full = found.full(limit, most_bytes) - stale
         self._floors.reached(found.places, full, time.monotonic() - started)
         self._draining = full
         if stale:
