@@ -81,6 +81,8 @@ def test_a_wrong_setting_is_refused_by_name(name: str, value: object, said: str)
         "amqp://me:sec#ret@h/",
         "amqp://me:s?ecret@h/",
         "amqp://me:s?sec=ret@h/",
+        "amqp://m@e:12?secret@h/",
+        "amqp://m@e:12?sec=ret@h/",
         "amqp://me:secret@h:port/",
         "amqp://me:secret@h:99999/",
         "amqp:x",

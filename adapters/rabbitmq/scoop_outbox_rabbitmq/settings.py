@@ -53,7 +53,8 @@ _KNOWN = (
     "auth",
 )
 
-_OF_TLS = ("cafile", "capath", "certfile", "keyfile", "no_verify_ssl", "verify", "server_name_indication")
+_VERIFY = "verify"
+_OF_TLS = ("cafile", "capath", "certfile", "keyfile", "no_verify_ssl", _VERIFY, "server_name_indication")
 
 _RESERVED = {
     "publisher_confirms": "a message leaves the outbox only when the broker has confirmed it",
@@ -172,6 +173,8 @@ def read_settings(url: str, settings: Mapping[str, object]) -> Settings:
     # A plus sign is one: this is no form.
     pairs = (pair.partition("=") for pair in query.split("&") if pair)
     values: dict[str, object] = {unquote(name): unquote(value) for name, _, value in pairs}
+    if "@" in query and not all(map(_is_known, values)):
+        raise BrokerError(_UNPARSED)  # with an @ in the user it is a password again
     if scheme != _SECURE:
         _refuse_settings_of_tls((*values, *settings))
     values = {**_named(values), **_named(settings)}
@@ -189,6 +192,12 @@ def read_settings(url: str, settings: Mapping[str, object]) -> Settings:
         raise BrokerError("the setting keyfile needs certfile, the certificate that the key belongs to")
     read.tls()
     return read
+
+
+_UNPARSED = (
+    "the broker URL cannot be parsed: write / as %2F, @ as %40, # as %23 and ? as %3F in user, password and vhost, "
+    "and @ as %40 in settings"
+)
 
 
 def _no_password() -> bytes:
@@ -219,10 +228,7 @@ def _split(url: str) -> tuple[str, str, str, str]:
     authority, slash, path = rest.partition("/")
     # What is behind a ? in a password would be taken for a setting, and shown as one that nobody knows.
     if "#" in rest or "@" in path or ("@" in query and "@" not in authority):
-        raise BrokerError(
-            "the broker URL cannot be parsed: write / as %2F, @ as %40, # as %23 and ? as %3F "
-            "in user, password and vhost, and @ as %40 in settings"
-        )
+        raise BrokerError(_UNPARSED)
     return scheme, authority, slash + path, query
 
 
@@ -239,17 +245,22 @@ def _hosts(addresses: str, default: int) -> tuple[tuple[str, int], ...]:
     return tuple(found)
 
 
+def _is_known(name: str) -> bool:
+    free = any(name.startswith(begin) and name != begin for begin in (_QUEUE, *_ARGUMENTS))
+    return free or name in _KNOWN or name in _ALIASES or name in _RESERVED or name == _VERIFY
+
+
 def _named(values: Mapping[str, object]) -> dict[str, object]:
     named: dict[str, object] = {}
     for name, value in values.items():
-        if name == "verify":
+        if name == _VERIFY:
             named["no_verify_ssl"] = str(value).lower() in ("verify_none", "false", "0", "no")
             continue
         named[_ALIASES.get(name, name)] = value
     for name in named:
         if name in _RESERVED:
             raise BrokerError(f"the setting {name} is not yours to choose: {_RESERVED[name]}")
-        if name not in _KNOWN and not any(name.startswith(free) and name != free for free in (_QUEUE, *_ARGUMENTS)):
+        if not _is_known(name):
             raise BrokerError(f"RabbitMQ has no setting {name!r} here; known are {', '.join(sorted(_KNOWN))}")
     return named
 
