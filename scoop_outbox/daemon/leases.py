@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from types import MappingProxyType
 
-from scoop_outbox.core.statement import Plan, Rows, Statement, ask, statement
+from scoop_outbox.core.statement import ask, statement
 from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.schema import SHARDS
@@ -74,11 +74,11 @@ class Leases:
         started = time.monotonic()
         held: dict[int, int] = {}
         if self._epochs:
-            (renewed,) = await driver.run(_run(statement("renew_shards", lease=LEASE, **self._mine())))
+            (renewed,) = await driver.run(ask(statement("renew_shards", lease=LEASE, **self._mine())))
             held = dict(renewed)
         gained: dict[int, int] = {}
         if len(held) < SHARDS:
-            (rows,) = await driver.run(_run(statement("acquire_shards", owner=self._home.process_id, lease=LEASE)))
+            (rows,) = await driver.run(ask(statement("acquire_shards", owner=self._home.process_id, lease=LEASE)))
             gained = dict(rows)
         lost = set(self._epochs) - set(held)
         if lost - set(gained):
@@ -94,12 +94,8 @@ class Leases:
     async def release(self, driver: AsyncDriver) -> None:
         """Let a standby take over at once."""
         if self._epochs:
-            await driver.run(_run(statement("release_shards", **self._mine())))
+            await driver.run(ask(statement("release_shards", **self._mine())))
         self._epochs = {}
 
     def _mine(self) -> dict[str, list[int]]:
         return {"shards": list(self._epochs), "epochs": list(self._epochs.values())}
-
-
-def _run(*statements: Statement) -> Plan[list[Rows]]:
-    return (yield from ask(*statements))

@@ -6,9 +6,8 @@ It is a hint: whoever counts wrong is late, and nothing is lost. See decision 00
 from __future__ import annotations
 
 import time
-from typing import Any
 
-from scoop_outbox.core.statement import Plan, ask, statement
+from scoop_outbox.core.statement import ask, statement
 from scoop_outbox.daemon.signals import mail_channel
 from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.home import Home
@@ -36,7 +35,7 @@ class Peers:
 
     async def introduce(self, driver: AsyncDriver) -> None:
         """Give a connection the name by which others count it."""
-        await driver.run(_rows("name_connection", name=self._name))
+        await driver.run(ask(statement("name_connection", name=self._name)))
 
     async def count(self, driver: AsyncDriver) -> bool:
         """Look how many there are, if it is time to; answer whether our part is another one than before."""
@@ -44,12 +43,7 @@ class Peers:
         if now < self._counted_at + _EVERY:
             return False
         self._counted_at = now
-        rows = await driver.run(_rows("count_workers", name=self._name))
+        (rows,) = await driver.run(ask(statement("count_workers", name=self._name)))
         mine = [index for index, (_, is_me) in enumerate(rows) if is_me]
         before, self.part = self.part, ((mine[0], len(rows)) if mine else (0, 1))
         return self.part != before
-
-
-def _rows(query: str, /, **params: Any) -> Plan[list[Any]]:
-    (rows,) = yield from ask(statement(query, **params))
-    return list(rows)

@@ -16,7 +16,6 @@ import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import Any
 
 import psycopg
 import sqlalchemy as sa
@@ -24,7 +23,7 @@ import sqlalchemy as sa
 from scoop_outbox.cancellation import StrayCancellationError, own_cancellation_only
 from scoop_outbox.core import claim, plans
 from scoop_outbox.core.plans import Execution
-from scoop_outbox.core.statement import Plan, Rows, ask, statement
+from scoop_outbox.core.statement import ask, statement
 from scoop_outbox.daemon.backoff import Backoff
 from scoop_outbox.daemon.horizon import Horizon
 from scoop_outbox.daemon.pace import Pace
@@ -213,11 +212,9 @@ class Worker:
         most = len(self._tasks) + len(self._backoff) + _AHEAD * self._slots
         self._done.clear()
         back = self._back = self._horizon.look()
-        (rows,) = await driver.run(
-            _rows(
-                "read_due", service=self._service, sagas=list(self._sagas), part=part, parts=parts, most=most, back=back
-            )
-        )
+        sagas = list(self._sagas)
+        due = statement("read_due", service=self._service, sagas=sagas, part=part, parts=parts, most=most, back=back)
+        (rows,) = await driver.run(ask(due))
         wait = None
         with self._lock:
             self._ready.clear()
@@ -241,16 +238,11 @@ class Worker:
         """
         theirs = min((self._peers.part[1] - 1) * (1 + _AHEAD) * self._slots, _SPARED)
         wanted = max(1, (self._slots - self.busy) // 4) + len(self._backoff)
-        (rows,) = await driver.run(
-            _rows(
-                "read_left_lying",
-                service=self._service,
-                sagas=list(self._sagas),
-                steal=_STEAL,
-                back=self._back,
-                most=theirs + wanted,
-            )
+        most, sagas = theirs + wanted, list(self._sagas)
+        lying = statement(
+            "read_left_lying", service=self._service, sagas=sagas, steal=_STEAL, back=self._back, most=most
         )
+        (rows,) = await driver.run(ask(lying))
         spare = len(rows) - theirs
         with self._lock:
             for index, (run_id, saga, age) in enumerate(rows):
@@ -390,7 +382,3 @@ class Worker:
                 self._blocking.append(driver)
             else:
                 driver.close()
-
-
-def _rows(name: str, /, **params: Any) -> Plan[list[Rows]]:
-    return (yield from ask(statement(name, **params)))

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import threading
 import weakref
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Generic, TypeVar
 
@@ -14,7 +14,7 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from scoop_outbox.core.statement import Plan, Statement, ask
+from scoop_outbox.core.statement import Statement, ask
 from scoop_outbox.message import uuid7
 from scoop_outbox.store import queries
 from scoop_outbox.store.aio import AsyncDriver
@@ -88,7 +88,7 @@ class Home:
 
     async def _connect_patiently(self, *behaviour: Statement) -> PatientDriver:
         driver = await PatientDriver.connect(self._async_engine, self._compiled)
-        await driver.run(_say(behaviour))
+        await driver.run(ask(*behaviour))
         return driver
 
     def connect_blocking(self) -> Driver:
@@ -106,7 +106,7 @@ class Home:
     def _connect_blocking(self, *behaviour: Statement) -> Driver:
         driver = Driver.connect(self._engine, self._compiled)
         if behaviour:
-            driver.run(_say(behaviour))
+            driver.run(ask(*behaviour))
         return driver
 
     @asynccontextmanager
@@ -221,7 +221,3 @@ class _AsyncPool(_Drivers[AsyncDriver]):
     def __init__(self, room: asyncio.Semaphore) -> None:
         super().__init__()
         self.room = room
-
-
-def _say(statements: Sequence[Statement]) -> Plan[None]:
-    yield from ask(*statements)
