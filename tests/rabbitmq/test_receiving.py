@@ -1,7 +1,12 @@
 """Receiving: from our own queue and from those of others, on a real broker."""
 
 import asyncio
+import json
+import signal
 import struct
+import subprocess
+import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -381,6 +386,42 @@ async def test_a_single_active_consumer_keeps_its_place_while_it_is_paused(trial
     await one.close()
 
     assert [delivery.envelope.body for delivery in await received(two, 4)] == [b"1", b"2", b"3", b"4"]
+
+
+async def test_a_single_active_consumer_that_stands_still_is_succeeded_in_order(trial: Trial) -> None:
+    topic, group = name(), name("group")
+    settings: dict[str, object] = {"queue.single-active-consumer": "true", "heartbeat": "1"}
+    await trial.create(group, topic, **settings)
+    bodies = [b"%d" % number for number in range(10)]
+    await (await trial.publisher()).publish([envelope(topic, "k", body) for body in bodies])
+    facts = {
+        "url": trial.url,
+        "settings": settings,
+        "subscription": asdict(Subscription("test", group, (topic,))),
+        "receive": 10,
+        "acknowledge": 4,
+    }
+    still = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "scoop_outbox.testing.contract.victim", json.dumps(facts)), stdout=subprocess.PIPE
+    )
+    try:
+        assert still.stdout is not None
+        assert await asyncio.wait_for(still.stdout.readline(), 60) == b"received\n"
+        heir = await trial.consumer(group, topic, **settings)
+        assert await heir.receive(10, 0.3) == []
+
+        still.send_signal(signal.SIGSTOP)
+        came = await received(heir, 6)
+        await heir.acknowledge(came)
+        still.send_signal(signal.SIGCONT)
+
+        # Whoever comes back stands behind the heir.
+        await (await trial.publisher()).publish([envelope(topic, "k", b"10")])
+        came += await received(heir, 1)
+    finally:
+        still.kill()
+        await still.wait()
+    assert [one.envelope.body for one in came] == [*bodies[4:], b"10"]
 
 
 async def test_the_queue_is_deleted_under_a_consumer_and_comes_back(trial: Trial) -> None:
