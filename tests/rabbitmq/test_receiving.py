@@ -390,7 +390,7 @@ async def test_a_single_active_consumer_keeps_its_place_while_it_is_paused(trial
 
 async def test_a_single_active_consumer_that_stands_still_is_succeeded_in_order(trial: Trial) -> None:
     topic, group = name(), name("group")
-    settings: dict[str, object] = {"queue.single-active-consumer": "true", "heartbeat": "1"}
+    settings: dict[str, object] = {"queue.single-active-consumer": "true", "heartbeat": "2"}
     await trial.create(group, topic, **settings)
     bodies = [b"%d" % number for number in range(10)]
     await (await trial.publisher()).publish([envelope(topic, "k", body) for body in bodies])
