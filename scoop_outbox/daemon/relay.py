@@ -183,7 +183,7 @@ class Relay:
             return True
         self._settle(batch, await self._publish_and_look_ahead(batch))
         self._pace.busy()
-        return bool(self._draining or self._ahead or self._on_trial)
+        return bool(self._draining or self._ahead)
 
     async def _publish_and_look_ahead(self, batch: Outgoing) -> Sequence[Receipt]:
         self._publishing_since = time.monotonic()

@@ -10,8 +10,9 @@ from contextlib import suppress
 from typing import Any
 
 import psycopg
+from psycopg import pq
 from psycopg.pq import PollingStatus
-from psycopg.pq.abc import PGcancelConn
+from psycopg.pq.abc import PGcancel, PGcancelConn, PGconn
 
 _Connection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
@@ -32,26 +33,38 @@ def sever(connection: _Connection) -> None:
 def abort(connection: _Connection) -> None:
     """Break a connection under the thread that waits on it, and have the server end what it does for it.
 
-    Blocks for two seconds at most; other threads run on meanwhile.
+    Blocks for two seconds at most, while other threads run on. With a libpq before 17 neither is so.
     """
-    cancel = None
+    cancel: PGcancelConn | PGcancel | None = None
     with suppress(psycopg.Error):
-        cancel = connection.pgconn.cancel_conn()
+        cancel = _cancellation(connection.pgconn)
     # First the connection: a cancelled statement must not look like a failure of the callback.
     sever(connection)
-    if cancel is not None:
-        with suppress(psycopg.Error, OSError):
-            cancel.start()
-            _see_through(cancel, time.monotonic() + _PATIENCE)
-        cancel.finish()
+    with suppress(psycopg.Error, OSError):
+        if isinstance(cancel, pq.PGcancelConn):
+            _see_through(cancel)
+        elif isinstance(cancel, pq.PGcancel):
+            cancel.cancel()
 
 
-def _see_through(cancel: PGcancelConn, deadline: float) -> None:
+def _cancellation(pgconn: PGconn) -> PGcancelConn | PGcancel:
+    try:
+        return pgconn.cancel_conn()
+    except psycopg.NotSupportedError:
+        return pgconn.get_cancel()
+
+
+def _see_through(cancel: PGcancelConn) -> None:
     # Not by libpq's own wait: it does not let go of the interpreter, and a frozen server held up the whole process.
-    while (status := cancel.poll()) in _EVENTS and (left := deadline - time.monotonic()) > 0:
-        with _Selector() as selector:
-            selector.register(cancel.socket, _EVENTS[status])
-            selector.select(left)
+    deadline = time.monotonic() + _PATIENCE
+    try:
+        cancel.start()
+        while (status := cancel.poll()) in _EVENTS and (left := deadline - time.monotonic()) > 0:
+            with _Selector() as selector:
+                selector.register(cancel.socket, _EVENTS[status])
+                selector.select(left)
+    finally:
+        cancel.finish()
 
 
 def is_severed(connection: _Connection) -> bool:

@@ -1,5 +1,8 @@
 """A broker that does not take some messages, or none, for now: who waits, and who does not."""
 
+from contextlib import ExitStack
+from typing import Any
+
 import pytest
 
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
@@ -7,10 +10,11 @@ from scoop_outbox.daemon import floors as floors_module
 from scoop_outbox.daemon import holds as holds_module
 from scoop_outbox.daemon import relay as relay_module
 from scoop_outbox.daemon.leases import Leases
+from scoop_outbox.daemon.reader import Reader
 from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.calls import Interrupted
 from scoop_outbox.store.schema import SHARDS
-from tests.integration.relaying import FakePublisher, ask, left, made, relaying, shard_of, write
+from tests.integration.relaying import FakePublisher, ask, left, made, relaying, shard_of, write, written_late
 from tests.waiting import until
 
 FULL = Receipt(Verdict.FAILED_FOR_NOW, "the queue is full")
@@ -74,6 +78,34 @@ async def test_a_long_backlog_that_is_held_back_is_not_passed_over_with_each_loo
         full = False
         await until(lambda: left(database_url) == 0)
     assert publisher.of("k") == list(range(50))
+
+
+async def test_what_comes_to_light_below_a_message_that_is_not_taken_is_tried_with_it(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(floors_module, "SWEEP_EVERY", 3600.0)
+    monkeypatch.setattr(floors_module, "_EVERY", 0.0)
+    monkeypatch.setattr(relay_module, "BATCH", 2)
+    full = True
+    publisher = FakePublisher(lambda one: FULL if full else ACKNOWLEDGED)
+    publisher.open.clear()
+    with ExitStack() as late:
+        late.enter_context(written_late(database_url, made(0, "k")))
+        write(database_url, *(made(number, "k") for number in range(1, 7)))
+        read = Reader._run
+
+        def read_behind_the_commit(reader: Any, plan: Any) -> Any:
+            late.close()
+            return read(reader, plan)
+
+        monkeypatch.setattr(Reader, "_run", read_behind_the_commit)
+        async with relaying(database_url, publisher) as relay:
+            await until(lambda: relay._ahead)
+            publisher.open.set()
+            await until(lambda: relay.trouble == "the queue is full")
+            full = False
+            await until(lambda: left(database_url) == 0)
+    assert publisher.of("k") == list(range(7))
 
 
 async def test_a_topic_of_which_nothing_is_left_is_held_back_no_more(

@@ -1,6 +1,7 @@
 """The relay while a batch is being published: it reads the next one, deletes the last one, and keeps its leases."""
 
 import asyncio
+import threading
 from datetime import timedelta
 from typing import Any
 
@@ -8,8 +9,10 @@ import pytest
 
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
 from scoop_outbox.core.outbox import read_outbox
+from scoop_outbox.daemon import floors as floors_module
 from scoop_outbox.daemon import leases as leases_module
 from scoop_outbox.daemon import relay as relay_module
+from scoop_outbox.daemon.reader import Reader
 from scoop_outbox.daemon.relay import Relay
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.message import Envelope
@@ -119,6 +122,36 @@ async def test_leases_are_renewed_while_a_batch_is_published(
             slow.open.set()
             await until(lambda: left(database_url) == 0)
     assert (slow.of("k"), other.batches) == ([0, 1, 2], [])
+
+
+async def test_a_shard_that_is_lost_while_it_is_read_is_begun_anew_when_it_is_won_back(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "BATCH", 2)
+    monkeypatch.setattr(floors_module, "SWEEP_EVERY", 3600.0)
+    monkeypatch.setattr(leases_module, "LEASE", timedelta(seconds=0.6))
+    write(database_url, *(made(number, "k") for number in range(6)))
+    read, may_read = Reader._run, threading.Event()
+
+    def hold(reader: Any, plan: Any) -> Any:
+        assert may_read.wait(30)
+        return read(reader, plan)
+
+    monkeypatch.setattr(Reader, "_run", hold)
+    publisher = FakePublisher()
+    publisher.open.clear()
+    async with relaying(database_url, publisher) as relay:
+        await until(lambda: publisher.batches)
+        take_over(database_url)
+        await until(lambda: relay.shards == 0)
+        may_read.set()
+        publisher.open.set()
+        await until(lambda: len(publisher.acknowledged) == 2 and not relay._in_flight)
+        ask(database_url, "update outbox_shard set expires_at = now() returning 1")
+        await until(lambda: left(database_url) == 0)
+    # What had been published is still there: another owner would have published it.
+    assert publisher.batches[:2] == [["0", "1"]] * 2
+    assert publisher.of("k") == [0, 1, *range(6)]
 
 
 async def test_what_was_read_ahead_of_a_lost_shard_is_not_published(

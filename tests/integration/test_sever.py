@@ -5,9 +5,11 @@ import itertools
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any, cast
 
 import psycopg
 import pytest
+from psycopg.pq.abc import PGconn
 from sqlalchemy import make_url
 
 from scoop_outbox.store import sever as module
@@ -37,7 +39,23 @@ def sleeping(connection: psycopg.Connection) -> Iterator[list[Exception]]:
         assert not thread.is_alive()
 
 
-def test_the_thread_goes_on_and_the_statement_ends(database_url: str) -> None:
+class OldConnection:
+    """As psycopg's with a libpq before 17."""
+
+    def __init__(self, pgconn: PGconn) -> None:
+        self.get_cancel = pgconn.get_cancel
+
+    def cancel_conn(self) -> Any:
+        raise psycopg.NotSupportedError("it is too old")
+
+
+@pytest.mark.parametrize("libpq", ["new", "old"])
+def test_the_thread_goes_on_and_the_statement_ends(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, libpq: str
+) -> None:
+    if libpq == "old":
+        cancellation = module._cancellation
+        monkeypatch.setattr(module, "_cancellation", lambda pgconn: cancellation(cast("PGconn", OldConnection(pgconn))))
     with psycopg.connect(database_url, autocommit=True) as observer:
         connection = psycopg.connect(database_url)
         with sleeping(connection) as raised:

@@ -10,6 +10,7 @@ from urllib.parse import quote, unquote
 from scoop_outbox.errors import BrokerError
 
 _ONE, _ANY = "*", "#"
+_WORD = "[^.]*"
 
 _NAME = re.compile(r"[a-zA-Z0-9\-_.:@#,/+ ]*")
 _LONGEST_EXCHANGE = 127
@@ -37,7 +38,9 @@ class Route:
         """Tell whether a binding with this route gets what is published on the other."""
         if self.exchange != other.exchange:
             return False
-        return self.key == other.key or (self.is_pattern and _overlap(_words(self.key), _words(other.key), 0, 0))
+        if not self.is_pattern:
+            return self.key == other.key
+        return re.fullmatch(_expression(self.key, _WORD), other.key) is not None
 
     def __str__(self) -> str:
         return f"{quote(self.exchange, safe='')}/{self.key}"
@@ -84,7 +87,7 @@ def pattern(where: Route, default_exchange: str) -> str | None:
     """
     if not where.is_pattern:
         return None
-    forms = [re.escape(f"{quote(where.exchange, safe='')}/") + _expression(where.key, "[^.]*")]
+    forms = [re.escape(f"{quote(where.exchange, safe='')}/") + _expression(where.key, _WORD)]
     if where.exchange == default_exchange and "/" not in where.key:
         forms.append(_expression(where.key, "[^./]*"))
     return f"^(?:{'|'.join(forms)})$"
@@ -95,7 +98,7 @@ def _expression(key: str, word: str) -> str:
     expression, leads = "", True  # whether the next word is the first one, with no dot before it
     words = key.split(".")
     if not all(one == _ANY for one in words):
-        expression = "(?!$)"  # an empty key has no word, not an empty one
+        expression = r"(?!\Z)"  # an empty key has no word, not an empty one
     for position, one in enumerate(words):
         if one != _ANY:
             expression += ("" if leads else r"\.") + (word if one == _ONE else re.escape(one))
@@ -212,24 +215,15 @@ def routes(queue: str, topics: Sequence[str], default_exchange: str, queues: dic
 def _meet(one: Route, other: Route) -> bool:
     if not one.is_pattern and not other.is_pattern:
         return one.key == other.key
-    return _overlap(_words(one.key), _words(other.key), 0, 0, patterns=other.is_pattern)
+    return _overlap(one.key.split("."), other.key.split("."), 0, 0)
 
 
-def _words(key: str) -> list[str]:
-    return key.split(".") if key else []
-
-
-def _overlap(one: list[str], other: list[str], i: int, j: int, *, patterns: bool = False) -> bool:
-    """Tell whether there is a key that both match; without `patterns` the other one is a key."""
+def _overlap(one: list[str], other: list[str], i: int, j: int) -> bool:
+    """Tell whether there is a key that both match."""
     if i < len(one) and one[i] == _ANY:
-        return _overlap(one, other, i + 1, j, patterns=patterns) or (
-            j < len(other) and _overlap(one, other, i, j + 1, patterns=patterns)
-        )
-    if patterns and j < len(other) and other[j] == _ANY:
-        return _overlap(one, other, i, j + 1, patterns=patterns) or (
-            i < len(one) and _overlap(one, other, i + 1, j, patterns=patterns)
-        )
+        return _overlap(one, other, i + 1, j) or (j < len(other) and _overlap(one, other, i, j + 1))
+    if j < len(other) and other[j] == _ANY:
+        return _overlap(one, other, i, j + 1) or (i < len(one) and _overlap(one, other, i + 1, j))
     if i == len(one) or j == len(other):
         return i == len(one) and j == len(other)
-    same = one[i] == other[j] or one[i] == _ONE or (patterns and other[j] == _ONE)
-    return same and _overlap(one, other, i + 1, j + 1, patterns=patterns)
+    return (one[i] == other[j] or _ONE in (one[i], other[j])) and _overlap(one, other, i + 1, j + 1)

@@ -11,6 +11,4 @@ select set_config('plan_cache_mode', 'force_generic_plan', false),
 -- For those that read queues in order. When statistics were gathered last, a queue was most likely empty, or nearly so:
 -- then to read all of it and sort it looks as good as any plan, and it is carried out when there are a million rows.
 select set_config('enable_bitmapscan', 'off', false),
-       set_config('enable_sort', 'off', false),
-       -- Statements that are sent together are one transaction: each has to see what is there when its turn comes.
-       set_config('default_transaction_isolation', 'read committed', false)
+       set_config('enable_sort', 'off', false)
