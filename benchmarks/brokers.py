@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ _BATCH = 1000
 # Half of each body is the same in all, and half in none: so far messages of one topic can usually be compressed.
 _SAME = random.randbytes(BODY_BYTES // 4 - 20).hex()
 _READ = """
-select o.message_id, o.topic, o.key, o.body, o.content_type, o.headers, h.id::text
+select o.message_id::text, o.topic, o.key, o.body, o.content_type, o.headers, h.id::text
 from outbox o, home h where o.topic = %(topic)s order by o.seq
 """
 _COLUMNS = "shard, message_id, topic, key, body, content_type, headers"
@@ -152,7 +151,7 @@ class Watched:
     def __init__(self, publisher: Publisher, topic: str) -> None:
         self._publisher = publisher
         self._topic = topic
-        self.acknowledged: dict[uuid.UUID, float] = {}
+        self.acknowledged: dict[str, float] = {}
 
     async def publish(self, batch: Sequence[Envelope]) -> Sequence[Receipt]:
         receipts = await self._publisher.publish(batch)

@@ -94,7 +94,7 @@ async def _measure(bench: Bench, kind: Kind, url: str) -> dict[str, list[float]]
 def _envelopes(count: int) -> list[Envelope]:
     return [
         Envelope(
-            uuid7(),
+            str(uuid7()),
             TOPIC,
             f"key-{number % KEYS}",
             dump_json(payload(number), "the payload").encode(),

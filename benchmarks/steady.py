@@ -89,7 +89,7 @@ async def _client(bench: Bench, control: Control, kind: Kind, url: str, columns:
 
 def _envelopes() -> list[Envelope]:
     bodies = [dump_json(payload(number), "the payload").encode() for number in range(ROWS)]
-    return [Envelope(uuid7(), TOPIC, f"key-{number}", body, JSON, {}) for number, body in enumerate(bodies)]
+    return [Envelope(str(uuid7()), TOPIC, f"key-{number}", body, JSON, {}) for number, body in enumerate(bodies)]
 
 
 async def _kafka(url: str, count: int) -> list[float]:

@@ -28,11 +28,11 @@ class Writer:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
-    async def stop(self) -> dict[uuid.UUID, float]:
+    async def stop(self) -> dict[str, float]:
         """Stop it, and return when each message was committed."""
         output, _ = await self._process.communicate(b"")
         lines = (line.split() for line in output.decode().splitlines()[1:])
-        return {uuid.UUID(message): float(moment) for message, moment in lines}
+        return {message: float(moment) for message, moment in lines}
 
 
 @asynccontextmanager

@@ -69,7 +69,7 @@ def key_seen(key: str | None) -> str | bytes | None:
 
 def outgoing(envelope: Envelope) -> dict[str, str]:
     """Return the headers that an adapter writes: those of the envelope, the message's id, and where it is published."""
-    return {**envelope.headers, ID: str(envelope.id), TOPIC: envelope.topic}
+    return {**envelope.headers, ID: envelope.id, TOPIC: envelope.topic}
 
 
 def event_id(headers: Mapping[str, str]) -> str | None:
@@ -78,7 +78,7 @@ def event_id(headers: Mapping[str, str]) -> str | None:
     return None if one is None else f"{headers.get(_EVENT_SOURCE, '')}\n{one}"
 
 
-def derived_id(*parts: str | bytes, milliseconds: int | None = None) -> uuid.UUID:
+def derived_id(*parts: str | bytes, milliseconds: int | None = None) -> str:
     """Return the id of a message that was published without one: the same for the same parts, always.
 
     Args:
@@ -93,7 +93,7 @@ def derived_id(*parts: str | bytes, milliseconds: int | None = None) -> uuid.UUI
     if milliseconds is not None and 0 <= milliseconds < 1 << 48:
         value = milliseconds << 80 | value & (1 << 80) - 1
     # Version 8 of RFC 9562: made in a way of our own.
-    return uuid.UUID(int=value & ~(0xF << 76) & ~(0b11 << 62) | 8 << 76 | 0b10 << 62)
+    return str(uuid.UUID(int=value & ~(0xF << 76) & ~(0b11 << 62) | 8 << 76 | 0b10 << 62))
 
 
 def defect(envelope: Envelope) -> str | None:

@@ -219,7 +219,7 @@ class Envelope(NamedTuple):
     """A message on its way: what a relay hands to a broker, and what a broker hands to intake.
 
     Attributes:
-        id: the message's id.
+        id: the message's id: a UUID in its usual form, as it is written into a header.
         topic: where it is published.
         key: what orders it, or None; a binary key in the form of `headers.key_text`.
         body: bytes, never looked into.
@@ -227,7 +227,7 @@ class Envelope(NamedTuple):
         headers: the launcher's headers and ours, which start with `scoop-`.
     """
 
-    id: uuid.UUID
+    id: str
     topic: str
     key: str | None
     body: bytes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +17,7 @@ def delivery(
     body: bytes,
     content_type: str | None,
     headers: Mapping[str, str],
-    otherwise: uuid.UUID,
+    otherwise: str,
     position: str,
     tag: Any,
     published: str | None = None,
@@ -55,7 +54,7 @@ def delivery(
         if given is None:
             defect = f"its header {wire.ID} is no UUID"
         else:
-            message_id = given
+            message_id = str(given)
     elif foreign is not None:
         # Of a topic: whoever copies an event to another one with its headers wants it handled there, too.
         message_id = wire.derived_id("cloudevents", topic, foreign)

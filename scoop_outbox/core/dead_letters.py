@@ -87,7 +87,7 @@ class Contents:
     def envelope(self) -> Envelope:
         """The message as it would travel."""
         message_id = self.letter.message_id or uuid.UUID(int=0)
-        return Envelope(message_id, self.letter.topic, self.key, self.body, self.content_type, self.headers)
+        return Envelope(str(message_id), self.letter.topic, self.key, self.body, self.content_type, self.headers)
 
 
 class Verdict(StrEnum):

@@ -39,7 +39,7 @@ def counts(url: str) -> dict[str, Any]:
 
 
 def envelope(topic: str = "orders", **headers: str) -> Envelope:
-    return Envelope(uuid7(), topic, None, b"1", "application/json", headers)
+    return Envelope(str(uuid7()), topic, None, b"1", "application/json", headers)
 
 
 def listening(url: str, service: str, topic: str, *sagas: str) -> Scoop:
@@ -135,7 +135,7 @@ async def test_an_envelope_that_comes_again_after_its_run_has_ended_starts_nothi
     async with app.running():
         handle = await app.launch("orders", 1, headers={"h": "v"})
         await handle.wait(20)
-        again = Envelope(handle.id, "orders", None, b"1", "application/json", {"h": "v"})
+        again = Envelope(str(handle.id), "orders", None, b"1", "application/json", {"h": "v"})
         told = Told()
         async with home.driver() as driver:
             await driver.run(take_in([again], told))
@@ -205,12 +205,12 @@ async def test_a_message_of_a_run_that_nobody_was_expected_to_handle_starts_noth
 async def test_a_message_keeps_its_own_headers_and_bytes(database_url: str, home: Home) -> None:
     body = bytes(range(256))
     headers = {"trace": "o'clock \0 🛒", "scoop-context": '{"a":1}'}
-    one = Envelope(uuid7(), "orders", "k'ey", body, "application/x", headers)
+    one = Envelope(str(uuid7()), "orders", "k'ey", body, "application/x", headers)
     app = listening(database_url, "shop", "orders", "a")
     await app.announce()
     async with home.driver() as driver:
         await driver.run(take_in([one], Told()))
-    message = await app.message(one.id)
+    message = await app.message(uuid.UUID(one.id))
     assert (message.topic, message.key, message.body, message.payload) == ("orders", "k'ey", body, body)
     assert message.headers == {"trace": "o'clock \0 🛒"}
     assert ask(database_url, "select context::text from run") == [('{"a":1}',)]

@@ -18,14 +18,14 @@ from tests.kafka.trial import ACKNOWLEDGED, FOR_GOOD, FOR_NOW, Trial, envelope, 
 
 async def test_a_plain_consumer_sees_an_ordinary_message(trial: Trial) -> None:
     topic = trial.topic()
-    message = Envelope(uuid7(), topic, "k", b"\x00body\xff", "application/x-thing", {"traceparent": "00-1-2-03"})
+    message = Envelope(str(uuid7()), topic, "k", b"\x00body\xff", "application/x-thing", {"traceparent": "00-1-2-03"})
     assert verdicts(await (await trial.publisher()).publish([message])) == [ACKNOWLEDGED]
     (found,) = trial.read(topic)
     assert found.value() == b"\x00body\xff"
     assert found.key() == b"k"
     assert trial.headers(topic) == {
         "traceparent": b"00-1-2-03",
-        "scoop-id": str(message.id).encode(),
+        "scoop-id": message.id.encode(),
         "scoop-topic": topic.encode(),
         "content-type": b"application/x-thing",
     }
@@ -43,7 +43,7 @@ async def test_binary_keys_and_headers_are_published_byte_for_byte(trial: Trial)
 
 async def test_without_a_key_and_without_a_content_type(trial: Trial) -> None:
     topic = trial.topic()
-    await (await trial.publisher()).publish([Envelope(uuid7(), topic, None, b"", "", {})])
+    await (await trial.publisher()).publish([Envelope(str(uuid7()), topic, None, b"", "", {})])
     (found,) = trial.read(topic)
     assert found.key() is None
     assert found.value() == b""
@@ -52,7 +52,9 @@ async def test_without_a_key_and_without_a_content_type(trial: Trial) -> None:
 
 async def test_a_tombstone_is_a_null_value(trial: Trial) -> None:
     topic = trial.topic()
-    await (await trial.publisher()).publish([Envelope(uuid7(), topic, "k", b"null", JSON, {"kafka-tombstone": "true"})])
+    await (await trial.publisher()).publish(
+        [Envelope(str(uuid7()), topic, "k", b"null", JSON, {"kafka-tombstone": "true"})]
+    )
     (found,) = trial.read(topic)
     assert found.value() is None
     assert found.key() == b"k"

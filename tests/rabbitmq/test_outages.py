@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-import uuid
 from contextlib import AsyncExitStack
 
 import pytest
@@ -48,7 +47,7 @@ async def test_killed_in_the_middle_and_started_again_nothing_acknowledged_is_lo
         while True:
             some = await consumer.receive(100, 0.2)
             for one in some:
-                came.setdefault(str(one.envelope.id), one.envelope.body)
+                came.setdefault(one.envelope.id, one.envelope.body)
             await consumer.acknowledge(some)
 
     publishing, consuming = asyncio.create_task(publish()), asyncio.create_task(consume())
@@ -61,7 +60,7 @@ async def test_killed_in_the_middle_and_started_again_nothing_acknowledged_is_lo
     await until(lambda: len(came) > count, 30)
     ending = True
     await publishing
-    await until(lambda: {str(one.id) for one in acknowledged} <= set(came), 30)
+    await until(lambda: {one.id for one in acknowledged} <= set(came), 30)
     consuming.cancel()
     await asyncio.wait((consuming,))
 
@@ -93,7 +92,7 @@ async def test_a_frozen_broker_is_given_up_in_time_and_found_again(server: Rabbi
         server.thaw()
     again = await publisher.publish(batch[10:])
     await until(lambda: consumer.trouble is None, 20)
-    ids: set[uuid.UUID] = set()
+    ids: set[str] = set()
     while len(ids) < 20:
         some = await consumer.receive(100, 5)
         assert some

@@ -18,20 +18,20 @@ async def test_a_plain_consumer_sees_an_ordinary_message(trial: Trial) -> None:
     topic = name()
     queue = await trial.queue(topic)
     sent = Envelope(
-        uuid7(), topic, "k\u00e4se", b"\x00\xff", "application/avro", {"traceparent": "00-1", "raw": "\udcff"}
+        str(uuid7()), topic, "k\u00e4se", b"\x00\xff", "application/avro", {"traceparent": "00-1", "raw": "\udcff"}
     )
 
     receipts = await (await trial.publisher()).publish([sent])
     message = await (await (await trial.channel()).get_queue(queue)).get(no_ack=True)
 
     assert verdicts(receipts) == [ACKNOWLEDGED]
-    assert (message.body, message.content_type, message.message_id) == (sent.body, sent.content_type, str(sent.id))
+    assert (message.body, message.content_type, message.message_id) == (sent.body, sent.content_type, sent.id)
     assert message.delivery_mode is aio_pika.DeliveryMode.PERSISTENT
     assert message.timestamp is not None
     assert message.headers == {
         "traceparent": "00-1",
         "raw": bytearray(b"\xff"),
-        "scoop-id": str(sent.id),
+        "scoop-id": sent.id,
         "scoop-topic": f"amq.topic/{topic}",
         "scoop-key": "k\u00e4se",
     }
@@ -51,7 +51,7 @@ async def test_headers_with_names_of_properties_become_properties(trial: Trial) 
         "amqp-timestamp": "2026-01-02T03:04:05+00:00",
     }
 
-    await (await trial.publisher()).publish([Envelope(uuid7(), topic, None, b"", BYTES, given)])
+    await (await trial.publisher()).publish([Envelope(str(uuid7()), topic, None, b"", BYTES, given)])
     message = await (await (await trial.channel()).get_queue(queue)).get(no_ack=True)
 
     assert (message.correlation_id, message.reply_to, message.type, message.app_id) == ("c", "r", "t", "a")
@@ -154,7 +154,7 @@ async def test_a_message_that_amqp_cannot_carry_fails_alone_and_for_good(
 ) -> None:
     topic = name()
     queue = await trial.queue(topic)
-    bad = Envelope(uuid7(), topic, "k", b"bad", BYTES, headers)
+    bad = Envelope(str(uuid7()), topic, "k", b"bad", BYTES, headers)
     publisher = await trial.publisher()
 
     for _ in range(2):

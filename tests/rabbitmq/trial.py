@@ -30,7 +30,7 @@ def name(stem: str = "topic") -> str:
 
 def envelope(topic: str, key: str | None = None, body: bytes = b"{}", **headers: str) -> Envelope:
     """A message of its own."""
-    return Envelope(uuid7(), topic, key, body, BYTES, headers)
+    return Envelope(str(uuid7()), topic, key, body, BYTES, headers)
 
 
 def verdicts(receipts: Sequence[Receipt]) -> list[Verdict]:

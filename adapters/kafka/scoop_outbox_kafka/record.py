@@ -56,7 +56,7 @@ class Records:
             known = envelope, _encoded(envelope), TOMBSTONE in headers
             self._known[id(headers), topic] = known
         _, encoded, is_tombstone = known
-        return None if is_tombstone else body, [*encoded, (wire.ID, str(message_id))]
+        return None if is_tombstone else body, [*encoded, (wire.ID, message_id)]
 
 
 def _encoded(envelope: Envelope) -> Encoded:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -71,7 +70,7 @@ def outgoing(envelope: Envelope, where: Route) -> Basic.Properties:
     properties = Basic.Properties(
         content_type=envelope.content_type or None,
         delivery_mode=_PERSISTENT,
-        message_id=str(envelope.id),
+        message_id=envelope.id,
         headers=table,
         **given,
     )
@@ -228,12 +227,12 @@ def _cloud_event(table: Mapping[str, str]) -> dict[str, str]:
 
 def _identity(
     topic: str, arrived: Route, properties: Basic.Properties, table: Mapping[str, str], body: bytes, *, by_content: bool
-) -> uuid.UUID:
+) -> str:
     if properties.message_id:
         # Without the time: a producer that sends it once more gives it another one.
         return wire.derived_id("amqp", properties.app_id or "", topic, properties.message_id)
     if not by_content:
-        return uuid7()
+        return str(uuid7())
     sent = properties.timestamp
     told = [f"{name}={value}" for name, value in sorted(table.items()) if not name.startswith(_CHANGING)]
     told += [f"{name}={value}" for name, value in sorted(_shown(properties, ours=False).items())]

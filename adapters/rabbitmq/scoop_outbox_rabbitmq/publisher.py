@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import uuid
 from collections import deque
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
@@ -215,7 +214,7 @@ class RabbitPublisher:
 
     async def _at_once(self, link: Link, items: Iterable[_Item]) -> None:
         """Publish in windows until all is answered or the connection is lost."""
-        chains: dict[str | uuid.UUID, list[_Item]] = {}
+        chains: dict[str, list[_Item]] = {}
         for item in items:
             key = None if self._settings.pipeline else item.envelope.key
             # By id otherwise: the client finds by it what the broker has returned.

@@ -4,7 +4,7 @@
 -- No more bytes of a shard than are asked for, but for the one row with which they are reached: what lies behind it is
 -- looked at, but its body is not fetched. In coalesce, because nothing is known of how many rows a condition leaves there:
 -- believed to leave few, of an outbox with one topic, it led to a plan that sorts everything.
-select shard, seq, message_id, topic, key, body, content_type, headers::text
+select shard, seq, message_id::text, topic, key, body, content_type, headers::text
 from unnest(%(shards)s::smallint[], %(floors)s::bigint[]) as s (of, floor)
 cross join lateral (
     select array(

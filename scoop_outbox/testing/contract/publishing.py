@@ -64,7 +64,7 @@ class Publishing(Contract):
     async def test_headers_come_byte_for_byte(self, trial: Trial) -> None:
         topic = await trial.topic()
         sender, member = await trial.sender(), await trial.member(topic)
-        sent = Envelope(uuid7(), topic, None, b"", JSON, {**_HEADERS, "scoop-home": str(uuid7())})
+        sent = Envelope(str(uuid7()), topic, None, b"", JSON, {**_HEADERS, "scoop-home": str(uuid7())})
 
         await sender.deliver([sent])
         await member.take([sent])
@@ -80,7 +80,7 @@ class Publishing(Contract):
         await trial.harness.create([topic, other], trial.subscription(topic, other))
         sender, member = await trial.sender(), await trial.member(topic, other)
         kinds = (JSON, BYTES, "application/vnd.example+json; charset=utf-8", "")
-        messages = [Envelope(uuid7(), to, "k", b"{}", kind, {}) for kind in kinds for to in (topic, other)]
+        messages = [Envelope(str(uuid7()), to, "k", b"{}", kind, {}) for kind in kinds for to in (topic, other)]
 
         await sender.deliver(messages)
         await member.take(messages)

@@ -144,7 +144,7 @@ class Services(Contract):
     async def test_what_is_published_twice_runs_once(self, system: System) -> None:
         app, topic = system.service("app"), system.topic("twice")
         noting(app, "once", topic, system.journal.append)
-        first, last = (Envelope(uuid7(), topic, "k", body, JSON, {}) for body in (b"1", b"2"))
+        first, last = (Envelope(str(uuid7()), topic, "k", body, JSON, {}) for body in (b"1", b"2"))
 
         async with system.running(app):
             async with system.publisher(app) as publisher:

@@ -28,7 +28,7 @@ def named(stem: str) -> str:
 
 def envelope(topic: str, key: str | None = None, body: bytes = b"{}", **more: str) -> Envelope:
     """Return a message of an id of its own, with text headers by keyword."""
-    return Envelope(uuid7(), topic, key, body, BYTES, more)
+    return Envelope(str(uuid7()), topic, key, body, BYTES, more)
 
 
 def numbered(topic: str, keys: Iterable[str], numbers: Iterable[int]) -> list[Envelope]:
@@ -265,7 +265,7 @@ class Trial:
 
 def ids(messages: Iterable[Envelope]) -> set[str]:
     """Return the ids of messages, in a form that reads well when two sets differ."""
-    return {str(one.id) for one in messages}
+    return {one.id for one in messages}
 
 
 def in_order(arrivals: Iterable[Envelope]) -> dict[str | None, list[int]]:
