@@ -69,7 +69,8 @@ class Outgoing:
         """Return the shards of which as much was read as was asked for."""
         counts = Counter(map(itemgetter(0), self.places))
         full = {shard for shard, count in counts.items() if count >= limit}
-        if len(full) < len(counts):
+        largest = max((len(envelope.body) for envelope in self.envelopes), default=0)
+        if any(count * largest >= most_bytes for shard, count in counts.items() if shard not in full):
             sizes: Counter[int] = Counter()
             for (shard, _), envelope in zip(self.places, self.envelopes, strict=True):
                 sizes[shard] += len(envelope.body)

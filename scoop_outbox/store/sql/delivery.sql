@@ -2,9 +2,11 @@
 
 -- name: launch
 -- Who is waited for is frozen here, in the launching transaction: the sagas that are subscribed now.
+-- This runs on connections whose settings are the user's. In a select, so that the planner does not see how many messages
+-- there are: a plan for that number always looked better than the one it keeps, and to make it took longer than to launch.
 with launched as (
     select *
-    from unnest(%(ids)s::uuid[], %(topics)s::text[], %(keys)s::text[], %(bodies)s::bytea[],
+    from unnest((select %(ids)s::uuid[]), %(topics)s::text[], %(keys)s::text[], %(bodies)s::bytea[],
                 %(content_types)s::text[], %(headers)s::text[], %(awaited)s::bool[])
          with ordinality as l (id, topic, key, body, content_type, headers, awaited, ordinal)
 ), listening as (
@@ -26,7 +28,7 @@ with launched as (
            coalesce(array_agg(s.saga) filter (where s.service is not null), array[]::text[])
     from launched l
     left join listening s on s.topic = l.topic
-    where %(brokered)s and not l.awaited
+    where (select %(brokered)s::bool) and not l.awaited
     group by l.id
 )
 insert into {schema}.outbox (shard, message_id, topic, key, body, content_type, headers)
