@@ -17,7 +17,7 @@ from scoop_outbox.message import Envelope
 Place = tuple[int, int]
 """Where a message stands in the outbox: its shard, and its number there."""
 
-Lane = tuple[int, str]
+Flow = tuple[int, str]
 """A topic within a shard of the outbox: what keeps its order, whatever becomes of other topics."""
 
 
@@ -53,16 +53,16 @@ class Outgoing:
         return len(self.places)
 
     @property
-    def lanes(self) -> set[Lane]:
+    def flows(self) -> set[Flow]:
         """The topics within shards that they belong to."""
         return {(shard, envelope.topic) for (shard, _), envelope in zip(self.places, self.envelopes, strict=True)}
 
-    def firsts(self, lanes: Collection[Lane]) -> dict[Lane, int]:
+    def firsts(self, flows: Collection[Flow]) -> dict[Flow, int]:
         """Return where the first message of each of these topics within shards stands, of those that are here."""
-        found: dict[Lane, int] = {}
+        found: dict[Flow, int] = {}
         for (shard, seq), envelope in zip(self.places, self.envelopes, strict=True):
-            if (lane := (shard, envelope.topic)) in lanes:
-                found.setdefault(lane, seq)
+            if (flow := (shard, envelope.topic)) in flows:
+                found.setdefault(flow, seq)
         return found
 
     def full(self, limit: int, most_bytes: int) -> set[int]:
@@ -77,12 +77,12 @@ class Outgoing:
             full |= {shard for shard, size in sizes.items() if size >= most_bytes}
         return full
 
-    def without(self, shards: Collection[int] = (), lanes: Collection[Lane] = ()) -> Outgoing:
-        """Return the messages of all other shards and lanes."""
+    def without(self, shards: Collection[int] = (), flows: Collection[Flow] = ()) -> Outgoing:
+        """Return the messages of all other shards and flows."""
         kept = [
             (place, envelope)
             for place, envelope in zip(self.places, self.envelopes, strict=True)
-            if place[0] not in shards and (place[0], envelope.topic) not in lanes
+            if place[0] not in shards and (place[0], envelope.topic) not in flows
         ]
         return Outgoing([place for place, _ in kept], [envelope for _, envelope in kept])
 
@@ -92,7 +92,7 @@ def read_outbox(
     limit: int,
     most_bytes: int,
     home: uuid.UUID,
-    closed: Sequence[Lane] = (),
+    closed: Sequence[Flow] = (),
     in_hand: Sequence[int] = (),
     *,
     ask_who_writes: bool = False,

@@ -13,7 +13,7 @@ from scoop_outbox.core import transition
 from scoop_outbox.core.claim import Claim, Worker, claim
 from scoop_outbox.core.run import ChildState
 from scoop_outbox.core.settle import settle
-from scoop_outbox.core.statement import ROLLBACK, Call, Outcome, Plan, Refused, ask
+from scoop_outbox.core.statement import ROLLBACK, Call, CallOutcome, Plan, Refused, ask
 from scoop_outbox.core.transition import Mail, Raised, Returned, Transition
 from scoop_outbox.errors import StepError
 from scoop_outbox.failure import Failure
@@ -42,7 +42,7 @@ def execute(run_id: uuid.UUID, worker: Worker) -> Plan[Execution]:
     for turn in range(1, STEPS_IN_A_ROW + 1):
         due = rule.decide(claimed.saga, claimed.run, claimed.facts, claimed.source)
         call = _call(due, claimed)
-        outcome: Outcome | None = None
+        outcome: CallOutcome | None = None
         if call is not None:
             if is_async(call.callback) is not worker.coroutines:
                 yield from ask(ROLLBACK)
@@ -127,7 +127,7 @@ def _results(claimed: Claim) -> list[Result]:
     ]
 
 
-def _change(due: rule.Decision, claimed: Claim, outcome: Outcome | None, chance: Callable[[], float]) -> Transition:
+def _change(due: rule.Decision, claimed: Claim, outcome: CallOutcome | None, chance: Callable[[], float]) -> Transition:
     """Return what becomes of the run, now that the decision was carried out."""
     run, saga, now = claimed.run, claimed.saga, claimed.facts.now
     raised = outcome if isinstance(outcome, Raised) else None

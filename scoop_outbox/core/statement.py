@@ -70,7 +70,7 @@ Ask = Batch | Call
 Answer = Any  # list[Rows] for a batch, Returned | Raised for a call: a generator has one send type
 Plan = Generator[Ask, Answer, T]
 
-Outcome = Returned | Raised
+CallOutcome = Returned | Raised
 
 
 def ask(*statements: Statement) -> Generator[Ask, Answer, list[Rows]]:

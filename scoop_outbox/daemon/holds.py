@@ -12,7 +12,7 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from scoop_outbox.core.outbox import Lane
+from scoop_outbox.core.outbox import Flow
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class _Hold:
 
 
 class Holds:
-    """The lanes of one relay whose messages failed for now.
+    """The flows of one relay whose messages failed for now.
 
     Attributes:
         reason: why, as the broker said it last; empty when nothing is held.
@@ -39,7 +39,7 @@ class Holds:
 
     def __init__(self) -> None:
         """Hold nothing."""
-        self._lanes: dict[Lane, _Hold] = {}
+        self._flows: dict[Flow, _Hold] = {}
         self._stalls = 0  # batches in a row of which nothing went through
         self._stalled_since = 0.0
         self._go_on_at = 0.0
@@ -47,26 +47,26 @@ class Holds:
 
     def __bool__(self) -> bool:
         """Tell whether anything is held back or being tried again."""
-        return bool(self._lanes)
+        return bool(self._flows)
 
     @property
-    def closed(self) -> list[Lane]:
-        """The lanes of which nothing may be read."""
-        return [lane for lane, hold in self._lanes.items() if not hold.is_tried]
+    def closed(self) -> list[Flow]:
+        """The flows of which nothing may be read."""
+        return [flow for flow, hold in self._flows.items() if not hold.is_tried]
 
     @property
     def topics(self) -> list[str]:
         """The topics that are concerned."""
-        return sorted({topic for _, topic in self._lanes})
+        return sorted({topic for _, topic in self._flows})
 
-    def failed(self, firsts: Mapping[Lane, int], progress: Collection[Lane], reason: str) -> None:
-        """Hold lanes back, each time longer unless the message that failed first has gone through since.
+    def failed(self, firsts: Mapping[Flow, int], progress: Collection[Flow], reason: str) -> None:
+        """Hold flows back, each time longer unless the message that failed first has gone through since.
 
         When nothing went through, it may be the broker, and not these topics: the others wait a little as well.
 
         Args:
-            firsts: the lanes, and where the first message of each that failed stands.
-            progress: the lanes of which others went through.
+            firsts: the flows, and where the first message of each that failed stands.
+            progress: the flows of which others went through.
             reason: why.
         """
         now, before = time.monotonic(), (self.reason, self.topics)
@@ -77,47 +77,47 @@ class Holds:
             self._stalled_since = self._stalled_since if self._stalls else now
             self._stalls += 1
             self._go_on_at = now + min(_SHORTEST * 2.0 ** min(self._stalls, 60), _LONGEST_FOR_ALL)
-        for lane, seq in firsts.items():
-            known = self._lanes.get(lane)
+        for flow, seq in firsts.items():
+            known = self._flows.get(flow)
             # Not for others that went through: those of another key do each time, and the broker may take its time.
             failures = 1 if known is None or seq > known.seq else known.failures + 1
             pause = min(_SHORTEST * 2.0 ** min(failures, 60), LONGEST)
-            self._lanes[lane] = _Hold(seq, failures, now + pause)
+            self._flows[flow] = _Hold(seq, failures, now + pause)
         if (self.reason, self.topics) != before:
             topics = ", ".join(self.topics[:_SHOWN]) + (", ..." if len(self.topics) > _SHOWN else "")
             log.warning("messages on %s wait, the broker does not take them: %s", topics, reason)
 
-    def let_go(self, lanes: Collection[Lane]) -> None:
-        """Hold lanes back no more: their messages went through, or there are none."""
-        if not lanes or not self._lanes:
+    def let_go(self, flows: Collection[Flow]) -> None:
+        """Hold flows back no more: their messages went through, or there are none."""
+        if not flows or not self._flows:
             return
         self._stalls = 0
-        for lane in lanes:
-            self._lanes.pop(lane, None)
+        for flow in flows:
+            self._flows.pop(flow, None)
         if self._is_over():
             log.info("the broker takes messages again")
 
     def try_again(self) -> dict[int, int]:
-        """Open the lanes whose time has come; return the shards and where to begin to read them again.
+        """Open the flows whose time has come; return the shards and where to begin to read them again.
 
         A topic is tried in all shards at once: a broker may take its time to say no, and meanwhile all others wait.
         """
         now = time.monotonic()
-        due = {topic for (_, topic), hold in self._lanes.items() if not hold.is_tried and hold.until <= now}
+        due = {topic for (_, topic), hold in self._flows.items() if not hold.is_tried and hold.until <= now}
         begin: dict[int, int] = {}
-        for (shard, topic), hold in self._lanes.items():
+        for (shard, topic), hold in self._flows.items():
             if topic in due and not hold.is_tried:
                 hold.is_tried = True
                 begin[shard] = min(begin.get(shard, hold.seq), hold.seq)
         return begin
 
-    def tried(self, shards: Collection[int]) -> set[Lane]:
-        """Return the open lanes of shards, of which nobody knows yet whether they go on."""
-        return {lane for lane, hold in self._lanes.items() if hold.is_tried and lane[0] in shards}
+    def tried(self, shards: Collection[int]) -> set[Flow]:
+        """Return the open flows of shards, of which nobody knows yet whether they go on."""
+        return {flow for flow, hold in self._flows.items() if hold.is_tried and flow[0] in shards}
 
     def forget(self, shards: Collection[int]) -> None:
         """Forget shards that another relay owns now."""
-        self._lanes = {lane: hold for lane, hold in self._lanes.items() if lane[0] not in shards}
+        self._flows = {flow: hold for flow, hold in self._flows.items() if flow[0] not in shards}
         self._is_over()
 
     @property
@@ -132,12 +132,12 @@ class Holds:
 
     @property
     def next_due(self) -> float | None:
-        """In how many seconds the next lane is to be tried; None when none waits for that."""
-        due = min((hold.until for hold in self._lanes.values() if not hold.is_tried), default=None)
+        """In how many seconds the next flow is to be tried; None when none waits for that."""
+        due = min((hold.until for hold in self._flows.values() if not hold.is_tried), default=None)
         return None if due is None else max(due - time.monotonic(), self.pause)
 
     def _is_over(self) -> bool:
-        if self._lanes:
+        if self._flows:
             return False
         self.reason = ""
         self._stalls = 0

@@ -26,10 +26,10 @@ import sqlalchemy as sa
 from scoop_outbox.broker.protocol import Publisher, Receipt
 from scoop_outbox.core.delivery import read_home
 from scoop_outbox.core.outbox import Outgoing, Place, bury_unpublishable, delete_published, read_outbox
+from scoop_outbox.daemon.batch_outcome import batch_outcome, publish
 from scoop_outbox.daemon.floors import Floors
 from scoop_outbox.daemon.holds import Holds
 from scoop_outbox.daemon.leases import Leases
-from scoop_outbox.daemon.outcome import outcome, publish
 from scoop_outbox.daemon.pace import Pace
 from scoop_outbox.daemon.probe import Probe
 from scoop_outbox.daemon.reader import Reader
@@ -270,7 +270,7 @@ class Relay:
             found = found.without(stale)
         if self._holds and not self._in_flight:
             # Nothing is there any more of a topic that was to be tried again.
-            self._holds.let_go(self._holds.tried(floors.keys() - stale - full) - found.lanes)
+            self._holds.let_go(self._holds.tried(floors.keys() - stale - full) - found.flows)
         return found
 
     def _in_hand(self, floors: Mapping[int, int]) -> list[int]:
@@ -313,7 +313,7 @@ class Relay:
         if not self._undeleted:
             # Not at once: whoever was told of mail is at work now, and what it launches is more urgent.
             self._delete_at = time.monotonic() + _DELETE_AFTER
-        found = outcome(batch, receipts)
+        found = batch_outcome(batch, receipts)
         if found.published:
             self._probe.published()
         self._undeleted += found.published
@@ -321,15 +321,15 @@ class Relay:
         self.tally.acknowledged(found.topics)
         self.tally.failed_for_now += found.failed
         if self._holds:
-            self._holds.let_go(batch.lanes - found.firsts.keys())
+            self._holds.let_go(batch.flows - found.firsts.keys())
         # Whoever has a shard now that was ours has to see to it.
-        firsts = {lane: seq for lane, seq in found.firsts.items() if lane[0] in self._leases.epochs}
+        firsts = {flow: seq for flow, seq in found.firsts.items() if flow[0] in self._leases.epochs}
         if firsts:
             # What came to light later may stand before it.
-            firsts |= {lane: min(seq, firsts[lane]) for lane, seq in self._ahead.firsts(firsts).items()}
+            firsts |= {flow: min(seq, firsts[flow]) for flow, seq in self._ahead.firsts(firsts).items()}
             self._holds.failed(firsts, found.progress, found.reason)
             # What was read of them ahead is read again when their time comes.
-            self._ahead = self._ahead.without(lanes=firsts)
+            self._ahead = self._ahead.without(flows=firsts)
 
     def _next_due(self) -> float | None:
         due = [self._holds.next_due, self._holds.pause or None]

@@ -10,7 +10,7 @@ from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
-from scoop_outbox.core.statement import READ_CLOCK, ROLLBACK_TO_SAVEPOINT, Batch, Call, Outcome, Plan, Refused, Rows
+from scoop_outbox.core.statement import READ_CLOCK, ROLLBACK_TO_SAVEPOINT, Batch, Call, CallOutcome, Plan, Refused, Rows
 from scoop_outbox.scope import AsyncScope
 from scoop_outbox.store.calls import (
     Interrupted,
@@ -145,7 +145,7 @@ class AsyncDriver:
     async def _batch(self, batch: Batch) -> list[Rows]:
         return await self.raw.wait(self._pipeline.run(batch))
 
-    async def _call(self, call: Call) -> Outcome:
+    async def _call(self, call: Call) -> CallOutcome:
         scope = _Scope(call, self)
         try:
             value = await call.callback(*arguments(call, scope))

@@ -10,7 +10,7 @@ from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
-from scoop_outbox.core.statement import READ_CLOCK, ROLLBACK_TO_SAVEPOINT, Batch, Call, Outcome, Plan, Refused, Rows
+from scoop_outbox.core.statement import READ_CLOCK, ROLLBACK_TO_SAVEPOINT, Batch, Call, CallOutcome, Plan, Refused, Rows
 from scoop_outbox.scope import BlockingScope
 from scoop_outbox.store.calls import (
     Interrupted,
@@ -154,7 +154,7 @@ class Driver:
     def _batch(self, batch: Batch) -> list[Rows]:
         return self.raw.wait(self._pipeline.run(batch))
 
-    def _call(self, call: Call) -> Outcome:
+    def _call(self, call: Call) -> CallOutcome:
         scope = _Scope(call, self)
         try:
             value = call.callback(*arguments(call, scope))

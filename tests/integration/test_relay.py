@@ -134,7 +134,7 @@ async def test_what_fails_for_now_holds_its_own_shard_back_and_keeps_its_order(d
     async with relaying(database_url, publisher) as relay:
         await until(lambda: publisher.of(fine) == list(range(10)))
         await until(lambda: relay._holds)
-        assert {shard for shard, _ in relay._holds._lanes} == {shard_of(database_url, stuck)}
+        assert {shard for shard, _ in relay._holds._flows} == {shard_of(database_url, stuck)}
         write(database_url, *(made(number, key) for number in range(10, 20) for key in (stuck, fine)))
         await until(lambda: publisher.of(fine) == list(range(20)))
         assert publisher.of(stuck) == []

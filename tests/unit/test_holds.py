@@ -28,24 +28,24 @@ def test_a_topic_is_tried_again_in_all_shards_at_once_from_its_first_message_on(
 
 def test_each_time_is_twice_as_long_unless_something_went_through(clock: Clock) -> None:
     holds = Holds()
-    lane = (1, "full")
+    flow = (1, "full")
     for pause in (0.1, 0.2, 0.4):
-        holds.failed({lane: 1}, [], "full")
+        holds.failed({flow: 1}, [], "full")
         assert holds.next_due == pytest.approx(pause)
         clock.now += pause + 0.001
         assert holds.try_again() == {1: 1}
-    holds.failed({lane: 5}, [lane], "full")
+    holds.failed({flow: 5}, [flow], "full")
     assert holds.next_due == pytest.approx(0.1)
-    holds.let_go([lane])
+    holds.let_go([flow])
     assert not holds
     assert (holds.next_due, holds.reason) == (None, "")
 
 
-def test_others_of_the_lane_that_go_through_do_not_make_it_quick_again(clock: Clock) -> None:
+def test_others_of_the_flow_that_go_through_do_not_make_it_quick_again(clock: Clock) -> None:
     holds = Holds()
-    lane = (1, "no leader for one partition")
+    flow = (1, "no leader for one partition")
     for pause in (0.1, 0.2, 0.4):
-        holds.failed({lane: 7}, [lane], "no leader")
+        holds.failed({flow: 7}, [flow], "no leader")
         assert holds.next_due == pytest.approx(pause)
         clock.now += pause + 0.001
         holds.try_again()

@@ -1,4 +1,4 @@
-"""Outcome: what became of a batch, sorted by what the relay has to do about it."""
+"""What became of a batch, sorted by what the relay has to do about it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, Publisher, Receipt, Verdict
 from scoop_outbox.cancellation import own_cancellation_only
-from scoop_outbox.core.outbox import Lane, Outgoing, Place
+from scoop_outbox.core.outbox import Flow, Outgoing, Place
 from scoop_outbox.errors import BrokerError
 from scoop_outbox.message import Envelope
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Outcome:
+class BatchOutcome:
     """What became of a batch.
 
     Attributes:
@@ -33,24 +33,24 @@ class Outcome:
     topics: list[str] = field(default_factory=list)
     unpublishable: dict[Place, str] = field(default_factory=dict)
     failed: int = 0
-    firsts: dict[Lane, int] = field(default_factory=dict)
-    progress: set[Lane] = field(default_factory=set)
+    firsts: dict[Flow, int] = field(default_factory=dict)
+    progress: set[Flow] = field(default_factory=set)
     reason: str = ""
 
 
-def outcome(batch: Outgoing, receipts: Sequence[Receipt]) -> Outcome:
+def batch_outcome(batch: Outgoing, receipts: Sequence[Receipt]) -> BatchOutcome:
     """Sort a batch by its receipts."""
     if receipts.count(ACKNOWLEDGED) == len(batch):  # the rule, and there are many
-        return Outcome(batch.places, [one.topic for one in batch.envelopes])
-    found = Outcome()
+        return BatchOutcome(batch.places, [one.topic for one in batch.envelopes])
+    found = BatchOutcome()
     for place, envelope, receipt in zip(batch.places, batch.envelopes, receipts, strict=True):
-        lane = place[0], envelope.topic
+        flow = place[0], envelope.topic
         if receipt.verdict is Verdict.FAILED_FOR_NOW:
             found.failed += 1
-            found.firsts.setdefault(lane, place[1])
+            found.firsts.setdefault(flow, place[1])
             found.reason = found.reason or receipt.reason or "the broker does not take messages"
             continue
-        found.progress.add(lane)
+        found.progress.add(flow)
         if receipt.verdict is Verdict.ACKNOWLEDGED:
             found.published.append(place)
             found.topics.append(envelope.topic)
