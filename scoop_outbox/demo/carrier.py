@@ -97,7 +97,7 @@ class Onlooker:
         while True:
             deliveries = await self._consumer.receive(500, 0.2)
             for one in deliveries:
-                self._topics.setdefault(one.envelope.topic, set()).add(str(one.envelope.id))
+                self._topics.setdefault(one.envelope.topic, set()).add(one.envelope.id)
             await self._consumer.acknowledge(deliveries)
 
 
