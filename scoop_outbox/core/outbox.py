@@ -69,6 +69,7 @@ class Outgoing:
         """Return the shards of which as much was read as was asked for."""
         counts = Counter(map(itemgetter(0), self.places))
         full = {shard for shard, count in counts.items() if count >= limit}
+        # Bodies are rarely large enough for the sums to matter, and to make them takes three times as long as this.
         largest = max((len(envelope.body) for envelope in self.envelopes), default=0)
         if any(count * largest >= most_bytes for shard, count in counts.items() if shard not in full):
             sizes: Counter[int] = Counter()

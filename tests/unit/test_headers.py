@@ -109,6 +109,11 @@ def test_what_was_sent_is_what_is_received() -> None:
     assert got.envelope.headers["tenant"] == "acme"
 
 
+@pytest.mark.parametrize("known", [RUN, RUN.upper(), RUN.replace("-", ""), f"{{{RUN}}}", f"urn:uuid:{RUN}"])
+def test_an_id_is_the_same_one_however_it_was_written(known: str) -> None:
+    assert received({wire.ID: known}).envelope.id == RUN
+
+
 def test_a_message_from_outside_has_the_identity_that_its_producer_gave_it() -> None:
     assert received({}).envelope.id == OTHERWISE
     event = {"ce_id": "7", "ce_source": "/shop"}

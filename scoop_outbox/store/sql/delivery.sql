@@ -2,8 +2,9 @@
 
 -- name: launch
 -- Who is waited for is frozen here, in the launching transaction: the sagas that are subscribed now.
--- This runs on connections whose settings are the user's. In a select, so that the planner does not see how many messages
--- there are: a plan for that number always looked better than the one it keeps, and to make it took longer than to launch.
+-- This runs on connections whose settings are the user's. The ids stand in a select, so that the planner does not see how
+-- many messages there are: a plan for that number always looked better than the one it keeps, and to make it took longer
+-- than to launch.
 with launched as (
     select *
     from unnest((select %(ids)s::uuid[]), %(topics)s::text[], %(keys)s::text[], %(bodies)s::bytea[],
@@ -28,7 +29,7 @@ with launched as (
            coalesce(array_agg(s.saga) filter (where s.service is not null), array[]::text[])
     from launched l
     left join listening s on s.topic = l.topic
-    where (select %(brokered)s::bool) and not l.awaited
+    where %(brokered)s and not l.awaited
     group by l.id
 )
 insert into {schema}.outbox (shard, message_id, topic, key, body, content_type, headers)
