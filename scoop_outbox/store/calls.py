@@ -31,7 +31,19 @@ _TRANSIENT_STATES = frozenset(
 
 
 class Interrupted(Exception):
-    """The machinery failed under a run: its transaction is undone, and the run is executed again later."""
+    """A run was interrupted: its transaction is undone, and it is executed again later. No failure of its saga.
+
+    Attributes:
+        reason: why, in a line for operators and for the run's row: the class of the error, its SQL state, the server's
+            words; never a value of the user's.
+        wanted: whether a callback asked for it, with `TransientError`; otherwise the machinery failed.
+    """
+
+    def __init__(self, reason: str, *, wanted: bool = False) -> None:
+        """Say why."""
+        super().__init__(reason)
+        self.reason = reason
+        self.wanted = wanted
 
 
 def is_transient(error: BaseException) -> bool:
