@@ -20,7 +20,7 @@ from benchmarks.sagas import STEPS, TREE_STEPS, build
 from benchmarks.server import Bench
 from benchmarks.table import Table, Target, ratios
 from benchmarks.work import WARM_UP, done_since, prepare, release, until_done, until_ended
-from scoop_outbox.daemon.peers import _EVERY
+from scoop_outbox.daemon.roster import EVERY
 
 PROCESSES = 4
 _LONGEST_SLEEP = 1.5
@@ -102,7 +102,7 @@ async def _execute(control: Control, topic: str, count: int, processes: int) -> 
         workers = [await stack.enter_async_context(_process(control.url)) for _ in range(processes)]
         await until_done(control)
         if processes > 1:
-            await asyncio.sleep(_EVERY + _LONGEST_SLEEP)  # until they know of each other
+            await asyncio.sleep(EVERY + _LONGEST_SLEEP)  # until they know of each other
         before = [await worker.counters() for worker in workers]
         started = await release(control)
         await until_ended(control)
@@ -117,7 +117,8 @@ async def _work(url: str, slots: int) -> None:
         assert daemons.worker is not None
         counters: Any = daemons.worker.counters
         while await asyncio.to_thread(sys.stdin.readline):
-            counted = {name: getattr(counters, name) for name in ("claims", "empty_claims", "interruptions")}
+            counted = {name: getattr(counters, name) for name in ("claims", "empty_claims")}
+            counted["interruptions"] = daemons.worker.interruptions.counted.total()
             sys.stdout.write(json.dumps(counted) + "\n")
             sys.stdout.flush()
 

@@ -155,5 +155,5 @@ class _Nobody:
     outbox: Callable[[], None] = staticmethod(lambda: None)
     ended: Callable[[], None] = staticmethod(lambda: None)
 
-    def mail(self, service: str, saga: str, run_id: Any, delay: float) -> None:
+    def mail(self, service: str, saga: str, version: str, run_id: Any, delay: float) -> None:
         """Tell nobody."""

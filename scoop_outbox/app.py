@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
+from scoop_outbox.answers import Answer
 from scoop_outbox.broker.protocol import Item
+from scoop_outbox.core import parking
 from scoop_outbox.core.announcing import check_unbrokered, read_brokered, read_revision
 from scoop_outbox.core.delivery import launch, launch_and_commit
 from scoop_outbox.daemon.intake import HIGH_WATER
+from scoop_outbox.daemon.interruptions import MOST
 from scoop_outbox.daemon.service import Daemons, daemons
 from scoop_outbox.daemon.worker import SLOTS
 from scoop_outbox.declaration import Declaration
@@ -25,6 +29,8 @@ from scoop_outbox.status import Status, read_message, read_status
 from scoop_outbox.store import migrate
 from scoop_outbox.store.connect import told_to_migrate
 from scoop_outbox.store.joined import AsyncTransaction, Transaction, run_joined, run_joined_blocking
+
+log = logging.getLogger(__name__)
 
 
 class Scoop(Declaration):
@@ -153,6 +159,27 @@ class Scoop(Declaration):
         async with self.home.driver() as driver:
             return await driver.run(read_message(message_id))
 
+    # -- operating ----------------------------------------------------------------------------------------------
+
+    async def retry(self, run_id: uuid.UUID) -> Answer:
+        """Take a parked run on again, where it was parked: the same as `scoop-outbox retry`.
+
+        A run that was parked because no living version of its saga could take it over goes on under whichever does.
+
+        Args:
+            run_id: the run, as in `status`.
+
+        Returns:
+            `ACCEPTED`; `NOTHING_TO_DO` when it is not parked; `UNKNOWN` when there is no such run in this database.
+
+        Raises:
+            DatabaseError: the database cannot be reached or is not migrated.
+        """
+        async with self.home.driver() as driver:
+            answer = await driver.run(parking.retry(run_id, self.signals))
+        log.info("retry of run %s asked by service %s: %s", run_id, self.service, answer)
+        return answer
+
     # -- at the broker ------------------------------------------------------------------------------------------
 
     async def topology(self, *topics: str | Topic[Any]) -> list[Item]:
@@ -236,6 +263,7 @@ class Scoop(Declaration):
         worker: bool = True,
         slots: int = SLOTS,
         high_water: int = HIGH_WATER,
+        max_interruptions: int = MOST,
         grace: float | timedelta = 20.0,
     ) -> AsyncIterator[Daemons]:
         """Run relay and worker in this process, for as long as the block lasts.
@@ -246,6 +274,7 @@ class Scoop(Declaration):
             slots: how many runs are executed at the same time.
             high_water: no more is taken in from a broker while so many runs lie waiting for a slot, until there are
                 half as many.
+            max_interruptions: a run that the machinery interrupts so often in a row, without progress, is parked.
             grace: how long running steps get to finish when the block is left.
 
         Raises:
@@ -258,6 +287,8 @@ class Scoop(Declaration):
             raise DefinitionError(f"slots={slots}: a worker needs at least one")
         if high_water < 1:
             raise DefinitionError(f"high_water={high_water}: nothing would ever be taken in; it is at least 1")
+        if max_interruptions < 1:
+            raise DefinitionError(f"max_interruptions={max_interruptions}: every run would be parked; it is at least 1")
         if self._running:
             raise DefinitionError(f"service {self.service!r} is running in this process already: once is enough")
         self.check()
@@ -278,6 +309,7 @@ class Scoop(Declaration):
                 worker=worker,
                 slots=slots,
                 high_water=high_water,
+                max_interruptions=max_interruptions,
                 grace=seconds(grace),
             ) as running:
                 yield running

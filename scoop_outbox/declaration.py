@@ -132,13 +132,22 @@ class Declaration:
             self._outcomes = Outcomes(self.home, self.signals)
         return self._outcomes
 
-    def saga(self, name: str, on: str | Topic[Any], *, ordered: Literal["key"] | None = None) -> Saga:
+    def saga(
+        self,
+        name: str,
+        on: str | Topic[Any],
+        *,
+        ordered: Literal["key"] | None = None,
+        version: str | None = None,
+    ) -> Saga:
         """Declare a saga: a handler of the messages on a topic.
 
         Args:
             name: unique within the service. It is stored with its runs: renaming a saga strands them.
             on: the topic; several sagas may share one, each gets every message.
             ordered: `"key"` begins with a message when the one of the same key before it has ended: see the guide.
+            version: tells this version of the saga from others that are deployed at the same time; unless given, its
+                steps in order do. A run goes on in the version in which it began, while a worker has that.
 
         Raises:
             DefinitionError: the name is taken or cannot be used, or the topic or `ordered` cannot.
@@ -148,7 +157,7 @@ class Declaration:
                 f"service {self.service!r} has a saga {name!r} already (on {self._sagas[name].topic!r}): "
                 "give each saga a name of its own"
             )
-        saga = self._sagas[checked_name("saga", name)] = Saga(name, on, ordered=ordered)
+        saga = self._sagas[checked_name("saga", name)] = Saga(name, on, ordered=ordered, version=version)
         return saga
 
     @property

@@ -168,9 +168,17 @@ class Saga:
     Made by `Scoop.saga`.
     """
 
-    def __init__(self, name: str, on: str | Topic[Any], *, ordered: Literal["key"] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        on: str | Topic[Any],
+        *,
+        ordered: Literal["key"] | None = None,
+        version: str | None = None,
+    ) -> None:
         """See `Scoop.saga`."""
         self.name = checked_name("saga", name)
+        self.version = None if version is None else checked_name("version", version)
         if ordered not in (None, "key"):
             raise DefinitionError(
                 f"saga {name!r}: ordered={ordered!r} is unknown; ordered='key' executes the messages of a key one "

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from scoop_outbox.context import merge
 from scoop_outbox.core.rows import CLOCK, MAIL, MESSAGE, children_of, instance_of, message_of, run_of
 from scoop_outbox.core.run import Facts, Run, RunState
 from scoop_outbox.core.statement import BEGIN, COMMIT, ROLLBACK, SAVEPOINT, Plan, Rows, Statement, ask, statement
+from scoop_outbox.core.versions import Deployment
 from scoop_outbox.message import Message
 from scoop_outbox.saga import Saga
 
@@ -24,8 +25,8 @@ class Hints(Protocol):
     def ended(self) -> None:
         """A root run has ended, and with it its hierarchy."""
 
-    def mail(self, service: str, saga: str, run_id: uuid.UUID, delay: float) -> None:
-        """A run of `service` got mail that is due in `delay` seconds."""
+    def mail(self, service: str, saga: str, version: str, run_id: uuid.UUID, delay: float) -> None:
+        """A run of `service`, of a version of its saga or of none yet, got mail that is due in `delay` seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class Worker:
         chance: draws a number in [0, 1) for jitter.
         draining: whether the process ends: then a run is left to others after the step in hand.
         brokered: whether a broker carries messages, so that each service takes them in at a time of its own.
+        deployment: which versions of the sagas living workers have; this process is alone unless given.
+        parked: told of each run that is parked, after the commit.
     """
 
     service: str
@@ -49,6 +52,8 @@ class Worker:
     chance: Callable[[], float]
     draining: Callable[[], bool] = lambda: False
     brokered: bool = False
+    deployment: Deployment = field(default_factory=Deployment)
+    parked: Callable[[Run], None] = lambda _: None
 
 
 @dataclass(slots=True)

@@ -103,9 +103,10 @@ class EndRollbackFailed:
 
 @dataclass(frozen=True, slots=True)
 class Park:
-    """Somebody has to look at this run: it cannot go on by itself."""
+    """The run cannot go on: with `needs`, not before a worker knows that step; else not before somebody says so."""
 
     reason: str
+    needs: str | None = None
 
 
 Decision = (
@@ -151,7 +152,7 @@ def _forward(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:
         failure = child_failure(run.step, failed, source)
         step = saga.get(run.step)
         if step is None:
-            return Park(_missing(saga, run.step))
+            return missing(saga, run.step)
         if step.child_failure_handler is None:
             return RollBack(failure)
         return HandleChildFailure(step, step.child_failure_handler, failure)
@@ -161,7 +162,7 @@ def _forward(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:
         return Commit()
     step = saga.get(run.next_step)
     if step is None:
-        return Park(_missing(saga, run.next_step))
+        return missing(saga, run.next_step)
     return Invoke(step, run.iteration + 1 if run.next_step == run.step else 0)
 
 
@@ -174,7 +175,7 @@ def _backward(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:
         if not instance.compensation_failures:
             return Undone(instance)
         if step is None:
-            return Park(_missing(saga, instance.step))
+            return missing(saga, instance.step)
         failed = Failure.child_rollback_failed if instance.compensation_stuck else Failure.child_rolled_back
         failure = failed(undo_name(instance), instance.compensation_failures, source=source)
         handler = step.child_rollback_failure_handler
@@ -184,7 +185,7 @@ def _backward(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:
     if instance.askable:
         return AskChildren(instance)
     if step is None:
-        return Park(_missing(saga, instance.step))
+        return missing(saga, instance.step)
     if instance.failures:
         if run.failure is not None and all(run.failure.contains(failure) for failure in instance.failures):
             # These failures are what the run rolls back for: they were delivered on the forward path (behaviour Q5).
@@ -221,8 +222,18 @@ def undo_name(instance: Instance, *, children: bool = False) -> str:
     return f"{name} (rolling back child scopes)" if children else name
 
 
-def _missing(saga: Saga, step: str) -> str:
-    return (
-        f"saga {saga.name!r} has no step {step!r} any more, which this run needs: deploy a version that has it, "
-        "then retry the run"
+def missing(saga: Saga, step: str) -> Park:
+    """Return that a run needs a step which is not in the code."""
+    return Park(
+        f"no living worker knows step {step!r} of saga {saga.name!r}: start one whose version has it, and the run goes "
+        "on by itself",
+        step,
     )
+
+
+def needed(due: Decision) -> str | None:
+    """Return the name of the step whose callbacks a decision is about; None when it calls nothing of the user's."""
+    if isinstance(due, Park):
+        return due.needs
+    step = getattr(due, "step", None)
+    return None if step is None else step.name

@@ -66,7 +66,7 @@ def take_in(
         statements.append(statement("bury_incoming", **_buried(unusable, service)))
     _, mailed, *_ = yield from ask(BEGIN, *statements, COMMIT)
     for run_id, of, saga in mailed:
-        hints.mail(of, saga, run_id, 0.0)
+        hints.mail(of, saga, "", run_id, 0.0)
 
 
 def arrived(envelopes: Sequence[Envelope], service: str | None, home: uuid.UUID | None) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from scoop_outbox.core.decide import (
 )
 from scoop_outbox.core.run import CHILD_TRANSITIONS, RUN_TRANSITIONS, ChildState, RunState
 
+_RUN_ENDS = (RunState.COMMITTED, RunState.ROLLED_BACK, RunState.ROLLBACK_FAILED)
 _CHILD_ENDS = (ChildState.COMMITTED, ChildState.ROLLED_BACK, ChildState.ROLLBACK_FAILED)
 
 State = TypeVar("State", bound=StrEnum)
@@ -64,7 +65,7 @@ def document() -> str:
         "",
         "## A run",
         "",
-        *_diagram(RUN_TRANSITIONS, RunState.RUNNING, [state for state in RunState if state.ended]),
+        *_diagram(RUN_TRANSITIONS, RunState.RUNNING, _RUN_ENDS),
         "",
         "## A child, as its parent knows it",
         "",

@@ -11,6 +11,7 @@ from typing import Any
 from scoop_outbox.core import decide as rule
 from scoop_outbox.core import transition
 from scoop_outbox.core.claim import Claim, Worker, claim
+from scoop_outbox.core.placing import place_run
 from scoop_outbox.core.run import ChildState
 from scoop_outbox.core.settle import settle
 from scoop_outbox.core.statement import ROLLBACK, Call, CallOutcome, Plan, Refused, ask
@@ -41,6 +42,12 @@ def execute(run_id: uuid.UUID, worker: Worker) -> Plan[Execution]:
         return Execution.NOTHING
     for turn in range(1, STEPS_IN_A_ROW + 1):
         due = rule.decide(claimed.saga, claimed.run, claimed.facts, claimed.source)
+        mine = worker.deployment.mine.get(claimed.run.saga)
+        if isinstance(due, rule.Park) or (mine is not None and claimed.run.version != mine.id):
+            placed = yield from place_run(claimed, due, worker)
+            if placed is None:
+                return Execution.NOTHING
+            due = placed
         call = _call(due, claimed)
         outcome: CallOutcome | None = None
         if call is not None:
@@ -166,5 +173,5 @@ def _change(due: rule.Decision, claimed: Claim, outcome: CallOutcome | None, cha
             return transition.rolled_back(run)
         case rule.EndRollbackFailed(failure):
             return transition.rollback_failed(run, failure)
-        case rule.Park(reason):
-            return transition.parked(run, reason)
+        case rule.Park(reason, needs):
+            return transition.parked(run, reason, needs)

@@ -13,7 +13,7 @@ from scoop_outbox.message import Message, Topic
 Row = Sequence[Any]
 
 # Where `claim_run` returns what comes after the run's own columns.
-CLOCK, MAIL, MESSAGE = 24, 25, slice(26, 33)
+CLOCK, MAIL, MESSAGE = 26, 27, slice(28, 35)
 
 
 def failure_of(text: str | None) -> Failure | None:
@@ -26,7 +26,7 @@ def run_of(row: Row) -> Run:
     (
         run_id, message_id, service, saga, lineage, parent_run, state, step, next_step, seq, instance, iteration,
         attempt, handled, not_before, undo_seq, compensation_seq, context, inherited, failure, result, launched_at,
-        reason, lane, *_,
+        reason, lane, version, troubled, *_,
     ) = row  # fmt: skip
     return Run(
         run_id,
@@ -53,6 +53,8 @@ def run_of(row: Row) -> Run:
         None if launched_at is None else Frame.from_json(launched_at),
         reason,
         lane,
+        version,
+        troubled,
     )
 
 

@@ -41,11 +41,13 @@ class ChildState(StrEnum):
 RUN_TRANSITIONS: Mapping[tuple[RunState, RunState], str] = {
     (RunState.RUNNING, RunState.COMMITTED): "the last step and everything below it has finished",
     (RunState.RUNNING, RunState.ROLLING_BACK): "a step or a child failed",
-    (RunState.RUNNING, RunState.PARKED): "the next step is not in the code any more",
+    (RunState.RUNNING, RunState.PARKED): "it was interrupted too often, or no worker knows the step that is due",
+    (RunState.PARKED, RunState.RUNNING): "somebody retried it, or a worker came that knows the step",
     (RunState.COMMITTED, RunState.ROLLING_BACK): "the parent ordered it",
     (RunState.ROLLING_BACK, RunState.ROLLED_BACK): "every executed instance is undone",
     (RunState.ROLLING_BACK, RunState.ROLLBACK_FAILED): "a compensation or the rollback of a child failed",
-    (RunState.ROLLING_BACK, RunState.PARKED): "a step to be undone is not in the code any more",
+    (RunState.ROLLING_BACK, RunState.PARKED): "it was interrupted too often, or no worker knows the step to be undone",
+    (RunState.PARKED, RunState.ROLLING_BACK): "somebody retried it, or a worker came that knows the step",
 }
 """Every change of a run's state that is allowed, and why it happens."""
 
@@ -90,6 +92,9 @@ class Run:
         result: what `scope.set_result` left, as JSON text.
         reason: why the run is parked.
         lane: runs of one lane are executed one after the other; None when the run is not ordered.
+        version: the version of its saga that the run belongs to; empty before its first step.
+        troubled: whether something is noted of executions that were interrupted, which progress takes away.
+        needs: for a parked run, the step without which it cannot go on; it goes on by itself when somebody knows it.
     """
 
     id: uuid.UUID
@@ -116,6 +121,9 @@ class Run:
     launched_at: Frame | None = None
     reason: str | None = None
     lane: uuid.UUID | None = None
+    version: str = ""
+    troubled: bool = False
+    needs: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

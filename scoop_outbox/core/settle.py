@@ -31,12 +31,14 @@ def settle(
     if change.emissions:
         worker.hints.outbox()
     for told in ("ask_children", "tell_parent", "end_turn"):
-        for run_id, service, saga, delay in rows.get(told, ()):
-            worker.hints.mail(service, saga, run_id, delay)
+        for run_id, service, saga, version, delay in rows.get(told, ()):
+            worker.hints.mail(service, saga, version, run_id, delay)
     if change.wake_at is not None:
         wait = change.wake_at - claimed.facts.now
-        worker.hints.mail(after.service, after.saga, after.id, wait.total_seconds())
-    if after.state.ended and after.parent_run is None:
+        worker.hints.mail(after.service, after.saga, after.version, after.id, wait.total_seconds())
+    if after.state is RunState.PARKED:
+        worker.parked(after)
+    elif after.state.ended and after.parent_run is None:
         worker.hints.ended()
     if ahead:
         return (yield from claimed_again(claimed, after, answers[len(writes) + 1 :]))
@@ -53,7 +55,7 @@ def _writes_run(claimed: Claim, change: Transition, worker: Worker) -> Iterator[
     else:
         if record is not None:
             yield statement("record_step", **_record(record, claimed, worker))
-        if after != before:
+        if after != before or before.troubled:
             yield statement("update_run", **_columns(after, failed=before.failure is not after.failure))
     if change.undone is not None:
         yield statement("mark_undone", run=after.id, seq=change.undone)
@@ -82,7 +84,9 @@ def _writes_mail(claimed: Claim, change: Transition, *, go_on: bool) -> Iterator
     elif change.mail is Mail.KEEP and not go_on:
         yield statement("defer_mail", ids=claimed.mail)
     if change.wake_at is not None:
-        yield statement("post_timer", run=run.id, service=run.service, saga=run.saga, due=change.wake_at)
+        yield statement(
+            "post_timer", run=run.id, service=run.service, saga=run.saga, version=run.version, due=change.wake_at
+        )
 
 
 def _advances(change: Transition) -> bool:
@@ -107,6 +111,7 @@ def _advance(change: Transition, claimed: Claim, worker: Worker) -> dict[str, An
         "mail": claimed.mail if change.mail is Mail.DROP else [],
         "started_at": claimed.facts.now,
         "worker": worker.id,
+        "version": after.version,
     }
 
 
@@ -145,6 +150,8 @@ def _columns(run: Run, *, failed: bool) -> dict[str, Any]:
         "failed": failed,
         "result": run.result,
         "reason": run.reason,
+        "needs": run.needs,
+        "version": run.version,
         "ended": run.state.ended,
     }
 

@@ -299,6 +299,6 @@ def rollback_failed(run: Run, failure: Failure) -> Transition:
     return Transition(replace(run, state=RunState.ROLLBACK_FAILED, failure=failure), mail=Mail.DROP)
 
 
-def parked(run: Run, reason: str) -> Transition:
-    """Somebody has to look at the run."""
-    return Transition(replace(run, state=RunState.PARKED, reason=reason), mail=Mail.DROP)
+def parked(run: Run, reason: str, needs: str | None = None) -> Transition:
+    """The run cannot go on before a worker comes that knows `needs`, or somebody says so."""
+    return Transition(replace(run, state=RunState.PARKED, reason=reason, needs=needs), mail=Mail.DROP)

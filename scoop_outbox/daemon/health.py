@@ -13,11 +13,12 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scoop_outbox.core.announcing import read_revision
 from scoop_outbox.core.delivery import count_due
 from scoop_outbox.core.outbox import look_at_outbox
+from scoop_outbox.core.parking import count_troubled
 from scoop_outbox.daemon.metrics import exposition
 from scoop_outbox.daemon.observed import Observed
 from scoop_outbox.daemon.port import Answer, listening
@@ -144,10 +145,12 @@ class Health:
             if revision not in self._revisions:
                 self._revisions[revision] = await asyncio.to_thread(self._misfit, revision)
             count, age = await driver.run(look_at_outbox(COUNTED))
-            due = None
-            if daemons is not None and daemons.worker is not None:
-                due = await driver.run(count_due(daemons.service, daemons.sagas, COUNTED_DUE))
-        return Observed(self._revisions[revision], count, age, due)
+            seen = Observed(self._revisions[revision], count, age)
+            if daemons is None or daemons.worker is None:
+                return seen
+            due = await driver.run(count_due(daemons.service, daemons.sagas, COUNTED_DUE))
+            parked, interrupted = await driver.run(count_troubled(daemons.service, COUNTED_DUE))
+        return replace(seen, due=due, parked=parked, interrupted=interrupted)
 
     def _misfit(self, revision: str | None) -> str | None:
         try:

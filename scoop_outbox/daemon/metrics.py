@@ -74,6 +74,11 @@ def _database(seen: Observed) -> Iterator[Metric]:
     if seen.waiting is not None:
         yield _gauge("outbox_rows", "Messages that wait to be published, counted up to 10000.", seen.waiting)
         yield _gauge("outbox_oldest_age_seconds", "For how long the oldest of them has waited.", seen.oldest)
+    if seen.parked is not None:
+        yield _gauge("runs_parked", "Runs of this service that are parked, counted up to 10000.", seen.parked)
+        yield _gauge(
+            "runs_interrupted", "Runs that were interrupted and made no progress since, up to 10000.", seen.interrupted
+        )
     if seen.due is not None:
         yield _gauge("due_work", "Mail of this service that could be seen to now, counted up to 10000.", seen.due)
 
@@ -105,9 +110,20 @@ def _worker(worker: Worker) -> Iterator[Metric]:
     yield _counter(
         "worker_empty_claims", "Claims for nothing: the run was held by another worker.", counters.empty_claims
     )
-    yield _counter(
-        "worker_interruptions", "Runs interrupted by the database, and executed again.", counters.interruptions
+    interruptions = worker.interruptions
+    interrupted = CounterMetricFamily(
+        _PREFIX + "worker_interruptions",
+        "Interruptions of runs.",
+        None,
+        ["saga", "kind"],
     )
+    for (saga, kind), count in interruptions.counted.copy().items():
+        interrupted.add_metric([saga, kind], count)
+    yield interrupted
+    parked = CounterMetricFamily(_PREFIX + "worker_parked", "Runs that were parked.", None, ["saga"])
+    for saga, count in interruptions.parked.copy().items():
+        parked.add_metric([saga], count)
+    yield parked
 
 
 def _dead_letters(daemons: Daemons) -> Metric:

@@ -14,9 +14,13 @@ class Observed:
         waiting: how many messages of the outbox wait, counted up to a limit; None when that is not known.
         oldest: for how many seconds the oldest of them has.
         due: how much work of the service could be done now, counted up to a limit; None without a worker.
+        parked: how many of its runs are parked, counted up to a limit; None without a worker.
+        interrupted: how many of its runs were interrupted and have made no progress since, likewise.
     """
 
     problem: str | None = None
     waiting: int | None = None
     oldest: float = 0.0
     due: int | None = None
+    parked: int | None = None
+    interrupted: int = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from contextlib import asynccontextmanager
 from scoop_outbox.broker.protocol import Broker, Publisher, Subscription
 from scoop_outbox.daemon.home_publisher import HomePublisher
 from scoop_outbox.daemon.intake import HIGH_WATER, Intake
+from scoop_outbox.daemon.interruptions import MOST
 from scoop_outbox.daemon.relay import Relay
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.daemon.worker import SLOTS, Worker
@@ -76,6 +78,7 @@ async def daemons(
     worker: bool = True,
     slots: int = SLOTS,
     high_water: int = HIGH_WATER,
+    max_interruptions: int = MOST,
     grace: float = 20.0,
 ) -> AsyncIterator[Daemons]:
     """Run relay, worker and intake in the background, and drain them at the end.
@@ -90,6 +93,7 @@ async def daemons(
         worker: whether to take in and to execute runs.
         slots: how many runs are executed at the same time.
         high_water: no more is taken in while so many runs lie waiting for a slot, until there are half as many.
+        max_interruptions: a run that is interrupted so often in a row is parked.
         grace: seconds that running steps get to finish at the end.
 
     Raises:
@@ -98,9 +102,15 @@ async def daemons(
     serving = worker and bool(sagas)
     if serving and broker is not None:
         await broker.check(subscription)
+    new_worker = functools.partial(
+        Worker,
+        *(home, subscription.service, sagas, signals, slots),
+        brokered=broker is not None,
+        max_interruptions=max_interruptions,
+    )
     running = Daemons(
         await _relay(home, broker, signals) if relay else None,
-        Worker(home, subscription.service, sagas, signals, slots, brokered=broker is not None) if serving else None,
+        new_worker() if serving else None,
         Intake(home, broker, subscription, sagas, signals, high=high_water, low=high_water // 2)
         if serving and broker is not None
         else None,

@@ -26,7 +26,7 @@ OUTBOX = "outbox"
 _COALESCE = 0.005
 _RECONNECT = 1.0
 
-Mail = Callable[[uuid.UUID, str, float], None]
+Mail = Callable[[uuid.UUID, str, str, float], bool]
 
 
 def mail_channel(service: str) -> str:
@@ -51,7 +51,7 @@ class Signals:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._relay: Callable[[], bool] | None = None
-        self._workers: dict[str, Callable[[uuid.UUID, str, float], bool]] = {}
+        self._workers: dict[str, Mail] = {}
         self._wakes: dict[str, Callable[[], object]] = {}
         self._outcomes: list[tuple[asyncio.AbstractEventLoop, Callable[[], None]]] = []
         self._pending: set[str] = set()
@@ -64,7 +64,7 @@ class Signals:
         self._relay = wake
         self._wakes[OUTBOX] = wake
 
-    def on_mail(self, service: str, offer: Callable[[uuid.UUID, str, float], bool], wake: Callable[[], None]) -> None:
+    def on_mail(self, service: str, offer: Mail, wake: Callable[[], None]) -> None:
         """Call `offer` for mail posted in this process; it answers whether this process will see to it itself.
 
         Call `wake` when another process says that the service has mail.
@@ -99,9 +99,9 @@ class Signals:
         """Messages were written to the outbox."""
         self._on_loop(self._outbox)
 
-    def mail(self, service: str, saga: str, run_id: uuid.UUID, delay: float) -> None:
-        """A run of `service` got mail that is due in `delay` seconds."""
-        self._on_loop(self._mail, service, saga, run_id, delay)
+    def mail(self, service: str, saga: str, version: str, run_id: uuid.UUID, delay: float) -> None:
+        """A run of `service`, of a version of its saga or of none yet, got mail that is due in `delay` seconds."""
+        self._on_loop(self._mail, service, saga, version, run_id, delay)
 
     def _on_loop(self, call: Callable[..., None], *args: Any) -> None:
         loop = self._loop
@@ -117,9 +117,9 @@ class Signals:
         if self._relay is None or not self._relay():
             self._notify(OUTBOX)
 
-    def _mail(self, service: str, saga: str, run_id: uuid.UUID, delay: float) -> None:
+    def _mail(self, service: str, saga: str, version: str, run_id: uuid.UUID, delay: float) -> None:
         offer = self._workers.get(service)
-        if offer is None or not offer(run_id, saga, delay):
+        if offer is None or not offer(run_id, saga, version, delay):
             self._notify(mail_channel(service))
 
     def _notify(self, channel: str) -> None:

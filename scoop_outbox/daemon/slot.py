@@ -14,7 +14,6 @@ class Counters:
 
     claims: int = 0
     empty_claims: int = 0
-    interruptions: int = 0
 
 
 @dataclass(slots=True)

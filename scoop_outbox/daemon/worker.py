@@ -9,30 +9,31 @@ run, and they divide the mail among themselves so that they seldom try the same 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import threading
 import uuid
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 
 import psycopg
 import sqlalchemy as sa
 
 from scoop_outbox.cancellation import StrayCancellationError, own_cancellation_only
-from scoop_outbox.core import claim, plans
+from scoop_outbox.core import claim, parking, plans
 from scoop_outbox.core.plans import Execution
-from scoop_outbox.core.statement import ask, statement
+from scoop_outbox.core.run import Run
 from scoop_outbox.daemon.backoff import Backoff
-from scoop_outbox.daemon.horizon import Horizon
+from scoop_outbox.daemon.connections import StepConnections
+from scoop_outbox.daemon.interruptions import MACHINERY, MOST, WANTED, Interruption, Interruptions
+from scoop_outbox.daemon.mail import MailReader
 from scoop_outbox.daemon.pace import Pace
-from scoop_outbox.daemon.peers import Peers
+from scoop_outbox.daemon.ready import Ready
+from scoop_outbox.daemon.roster import Roster
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.daemon.slot import Counters, Slot, mostly_async
 from scoop_outbox.saga import Saga
 from scoop_outbox.store.aio import AsyncDriver
-from scoop_outbox.store.blocking import Driver
 from scoop_outbox.store.calls import Interrupted
 from scoop_outbox.store.connect import in_words
 from scoop_outbox.store.home import Home
@@ -42,9 +43,7 @@ log = logging.getLogger(__name__)
 
 SLOTS = 16
 _AHEAD = 2
-_STEAL = timedelta(milliseconds=50)
 _SPARED = 500
-_STUCK = 2.0
 _LONG = 10.0
 
 
@@ -58,6 +57,7 @@ class Worker:
         signals: tells of mail.
         slots: how many runs are executed at the same time.
         brokered: whether a broker carries the messages that are launched.
+        max_interruptions: a run that is interrupted so often in a row is parked.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class Worker:
         slots: int = SLOTS,
         *,
         brokered: bool = False,
+        max_interruptions: int = MOST,
     ) -> None:
         """Execute nothing yet."""
         self._brokered = brokered
@@ -78,25 +79,22 @@ class Worker:
         self._slots = slots
         self._signals = signals
         self._pace = Pace()
-        self._peers = Peers(home, service)
+        self._roster = Roster(home.process_id, service, self._sagas)
+        self.interruptions = Interruptions(service, max_interruptions)
+        self._mail = MailReader(service, list(self._sagas), self._roster, self.interruptions)
         self._feeder: PatientDriver | None = None
         # Threads move on from one run to the next by themselves; what they and the loop share is behind this lock.
         self._lock = threading.RLock()
         self._tasks: dict[uuid.UUID, asyncio.Task[None]] = {}
         self._again: set[uuid.UUID] = set()
         self._backoff = Backoff()
-        self._horizon = Horizon()
-        self._back = self._horizon.look()
         self._done: set[uuid.UUID] = set()  # since the feeder last began to read: what it reads of them is old
         self._freed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._ready: dict[uuid.UUID, str] = {}  # runs that have mail, oldest first, and their sagas
-        self._behind = True  # mail may lie waiting that has not been read
+        self._ready = Ready()  # runs that have mail
+        self._behind: set[str] = set(self._sagas)  # sagas of which mail may lie waiting that has not been read
         self._stopping = False
-        self._drivers: list[AsyncDriver] = []
-        self._blocking: list[Driver] = []
-        self._at_work: dict[uuid.UUID, Driver] = {}
-        self._threads = ThreadPoolExecutor(slots, thread_name_prefix=f"scoop_outbox {service}")
+        self._connections = StepConnections(home, service, slots)
         self._coroutines = {name: mostly_async(saga) for name, saga in self._sagas.items()}
         self.counters = Counters()
         signals.on_mail(service, self._offer, self._pace.wake)
@@ -116,7 +114,13 @@ class Worker:
             random.random,
             lambda: self._stopping,
             self._brokered,
+            self._roster.deployment,
+            self._parked,
         )
+
+    def _parked(self, run: Run) -> None:
+        log.error("run parked: service %s, saga %s, run %s: %s", run.service, run.saga, run.id, run.reason)
+        self.interruptions.parked[run.saga] += 1
 
     async def run(self) -> None:
         """Execute runs until stopped, whatever happens to the database meanwhile."""
@@ -127,8 +131,8 @@ class Worker:
                 driver = self._feeder
                 if driver is None or not driver.usable:
                     self._feeder = driver = await self._home.connect_to_queues()
-                    await self._peers.introduce(driver)
-                    self._horizon.forget()  # what was asked last may not have been answered
+                    await self._roster.introduce(driver)
+                    self._mail.horizon.forget()  # what was asked last may not have been answered
                 await self._feed(driver)
                 failures, problem = 0, ""
             except (Interrupted, psycopg.Error, sa.exc.SQLAlchemyError, OSError) as error:
@@ -138,6 +142,14 @@ class Worker:
                     problem = reason
                 await self._drop_feeder()
                 await self._pace.sleep(min(0.1 * 2.0 ** min(failures, 60), 5.0))
+        await self._leave()
+
+    async def _leave(self) -> None:
+        """Let others take over at once what this process would have executed."""
+        if self._feeder is not None:
+            with contextlib.suppress(Interrupted, psycopg.Error, sa.exc.SQLAlchemyError, OSError):
+                await self.interruptions.write_down(self._feeder)
+                await self._roster.leave(self._feeder)
         await self._drop_feeder()
 
     async def _drop_feeder(self) -> None:
@@ -167,7 +179,7 @@ class Worker:
         aborted = []
         for run_id, task in late.items():
             log.warning("a step of run %s did not finish within %.0f s; it will be executed again", run_id, grace)
-            blocking = self._at_work.get(run_id)
+            blocking = self._connections.of_thread(run_id)
             if blocking is None:
                 task.cancel()
             else:
@@ -177,28 +189,35 @@ class Worker:
             _, stuck = await asyncio.wait(late.values(), timeout=1.0)
             for task in stuck:
                 task.cancel()  # a thread cannot be ended, but with its connection gone it can do no harm
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        for driver in self._drivers:
-            await driver.close()
-        for idle in self._blocking:
-            idle.close()
-        self._drivers.clear()
-        self._blocking.clear()
+        await self._connections.close()
 
     async def _feed(self, driver: AsyncDriver) -> None:
         """Read which runs have mail, and hand them to free slots."""
-        if await self._peers.count(driver):
-            self._horizon.forget()  # what was another's may lie further back
+        await self.interruptions.write_down(driver)
+        if self._roster.left <= 0:
+            await self._look_around(driver)
         wait = await self._read(driver)
-        if not self._ready and self._peers.part[1] > 1 and self.busy < self._slots:
-            await self._read_left_lying(driver)
+        if not self._ready and self._roster.others and self.busy < self._slots:
+            await self._help_others(driver)
         if self._fill():
             self._pace.busy()
+        if self.interruptions:
+            return
         if self._low:
-            await self._pace.sleep(wait)
-        else:
-            self._freed.clear()
-            await self._freed.wait()
+            await self._pace.sleep(self._roster.left if wait is None else min(wait, self._roster.left))
+            return
+        self._freed.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._roster.left):
+                await self._freed.wait()
+
+    async def _look_around(self, driver: AsyncDriver) -> None:
+        """See who else is there; let runs go on that waited for somebody who knows what this process knows."""
+        if await self._roster.refresh(driver):
+            self._mail.horizon.forget()  # what was another's may lie further back
+        freed = await driver.run(parking.unpark(self._service, self._roster.deployment, self._signals))
+        for run_id in freed:
+            log.info("run unparked: service %s, run %s: this worker knows what it needs", self._service, run_id)
 
     @property
     def _low(self) -> bool:
@@ -206,80 +225,70 @@ class Worker:
         return len(self._ready) <= (self._slots // 2 if self._behind else 0)
 
     async def _read(self, driver: AsyncDriver) -> float | None:
-        """Read the oldest mail anew; return in how many seconds more is due."""
-        part, parts = self._peers.part
+        """Read the oldest mail of each saga anew; return in how many seconds more is due."""
         # Runs in hand or backing off keep their mail, and would hide what lies behind them.
-        most = len(self._tasks) + len(self._backoff) + _AHEAD * self._slots
+        most = len(self._tasks) + len(self._backoff) + len(self.interruptions) + _AHEAD * self._slots
         self._done.clear()
-        back = self._back = self._horizon.look()
-        sagas = list(self._sagas)
-        due = statement("read_due", service=self._service, sagas=sagas, part=part, parts=parts, most=most, back=back)
-        (rows,) = await driver.run(ask(due))
-        wait = None
+        look = await self._mail.read(driver, most)
+        allowed = await self._mail.mark(driver, look.due, self._tasks)
+        wait = look.next_due
         with self._lock:
             self._ready.clear()
-            self._behind = len(rows) >= most
+            self._behind = {due.saga for due in look.due} if len(look.due) >= most else set()
             # What has been in hand for long has mail that is as old.
-            lies = (-due for run_id, _, due in rows if -due < _LONG or run_id not in self._tasks)
-            self._horizon.looked(next(lies, None))
-            for run_id, saga, due_in in rows:
-                delay = max(due_in, self._backoff.left(run_id))
-                if delay > 0:
+            lies = [due.age for due in look.due if due.age < _LONG or due.run_id not in self._tasks]
+            self._mail.horizon.looked(max(lies, default=None))
+            for due in allowed:
+                if (delay := self._backoff.left(due.run_id)) > 0:
                     wait = delay if wait is None else min(wait, delay)
-                elif run_id not in self._done and run_id not in self._tasks:
-                    self._ready[run_id] = saga
+                elif self._may_start(due.run_id):
+                    self._ready.put(due.run_id, due.saga)
         return wait
 
-    async def _read_left_lying(self, driver: AsyncDriver) -> None:
+    async def _help_others(self, driver: AsyncDriver) -> None:
         """Help others when there is nothing of our own: a little at a time, for they may be quicker.
 
-        As much of their oldest mail as their slots can soon deal with is left alone: it would be claimed in vain, and
-        so would what they find gone. Unless it has been lying for so long that they seem to be stuck.
+        What their slots can soon deal with would be claimed in vain, and so would what they find gone.
         """
-        theirs = min((self._peers.part[1] - 1) * (1 + _AHEAD) * self._slots, _SPARED)
+        theirs = min(self._roster.others * (1 + _AHEAD) * self._slots, _SPARED)
         wanted = max(1, (self._slots - self.busy) // 4) + len(self._backoff)
-        most, sagas = theirs + wanted, list(self._sagas)
-        lying = statement(
-            "read_left_lying", service=self._service, sagas=sagas, steal=_STEAL, back=self._back, most=most
-        )
-        (rows,) = await driver.run(ask(lying))
-        spare = len(rows) - theirs
+        lying = await self._mail.read_left_lying(driver, theirs, wanted)
+        allowed = await self._mail.mark(driver, lying, self._tasks)
         with self._lock:
-            for index, (run_id, saga, age) in enumerate(rows):
-                lies = index < spare or age > _STUCK
-                if lies and run_id not in self._tasks and self._backoff.left(run_id) <= 0:
-                    self._ready[run_id] = saga
+            for due in allowed:
+                if self._may_start(due.run_id) and self._backoff.left(due.run_id) <= 0:
+                    self._ready.put(due.run_id, due.saga)
+
+    def _may_start(self, run_id: uuid.UUID) -> bool:
+        return run_id not in self._done and run_id not in self._tasks and run_id not in self.interruptions
 
     def _fill(self) -> int:
-        """Execute runs that are ready, oldest first, as far as there are slots; return how many."""
+        """Execute runs that are ready, sagas in turn, as far as there are slots; return how many."""
         started = 0
         with self._lock:
             while self._ready and self.busy < self._slots:
-                run_id = next(iter(self._ready))
-                started += self._start(run_id, self._ready.pop(run_id))
+                started += self._start(*self._ready.take())
         return started
 
     def _move_on(self, slot: Slot) -> bool:
         """Give a thread that is done with its run the next one, without the detour through the event loop."""
         with self._lock:
-            following = next(iter(self._ready.items()), None)
-            if self._stopping or slot.run_id in self._again or following is None or self._coroutines[following[1]]:
+            saga = self._ready.next_saga()
+            if self._stopping or slot.run_id in self._again or saga is None or self._coroutines[saga]:
                 return False
             self._done.add(slot.run_id)
             self._backoff.forget(slot.run_id)
             task = self._tasks.pop(slot.run_id)
-            slot.run_id, slot.saga = following
-            del self._ready[slot.run_id]
+            slot.run_id, slot.saga = self._ready.take()
             self._tasks[slot.run_id] = task
             self.counters.claims += 1
             if self._low:
                 self._loop.call_soon_threadsafe(self._freed.set)
             return True
 
-    def _offer(self, run_id: uuid.UUID, saga: str, delay: float) -> bool:
+    def _offer(self, run_id: uuid.UUID, saga: str, version: str, delay: float) -> bool:
         """Take mail that was posted in this process; answer whether this worker sees to it."""
-        part, parts = self._peers.part
-        if int.from_bytes(run_id.bytes[-2:]) % parts != part:
+        if not self._roster.is_ours(saga, version, run_id):
             return False
         with self._lock:
             return self._take(run_id, saga, delay)
@@ -289,12 +298,14 @@ class Worker:
             self._loop.call_later(delay, self._pace.wake)
         elif run_id in self._tasks:
             self._again.add(run_id)
-        elif self.busy >= self._slots:
-            self._behind = True
-            return False  # a worker that has a slot may be faster
-        elif self._ready or self._behind:
+        elif saga in self._behind or self._ready.has(saga):
             self._pace.wake()  # behind what has been waiting for longer: the feeder reads in order of time
-        elif not self._stopping:
+            return self.busy < self._slots
+        elif self.busy >= self._slots:
+            # Its saga's turn comes next. Another worker that has a slot may be faster.
+            self._ready.put(run_id, saga)
+            return False
+        elif not self._stopping and run_id not in self.interruptions:
             self._backoff.forget(run_id)
             self._start(run_id, saga)
         return True
@@ -319,66 +330,57 @@ class Worker:
                     done = await self._drive(slot, coroutines=coroutines)
             if done is Execution.NOTHING:
                 self.counters.empty_claims += 1
-        except (Interrupted, psycopg.OperationalError, sa.exc.OperationalError, OSError) as error:
-            self.counters.interruptions += 1
-            log.warning("run %s was interrupted (%s); it is executed again", slot.run_id, error)
+        except Interrupted as error:
+            self._interrupted(slot, error.reason, WANTED if error.wanted else MACHINERY)
+        except (psycopg.OperationalError, sa.exc.OperationalError, OSError) as error:
+            # Nothing was begun: that there is no connection says nothing of the run.
+            log.warning("run %s of saga %s waits for a connection (%s)", slot.run_id, slot.saga, type(error).__name__)
         except StrayCancellationError:
-            log.warning("run %s: a callback raised CancelledError; it is executed again", slot.run_id)
-        except Exception:
-            log.exception("run %s cannot be executed; it is tried again, others go on", slot.run_id)
+            self._interrupted(slot, "something that it waited for has been cancelled", MACHINERY)
+        except Exception as error:
+            log.exception("run %s of saga %s cannot be executed", slot.run_id, slot.saga)
+            self._interrupted(slot, f"it cannot be executed: {type(error).__name__}, see the log", MACHINERY)
         finally:
             if done is None or done is Execution.OTHER_COLOUR:
-                self._horizon.forget()  # its mail lies where it did
+                self._mail.horizon.forget()  # its mail lies where it did
             self._finished(slot, done or Execution.NOTHING)
+
+    def _interrupted(self, slot: Slot, reason: str, kind: str) -> None:
+        """Have the feeder write down that a run could not be executed."""
+        if not self._stopping:
+            self.interruptions.note(slot.run_id, Interruption(slot.saga, reason, kind))
 
     def _finished(self, slot: Slot, done: Execution) -> None:
         with self._lock:
             run_id = slot.run_id
             del self._tasks[run_id]
             self._done.add(run_id)
-            if done is Execution.NOTHING:
+            if done is Execution.NOTHING and run_id not in self.interruptions:
                 self._backoff.note(run_id)
             else:
                 self._backoff.forget(run_id)
             if run_id in self._again:
                 self._again.discard(run_id)
-                self._backoff.forget(run_id)
-                self._start(run_id, slot.saga)
+                if run_id not in self.interruptions:
+                    self._backoff.forget(run_id)
+                    self._start(run_id, slot.saga)
             self._fill()
-            if self._low:
+            if self.interruptions or self._low:
                 self._freed.set()
-                if self._behind:
+                if self.interruptions or self._behind:
                     self._pace.wake()
 
     async def _drive(self, slot: Slot, *, coroutines: bool) -> Execution:
         if not coroutines:
-            return await self._loop.run_in_executor(self._threads, self._drive_blocking, slot)
-        driver = self._drivers.pop() if self._drivers else await self._home.connect_for_steps()
-        try:
+            return await self._loop.run_in_executor(self._connections.threads, self._drive_blocking, slot)
+        async with self._connections.lend() as driver:
             return await driver.run(plans.execute(slot.run_id, self._worker(coroutines=True)))
-        finally:
-            if driver.usable and not self._stopping:
-                self._drivers.append(driver)
-            else:
-                await driver.close()
 
     def _drive_blocking(self, slot: Slot) -> Execution:
-        try:
-            driver = self._blocking.pop()
-        except IndexError:  # asking first would not do: other threads take drivers too
-            driver = self._home.connect_for_steps_blocking()
         worker = self._worker(coroutines=False)
-        try:
+        with self._connections.lend_blocking() as driver:
             while True:
-                self._at_work[slot.run_id] = driver
-                try:
+                with self._connections.at_work(slot.run_id, driver):
                     done = driver.run(plans.execute(slot.run_id, worker))
-                finally:
-                    del self._at_work[slot.run_id]
                 if done is not Execution.DONE or not driver.usable or not self._move_on(slot):
                     return done
-        finally:
-            if driver.usable and not self._stopping:
-                self._blocking.append(driver)
-            else:
-                driver.close()

@@ -153,8 +153,10 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
     )
 
     # One execution of one saga for one message; see core/run.py for what the columns mean. JSON, not JSONB: it keeps
-    # what was written, and an escaped NUL can be stored.
-    Table(
+    # what was written, and an escaped NUL can be stored. `interruptions` counts how often in a row the run could not be
+    # executed, for the reason in `interruption`; `taken_by` is the worker that has begun to execute it, written only
+    # where the one before may have died of it; `needs` is the step without which a parked run cannot go on.
+    run = Table(
         "run",
         metadata,
         Column("id", Uuid, primary_key=True),
@@ -184,6 +186,11 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         _time("created_at", nullable=False, default=True),
         _time("ended_at"),
         Column("lane", Uuid),
+        Column("version", Text, nullable=False, server_default=text("''")),
+        Column("interruptions", Integer, nullable=False, server_default=text("0")),
+        Column("interruption", Text),
+        Column("taken_by", Uuid),
+        Column("needs", Text),
         # Leads with the message: it is the idempotency of intake, and how the runs of a message are found.
         Index("run_once", "message_id", "service", "saga", unique=True),
         CheckConstraint(
@@ -192,6 +199,10 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         ),
         **_UPDATED,
     )
+    # Small, and found without looking at all that has ended. Of columns that a run which goes on leaves as they are:
+    # an index on its state would be written to each time that a run ends.
+    Index("run_parked", run.c.service, run.c.saga, postgresql_where=run.c.reason.is_not(None))
+    Index("run_interrupted", run.c.service, postgresql_where=run.c.interruptions > 0)
 
     # One execution of a step, child-failure handler or compensation: the plan of the rollback, the trace, the times.
     Table(
@@ -248,7 +259,8 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
     )
     Index("turn_held", turn.c.lane, unique=True, postgresql_where=turn.c.held)
 
-    # A wake-up. Live work only.
+    # A wake-up. Live work only. `version` is the run's when the mail was posted: workers of another version that is
+    # alive leave it alone; empty before the run's first step.
     Table(
         "mailbox",
         metadata,
@@ -257,9 +269,39 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         Column("saga", Text, nullable=False),
         Column("run_id", Uuid, nullable=False),
         _time("due", nullable=False),
-        Index("mailbox_due", "service", "due"),
+        Column("version", Text, nullable=False, server_default=text("''")),
+        Index("mailbox_due", "service", "saga", "due"),
         Index("mailbox_run", "run_id"),
         **_QUEUE,
+    )
+
+    # A process that executes runs, and what it knows: each of its sagas with the version that it has. It says every few
+    # seconds that it is alive; `backend` is the server process of its feeder, which is gone at once when it dies.
+    Table(
+        "worker",
+        metadata,
+        Column("id", Uuid, primary_key=True),
+        Column("service", Text, nullable=False),
+        Column("sagas", ARRAY(Text), nullable=False),
+        Column("versions", ARRAY(Text), nullable=False),
+        Column("backend", Integer, nullable=False),
+        _time("started_at", nullable=False, default=True),
+        _time("alive_until", nullable=False),
+        Index("worker_of_service", "service", "alive_until"),
+    )
+
+    # A saga as some version of the code declares it. Kept when no worker has it any more: runs may still be of it.
+    Table(
+        "saga_version",
+        metadata,
+        Column("id", Text, primary_key=True),
+        Column("service", Text, nullable=False),
+        Column("saga", Text, nullable=False),
+        Column("steps", ARRAY(Text), nullable=False),
+        Column("number", BigInteger, Identity(always=True), nullable=False),
+        _time("created_at", nullable=False, default=True),
+        _time("alive_until", nullable=False),
+        Index("saga_version_of_saga", "service", "saga"),
     )
 
     # What could not be published (by the relay) or taken in (by the intake of a service), with its bytes.

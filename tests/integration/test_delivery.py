@@ -24,7 +24,7 @@ class Told:
     def outbox(self) -> None: ...
     def ended(self) -> None: ...
 
-    def mail(self, service: str, saga: str, run_id: uuid.UUID, delay: float) -> None:
+    def mail(self, service: str, saga: str, version: str, run_id: uuid.UUID, delay: float) -> None:
         self.mails.append(run_id)
 
 

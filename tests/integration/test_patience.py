@@ -124,10 +124,10 @@ async def test_workers_of_the_same_service_in_another_schema_are_no_peers(databa
         await until(lambda: all(isinstance(one, Worker) and one._feeder is not None for one in workers))
         for worker in workers:
             assert worker is not None
-            worker._peers._counted_at = 0.0
+            worker._roster._due_at = 0.0
             worker._pace.wake()
-        await until(lambda: all(worker is not None and worker._peers._counted_at for worker in workers))
-        assert [worker._peers.part for worker in workers if worker is not None] == [(0, 1), (0, 1)]
+        await until(lambda: all(worker is not None and worker._roster.left for worker in workers))
+        assert [worker._roster.others for worker in workers if worker is not None] == [0, 0]
     for app in shops:
         await app.close()
 

@@ -88,8 +88,9 @@ def facts(**more: Any) -> Facts:
 
 def parked(step: str = GONE) -> Park:
     return Park(
-        f"saga 'parent' has no step {step!r} any more, which this run needs: "
-        "deploy a version that has it, then retry the run"
+        f"no living worker knows step {step!r} of saga 'parent': start one whose version has it, and the run goes "
+        "on by itself",
+        step,
     )
 
 

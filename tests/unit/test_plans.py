@@ -44,7 +44,7 @@ class Told:
     """Hints that keep what they were told."""
 
     outboxes: int = 0
-    mails: list[tuple[str, str, uuid.UUID, float]] = field(default_factory=list)
+    mails: list[tuple[str, str, str, uuid.UUID, float]] = field(default_factory=list)
     hierarchies: int = 0
 
     def ended(self) -> None:
@@ -53,8 +53,8 @@ class Told:
     def outbox(self) -> None:
         self.outboxes += 1
 
-    def mail(self, service: str, saga: str, run_id: uuid.UUID, delay: float) -> None:
-        self.mails.append((service, saga, run_id, delay))
+    def mail(self, service: str, saga: str, version: str, run_id: uuid.UUID, delay: float) -> None:
+        self.mails.append((service, saga, version, run_id, delay))
 
 
 def row(state: str = "running", **more: Any) -> tuple[Any, ...]:
@@ -63,6 +63,7 @@ def row(state: str = "running", **more: Any) -> tuple[Any, ...]:
         "state": state, "step": None, "next_step": None, "seq": 0, "instance": 0, "iteration": 0, "attempt": 0,
         "handled": 0, "not_before": None, "undo_seq": None, "compensation_seq": None, "context": None,
         "inherited": None, "failure": None, "result": None, "launched_at": None, "reason": None, "lane": None,
+        "version": "", "troubled": False,
         "now": NOW, "mail": [11, 12], "message": MESSAGE, "topic": "topic", "key": None, "body": b"{}",
         "content_type": "application/json", "headers": {}, "created_at": NOW,
     }  # fmt: skip
@@ -147,13 +148,13 @@ def test_hp_01_two_steps_and_the_end_take_two_transactions_and_three_round_trips
 
 def test_a_child_that_ends_tells_its_parent_and_hints_at_its_mail() -> None:
     child = row(parent_run=PARENT, lineage=[PARENT, RUN], step="first", next_step="second", seq=1, instance=1)
-    told: Rows = [(PARENT, "shop", "above", 0.25)]
+    told: Rows = [(PARENT, "shop", "above", "v1", 0.25)]
     store, hints = Store({"claim_run": [child], "tell_parent": told}, returned()), Told()
     store.drive(execute(RUN, worker(saga(), hints=hints)))
     assert store.batches[-1] == ["release_savepoint", "advance_run", "tell_parent", "commit"]
     parameters = store.params["tell_parent"]
     assert (parameters["message"], parameters["state"], parameters["failure"]) == (MESSAGE, "committed", None)
-    assert hints.mails == [("shop", "above", PARENT, 0.25)]
+    assert hints.mails == [("shop", "above", "v1", PARENT, 0.25)]
 
 
 def test_a_step_that_launched_is_suspended_in_one_round_trip() -> None:
@@ -266,7 +267,7 @@ def test_a_retry_that_is_not_due_posts_its_timer_again() -> None:
     later = NOW.replace(hour=13)
     store, hints = Store({"claim_run": [row(attempt=1, seq=1, not_before=later)]}), Told()
     assert store.drive(execute(RUN, worker(saga(), hints=hints))) is Execution.DONE
-    assert hints.mails == [("shop", "parent", RUN, 3600.0)]
+    assert hints.mails == [("shop", "parent", "", RUN, 3600.0)]
     assert store.batches == [CLAIM, ["drop_mail", "post_timer", "commit"]]
     assert store.params["post_timer"]["due"] == later
 
@@ -277,13 +278,13 @@ def test_children_are_told_to_roll_back_and_their_workers_hinted_at() -> None:
     rows: dict[str, Rows] = {
         "claim_run": [back],
         "read_instance": [(1, "first", "step", 0, True, None, None)],
-        "ask_children": [(asked, "other", "child", 0.0)],
+        "ask_children": [(asked, "other", "child", "v1", 0.0)],
         "drop_mail_if_waiting": [(True,)],
     }
     store, hints = Store(rows), Told()
     assert store.drive(execute(RUN, worker(saga(), hints=hints))) is Execution.DONE
     assert store.batches == [CLAIM, ["read_instance"], ["ask_children", "drop_mail_if_waiting", "commit"]]
-    assert hints.mails == [("other", "child", asked, 0.0)]
+    assert hints.mails == [("other", "child", "v1", asked, 0.0)]
 
 
 def test_cx_01_a_rollback_ordered_by_the_parent_sees_its_context_on_top() -> None:
@@ -358,7 +359,8 @@ def test_a_step_that_is_gone_parks_the_run_with_the_reason() -> None:
     assert store.drive(execute(RUN, worker(saga()))) is Execution.DONE
     assert store.batches == [CLAIM, ["update_run", "drop_mail", "commit"]]
     assert store.params["update_run"]["state"] == "parked"
-    assert "deploy a version that has it" in store.params["update_run"]["reason"]
+    assert "no living worker knows step 'gone'" in store.params["update_run"]["reason"]
+    assert store.params["update_run"]["needs"] == "gone"
 
 
 def test_what_a_step_may_return_is_checked_before_it_counts_as_returned() -> None:

@@ -17,53 +17,64 @@ select open from waiting
 update {schema}.mailbox set due = clock_timestamp() where id = any(%(ids)s)
 
 -- name: post_timer
-insert into {schema}.mailbox (service, saga, run_id, due) values (%(service)s, %(saga)s, %(run)s, %(due)s)
+insert into {schema}.mailbox (service, saga, version, run_id, due)
+values (%(service)s, %(saga)s, %(version)s, %(run)s, %(due)s)
+
+-- name: address_mail
+-- For a run that began under another version than the mail says, so that workers of that version find it.
+update {schema}.mailbox set version = %(version)s where id = any(%(ids)s) and version <> %(version)s
 
 -- name: read_due
--- Plain index reads in order of time: no lock, no join, no write. What is due comes first; the one row that is not due
--- yet says how long to sleep. Runs are divided among the workers of a service by the last two bytes of their id. The clock
--- is the statement's, which an index can be searched with: what is due later is not looked through. Mail of sagas
--- that this process does not know is left to processes that do, and must not hide what lies behind it. What lies further
+-- Index reads in order of time, one for each saga: no lock, no write. The oldest mail of each saga comes first, then the
+-- second oldest of each: a saga whose runs all wait for something must not keep the others from being executed, however
+-- many they are. Runs are divided among the workers that know a saga by the last two bytes of their id; those that have
+-- begun among the workers of their version. Mail of a version that only other workers have is theirs. What lies further
 -- back than is looked is deleted mail that Postgres cannot clean up yet, or is found when everything is looked through.
-select run_id, saga, extract(epoch from due - clock_timestamp())::float8
-from (
-    (
-        select run_id, saga, due
+-- The clock is the statement's, which an index can be searched with: what is due later is not looked through; the last
+-- row, without a run, says when there is more.
+(
+    select m.run_id, s.saga, extract(epoch from statement_timestamp() - m.due)::float8,
+           m.due <= %(suspect)s::timestamptz
+    from unnest(%(sagas)s::text[], %(part)s::int[], %(parts)s::int[], %(own_part)s::int[], %(own_parts)s::int[])
+         as s (saga, part, parts, own_part, own_parts)
+    cross join lateral (
+        select run_id, due, row_number() over (order by due) as rank
         from {schema}.mailbox
-        where service = %(service)s and due <= statement_timestamp()
-          and due > statement_timestamp() - %(back)s::interval and saga = any(%(sagas)s)
-          and (get_byte(uuid_send(run_id), 14) * 256 + get_byte(uuid_send(run_id), 15)) %% %(parts)s = %(part)s
+        where service = %(service)s and saga = s.saga and due <= statement_timestamp()
+          and due > statement_timestamp() - %(back)s::interval and version <> all(%(others)s::text[])
+          and (get_byte(uuid_send(run_id), 14) * 256 + get_byte(uuid_send(run_id), 15))
+              %% case when version = '' then s.parts else s.own_parts end
+              = case when version = '' then s.part else s.own_part end
         order by due
         limit %(most)s
-    )
-    union all
-    (
-        select run_id, saga, due
-        from {schema}.mailbox
-        where service = %(service)s and due > statement_timestamp()
-        order by due
-        limit 1
-    )
-) m
-order by due
+    ) m
+    order by m.rank, m.due
+    limit %(most)s
+)
+union all
+select null, null, extract(epoch from min(next.due) - clock_timestamp())::float8, false
+from unnest(%(sagas)s::text[]) as s (saga)
+cross join lateral (
+    select due from {schema}.mailbox
+    where service = %(service)s and saga = s.saga and due > statement_timestamp()
+    order by due
+    limit 1
+) next
 
 -- name: read_left_lying
 -- What other workers of the service have not got round to, the newest first, with its age in seconds.
-select run_id, saga, extract(epoch from statement_timestamp() - due)::float8
-from {schema}.mailbox
-where service = %(service)s and due < statement_timestamp() - %(steal)s::interval
-  and due > statement_timestamp() - %(back)s::interval and saga = any(%(sagas)s)
-order by due desc
+select m.run_id, s.saga, extract(epoch from statement_timestamp() - m.due)::float8, m.due <= %(suspect)s::timestamptz
+from unnest(%(sagas)s::text[]) as s (saga)
+cross join lateral (
+    select run_id, due
+    from {schema}.mailbox
+    where service = %(service)s and saga = s.saga and due < statement_timestamp() - %(steal)s::interval
+      and due > statement_timestamp() - %(back)s::interval and version <> all(%(others)s::text[])
+    order by due desc
+    limit %(most)s
+) m
+order by m.due desc
 limit %(most)s
-
--- name: count_workers
-select pid, pid = pg_backend_pid()
-from pg_catalog.pg_stat_activity
-where application_name = %(name)s and datname = current_database()
-order by pid
-
--- name: name_connection
-select set_config('application_name', %(name)s, false)
 
 -- name: count_due
 -- How much work lies waiting that can be done now, counted no further than it matters. What waits for others does not

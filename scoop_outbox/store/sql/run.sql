@@ -7,6 +7,7 @@
 select r.id, r.message_id, r.service, r.saga, r.lineage, r.parent_run, r.state, r.step, r.next_step, r.seq,
        r.instance, r.iteration, r.attempt, r.handled, r.not_before, r.undo_seq, r.compensation_seq, r.context::text,
        r.inherited::text, r.failure::text, r.result::text, r.launched_at, r.reason, r.lane,
+       r.version, r.interruptions > 0 or r.taken_by is not null,
        clock_timestamp(), array(select b.id from {schema}.mailbox b where b.run_id = r.id),
        m.id, m.topic, m.key, m.body, m.content_type, m.headers, m.created_at
 from {schema}.run r
@@ -74,7 +75,8 @@ with recorded as (
 update {schema}.run
 set state = %(state)s, step = %(step)s, next_step = %(next_step)s, seq = %(seq)s, instance = %(seq)s,
     iteration = %(iteration)s, attempt = 0, handled = 0, not_before = null, context = %(context)s,
-    result = %(result)s, ended_at = case when %(ended)s then statement_timestamp() end
+    result = %(result)s, ended_at = case when %(ended)s then statement_timestamp() end,
+    version = %(version)s, interruptions = 0, interruption = null, taken_by = null
 where id = %(run)s
 
 -- name: record_step
@@ -92,7 +94,8 @@ update {schema}.run
 set state = %(state)s, step = %(step)s, next_step = %(next_step)s, seq = %(seq)s, instance = %(instance)s,
     iteration = %(iteration)s, attempt = %(attempt)s, handled = %(handled)s, not_before = %(not_before)s,
     undo_seq = %(undo_seq)s, compensation_seq = %(compensation_seq)s, context = %(context)s, inherited = null,
-    failure = %(failure)s, result = %(result)s, reason = %(reason)s,
+    failure = %(failure)s, result = %(result)s, reason = %(reason)s, needs = %(needs)s,
+    version = %(version)s, interruptions = 0, interruption = null, taken_by = null,
     failed_at = case when %(failed)s then clock_timestamp() else failed_at end,
     ended_at = case when %(ended)s then clock_timestamp() end
 where id = %(run)s
@@ -116,12 +119,12 @@ with asked as (
         failed_at = clock_timestamp(), ended_at = null
     from asked a
     where r.id = a.child_run and r.state = 'committed'
-    returning r.id, r.service, r.saga
+    returning r.id, r.service, r.saga, r.version
 ), posted as (
-    insert into {schema}.mailbox (service, saga, run_id, due)
-    select service, saga, id, clock_timestamp() from told
+    insert into {schema}.mailbox (service, saga, version, run_id, due)
+    select service, saga, version, id, clock_timestamp() from told
 )
-select id, service, saga, 0.0::float8 from told
+select id, service, saga, version, 0.0::float8 from told
 
 -- name: tell_parent
 -- Insert only: children that end at the same moment never wait for each other. One that sees open siblings posts
@@ -143,11 +146,11 @@ with ended as (
         limit 100
     ) o
 ), posted as (
-    insert into {schema}.mailbox (service, saga, run_id, due)
-    select r.service, r.saga, r.id, clock_timestamp() + s.others * interval '2 milliseconds'
+    insert into {schema}.mailbox (service, saga, version, run_id, due)
+    select r.service, r.saga, r.version, r.id, clock_timestamp() + s.others * interval '2 milliseconds'
     from ended e
     join {schema}.run r on r.id = e.run_id
     cross join siblings s
-    returning service, saga, run_id
+    returning service, saga, version, run_id
 )
-select p.run_id, p.service, p.saga, (s.others * 0.002)::float8 from posted p cross join siblings s
+select p.run_id, p.service, p.saga, p.version, (s.others * 0.002)::float8 from posted p cross join siblings s

@@ -43,6 +43,6 @@ with ended as (
       and not exists (select from {schema}.turn h where h.lane = e.lane and h.held and h.run_id <> %(run)s)
     returning t.run_id
 )
-insert into {schema}.mailbox (service, saga, run_id, due)
-select r.service, r.saga, r.id, clock_timestamp() from following f join {schema}.run r on r.id = f.run_id
-returning run_id, service, saga, 0.0::float8
+insert into {schema}.mailbox (service, saga, version, run_id, due)
+select r.service, r.saga, r.version, r.id, clock_timestamp() from following f join {schema}.run r on r.id = f.run_id
+returning run_id, service, saga, version, 0.0::float8

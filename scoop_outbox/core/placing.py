@@ -1,0 +1,65 @@
+"""The plan of placing a run: whether this worker executes it, leaves it to workers of another version, or parks it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+
+from scoop_outbox.core.claim import Claim, Worker
+from scoop_outbox.core.decide import Decision, Invoke, Park, needed
+from scoop_outbox.core.run import Run
+from scoop_outbox.core.statement import COMMIT, ROLLBACK, Plan, ask, statement
+from scoop_outbox.core.versions import PATIENCE, Place, Version, left_out, place
+
+
+def place_run(claimed: Claim, due: Decision, worker: Worker) -> Plan[Decision | None]:
+    """Return what is to be done here with a run of another version, or whose step is not known here.
+
+    The run belongs to our version from then on. None: it is left to others, and the transaction has ended.
+    """
+    run, deployment, needs = claimed.run, worker.deployment, needed(due)
+    mine = deployment.mine.get(run.saga)
+    if mine is None:
+        return due  # this process does not say what it knows
+    match place(run.saga, run.version, needs, deployment):
+        case Place.ELSEWHERE:
+            if deployment.is_alive(run.saga, run.version):
+                # Or we would find it again and again, and they would not: mail of our version is ours.
+                yield from ask(statement("address_mail", ids=claimed.mail, version=run.version), COMMIT)
+            else:
+                yield from ask(ROLLBACK)
+            return None
+        case Place.NOWHERE:
+            known, _, _ = yield from _last_known(run, needs)
+            since = max((at for at in (known, deployment.since) if at is not None), default=None)
+            if since is not None and claimed.facts.now - since < PATIENCE:
+                yield from ask(ROLLBACK)
+                return None
+            return due
+        case Place.HERE:
+            return (yield from _take_over(claimed, due, mine))
+
+
+def _take_over(claimed: Claim, due: Decision, mine: Version) -> Plan[Decision]:
+    """Make a run one of our version, unless it would silently leave out a step (behaviour Q79)."""
+    run = claimed.run
+    if run.version not in ("", mine.id) and isinstance(due, Invoke):
+        _, before, executed = yield from _last_known(run, due.step.name)
+        if skipped := left_out(before or (), mine.steps, due.step.name, executed):
+            return Park(
+                f"the version of saga {run.saga!r} that living workers have executes {', '.join(map(repr, skipped))} "
+                f"before {due.step.name!r}, and this run would leave that out: start a worker of the version in which "
+                "it began, and it goes on by itself, or retry it to go on all the same",
+                due.step.name,
+            )
+    claimed.run = replace(run, version=mine.id)
+    return due
+
+
+def _last_known(run: Run, needs: str | None) -> Plan[tuple[datetime | None, list[str] | None, list[str]]]:
+    """Read when a step was last known to somebody, the steps of the run's version, and those that it has executed."""
+    (rows,) = yield from ask(
+        statement("read_last_known", service=run.service, saga=run.saga, needs=needs, version=run.version, run=run.id)
+    )
+    known, steps, executed = rows[0]
+    return known, steps, executed
