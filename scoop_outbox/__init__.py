@@ -4,6 +4,7 @@ A message handler is a *saga*: named steps, each one database transaction. The n
 handler of every message launched by the step before has finished, all the way down.
 """
 
+from scoop_outbox.answers import Answer
 from scoop_outbox.app import Scoop
 from scoop_outbox.context import Context
 from scoop_outbox.core.run import RunState, StepKind
@@ -36,6 +37,7 @@ from scoop_outbox.scope import AsyncScope, BlockingScope, Result, Scope
 from scoop_outbox.status import RunStatus, Status, StepStatus
 
 __all__ = [
+    "Answer",
     "AsyncScope",
     "BlockingScope",
     "BrokerError",

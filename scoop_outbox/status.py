@@ -45,6 +45,10 @@ class RunStatus:
         lineage: run ids from the root of the hierarchy to this run.
         launched_by: the number of its parent's execution that launched the message, None for a root.
         reason: why it is parked.
+        version: the version of its saga that it belongs to; empty before its first step.
+        interruptions: how often in a row the machinery has interrupted it since it last made progress, or it said
+            "not now" itself.
+        interruption: why it was interrupted last.
         steps: its executions in order.
     """
 
@@ -63,6 +67,9 @@ class RunStatus:
     created_at: datetime
     ended_at: datetime | None
     steps: tuple[StepStatus, ...]
+    version: str = ""
+    interruptions: int = 0
+    interruption: str | None = None
 
     @property
     def parent(self) -> uuid.UUID | None:
@@ -129,7 +136,7 @@ def _step_of(row: Row) -> StepStatus:
 def _run_of(row: Row, steps: Sequence[StepStatus]) -> RunStatus:
     """Return the run in a row of `read_hierarchy`."""
     run_id, service, saga, message_id, state, lineage, launched_by, step, next_step, failure, reason, *rest = row
-    created_at, ended_at, topic = rest
+    created_at, ended_at, topic, version, interruptions, interruption = rest
     return RunStatus(
         run_id,
         service,
@@ -146,4 +153,7 @@ def _run_of(row: Row, steps: Sequence[StepStatus]) -> RunStatus:
         created_at,
         ended_at,
         tuple(steps),
+        version,
+        interruptions,
+        interruption,
     )

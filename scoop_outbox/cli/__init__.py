@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from scoop_outbox.cli.dead_letters import dead_letters
+from scoop_outbox.cli.retry import retry
 from scoop_outbox.cli.settings import broker_settings, settings_of
 from scoop_outbox.cli.topology import topology
 from scoop_outbox.errors import ScoopError
@@ -67,6 +68,7 @@ def main() -> None:
 
 main.add_command(dead_letters)
 main.add_command(topology)
+main.add_command(retry)
 
 
 @main.command()
@@ -173,6 +175,13 @@ def migrate(database: str | None, schema: str) -> None:
     type=click.IntRange(min=1),
     help="How many runs lie waiting when no more is taken in from a broker, until there are half as many.",
 )
+@click.option(
+    "--max-interruptions",
+    default=20,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="A run that is interrupted so often in a row, without progress, is parked.",
+)
 @click.option("--relay/--no-relay", default=False, help="Whether to publish the outbox in this process too.")
 @_port
 @_host
@@ -189,6 +198,7 @@ def worker(
     start: str | None,
     slots: int,
     high_water: int,
+    max_interruptions: int,
     relay: bool,
     port: int | None,
     host: str,
@@ -205,7 +215,16 @@ def worker(
     _log(log_level)
     scoop = load_app(app)
     scoop.configure(database=database, broker=broker, broker_settings=chosen, group=group, start=start)
-    serving = Serving(worker=True, relay=relay, slots=slots, grace=grace, high_water=high_water, port=port, host=host)
+    serving = Serving(
+        worker=True,
+        relay=relay,
+        slots=slots,
+        grace=grace,
+        high_water=high_water,
+        max_interruptions=max_interruptions,
+        port=port,
+        host=host,
+    )
     run(scoop, serving)
 
 

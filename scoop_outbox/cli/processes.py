@@ -58,6 +58,7 @@ class Serving:
         slots: how many runs are executed at the same time.
         grace: how many seconds running steps get to finish.
         high_water: how many runs lie waiting when no more is taken in.
+        max_interruptions: how often in a row a run may be interrupted until it is parked.
         port: where it is told how this process is; None is nowhere.
         host: the address of the port.
     """
@@ -67,6 +68,7 @@ class Serving:
     slots: int
     grace: float
     high_water: int = 10_000
+    max_interruptions: int = 20
     port: int | None = None
     host: str = "127.0.0.1"
 
@@ -118,6 +120,7 @@ async def _serve(app: Scoop, serving: Serving) -> list[str]:
                 relay=serving.relay,
                 slots=serving.slots,
                 high_water=serving.high_water,
+                max_interruptions=serving.max_interruptions,
                 grace=serving.grace,
             )
         )

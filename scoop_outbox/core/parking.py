@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 
 from scoop_outbox.answers import Answer
 from scoop_outbox.core.claim import Hints
@@ -14,7 +16,30 @@ AT_ONCE = 500
 """How many parked runs are looked at together; more of them follow with the next look."""
 
 
-def retry(run_id: uuid.UUID, hints: Hints) -> Plan[Answer]:
+@dataclass(frozen=True, slots=True)
+class ParkedRun:
+    """A run that is parked.
+
+    Attributes:
+        reason: why.
+        needs: the step without which it cannot go on; None when it waits for a person.
+        since: since when.
+    """
+
+    id: uuid.UUID
+    saga: str
+    reason: str
+    needs: str | None
+    since: datetime
+
+
+def list_parked(service: str, limit: int) -> Plan[list[ParkedRun]]:
+    """Return parked runs of a service, at most `limit` of them."""
+    (rows,) = yield from ask(statement("list_parked", service=service, most=limit))
+    return [ParkedRun(*row) for row in rows]
+
+
+def retry(run_id: uuid.UUID, hints: Hints | None = None) -> Plan[Answer]:
     """Take a parked run on again; one that no living version could take over goes on under whichever takes it."""
     (state,) = yield from ask(statement("read_state", run=run_id))
     if not state:
@@ -45,11 +70,12 @@ def _can_go_on(
     return version == mine.id or not left_out(before, mine.steps, needs, executed)
 
 
-def _unpark(runs: Sequence[uuid.UUID], hints: Hints, *, anew: bool) -> Plan[list[uuid.UUID]]:
+def _unpark(runs: Sequence[uuid.UUID], hints: Hints | None, *, anew: bool) -> Plan[list[uuid.UUID]]:
     freed: Rows
     _, freed, _ = yield from ask(BEGIN, statement("unpark", runs=list(runs), anew=anew), COMMIT)
-    for run_id, service, saga, version, delay in freed:
-        hints.mail(service, saga, version, run_id, delay)
+    if hints is not None:
+        for run_id, service, saga, version, delay in freed:
+            hints.mail(service, saga, version, run_id, delay)
     return [row[0] for row in freed]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from enum import Enum, auto
 from typing import Any
 
@@ -90,6 +91,7 @@ def _settle_failure(claimed: Claim, due: rule.Decision, outcome: Raised, worker:
     again = yield from claim(claimed.run.id, worker)
     if again is None or again.run.seq != claimed.run.seq:
         return again
+    again.run = replace(again.run, version=claimed.run.version)
     return (yield from settle(again, _change(due, again, outcome, worker.chance), worker, go_on=True))
 
 

@@ -288,6 +288,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
                                 "most": 1}),
         ("read_parked", {"service": "shop", "sagas": ["saga 1"], "steps": ["a"], "most": 100}),
         ("unpark", {"runs": [run_id(OPEN)], "anew": True}),
+        ("list_parked", {"service": "shop", "most": 100}),
         ("read_state", {"run": run_id(OPEN)}),
         ("count_troubled", {"service": "shop", "most": 100}),
         ("plan_once", {}),

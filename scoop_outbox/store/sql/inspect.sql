@@ -43,7 +43,7 @@ with recursive tree as (
     select c.child_run, c.seq from tree t join {schema}.child c on c.run_id = t.id where c.child_run is not null
 )
 select r.id, r.service, r.saga, r.message_id, r.state, r.lineage, t.launched_by, r.step, r.next_step, r.failure::text,
-       r.reason, r.created_at, r.ended_at, m.topic
+       r.reason, r.created_at, r.ended_at, m.topic, r.version, r.interruptions, r.interruption
 from tree t
 join {schema}.run r on r.id = t.id
 join {schema}.message m on m.id = r.message_id

@@ -104,7 +104,7 @@ with told as (
         ended_at = case when t.parks and r.interruptions + 1 >= %(most)s then clock_timestamp() end,
         reason = case when t.parks and r.interruptions + 1 >= %(most)s
                       then 'interrupted ' || r.interruptions + 1 || ' times in a row without progress, the last time: '
-                           || t.reason || '; mend the cause, then retry the run'
+                           || t.reason || '; mend the cause, then: scoop-outbox retry RUN'
                  end
     from held h
     join told t on t.id = h.id
@@ -157,3 +157,8 @@ select (select count(*) from (
        (select count(*) from (
             select from {schema}.run where service = %(service)s and interruptions > 0 limit %(most)s
         ) i)
+
+-- name: list_parked
+select id, saga, reason, needs, coalesce(ended_at, created_at) from {schema}.run
+where service = %(service)s and reason is not null
+limit %(most)s

@@ -1,0 +1,56 @@
+"""Runs that need a person: which they are, and taking them on again. Needs no application."""
+
+from __future__ import annotations
+
+import uuid
+from types import TracebackType
+from typing import Self
+
+from scoop_outbox.answers import Answer
+from scoop_outbox.core import parking
+from scoop_outbox.core.parking import ParkedRun
+from scoop_outbox.store.home import Home
+from scoop_outbox.store.schema import DEFAULT_SCHEMA, checked_schema
+
+__all__ = ["Answer", "ParkedRun", "Runs"]
+
+
+class Runs:
+    """The runs of one database. Use it in a `with` block, or close it.
+
+    Args:
+        database: a PostgreSQL URL.
+        schema: the schema of our tables.
+
+    Raises:
+        DatabaseError: the URL is not usable. Every method raises it too, when the database cannot be used.
+        DefinitionError: the name of the schema is not usable.
+    """
+
+    def __init__(self, database: str, *, schema: str = DEFAULT_SCHEMA) -> None:
+        """Open nothing yet."""
+        self._home = Home(database, checked_schema(schema), "scoop_outbox runs")
+
+    def __enter__(self) -> Self:
+        """Return itself, to be closed at the end of the block."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the connection."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; what is used afterwards opens anew."""
+        self._home.dispose_blocking()
+
+    def parked(self, service: str, limit: int = 1000) -> list[ParkedRun]:
+        """Return parked runs of a service, at most `limit` of them."""
+        with self._home.blocking_driver() as driver:
+            return driver.run(parking.list_parked(service, limit))
+
+    def retry(self, run_id: uuid.UUID) -> Answer:
+        """Take a parked run on again: see `Scoop.retry`."""
+        with self._home.blocking_driver() as driver:
+            return driver.run(parking.retry(run_id))

@@ -1,0 +1,271 @@
+"""Runs that cannot be executed: counted in the database, delayed, so that others come first, and parked in the end."""
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+
+from scoop_outbox import Answer, Handle, RunState, RunStatus, Saga, Scoop, TransientError, UnknownMessage
+from scoop_outbox.daemon.interruptions import DIED, MACHINERY, OF_DEATH, WANTED
+from tests.waiting import until
+
+COLOURS = ["async", "def"]
+LONG = 30.0
+
+
+def add_step(saga: Saga, colour: str, name: str, body: Callable[[Any], None]) -> None:
+    async def coroutine(scope: Any, message: Any) -> None:
+        body(scope)
+
+    def thread(scope: Any, message: Any) -> None:
+        body(scope)
+
+    saga.add_step(name, coroutine if colour == "async" else thread)
+
+
+async def root(app: Scoop, handle: Handle) -> RunStatus:
+    found: list[RunStatus] = []
+
+    async def is_taken_in() -> bool:
+        with contextlib.suppress(UnknownMessage):
+            found.extend((await app.status(handle.id)).runs)
+        return bool(found)
+
+    await until(is_taken_in)
+    return found[0]
+
+
+def ask(url: str, text: str, *params: Any) -> list[tuple[Any, ...]]:
+    with psycopg.connect(url, autocommit=True) as connection:
+        cursor = connection.execute(text.encode(), params or None)
+        return cursor.fetchall() if cursor.description else []
+
+
+def not_now(scope: Any) -> None:
+    raise TransientError("the other system is down")
+
+
+def nothing(scope: Any) -> None: ...
+
+
+def lose_connection(url: str) -> Callable[[Any], None]:
+    """What ends the connection of a step whose colour it does not know: from outside, as a DBA does."""
+
+    def body(scope: Any) -> None:
+        pid = scope.connection.info.backend_pid
+        ask(url, "select pg_terminate_backend(%s, 5000)", pid)
+
+    return body
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+async def test_q32_runs_that_say_not_now_do_not_keep_another_saga_waiting(database_url: str, colour: str) -> None:
+    app = Scoop("shop", database=database_url)
+    needy, healthy = app.saga("needy", on="needy"), app.saga("healthy", on="healthy")
+    entered: list[float] = []
+
+    async def slow(scope: Any, message: Any) -> None:
+        entered.append(time.monotonic())
+        await asyncio.sleep(0.2)
+        raise TransientError("the other system is down")
+
+    def slow_thread(scope: Any, message: Any) -> None:
+        entered.append(time.monotonic())
+        time.sleep(0.2)
+        raise TransientError("the other system is down")
+
+    needy.add_step("call", slow if colour == "async" else slow_thread)
+    add_step(healthy, colour, "work", nothing)
+    async with app.running(slots=4, grace=1):
+        for _ in range(300):
+            await app.launch("needy", {})
+        await until(lambda: len(entered) >= 8)
+        before = len(entered)
+        await (await app.launch("healthy", {})).wait(LONG)
+        # By order and not by the clock: at most two rounds of the four slots came before it.
+        assert len(entered) - before <= 8
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+async def test_q65_what_says_not_now_is_counted_and_delayed_and_never_parked(database_url: str, colour: str) -> None:
+    app = Scoop("shop", database=database_url)
+    entered: list[int] = []
+    open_again = asyncio.Event()
+
+    def call(scope: Any) -> None:
+        entered.append(scope.attempt)
+        if not open_again.is_set():
+            raise TransientError("the other system is down")
+
+    saga = app.saga("needy", on="needy")
+    add_step(saga, colour, "call", call)
+    add_step(saga, "def", "and then", nothing)
+    async with app.running(max_interruptions=2, grace=1) as daemons:
+        handle = await app.launch("needy", {})
+        await until(lambda: len(entered) >= 5)
+        run = await root(app, handle)
+        assert (run.state, run.steps) == (RunState.RUNNING, ())
+        assert run.interruptions >= 4
+        assert "the other system is down" not in (run.interruption or "")  # a text of the user's
+        assert "TransientError" in (run.interruption or "")
+        assert daemons.worker is not None
+        assert daemons.worker.interruptions.counted["needy", WANTED] >= 4
+        open_again.set()
+        await handle.wait(LONG)
+    assert set(entered) == {0}
+    run = await root(app, handle)
+    assert (run.interruptions, run.interruption) == (0, None)
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+async def test_q65_what_costs_its_connection_each_time_is_parked_and_can_be_retried(
+    database_url: str, colour: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = Scoop("shop", database=database_url)
+    calls: list[int] = []
+    mended = asyncio.Event()
+    lose = lose_connection(database_url)
+
+    def crash(scope: Any) -> None:
+        calls.append(1)
+        if not mended.is_set():
+            lose(scope)
+
+    saga = app.saga("order", on="orders")
+    add_step(saga, colour, "before", nothing)
+    add_step(saga, colour, "crash", crash)
+    async with app.running(max_interruptions=4, grace=1) as daemons:
+        handle = await app.launch("orders", {})
+        await until(lambda: len(calls) == 4)
+
+        async def is_parked() -> bool:
+            return (await root(app, handle)).state is RunState.PARKED
+
+        await until(is_parked)
+        run = await root(app, handle)
+        assert run.reason is not None
+        assert "interrupted 4 times in a row without progress" in run.reason
+        assert run.interruptions == 4
+        assert daemons.worker is not None
+        assert daemons.worker.interruptions.counted["order", MACHINERY] == 4
+        assert daemons.worker.interruptions.parked["order"] == 1
+        assert f"run parked: service shop, saga order, run {run.id}" in caplog.text
+        with pytest.raises(TimeoutError):
+            await handle.wait(0)
+
+        mended.set()
+        assert await app.retry(run.id) is Answer.ACCEPTED
+        await handle.wait(LONG)
+        assert await app.retry(run.id) is Answer.NOTHING_TO_DO
+        assert await app.retry(uuid.uuid4()) is Answer.UNKNOWN
+    assert len(calls) == 5
+    run = await root(app, handle)
+    assert (run.state, run.reason, run.interruptions) == (RunState.COMMITTED, None, 0)
+
+
+async def test_q65_progress_begins_the_count_anew(database_url: str) -> None:
+    app = Scoop("shop", database=database_url)
+    lose = lose_connection(database_url)
+    calls: list[str] = []
+
+    def twice(scope: Any) -> None:
+        calls.append(scope.step)
+        if calls.count(scope.step) < 3:
+            lose(scope)
+
+    saga = app.saga("order", on="orders")
+    for name in ("one", "two", "three"):
+        add_step(saga, "def", name, twice)
+    async with app.running(max_interruptions=3, grace=1):
+        await (await app.launch("orders", {})).wait(LONG)
+    assert calls == [name for name in ("one", "two", "three") for _ in range(3)]
+
+
+async def test_q65_the_count_survives_the_process(database_url: str) -> None:
+    lose = lose_connection(database_url)
+    calls: list[int] = []
+
+    def crash(scope: Any) -> None:
+        calls.append(1)
+        lose(scope)
+
+    def service() -> Scoop:
+        app = Scoop("shop", database=database_url)
+        add_step(app.saga("order", on="orders"), "async", "crash", crash)
+        return app
+
+    watcher = Scoop("watcher", database=database_url)
+    handle = await watcher.launch("orders", {})
+    counted = 0
+    while counted < 3:
+        app = service()
+        async with app.running(max_interruptions=3, grace=1):
+
+            async def is_counted(counted: int = counted) -> bool:
+                return (await root(watcher, handle)).interruptions > counted
+
+            await until(is_counted)
+        counted = (await root(watcher, handle)).interruptions
+    assert (await root(watcher, handle)).state is RunState.PARKED
+    assert len(calls) == 3
+    await watcher.close()
+
+
+async def test_a_run_whose_process_died_twice_waits_and_is_parked(database_url: str) -> None:
+    # What a killed process leaves: mail that is old, and the mark of whoever had begun. See tests/crash for real ones.
+    app = Scoop("shop", database=database_url)
+    calls: list[int] = []
+    add_step(app.saga("order", on="orders"), "async", "work", lambda _: calls.append(1))
+    async with app.running(worker=False):
+        handle = await app.launch("orders", {})
+        await until(lambda: ask(database_url, "select 1 from scoop_outbox.mailbox"))
+    ask(database_url, "update scoop_outbox.run set taken_by = %s, interruptions = 1", uuid.uuid4())
+    async with app.running(max_interruptions=2) as daemons:
+
+        async def is_parked() -> bool:
+            return (await root(app, handle)).state is RunState.PARKED
+
+        await until(is_parked)
+        run = await root(app, handle)
+        assert run.reason is not None
+        assert OF_DEATH in run.reason
+        assert calls == []
+        assert daemons.worker is not None
+        assert daemons.worker.interruptions.counted["order", DIED] == 1
+        await app.retry(run.id)
+        await handle.wait(LONG)
+    assert calls == [1]
+
+
+async def test_mail_that_lay_there_before_is_marked_and_the_mark_goes_with_progress(database_url: str) -> None:
+    app = Scoop("shop", database=database_url)
+    seen: list[list[tuple[Any, ...]]] = []
+    marks = "select taken_by is not null, interruptions from scoop_outbox.run"
+    add_step(app.saga("order", on="orders"), "def", "work", lambda _: seen.append(ask(database_url, marks)))
+    async with app.running(worker=False):
+        old = await app.launch("orders", {})
+        await until(lambda: ask(database_url, "select 1 from scoop_outbox.mailbox"))
+    async with app.running():
+        await old.wait(LONG)
+        await (await app.launch("orders", {})).wait(LONG)
+    assert seen[0] == [(True, 0)]
+    assert ask(database_url, marks) == [(False, 0), (False, 0)]
+
+
+async def test_q65_interruptions_are_seen_from_outside(database_url: str) -> None:
+    app = Scoop("shop", database=database_url)
+    add_step(app.saga("needy", on="needy"), "async", "call", not_now)
+    async with app.running(grace=1):
+        handle = await app.launch("needy", {})
+
+        async def is_seen() -> bool:
+            return (await root(app, handle)).interruptions > 1
+
+        await until(is_seen)
+        counted = "select count(*) from scoop_outbox.run where service = 'shop' and interruptions > 0"
+        assert ask(database_url, counted) == [(1,)]
