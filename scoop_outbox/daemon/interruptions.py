@@ -44,6 +44,7 @@ class Interruptions:
 
     Args:
         service: whose runs.
+        worker: the worker's id.
         most: a run is parked after so many in a row without progress; those that it wanted itself do not park it.
 
     Attributes:
@@ -51,9 +52,10 @@ class Interruptions:
         parked: how many runs were parked because of them, by saga.
     """
 
-    def __init__(self, service: str, most: int = MOST) -> None:
+    def __init__(self, service: str, worker: uuid.UUID, most: int = MOST) -> None:
         """Hold nothing yet."""
         self._service = service
+        self._worker = worker
         self._most = most
         self._pending: dict[uuid.UUID, Interruption] = {}
         self.counted: Counter[tuple[str, str]] = Counter()
@@ -89,6 +91,7 @@ class Interruptions:
                     # NUL and broken characters cannot be stored as text.
                     reasons=[_storable(one.reason) for one in pending.values()],
                     parks=[one.kind != WANTED for one in pending.values()],
+                    takers=[self._worker if one.kind == DIED else None for one in pending.values()],
                     # So that runs which were interrupted together do not come back together.
                     chances=[random.uniform(0.5, 1.0) for _ in pending],
                     most=self._most,

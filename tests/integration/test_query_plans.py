@@ -194,6 +194,9 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
     }
     worker = {"worker": uuid4(), "service": "shop"}
     told_of = {"runs": [run_id(OPEN + n) for n in range(10)]}
+    noted = {
+        **told_of, "reasons": ["why"] * 10, "parks": [True] * 10, "takers": [None] * 10, "chances": [0.7] * 10,
+    }  # fmt: skip
     return [
         ("claim_run", {"run": run_id(OLD)}),
         ("claim_run", {"run": run_id(FINISHED + 1)}),
@@ -282,10 +285,8 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("unregister_worker", {"worker": worker["worker"]}),
         ("read_last_known", {"service": "shop", "saga": "saga 1", "needs": "a", "version": "v1", "run": run_id(OLD)}),
         ("mark_taken", {"worker": worker["worker"], **told_of}),
-        ("note_interruptions", {**told_of, "reasons": ["why"] * 10, "parks": [True] * 10, "chances": [0.7] * 10,
-                                "most": 20}),
-        ("note_interruptions", {**told_of, "reasons": ["why"] * 10, "parks": [True] * 10, "chances": [0.7] * 10,
-                                "most": 1}),
+        ("note_interruptions", {**noted, "most": 20}),
+        ("note_interruptions", {**noted, "most": 1}),
         ("read_parked", {"service": "shop", "sagas": ["saga 1"], "steps": ["a"], "most": 100}),
         ("unpark", {"runs": [run_id(OPEN)], "anew": True}),
         ("list_parked", {"service": "shop", "most": 100}),

@@ -86,11 +86,12 @@ select id, died from asked
 -- name: note_interruptions
 -- In a transaction of its own: what was to be executed has been undone. The mail is due later, the longer the more often
 -- it has happened since the run last made progress, so that others come first; in the end the run is parked. From 40 ms
--- to 30 s, by two fifths each time: twenty of them take about a minute, as long as a server takes to restart.
+-- to 30 s, by two fifths each time: twenty of them take about a minute, as long as a server takes to restart. A run that
+-- has killed a process is marked at once as taken by the next one: its mail is not old any more.
 with told as (
     select *
-    from unnest(%(runs)s::uuid[], %(reasons)s::text[], %(parks)s::bool[], %(chances)s::float8[])
-         as t (id, reason, parks, chance)
+    from unnest(%(runs)s::uuid[], %(reasons)s::text[], %(parks)s::bool[], %(takers)s::uuid[], %(chances)s::float8[])
+         as t (id, reason, parks, taker, chance)
 ), held as (
     select r.id
     from {schema}.run r
@@ -99,7 +100,7 @@ with told as (
     for update skip locked
 ), noted as (
     update {schema}.run r
-    set interruptions = r.interruptions + 1, interruption = t.reason, taken_by = null,
+    set interruptions = r.interruptions + 1, interruption = t.reason, taken_by = t.taker,
         state = case when t.parks and r.interruptions + 1 >= %(most)s then 'parked' else r.state end,
         ended_at = case when t.parks and r.interruptions + 1 >= %(most)s then clock_timestamp() end,
         reason = case when t.parks and r.interruptions + 1 >= %(most)s
