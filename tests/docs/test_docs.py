@@ -85,12 +85,12 @@ def test_every_table_is_explained() -> None:
 
 
 def test_the_queries_of_the_operations_guide_can_be_asked(database_url: str) -> None:
-    grants, queries = [content for _, content in blocks(DOCS / "operations.md", "sql")]
+    grants, *queries = [content for _, content in blocks(DOCS / "operations.md", "sql")]
     with psycopg.connect(database_url) as connection:
         connection.execute("create role shop")
         connection.execute(grants.encode())
         connection.execute("set role shop")
-        for query in queries.rstrip("; \n").split(";"):
+        for query in ";".join(block.rstrip("; \n") for block in queries).split(";"):
             connection.execute(query.encode()).fetchall()
         connection.rollback()
 
