@@ -3,6 +3,10 @@
 A topic that cannot be published on must not stop the others, and every topic has messages in every shard. So what is
 held back is a topic within a shard: its messages keep their order, and those of other topics pass by. Whatever held it
 may still be so when it is tried again; therefore that begins with a few messages.
+
+While a topic is held back nobody reads it, and the floor of its shard passes by whatever of it commits meanwhile. So it
+is read again from where the floor was when it was held back, not from the message that failed first: one with a lower
+number may have come to light since, and was published behind those that follow it.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ _SHOWN = 5
 @dataclass(slots=True)
 class _Hold:
     seq: int  # where the first message that failed stands
+    above: int  # nothing of the flow has been passed by up to here
     failures: int
     until: float
     is_tried: bool = False
@@ -59,7 +64,9 @@ class Holds:
         """The topics that are concerned."""
         return sorted({topic for _, topic in self._flows})
 
-    def failed(self, firsts: Mapping[Flow, int], progress: Collection[Flow], reason: str) -> None:
+    def failed(
+        self, firsts: Mapping[Flow, int], progress: Collection[Flow], reason: str, floors: Mapping[int, int]
+    ) -> None:
         """Hold flows back, each time longer unless the message that failed first has gone through since.
 
         When nothing went through, it may be the broker, and not these topics: the others wait a little as well.
@@ -68,6 +75,7 @@ class Holds:
             firsts: the flows, and where the first message of each that failed stands.
             progress: the flows of which others went through.
             reason: why.
+            floors: of their shards, the numbers up to which all that there is has been read.
         """
         now, before = time.monotonic(), (self.reason, self.topics)
         self.reason = reason
@@ -82,7 +90,7 @@ class Holds:
             # Not for others that went through: those of another key do each time, and the broker may take its time.
             failures = 1 if known is None or seq > known.seq else known.failures + 1
             pause = min(_SHORTEST * 2.0 ** min(failures, 60), LONGEST)
-            self._flows[flow] = _Hold(seq, failures, now + pause)
+            self._flows[flow] = _Hold(seq, min(seq - 1, floors[flow[0]]), failures, now + pause)
         if (self.reason, self.topics) != before:
             topics = ", ".join(self.topics[:_SHOWN]) + (", ..." if len(self.topics) > _SHOWN else "")
             log.warning("messages on %s wait, the broker does not take them: %s", topics, reason)
@@ -98,7 +106,7 @@ class Holds:
             log.info("the broker takes messages again")
 
     def try_again(self) -> dict[int, int]:
-        """Open the flows whose time has come; return the shards and where to begin to read them again.
+        """Open the flows whose time has come; return their shards, and the numbers above which to read them again.
 
         A topic is tried in all shards at once: a broker may take its time to say no, and meanwhile all others wait.
         """
@@ -108,12 +116,17 @@ class Holds:
         for (shard, topic), hold in self._flows.items():
             if topic in due and not hold.is_tried:
                 hold.is_tried = True
-                begin[shard] = min(begin.get(shard, hold.seq), hold.seq)
+                begin[shard] = min(begin.get(shard, hold.above), hold.above)
         return begin
 
     def tried(self, shards: Collection[int]) -> set[Flow]:
         """Return the open flows of shards, of which nobody knows yet whether they go on."""
         return {flow for flow, hold in self._flows.items() if hold.is_tried and flow[0] in shards}
+
+    def distrust(self) -> None:
+        """Note that another server may answer from now on, where what was written later may have lower numbers."""
+        for hold in self._flows.values():
+            hold.above = 0
 
     def forget(self, shards: Collection[int]) -> None:
         """Forget shards that another relay owns now."""

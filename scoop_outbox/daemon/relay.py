@@ -279,7 +279,7 @@ class Relay:
         return sorted(seq for shard, seq in places if seq > floors.get(shard, seq))
 
     def _note_what_to_read_again(self) -> None:
-        again = {shard: seq - 1 for shard, seq in self._holds.try_again().items()}
+        again = self._holds.try_again()
         self._on_trial |= bool(again)
         if self._floors.sweep.due:
             again = dict.fromkeys(self._leases.epochs, 0)
@@ -327,7 +327,8 @@ class Relay:
         if firsts:
             # What came to light later may stand before it.
             firsts |= {flow: min(seq, firsts[flow]) for flow, seq in self._ahead.firsts(firsts).items()}
-            self._holds.failed(firsts, found.progress, found.reason)
+            floors = {shard: self._floors.of(shard) for shard, _ in firsts}
+            self._holds.failed(firsts, found.progress, found.reason, floors)
             # What was read of them ahead is read again when their time comes.
             self._ahead = self._ahead.without(flows=firsts)
 
@@ -355,6 +356,7 @@ class Relay:
         if self._driver is None or not self._driver.usable:
             self._driver = await self._home.connect_to_queues()
             self._floors.distrust()
+            self._holds.distrust()
         if self._origin is None:
             self._origin = await self._driver.run(read_home())
         return self._driver

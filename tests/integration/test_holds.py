@@ -1,5 +1,6 @@
 """A broker that does not take some messages, or none, for now: who waits, and who does not."""
 
+import itertools
 from contextlib import ExitStack
 from typing import Any
 
@@ -106,6 +107,38 @@ async def test_what_comes_to_light_below_a_message_that_is_not_taken_is_tried_wi
             full = False
             await until(lambda: left(database_url) == 0)
     assert publisher.of("k") == list(range(7))
+
+
+async def test_rev_01_what_commits_while_its_topic_is_held_back_is_not_passed_over(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(floors_module, "SWEEP_EVERY", 3600.0)
+    monkeypatch.setattr(floors_module, "_EVERY", 0.0)
+    monkeypatch.setattr(holds_module, "_SHORTEST", 1.5)
+    monkeypatch.setattr(holds_module, "_LONGEST_FOR_ALL", 0.01)
+    full = True
+    publisher = FakePublisher(lambda one: FULL if full and one.topic == "full" else ACKNOWLEDGED)
+    shard = shard_of(database_url, "k")
+    async with relaying(database_url, publisher) as relay:
+        await until(lambda: relay.shards == SHARDS)
+        with written_late(database_url, made(0, "k", "full")) as write_more:
+            # It has a higher number, commits first, and is what the topic is held back for.
+            write(database_url, made(1, "k", "full"))
+            await until(lambda: relay.trouble == "the queue is full")
+            write_more(made(2, "k", "full"))
+        last = ask(database_url, "select max(seq) from outbox")[0][0]
+        # Others go on, and the floor with them.
+        numbers = itertools.count(3)
+
+        def passed() -> bool:
+            write(database_url, made(next(numbers), "k", "other"))
+            return relay._floors.of(shard) > last
+
+        await until(passed, 30, 0.1)
+        full = False
+        await until(lambda: left(database_url) == 0, 30)
+    assert [one for one in publisher.of("k") if one in {0, 2}] == [0, 2]
+    assert 1 in publisher.of("k")
 
 
 async def test_a_topic_of_which_nothing_is_left_is_held_back_no_more(

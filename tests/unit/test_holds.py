@@ -6,6 +6,9 @@ from scoop_outbox.daemon import holds as holds_module
 from scoop_outbox.daemon.holds import Holds
 from tests.clock import Clock
 
+BEHIND = dict.fromkeys(range(8), 1000)
+"""Floors that have left everything behind that fails."""
+
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
@@ -16,12 +19,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_a_topic_is_tried_again_in_all_shards_at_once_from_its_first_message_on(clock: Clock) -> None:
     holds = Holds()
-    holds.failed({(1, "full"): 10}, [], "full")
+    holds.failed({(1, "full"): 10}, [], "full", BEHIND)
     clock.now += 0.09
-    holds.failed({(2, "full"): 20, (2, "other"): 15}, [], "full")
+    holds.failed({(2, "full"): 20, (2, "other"): 15}, [], "full", BEHIND)
     assert holds.try_again() == {}
     clock.now += 0.02
-    assert holds.try_again() == {1: 10, 2: 20}
+    assert holds.try_again() == {1: 9, 2: 19}
     assert holds.closed == [(2, "other")]
     assert holds.try_again() == {}
 
@@ -30,11 +33,11 @@ def test_each_time_is_twice_as_long_unless_something_went_through(clock: Clock) 
     holds = Holds()
     flow = (1, "full")
     for pause in (0.1, 0.2, 0.4):
-        holds.failed({flow: 1}, [], "full")
+        holds.failed({flow: 1}, [], "full", BEHIND)
         assert holds.next_due == pytest.approx(pause)
         clock.now += pause + 0.001
-        assert holds.try_again() == {1: 1}
-    holds.failed({flow: 5}, [flow], "full")
+        assert holds.try_again() == {1: 0}
+    holds.failed({flow: 5}, [flow], "full", BEHIND)
     assert holds.next_due == pytest.approx(0.1)
     holds.let_go([flow])
     assert not holds
@@ -45,7 +48,7 @@ def test_others_of_the_flow_that_go_through_do_not_make_it_quick_again(clock: Cl
     holds = Holds()
     flow = (1, "no leader for one partition")
     for pause in (0.1, 0.2, 0.4):
-        holds.failed({flow: 7}, [flow], "no leader")
+        holds.failed({flow: 7}, [flow], "no leader", BEHIND)
         assert holds.next_due == pytest.approx(pause)
         clock.now += pause + 0.001
         holds.try_again()
@@ -53,11 +56,38 @@ def test_others_of_the_flow_that_go_through_do_not_make_it_quick_again(clock: Cl
 
 def test_when_nothing_goes_through_all_wait_a_little(clock: Clock) -> None:
     holds = Holds()
-    holds.failed({(1, "full"): 1}, [], "full")
+    holds.failed({(1, "full"): 1}, [], "full", BEHIND)
     assert holds.pause == pytest.approx(0.1)
     clock.now += 20
-    holds.failed({(1, "full"): 1}, [], "full")
+    holds.failed({(1, "full"): 1}, [], "full", BEHIND)
     assert holds.pause == pytest.approx(0.2)
     assert holds.stalled == pytest.approx(20)
-    holds.failed({(1, "full"): 1}, [(1, "other")], "full")
+    holds.failed({(1, "full"): 1}, [(1, "other")], "full", BEHIND)
     assert (holds.pause, holds.stalled) == (0, 0)
+
+
+def test_rev_01_what_is_held_back_is_read_again_from_the_floor_at_that_time_on(clock: Clock) -> None:
+    holds = Holds()
+    holds.failed({(1, "full"): 10, (2, "full"): 20}, [], "full", {1: 4, 2: 30})
+    clock.now += 1
+    assert holds.try_again() == {1: 4, 2: 19}
+    # The floor was lowered for the trial, and has come as far as what was read.
+    holds.failed({(1, "full"): 10}, [], "full", {1: 8})
+    clock.now += 1
+    assert holds.try_again() == {1: 8}
+
+
+def test_rev_01_a_shard_is_read_again_from_the_lowest_of_its_flows_on(clock: Clock) -> None:
+    holds = Holds()
+    holds.failed({(1, "A"): 10}, [], "full", {1: 4})
+    holds.failed({(1, "B"): 30}, [], "full", {1: 20})
+    clock.now += 1
+    assert holds.try_again() == {1: 4}
+
+
+def test_what_is_held_back_is_read_from_the_beginning_when_another_server_may_answer(clock: Clock) -> None:
+    holds = Holds()
+    holds.failed({(1, "full"): 10}, [], "full", {1: 4})
+    holds.distrust()
+    clock.now += 1
+    assert holds.try_again() == {1: 0}
