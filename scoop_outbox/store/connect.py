@@ -8,10 +8,12 @@ from typing import Any
 
 import psycopg
 import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from scoop_outbox.errors import DatabaseError
+from scoop_outbox.store.adaptation import ADAPTERS, adapt_as_users_expect
 from scoop_outbox.store.calls import Interrupted
 
 _SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
@@ -64,7 +66,12 @@ def _options(url: URL, application: str) -> dict[str, Any]:
         "isolation_level": "AUTOCOMMIT",
         # What psycopg has prepared by itself it forgets after every rollback to a savepoint, with DEALLOCATE ALL: the
         # statements of the engine would be gone too.
-        "connect_args": {"application_name": application, "prepare_threshold": None, **patience(url)},
+        "connect_args": {
+            "application_name": application,
+            "prepare_threshold": None,
+            "context": ADAPTERS,
+            **patience(url),
+        },
         "poolclass": sa.NullPool,
         "use_native_hstore": False,  # else every new connection asks for a type that we do not use
     }
@@ -72,17 +79,30 @@ def _options(url: URL, application: str) -> dict[str, Any]:
 
 def blocking_engine(url: str) -> sa.Engine:
     """Return an engine for migrations and other work in ordinary SQLAlchemy transactions."""
-    return sa.create_engine(parsed(url), connect_args=patience(parsed(url)), poolclass=sa.NullPool)
+    settings = {"context": ADAPTERS, **patience(parsed(url))}
+    return sa.create_engine(parsed(url), connect_args=settings, poolclass=sa.NullPool, use_native_hstore=False)
 
 
 def driver_engine(url: str, application: str) -> sa.Engine:
     """Return an engine whose connections the blocking driver uses."""
-    return sa.create_engine(parsed(url), **_options(parsed(url), application))
+    return _for_steps(sa.create_engine(parsed(url), **_options(parsed(url), application)))
 
 
 def async_driver_engine(url: str, application: str) -> AsyncEngine:
     """Return an engine whose connections the async driver uses."""
-    return create_async_engine(parsed(url), **_options(parsed(url), application))
+    engine = create_async_engine(parsed(url), **_options(parsed(url), application))
+    _for_steps(engine.sync_engine)
+    return engine
+
+
+def _for_steps(engine: sa.Engine) -> sa.Engine:
+    """Give the connections of an engine to the program's adapters, behind what SQLAlchemy asks the server itself."""
+
+    def behind_the_first_questions(_: object, record: sa.pool.ConnectionPoolEntry) -> None:
+        adapt_as_users_expect(record.driver_connection)  # type: ignore[arg-type]  # the dialect is ours
+
+    event.listen(engine, "connect", behind_the_first_questions)
+    return engine
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from scoop_outbox.core.statement import Statement, ask
 from scoop_outbox.message import uuid7
 from scoop_outbox.store import queries
+from scoop_outbox.store.adaptation import ADAPTERS
 from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.blocking import Driver
 from scoop_outbox.store.connect import async_driver_engine, driver_engine, explained, parsed, patience, shown
@@ -174,6 +175,7 @@ class Home:
             url.set(drivername="postgresql").render_as_string(hide_password=False),
             autocommit=True,
             application_name=application,
+            context=ADAPTERS,
             # Who only listens would never notice that the other side is gone.
             **patience(url),
         )

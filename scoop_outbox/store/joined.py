@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 import sqlalchemy as sa
 from psycopg.pq import TransactionStatus
-from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
-from scoop_outbox.core.statement import Call, Plan
+from scoop_outbox.core.statement import Call, Plan, Rows
 from scoop_outbox.errors import DatabaseError
+from scoop_outbox.store.adaptation import async_cursor, cursor
+from scoop_outbox.store.after_commit import once_committed
 
 AsyncTransaction = AsyncSession | AsyncConnection | psycopg.AsyncConnection[Any]
 Transaction = Session | sa.Connection | psycopg.Connection[Any]
+
+T = TypeVar("T")
 
 _KINDS = {
     "session": "an SQLAlchemy AsyncSession or AsyncConnection or a psycopg AsyncConnection",
@@ -25,16 +28,16 @@ _KINDS = {
 
 
 async def run_joined(
-    plan: Plan[None], session: object, queries: Mapping[str, bytes], after_commit: Callable[[], None]
-) -> None:
+    plan: Plan[T], session: object, queries: Mapping[str, bytes], after_commit: Callable[[], None]
+) -> T:
     """Run a plan of plain statements in the transaction that `session` is in, or that it begins here.
 
     Raises:
         DatabaseError: `session` is nothing that can be joined.
     """
     if isinstance(session, AsyncSession):
-        _once_committed(session.sync_session, after_commit)
         raw = await _raw(await session.connection())
+        once_committed(session.sync_session, after_commit)
     elif isinstance(session, AsyncConnection):
         raw = await _raw(session)
     elif isinstance(session, psycopg.AsyncConnection):
@@ -48,22 +51,32 @@ async def run_joined(
                 else ""
             )
         )
-    for batch in _batches(plan):
-        for name, params in batch:
-            await raw.execute(queries[name], params)
+    answer: list[Rows] | None = None
+    async with async_cursor(raw) as executing:
+        while True:
+            try:
+                asked = plan.send(answer)
+            except StopIteration as done:
+                result: T = done.value
+                return result
+            assert not isinstance(asked, Call)  # noqa: S101 - such plans call nobody
+            answer = []
+            for name, params in asked:
+                await executing.execute(queries[name], params)
+                answer.append([] if executing.description is None else await executing.fetchall())
 
 
 def run_joined_blocking(
-    plan: Plan[None], session: object, queries: Mapping[str, bytes], after_commit: Callable[[], None]
-) -> None:
+    plan: Plan[T], session: object, queries: Mapping[str, bytes], after_commit: Callable[[], None]
+) -> T:
     """Do as `run_joined`, on a blocking session or connection.
 
     Raises:
         DatabaseError: `session` is nothing that can be joined.
     """
     if isinstance(session, Session):
-        _once_committed(session, after_commit)
         raw = _raw_blocking(session.connection())
+        once_committed(session, after_commit)
     elif isinstance(session, sa.Connection):
         raw = _raw_blocking(session)
     elif isinstance(session, psycopg.Connection):
@@ -77,16 +90,19 @@ def run_joined_blocking(
                 else ""
             )
         )
-    for batch in _batches(plan):
-        for name, params in batch:
-            raw.execute(queries[name], params)
-
-
-def _batches(plan: Plan[None]) -> Any:
-    """Yield the batches of a plan that looks at no rows."""
-    for asked in plan:
-        assert not isinstance(asked, Call)  # noqa: S101 - such plans call nobody
-        yield asked
+    answer: list[Rows] | None = None
+    with cursor(raw) as executing:
+        while True:
+            try:
+                asked = plan.send(answer)
+            except StopIteration as done:
+                result: T = done.value
+                return result
+            assert not isinstance(asked, Call)  # noqa: S101 - such plans call nobody
+            answer = []
+            for name, params in asked:
+                executing.execute(queries[name], params)
+                answer.append([] if executing.description is None else executing.fetchall())
 
 
 async def _raw(connection: AsyncConnection) -> psycopg.AsyncConnection[Any]:
@@ -98,7 +114,7 @@ async def _raw(connection: AsyncConnection) -> psycopg.AsyncConnection[Any]:
     if not isinstance(raw, psycopg.AsyncConnection):
         raise DatabaseError(_OTHER_DRIVER.format(connection.dialect.driver))
     if raw.info.transaction_status is TransactionStatus.IDLE and not raw.autocommit:
-        await raw.execute("")
+        await async_cursor(raw).execute("")
     return raw
 
 
@@ -109,17 +125,10 @@ def _raw_blocking(connection: sa.Connection) -> psycopg.Connection[Any]:
     if not isinstance(raw, psycopg.Connection):
         raise DatabaseError(_OTHER_DRIVER.format(connection.dialect.driver))
     if raw.info.transaction_status is TransactionStatus.IDLE and not raw.autocommit:
-        raw.execute("")
+        cursor(raw).execute("")
     return raw
 
 
 _OTHER_DRIVER = (
     "messages can be launched in transactions of psycopg 3, not of {}: use a URL that starts with postgresql+psycopg://"
 )
-
-
-def _once_committed(session: Session, after_commit: Callable[[], None]) -> None:
-    def tell(_: Session) -> None:
-        after_commit()
-
-    event.listen(session, "after_commit", tell, once=True)

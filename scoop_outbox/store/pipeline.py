@@ -21,6 +21,7 @@ from psycopg.pq.abc import PGresult
 from psycopg.waiting import Wait
 
 from scoop_outbox.core.statement import Batch, Rows
+from scoop_outbox.store.adaptation import Adaptation
 
 _LONG = {"read_outbox"}
 """Statements with long answers, which have bodies in them."""
@@ -65,7 +66,7 @@ class Pipeline:
         """Prepare nothing yet."""
         self._pgconn = connection.pgconn
         self._has_a_thread = isinstance(connection, psycopg.Connection)
-        self._transformer = Transformer(connection)
+        self._transformer = Transformer(Adaptation(connection))
         self._queries = queries
         self._prepared: dict[str, bytes] = {}
         self._failures = 0

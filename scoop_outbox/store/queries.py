@@ -8,6 +8,7 @@ from importlib import resources
 
 from psycopg import sql
 
+from scoop_outbox.store.adaptation import ADAPTERS
 from scoop_outbox.store.pipeline import Query
 from scoop_outbox.store.schema import SHARDS
 
@@ -31,7 +32,7 @@ def load(schema: str) -> Mapping[str, bytes]:
             lines = [line for line in text.splitlines() if not line.lstrip().startswith("--")]
             # The text comes from our own files, never from a value: composing is safe.
             composed = sql.SQL("\n".join(lines).strip()).format(**fill)
-            statements[name] = composed.as_bytes(None)
+            statements[name] = composed.as_bytes(ADAPTERS)
     return statements
 
 

@@ -132,7 +132,7 @@ async def test_rev_01_what_commits_while_its_topic_is_held_back_is_not_passed_ov
 
         def passed() -> bool:
             write(database_url, made(next(numbers), "k", "other"))
-            return relay._floors.of(shard) > last
+            return relay._floors.of(shard) > int(last)
 
         await until(passed, 30, 0.1)
         full = False
