@@ -12,6 +12,7 @@ from scoop_outbox.core.announcing import subscribe
 from scoop_outbox.core.statement import Plan
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.errors import DatabaseError, DefinitionError
+from scoop_outbox.forks import begins_anew
 from scoop_outbox.message import Topic, checked_name
 from scoop_outbox.outcomes import Outcomes
 from scoop_outbox.saga import Saga
@@ -55,6 +56,11 @@ class Declaration:
         self._running = False
         if self._database is not None:
             self._home = self._open()
+        begins_anew(self)
+
+    def begin_anew(self) -> None:
+        """Note that nothing runs in a forked child, whatever its parent runs."""
+        self._running = False
 
     def __repr__(self) -> str:
         """Show the service and its sagas."""

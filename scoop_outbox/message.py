@@ -18,6 +18,7 @@ from datetime import datetime
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from scoop_outbox.errors import DefinitionError, PayloadError
+from scoop_outbox.forks import begins_anew
 
 JSON = "application/json"
 BYTES = "application/octet-stream"
@@ -56,8 +57,13 @@ class _Uuid7:
     """UUIDs of version 7 (RFC 9562) that ascend within a process, also within one millisecond."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._last = 0
+        self.begin_anew()
+        begins_anew(self)
+
+    def begin_anew(self) -> None:
+        """Have a lock that no thread of another process holds."""
+        self._lock = threading.Lock()
 
     def __call__(self) -> uuid.UUID:
         tail = int.from_bytes(os.urandom(8), "big")

@@ -18,6 +18,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from scoop_outbox.forks import begins_anew
 from scoop_outbox.store.home import Home
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,13 @@ class Signals:
     def __init__(self, home: Home) -> None:
         """Start with nobody listening."""
         self._home = home
+        self._flush: asyncio.Event
+        self._prefix = f"scoop_outbox:{_short(home.schema)}:"
+        self.begin_anew()
+        begins_anew(self)
+
+    def begin_anew(self) -> None:
+        """Have nobody to tell: in a forked child neither daemons nor event loops of its parent run."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._relay: Callable[[], bool] | None = None
@@ -55,9 +63,7 @@ class Signals:
         self._wakes: dict[str, Callable[[], object]] = {}
         self._outcomes: list[tuple[asyncio.AbstractEventLoop, Callable[[], None]]] = []
         self._pending: set[str] = set()
-        self._flush: asyncio.Event
         self._own_pid = 0
-        self._prefix = f"scoop_outbox:{_short(home.schema)}:"
 
     def on_outbox(self, wake: Callable[[], bool]) -> None:
         """Call `wake` when messages are waiting; it answers whether this process will publish them itself."""

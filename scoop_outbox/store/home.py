@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from scoop_outbox.core.statement import Statement, ask
+from scoop_outbox.forks import begins_anew
 from scoop_outbox.message import uuid7
 from scoop_outbox.store import queries
 from scoop_outbox.store.adaptation import ADAPTERS
@@ -22,7 +23,10 @@ from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.blocking import Driver
 from scoop_outbox.store.connect import async_driver_engine, driver_engine, explained, parsed, patience, shown
 from scoop_outbox.store.patient import PatientDriver
-from scoop_outbox.store.sever import is_severed
+from scoop_outbox.store.sever import disinherit, is_severed
+
+D = TypeVar("D", bound=AsyncDriver | Driver)
+_Connection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
 LENT = 10
 """How many connections are lent at once, for each event loop and for blocking code, however many ask."""
@@ -34,7 +38,7 @@ class Home:
     """The database of a process: connections in both colours, and the statements.
 
     Creating one opens nothing. Async connections belong to the event loop that opened them, so there is a pool for
-    each loop.
+    each loop. A forked child has connections of its own.
 
     Args:
         url: a PostgreSQL URL.
@@ -51,12 +55,26 @@ class Home:
         self.url = url
         self.schema = schema
         self.application = application
-        self.process_id = uuid7()
         self.queries = queries.load(schema)
         self._compiled = queries.compiled(schema)
+        self._begin()
+        begins_anew(self)
+
+    def _begin(self) -> None:
+        self.process_id = uuid7()
         self._lock = threading.Lock()
         self._blocking = _Pool(threading.BoundedSemaphore(LENT))
         self._pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _AsyncPool] = weakref.WeakKeyDictionary()
+        self._opened: weakref.WeakSet[_Connection] = weakref.WeakSet()
+
+    def begin_anew(self) -> None:
+        """Leave all connections to the process that has opened them, and open others when they are needed."""
+        for connection in list(self._opened):
+            disinherit(connection)
+        # Engines have locks, too.
+        for engine in ("_engine", "_async_engine"):
+            self.__dict__.pop(engine, None)
+        self._begin()
 
     def __repr__(self) -> str:
         """Show the URL without its password."""
@@ -85,10 +103,10 @@ class Home:
 
     async def connect_for_steps(self) -> AsyncDriver:
         """Open an async driver whose connection is as users expect theirs to be; the caller keeps and closes it."""
-        return await AsyncDriver.connect(self._async_engine, self._compiled)
+        return self._noted(await AsyncDriver.connect(self._async_engine, self._compiled))
 
     async def _connect_patiently(self, *behaviour: Statement) -> PatientDriver:
-        driver = await PatientDriver.connect(self._async_engine, self._compiled)
+        driver = self._noted(await PatientDriver.connect(self._async_engine, self._compiled))
         await driver.run(ask(*behaviour))
         return driver
 
@@ -105,9 +123,13 @@ class Home:
         return self._connect_blocking()
 
     def _connect_blocking(self, *behaviour: Statement) -> Driver:
-        driver = Driver.connect(self._engine, self._compiled)
+        driver = self._noted(Driver.connect(self._engine, self._compiled))
         if behaviour:
             driver.run(ask(*behaviour))
+        return driver
+
+    def _noted(self, driver: D) -> D:
+        self._opened.add(driver.raw)
         return driver
 
     @asynccontextmanager
@@ -171,7 +193,7 @@ class Home:
     async def listen(self, application: str) -> psycopg.AsyncConnection[Any]:
         """Open a bare connection in autocommit, for LISTEN or NOTIFY."""
         url = parsed(self.url)
-        return await psycopg.AsyncConnection.connect(
+        connection = await psycopg.AsyncConnection.connect(
             url.set(drivername="postgresql").render_as_string(hide_password=False),
             autocommit=True,
             application_name=application,
@@ -179,9 +201,8 @@ class Home:
             # Who only listens would never notice that the other side is gone.
             **patience(url),
         )
-
-
-D = TypeVar("D", AsyncDriver, Driver)
+        self._opened.add(connection)
+        return connection
 
 
 class _Drivers(Generic[D]):

@@ -1,4 +1,4 @@
-"""Ends a connection under whoever waits on it, and tells whether the server has ended one."""
+"""Ends a connection under whoever waits on it, or in one process only; tells whether the server has ended one."""
 
 from __future__ import annotations
 
@@ -28,6 +28,20 @@ def sever(connection: _Connection) -> None:
     """Break a connection under whoever waits on it, without a word to the server: it might be long in answering."""
     with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(connection.fileno())) as ours:
         ours.shutdown(socket.SHUT_RDWR)
+
+
+def disinherit(connection: _Connection) -> None:
+    """Cut a forked child off from a connection of its parent, which goes on with it.
+
+    To close it, or to let libpq do so, would say farewell to the server in the parent's name, and to shut the socket
+    down would end it for both. What is sent from here on goes nowhere.
+    """
+    with suppress(psycopg.Error, OSError):
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        try:
+            os.dup2(nowhere, connection.fileno(), inheritable=False)
+        finally:
+            os.close(nowhere)
 
 
 def abort(connection: _Connection) -> None:

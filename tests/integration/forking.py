@@ -1,0 +1,257 @@
+"""Programs that fork, as web servers do that load their application first.
+
+`python -m tests.integration.forking WHAT URL`. Not in the process of the tests: that has threads, and a child of it
+would be another pytest.
+"""
+
+import asyncio
+import gc
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+
+from scoop_outbox import Scoop, Scope
+from scoop_outbox.message import Message, uuid7
+
+CHILDREN = 3
+LAUNCHES = 20
+_PATIENCE = 30.0
+
+
+def backends(url: str) -> set[int]:
+    with psycopg.connect(url) as connection:
+        rows = connection.execute(
+            "select pid from pg_stat_activity "
+            "where datname = current_database() and application_name like 'scoop_outbox%'"
+        )
+        return {pid for (pid,) in rows}
+
+
+def rows(url: str, question: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(url, options="-c search_path=scoop_outbox") as connection:
+        return connection.execute(question.encode()).fetchall()
+
+
+def fork(work: Callable[[int], None], count: int = CHILDREN) -> list[int]:
+    """Have `work` done by children, with the number of each, side by side."""
+    children = []
+    for number in range(count):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                signal.alarm(int(_PATIENCE))  # one that hangs ends as well
+                work(number)
+                gc.collect()  # what it has forgotten of its parent's goes away
+                status = 0
+            except BaseException:  # noqa: BLE001 - told here, for nothing else is there to tell it
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(status)
+        children.append(child)
+    return children
+
+
+def joined(children: list[int]) -> None:
+    for child in children:
+        _, status = os.waitpid(child, 0)
+        assert status == 0, f"a child has ended with {status}"
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it has not come true"
+        time.sleep(0.01)
+
+
+def launching(app: Scoop, parents: set[int]) -> Callable[[int], None]:
+    def launch(number: int) -> None:
+        for one in range(LAUNCHES):
+            app.launch_sync("strangers", [number, one])
+        with app.home.blocking_driver() as driver:
+            assert driver.raw.info.backend_pid not in parents, "a child uses its parent's connection"
+
+    return launch
+
+
+def all_arrived(url: str, extra: int) -> None:
+    ((count, ids),) = rows(url, "select count(*), count(distinct message_id) from outbox")
+    assert (count, ids) == (CHILDREN * LAUNCHES + extra, count), (count, ids)
+
+
+def blocking(url: str) -> None:
+    app = Scoop("forks", database=url)
+    app.launch_sync("strangers", "by the parent")
+    mine = backends(url)
+    joined(fork(launching(app, mine)))
+    assert backends(url) == mine, "a child has ended its parent's connection"
+    app.launch_sync("strangers", "by the parent once more")
+    assert backends(url) == mine
+    all_arrived(url, 2)
+
+
+def with_loop(url: str) -> None:
+    """A parent with async connections, forked within a coroutine; children with a loop of their own."""
+    app = Scoop("forks", database=url)
+
+    def launch(number: int) -> None:
+        async def main() -> None:
+            for one in range(LAUNCHES):
+                await app.launch("strangers", [number, one])
+            await app.close()
+
+        asyncio.run(main())
+
+    async def main() -> None:
+        await app.launch("strangers", "by the parent")
+        mine = backends(url)
+        joined(fork(launch))
+        assert backends(url) == mine, "a child has ended its parent's connection"
+        await app.launch("strangers", "by the parent once more")
+        assert backends(url) == mine
+        await app.close()
+
+    asyncio.run(main())
+    all_arrived(url, 2)
+
+
+def lent(url: str) -> None:
+    """A connection is in use, of a thread that is not there in the child, and so are locks."""
+    app = Scoop("forks", database=url)
+    home = app.home
+    app.announce_sync()
+    lent, go_on = threading.Event(), threading.Event()
+
+    def use() -> None:
+        with home.blocking_driver() as driver, home._lock, uuid7._lock:
+            driver.raw.execute("begin")
+            lent.set()
+            go_on.wait(_PATIENCE)
+            driver.raw.execute("select 1")
+            driver.raw.execute("commit")
+
+    threads = [threading.Thread(target=use)]
+    for thread in threads:
+        thread.start()
+    lent.wait(_PATIENCE)
+    joined(fork(launching(app, backends(url))))
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    app.launch_sync("strangers", "by the parent")
+    all_arrived(url, 1)
+
+
+def identities(url: str) -> None:
+    """No two processes are the same to others, and no two draw the same ids."""
+    app = Scoop("forks", database=url)
+    reading, writing = os.pipe()
+
+    def tell(number: int) -> None:
+        os.write(writing, "\n".join([app.home.worker_id, *(str(uuid7()) for _ in range(20)), ""]).encode())
+
+    joined(fork(tell))
+    os.close(writing)
+    told = os.read(reading, 65536).decode().split()
+    told += [app.home.worker_id, *(str(uuid7()) for _ in range(20))]
+    assert len(told) == 21 * (CHILDREN + 1)
+    assert len({uuid.UUID(one) for one in told}) == len(told)
+
+
+def service(url: str) -> Scoop:
+    app = Scoop("forks", database=url)
+    saga = app.saga("greet", on="greetings")
+
+    @saga.step
+    async def hello(scope: Scope, message: Message) -> None:
+        scope.set_result(message.payload)
+
+    return app
+
+
+def running(url: str) -> None:
+    """A parent that runs relay and worker; its children launch and wait."""
+    app = service(url)
+
+    def launch_and_wait(number: int) -> None:
+        app.launch_sync("greetings", number)
+
+        async def main() -> None:
+            handle = await app.launch("greetings", number)
+            await handle.wait(_PATIENCE)
+            await app.close()
+
+        asyncio.run(main())
+        other = app.launch_sync("greetings", number)
+        other.wait_sync(_PATIENCE)
+
+    async def main() -> None:
+        async with app.running():
+            await (await app.launch("greetings", "before")).wait(_PATIENCE)
+            mine = backends(url)
+            children = fork(launch_and_wait)
+            await asyncio.to_thread(joined, children)
+            assert mine <= backends(url), "a child has ended a connection of its parent"
+            await (await app.launch("greetings", "afterwards")).wait(_PATIENCE)
+
+    asyncio.run(main())
+    ((committed,),) = rows(url, "select count(*) from run where state = 'committed'")
+    assert committed >= 2 + 2 * CHILDREN, committed
+
+
+def child_runs(url: str) -> None:
+    """A parent that runs relay and worker; so does its child, and goes on when the parent's are gone."""
+    app = service(url)
+    ready, go_on = multiprocessing.get_context("fork").Event(), multiprocessing.get_context("fork").Event()
+
+    def run(number: int) -> None:
+        async def main() -> None:
+            async with app.running():
+                ready.set()
+                await asyncio.to_thread(go_on.wait, _PATIENCE)
+                await (await app.launch("greetings", "in the child")).wait(_PATIENCE)
+
+        asyncio.run(main())
+
+    async def main() -> list[int]:
+        async with app.running():
+            await (await app.launch("greetings", "before")).wait(_PATIENCE)
+            children = fork(run, 1)
+            assert await asyncio.to_thread(ready.wait, _PATIENCE)
+        return children
+
+    children = asyncio.run(main())
+    go_on.set()
+    joined(children)
+
+
+def processes(url: str) -> None:
+    app = Scoop("forks", database=url)
+    app.launch_sync("strangers", "by the parent")
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=launching(app, backends(url)), args=(number,)) for number in range(CHILDREN)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(_PATIENCE)
+        assert worker.exitcode == 0
+    app.launch_sync("strangers", "by the parent once more")
+    all_arrived(url, 2)
+
+
+WHAT = {one.__name__: one for one in (blocking, with_loop, lent, identities, running, child_runs, processes)}
+
+if __name__ == "__main__":
+    WHAT[sys.argv[1]](sys.argv[2])
+    print("OK")
