@@ -268,6 +268,8 @@ class Scoop(Declaration):
     ) -> AsyncIterator[Daemons]:
         """Run relay and worker in this process, for as long as the block lasts.
 
+        Sagas and steps are declared before it begins: meanwhile they are refused.
+
         Args:
             relay: whether to publish the outbox.
             worker: whether to execute this service's runs.
@@ -292,13 +294,13 @@ class Scoop(Declaration):
         if self._running:
             raise DefinitionError(f"service {self.service!r} is running in this process already: once is enough")
         self.check()
-        await self.announce()
-        async with self.home.driver() as driver:
-            migrate.check(await driver.run(read_revision()), self.home.url)
-            if relay and self._broker_url is None and self._broker is None:
-                check_unbrokered(await driver.run(read_brokered()))
-        self._running = True
+        self._seal(running=True)
         try:
+            await self.announce()
+            async with self.home.driver() as driver:
+                migrate.check(await driver.run(read_revision()), self.home.url)
+                if relay and self._broker_url is None and self._broker is None:
+                    check_unbrokered(await driver.run(read_brokered()))
             async with daemons(
                 self.home,
                 self.subscription,
@@ -314,7 +316,7 @@ class Scoop(Declaration):
             ) as running:
                 yield running
         finally:
-            self._running = False
+            self._seal(running=False)
             await self.close()
 
     async def close(self) -> None:

@@ -60,7 +60,13 @@ class Declaration:
 
     def begin_anew(self) -> None:
         """Note that nothing runs in a forked child, whatever its parent runs."""
-        self._running = False
+        self._seal(running=False)
+
+    def _seal(self, *, running: bool) -> None:
+        """Take no more declarations while this process runs what was declared, and take them again afterwards."""
+        self._running = running
+        for saga in self._sagas.values():
+            saga.sealed = running
 
     def __repr__(self) -> str:
         """Show the service and its sagas."""
@@ -156,8 +162,15 @@ class Declaration:
                 steps in order do. A run goes on in the version in which it began, while a worker has that.
 
         Raises:
-            DefinitionError: the name is taken or cannot be used, or the topic or `ordered` cannot.
+            DefinitionError: the name is taken or cannot be used, or the topic or `ordered` cannot; or this process runs
+                the service already, and would not execute the saga.
         """
+        if self._running:
+            raise DefinitionError(
+                f"saga {name!r} is declared too late: service {self.service!r} is running in this process, and would "
+                "neither receive the saga's messages nor execute it. Declare all sagas before app.running() begins, "
+                "where the module is imported"
+            )
         if name in self._sagas:
             raise DefinitionError(
                 f"service {self.service!r} has a saga {name!r} already (on {self._sagas[name].topic!r}): "

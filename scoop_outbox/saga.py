@@ -87,6 +87,7 @@ class Step:
     ) -> None:
         """See `Saga.add_step`."""
         self._of = f"step {name!r} of saga {saga!r}"
+        self.sealed = False
         self.name = checked_name("step", name)
         self.invoke = _checked(invoke, self._of, _STEP)
         self.compensation: Callback | None = None
@@ -151,6 +152,8 @@ class Step:
         return callback
 
     def _set(self, present: Callback | None, callback: Callback, what: str) -> Callback:
+        if self.sealed:
+            raise _too_late(what)
         if present is not None:
             raise DefinitionError(f"{what} is declared twice: {present!r} and {callback!r}; keep one")
         return callback
@@ -188,11 +191,23 @@ class Saga:
         self.topic = topic_name(on)
         self.schema = on if isinstance(on, Topic) else None
         self._steps: dict[str, Step] = {}
+        self._sealed = False
         self._after: dict[str, str] | None = None
 
     def __repr__(self) -> str:
         """Show name, topic and steps."""
         return f"<saga {self.name!r} on {self.topic!r}: {', '.join(map(repr, self._steps)) or 'no steps'}>"
+
+    @property
+    def sealed(self) -> bool:
+        """Whether this process executes the saga as it is, so that nothing can be declared on it."""
+        return self._sealed
+
+    @sealed.setter
+    def sealed(self, sealed: bool) -> None:
+        self._sealed = sealed
+        for step in self._steps.values():
+            step.sealed = sealed
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -263,9 +278,12 @@ class Saga:
             compensate_retry: how often the compensation is tried before the run is `rollback_failed`.
 
         Raises:
-            DefinitionError: the name is taken or cannot be used, or a callback cannot be called as it will be.
+            DefinitionError: the name is taken or cannot be used, or a callback cannot be called as it will be; or the
+                saga is being executed.
         """
         checked_name("step", name)
+        if self._sealed:
+            raise _too_late(f"step {name!r} of saga {self.name!r}")
         if name in self._steps:
             raise DefinitionError(f"saga {self.name!r} has a step {name!r} already; give each step a name of its own")
         step = Step(
@@ -306,6 +324,13 @@ class Saga:
         """
         if not self._steps:
             raise DefinitionError(f"saga {self.name!r} has no steps: declare one with @{self.name}.step or add_step()")
+
+
+def _too_late(what: str) -> DefinitionError:
+    return DefinitionError(
+        f"{what} is declared too late: this process executes the saga already, and runs under way would not know "
+        "of it. Declare everything before app.running() begins, where the module is imported"
+    )
 
 
 def _name_of(callback: Callback) -> str:

@@ -19,6 +19,7 @@ from scoop_outbox import (
     DistributedError,
     Handle,
     PayloadError,
+    Retry,
     RunState,
     Scoop,
     UnknownMessage,
@@ -458,6 +459,50 @@ def in_a_thread(running: Callable[[], Any]) -> Iterator[None]:
         stop.set()
         thread.join()
         assert failed == []
+
+
+async def test_c16_what_is_declared_while_the_service_runs_is_refused_at_once(mixed: Shop) -> None:
+    app = mixed.app
+    saga = app.saga("root", on="R")
+    step = saga.add_step("only", lambda scope, message: None)
+
+    def late(scope: object, message: object, error: object = None) -> None:
+        raise AssertionError("it was called")
+
+    declarations: list[Callable[[], object]] = [
+        lambda: app.saga("late", on="late"),
+        lambda: saga.step(late),
+        lambda: saga.step("late", retry=Retry(attempts=2))(late),
+        lambda: saga.add_step("late", late, compensate=late),
+        lambda: step.compensate(late),
+        lambda: step.on_child_failure(late),
+        lambda: step.on_child_rollback_failure(late),
+    ]
+    async with app.running():
+        for declare_late in declarations:
+            with pytest.raises(DefinitionError, match=r"declared too late: .* before app.running\(\) begins"):
+                declare_late()
+        assert list(app.sagas) == ["root"]
+        await (await app.launch("R", None)).wait(LONG)
+    # Nothing was left half declared, and what runs no more can be changed.
+    assert [known.name for known in saga.steps] == [step.name]
+    step.compensate(late)
+    other = app.saga("late", on="late")
+    seen: list[object] = []
+    other.add_step("late", lambda scope, message: seen.append(message.payload))
+    async with app.running():
+        await (await app.launch("late", 1)).wait(LONG)
+    assert seen == [1]
+
+
+async def test_c16_a_service_that_could_not_start_can_be_changed(make_shop: MakeShop) -> None:
+    app = Scoop("nowhere", database="postgresql://nobody@127.0.0.1:1/nowhere?connect_timeout=2")
+    app.saga("root", on="R").add_step("only", lambda scope, message: None)
+    with pytest.raises(DatabaseError):
+        async with app.running():
+            pass
+    app.saga("late", on="late").add_step("only", lambda scope, message: None)
+    app.sagas["root"].add_step("second", lambda scope, message: None)
 
 
 async def test_a_service_runs_once_in_a_process(mixed: Shop) -> None:
