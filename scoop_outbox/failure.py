@@ -9,39 +9,40 @@ Whatever failures are built of, they are bounded:
 - `FRAME_LIMIT` frames: the outermost 16 and the innermost 47, around a mark;
 - `MESSAGE_LIMIT` characters in a message, `NAME_LIMIT` in other texts; what was cut ends in a mark;
 - `DEPTH_LIMIT` levels of causes: the outermost ones and the root causes, around a `CausesLeftOut`;
-- `SIZE_LIMIT` bytes of JSON. What is larger gets the `LEAN` limits at every level, and if that does not do,
-  its last causes are left out for a `CausesLeftOut`.
+- `SIZE_LIMIT` bytes of JSON. What is larger gets the `LEAN` limits at every level. If that does not do, causes lose
+  their frames and all but the beginning of their texts, which then end in three dots; a mark among the frames of the
+  whole says so. Each of 5,000 causes keeps its type and the beginning of its message, `BRIEF_MESSAGE_LIMIT` bytes of
+  JSON at the least. What has no room even then is counted by a `CausesLeftOut`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import uuid
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from scoop_outbox.remote_traceback import Frame as Frame  # noqa: PLC0414  # part of this module's interface
+from scoop_outbox import bounds
+from scoop_outbox.bounds import BRIEF_MESSAGE_LIMIT as BRIEF_MESSAGE_LIMIT  # noqa: PLC0414  # this module's interface
+from scoop_outbox.bounds import DEPTH_LIMIT as DEPTH_LIMIT  # noqa: PLC0414
+from scoop_outbox.bounds import FRAME_LIMIT as FRAME_LIMIT  # noqa: PLC0414
+from scoop_outbox.bounds import LEAN_MESSAGE_LIMIT as LEAN_MESSAGE_LIMIT  # noqa: PLC0414
+from scoop_outbox.bounds import MESSAGE_LIMIT as MESSAGE_LIMIT  # noqa: PLC0414
+from scoop_outbox.bounds import NAME_LIMIT as NAME_LIMIT  # noqa: PLC0414
+from scoop_outbox.bounds import REPEATED as REPEATED  # noqa: PLC0414
+from scoop_outbox.bounds import SIZE_LIMIT as SIZE_LIMIT  # noqa: PLC0414
+from scoop_outbox.remote_traceback import Frame as Frame  # noqa: PLC0414
 from scoop_outbox.remote_traceback import (
     causes_of,
-    cut,
     cut_frames,
     frames_from_json,
     frames_of,
-    levels,
     message_of,
     text_of,
     traceback_of,
     type_of,
 )
-
-FRAME_LIMIT = 64
-MESSAGE_LIMIT = 64 * 1024
-LEAN_FRAME_LIMIT = 8
-LEAN_MESSAGE_LIMIT = 1024
-NAME_LIMIT = 1024
-DEPTH_LIMIT = 32
-SIZE_LIMIT = 512 * 1024
-"""Kafka refuses messages of more than 1 MiB unless told otherwise, and a failure travels in one."""
 
 UNKNOWN_TYPE = "<unknown type>"
 UNKNOWN_SOURCE = "<unknown source>"
@@ -49,8 +50,17 @@ NO_MESSAGE = "<no message>"
 CAUSES_LEFT_OUT = "CausesLeftOut"
 """Type of the failure that stands for causes which were cut out of a failure."""
 
-REPEATED = Frame("<already shown in full>", None, None, "...")
-"""The only frame of a failure whose frames and causes are those of an equal failure before it."""
+
+class Stored(NamedTuple):
+    """Where a failure is kept, so that it can be referred to.
+
+    Attributes:
+        keeper: a home as one process has opened it. Nobody else takes the id for granted: elsewhere it is a copy.
+        id: its row there.
+    """
+
+    keeper: uuid.UUID
+    id: uuid.UUID
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +75,7 @@ class Failure:
         causes: what it was caused by; several when several children failed.
         launched_at: where the message was launched whose handling failed. It tells how the failure got here
             and is no part of its value: equality ignores it.
+        stored: where it is kept, if it is. What is read of it may have been cut; what is kept has not.
     """
 
     type: str
@@ -73,6 +84,7 @@ class Failure:
     stack_trace: tuple[Frame, ...] = ()
     causes: tuple[Failure, ...] = ()
     launched_at: Frame | None = field(default=None, compare=False)
+    stored: Stored | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(cls, error: BaseException, *, source: str, launched_at: Frame | None = None) -> Failure:
@@ -95,6 +107,11 @@ class Failure:
         """Return the failure of a run whose children failed, and were rolled back, after `step`."""
         message = f"Child failure occurred while suspended in step [{step}]"
         return _bounded(cls(ChildRolledBack.__name__, message, source, causes=tuple(causes)))
+
+    @classmethod
+    def children_rolled_back(cls, causes: Iterable[Failure], *, source: str) -> Failure:
+        """Return why children failed of which some could not be rolled back: that is told next to it."""
+        return _bounded(cls(ChildRolledBack.__name__, None, source, causes=tuple(causes)))
 
     @classmethod
     def child_rollback_failed(cls, step: str, causes: Iterable[Failure], *, source: str) -> Failure:
@@ -140,7 +157,7 @@ class Failure:
         NUL and lone surrogates cannot be part of a text in Postgres. As escapes, which a `json` column checks
         for their syntax only, they can. (`jsonb` decodes them, and refuses them.)
         """
-        return json.dumps(self.to_json())
+        return json.dumps(self.to_json(), separators=(",", ":"))
 
     @classmethod
     def loads(cls, text: str | bytes) -> Failure:
@@ -159,16 +176,24 @@ class Failure:
 
     def with_launched_at(self, frame: Frame | None) -> Failure:
         """Return the same failure, of a message that was launched at `frame`."""
-        return replace(self, launched_at=frame)
+        return self if frame == self.launched_at else replace(self, launched_at=frame, stored=None)
+
+    @classmethod
+    def assembled(cls, alone: Failure, causes: Sequence[Failure]) -> Failure:
+        """Return a failure that was kept without its causes, together with them, within the limits above."""
+        return _bounded(replace(alone, causes=(*alone.causes, *causes)))
 
     def contains(self, other: Failure) -> bool:
-        """Tell whether `other` is this failure, or occurs among its causes at any level, by value.
+        """Tell whether `other` is this failure, or occurs among its causes at any level.
 
-        A failure of which only the mark of a repetition was kept counts as the one it repeats.
+        What is kept in the same place is the same, however much of it was read. Otherwise the value counts; a failure
+        of which only the mark of a repetition was kept counts as the one it repeats.
         """
         return self._same(other) or any(cause.contains(other) for cause in self.causes)
 
     def _same(self, other: Failure) -> bool:
+        if self.stored is not None and self.stored == other.stored:
+            return True
         if (self.type, self.message, self.source) != (other.type, other.message, other.source):
             return False
         if (REPEATED,) in (self.stack_trace, other.stack_trace):
@@ -286,28 +311,28 @@ def _exception_of(failure: Failure, *, note_launch: bool) -> DistributedError:
     return error
 
 
-_MORE = Failure(CAUSES_LEFT_OUT, "more causes are left out here", "scoop_outbox")
-
 _Node = BaseException | Failure | Mapping[str, Any]
 """What a failure is built of."""
-_OUTER = DEPTH_LIMIT // 2
-_INNER = DEPTH_LIMIT - _OUTER - 1
-_BUDGET = SIZE_LIMIT - 64 * 1024
-"""Bytes of JSON for failures; the rest of `SIZE_LIMIT` is for marks and the place of the launch."""
 
 
 def _bounded(root: _Node, source: str = UNKNOWN_SOURCE) -> Failure:
     """Return the failure built of `root` within the limits; `source` is that of exceptions."""
-    builder = _Builder(source, FRAME_LIMIT, MESSAGE_LIMIT)
-    failure = builder.build(root)
-    if builder.spent:
-        failure = _Builder(source, LEAN_FRAME_LIMIT, LEAN_MESSAGE_LIMIT).build(root)
-    return failure
+    more = Failure(CAUSES_LEFT_OUT, "more causes are left out here", "scoop_outbox")
+    kit = bounds.Kit(lambda node: _alone(_inner(node), source), _causes_of, _key, replace, more)
+    return bounds.bounded(root, kit)
+
+
+def _inner(node: _Node) -> _Node:
+    return node.failure if isinstance(node, DistributedError) else node
+
+
+def _key(node: _Node) -> Hashable:
+    node = _inner(node)
+    return (node.stored or node) if isinstance(node, Failure) else id(node)
 
 
 def _causes_of(node: _Node) -> Sequence[_Node]:
-    if isinstance(node, DistributedError):
-        return node.failure.causes
+    node = _inner(node)
     if isinstance(node, Failure):
         return node.causes
     if isinstance(node, BaseException):
@@ -317,7 +342,7 @@ def _causes_of(node: _Node) -> Sequence[_Node]:
 
 
 def _alone(node: _Node, source: str) -> Failure:
-    """Return the failure of a node without its causes."""
+    """Return the failure of a node, whose causes do not matter."""
     if isinstance(node, Failure):
         return node
     if isinstance(node, BaseException):
@@ -330,64 +355,3 @@ def _alone(node: _Node, source: str) -> Failure:
         frames_from_json(node.get("stackTrace")),
         launched_at=Frame.from_json(launched_at) if isinstance(launched_at, Mapping) else None,
     )
-
-
-@dataclass
-class _Builder:
-    """Builds one failure. It recurses `DEPTH_LIMIT` levels at most, however deep its input goes."""
-
-    source: str
-    frames: int
-    message: int
-    left: int = _BUDGET
-    spent: bool = False
-    path: set[int] = field(default_factory=set)
-    built: dict[Failure | int, Failure] = field(default_factory=dict)
-
-    def build(self, node: _Node, depth: int = 0) -> Failure:
-        """Return the failure of a node `depth` levels below the root, or `_MORE` if there is no room."""
-        node = node.failure if isinstance(node, DistributedError) else node
-        key = node if isinstance(node, Failure) else id(node)
-        if key in self.built:
-            return self._mark_repeated(self.built[key])
-        own = self._cut(_alone(node, self.source))
-        size = len(own.dumps())
-        self.spent = self.spent or size > self.left
-        if depth == DEPTH_LIMIT or (size > self.left and depth > 0):
-            return _MORE
-        self.left -= size
-        self.path.add(id(node))
-        failure = replace(own, causes=self._build_all(_causes_of(node), depth + 1))
-        self.path.discard(id(node))
-        self.built[key] = failure
-        return failure
-
-    def _build_all(self, nodes: Sequence[_Node], depth: int) -> tuple[Failure, ...]:
-        failures: list[Failure] = []
-        for node in nodes:
-            if id(node) in self.path:
-                continue  # what a failure is itself a cause of is no cause of it
-            below = levels(node, _causes_of) if depth == _OUTER else []
-            if len(below) > DEPTH_LIMIT - _OUTER:
-                roots = self._build_all(below[-_INNER], depth + 1)
-                failures.append(replace(_MORE, message="levels of causes are left out here", causes=roots))
-                continue
-            failures.append(self.build(node, depth))
-            if failures[-1] is _MORE:  # of several failures, the first ones are kept
-                break
-        return tuple(failures)
-
-    def _cut(self, own: Failure) -> Failure:
-        return Failure(
-            cut(own.type, NAME_LIMIT),
-            own.message if own.message is None else cut(own.message, self.message),
-            cut(own.source, NAME_LIMIT),
-            tuple(frame.cut(NAME_LIMIT) for frame in cut_frames(own.stack_trace, self.frames)),
-            launched_at=own.launched_at and own.launched_at.cut(NAME_LIMIT),
-        )
-
-    def _mark_repeated(self, failure: Failure) -> Failure:
-        if failure.stack_trace or failure.causes:
-            failure = replace(failure, stack_trace=(REPEATED,), causes=())
-        self.left -= len(failure.dumps())
-        return failure

@@ -7,8 +7,9 @@ tracebacks (the interpreter, `traceback`, `logging`, pytest) prints the remote f
 from __future__ import annotations
 
 import ast
+import functools
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import CodeType, FunctionType, TracebackType
 from typing import Any, TypeVar
@@ -198,10 +199,12 @@ def _package(frame: Frame) -> str | None:
     return module.partition(".")[0]
 
 
-def traceback_of(frames: Sequence[Frame]) -> TracebackType | None:
+@functools.lru_cache(256)
+def traceback_of(frames: tuple[Frame, ...]) -> TracebackType | None:
     """Return a traceback that shows `frames`, outermost first; the files need not exist here.
 
-    Source lines are printed for Python files that do exist here.
+    Source lines are printed for Python files that do exist here. Exceptions may share one, as the children of a fan-out
+    that failed in the same place do: whoever raises an exception puts a new entry before those that it has.
     """
     built: TracebackType | None = None
     for frame in reversed(frames):

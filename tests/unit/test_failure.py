@@ -3,12 +3,14 @@
 import copy
 import json
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import scoop_outbox
+from scoop_outbox import bounds
 from scoop_outbox import failure as limits
 from scoop_outbox.failure import (
     CancellationRequested,
@@ -409,15 +411,72 @@ def test_q40_depth_of_foreign_data_is_capped() -> None:
     check_deep(Failure.from_json(data), "199", "root")
 
 
-def test_q40_size_is_capped_with_the_first_causes_kept() -> None:
-    causes = [leaf("x" * 10**5, f"child[{number}]") for number in range(1000)]
+@pytest.mark.parametrize("count", [50, 5000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        lambda number: f"{number} cannot be delivered: " + "x" * 600,
+        lambda number: f"{number} " + "x" * 10**5,
+        lambda number: f"{number} " + "\N{GRINNING FACE}\0\ud800" * 1000,
+        lambda number: f"{number}",
+    ],
+)
+def test_q40_every_cause_keeps_its_type_and_the_beginning_of_its_message(count: int, text: Any) -> None:
+    causes = [leaf(text(number), f"child[{uuid4()}]") for number in range(count)]
     failure = Failure.child_rolled_back("S", causes, source="root[1]")
     assert len(failure.dumps()) <= limits.SIZE_LIMIT
     assert round_trip(failure) == failure
-    assert len(failure.causes) > 100
-    assert [cause.source for cause in failure.causes[:-1]] == [f"child[{n}]" for n in range(len(failure.causes) - 1)]
-    assert failure.causes[-1].type == "CausesLeftOut"
-    assert failure.to_exception().__cause__ is not None
+    assert [cause.type for cause in failure.causes] == ["RuntimeError"] * count
+    for number, cause in enumerate(failure.causes):
+        whole = text(number)
+        assert cause.message is not None
+        assert cause.message.split(" ")[0].removesuffix("...") == str(number)
+        assert len(json.dumps(cause.message)) - 2 >= min(len(whole), limits.BRIEF_MESSAGE_LIMIT - 12)
+        assert cause.message == whole or "..." in cause.message
+    short = [cause for cause in failure.causes if not cause.stack_trace]
+    assert bool(short) == (failure.stack_trace == (bounds.DETAILS_LEFT_OUT,))
+    assert isinstance(failure.to_exception().__cause__, ExceptionGroup)
+
+
+@pytest.mark.parametrize("place", [None, Frame("f" * 10**4, 1, "c" * 10**4, "g" * 10**4)])
+@pytest.mark.parametrize("name", ["shop.errors.PaymentRefused", "a" * 5000 + ".Refused", "\N{GRINNING FACE}" * 500])
+def test_q40_whatever_five_thousand_causes_are_called(name: str, place: Frame | None) -> None:
+    causes = [Failure(name, f"number {n}", "s" * 2000, (Frame("f", 1, "c", "g"),) * 60, (), place) for n in range(5000)]
+    failure = Failure.child_rolled_back("S", causes, source="root[1]").with_launched_at(place)
+    assert len(failure.dumps()) <= limits.SIZE_LIMIT
+    assert [cause.message for cause in failure.causes] == [f"number {n}" for n in range(5000)]
+    assert all(name.endswith(cause.type.removeprefix("...")) for cause in failure.causes)
+
+
+def test_q40_children_go_before_grandchildren() -> None:
+    def child(number: int) -> Failure:
+        below = [leaf(f"{number} {n} " + "x" * 10**4, f"gc[{uuid4()}]") for n in range(10)]
+        return Failure.child_rolled_back(f"step of {number}", below, source=f"child[{number}]")
+
+    failure = Failure.child_rolled_back("S", [child(number) for number in range(2000)], source="root[1]")
+    assert len(failure.dumps()) <= limits.SIZE_LIMIT
+    assert round_trip(failure) == failure
+    assert [cause.source for cause in failure.causes] == [f"child[{number}]" for number in range(2000)]
+
+
+def test_q40_what_has_no_room_at_all_is_counted() -> None:
+    causes = [leaf(f"{number} " + "x" * 600, f"child[{uuid4()}]") for number in range(20_000)]
+    failure = Failure.child_rolled_back("S", causes, source="root[1]")
+    assert len(failure.dumps()) <= limits.SIZE_LIMIT
+    assert round_trip(failure) == failure
+    *kept, rest = failure.causes
+    assert len(kept) > 5000
+    assert (rest.type, rest.message) == ("CausesLeftOut", f"{20_000 - len(kept)} more causes are left out here")
+
+
+def test_q40_the_frames_of_what_was_raised_over_thousands_are_kept() -> None:
+    error = ValueError("mine")
+    causes = [leaf(f"{number} " + "x" * 600, f"child[{uuid4()}]") for number in range(5000)]
+    error.__cause__ = Failure.child_rolled_back("S", causes, source="root[1]").to_exception()
+    failure = Failure.of(raised(error), source="root[1]")
+    assert failure.message == "mine"
+    assert "raised" in [frame.function_name for frame in failure.stack_trace]
+    assert len(failure.causes[0].causes) == 5000
 
 
 def test_q40_the_largest_failure_is_within_the_limit() -> None:
