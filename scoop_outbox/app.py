@@ -139,7 +139,7 @@ class Scoop(Declaration):
             UnknownMessage: it has not been taken in here, or has been pruned.
         """
         async with self.home.driver() as driver:
-            return await driver.run(read_status(message_id))
+            return await driver.run(read_status(message_id, self.home.failures))
 
     def status_sync(self, message_id: uuid.UUID) -> Status:
         """Do as `status`, for code without an event loop.
@@ -148,7 +148,7 @@ class Scoop(Declaration):
             UnknownMessage: it has not been taken in here, or has been pruned.
         """
         with self.home.blocking_driver() as driver:
-            return driver.run(read_status(message_id))
+            return driver.run(read_status(message_id, self.home.failures))
 
     async def message(self, message_id: uuid.UUID) -> Message:
         """Return a message that has been taken in.

@@ -178,10 +178,9 @@ class Failure:
         """Return the same failure, of a message that was launched at `frame`."""
         return self if frame == self.launched_at else replace(self, launched_at=frame, stored=None)
 
-    @classmethod
-    def assembled(cls, alone: Failure, causes: Sequence[Failure]) -> Failure:
-        """Return a failure that was kept without its causes, together with them, within the limits above."""
-        return _bounded(replace(alone, causes=(*alone.causes, *causes)))
+    def within_limits(self) -> Failure:
+        """Return the same failure within the limits above, whatever it was put together of."""
+        return _bounded(self)
 
     def contains(self, other: Failure) -> bool:
         """Tell whether `other` is this failure, or occurs among its causes at any level.

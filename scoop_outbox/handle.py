@@ -54,7 +54,7 @@ class Handle:
         except TimeoutError:
             # A last look, and the only one for who gives no time at all.
             async with self._home.driver() as driver:
-                last = (await driver.run(read_outcomes([self.id]))).get(self.id)
+                last = (await driver.run(read_outcomes([self.id], self._home.failures))).get(self.id)
             if last is None:
                 raise TimeoutError(self._late) from None
             outcome = last
@@ -73,7 +73,7 @@ class Handle:
         interval = _SHORTEST_LOOK
         while True:
             with self._home.blocking_driver() as driver:
-                outcome = driver.run(read_outcomes([self.id])).get(self.id)
+                outcome = driver.run(read_outcomes([self.id], self._home.failures)).get(self.id)
             if outcome is not None:
                 return _raise(outcome)
             pause = interval * random.uniform(0.8, 1.0)
@@ -90,7 +90,7 @@ class Handle:
 
 
 def _raise(outcome: Outcome) -> None:
-    errors: list[DistributedError] = [failure.to_exception() for failure in outcome]
+    errors: list[DistributedError] = [failed.to_exception() for failed in outcome]
     if len(errors) == 1:
         raise errors[0]
     if errors:

@@ -126,6 +126,11 @@ def unstorable(envelope: Envelope) -> str | None:
     return None
 
 
+def storable(value: str) -> str:
+    """Return text with what Postgres cannot hold written as Python would write it."""
+    return value.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
+
+
 def _is_broken(value: str) -> bool:
     try:
         value.encode()

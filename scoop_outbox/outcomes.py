@@ -6,15 +6,39 @@ import asyncio
 import uuid
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from scoop_outbox.core.failures import Known, recall
 from scoop_outbox.core.run import RunState
 from scoop_outbox.core.statement import Plan, ask, statement
 from scoop_outbox.daemon.pace import Pace
 from scoop_outbox.daemon.signals import Signals
-from scoop_outbox.failure import Failure
+from scoop_outbox.failure import DistributedError, Failure
 from scoop_outbox.store.home import Home
 
-Outcome = list[Failure]
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """How one saga failed.
+
+    Attributes:
+        failure: what it failed with: if it could not be rolled back, why not.
+        reason: what it was rolled back for, when that is another failure.
+    """
+
+    failure: Failure
+    reason: Failure | None = None
+
+    def to_exception(self) -> DistributedError:
+        """Return an exception of the failure, which tells of the reason if nothing in it does."""
+        error = self.failure.to_exception()
+        if self.reason is not None and not self.failure.contains(self.reason):
+            error.add_note(f"It could not be rolled back. It was to be, because of: {self.reason}")
+            error.__context__ = self.reason.to_exception()
+        return error
+
+
+Outcome = list[Failed]
 """The failures of a message's own sagas; empty when all of them committed, or nobody handles it."""
 
 
@@ -82,7 +106,7 @@ class _Lookout:
         while self._waiting:
             try:
                 async with self._home.driver() as driver:
-                    ended = await driver.run(read_outcomes(list(self._waiting)))
+                    ended = await driver.run(read_outcomes(list(self._waiting), self._home.failures))
             except Exception as error:  # noqa: BLE001 - it belongs to those who wait
                 for futures in self._waiting.values():
                     for future in futures:
@@ -99,17 +123,20 @@ class _Lookout:
                 await self._pace.sleep()
 
 
-def read_outcomes(messages: Sequence[uuid.UUID]) -> Plan[dict[uuid.UUID, Outcome]]:
+def read_outcomes(messages: Sequence[uuid.UUID], known: Known) -> Plan[dict[uuid.UUID, Outcome]]:
     """Ask which messages have ended, all their own runs with them, and how."""
     (rows,) = yield from ask(statement("read_roots", messages=list(messages)))
+    failures = yield from recall([one for *_, failure, obstacle in rows for one in (failure, obstacle)], known)
     outcomes: dict[uuid.UUID, Outcome] = {}
     unfinished: set[uuid.UUID] = set()
-    for message_id, taken_in, state, failure in rows:
+    for message_id, taken_in, state, failure, obstacle in rows:
         outcome = outcomes.setdefault(message_id, [])
         if not taken_in or (state is not None and not _final(RunState(state))):
             unfinished.add(message_id)
+        elif obstacle is not None and obstacle != failure:
+            outcome.append(Failed(failures[obstacle], failures.get(failure)))
         elif failure is not None:
-            outcome.append(Failure.loads(failure))
+            outcome.append(Failed(failures[failure]))
     return {message_id: outcome for message_id, outcome in outcomes.items() if message_id not in unfinished}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import CodeType, FunctionType, TracebackType
 from typing import Any, TypeVar
@@ -199,13 +199,17 @@ def _package(frame: Frame) -> str | None:
     return module.partition(".")[0]
 
 
-@functools.lru_cache(256)
-def traceback_of(frames: tuple[Frame, ...]) -> TracebackType | None:
+def traceback_of(frames: Sequence[Frame]) -> TracebackType | None:
     """Return a traceback that shows `frames`, outermost first; the files need not exist here.
 
     Source lines are printed for Python files that do exist here. Exceptions may share one, as the children of a fan-out
     that failed in the same place do: whoever raises an exception puts a new entry before those that it has.
     """
+    return _traceback_of(tuple(frames))
+
+
+@functools.lru_cache(256)
+def _traceback_of(frames: tuple[Frame, ...]) -> TracebackType | None:
     built: TracebackType | None = None
     for frame in reversed(frames):
         built = _traceback_entry(frame, built)

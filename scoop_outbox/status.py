@@ -7,12 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from scoop_outbox.core.rows import Row, failure_of, message_of
+from scoop_outbox.core.failures import Known, recall
+from scoop_outbox.core.rows import Failures, Row, failure_of, message_of
 from scoop_outbox.core.run import RunState, StepKind
 from scoop_outbox.core.statement import Plan, ask, statement
 from scoop_outbox.errors import UnknownMessage
 from scoop_outbox.failure import Failure
 from scoop_outbox.message import Message
+
+# Where `read_hierarchy` and `read_steps` return failures.
+_FAILURE, _STEP_FAILURE = 9, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,8 @@ class RunStatus:
     Attributes:
         lineage: run ids from the root of the hierarchy to this run.
         launched_by: the number of its parent's execution that launched the message, None for a root.
+        failure: what it failed with, if it did: when it could not be rolled back, why not.
+        rollback_reason: why it rolls back or rolled back, or was to: the same as `failure` unless the rollback failed.
         reason: why it is parked.
         version: the version of its saga that it belongs to; empty before its first step.
         interruptions: how often in a row the machinery has interrupted it since it last made progress, or it said
@@ -67,6 +73,7 @@ class RunStatus:
     created_at: datetime
     ended_at: datetime | None
     steps: tuple[StepStatus, ...]
+    rollback_reason: Failure | None = None
     version: str = ""
     interruptions: int = 0
     interruption: str | None = None
@@ -95,7 +102,7 @@ class Status:
         return all(run.state.ended for run in self.runs)
 
 
-def read_status(message_id: uuid.UUID) -> Plan[Status]:
+def read_status(message_id: uuid.UUID, known: Known) -> Plan[Status]:
     """Read a hierarchy.
 
     Raises:
@@ -107,10 +114,12 @@ def read_status(message_id: uuid.UUID) -> Plan[Status]:
     if not any(known for _, known, *_ in roots):
         raise UnknownMessage(f"message {message_id} has not been taken in here, or it has been pruned")
     (steps,) = yield from ask(statement("read_steps", runs=[row[0] for row in rows]))
+    named = [one for row in rows for one in row[_FAILURE : _FAILURE + 2]] + [row[_STEP_FAILURE] for row in steps]
+    failures = yield from recall(named, known)
     by_run: dict[uuid.UUID, list[StepStatus]] = {}
     for row in steps:
-        by_run.setdefault(row[0], []).append(_step_of(row))
-    return Status(message_id, tuple(_run_of(row, by_run.get(row[0], ())) for row in rows))
+        by_run.setdefault(row[0], []).append(_step_of(row, failures))
+    return Status(message_id, tuple(_run_of(row, by_run.get(row[0], ()), failures) for row in rows))
 
 
 def read_message(message_id: uuid.UUID) -> Plan[Message]:
@@ -125,18 +134,18 @@ def read_message(message_id: uuid.UUID) -> Plan[Message]:
     return message_of(rows[0], None)
 
 
-def _step_of(row: Row) -> StepStatus:
+def _step_of(row: Row, failures: Failures) -> StepStatus:
     """Return the execution in a row of `read_steps`."""
     _, seq, step, kind, iteration, attempt, state, undoes, failure, *times_and_worker = row
     return StepStatus(
-        seq, step, StepKind(kind), iteration, attempt, state, undoes, failure_of(failure), *times_and_worker
+        seq, step, StepKind(kind), iteration, attempt, state, undoes, failure_of(failure, failures), *times_and_worker
     )
 
 
-def _run_of(row: Row, steps: Sequence[StepStatus]) -> RunStatus:
+def _run_of(row: Row, steps: Sequence[StepStatus], failures: Failures) -> RunStatus:
     """Return the run in a row of `read_hierarchy`."""
-    run_id, service, saga, message_id, state, lineage, launched_by, step, next_step, failure, reason, *rest = row
-    created_at, ended_at, topic, version, interruptions, interruption = rest
+    run_id, service, saga, message_id, state, lineage, launched_by, step, next_step, failure, obstacle, *rest = row
+    reason, created_at, ended_at, topic, version, interruptions, interruption = rest
     return RunStatus(
         run_id,
         service,
@@ -148,11 +157,12 @@ def _run_of(row: Row, steps: Sequence[StepStatus]) -> RunStatus:
         launched_by,
         step,
         next_step,
-        failure_of(failure),
+        failure_of(failure if obstacle is None else obstacle, failures),
         reason,
         created_at,
         ended_at,
         tuple(steps),
+        failure_of(failure, failures),
         version,
         interruptions,
         interruption,

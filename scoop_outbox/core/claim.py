@@ -8,8 +8,20 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from scoop_outbox.context import merge
-from scoop_outbox.core.rows import CLOCK, MAIL, MESSAGE, children_of, instance_of, message_of, run_of
-from scoop_outbox.core.run import Facts, Run, RunState
+from scoop_outbox.core.failures import Known, recall
+from scoop_outbox.core.rows import (
+    CLOCK,
+    MAIL,
+    MESSAGE,
+    children_of,
+    failures_of_children,
+    failures_of_instance,
+    failures_of_run,
+    instance_of,
+    message_of,
+    run_of,
+)
+from scoop_outbox.core.run import Facts, Instance, Run, RunState
 from scoop_outbox.core.statement import BEGIN, COMMIT, ROLLBACK, SAVEPOINT, Plan, Rows, Statement, ask, statement
 from scoop_outbox.core.versions import Deployment
 from scoop_outbox.message import Message
@@ -38,6 +50,7 @@ class Worker:
         id: names this process in failures and step records.
         coroutines: whether the driver at work can call `async def` callbacks; otherwise it calls `def` ones.
         chance: draws a number in [0, 1) for jitter.
+        failures: those that this process knows.
         draining: whether the process ends: then a run is left to others after the step in hand.
         brokered: whether a broker carries messages, so that each service takes them in at a time of its own.
         deployment: which versions of the sagas living workers have; this process is alone unless given.
@@ -50,6 +63,7 @@ class Worker:
     hints: Hints
     coroutines: bool
     chance: Callable[[], float]
+    failures: Known
     draining: Callable[[], bool] = lambda: False
     brokered: bool = False
     deployment: Deployment = field(default_factory=Deployment)
@@ -80,7 +94,8 @@ def claim(run_id: uuid.UUID, worker: Worker) -> Plan[Claim | None]:
     if not locked:
         yield from ask(ROLLBACK)
         return None
-    run, now, mail = run_of(locked[0]), locked[0][CLOCK], locked[0][MAIL]
+    failures = yield from recall([*failures_of_run(locked[0]), *failures_of_children(children)], worker.failures)
+    run, now, mail = run_of(locked[0], failures), locked[0][CLOCK], locked[0][MAIL]
     if run.state.ended:
         yield from ask(statement("drop_mail", ids=mail), COMMIT)  # it told of something that no longer matters
         return None
@@ -94,12 +109,18 @@ def claim(run_id: uuid.UUID, worker: Worker) -> Plan[Claim | None]:
         return None
     instance = None
     if run.state is RunState.ROLLING_BACK:
-        run = replace(run, context=merge(run.context, run.inherited), inherited=None)
+        run = replace(run, context=merge(run.context, run.inherited))
         (found,) = yield from ask(statement("read_instance", run=run.id))
-        instance = instance_of(found)
-    is_open, ended = children_of(children)
+        instance = yield from _instance(found, run, worker)
+    is_open, ended = children_of(children, failures)
     message = message_of(locked[0][MESSAGE], saga.schema)
     return Claim(run, mail, Facts(now, is_open, ended, instance), message, saga, f"{run.saga}[{worker.id}]")
+
+
+def _instance(rows: Rows, run: Run, worker: Worker) -> Plan[Instance | None]:
+    """Return the instance to be undone next, with the failures that stand in the way."""
+    failures = yield from recall(failures_of_instance(rows), worker.failures)
+    return instance_of(rows, run, failures)
 
 
 def _holds_turn(run: Run) -> Plan[bool]:
@@ -133,7 +154,7 @@ def claiming_again(run: Run, *, children: bool) -> list[Statement]:
     return statements
 
 
-def claimed_again(claim: Claim, run: Run, rows: Sequence[Rows]) -> Plan[Claim | None]:
+def claimed_again(claim: Claim, run: Run, rows: Sequence[Rows], worker: Worker) -> Plan[Claim | None]:
     """Return the claim on `run`, as it stands now, from what the statements of `claiming_again` answered."""
     locked, _, *found = rows
     if not locked:
@@ -143,7 +164,8 @@ def claimed_again(claim: Claim, run: Run, rows: Sequence[Rows]) -> Plan[Claim | 
     if not found:
         facts = Facts(now)
     elif run.state is RunState.ROLLING_BACK:
-        facts = Facts(now, instance=instance_of(found[0]))
+        facts = Facts(now, instance=(yield from _instance(found[0], run, worker)))
     else:
-        facts = Facts(now, *children_of(found[0]))
+        failures = yield from recall(failures_of_children(found[0]), worker.failures)
+        facts = Facts(now, *children_of(found[0], failures))
     return replace(claim, run=run, facts=facts)

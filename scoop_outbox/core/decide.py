@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from scoop_outbox.core.run import Child, ChildState, Facts, Instance, Run, RunState, StepKind
-from scoop_outbox.failure import Failure
+from scoop_outbox.core.run import Child, Facts, Instance, Run, RunState, StepKind
+from scoop_outbox.failure import ChildRollbackFailed, Failure
+from scoop_outbox.policy import ROLLBACK_HANDLER_CALLS
 from scoop_outbox.saga import Callback, Saga, Step
 
 
@@ -69,6 +70,13 @@ class HandleChildRollbackFailure:
 
 
 @dataclass(frozen=True, slots=True)
+class Handled:
+    """What the handler for such children launched has finished: they count as compensated."""
+
+    instance: Instance
+
+
+@dataclass(frozen=True, slots=True)
 class CompensationFailed:
     """Children of a compensation failed: that attempt of the compensation has failed (behaviour Q46)."""
 
@@ -117,6 +125,7 @@ Decision = (
     | AskChildren
     | Compensate
     | HandleChildRollbackFailure
+    | Handled
     | CompensationFailed
     | Undone
     | Commit
@@ -171,13 +180,16 @@ def _backward(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:
     if instance is None:
         return EndRolledBack()
     step = saga.get(instance.step)
+    if run.handler_seq is not None:
+        if not instance.handler_children:
+            return Handled(instance)
+        return _handle_again(step, run, instance, source) or missing(saga, instance.step)
     if run.compensation_seq is not None:
-        if not instance.compensation_failures:
+        if not instance.compensation_children:
             return Undone(instance)
         if step is None:
             return missing(saga, instance.step)
-        failed = Failure.child_rollback_failed if instance.compensation_stuck else Failure.child_rolled_back
-        failure = failed(undo_name(instance), instance.compensation_failures, source=source)
+        failure = child_failure(undo_name(instance), instance.compensation_children, source)
         handler = step.child_rollback_failure_handler
         if handler is None or step.compensate_retry.allows(run.attempt + 1, failure.to_exception()):
             return CompensationFailed(step, instance, failure)
@@ -186,34 +198,77 @@ def _backward(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:
         return AskChildren(instance)
     if step is None:
         return missing(saga, instance.step)
-    if instance.failures:
-        if run.failure is not None and all(run.failure.contains(failure) for failure in instance.failures):
-            # These failures are what the run rolls back for: they were delivered on the forward path (behaviour Q5).
+    if instance.stuck:
+        if run.failure is not None and all(child.delivered for child in instance.stuck):
+            # They are what the run rolls back for: they were delivered on the forward path (behaviour Q5).
             return EndRollbackFailed(run.failure)
-        failure = rollback_failure(run, undo_name(instance, children=True), instance.failures, source)
-        if step.child_rollback_failure_handler is None:
-            return EndRollbackFailed(failure)
-        return HandleChildRollbackFailure(step, step.child_rollback_failure_handler, instance, failure)
+        failure = rollback_failure(undo_name(instance, children=True), instance.stuck, source, run.failure)
+        return _handle(step, run, instance, failure)
     if instance.kind is StepKind.STEP and step.compensation is not None:
         return Compensate(step, step.compensation, instance)
     return Undone(instance)
 
 
+def _handle(step: Step, run: Run, instance: Instance, failure: Failure) -> Decision:
+    handler = step.child_rollback_failure_handler
+    if handler is None or run.handled >= ROLLBACK_HANDLER_CALLS:
+        return EndRollbackFailed(failure)
+    return HandleChildRollbackFailure(step, handler, instance, failure)
+
+
+def _handle_again(step: Step | None, run: Run, instance: Instance, source: str) -> Decision | None:
+    """Return what to do when what a handler launched has failed, and with it that attempt (behaviour Q73).
+
+    Nothing is compensated yet: what the handler was called for before is told again, below what is new.
+    """
+    if step is None:
+        return None
+    phase = undo_name(instance, children=run.compensation_seq is None)
+    failed, before = instance.handler_children, instance.handled
+    if any(child.stuck for child in failed):
+        return _handle(step, run, instance, rollback_failure(phase, failed, source, before))
+    causes = [child.failure for child in failed if child.failure is not None]
+    if before is not None:
+        causes.append(before)
+    still_stuck = before is not None and before.type == ChildRollbackFailed.__name__
+    tell = Failure.child_rollback_failed if still_stuck else Failure.child_rolled_back
+    return _handle(step, run, instance, tell(phase, causes, source=source))
+
+
 def child_failure(step: str, failed: Sequence[Child], source: str) -> Failure:
     """Return what a run fails with when children launched by `step` failed."""
+    if any(child.stuck for child in failed):
+        return rollback_failure(step, failed, source)
     causes = tuple(child.failure for child in failed if child.failure is not None)
-    if any(child.state is ChildState.ROLLBACK_FAILED for child in failed):
-        return Failure.child_rollback_failed(step, causes, source=source)
     return Failure.child_rolled_back(step, causes, source=source)
 
 
-def rollback_failure(run: Run, phase: str, failures: Sequence[Failure], source: str) -> Failure:
-    """Return the failure of a rollback: what failed first, then the reason for the rollback unless it is in there."""
-    causes = list(failures)
-    reason = run.failure
-    if reason is not None and not any(cause == reason or cause.contains(reason) for cause in causes):
+def rollback_failure(phase: str, failed: Sequence[Child], source: str, reason: Failure | None = None) -> Failure:
+    """Return the failure of a run some of whose failed children could not be rolled back (behaviour Q59).
+
+    Args:
+        phase: what they were children of.
+        failed: they, and those that failed with them.
+        source: who says so.
+        reason: what the run itself rolls back for.
+
+    Returns:
+        First why each could not be rolled back, then why they failed, then the reason, each unless it is in there.
+    """
+    causes = [told for child in failed if child.stuck and (told := child.obstacle or child.failure) is not None]
+    why: list[Failure] = []
+    for child in failed:
+        failure, obstacle = child.failure, child.obstacle
+        if failure is None or (child.stuck and (obstacle is None or obstacle.contains(failure))):
+            continue
+        # One that was told to roll back has nothing to say but what it was told.
+        if reason is None or not failure.contains(reason):
+            why.append(failure)
+    if why:
+        causes.append(Failure.children_rolled_back(why, source=source))
+    if reason is not None and not any(cause.contains(reason) for cause in causes):
         causes.append(reason)
-    return Failure.child_rollback_failed(phase, tuple(causes), source=source)
+    return Failure.child_rollback_failed(phase, causes, source=source)
 
 
 def undo_name(instance: Instance, *, children: bool = False) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from scoop_outbox.core.claim import Hints
 from scoop_outbox.core.settle import emitted
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, ask, statement
-from scoop_outbox.headers import CONTEXT, HOME, LAUNCHED_AT, LINEAGE, PREFIX
+from scoop_outbox.headers import CONTEXT, HOME, LAUNCHED_AT, LINEAGE, PREFIX, storable
 from scoop_outbox.message import Envelope
 from scoop_outbox.scope import Emission
 
@@ -93,21 +93,16 @@ def arrived(envelopes: Sequence[Envelope], service: str | None, home: uuid.UUID 
 def _buried(unusable: Sequence[Unusable], service: str | None) -> dict[str, Any]:
     return {
         "ids": [one.envelope.id for one in unusable],
-        "topics": [_storable(one.envelope.topic) for one in unusable],
-        "keys": [None if one.envelope.key is None else _storable(one.envelope.key) for one in unusable],
+        "topics": [storable(one.envelope.topic) for one in unusable],
+        "keys": [None if one.envelope.key is None else storable(one.envelope.key) for one in unusable],
         "bodies": [one.envelope.body for one in unusable],
-        "content_types": [_storable(one.envelope.content_type) for one in unusable],
+        "content_types": [storable(one.envelope.content_type) for one in unusable],
         # All of them, ours too: a replay starts from what came.
         "headers": [json.dumps(dict(one.envelope.headers)) for one in unusable],
-        "positions": [_storable(one.position) for one in unusable],
-        "reasons": [_storable(one.reason) for one in unusable],
+        "positions": [storable(one.position) for one in unusable],
+        "reasons": [storable(one.reason) for one in unusable],
         "service": service,
     }
-
-
-def _storable(text: str) -> str:
-    """Return text with what Postgres cannot hold written as Python would write it."""
-    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
 
 
 def _own(envelope: Envelope) -> dict[str, str]:

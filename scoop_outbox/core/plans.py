@@ -121,7 +121,7 @@ def _call(due: rule.Decision, claimed: Claim) -> Call | None:
             reason = None if run.failure is None else run.failure.to_exception()
             return make(compensation, step.name, numbers, "compensation", error=reason)
         case rule.HandleChildRollbackFailure(step, handler, instance, failure):
-            numbers = (instance.seq, instance.iteration, 0)
+            numbers = (instance.seq, instance.iteration, run.handled)
             error = failure.to_exception()
             return make(handler, step.name, numbers, "child-rollback-failure", error=error, handles=True)
         case _:
@@ -151,10 +151,10 @@ def _change(due: rule.Decision, claimed: Claim, outcome: CallOutcome | None, cha
             return transition.step_returned(saga, run, due, returned)
         case rule.HandleChildFailure():
             if raised is not None:
-                return transition.handler_raised(run, due, raised)
+                return _delivered(claimed, transition.handler_raised(run, due, raised))
             return transition.handler_returned(saga, run, due, returned)
         case rule.RollBack(failure):
-            return transition.roll_back(run, failure, run.context)
+            return _delivered(claimed, transition.roll_back(run, failure, run.context))
         case rule.AskChildren():
             return transition.ask_children(run, due, claimed.source)
         case rule.Compensate():
@@ -167,6 +167,8 @@ def _change(due: rule.Decision, claimed: Claim, outcome: CallOutcome | None, cha
             return transition.child_rollback_handled(run, due, returned)
         case rule.CompensationFailed():
             return transition.compensation_failed(run, due, now, chance())
+        case rule.Handled(instance):
+            return transition.handled(run, instance)
         case rule.Undone(instance):
             return transition.undone(run, instance)
         case rule.Commit():
@@ -177,3 +179,9 @@ def _change(due: rule.Decision, claimed: Claim, outcome: CallOutcome | None, cha
             return transition.rollback_failed(run, failure)
         case rule.Park(reason, needs):
             return transition.parked(run, reason, needs)
+
+
+def _delivered(claimed: Claim, change: Transition) -> Transition:
+    """Return the beginning of a rollback for failed children: those that are stuck have been told of (behaviour Q5)."""
+    stuck = any(child.stuck for child in claimed.facts.children)
+    return replace(change, delivers=claimed.run.instance) if stuck else change

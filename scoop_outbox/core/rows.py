@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from scoop_outbox.core.run import Child, ChildState, Instance, Run, RunState, StepKind
@@ -11,22 +12,43 @@ from scoop_outbox.headers import key_seen
 from scoop_outbox.message import Message, Topic
 
 Row = Sequence[Any]
+Failures = Mapping[uuid.UUID, Failure]
+"""Those that the rows at hand name, by id."""
 
 # Where `claim_run` returns what comes after the run's own columns.
-CLOCK, MAIL, MESSAGE = 26, 27, slice(28, 35)
+CLOCK, MAIL, MESSAGE = 28, 29, slice(30, 37)
+
+_FAILURE, _OBSTACLE = 20, 21
+_CHILD_FAILURE = 6
+_INSTANCE = 6
 
 
-def failure_of(text: str | None) -> Failure | None:
-    """Return a stored failure."""
-    return None if text is None else Failure.loads(text)
+def failure_of(failure_id: uuid.UUID | None, failures: Failures) -> Failure | None:
+    """Return a failure that a row names."""
+    return None if failure_id is None else failures[failure_id]
 
 
-def run_of(row: Row) -> Run:
+def failures_of_run(row: Row) -> Iterable[uuid.UUID | None]:
+    """Return the failures that a row of `claim_run` names."""
+    return row[_FAILURE], row[_OBSTACLE]
+
+
+def failures_of_children(rows: Sequence[Row]) -> list[uuid.UUID | None]:
+    """Return the failures that rows of `read_children` name."""
+    return [one for row in rows for one in row[_CHILD_FAILURE : _CHILD_FAILURE + 2]]
+
+
+def failures_of_instance(rows: Sequence[Row]) -> list[uuid.UUID | None]:
+    """Return the failures that rows of `read_instance` name."""
+    return [one for row in rows for one in (row[_INSTANCE - 1], *row[_INSTANCE + _CHILD_FAILURE :][:2])]
+
+
+def run_of(row: Row, failures: Failures) -> Run:
     """Return the run in a row of `claim_run`, which also holds the clock, the mail and the message."""
     (
         run_id, message_id, service, saga, lineage, parent_run, state, step, next_step, seq, instance, iteration,
-        attempt, handled, not_before, undo_seq, compensation_seq, context, inherited, failure, result, launched_at,
-        reason, lane, version, troubled, *_,
+        attempt, handled, not_before, undo_seq, compensation_seq, handler_seq, context, inherited, failure, obstacle,
+        result, launched_at, reason, lane, version, troubled, *_,
     ) = row  # fmt: skip
     return Run(
         run_id,
@@ -46,9 +68,11 @@ def run_of(row: Row) -> Run:
         not_before,
         undo_seq,
         compensation_seq,
+        handler_seq,
         context,
         inherited,
-        failure_of(failure),
+        failure_of(failure, failures),
+        failure_of(obstacle, failures),
         result,
         None if launched_at is None else Frame.from_json(launched_at),
         reason,
@@ -58,32 +82,47 @@ def run_of(row: Row) -> Run:
     )
 
 
-def children_of(rows: Sequence[Row]) -> tuple[bool, list[Child]]:
+def children_of(rows: Sequence[Row], failures: Failures) -> tuple[bool, list[Child]]:
     """Return whether children are open, and the ended ones that have something to tell, from `read_children`."""
     is_open = bool(rows and rows[0][0])
-    children = [
-        Child(message_id, saga, ChildState(state), ordinal, result, failure_of(failure), failed_at)
-        for _, message_id, saga, state, ordinal, result, failure, failed_at in rows
-        if message_id is not None
-    ]
-    return is_open, children
+    return is_open, [_child_of(row, failures) for row in rows if row[1] is not None]
 
 
-def instance_of(rows: Sequence[Row]) -> Instance | None:
+def _child_of(row: Row, failures: Failures) -> Child:
+    _, message_id, saga, state, ordinal, result, failure, obstacle, failed_at, delivered = row
+    return Child(
+        message_id,
+        saga,
+        ChildState(state),
+        ordinal,
+        result,
+        failure_of(failure, failures),
+        failure_of(obstacle, failures),
+        failed_at,
+        delivered,
+    )
+
+
+def instance_of(rows: Sequence[Row], run: Run, failures: Failures) -> Instance | None:
     """Return the instance to be undone, from `read_instance`: one row a failed child, at least one in all."""
     if not rows:
         return None
-    seq, step, kind, iteration, askable, *_ = rows[0]
-    failures = [(row[5], failure_of(row[6])) for row in rows if row[5] is not None]
+    seq, step, kind, iteration, askable, handled, *_ = rows[0]
+    children = [(row[_INSTANCE], _child_of(row[_INSTANCE:], failures)) for row in rows if row[_INSTANCE] is not None]
+
+    def of(execution: int | None) -> tuple[Child, ...]:
+        return tuple(child for launched_by, child in children if launched_by == execution)
+
     return Instance(
         seq,
         step,
         StepKind(kind),
         iteration,
         askable,
-        tuple(failure for of, failure in failures if of == seq and failure is not None),
-        tuple(failure for of, failure in failures if of != seq and failure is not None),
-        any(row[5] not in (None, seq) and row[7] == ChildState.ROLLBACK_FAILED for row in rows),
+        of(seq),
+        of(run.compensation_seq),
+        of(run.handler_seq),
+        failure_of(handled, failures),
     )
 
 

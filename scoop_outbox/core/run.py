@@ -82,13 +82,16 @@ class Run:
         instance: the number of the execution that the run is suspended in; its children are waited for.
         iteration: how often in a row `step` had been executed before its newest execution.
         attempt: failed attempts of the callback that is due.
-        handled: calls of the child-failure handler since `step` was executed.
+        handled: calls of the child-failure handler since `step` was executed; while rolling back, of the handler of
+            rollback failures for the instance that is being undone.
         not_before: a retry waits until then.
         undo_seq: while rolling back, instances above this number are undone already.
         compensation_seq: while rolling back, the compensation whose children are waited for.
+        handler_seq: while rolling back, the call of the handler of rollback failures whose children are waited for.
         context: the cooperation context as JSON text.
         inherited: the context of the parent that ordered the rollback, until it has been merged.
-        failure: why the run rolls back, rolled back, or could not.
+        failure: why the run rolls back or rolled back, or was to: what its compensations are told.
+        obstacle: why it could not be rolled back.
         result: what `scope.set_result` left, as JSON text.
         reason: why the run is parked.
         lane: runs of one lane are executed one after the other; None when the run is not ordered.
@@ -114,9 +117,11 @@ class Run:
     not_before: datetime | None = None
     undo_seq: int | None = None
     compensation_seq: int | None = None
+    handler_seq: int | None = None
     context: str | None = None
     inherited: str | None = None
     failure: Failure | None = None
+    obstacle: Failure | None = None
     result: str | None = None
     launched_at: Frame | None = None
     reason: str | None = None
@@ -125,10 +130,21 @@ class Run:
     troubled: bool = False
     needs: str | None = None
 
+    @property
+    def told(self) -> Failure | None:
+        """What the run has failed with, if it has: why it could not be rolled back goes before why it was to be."""
+        return self.failure if self.obstacle is None else self.obstacle
+
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """A child that has ended and has something to tell: a failure or a result."""
+    """A child that has ended and has something to tell: a failure or a result.
+
+    Attributes:
+        failure: why it rolled back, or was to.
+        obstacle: why it could not be rolled back.
+        delivered: whether its parent was told on its way forward that it could not be rolled back.
+    """
 
     message_id: uuid.UUID
     saga: str
@@ -136,7 +152,14 @@ class Child:
     ordinal: int
     result: str | None = None
     failure: Failure | None = None
+    obstacle: Failure | None = None
     failed_at: datetime | None = None
+    delivered: bool = False
+
+    @property
+    def stuck(self) -> bool:
+        """Whether it could not be rolled back."""
+        return self.state is ChildState.ROLLBACK_FAILED
 
     @property
     def failed(self) -> bool:
@@ -150,9 +173,10 @@ class Instance:
 
     Attributes:
         askable: whether some of its children are committed and must be asked to roll back first.
-        failures: failures of those that could not be rolled back.
-        compensation_failures: failures of children of the compensation attempt `Run.compensation_seq`.
-        compensation_stuck: whether one of these children could not be rolled back either.
+        stuck: those that could not be rolled back, and that nobody has handled.
+        compensation_children: failed children of the compensation attempt `Run.compensation_seq`.
+        handler_children: failed children of the handler's call `Run.handler_seq`.
+        handled: what that call was for.
     """
 
     seq: int
@@ -160,9 +184,10 @@ class Instance:
     kind: StepKind
     iteration: int
     askable: bool = False
-    failures: tuple[Failure, ...] = ()
-    compensation_failures: tuple[Failure, ...] = ()
-    compensation_stuck: bool = False
+    stuck: tuple[Child, ...] = ()
+    compensation_children: tuple[Child, ...] = ()
+    handler_children: tuple[Child, ...] = ()
+    handled: Failure | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from scoop_outbox.core.claim import Claim, Worker, claim, claimed_again, claiming_again
+from scoop_outbox.core.failures import Writing, id_of
 from scoop_outbox.core.run import Run, RunState, StepKind
 from scoop_outbox.core.statement import COMMIT, COMMIT_AND_BEGIN, RELEASE_SAVEPOINT, Plan, Statement, ask, statement
 from scoop_outbox.core.transition import Mail, Record, Transition
@@ -21,13 +23,16 @@ def settle(
 
     When a callback was `called` behind the claim's savepoint and has returned, the savepoint must still be there.
     """
+    writing = Writing(worker.failures)
+    change = _named(change, writing)
     after = change.run
-    release = [RELEASE_SAVEPOINT] if called else []
+    release = [RELEASE_SAVEPOINT, *writing.statements()] if called else writing.statements()
     writes = [*release, *_writes_run(claimed, change, worker), *_writes_mail(claimed, change, go_on=go_on)]
     ahead = go_on and change.mail is Mail.KEEP
     again = claiming_again(after, children=change.consumes is not None) if ahead else []
     answers = yield from ask(*writes, COMMIT_AND_BEGIN if ahead else COMMIT, *again)
     rows = {write.name: answer for write, answer in zip(writes, answers, strict=False)}
+    writing.written()
     if change.emissions:
         worker.hints.outbox()
     for told in ("ask_children", "tell_parent", "end_turn"):
@@ -41,10 +46,25 @@ def settle(
     elif after.state.ended and after.parent_run is None:
         worker.hints.ended()
     if ahead:
-        return (yield from claimed_again(claimed, after, answers[len(writes) + 1 :]))
+        if after != claimed.run:
+            after = replace(after, inherited=None, troubled=False)
+        return (yield from claimed_again(claimed, after, answers[len(writes) + 1 :], worker))
     if go_on and change.mail is Mail.DROP_IF_WAITING and not rows["drop_mail_if_waiting"][0][0]:
         return (yield from claim(after.id, worker))  # nobody listens to what was launched: nothing to wait for
     return None
+
+
+def _named(change: Transition, writing: Writing) -> Transition:
+    """Return a transition whose failures have ids; those that are new are written down first."""
+    run, record, asks = change.run, change.record, change.asks
+    if run.failure is None and (record is None or record.failure is None):
+        return change
+    failure, obstacle = writing.name_any(run.failure), writing.name_any(run.obstacle)
+    if failure is not run.failure or obstacle is not run.obstacle:
+        run = replace(run, failure=failure, obstacle=obstacle)
+    if record is not None and record.failure is not None:
+        record = replace(record, failure=writing.name(record.failure))
+    return replace(change, run=run, record=record, asks=None if asks is None else (asks[0], writing.name(asks[1])))
 
 
 def _writes_run(claimed: Claim, change: Transition, worker: Worker) -> Iterator[Statement]:
@@ -56,17 +76,19 @@ def _writes_run(claimed: Claim, change: Transition, worker: Worker) -> Iterator[
         if record is not None:
             yield statement("record_step", **_record(record, claimed, worker))
         if after != before or before.troubled:
-            yield statement("update_run", **_columns(after, failed=before.failure is not after.failure))
+            yield statement("update_run", **_columns(before, after))
     if change.undone is not None:
         yield statement("mark_undone", run=after.id, seq=change.undone)
     if change.consumes is not None:
         yield statement("consume_failures", run=after.id, seq=change.consumes)
+    if change.delivers is not None:
+        yield statement("deliver_failures", run=after.id, seq=change.delivers)
     if change.emissions:
         seq = after.seq if record is None else record.seq
         yield statement("launch", **emitted(change.emissions, after, seq, brokered=worker.brokered))
     if change.asks is not None:
         seq, reason = change.asks
-        yield statement("ask_children", run=after.id, seq=seq, failure=reason.dumps(), context=after.context)
+        yield statement("ask_children", run=after.id, seq=seq, failure=id_of(reason), context=after.context)
     if after.state.ended and after.parent_run is not None and after.state is not RunState.PARKED:
         yield statement("tell_parent", **_outcome(after))
     if after.lane is not None and after.state.ended and after.state is not RunState.PARKED:
@@ -124,14 +146,17 @@ def _record(record: Record, claimed: Claim, worker: Worker) -> dict[str, Any]:
         "iteration": record.iteration,
         "attempt": record.attempt,
         "state": "committed" if record.failure is None else "failed",
-        "failure": None if record.failure is None else record.failure.dumps(),
+        "failure": id_of(record.failure),
         "undoes": record.undoes,
         "started_at": claimed.facts.now,
         "worker": worker.id,
     }
 
 
-def _columns(run: Run, *, failed: bool) -> dict[str, Any]:
+def _columns(before: Run, run: Run) -> dict[str, Any]:
+    # What was inherited has been merged into the context that the claim gave, and is written with it.
+    context_changed = run.context != before.context or before.inherited is not None
+    result_changed = run.result != before.result
     return {
         "run": run.id,
         "state": run.state.value,
@@ -145,10 +170,14 @@ def _columns(run: Run, *, failed: bool) -> dict[str, Any]:
         "not_before": run.not_before,
         "undo_seq": run.undo_seq,
         "compensation_seq": run.compensation_seq,
-        "context": run.context,
-        "failure": None if run.failure is None else run.failure.dumps(),
-        "failed": failed,
-        "result": run.result,
+        "handler_seq": run.handler_seq,
+        "context": run.context if context_changed else None,
+        "context_changed": context_changed,
+        "failure": id_of(run.failure),
+        "obstacle": id_of(run.obstacle),
+        "failed": before.failure is not run.failure or before.obstacle is not run.obstacle,
+        "result": run.result if result_changed else None,
+        "result_changed": result_changed,
         "reason": run.reason,
         "needs": run.needs,
         "version": run.version,
@@ -164,7 +193,8 @@ def _outcome(run: Run) -> dict[str, Any]:
         "saga": run.saga,
         "state": run.state.value,
         "result": None if failed else run.result,
-        "failure": run.failure.dumps() if failed and run.failure is not None else None,
+        "failure": id_of(run.failure) if failed else None,
+        "obstacle": id_of(run.obstacle) if failed else None,
         "run": run.id,
     }
 

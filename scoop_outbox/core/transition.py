@@ -80,6 +80,7 @@ class Transition:
         emissions: messages to be launched by execution `record.seq`.
         asks: the instance whose committed children are ordered to roll back, and why.
         consumes: the instance whose failed children count as handled.
+        delivers: the instance of whose children that could not be rolled back the run was told.
         undone: the instance that is compensated now.
         mail: what happens to the mail that was read.
         wake_at: when to look at the run again by itself.
@@ -90,6 +91,7 @@ class Transition:
     emissions: Sequence[Emission] = ()
     asks: tuple[int, Failure] | None = None
     consumes: int | None = None
+    delivers: int | None = None
     undone: int | None = None
     mail: Mail = Mail.KEEP
     wake_at: datetime | None = None
@@ -157,7 +159,12 @@ def step_raised(run: Run, due: Invoke, outcome: Raised, now: datetime, chance: f
     failed = run.attempt + 1
     if due.step.retry.allows(failed, outcome.error):
         return _again(run, seq, record, due.step.retry, now, chance)
-    return replace(roll_back(replace(run, seq=seq), outcome.failure, outcome.context), record=record)
+    return _recorded(roll_back(replace(run, seq=seq), outcome.failure, outcome.context), record)
+
+
+def _recorded(change: Transition, record: Record) -> Transition:
+    """Return the beginning of a rollback with the execution that it is for: one failure, kept once."""
+    return replace(change, record=replace(record, failure=change.run.failure))
 
 
 def _again(run: Run, seq: int, record: Record | None, retry: Retry, now: datetime, chance: float) -> Transition:
@@ -178,6 +185,7 @@ def roll_back(run: Run, failure: Failure, context: str | None) -> Transition:
         context=context,
         undo_seq=run.seq,
         attempt=0,
+        handled=0,
         not_before=None,
     )
     return Transition(after)
@@ -211,7 +219,7 @@ def handler_raised(run: Run, due: HandleChildFailure, outcome: Raised) -> Transi
     seq = run.seq + 1
     kind = StepKind.CHILD_FAILURE_HANDLER
     record = Record(seq, due.step.name, kind, run.iteration, run.handled, outcome.failure)
-    return replace(roll_back(replace(run, seq=seq), outcome.failure, outcome.context), record=record)
+    return _recorded(roll_back(replace(run, seq=seq), outcome.failure, outcome.context), record)
 
 
 def committed(run: Run) -> Transition:
@@ -233,7 +241,7 @@ def compensation_returned(run: Run, due: Compensate, outcome: Returned) -> Trans
     record = Record(seq, due.step.name, StepKind.COMPENSATION, instance.iteration, run.attempt, undoes=instance.seq)
     after = replace(run, seq=seq, context=outcome.context, not_before=None)
     if _awaited(outcome.emissions):
-        waiting = replace(after, compensation_seq=seq)
+        waiting = replace(after, compensation_seq=seq, handler_seq=None)
         return Transition(waiting, record, outcome.emissions, mail=Mail.DROP_IF_WAITING)
     return replace(undone(after, instance), record=record, emissions=outcome.emissions)
 
@@ -252,7 +260,8 @@ def compensation_raised(run: Run, due: Compensate, outcome: Raised, now: datetim
     )
     if due.step.compensate_retry.allows(run.attempt + 1, outcome.error):
         return _again(run, seq, record, due.step.compensate_retry, now, chance)
-    return replace(rollback_failed(replace(run, seq=seq, context=outcome.context), outcome.failure), record=record)
+    change = rollback_failed(replace(run, seq=seq, context=outcome.context), outcome.failure)
+    return replace(change, record=replace(record, failure=change.run.obstacle))
 
 
 def compensation_failed(run: Run, due: CompensationFailed, now: datetime, chance: float) -> Transition:
@@ -263,27 +272,44 @@ def compensation_failed(run: Run, due: CompensationFailed, now: datetime, chance
 
 
 def child_rollback_handled(run: Run, due: HandleChildRollbackFailure, outcome: Returned) -> Transition:
-    """A child that could not be rolled back counts as compensated from now on (behaviour Q45)."""
+    """Children that could not be rolled back count as compensated: once what the handler launched has finished."""
     seq = run.seq + 1
     kind = StepKind.CHILD_FAILURE_HANDLER
-    # The attempt is the handler's, which is called once; those of the compensation are none of its.
-    record = Record(seq, due.step.name, kind, due.instance.iteration, 0, due.failure, undoes=due.instance.seq)
-    after = replace(run, seq=seq, context=outcome.context)
-    mail = Mail.DROP_IF_WAITING if _awaited(outcome.emissions) else Mail.KEEP
-    if run.compensation_seq is not None:  # they were the compensation's own: it has done what it could
-        return replace(undone(after, due.instance), record=record, emissions=outcome.emissions, mail=mail)
-    return Transition(after, record, outcome.emissions, consumes=due.instance.seq, mail=mail)
+    record = Record(seq, due.step.name, kind, due.instance.iteration, run.handled, due.failure, undoes=due.instance.seq)
+    after = replace(run, seq=seq, context=outcome.context, handled=run.handled + 1)
+    if _awaited(outcome.emissions):
+        waiting = replace(after, handler_seq=seq)
+        return Transition(waiting, record, outcome.emissions, mail=Mail.DROP_IF_WAITING)
+    return replace(handled(after, due.instance), record=record, emissions=outcome.emissions)
+
+
+def handled(run: Run, instance: Instance) -> Transition:
+    """Whatever could not be undone below an instance counts as compensated from now on (behaviour Q45)."""
+    if run.compensation_seq is not None:  # it was the compensation's own: it has done what it could
+        return undone(run, instance)
+    return Transition(replace(run, handler_seq=None), consumes=instance.seq)
 
 
 def child_rollback_not_handled(run: Run, due: HandleChildRollbackFailure, outcome: Raised) -> Transition:
     """The handler raised: the run cannot be rolled back."""
-    del due
-    return rollback_failed(replace(run, context=outcome.context), outcome.failure)
+    seq = run.seq + 1
+    kind = StepKind.CHILD_FAILURE_HANDLER
+    record = Record(seq, due.step.name, kind, due.instance.iteration, run.handled, undoes=due.instance.seq)
+    change = rollback_failed(replace(run, seq=seq, context=outcome.context), outcome.failure)
+    return replace(change, record=replace(record, failure=change.run.obstacle))
 
 
 def undone(run: Run, instance: Instance) -> Transition:
     """An instance is undone; the one before it is next."""
-    after = replace(run, undo_seq=instance.seq - 1, compensation_seq=None, attempt=0, not_before=None)
+    after = replace(
+        run,
+        undo_seq=instance.seq - 1,
+        compensation_seq=None,
+        handler_seq=None,
+        handled=0,
+        attempt=0,
+        not_before=None,
+    )
     return Transition(after, undone=instance.seq)
 
 
@@ -292,11 +318,11 @@ def rolled_back(run: Run) -> Transition:
     return Transition(replace(run, state=RunState.ROLLED_BACK), mail=Mail.DROP)
 
 
-def rollback_failed(run: Run, failure: Failure) -> Transition:
-    """The rollback cannot go on; everything above stops and is told."""
+def rollback_failed(run: Run, obstacle: Failure) -> Transition:
+    """The rollback cannot go on; everything above stops and is told. Why the run was to roll back stays."""
     if run.launched_at is not None:
-        failure = failure.with_launched_at(run.launched_at)
-    return Transition(replace(run, state=RunState.ROLLBACK_FAILED, failure=failure), mail=Mail.DROP)
+        obstacle = obstacle.with_launched_at(run.launched_at)
+    return Transition(replace(run, state=RunState.ROLLBACK_FAILED, obstacle=obstacle), mail=Mail.DROP)
 
 
 def parked(run: Run, reason: str, needs: str | None = None) -> Transition:

@@ -112,6 +112,7 @@ class Worker:
             self._signals,
             coroutines,
             random.random,
+            self._home.failures,
             lambda: self._stopping,
             self._brokered,
             self._roster.deployment,

@@ -22,6 +22,7 @@ from scoop_outbox.store.adaptation import ADAPTERS
 from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.blocking import Driver
 from scoop_outbox.store.connect import async_driver_engine, driver_engine, explained, parsed, patience, shown
+from scoop_outbox.store.known import KnownFailures
 from scoop_outbox.store.patient import PatientDriver
 from scoop_outbox.store.sever import disinherit, is_severed
 
@@ -62,6 +63,7 @@ class Home:
 
     def _begin(self) -> None:
         self.process_id = uuid7()
+        self.failures = KnownFailures()
         self._lock = threading.Lock()
         self._blocking = _Pool(threading.BoundedSemaphore(LENT))
         self._pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _AsyncPool] = weakref.WeakKeyDictionary()

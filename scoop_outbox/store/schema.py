@@ -178,7 +178,7 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         Column("compensation_seq", Integer),
         Column("context", JSON),
         Column("inherited", JSON),
-        Column("failure", JSON),
+        Column("failure", Uuid),
         _time("failed_at"),
         Column("result", JSON),
         Column("launched_at", JSON),
@@ -191,6 +191,8 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         Column("interruption", Text),
         Column("taken_by", Uuid),
         Column("needs", Text),
+        Column("obstacle", Uuid),
+        Column("handler_seq", Integer),
         # Leads with the message: it is the idempotency of intake, and how the runs of a message are found.
         Index("run_once", "message_id", "service", "saga", unique=True),
         CheckConstraint(
@@ -204,6 +206,19 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
     Index("run_parked", run.c.service, run.c.saga, postgresql_where=run.c.reason.is_not(None))
     Index("run_interrupted", run.c.service, postgresql_where=run.c.interruptions > 0)
 
+    # Why something failed, without its causes, which are referred to: each failure once, whoever is told of it. Type,
+    # message and source are as people and queries read them, the document is whole.
+    Table(
+        "failure",
+        metadata,
+        Column("id", Uuid, primary_key=True),
+        Column("causes", ARRAY(Uuid), nullable=False),
+        Column("type", Text, nullable=False),
+        Column("message", Text),
+        Column("source", Text, nullable=False),
+        Column("document", JSON, nullable=False),
+    )
+
     # One execution of a step, child-failure handler or compensation: the plan of the rollback, the trace, the times.
     Table(
         "step",
@@ -215,7 +230,7 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         Column("iteration", Integer, nullable=False),
         Column("attempt", Integer, nullable=False),
         Column("state", Text, nullable=False),
-        Column("failure", JSON),
+        Column("failure", Uuid),
         Column("undoes", Integer),
         _time("started_at", nullable=False),
         _time("ended_at", nullable=False),
@@ -236,9 +251,11 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         Column("state", Text, nullable=False, server_default=text("'waiting'")),
         Column("child_run", Uuid),
         Column("result", JSON),
-        Column("failure", JSON),
+        Column("failure", Uuid),
         _time("failed_at"),
         Column("consumed", Boolean, nullable=False, server_default=text("false")),
+        Column("obstacle", Uuid),
+        Column("delivered", Boolean, nullable=False, server_default=text("false")),
         Index("child_of_instance", "run_id", "seq"),
         **_UPDATED,
     )

@@ -5,8 +5,8 @@
 -- around it would return the old one, and steps would run twice. Mail may be as old as the snapshot: news and mail
 -- come in one commit, and what is read of children is read by a later statement.
 select r.id, r.message_id, r.service, r.saga, r.lineage, r.parent_run, r.state, r.step, r.next_step, r.seq,
-       r.instance, r.iteration, r.attempt, r.handled, r.not_before, r.undo_seq, r.compensation_seq, r.context::text,
-       r.inherited::text, r.failure::text, r.result::text, r.launched_at, r.reason, r.lane,
+       r.instance, r.iteration, r.attempt, r.handled, r.not_before, r.undo_seq, r.compensation_seq, r.handler_seq,
+       r.context::text, r.inherited::text, r.failure, r.obstacle, r.result::text, r.launched_at, r.reason, r.lane,
        r.version, r.interruptions > 0 or r.taken_by is not null,
        clock_timestamp(), array(select b.id from {schema}.mailbox b where b.run_id = r.id),
        m.id, m.topic, m.key, m.body, m.content_type, m.headers, m.created_at
@@ -24,7 +24,7 @@ for update skip locked
 -- name: read_children
 -- One row at least. While a child is open nothing else matters, and nothing else is read: `offset 0` keeps the
 -- sub-select whole, so that the answer is asked for once and not for each child.
-select o.open, c.message_id, c.saga, c.state, c.ordinal, c.result::text, c.failure::text, c.failed_at
+select o.open, c.message_id, c.saga, c.state, c.ordinal, c.result::text, c.failure, c.obstacle, c.failed_at, c.delivered
 from (select exists (select from {schema}.child where run_id = %(run)s and open) as open) o
 left join lateral (
     select *
@@ -38,9 +38,9 @@ left join lateral (
 order by c.ordinal
 
 -- name: read_instance
--- What is to be undone next, with a row for each failure that stands in the way.
+-- What is to be undone next, with a row for each failed child that stands in the way.
 with instance as (
-    select s.run_id, s.seq, s.step, s.kind, s.iteration, r.compensation_seq
+    select s.run_id, s.seq, s.step, s.kind, s.iteration, r.compensation_seq, r.handler_seq
     from {schema}.run r
     join {schema}.step s on s.run_id = r.id and s.seq <= r.undo_seq
     where r.id = %(run)s and s.state = 'committed' and s.kind <> 'compensation'
@@ -49,16 +49,18 @@ with instance as (
 )
 select i.seq, i.step, i.kind, i.iteration,
        exists (select from {schema}.child c where c.run_id = i.run_id and c.seq = i.seq and c.state = 'committed'),
-       f.seq, f.failure::text, f.state
+       (select h.failure from {schema}.step h where h.run_id = i.run_id and h.seq = i.handler_seq),
+       f.seq, f.message_id, f.saga, f.state, f.ordinal, null, f.failure, f.obstacle, f.failed_at, f.delivered
 from instance i
 left join lateral (
-    select c.seq, c.failure, c.state, c.failed_at, c.ordinal
+    select c.*
     from {schema}.child c
     where c.run_id = i.run_id and c.seq = i.seq and c.state = 'rollback_failed' and not c.consumed
     union all
-    select c.seq, c.failure, c.state, c.failed_at, c.ordinal
+    select c.*
     from {schema}.child c
-    where c.run_id = i.run_id and c.seq = i.compensation_seq and c.state in ('rolled_back', 'rollback_failed')
+    where c.run_id = i.run_id and c.seq in (i.compensation_seq, i.handler_seq)
+      and c.state in ('rolled_back', 'rollback_failed')
 ) f on true
 order by f.failed_at, f.ordinal
 
@@ -89,13 +91,39 @@ values
 -- name: mark_undone
 update {schema}.step set state = 'compensated' where run_id = %(run)s and seq = %(seq)s and state = 'committed'
 
+-- name: record_failures
+-- Each once and without its causes, which are referred to. Type, message and source are as people and queries read them.
+insert into {schema}.failure (id, causes, type, message, source, document)
+select id, causes::uuid[], type, message, source, document::json
+from unnest(%(ids)s::uuid[], %(causes)s::text[], %(types)s::text[], %(messages)s::text[], %(sources)s::text[],
+            %(documents)s::text[])
+     as f (id, causes, type, message, source, document)
+
+-- name: read_failures
+-- Failures and what lies below them, each once, level by level; so many of them, and so many bytes of documents.
+with recursive reached as (
+    select f.id, f.causes from {schema}.failure f where f.id = any(%(failures)s)
+    union
+    select f.id, f.causes from reached r join {schema}.failure f on f.id = any(r.causes)
+), counted as (
+    select *, row_number() over () as place from (select * from reached limit %(most)s) r
+)
+select f.id, f.causes, f.type, f.message, f.source,
+       case when sum(octet_length(f.document::text)) over (order by c.place) <= %(bytes)s then f.document::text end
+from counted c
+join {schema}.failure f on f.id = c.id
+order by c.place
+
 -- name: update_run
+-- A context or result that is as it was is not written again: it may be large.
 update {schema}.run
 set state = %(state)s, step = %(step)s, next_step = %(next_step)s, seq = %(seq)s, instance = %(instance)s,
     iteration = %(iteration)s, attempt = %(attempt)s, handled = %(handled)s, not_before = %(not_before)s,
-    undo_seq = %(undo_seq)s, compensation_seq = %(compensation_seq)s, context = %(context)s, inherited = null,
-    failure = %(failure)s, result = %(result)s, reason = %(reason)s, needs = %(needs)s,
-    version = %(version)s, interruptions = 0, interruption = null, taken_by = null,
+    undo_seq = %(undo_seq)s, compensation_seq = %(compensation_seq)s, handler_seq = %(handler_seq)s,
+    context = case when %(context_changed)s then %(context)s::json else context end, inherited = null,
+    failure = %(failure)s, obstacle = %(obstacle)s,
+    result = case when %(result_changed)s then %(result)s::json else result end, reason = %(reason)s,
+    needs = %(needs)s, version = %(version)s, interruptions = 0, interruption = null, taken_by = null,
     failed_at = case when %(failed)s then clock_timestamp() else failed_at end,
     ended_at = case when %(ended)s then clock_timestamp() end
 where id = %(run)s
@@ -104,6 +132,12 @@ where id = %(run)s
 update {schema}.child
 set consumed = true
 where run_id = %(run)s and seq = %(seq)s and state in ('rolled_back', 'rollback_failed') and not consumed
+
+-- name: deliver_failures
+-- The run was told of these on its way forward: its rollback is not told again.
+update {schema}.child
+set delivered = true
+where run_id = %(run)s and seq = %(seq)s and state = 'rollback_failed' and not consumed
 
 -- name: ask_children
 -- Only children that committed are asked: one that failed has rolled itself back, one that never started has
@@ -116,7 +150,7 @@ with asked as (
 ), told as (
     update {schema}.run r
     set state = 'rolling_back', failure = %(failure)s, inherited = %(context)s, undo_seq = r.seq, attempt = 0,
-        failed_at = clock_timestamp(), ended_at = null
+        handled = 0, failed_at = clock_timestamp(), ended_at = null
     from asked a
     where r.id = a.child_run and r.state = 'committed'
     returning r.id, r.service, r.saga, r.version
@@ -132,7 +166,7 @@ select id, service, saga, version, 0.0::float8 from told
 -- parent thousands of times; the last one posts it for now.
 with ended as (
     update {schema}.child
-    set state = %(state)s, open = false, result = %(result)s, failure = %(failure)s,
+    set state = %(state)s, open = false, result = %(result)s, failure = %(failure)s, obstacle = %(obstacle)s,
         failed_at = (select failed_at from {schema}.run where id = %(run)s)
     where message_id = %(message)s and service = %(service)s and saga = %(saga)s and open
     returning run_id
