@@ -57,5 +57,5 @@ COMPENSATION = Retry(attempts=3, backoff=1.0)
 """What a compensation gets unless told otherwise (behaviour Q55)."""
 
 ROLLBACK_HANDLER_CALLS = 10
-"""How often `on_child_rollback_failure` is called for one instance of a step at most: if what it launches fails each time,
-the rollback has failed."""
+"""How often `on_child_rollback_failure` is called for an instance of a step at most: if what it launches fails each
+time, the rollback has failed."""

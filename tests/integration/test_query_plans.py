@@ -34,7 +34,7 @@ UTILITY = {
     "rollback_to_savepoint",
 }
 UTILITY |= {"without_waiting_for_disk", "read_clock"}
-BIG = {"message", "run", "step", "child", "mailbox", "outbox", "turn"}
+BIG = {"message", "run", "step", "child", "mailbox", "outbox", "turn", "failure"}
 
 QUEUES = ("outbox", "mailbox", "turn")
 LOOK_AT_QUEUES = f"vacuum analyze {', '.join(f'{DEFAULT_SCHEMA}.{name}' for name in QUEUES)}"
@@ -82,6 +82,13 @@ insert into child (message_id, service, saga, run_id, seq, ordinal, open, state,
 select m(n), 'shop', 'saga 1', r(n - n % {FAMILY}), 1, n % {FAMILY}, n > {FINISHED},
        case when n <= {FINISHED} then 'committed' else 'started' end, r(n)
 from generate_series(1, {FINISHED + WAITING}) n where n % {FAMILY} <> 0;
+
+create function f(n bigint) returns uuid immutable parallel safe language sql
+    return ('00000000-0000-7000-a000-' || lpad(to_hex(n), 12, '0'))::uuid;
+insert into failure (id, causes, type, message, source, document)
+select f(n), case when n % {FAMILY} = 0 then array(select f(n + k) from generate_series(1, {FAMILY} - 1) k) else array[]::uuid[] end,
+       'Boom', 'no', 'saga 1[w]', '{{"type":"Boom"}}'
+from generate_series(1, {FINISHED}) n;
 
 insert into run (id, message_id, service, saga, lineage, step, seq, instance)
 values (r({FANOUT}), m({FANOUT}), 'shop', 'saga 1', array[r({FANOUT})], 'first', 1, 1);
@@ -131,6 +138,10 @@ def run_id(number: int) -> UUID:
     return UUID(f"00000000-0000-7000-8000-{number:012x}")
 
 
+def failure_id(number: int) -> UUID:
+    return UUID(f"00000000-0000-7000-a000-{number:012x}")
+
+
 def message_id(number: int) -> UUID:
     return UUID(f"00000000-0000-7000-9000-{number:012x}")
 
@@ -139,7 +150,7 @@ NOW = datetime.now(UTC)
 OLD, OPEN = 500_000, FINISHED + 50_000  # both are the root of a family
 SHARDS = list(range(8))
 LEASE = timedelta(seconds=6)
-FAILURE = '{"type":"Boom"}'
+FAILURE = UUID(int=4)
 
 
 def batch(*, size: int, lineage: str | None = None) -> dict[str, list[Any]]:
@@ -167,7 +178,8 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
     update = {
         "run": run_id(OPEN), "state": "running", "step": "first", "next_step": None, "seq": 2, "instance": 2,
         "iteration": 0, "attempt": 0, "handled": 0, "not_before": None, "undo_seq": None, "compensation_seq": None,
-        "context": None, "failure": None, "failed": False, "result": None, "reason": None, "ended": False,
+        "handler_seq": None, "context": None, "context_changed": True, "failure": None, "obstacle": None,
+        "failed": False, "result": None, "result_changed": True, "reason": None, "ended": False,
         "needs": None, "version": "v1",
     }  # fmt: skip
     below: dict[str, Any] = {
@@ -176,7 +188,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         "service": None,
     }  # fmt: skip
     told = {
-        "state": "committed", "result": None, "failure": None, "run": run_id(OPEN + 1), "message": message_id(OPEN + 1),
+        "state": "committed", "result": None, "failure": None, "obstacle": None, "run": run_id(OPEN + 1), "message": message_id(OPEN + 1),
         "service": "shop", "saga": "saga 1",
     }  # fmt: skip
     outbox = {"bytes": 100_000, "closed_shards": [3], "closed_topics": ["held"], "in_hand": [3, 4, 11]}
@@ -208,6 +220,11 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("record_step", record),
         ("mark_undone", {"run": run_id(OLD), "seq": 1}),
         ("update_run", update),
+        ("record_failures",
+         {"ids": [uuid4() for _ in range(10)], "causes": ["{}"] * 9 + [f"{{{FAILURE}}}"], "types": ["Boom"] * 10,
+          "messages": [None] * 10, "sources": ["s"] * 10, "documents": ['{"type":"Boom"}'] * 10}),
+        ("read_failures", {"failures": [failure_id(n) for n in (10, 5000, 700_000)], "most": 100, "bytes": 10_000}),
+        ("deliver_failures", {"run": run_id(OLD), "seq": 1}),
         ("consume_failures", {"run": run_id(OLD), "seq": 1}),
         ("ask_children", {"run": run_id(OLD), "seq": 1, "failure": FAILURE, "context": None}),
         ("tell_parent", told),

@@ -21,6 +21,7 @@ from scoop_outbox.core.decide import (
     EndRolledBack,
     HandleChildFailure,
     HandleChildRollbackFailure,
+    Handled,
     Invoke,
     Park,
     RollBack,
@@ -33,6 +34,7 @@ from scoop_outbox.core.decide import (
 )
 from scoop_outbox.core.run import Child, ChildState, Facts, Instance, Run, RunState, StepKind
 from scoop_outbox.failure import Failure
+from scoop_outbox.policy import ROLLBACK_HANDLER_CALLS
 from scoop_outbox.saga import Saga
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -40,6 +42,7 @@ LATER = NOW + timedelta(seconds=1)
 SOURCE = "parent[worker]"
 BOOM = Failure("Boom", "no", "child[other]")
 WORSE = Failure("Worse", "not at all", "child[other]")
+WHY = Failure("Why", "at first", "child[other]")
 REASON = Failure("Reason", "that is why", SOURCE)
 GONE = "a step that was there once"
 
@@ -67,7 +70,16 @@ def back(**more: Any) -> Run:
 def child(
     state: ChildState, failure: Failure | None = BOOM, failed_at: datetime | None = NOW, ordinal: int = 1
 ) -> Child:
-    return Child(uuid.UUID(int=7), "child", state, ordinal, None, failure, failed_at)
+    return Child(uuid.UUID(int=7), "child", state, ordinal, None, failure, failed_at=failed_at)
+
+
+def stuck(
+    obstacle: Failure | None = BOOM, failure: Failure | None = None, at: datetime = NOW, *, delivered: bool = False
+) -> Child:
+    """A child that could not be rolled back; without `failure`, it rolled back because it was told to."""
+    told = Failure.parent_said_so(REASON, source=SOURCE) if failure is None else failure
+    state = ChildState.ROLLBACK_FAILED
+    return Child(uuid.UUID(int=7), "child", state, 1, None, told, obstacle, failed_at=at, delivered=delivered)
 
 
 def instance(step: str = "full", kind: StepKind = StepKind.STEP, **more: Any) -> Instance:
@@ -75,7 +87,9 @@ def instance(step: str = "full", kind: StepKind = StepKind.STEP, **more: Any) ->
 
 
 FAILED = [child(ChildState.ROLLED_BACK)]
-STUCK = [child(ChildState.ROLLBACK_FAILED)]
+STUCK = [stuck(BOOM, WHY)]
+OURS = (stuck(BOOM),)
+BOTH = (stuck(BOOM), stuck(WORSE))
 COMMITTED = [child(ChildState.COMMITTED, None, None)]
 HANDLER = StepKind.CHILD_FAILURE_HANDLER
 UNDOING = "Rollback of full[5]"
@@ -102,6 +116,14 @@ def stuck_in(phase: str, *causes: Failure) -> Failure:
     return Failure.child_rollback_failed(phase, causes, source=SOURCE)
 
 
+def because(*causes: Failure) -> Failure:
+    return Failure.children_rolled_back(causes, source=SOURCE)
+
+
+BEFORE = stuck_in(BELOW, WORSE, REASON)
+LAUNCHED: dict[str, Any] = {"handler_children": tuple(FAILED), "handled": BEFORE, "stuck": OURS}
+LAUNCHED_STUCK: dict[str, Any] = {"handler_children": (stuck(WORSE, WHY),), "handled": BEFORE, "stuck": OURS}
+OF_COMPENSATION: dict[str, Any] = {"compensation_children": tuple(FAILED)}
 BETWEEN: dict[str, Any] = {"step": "plain", "seq": 1, "instance": 1}
 
 CASES: dict[str, tuple[Run, Facts, Decision]] = {
@@ -143,10 +165,16 @@ CASES: dict[str, tuple[Run, Facts, Decision]] = {
     "failed and committed children": (
         run(**BETWEEN), facts(children=[*COMMITTED, *FAILED]), RollBack(failed_in("plain", BOOM))),
     "children that could not roll back": (
-        run(**BETWEEN), facts(children=STUCK), RollBack(stuck_in("plain", BOOM))),
+        run(**BETWEEN), facts(children=STUCK), RollBack(stuck_in("plain", BOOM, because(WHY)))),
     "one that rolled back, one that could not": (
-        run(**BETWEEN), facts(children=[*FAILED, child(ChildState.ROLLBACK_FAILED, WORSE, LATER)]),
-        RollBack(stuck_in("plain", BOOM, WORSE))),
+        run(**BETWEEN), facts(children=[*FAILED, stuck(WORSE, WHY, LATER)]),
+        RollBack(stuck_in("plain", WORSE, because(BOOM, WHY)))),
+    "one that could not, and says why it was to": (
+        run(**BETWEEN), facts(children=[stuck(stuck_in("below", WHY), WHY)]),
+        RollBack(stuck_in("plain", stuck_in("below", WHY)))),
+    "several that could not": (
+        run(**BETWEEN), facts(children=[stuck(BOOM, REASON), stuck(WORSE, WHY, LATER)]),
+        RollBack(stuck_in("plain", BOOM, WORSE, because(REASON, WHY)))),
     "several failures, in order of time": (
         run(**BETWEEN), facts(children=[child(ChildState.ROLLED_BACK, WORSE, LATER), *FAILED]),
         RollBack(failed_in("plain", BOOM, WORSE))),
@@ -170,55 +198,87 @@ CASES: dict[str, tuple[Run, Facts, Decision]] = {
         back(), facts(instance=instance(kind=HANDLER, askable=True)),
         AskChildren(instance(kind=HANDLER, askable=True))),
     "committed children go before those that could not roll back": (
-        back(), facts(instance=instance(askable=True, failures=(BOOM,))),
-        AskChildren(instance(askable=True, failures=(BOOM,)))),
+        back(), facts(instance=instance(askable=True, stuck=OURS)), AskChildren(instance(askable=True, stuck=OURS))),
     "committed children go before a missing step": (
         back(), facts(instance=instance(GONE, askable=True)), AskChildren(instance(GONE, askable=True))),
     "an open child goes before asking": (
         back(), facts(open_children=True, instance=instance(askable=True)), Wait()),
     "the step to be undone is gone": (back(), facts(instance=instance(GONE)), parked()),
     "its children could not roll back, and it is gone": (
-        back(), facts(instance=instance(GONE, failures=(BOOM,))), parked()),
+        back(), facts(instance=instance(GONE, stuck=OURS)), parked()),
     "children could not roll back, no handler": (
-        back(), facts(instance=instance("undoable", failures=(BOOM,))),
+        back(), facts(instance=instance("undoable", stuck=OURS)),
         EndRollbackFailed(stuck_in("Rollback of undoable[5] (rolling back child scopes)", BOOM, REASON))),
     "children could not roll back, with a handler": (
-        back(), facts(instance=instance(failures=(BOOM, WORSE))),
-        HandleChildRollbackFailure(
-            FULL, callback, instance(failures=(BOOM, WORSE)), stuck_in(BELOW, BOOM, WORSE, REASON))),
+        back(), facts(instance=instance(stuck=BOTH)),
+        HandleChildRollbackFailure(FULL, callback, instance(stuck=BOTH), stuck_in(BELOW, BOOM, WORSE, REASON))),
+    "one of them had failed before it was told": (
+        back(), facts(instance=instance(stuck=(stuck(BOOM, WHY), stuck(WORSE)))),
+        HandleChildRollbackFailure(FULL, callback, instance(stuck=(stuck(BOOM, WHY), stuck(WORSE))),
+                                   stuck_in(BELOW, BOOM, WORSE, because(WHY), REASON))),
     "they are the reason for the rollback: delivered already": (
-        back(failure=stuck_in("full", BOOM)), facts(instance=instance(failures=(BOOM,))),
+        back(failure=stuck_in("full", BOOM)), facts(instance=instance(stuck=(stuck(BOOM, WHY, delivered=True),))),
         EndRollbackFailed(stuck_in("full", BOOM))),
-    "one of them is the reason, another is new": (
-        back(failure=stuck_in("full", BOOM)), facts(instance=instance(failures=(BOOM, WORSE))),
-        HandleChildRollbackFailure(FULL, callback, instance(failures=(BOOM, WORSE)),
-                                   stuck_in(BELOW, BOOM, WORSE, stuck_in("full", BOOM)))),
+    "delivered, and equal to one that was not": (
+        back(), facts(instance=instance(stuck=(stuck(BOOM, WHY, delivered=True), stuck(BOOM)))),
+        HandleChildRollbackFailure(
+            FULL, callback, instance(stuck=(stuck(BOOM, WHY, delivered=True), stuck(BOOM))),
+            stuck_in(BELOW, BOOM, BOOM, because(WHY), REASON))),
+    "not delivered, though the reason for the rollback has an equal failure in it": (
+        back(failure=stuck_in("full", BOOM)), facts(instance=instance(stuck=(stuck(BOOM),))),
+        HandleChildRollbackFailure(FULL, callback, instance(stuck=(stuck(BOOM),)),
+                                   stuck_in(BELOW, BOOM, because(Failure.parent_said_so(REASON, source=SOURCE)),
+                                            stuck_in("full", BOOM)))),
     "no reason is known": (
-        back(failure=None), facts(instance=instance(failures=(BOOM,))),
-        HandleChildRollbackFailure(FULL, callback, instance(failures=(BOOM,)), stuck_in(BELOW, BOOM))),
+        back(failure=None), facts(instance=instance(stuck=(stuck(BOOM, BOOM),))),
+        HandleChildRollbackFailure(FULL, callback, instance(stuck=(stuck(BOOM, BOOM),)), stuck_in(BELOW, BOOM))),
+    # What handlers of rollback failures launch
+    "what the handler launched has finished": (
+        back(handler_seq=4, handled=1), facts(instance=instance(stuck=OURS)), Handled(instance(stuck=OURS))),
+    "what the handler launched is under way": (
+        back(handler_seq=4, handled=1), facts(open_children=True, instance=instance(stuck=OURS)), Wait()),
+    "what the handler launched has failed": (
+        back(handler_seq=4, handled=1), facts(instance=instance(**LAUNCHED)),
+        HandleChildRollbackFailure(FULL, callback, instance(**LAUNCHED), stuck_in(BELOW, BOOM, BEFORE))),
+    "what the handler launched could not be rolled back": (
+        back(handler_seq=4, handled=1), facts(instance=instance(**LAUNCHED_STUCK)),
+        HandleChildRollbackFailure(
+            FULL, callback, instance(**LAUNCHED_STUCK), stuck_in(BELOW, WORSE, because(WHY), BEFORE))),
+    "what the handler launched has failed too often": (
+        back(handler_seq=4, handled=ROLLBACK_HANDLER_CALLS), facts(instance=instance(**LAUNCHED)),
+        EndRollbackFailed(stuck_in(BELOW, BOOM, BEFORE))),
+    "what the handler launched has failed, and there is no handler any more": (
+        back(handler_seq=4, handled=1), facts(instance=instance("undoable", **LAUNCHED)),
+        EndRollbackFailed(stuck_in(BELOW.replace("full", "undoable"), BOOM, BEFORE))),
+    "what the handler launched has failed, and its step is gone": (
+        back(handler_seq=4, handled=1), facts(instance=instance(GONE, **LAUNCHED)), parked()),
+    "what the handler of a compensation's children launched has failed": (
+        back(compensation_seq=3, handler_seq=4, handled=1),
+        facts(instance=instance(handler_children=tuple(FAILED), handled=failed_in(UNDOING, WHY))),
+        HandleChildRollbackFailure(
+            FULL, callback, instance(handler_children=tuple(FAILED), handled=failed_in(UNDOING, WHY)),
+            failed_in(UNDOING, BOOM, failed_in(UNDOING, WHY)))),
     # Children of compensations
     "children of a compensation have finished": (
         back(compensation_seq=4), facts(instance=instance()), Undone(instance())),
     "children of a compensation are open": (
         back(compensation_seq=4), facts(open_children=True, instance=instance()), Wait()),
     "children of a compensation failed": (
-        back(compensation_seq=4), facts(instance=instance(compensation_failures=(BOOM,))),
-        CompensationFailed(FULL, instance(compensation_failures=(BOOM,)), failed_in(UNDOING, BOOM))),
+        back(compensation_seq=4), facts(instance=instance(**OF_COMPENSATION)),
+        CompensationFailed(FULL, instance(**OF_COMPENSATION), failed_in(UNDOING, BOOM))),
     "children of a compensation could not be rolled back": (
-        back(compensation_seq=4), facts(instance=instance(compensation_failures=(BOOM,), compensation_stuck=True)),
+        back(compensation_seq=4), facts(instance=instance(compensation_children=tuple(STUCK))),
         CompensationFailed(
-            FULL, instance(compensation_failures=(BOOM,), compensation_stuck=True), stuck_in(UNDOING, BOOM))),
+            FULL, instance(compensation_children=tuple(STUCK)), stuck_in(UNDOING, BOOM, because(WHY)))),
     "children of the last attempt of a compensation failed": (
-        back(compensation_seq=4, attempt=2), facts(instance=instance(compensation_failures=(BOOM,))),
-        HandleChildRollbackFailure(
-            FULL, callback, instance(compensation_failures=(BOOM,)), failed_in(UNDOING, BOOM))),
+        back(compensation_seq=4, attempt=2), facts(instance=instance(**OF_COMPENSATION)),
+        HandleChildRollbackFailure(FULL, callback, instance(**OF_COMPENSATION), failed_in(UNDOING, BOOM))),
     "children of the last attempt of a compensation failed, and nobody handles it": (
-        back(compensation_seq=4, attempt=2), facts(instance=instance("undoable", compensation_failures=(BOOM,))),
+        back(compensation_seq=4, attempt=2), facts(instance=instance("undoable", **OF_COMPENSATION)),
         CompensationFailed(
-            UNDOABLE, instance("undoable", compensation_failures=(BOOM,)),
-            failed_in("Rollback of undoable[5]", BOOM))),
+            UNDOABLE, instance("undoable", **OF_COMPENSATION), failed_in("Rollback of undoable[5]", BOOM))),
     "children of a compensation failed, and its step is gone": (
-        back(compensation_seq=4), facts(instance=instance(GONE, compensation_failures=(BOOM,))), parked()),
+        back(compensation_seq=4), facts(instance=instance(GONE, **OF_COMPENSATION)), parked()),
     "children of a compensation have finished, and its step is gone": (
         back(compensation_seq=4), facts(instance=instance(GONE)), Undone(instance(GONE))),
     # Ended
@@ -252,8 +312,11 @@ children = st.builds(
     st.integers(1, 5),
     st.none() | st.just("1"),
     st.none() | failures,
+    st.none() | failures,
     times,
+    st.booleans(),
 )
+several = st.lists(children, max_size=3).map(tuple)
 instances = st.builds(
     Instance,
     st.integers(1, 9),
@@ -261,8 +324,10 @@ instances = st.builds(
     st.sampled_from(StepKind),
     st.integers(0, 9),
     st.booleans(),
-    st.lists(failures, max_size=3).map(tuple),
-    st.lists(failures, max_size=3).map(tuple),
+    several,
+    several,
+    several,
+    st.none() | failures,
 )
 any_facts = st.builds(Facts, st.just(NOW), st.booleans(), st.lists(children, max_size=4), st.none() | instances)
 any_run = st.builds(
@@ -277,6 +342,8 @@ any_run = st.builds(
     not_before=times,
     undo_seq=st.none() | st.integers(0, 9),
     compensation_seq=st.none() | st.integers(0, 9),
+    handler_seq=st.none() | st.integers(0, 9),
+    handled=st.integers(0, 12),
     failure=st.none() | failures,
 )
 
@@ -318,7 +385,9 @@ def test_a_failed_child_that_told_no_failure_is_still_a_failure() -> None:
 def test_the_reason_for_a_rollback_is_told_once(
     reason: Failure | None, failures: tuple[Failure, ...], expected: tuple[Failure, ...]
 ) -> None:
-    assert rollback_failure(back(failure=reason), "phase", failures, SOURCE) == stuck_in("phase", *expected)
+    told = Failure.parent_said_so(BOOM if reason is None else reason, source=SOURCE)
+    failed = [stuck(failure, failure if reason is None else told) for failure in failures]
+    assert rollback_failure("phase", failed, SOURCE, reason) == stuck_in("phase", *expected)
 
 
 def test_phases_are_named_after_the_instance() -> None:

@@ -17,10 +17,12 @@ from scoop_outbox.core.transition import Raised, Returned
 from scoop_outbox.failure import Failure
 from scoop_outbox.saga import GoTo, Repeat, Saga
 from scoop_outbox.scope import Emission, emission
+from scoop_outbox.store.known import KnownFailures
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 RUN, MESSAGE, PARENT = (uuid.UUID(int=number) for number in (1, 2, 3))
-WHY = Failure("Boom", "no", "child[other]").dumps()
+WHY = uuid.UUID(int=4)
+KEPT: Rows = [(WHY, [], "Boom", "no", "child[other]", Failure("Boom", "no", "child[other]").dumps())]
 CLAIM = ["begin", "claim_run", "savepoint", "read_children"]
 AGAIN = ["commit_and_begin", "claim_again", "savepoint"]
 UNDOING_AGAIN = [*AGAIN, "read_instance"]
@@ -61,9 +63,9 @@ def row(state: str = "running", **more: Any) -> tuple[Any, ...]:
     columns: dict[str, Any] = {
         "id": RUN, "message_id": MESSAGE, "service": "shop", "saga": "parent", "lineage": [RUN], "parent_run": None,
         "state": state, "step": None, "next_step": None, "seq": 0, "instance": 0, "iteration": 0, "attempt": 0,
-        "handled": 0, "not_before": None, "undo_seq": None, "compensation_seq": None, "context": None,
-        "inherited": None, "failure": None, "result": None, "launched_at": None, "reason": None, "lane": None,
-        "version": "", "troubled": False,
+        "handled": 0, "not_before": None, "undo_seq": None, "compensation_seq": None, "handler_seq": None,
+        "context": None, "inherited": None, "failure": None, "obstacle": None, "result": None, "launched_at": None,
+        "reason": None, "lane": None, "version": "", "troubled": False,
         "now": NOW, "mail": [11, 12], "message": MESSAGE, "topic": "topic", "key": None, "body": b"{}",
         "content_type": "application/json", "headers": {}, "created_at": NOW,
     }  # fmt: skip
@@ -77,7 +79,7 @@ class Store:
     def __init__(self, rows: dict[str, Rows], *outcomes: Returned | Raised) -> None:
         self.rows: dict[str, Rows] = {
             "claim_again": [(NOW,)],
-            "read_children": [(False, *[None] * 7)],
+            "read_children": [(False, *[None] * 9)],
             **rows,
         }
         self.outcomes = list(outcomes)
@@ -115,7 +117,8 @@ class Store:
 
 
 def worker(*sagas: Saga, coroutines: bool = True, hints: Told | None = None) -> Worker:
-    return Worker("shop", {one.name: one for one in sagas}, "w1", hints or Told(), coroutines, lambda: 0.0)
+    known = KnownFailures()
+    return Worker("shop", {one.name: one for one in sagas}, "w1", hints or Told(), coroutines, lambda: 0.0, known)
 
 
 def returned(value: object = None, emissions: Sequence[Emission] = ()) -> Returned:
@@ -189,7 +192,7 @@ def test_hp_10_a_launch_that_nobody_handles_is_not_waited_for() -> None:
 
 
 def test_rb_01_a_step_that_raised_is_recorded_and_the_run_rolls_back_at_once() -> None:
-    undo: Rows = [(1, "first", "step", 0, False, None, None)]
+    undo: Rows = [(1, "first", "step", 0, False, *[None] * 11)]
     suspended = row(step="first", next_step="second", seq=1, instance=1)
     store = Store({"claim_run": [suspended], "read_instance": undo}, raised(ValueError("boom")), returned())
 
@@ -202,7 +205,7 @@ def test_rb_01_a_step_that_raised_is_recorded_and_the_run_rolls_back_at_once() -
     assert store.drive(execute(RUN, worker(saga()))) is Execution.DONE
     assert store.batches == [
         CLAIM,
-        ["record_step", "update_run", *UNDOING_AGAIN],
+        ["record_failures", "record_step", "update_run", *UNDOING_AGAIN],
         ["release_savepoint", "record_step", "update_run", "mark_undone", *UNDOING_AGAIN],
         ["update_run", "drop_mail", "commit"],
     ]
@@ -211,7 +214,9 @@ def test_rb_01_a_step_that_raised_is_recorded_and_the_run_rolls_back_at_once() -
     assert (compensation.step, compensation.key) == ("first", f"{RUN}:1:compensation")
     assert "boom" in str(compensation.error)
     assert store.params["update_run"]["state"] == "rolled_back"
-    assert "boom" in store.params["update_run"]["failure"]
+    written = store.params["record_failures"]
+    assert store.params["update_run"]["failure"] in written["ids"]
+    assert "boom" in written["documents"][0]
 
 
 @pytest.mark.parametrize("coroutines", [True, False])
@@ -258,7 +263,7 @@ def test_mail_of_an_ended_run_is_dropped_and_nothing_else_is_done(state: RunStat
 
 def test_a_run_with_an_open_child_waits() -> None:
     suspended = row(step="first", next_step="second", seq=1, instance=1)
-    store = Store({"claim_run": [suspended], "read_children": [(True, *[None] * 7)]})
+    store = Store({"claim_run": [suspended], "read_children": [(True, *[None] * 9)]})
     assert store.drive(execute(RUN, worker(saga()))) is Execution.DONE
     assert store.batches == [CLAIM, ["drop_mail", "commit"]]
 
@@ -277,13 +282,19 @@ def test_children_are_told_to_roll_back_and_their_workers_hinted_at() -> None:
     asked = uuid.UUID(int=8)
     rows: dict[str, Rows] = {
         "claim_run": [back],
-        "read_instance": [(1, "first", "step", 0, True, None, None)],
+        "read_failures": KEPT,
+        "read_instance": [(1, "first", "step", 0, True, *[None] * 11)],
         "ask_children": [(asked, "other", "child", "v1", 0.0)],
         "drop_mail_if_waiting": [(True,)],
     }
     store, hints = Store(rows), Told()
     assert store.drive(execute(RUN, worker(saga(), hints=hints))) is Execution.DONE
-    assert store.batches == [CLAIM, ["read_instance"], ["ask_children", "drop_mail_if_waiting", "commit"]]
+    assert store.batches == [
+        CLAIM,
+        ["read_failures"],
+        ["read_instance"],
+        ["record_failures", "ask_children", "drop_mail_if_waiting", "commit"],
+    ]
     assert hints.mails == [("other", "child", "v1", asked, 0.0)]
 
 
@@ -291,7 +302,7 @@ def test_cx_01_a_rollback_ordered_by_the_parent_sees_its_context_on_top() -> Non
     back = row(
         "rolling_back", step="first", seq=1, instance=1, undo_seq=1, context='{"a":1,"b":1}', inherited='{"b":2}'
     )
-    store = Store({"claim_run": [back], "read_instance": [(1, "first", "step", 0, False, None, None)]}, returned())
+    store = Store({"claim_run": [back], "read_instance": [(1, "first", "step", 0, False, *[None] * 11)]}, returned())
     plan = execute(RUN, worker(saga()))
     asked = next(plan)
     while not isinstance(asked, Call):
@@ -315,11 +326,12 @@ def test_a_refused_commit_is_a_failure_of_the_step() -> None:
         CLAIM,
         ["release_savepoint", "advance_run", *AGAIN],
         CLAIM,
-        ["record_step", "update_run", *UNDOING_AGAIN],
+        ["record_failures", "record_step", "update_run", *UNDOING_AGAIN],
         ["update_run", "drop_mail", "commit"],
     ]
     assert store.params["record_step"]["state"] == "failed"
-    assert "refused" in store.params["record_step"]["failure"]
+    assert store.params["record_step"]["failure"] in store.params["record_failures"]["ids"]
+    assert "refused" in store.params["record_failures"]["documents"][0]
     assert store.params["update_run"]["state"] == "rolled_back"
 
 

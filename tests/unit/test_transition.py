@@ -74,6 +74,7 @@ MIDDLE = run(step="first", next_step="second", seq=4, instance=3, iteration=2, a
 START = run()
 BACK = run(RunState.ROLLING_BACK, step="second", seq=6, instance=6, undo_seq=5, failure=REASON, attempt=1)
 WAITING = replace(BACK, compensation_seq=6)
+HANDLED = replace(BACK, handler_seq=6, handled=2)
 OF_FIRST = Instance(3, "first", STEP, 2)
 OF_PATIENT = Instance(3, "patient", STEP, 2)
 
@@ -91,7 +92,8 @@ def forwarded(**changes: Any) -> Run:
 
 
 def rolling_back(of: Run, failure: Failure, **changes: Any) -> Run:
-    return replace(of, state=RunState.ROLLING_BACK, failure=failure, **{"attempt": 0, "not_before": None, **changes})
+    same = {"attempt": 0, "handled": 0, "not_before": None}
+    return replace(of, state=RunState.ROLLING_BACK, failure=failure, **{**same, **changes})
 
 
 CASES: dict[str, tuple[Run, Transition, Transition]] = {
@@ -201,7 +203,7 @@ CASES: dict[str, tuple[Run, Transition, Transition]] = {
         Transition(replace(WAITING, undo_seq=2, compensation_seq=None, attempt=0), undone=3)),
     "a compensation failed for good": (
         BACK, becomes.compensation_raised(BACK, compensate, raised(), NOW, 0.0),
-        Transition(replace(BACK, state=RunState.ROLLBACK_FAILED, seq=7, failure=BOOM, context='{"left":1}'),
+        Transition(replace(BACK, state=RunState.ROLLBACK_FAILED, seq=7, obstacle=BOOM, context='{"left":1}'),
                    Record(7, "first", COMPENSATION, 2, 1, BOOM, undoes=3), mail=Mail.DROP)),
     "a compensation is tried again, from the context before it": (
         BACK, becomes.compensation_raised(BACK, again, raised(), NOW, 0.9),
@@ -214,21 +216,40 @@ CASES: dict[str, tuple[Run, Transition, Transition]] = {
                    mail=Mail.DROP, wake_at=NOW + timedelta(seconds=8))),
     "children of a compensation failed for good": (
         WAITING, becomes.compensation_failed(WAITING, rule.CompensationFailed(FIRST, OF_FIRST, BOOM), NOW, 0.0),
-        Transition(replace(WAITING, state=RunState.ROLLBACK_FAILED, failure=BOOM), mail=Mail.DROP)),
+        Transition(replace(WAITING, state=RunState.ROLLBACK_FAILED, obstacle=BOOM), mail=Mail.DROP)),
     "a failed rollback of a child is swallowed": (
         BACK, becomes.child_rollback_handled(BACK, swallow, returned()),
-        Transition(replace(BACK, seq=7, context="{}"), Record(7, "first", HANDLER, 2, 0, BOOM, undoes=3), consumes=3)),
-    "what its handler launched is waited for": (
+        Transition(replace(BACK, seq=7, context="{}", handled=1),
+                   Record(7, "first", HANDLER, 2, 0, BOOM, undoes=3), consumes=3)),
+    "what its handler launched is waited for, and nothing is swallowed yet": (
         BACK, becomes.child_rollback_handled(BACK, swallow, returned(None, AWAITED)),
-        Transition(replace(BACK, seq=7, context="{}"), Record(7, "first", HANDLER, 2, 0, BOOM, undoes=3), AWAITED,
-                   consumes=3, mail=Mail.DROP_IF_WAITING)),
+        Transition(replace(BACK, seq=7, context="{}", handled=1, handler_seq=7),
+                   Record(7, "first", HANDLER, 2, 0, BOOM, undoes=3), AWAITED, mail=Mail.DROP_IF_WAITING)),
+    "what its handler launched on the global scope is not waited for": (
+        BACK, becomes.child_rollback_handled(BACK, swallow, returned(None, GLOBAL)),
+        Transition(replace(BACK, seq=7, context="{}", handled=1),
+                   Record(7, "first", HANDLER, 2, 0, BOOM, undoes=3), GLOBAL, consumes=3)),
+    "its handler is called again": (
+        HANDLED, becomes.child_rollback_handled(HANDLED, swallow, returned(None, AWAITED)),
+        Transition(replace(HANDLED, seq=7, context="{}", handled=3, handler_seq=7),
+                   Record(7, "first", HANDLER, 2, 2, BOOM, undoes=3), AWAITED, mail=Mail.DROP_IF_WAITING)),
+    "its handler is called again, and launches nothing": (
+        HANDLED, becomes.child_rollback_handled(HANDLED, swallow, returned()),
+        Transition(replace(HANDLED, seq=7, context="{}", handled=3, handler_seq=None),
+                   Record(7, "first", HANDLER, 2, 2, BOOM, undoes=3), consumes=3)),
+    "what its handler launched has finished": (
+        HANDLED, becomes.handled(HANDLED, OF_FIRST), Transition(replace(HANDLED, handler_seq=None), consumes=3)),
+    "what the handler of a compensation's children launched has finished": (
+        replace(HANDLED, compensation_seq=5), becomes.handled(replace(HANDLED, compensation_seq=5), OF_FIRST),
+        Transition(replace(HANDLED, undo_seq=2, handler_seq=None, handled=0, attempt=0), undone=3)),
     "a failure of a compensation's own child is swallowed": (
         WAITING, becomes.child_rollback_handled(WAITING, swallow, returned()),
         Transition(replace(WAITING, seq=7, context="{}", undo_seq=2, compensation_seq=None, attempt=0),
                    Record(7, "first", HANDLER, 2, 0, BOOM, undoes=3), undone=3)),
     "a failed rollback of a child is not swallowed": (
-        BACK, becomes.child_rollback_not_handled(BACK, swallow, raised()),
-        Transition(replace(BACK, state=RunState.ROLLBACK_FAILED, failure=BOOM, context='{"left":1}'), mail=Mail.DROP)),
+        HANDLED, becomes.child_rollback_not_handled(HANDLED, swallow, raised()),
+        Transition(replace(HANDLED, state=RunState.ROLLBACK_FAILED, seq=7, obstacle=BOOM, context='{"left":1}'),
+                   Record(7, "first", HANDLER, 2, 2, BOOM, undoes=3), mail=Mail.DROP)),
     # Ends
     "committed": (
         SUSPENDED, becomes.committed(SUSPENDED),
@@ -237,7 +258,7 @@ CASES: dict[str, tuple[Run, Transition, Transition]] = {
         BACK, becomes.rolled_back(BACK), Transition(replace(BACK, state=RunState.ROLLED_BACK), mail=Mail.DROP)),
     "rollback failed": (
         BACK, becomes.rollback_failed(BACK, BOOM),
-        Transition(replace(BACK, state=RunState.ROLLBACK_FAILED, failure=BOOM), mail=Mail.DROP)),
+        Transition(replace(BACK, state=RunState.ROLLBACK_FAILED, obstacle=BOOM), mail=Mail.DROP)),
     "parked": (
         MIDDLE, becomes.parked(MIDDLE, "why", "a step"),
         Transition(replace(MIDDLE, state=RunState.PARKED, reason="why", needs="a step"), mail=Mail.DROP)),
@@ -309,9 +330,10 @@ AT = Frame("launch.py", 3, None, "launcher")
     ],
 )
 def test_a_failure_tells_where_the_message_was_launched(fail: Callable[[Run], Transition]) -> None:
-    failure = fail(run(launched_at=AT)).run.failure
-    assert failure is not None
-    assert failure.launched_at == AT
+    change = fail(run(launched_at=AT))
+    assert change.run.told is not None
+    assert change.run.told.launched_at == AT
+    assert change.record is None or change.record.failure is change.run.told
 
 
 @given(st.integers(0, 5), st.floats(0, 1, exclude_max=True), st.sampled_from([NotNow(), ValueError()]))
