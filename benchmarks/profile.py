@@ -33,13 +33,14 @@ from scoop_outbox.core.statement import (
 from scoop_outbox.scope import Scope
 from scoop_outbox.store.calls import returned, scope_arguments
 from scoop_outbox.store.home import Home
+from scoop_outbox.store.known import KnownFailures
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 
 _NOW = datetime.now(UTC)
 _RUN = uuid4()
-_NO_CHILDREN = (False, *[None] * 7)
+_NO_CHILDREN = (False, *[None] * 9)
 _CLAIMED: tuple[Any, ...] = (
-    _RUN, uuid4(), SERVICE, "steps-async", [_RUN], None, "running", *[None] * 2, *[0] * 5, *[None] * 9,
+    _RUN, uuid4(), SERVICE, "steps-async", [_RUN], None, "running", *[None] * 2, *[0] * 5, *[None] * 12,
     _NOW, [1], uuid4(), "steps.async", None, b"{}", "application/json", {}, _NOW,
 )  # fmt: skip
 _ANSWERS = {"claim_run": [_CLAIMED], "claim_again": [(_NOW,)], "read_children": [_NO_CHILDREN]}
@@ -95,7 +96,8 @@ async def _whole(control: Control, topic: str, count: int, slots: int) -> float:
 def _rules(count: int = 3000) -> float:
     """Drive the plan of a run with rows that are made up, and call nobody."""
     app = build(None)
-    worker = Worker(SERVICE, app.sagas, "benchmark", _Nobody(), coroutines=True, chance=lambda: 0.5)
+    known = KnownFailures()
+    worker = Worker(SERVICE, app.sagas, "benchmark", _Nobody(), coroutines=True, chance=lambda: 0.5, failures=known)
     started = time.process_time()
     for _ in range(count):
         _drive(execute(_RUN, worker))

@@ -115,12 +115,12 @@ def bounded(root: Any, kit: Kit[F]) -> F:
             known[id(node)] = kit.alone(node)
         return known[id(node)]
 
-    for bounds in BOUNDS:
+    for bounds in BOUNDS[:-1]:
         builder = Builder(kit, alone, bounds, _BUDGET if bounds is BOUNDS[0] else _BUDGET - _MARKS)
         failure = builder.build(root)
         if not builder.spent:
-            break
-    return failure
+            return failure
+    return Builder(kit, alone, BOUNDS[-1], _BUDGET - _MARKS).build(root)
 
 
 @dataclass

@@ -74,8 +74,9 @@ def outgoing(envelope: Envelope) -> dict[str, str]:
 
 def event_id(headers: Mapping[str, str]) -> str | None:
     """Return the identity that a CloudEvents producer gave a message, if it did: unique within its source."""
-    one = headers.get(_EVENT_ID)
-    return None if one is None else f"{headers.get(_EVENT_SOURCE, '')}\n{one}"
+    one, source = headers.get(_EVENT_ID), headers.get(_EVENT_SOURCE, "")
+    # Either may hold whatever could stand between them.
+    return None if one is None else f"{len(source)}\n{source}{one}"
 
 
 def derived_id(*parts: str | bytes, milliseconds: int | None = None) -> str:

@@ -26,6 +26,7 @@ class StepStatus:
     Attributes:
         state: `committed`, `failed`, or `compensated`.
         undoes: for a compensation, the number of the execution that it undid.
+        failure: what it raised, if it failed; of a handler that returned during a rollback, what it was called for.
     """
 
     seq: int

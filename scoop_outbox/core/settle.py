@@ -77,12 +77,10 @@ def _writes_run(claimed: Claim, change: Transition, worker: Worker) -> Iterator[
             yield statement("record_step", **_record(record, claimed, worker))
         if after != before or before.troubled:
             yield statement("update_run", **_columns(before, after))
-    if change.undone is not None:
-        yield statement("mark_undone", run=after.id, seq=change.undone)
-    if change.consumes is not None:
-        yield statement("consume_failures", run=after.id, seq=change.consumes)
-    if change.delivers is not None:
-        yield statement("deliver_failures", run=after.id, seq=change.delivers)
+    marks = {"mark_undone": change.undone, "consume_failures": change.consumes, "deliver_failures": change.delivers}
+    for name, seq in marks.items():
+        if seq is not None:
+            yield statement(name, run=after.id, seq=seq)
     if change.emissions:
         seq = after.seq if record is None else record.seq
         yield statement("launch", **emitted(change.emissions, after, seq, brokered=worker.brokered))
@@ -145,7 +143,7 @@ def _record(record: Record, claimed: Claim, worker: Worker) -> dict[str, Any]:
         "kind": record.kind.value,
         "iteration": record.iteration,
         "attempt": record.attempt,
-        "state": "committed" if record.failure is None else "failed",
+        "state": "committed" if record.failure is None or record.swallows else "failed",
         "failure": id_of(record.failure),
         "undoes": record.undoes,
         "started_at": claimed.facts.now,

@@ -59,7 +59,11 @@ class Mail(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A row of `step`: one execution of a callback."""
+    """A row of `step`: one execution of a callback.
+
+    Attributes:
+        failure: what it raised, or, if it `swallows` that, what it was called for and has handled.
+    """
 
     seq: int
     step: str
@@ -68,6 +72,7 @@ class Record:
     attempt: int
     failure: Failure | None = None
     undoes: int | None = None
+    swallows: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +280,16 @@ def child_rollback_handled(run: Run, due: HandleChildRollbackFailure, outcome: R
     """Children that could not be rolled back count as compensated: once what the handler launched has finished."""
     seq = run.seq + 1
     kind = StepKind.CHILD_FAILURE_HANDLER
-    record = Record(seq, due.step.name, kind, due.instance.iteration, run.handled, due.failure, undoes=due.instance.seq)
+    record = Record(
+        seq,
+        due.step.name,
+        kind,
+        due.instance.iteration,
+        run.handled,
+        due.failure,
+        undoes=due.instance.seq,
+        swallows=True,
+    )
     after = replace(run, seq=seq, context=outcome.context, handled=run.handled + 1)
     if _awaited(outcome.emissions):
         waiting = replace(after, handler_seq=seq)

@@ -54,7 +54,7 @@ class _Drawing:
         line = Text(no_wrap=True)
         line.append(f"{self._turns[run.id, step.seq]:>2} ", style="bold")
         match step:
-            case StepStatus(failure=Failure() as failure):
+            case StepStatus(state="failed", failure=Failure() as failure):
                 line.append(f"{step.step} raised {_short(failure)}", style="red")
             case StepStatus(kind=StepKind.COMPENSATION):
                 line.append(f"undo {step.step}", style="yellow")

@@ -1,12 +1,15 @@
 """The documents agree with the code: programs print what is shown, links resolve, commands and names exist."""
 
+import asyncio
 import re
 from pathlib import Path
+from typing import Any
 
 import click
 import psycopg
 import pytest
 
+from scoop_outbox import BlockingScope, DistributedError, Message, Retry, Scoop
 from scoop_outbox.cli import main
 from scoop_outbox.store.schema import tables
 from tests.docs.markdown import DOCUMENTS, ROOT, Program, anchors, blocks, commands, comparable, links, programs, run
@@ -84,15 +87,81 @@ def test_every_table_is_explained() -> None:
         assert {name for name in names if f"`{name}`" not in text} == set(), document
 
 
-def test_the_queries_of_the_operations_guide_can_be_asked(database_url: str) -> None:
-    grants, *queries = [content for _, content in blocks(DOCS / "operations.md", "sql")]
+ODD = "nul \0, lone \ud800, 'quoted', \"too\", \\u0000, 50% %(off)s\n" + "x" * 5000
+
+
+def fill_oddly(url: str) -> None:
+    """Leave rows of every kind, with all that names, messages and keys may hold."""
+    service, saga = 'o\'clock\n"50%"', "größe \\u0000 {}"
+    app = Scoop(service, database=url)
+
+    def fails(*_: object) -> None:
+        raise ValueError(ODD)
+
+    def launches(scope: BlockingScope, _: Message) -> None:
+        scope.launch("broken", ODD.replace("\ud800", ""))
+
+    broken = app.saga(saga, on="broken")
+    broken.add_step(ODD.replace("\0", "").replace("\ud800", "")[:200], lambda *_: None, compensate=fails,
+                    compensate_retry=Retry(attempts=1))  # fmt: skip
+    broken.add_step("fail", fails)
+    app.saga("above", on="above").add_step("launch", launches)
+    app.saga("parked", on="parked").add_step("park", lambda *_: None)
+
+    async def run() -> None:
+        async with app.running():
+            for topic in ("broken", "above"):
+                with pytest.raises(DistributedError):
+                    await (await app.launch(topic, None, key="\n'k\"")).wait(20)
+            await (await app.launch("parked", None)).wait(20)
+
+    asyncio.run(run())
+    app.launch_sync("broken", None, headers={"odd": ODD.replace("\ud800", "")})  # stays in the outbox
+    with psycopg.connect(url) as connection:
+        connection.execute("update scoop_outbox.run set state = 'parked', reason = %s where saga = 'parked'", [saga])
+        connection.execute(
+            "insert into scoop_outbox.mailbox (service, saga, run_id, due) select service, saga, id, created_at "
+            "from scoop_outbox.run"
+        )
+        connection.execute("update scoop_outbox.child set open = true")
+        connection.execute(
+            "insert into scoop_outbox.dead_letter (topic, body, content_type, headers, origin, reason) "
+            "values ('t', '\\x00', 'x', '{\"a\": \"\\u0000\\ud800\"}', 'relay', 'too large')"
+        )
+
+
+QUERIES = [
+    (f"{document.relative_to(ROOT)}", query)
+    for document in DOCUMENTS
+    for _, content in blocks(document, "sql")
+    for query in content.rstrip("; \n").split(";\n")
+]
+
+
+def test_every_documented_query_can_be_asked_whatever_the_rows_hold(database_url: str) -> None:
+    fill_oddly(database_url)
+    answers: dict[str, list[tuple[Any, ...]]] = {}
     with psycopg.connect(database_url) as connection:
+        (run_id,) = connection.execute("select id from scoop_outbox.run where saga = 'above'").fetchone() or (None,)
         connection.execute("create role shop")
-        connection.execute(grants.encode())
+        for _, query in QUERIES:
+            # What is documented for one run is asked for one that is there.
+            asked = re.sub(r"'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}'", f"'{run_id}'", query)
+            cursor = connection.execute(asked.encode())
+            if cursor.description is not None:
+                answers[query] = cursor.fetchall()
         connection.execute("set role shop")
-        for query in ";".join(block.rstrip("; \n") for block in queries).split(";"):
+        for query in answers:
             connection.execute(query.encode()).fetchall()
         connection.rollback()
+
+    assert len(answers) >= 5
+    assert [query for query, rows in answers.items() if not rows] == []
+    (people,) = (rows for query, rows in answers.items() if "runs that need a person" in query)
+    assert sorted(row[3] for row in people) == ["parked", *["rollback_failed"] * 3]
+    obstacles = [row[5] for row in people if row[2] != "above" and row[3] == "rollback_failed"]
+    assert len(obstacles) == 2
+    assert all(told.startswith("ValueError: nul \\x00, lone \\ud800, 'quoted'") for told in obstacles)
 
 
 def test_every_module_has_its_place_in_the_architecture() -> None:

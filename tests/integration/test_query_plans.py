@@ -86,7 +86,9 @@ from generate_series(1, {FINISHED + WAITING}) n where n % {FAMILY} <> 0;
 create function f(n bigint) returns uuid immutable parallel safe language sql
     return ('00000000-0000-7000-a000-' || lpad(to_hex(n), 12, '0'))::uuid;
 insert into failure (id, causes, type, message, source, document)
-select f(n), case when n % {FAMILY} = 0 then array(select f(n + k) from generate_series(1, {FAMILY} - 1) k) else array[]::uuid[] end,
+select f(n),
+       case when n % {FAMILY} = 0 then array(select f(n + k) from generate_series(1, {FAMILY} - 1) k)
+            else array[]::uuid[] end,
        'Boom', 'no', 'saga 1[w]', '{{"type":"Boom"}}'
 from generate_series(1, {FINISHED}) n;
 
@@ -188,7 +190,8 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         "service": None,
     }  # fmt: skip
     told = {
-        "state": "committed", "result": None, "failure": None, "obstacle": None, "run": run_id(OPEN + 1), "message": message_id(OPEN + 1),
+        "state": "committed", "result": None, "failure": None, "obstacle": None, "run": run_id(OPEN + 1),
+        "message": message_id(OPEN + 1),
         "service": "shop", "saga": "saga 1",
     }  # fmt: skip
     outbox = {"bytes": 100_000, "closed_shards": [3], "closed_topics": ["held"], "in_hand": [3, 4, 11]}

@@ -122,6 +122,14 @@ def test_a_message_from_outside_has_the_identity_that_its_producer_gave_it() -> 
     assert received(event, topic="copies").envelope.id != received(event).envelope.id
 
 
+@pytest.mark.parametrize(
+    "one, other", [(("a\nb", "c"), ("a", "b\nc")), (("", "\na"), ("\n", "a")), (("1\na", ""), ("1", "a"))]
+)
+def test_an_identity_is_of_its_source_whatever_either_holds(one: tuple[str, str], other: tuple[str, str]) -> None:
+    ids = [received({"ce_source": source, "ce_id": given}).envelope.id for source, given in (one, other)]
+    assert ids[0] != ids[1]
+
+
 def test_an_id_that_is_none_is_a_defect_and_the_message_keeps_an_identity() -> None:
     got = received({wire.ID: "seven"})
     assert got.defect == "its header scoop-id is no UUID"

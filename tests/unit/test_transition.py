@@ -220,23 +220,25 @@ CASES: dict[str, tuple[Run, Transition, Transition]] = {
     "a failed rollback of a child is swallowed": (
         BACK, becomes.child_rollback_handled(BACK, swallow, returned()),
         Transition(replace(BACK, seq=7, context="{}", handled=1),
-                   Record(7, "first", HANDLER, 2, 0, BOOM, undoes=3), consumes=3)),
+                   Record(7, "first", HANDLER, 2, 0, BOOM, undoes=3, swallows=True), consumes=3)),
     "what its handler launched is waited for, and nothing is swallowed yet": (
         BACK, becomes.child_rollback_handled(BACK, swallow, returned(None, AWAITED)),
         Transition(replace(BACK, seq=7, context="{}", handled=1, handler_seq=7),
-                   Record(7, "first", HANDLER, 2, 0, BOOM, undoes=3), AWAITED, mail=Mail.DROP_IF_WAITING)),
+                   Record(7, "first", HANDLER, 2, 0, BOOM, undoes=3, swallows=True), AWAITED,
+                   mail=Mail.DROP_IF_WAITING)),
     "what its handler launched on the global scope is not waited for": (
         BACK, becomes.child_rollback_handled(BACK, swallow, returned(None, GLOBAL)),
         Transition(replace(BACK, seq=7, context="{}", handled=1),
-                   Record(7, "first", HANDLER, 2, 0, BOOM, undoes=3), GLOBAL, consumes=3)),
+                   Record(7, "first", HANDLER, 2, 0, BOOM, undoes=3, swallows=True), GLOBAL, consumes=3)),
     "its handler is called again": (
         HANDLED, becomes.child_rollback_handled(HANDLED, swallow, returned(None, AWAITED)),
         Transition(replace(HANDLED, seq=7, context="{}", handled=3, handler_seq=7),
-                   Record(7, "first", HANDLER, 2, 2, BOOM, undoes=3), AWAITED, mail=Mail.DROP_IF_WAITING)),
+                   Record(7, "first", HANDLER, 2, 2, BOOM, undoes=3, swallows=True), AWAITED,
+                   mail=Mail.DROP_IF_WAITING)),
     "its handler is called again, and launches nothing": (
         HANDLED, becomes.child_rollback_handled(HANDLED, swallow, returned()),
         Transition(replace(HANDLED, seq=7, context="{}", handled=3, handler_seq=None),
-                   Record(7, "first", HANDLER, 2, 2, BOOM, undoes=3), consumes=3)),
+                   Record(7, "first", HANDLER, 2, 2, BOOM, undoes=3, swallows=True), consumes=3)),
     "what its handler launched has finished": (
         HANDLED, becomes.handled(HANDLED, OF_FIRST), Transition(replace(HANDLED, handler_seq=None), consumes=3)),
     "what the handler of a compensation's children launched has finished": (
@@ -245,7 +247,7 @@ CASES: dict[str, tuple[Run, Transition, Transition]] = {
     "a failure of a compensation's own child is swallowed": (
         WAITING, becomes.child_rollback_handled(WAITING, swallow, returned()),
         Transition(replace(WAITING, seq=7, context="{}", undo_seq=2, compensation_seq=None, attempt=0),
-                   Record(7, "first", HANDLER, 2, 0, BOOM, undoes=3), undone=3)),
+                   Record(7, "first", HANDLER, 2, 0, BOOM, undoes=3, swallows=True), undone=3)),
     "a failed rollback of a child is not swallowed": (
         HANDLED, becomes.child_rollback_not_handled(HANDLED, swallow, raised()),
         Transition(replace(HANDLED, state=RunState.ROLLBACK_FAILED, seq=7, obstacle=BOOM, context='{"left":1}'),

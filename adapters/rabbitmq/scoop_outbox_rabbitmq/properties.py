@@ -234,14 +234,16 @@ def _identity(
     if not by_content:
         return str(uuid7())
     sent = properties.timestamp
-    told = [f"{name}={value}" for name, value in sorted(table.items()) if not name.startswith(_CHANGING)]
-    told += [f"{name}={value}" for name, value in sorted(_shown(properties, ours=False).items())]
+    told = [(name, value) for name, value in sorted(table.items()) if not name.startswith(_CHANGING)]
+    shown = sorted(_shown(properties, ours=False).items())
     return wire.derived_id(
         "amqp content",
         properties.content_type or "",
         arrived.exchange,
         arrived.key,
-        *told,
+        # Each on its own: whatever separated names from values, or headers from properties, could be part of one.
+        str(len(told)),
+        *(part for pair in (*told, *shown) for part in pair),
         body,
         milliseconds=None if sent is None else int(sent.timestamp() * 1000),
     )

@@ -40,7 +40,8 @@ order by l.ordinal
 
 -- name: take_in
 -- A run's id is made of its message, service and saga, behind the time that the message's id begins with: taking a
--- message in again cannot start a second run, and whoever knows the message knows its runs.
+-- message in again cannot start a second run, and whoever knows the message knows its runs. The length of the service's
+-- name says where the saga's begins: names may hold whatever could stand between them.
 with arrived as (
     -- In the same order in every process, whatever the order in which they came: services that share a home, and
     -- members of a group, take in the same messages at the same time, and would wait for each other in a circle.
@@ -92,7 +93,8 @@ with arrived as (
     from handled h
     join arrived m on m.id = h.id
     cross join lateral (
-        select (left(m.id::text, 19) || '8' || left(md5(concat_ws(e'\n', m.id, h.service, h.saga)), 15))::uuid as id,
+        select (left(m.id::text, 19) || '8' || left(
+                   md5(concat_ws(e'\n', m.id, length(h.service), h.service || h.saga)), 15))::uuid as id,
                coalesce(string_to_array(m.lineage, ',')::uuid[], array[]::uuid[]) as above
     ) n
     cross join lateral (select md5(md5(h.service) || md5(h.saga) || md5(m.key))::uuid as lane) l
