@@ -90,12 +90,13 @@ class Scoop(Declaration):
         await self.announce()
         if session is not None:
             with told_to_migrate(self.home.url):
-                await run_joined(
+                unhandled = await run_joined(
                     launch([launched], brokered=self._brokered), session, self.home.queries, self.signals.outbox
                 )
         else:
             async with self.home.driver() as driver:
-                await driver.run(launch_and_commit([launched], self.signals, brokered=self._brokered))
+                unhandled = await driver.run(launch_and_commit([launched], self.signals, brokered=self._brokered))
+        self._note_unhandled(unhandled)
         return self.handle(launched.message_id)
 
     def launch_sync(
@@ -118,12 +119,13 @@ class Scoop(Declaration):
         self.announce_sync()
         if session is not None:
             with told_to_migrate(self.home.url):
-                run_joined_blocking(
+                unhandled = run_joined_blocking(
                     launch([launched], brokered=self._brokered), session, self.home.queries, self.signals.outbox
                 )
         else:
             with self.home.blocking_driver() as driver:
-                driver.run(launch_and_commit([launched], self.signals, brokered=self._brokered))
+                unhandled = driver.run(launch_and_commit([launched], self.signals, brokered=self._brokered))
+        self._note_unhandled(unhandled)
         return self.handle(launched.message_id)
 
     def handle(self, message_id: uuid.UUID) -> Handle:

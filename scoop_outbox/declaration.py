@@ -9,6 +9,7 @@ from typing import Any, Literal
 from scoop_outbox.broker import plugins
 from scoop_outbox.broker.protocol import Broker, Subscription
 from scoop_outbox.core.announcing import subscribe
+from scoop_outbox.core.claim import Unhandled
 from scoop_outbox.core.statement import Plan
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.errors import DatabaseError, DefinitionError
@@ -138,6 +139,15 @@ class Declaration:
         if self._signals is None:
             self._signals = Signals(self.home)
         return self._signals
+
+    @property
+    def unhandled(self) -> Mapping[str, int]:
+        """How many messages this process has launched on topics that no saga is subscribed to, by topic."""
+        return self.signals.unhandled.counts
+
+    def _note_unhandled(self, topics: Unhandled) -> None:
+        if topics:
+            self.signals.unhandled.note(topics, self.service, brokered=self._brokered)
 
     def _outcomes_of_home(self) -> Outcomes:
         if self._outcomes is None:

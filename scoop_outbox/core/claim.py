@@ -27,6 +27,9 @@ from scoop_outbox.core.versions import Deployment
 from scoop_outbox.message import Message
 from scoop_outbox.saga import Saga
 
+Unhandled = Sequence[tuple[str, int]]
+"""Topics that no saga is subscribed to, and how many messages were launched on each."""
+
 
 class Hints(Protocol):
     """Told after a commit who may have something to do. Only a hint: losing one costs time, never correctness."""
@@ -55,6 +58,7 @@ class Worker:
         brokered: whether a broker carries messages, so that each service takes them in at a time of its own.
         deployment: which versions of the sagas living workers have; this process is alone unless given.
         parked: told of each run that is parked, after the commit.
+        unhandled: told after a commit what was launched on topics that no saga is subscribed to.
     """
 
     service: str
@@ -68,6 +72,7 @@ class Worker:
     brokered: bool = False
     deployment: Deployment = field(default_factory=Deployment)
     parked: Callable[[Run], None] = lambda _: None
+    unhandled: Callable[[Unhandled], None] = lambda _: None
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scoop_outbox.core.claim import Hints
+from scoop_outbox.core.claim import Hints, Unhandled
 from scoop_outbox.core.settle import emitted
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, ask, statement
 from scoop_outbox.headers import CONTEXT, HOME, LAUNCHED_AT, LINEAGE, PREFIX, storable
@@ -16,20 +16,25 @@ from scoop_outbox.message import Envelope
 from scoop_outbox.scope import Emission
 
 
-def launch(emissions: Sequence[Emission], *, brokered: bool = False) -> Plan[None]:
+def launch(emissions: Sequence[Emission], *, brokered: bool = False) -> Plan[Unhandled]:
     """Write messages from outside any run into the outbox, in whatever transaction is open.
+
+    Returns the topics that no saga is subscribed to, with the number of messages on each.
 
     Args:
         emissions: the messages.
         brokered: whether a broker carries them, and not this home itself.
     """
-    yield from ask(statement("launch", **emitted(emissions, None, 0, brokered=brokered)))
+    (unhandled,) = yield from ask(statement("launch", **emitted(emissions, None, 0, brokered=brokered)))
+    return unhandled
 
 
-def launch_and_commit(emissions: Sequence[Emission], hints: Hints, *, brokered: bool = False) -> Plan[None]:
+def launch_and_commit(emissions: Sequence[Emission], hints: Hints, *, brokered: bool = False) -> Plan[Unhandled]:
     """Do as `launch` in a transaction of its own."""
-    yield from ask(BEGIN, statement("launch", **emitted(emissions, None, 0, brokered=brokered)), COMMIT)
+    launching = statement("launch", **emitted(emissions, None, 0, brokered=brokered))
+    _, unhandled, _ = yield from ask(BEGIN, launching, COMMIT)
     hints.outbox()
+    return unhandled
 
 
 @dataclass(frozen=True, slots=True)

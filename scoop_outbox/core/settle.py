@@ -35,6 +35,8 @@ def settle(
     writing.written()
     if change.emissions:
         worker.hints.outbox()
+        if rows["launch"]:
+            worker.unhandled(rows["launch"])
     for told in ("ask_children", "tell_parent", "end_turn"):
         for run_id, service, saga, version, delay in rows.get(told, ()):
             worker.hints.mail(service, saga, version, run_id, delay)

@@ -59,6 +59,7 @@ class _Collector(Collector):
             if self._daemons.worker is not None:
                 yield from _worker(self._daemons.worker)
             yield _dead_letters(self._daemons)
+            yield _unhandled(self._daemons)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
@@ -135,6 +136,15 @@ def _dead_letters(daemons: Daemons) -> Metric:
             family.add_metric(["relay", reason], count)
     if daemons.intake is not None:
         family.add_metric(["intake", "unusable"], daemons.intake.dead_letters)
+    return family
+
+
+def _unhandled(daemons: Daemons) -> Metric:
+    family = CounterMetricFamily(
+        _PREFIX + "unhandled_launches", "Messages launched on topics that no saga is subscribed to.", None, ["topic"]
+    )
+    for topic, count in daemons.unhandled.items():
+        family.add_metric([topic], count)
     return family
 
 

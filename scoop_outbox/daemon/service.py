@@ -36,6 +36,7 @@ class Daemons:
         intake: takes in from a broker, or None.
         service: whose runs the worker executes.
         sagas: the names of its sagas.
+        unhandled: what this process has launched on topics that nobody listens to, in numbers by topic.
     """
 
     def __init__(
@@ -52,7 +53,13 @@ class Daemons:
         self.intake = intake
         self.service = service
         self.sagas = sagas
+        self.signals: Signals | None = None
         self.tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def unhandled(self) -> Mapping[str, int]:
+        """See the class."""
+        return {} if self.signals is None else self.signals.unhandled.counts
 
     @property
     def died(self) -> list[str]:
@@ -138,6 +145,7 @@ async def daemons(
 
 
 def _start(running: Daemons, signals: Signals) -> list[asyncio.Task[None]]:
+    running.signals = signals
     named = {"signals": signals, "relay": running.relay, "worker": running.worker, "intake": running.intake}
     tasks = [
         asyncio.create_task(daemon.run(), name=f"scoop_outbox {name}")

@@ -18,6 +18,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from scoop_outbox.daemon.unhandled import UnhandledLaunches
 from scoop_outbox.forks import begins_anew
 from scoop_outbox.store.home import Home
 
@@ -44,6 +45,9 @@ class Signals:
 
     Args:
         home: the database whose processes are told.
+
+    Attributes:
+        unhandled: what this process has launched on topics that nobody listens to.
     """
 
     def __init__(self, home: Home) -> None:
@@ -64,6 +68,7 @@ class Signals:
         self._outcomes: list[tuple[asyncio.AbstractEventLoop, Callable[[], None]]] = []
         self._pending: set[str] = set()
         self._own_pid = 0
+        self.unhandled = UnhandledLaunches()
 
     def on_outbox(self, wake: Callable[[], bool]) -> None:
         """Call `wake` when messages are waiting; it answers whether this process will publish them itself."""

@@ -117,11 +117,15 @@ class Worker:
             self._brokered,
             self._roster.deployment,
             self._parked,
+            self._note_unhandled,
         )
 
     def _parked(self, run: Run) -> None:
         log.error("run parked: service %s, saga %s, run %s: %s", run.service, run.saga, run.id, run.reason)
         self.interruptions.parked[run.saga] += 1
+
+    def _note_unhandled(self, topics: claim.Unhandled) -> None:
+        self._signals.unhandled.note(topics, self._service, brokered=self._brokered)
 
     async def run(self) -> None:
         """Execute runs until stopped, whatever happens to the database meanwhile."""

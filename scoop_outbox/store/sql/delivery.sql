@@ -31,12 +31,15 @@ with launched as (
     left join listening s on s.topic = l.topic
     where %(brokered)s and not l.awaited
     group by l.id
+), written as (
+    insert into {schema}.outbox (shard, message_id, topic, key, body, content_type, headers)
+    select abs(hashtext(coalesce(l.key, l.id::text)) %% {shards}), l.id, l.topic, l.key, l.body, l.content_type,
+           l.headers::json
+    from launched l
+    order by l.ordinal
 )
-insert into {schema}.outbox (shard, message_id, topic, key, body, content_type, headers)
-select abs(hashtext(coalesce(l.key, l.id::text)) %% {shards}), l.id, l.topic, l.key, l.body, l.content_type,
-       l.headers::json
-from launched l
-order by l.ordinal
+-- Of whom nobody is waited for.
+select topic, count(*) from launched where topic not in (select topic from listening) group by topic
 
 -- name: take_in
 -- A run's id is made of its message, service and saga, behind the time that the message's id begins with: taking a

@@ -1,0 +1,64 @@
+"""Launches on topics that no saga listens to: such a message is waited for by nobody, and perhaps nobody knows."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from scoop_outbox.daemon.tally import OTHER, TOPICS
+
+log = logging.getLogger(__name__)
+
+TOLD = 1000
+"""Topics of which a process tells: their names may be made of something that there is no end of."""
+
+
+class UnhandledLaunches:
+    """Counts them by topic, and tells once of each topic. Safe to be called from any thread."""
+
+    def __init__(self) -> None:
+        """Have counted nothing."""
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+        self._told: set[str] = set()
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How many messages were launched, by topic; behind the first topics, all others are `(other)`."""
+        with self._lock:
+            return dict(self._counts)
+
+    def note(self, topics: Iterable[tuple[str, int]], service: str, *, brokered: bool) -> None:
+        """Note topics without a listener, and how many messages were launched on each.
+
+        Args:
+            topics: the topics and numbers.
+            service: who has launched.
+            brokered: whether a broker carries the messages: others may well listen there, which is nothing unusual.
+        """
+        for topic, count in topics:
+            with self._lock:
+                known = topic in self._counts or len(self._counts) < TOPICS
+                self._counts[topic if known else OTHER] += count
+                new = topic not in self._told and len(self._told) < TOLD
+                if new:
+                    self._told.add(topic)
+                last = new and len(self._told) == TOLD
+            if new and brokered:
+                log.info(_BROKERED, service, topic)
+            elif new:
+                log.warning(_BUILTIN, service, topic)
+            if last:
+                log.warning("messages on %d topics have no listener here; of others nothing is said", TOLD)
+
+
+_BROKERED = (
+    "service %r launches on topic %r, to which no saga of this database is subscribed: such messages are published, "
+    "and nobody waits for whoever handles them"
+)
+_BUILTIN = (
+    "service %r launches on topic %r, to which no saga is subscribed: nobody handles such messages. A saga is "
+    "subscribed once its service has run, or has launched something"
+)

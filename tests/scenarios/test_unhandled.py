@@ -1,0 +1,116 @@
+"""Launching on a topic that no saga is subscribed to (Q71): it goes on at once, is told once, and counted."""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from scoop_outbox import Message, Scoop, Scope
+from scoop_outbox.daemon import unhandled as unhandled_module
+from scoop_outbox.daemon.metrics import exposition
+from scoop_outbox.daemon.observed import Observed
+from scoop_outbox.daemon.service import Daemons
+from scoop_outbox.daemon.tally import OTHER, TOPICS
+from scoop_outbox.daemon.unhandled import UnhandledLaunches
+
+LONG = 30
+
+
+@pytest.fixture
+def app(database_url: str) -> Iterator[Scoop]:
+    app = Scoop("shop", database=database_url)
+    yield app
+    app.close_sync()
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "subscribed" in record.getMessage()]
+
+
+@pytest.mark.parametrize("colour", ["coroutine", "plain"])
+async def test_q71_a_step_that_launches_where_nobody_listens_goes_on(
+    app: Scoop, caplog: pytest.LogCaptureFixture, colour: str
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    def launch(scope: Scope) -> None:
+        scope.launch("nowhere", 1)
+        scope.launch("somewhere", 2)
+        scope.launch("nowhere", 3)
+        scope.launch_on_global_scope("elsewhere", 4)
+
+    async def coroutine(scope: Scope, message: Message) -> None:
+        launch(scope)
+
+    def plain(scope: Scope, message: Message) -> None:
+        launch(scope)
+
+    order = app.saga("order", on="orders")
+    order.add_step("launch", coroutine if colour == "coroutine" else plain)
+    order.add_step("go on", lambda scope, message: None)
+    app.saga("other", on="somewhere").add_step("only", lambda scope, message: None)
+    async with app.running() as running:
+        for number in range(3):
+            await (await app.launch("orders", number)).wait(LONG)
+        assert app.unhandled == running.unhandled == {"nowhere": 6, "elsewhere": 3}
+        _, text = exposition(running, Observed(), "")
+    assert b'scoop_outbox_unhandled_launches_total{topic="nowhere"} 6.0' in text
+    assert sorted(one.split(", ")[0] for one in told(caplog)) == [
+        "service 'shop' launches on topic 'elsewhere'",
+        "service 'shop' launches on topic 'nowhere'",
+    ]
+
+
+async def test_q71_from_outside(app: Scoop, database_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    app.saga("order", on="orders").add_step("only", lambda scope, message: None)
+    await app.launch("nowhere", 1)
+    await app.launch("orders", 1)
+    await asyncio.to_thread(app.launch_sync, "nowhere", 2)
+    async with await psycopg.AsyncConnection.connect(database_url) as connection:
+        await app.launch("nowhere", 3, session=connection)
+        await app.launch("joined", 3, session=connection)
+    engine = sa.create_engine(sa.make_url(database_url).set(drivername="postgresql+psycopg"))
+    with Session(engine) as session:
+        app.launch_sync("nowhere", 4, session=session)
+        app.launch_sync("orders", 4, session=session)
+        session.commit()
+    engine.dispose()
+    assert app.unhandled == {"nowhere": 4, "joined": 1}
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    assert len(told(caplog)) == 2
+    await app.close()
+
+
+def test_q71_a_topic_is_told_once_in_a_process_and_of_many_topics_nothing_is_said(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unhandled_module, "TOLD", TOPICS + 50)
+    launches = UnhandledLaunches()
+    for _ in range(2):
+        for number in range(TOPICS + 100):
+            launches.note([(f"user-{number}", 1)], "shop", brokered=False)
+    assert len(told(caplog)) == TOPICS + 50
+    assert [one.getMessage() for one in caplog.records if one.getMessage() not in told(caplog)] == [
+        f"messages on {TOPICS + 50} topics have no listener here; of others nothing is said"
+    ]
+    assert len(launches.counts) == TOPICS + 1
+    assert launches.counts[OTHER] == 200
+
+
+def test_q71_with_a_broker_others_may_listen(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    UnhandledLaunches().note([("orders", 1)], "shop", brokered=True)
+    ((level, text),) = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert level == "INFO"
+    assert "'orders'" in text
+    assert "'shop'" in text
+
+
+def test_a_process_that_has_not_started_yet_has_no_metrics_of_launches() -> None:
+    nothing: Any = Daemons(None, None, None)
+    assert nothing.unhandled == {}
