@@ -22,6 +22,7 @@ from scoop_outbox.daemon.worker import SLOTS
 from scoop_outbox.declaration import Declaration
 from scoop_outbox.errors import DefinitionError
 from scoop_outbox.handle import Handle
+from scoop_outbox.inside import refuse_launch
 from scoop_outbox.message import Message, Topic, dump_json, topic_name
 from scoop_outbox.policy import seconds
 from scoop_outbox.scope import emission
@@ -68,6 +69,7 @@ class Scoop(Declaration):
         context: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
         session: AsyncTransaction | None = None,
+        detached: bool = False,
     ) -> Handle:
         """Launch a message from outside any saga: it starts a hierarchy of its own.
 
@@ -80,11 +82,15 @@ class Scoop(Declaration):
             session: launch inside this transaction, to be committed with it and gone with it: an SQLAlchemy
                 `AsyncSession` or `AsyncConnection`, or a psycopg `AsyncConnection`, on this service's database.
                 Without it the message is launched in a transaction of its own, durably when this returns.
+            detached: inside a step, launch it all the same: it does not belong to the step, and is there even if the
+                step fails. A step launches with `scope.launch`.
 
         Raises:
+            StepError: this is called inside a step, neither detached nor with the step's own session.
             DefinitionError, PayloadError: nothing is launched; the message says what cannot be encoded.
             DatabaseError: the database cannot be reached or is not migrated, or `session` cannot be joined.
         """
+        refuse_launch(session, detached=detached)
         text = None if context is None else dump_json(dict(context), "the context")
         launched = emission(topic, payload, key=key, headers=headers, context=text, awaited=False, depth=1)
         await self.announce()
@@ -108,12 +114,14 @@ class Scoop(Declaration):
         context: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
         session: Transaction | None = None,
+        detached: bool = False,
     ) -> Handle:
         """Do as `launch`, for code without an event loop; `session` is a blocking session or connection.
 
         Raises:
-            DefinitionError, PayloadError, DatabaseError: as `launch`.
+            StepError, DefinitionError, PayloadError, DatabaseError: as `launch`.
         """
+        refuse_launch(session, detached=detached)
         text = None if context is None else dump_json(dict(context), "the context")
         launched = emission(topic, payload, key=key, headers=headers, context=text, awaited=False, depth=1)
         self.announce_sync()

@@ -34,6 +34,38 @@ class StepError(ScoopError):
             "the engine ends the transaction after the callback (use connection.transaction() for a savepoint)"
         )
 
+    @classmethod
+    def closed_its_connection(cls, step: str, saga: str) -> StepError:
+        """Return what is wrong with a step that closes the connection it was lent."""
+        return cls(
+            f"step {step!r} of saga {saga!r} closed its connection: scope.connection and scope.session are lent, and "
+            "the engine takes them back (`with scope.connection:` closes it too; use connection.transaction())"
+        )
+
+    @classmethod
+    def left_something_running(cls, step: str, saga: str) -> StepError:
+        """Return what is wrong with a step whose tasks or threads are still at work on its connection."""
+        return cls(
+            f"step {step!r} of saga {saga!r} ended while its connection was still in use: await its tasks, join its "
+            "threads, and finish what is copied or streamed before the callback returns"
+        )
+
+
+class ScopeEnded(ScoopError):
+    """A scope, or something taken from it, was used after its callback had ended.
+
+    What a callback leaves running, a task of `asyncio.gather` for example, belongs to no transaction any more: await
+    it before the callback returns.
+    """
+
+    @classmethod
+    def of(cls, step: str, saga: str, run_id: object) -> ScopeEnded:
+        """Return what is wrong with something that outlives its step."""
+        return cls(
+            f"step {step!r} of saga {saga!r} (run {run_id}) has ended, and its scope, session and connection with it: "
+            "whatever works for a step must be awaited or joined before its callback returns or raises"
+        )
+
 
 class UnknownMessage(ScoopError):
     """No message with this id was launched, or its hierarchy has been pruned."""

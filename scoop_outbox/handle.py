@@ -9,6 +9,7 @@ import uuid
 from datetime import timedelta
 
 from scoop_outbox.failure import DistributedError
+from scoop_outbox.inside import refuse_wait
 from scoop_outbox.outcomes import Outcome, Outcomes, read_outcomes
 from scoop_outbox.policy import seconds
 from scoop_outbox.store.home import Home
@@ -47,7 +48,9 @@ class Handle:
             DistributedError: its saga failed; the whole chain of causes, across services, is attached.
             ExceptionGroup: several sagas failed; one `DistributedError` for each.
             DatabaseError: the database cannot be reached; the message goes on when it can.
+            StepError: this is called inside a step; what a step launches is waited for by itself.
         """
+        refuse_wait()
         try:
             async with asyncio.timeout(None if timeout is None else seconds(timeout)):
                 outcome = await self._outcomes.of(self.id)
@@ -68,7 +71,9 @@ class Handle:
             DistributedError: its saga failed.
             ExceptionGroup: several sagas failed.
             DatabaseError: the database cannot be reached; the message goes on when it can.
+            StepError: this is called inside a step; what a step launches is waited for by itself.
         """
+        refuse_wait()
         deadline = None if timeout is None else time.monotonic() + seconds(timeout)
         interval = _SHORTEST_LOOK
         while True:

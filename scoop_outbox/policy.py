@@ -24,14 +24,15 @@ class Retry:
         backoff: wait before the second attempt, in seconds or as a `timedelta`; it doubles each time.
         max_backoff: the longest wait.
         jitter: the fraction of each wait that is drawn at random, so that many failures do not come back at once.
-        on: only these exceptions are tried again; any other fails at once.
+        on: only these exceptions are tried again; any other fails at once. `Exception` covers `SystemExit` and a
+            `CancelledError` that nobody asked for, too: out of a callback they are failures like any other.
     """
 
     attempts: int = 3
     backoff: float | timedelta = 1.0
     max_backoff: float | timedelta = 60.0
     jitter: float = 0.5
-    on: tuple[type[Exception], ...] = (Exception,)
+    on: tuple[type[BaseException], ...] = (Exception,)
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no sense."""
@@ -40,9 +41,10 @@ class Retry:
         if seconds(self.backoff) < 0 or seconds(self.max_backoff) < 0 or not 0 <= self.jitter <= 1:
             raise DefinitionError("Retry: backoff and max_backoff are not negative, and jitter is between 0 and 1")
 
-    def allows(self, failed: int, error: Exception) -> bool:
+    def allows(self, failed: int, error: BaseException) -> bool:
         """Tell whether to try again after `failed` attempts, of which the last raised `error`."""
-        return failed < self.attempts and isinstance(error, self.on)
+        covered = isinstance(error, self.on) or (Exception in self.on and not isinstance(error, Exception))
+        return failed < self.attempts and covered
 
     def delay(self, failed: int, chance: float) -> timedelta:
         """Return the wait after `failed` attempts (1 or more); `chance` in [0, 1) decides the jitter."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from scoop_outbox.context import Context
-from scoop_outbox.errors import PayloadError
+from scoop_outbox.errors import PayloadError, ScopeEnded
 from scoop_outbox.failure import Frame
 from scoop_outbox.headers import CONTENT_TYPE, PREFIX, key_text
 from scoop_outbox.message import Topic, dump_json, encode, topic_name, uuid7
@@ -135,14 +135,15 @@ class Result:
 class Scope:
     """One call of one callback of a run: its transaction, and what it may launch.
 
-    Everything done through it commits or vanishes with the step. It is of no use after the callback has returned.
+    Everything done through it commits or vanishes with the step. It ends with its callback: `session`, `connection`,
+    `context`, `launch`, `launch_on_global_scope` and `set_result` raise `ScopeEnded` from then on, and so does what was
+    taken from it before. The plain values stay readable.
 
     Attributes:
         run_id: the run that this call belongs to.
         saga: its saga's name.
         step: the step's name.
         lineage: run ids from the root of the hierarchy to this run.
-        context: the cooperation context, a mutable mapping.
         results: results of the committed children emitted since the run was last suspended, in order of emission.
         iteration: how often in a row this step has been executed before; callbacks that belong to a step instance
             see that instance's number.
@@ -169,13 +170,54 @@ class Scope:
         self.saga = saga
         self.step = step
         self.lineage = tuple(lineage)
-        self.context = context
+        self._context = context
         self.results = tuple(results)
         self.iteration = iteration
         self.attempt = attempt
         self.idempotency_key = idempotency_key
         self.emissions: list[Emission] = []
         self.result: str | None = None
+        self._ended = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the callback has returned or raised."""
+        return self._ended
+
+    def end(self) -> None:
+        """Called by the drivers when the callback has ended."""
+        self._ended = True
+
+    def check(self) -> None:
+        """Refuse what comes too late.
+
+        Raises:
+            ScopeEnded: the callback has ended.
+        """
+        if self._ended:
+            raise self.late()
+
+    def owns(self, joined: object) -> bool:  # noqa: ARG002 - drivers know
+        """Tell whether a session or connection works in the step's transaction; for `Scoop.launch`."""
+        return False
+
+    def late(self) -> ScopeEnded:
+        """Return what is wrong with using the scope, or what was taken from it, after its end."""
+        return ScopeEnded.of(self.step, self.saga, self.run_id)
+
+    @property
+    def context(self) -> Context:
+        """The cooperation context, a mutable mapping."""
+        self.check()
+        return self._context
+
+    def left_context(self) -> str | None:
+        """Return the context as JSON text, for the drivers, also after the end.
+
+        Raises:
+            PayloadError: it cannot be stored.
+        """
+        return self._context.dumps()
 
     def launch(
         self,
@@ -203,6 +245,7 @@ class Scope:
         Raises:
             DefinitionError: the topic's name cannot be used.
             PayloadError: payload, key, context or a header cannot be encoded.
+            ScopeEnded: the callback has ended.
         """
         return self._launch(topic, payload, key, self.context.dumps(**(context or {})), headers, awaited=True)
 
@@ -233,6 +276,7 @@ class Scope:
         *,
         awaited: bool,
     ) -> uuid.UUID:
+        self.check()
         launched = emission(topic, payload, key=key, headers=headers, context=context, awaited=awaited, depth=2)
         self.emissions.append(launched)
         return launched.message_id
@@ -242,7 +286,9 @@ class Scope:
 
         Raises:
             PayloadError: the value cannot be encoded as JSON.
+            ScopeEnded: the callback has ended.
         """
+        self.check()
         self.result = dump_json(value, "the result")
 
     @property

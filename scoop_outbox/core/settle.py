@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from scoop_outbox.core.claim import Claim, Worker, claim, claimed_again, claiming_again
 from scoop_outbox.core.failures import Writing, id_of
 from scoop_outbox.core.run import Run, RunState, StepKind
-from scoop_outbox.core.statement import COMMIT, COMMIT_AND_BEGIN, RELEASE_SAVEPOINT, Plan, Statement, ask, statement
+from scoop_outbox.core.statement import (
+    COMMIT,
+    COMMIT_AND_BEGIN,
+    RELEASE_SAVEPOINT,
+    Plan,
+    Rows,
+    Statement,
+    ask,
+    statement,
+)
 from scoop_outbox.core.transition import Mail, Record, Transition
 from scoop_outbox.headers import CONTEXT, LAUNCHED_AT, LINEAGE
 from scoop_outbox.scope import Emission
@@ -33,6 +42,19 @@ def settle(
     answers = yield from ask(*writes, COMMIT_AND_BEGIN if ahead else COMMIT, *again)
     rows = {write.name: answer for write, answer in zip(writes, answers, strict=False)}
     writing.written()
+    _hint(claimed, change, rows, worker)
+    if ahead:
+        if after != claimed.run:
+            after = replace(after, inherited=None, troubled=False)
+        return (yield from claimed_again(claimed, after, answers[len(writes) + 1 :], worker))
+    if go_on and change.mail is Mail.DROP_IF_WAITING and not rows["drop_mail_if_waiting"][0][0]:
+        return (yield from claim(after.id, worker))  # nobody listens to what was launched: nothing to wait for
+    return None
+
+
+def _hint(claimed: Claim, change: Transition, rows: Mapping[str, Rows], worker: Worker) -> None:
+    """Tell who may have something to do now, and what operators should hear of."""
+    after = change.run
     if change.emissions:
         worker.hints.outbox()
         if rows["launch"]:
@@ -47,13 +69,6 @@ def settle(
         worker.parked(after)
     elif after.state.ended and after.parent_run is None:
         worker.hints.ended()
-    if ahead:
-        if after != claimed.run:
-            after = replace(after, inherited=None, troubled=False)
-        return (yield from claimed_again(claimed, after, answers[len(writes) + 1 :], worker))
-    if go_on and change.mail is Mail.DROP_IF_WAITING and not rows["drop_mail_if_waiting"][0][0]:
-        return (yield from claim(after.id, worker))  # nobody listens to what was launched: nothing to wait for
-    return None
 
 
 def _named(change: Transition, writing: Writing) -> Transition:

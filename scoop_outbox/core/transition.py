@@ -42,7 +42,7 @@ class Raised:
         at: when, by the database's clock; None when it was not asked.
     """
 
-    error: Exception
+    error: BaseException
     failure: Failure
     context: str | None
     open: bool = True

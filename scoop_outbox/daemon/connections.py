@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,14 +20,16 @@ class StepConnections:
         home: where its runs are.
         service: whose they are, for the names of threads.
         slots: how many runs are executed at the same time.
+        context: the context variables that callbacks find.
 
     Attributes:
         threads: where `def` callbacks run.
     """
 
-    def __init__(self, home: Home, service: str, slots: int) -> None:
+    def __init__(self, home: Home, service: str, slots: int, context: contextvars.Context) -> None:
         """Open nothing yet."""
         self._home = home
+        self._context = context
         self._idle: list[AsyncDriver] = []
         self._idle_blocking: list[Driver] = []
         self._at_work: dict[uuid.UUID, Driver] = {}
@@ -36,7 +39,7 @@ class StepConnections:
     @asynccontextmanager
     async def lend(self) -> AsyncIterator[AsyncDriver]:
         """Lend a connection for `async def` callbacks."""
-        driver = self._idle.pop() if self._idle else await self._home.connect_for_steps()
+        driver = self._idle.pop() if self._idle else await self._home.connect_for_steps(self._context)
         try:
             yield driver
         finally:
@@ -51,7 +54,7 @@ class StepConnections:
         try:
             driver = self._idle_blocking.pop()
         except IndexError:  # asking first would not do: other threads take drivers too
-            driver = self._home.connect_for_steps_blocking()
+            driver = self._home.connect_for_steps_blocking(self._context)
         try:
             yield driver
         finally:

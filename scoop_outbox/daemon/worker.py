@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import random
 import threading
@@ -25,6 +26,7 @@ from scoop_outbox.core.plans import Execution
 from scoop_outbox.core.run import Run
 from scoop_outbox.daemon.backoff import Backoff
 from scoop_outbox.daemon.connections import StepConnections
+from scoop_outbox.daemon.contained import contain_exits, let_exits_through
 from scoop_outbox.daemon.interruptions import MACHINERY, MOST, WANTED, Interruption, Interruptions
 from scoop_outbox.daemon.mail import MailReader
 from scoop_outbox.daemon.pace import Pace
@@ -91,10 +93,13 @@ class Worker:
         self._done: set[uuid.UUID] = set()  # since the feeder last began to read: what it reads of them is old
         self._freed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
+        # What callbacks find in context variables, whoever posts their mail, in whatever context.
+        self._context = contextvars.copy_context()
+        contain_exits(self._loop)
         self._ready = Ready()  # runs that have mail
         self._behind: set[str] = set(self._sagas)  # sagas of which mail may lie waiting that has not been read
         self._stopping = False
-        self._connections = StepConnections(home, service, slots)
+        self._connections = StepConnections(home, service, slots, self._context)
         self._coroutines = {name: mostly_async(saga) for name, saga in self._sagas.items()}
         self.counters = Counters()
         signals.on_mail(service, self._offer, self._pace.wake)
@@ -195,6 +200,7 @@ class Worker:
             for task in stuck:
                 task.cancel()  # a thread cannot be ended, but with its connection gone it can do no harm
         await self._connections.close()
+        let_exits_through(self._loop)
 
     async def _feed(self, driver: AsyncDriver) -> None:
         """Read which runs have mail, and hand them to free slots."""
@@ -318,7 +324,7 @@ class Worker:
     def _start(self, run_id: uuid.UUID, saga: str) -> bool:
         if self._stopping or run_id in self._tasks or saga not in self._sagas:
             return False
-        self._tasks[run_id] = asyncio.create_task(self._execute(run_id, saga))
+        self._tasks[run_id] = asyncio.create_task(self._execute(run_id, saga), context=self._context.copy())
         return True
 
     async def _execute(self, run_id: uuid.UUID, saga: str) -> None:
@@ -337,7 +343,7 @@ class Worker:
                 self.counters.empty_claims += 1
         except Interrupted as error:
             self._interrupted(slot, error.reason, WANTED if error.wanted else MACHINERY)
-        except (psycopg.OperationalError, sa.exc.OperationalError, OSError) as error:
+        except (psycopg.Error, sa.exc.SQLAlchemyError, OSError) as error:
             # Nothing was begun: that there is no connection says nothing of the run.
             log.warning("run %s of saga %s waits for a connection (%s)", slot.run_id, slot.saga, type(error).__name__)
         except StrayCancellationError:

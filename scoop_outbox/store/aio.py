@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import contextvars
+import threading
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, Self, TypeVar
 
 import psycopg
+import sqlalchemy as sa
 from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
-from scoop_outbox.core.statement import READ_CLOCK, ROLLBACK_TO_SAVEPOINT, Batch, Call, CallOutcome, Plan, Refused, Rows
-from scoop_outbox.scope import AsyncScope
-from scoop_outbox.store.calls import (
-    Interrupted,
-    arguments,
-    check_transaction,
-    is_transient,
-    raised,
-    returned,
-    scope_arguments,
+from scoop_outbox.core.statement import (
+    READ_CLOCK,
+    ROLLBACK_TO_SAVEPOINT,
+    Batch,
+    Call,
+    CallOutcome,
+    Plan,
+    Refused,
+    Rows,
+    Statement,
 )
+from scoop_outbox.scope import AsyncScope
+from scoop_outbox.store.calls import Interrupted, async_invoke, check_transaction, raised, returned, scope_arguments
+from scoop_outbox.store.cleaning import AFTER_ROLLBACK, cleaned, is_clean
+from scoop_outbox.store.faults import NO_SAVEPOINT, ends_the_worker, interruption, of_the_rows, spoils, words
+from scoop_outbox.store.lent import NOWHERE, AsyncLentConnection, async_session, is_invalidated, works_on
 from scoop_outbox.store.pipeline import Pipeline, Query
+from scoop_outbox.store.sever import async_abort
 
 T = TypeVar("T")
+
+_LOOKS = 500
+"""How often to look whether the server is done with a connection that was given up, at least 0.01 s apart."""
 
 
 class _Scope(AsyncScope):
@@ -33,66 +46,121 @@ class _Scope(AsyncScope):
         super().__init__(**scope_arguments(call))
         self._driver = driver
         self._session: AsyncSession | None = None
+        self._lock = threading.RLock()
+        self.lent: AsyncLentConnection | None = None
 
     @property
     def session(self) -> AsyncSession:
-        if self._session is None:
-            self._session = AsyncSession(
-                self._driver.outer, join_transaction_mode="create_savepoint", expire_on_commit=False
-            )
-        return self._session
+        with self._lock:
+            self.check()
+            if self._session is None:
+                self._session = async_session(self, self.connection, self._driver.outer)
+            return self._session
 
     @property
-    def connection(self) -> psycopg.AsyncConnection[Any]:
-        return self._driver.raw
+    def connection(self) -> AsyncLentConnection:
+        with self._lock:
+            self.check()
+            if self.lent is None:
+                self.lent = self._driver.lend(self)
+            return self.lent
 
     @property
     def broken(self) -> bool:
         """Whether a flush has failed, which a session does not survive without a rollback."""
         return self._session is not None and not self._session.is_active
 
+    @property
+    def can_be_taken_back(self) -> bool:
+        """Whether what was lent is as the driver needs it: open, and nobody at work on it."""
+        if self.lent is None:
+            return True
+        return self.lent.is_as_lent and not self.lent.closed_by_user and not is_invalidated(self._session)
+
+    def owns(self, joined: object) -> bool:
+        return self.lent is not None and works_on(joined, self.lent)
+
+    def keep_for_oneself(self) -> None:
+        """Let nobody but the driver use what was lent."""
+        if self.lent is not None:
+            self.lent.keep_for_oneself()
+
     async def finish(self) -> None:
         """Flush what the session holds and release its savepoint."""
         if self._session is not None:
             await self._session.commit()
 
-    async def close(self) -> None:
-        """Give the session's savepoint up, if it is still there."""
-        if self._session is not None:
-            await self._session.close()
+    async def close(self) -> bool:
+        """Give the session's savepoint up; answer whether it was still there to be given up."""
+        try:
+            if self._session is not None:
+                await self._session.close()
+        except Exception:  # noqa: BLE001 - whatever it is, it is of no use to the user
+            return False
+        return True
+
+    def end(self) -> None:
+        """End, with all that was taken from it."""
+        with self._lock:
+            super().end()
+            if self.lent is not None:
+                self.lent.end()
 
 
 class AsyncDriver:
     """One connection that executes plans, one at a time.
 
     Args:
-        outer: SQLAlchemy's connection, in autocommit. It believes to be inside a transaction all the time, so that
-            sessions joined to it only ever make savepoints; the real transaction is in the hands of the plans.
-        raw: psycopg's connection beneath it.
+        engine: opens a new connection when one has to be given up.
+        outer: SQLAlchemy's connection, in autocommit: the real transaction is in the hands of the plans.
+        raw: psycopg's connection beneath it; callbacks never get it, but a wrapper that ends with them.
         queries: the statements by name.
+        context: the context variables that callbacks find.
     """
 
-    def __init__(self, outer: AsyncConnection, raw: psycopg.AsyncConnection[Any], queries: Mapping[str, Query]) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        outer: AsyncConnection,
+        raw: psycopg.AsyncConnection[Any],
+        queries: Mapping[str, Query],
+        context: contextvars.Context,
+    ) -> None:
         """See `connect`."""
+        self._engine = engine
         self.outer = outer
         self.raw = raw
+        self._queries = queries
+        self._context = context
         self._pipeline = Pipeline(raw, queries)
+        self._lent: AsyncLentConnection | None = None
+        self._touched = False
         self.usable = True
 
     @classmethod
-    async def connect(cls, engine: AsyncEngine, queries: Mapping[str, Query]) -> Self:
+    async def connect(
+        cls, engine: AsyncEngine, queries: Mapping[str, Query], context: contextvars.Context | None = None
+    ) -> Self:
         """Open a driver on a connection of its own.
+
+        Args:
+            engine: opens it.
+            queries: the statements by name.
+            context: the context variables that callbacks find; those of the caller unless given.
 
         Raises:
             sqlalchemy.exc.OperationalError: the database cannot be reached.
         """
+        return cls(engine, *await cls._open(engine), queries, context or contextvars.copy_context())
+
+    @staticmethod
+    async def _open(engine: AsyncEngine) -> tuple[AsyncConnection, psycopg.AsyncConnection[Any]]:
         outer = await engine.connect()
-        await outer.begin()
         raw = (await outer.get_raw_connection()).driver_connection
         assert isinstance(raw, psycopg.AsyncConnection)  # noqa: S101 - the engine's dialect is ours
         # Ours from now on: SQLAlchemy would log an error about each one that a program ends without closing.
         await outer.run_sync(Connection.detach)
-        return cls(outer, raw, queries)
+        return outer, raw
 
     def __del__(self) -> None:
         """Close a connection that nobody has closed: a program may drop its application, or end, without saying so."""
@@ -100,18 +168,27 @@ class AsyncDriver:
             self.raw.pgconn.finish()
 
     async def close(self) -> None:
-        """Close the connection; what is open in it is undone."""
+        """Close the connection; what is open in it is undone, also what somebody still waits for."""
         self.usable = False
-        await self.raw.close()
+        if self._is_free:
+            await self.raw.close()
+        else:
+            await async_abort(self.raw)
+            self.raw.pgconn = NOWHERE  # whoever waits on it is woken up, and must not find it closed under his hands
         await self.outer.invalidate()
         await self.outer.close()
+
+    @property
+    def _is_free(self) -> bool:
+        """Whether nobody whom the connection was lent to is still at work on it."""
+        return self._lent is None or self._lent.is_as_lent
 
     async def run(self, plan: Plan[T]) -> T:
         """Execute a plan to its end.
 
         Raises:
             Interrupted: the machinery failed; nothing of the open transaction stays.
-            psycopg.Error: the database refused a statement; nothing of the open transaction stays.
+            psycopg.Error: the database refused a statement for its rows; nothing of the open transaction stays.
         """
         answer: Any = None
         refused: Refused | None = None
@@ -129,55 +206,108 @@ class AsyncDriver:
                 try:
                     answer = await self._batch(asked)
                 except psycopg.Error as error:
-                    if self.raw.closed or is_transient(error):
-                        raise
-                    await self._undo()
-                    refused = Refused(error)
+                    refused = await self._refusal(error)
         except BaseException as error:
             plan.close()
             await self._undo()
             if isinstance(error, Refused):
                 raise error.error from None
+            if spoils(error):
+                self.usable = False
             if isinstance(error, psycopg.Error):
-                raise Interrupted(type(error).__name__) from error
+                raise Interrupted(words(error)) from error
             raise
 
+    async def _refusal(self, error: psycopg.Error) -> Refused:
+        """Undo what is open, and return what a plan is told; raise the error if nobody's rows have caused it."""
+        if self.raw.closed or not of_the_rows(error):
+            raise error
+        await self._undo()
+        if error.sqlstate == NO_SAVEPOINT:
+            await self._renew()
+        return Refused(error)
+
     async def _batch(self, batch: Batch) -> list[Rows]:
-        return await self.raw.wait(self._pipeline.run(batch))
+        if not self._touched:
+            return await self.raw.wait(self._pipeline.run(batch))
+        extended, own = cleaned(batch)
+        answers = await self.raw.wait(self._pipeline.run(extended))
+        self._touched = False
+        if not is_clean(extended, answers):
+            self.usable = False
+        return [answers[index] for index in own]
 
     async def _call(self, call: Call) -> CallOutcome:
         scope = _Scope(call, self)
         try:
-            value = await call.callback(*arguments(call, scope))
-            check_transaction(call, self.raw, broken=scope.broken)
+            value = await async_invoke(call, scope, self._context)
+            scope.keep_for_oneself()
+            check_transaction(call, self.raw, scope.lent, broken=scope.broken)
             await scope.finish()
             return returned(call, scope, value)
-        except Exception as error:
-            if self.raw.closed or is_transient(error):
-                raise Interrupted(type(error).__name__) from error
-            is_open = await self._close(scope) and self.raw.info.transaction_status is not TransactionStatus.IDLE
-            if not is_open:
-                await self._undo()
-                return raised(call, scope, error, at=None)
-            _, clock = await self._batch([ROLLBACK_TO_SAVEPOINT, READ_CLOCK])
-            return raised(call, scope, error, at=clock[0][0])
+        except BaseException as error:
+            if ends_the_worker(error):
+                raise
+            interrupted = interruption(error, scope.lent, lost=self.raw.closed)
+            if interrupted is not None:
+                raise interrupted from error
+            return raised(call, scope, error, at=await self._take_back(scope))
         finally:
-            if not await self._close(scope):
-                self.usable = False
+            scope.end()
 
-    async def _close(self, scope: _Scope) -> bool:
-        """Give the scope's session up; answer whether its savepoint was still there to be given up."""
+    def lend(self, scope: _Scope) -> AsyncLentConnection:
+        """Return a wrapper of the connection for the callback whose scope this is."""
+        self._touched = True
+        self._lent = AsyncLentConnection(scope, self.raw)
+        return self._lent
+
+    async def _take_back(self, scope: _Scope) -> datetime | None:
+        """Undo what a callback did and return when; None if its transaction is gone, and with it the connection."""
+        whole = scope.can_be_taken_back and await scope.close()
+        scope.end()
+        if whole and self.raw.info.transaction_status is not TransactionStatus.IDLE:
+            left = [] if scope.lent is None else AFTER_ROLLBACK
+            try:
+                *_, clock = await self._batch([ROLLBACK_TO_SAVEPOINT, *left, READ_CLOCK])
+            except psycopg.Error as error:
+                if error.sqlstate != NO_SAVEPOINT:
+                    raise
+            else:
+                at: datetime = clock[0][0]
+                return at
+        await self._renew()
+        return None
+
+    async def _renew(self) -> None:
+        """Give the connection up, and go on with a new one.
+
+        Raises:
+            Interrupted: there is none to be had.
+        """
+        pid, in_use, self._touched = self.raw.info.backend_pid, not self._is_free, False
+        await self._undo()
+        await self.close()
         try:
-            await scope.close()
-        except Exception:  # noqa: BLE001 - whatever it is, it is of no use to the user
-            return False
-        return True
+            self.outer, self.raw = await self._open(self._engine)
+        except (psycopg.Error, sa.exc.SQLAlchemyError, OSError) as error:
+            raise Interrupted(words(error)) from error
+        self._pipeline = Pipeline(self.raw, self._queries)
+        self._lent, self.usable = None, True
+        # The server undoes what was open when it notices, and holds the run's lock that long.
+        for _ in range(_LOOKS if in_use else 0):
+            (rows,) = await self._batch([Statement("wait_for_backend", {"pid": pid})])
+            if not rows:
+                break
 
     async def _undo(self) -> None:
         """Leave no transaction open; a connection that cannot even do that is not used again."""
         try:
-            if self.raw.info.transaction_status is not TransactionStatus.IDLE:
+            if not self._is_free:
+                self.usable = False
+            elif self.raw.info.transaction_status is not TransactionStatus.IDLE:
                 await self.raw.rollback()
+            if self._touched and self.usable:
+                await self._batch(AFTER_ROLLBACK)
         except psycopg.Error:
             self.usable = False
         if self.raw.closed:

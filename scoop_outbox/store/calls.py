@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import contextvars
+import logging
 from datetime import datetime
 from typing import Any
 
 import psycopg
 from psycopg.pq import TransactionStatus
 
+from scoop_outbox import inside
 from scoop_outbox.context import Context
 from scoop_outbox.core.statement import Call
 from scoop_outbox.core.transition import Raised, Returned
-from scoop_outbox.errors import PayloadError, StepError, TransientError
+from scoop_outbox.errors import PayloadError, StepError
 from scoop_outbox.failure import Failure
 from scoop_outbox.scope import Scope
+from scoop_outbox.store.lent import Lent
 
-_TRANSIENT_STATES = frozenset(
-    {
-        "40001",  # serialization_failure
-        "40P01",  # deadlock_detected
-        "53300",  # too_many_connections
-        "57P01",  # admin_shutdown
-        "57P02",  # crash_shutdown
-        "57P03",  # cannot_connect_now
-        "26000",  # invalid_sql_statement_name: what was prepared here has been deallocated by somebody
-        "25006",  # read_only_sql_transaction: we still talk to the old primary after a failover
-    }
-)
+Raw = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
+
+log = logging.getLogger(__name__)
 
 
 class Interrupted(Exception):
@@ -44,37 +39,6 @@ class Interrupted(Exception):
         super().__init__(reason)
         self.reason = reason
         self.wanted = wanted
-
-
-def is_transient(error: BaseException) -> bool:
-    """Tell whether an error comes from the machinery rather than from the business.
-
-    Looks through wrappers (SQLAlchemy's, and the user's own `raise ... from`): a deadlock stays a deadlock whatever
-    it is called on the way up.
-    """
-    return any(_transient(one) for one in _chain(error))
-
-
-def _transient(error: BaseException) -> bool:
-    if isinstance(error, TransientError | MemoryError):
-        return True
-    if not isinstance(error, psycopg.Error):
-        return False
-    state = error.sqlstate
-    if state is None:  # no answer from the server: the connection is gone
-        return isinstance(error, psycopg.OperationalError)
-    return state in _TRANSIENT_STATES or state.startswith("08")
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        original = getattr(error, "orig", None)
-        if isinstance(original, BaseException):
-            yield original
-        error = error.__cause__ or error.__context__
 
 
 def scope_arguments(call: Call) -> dict[str, Any]:
@@ -97,20 +61,65 @@ def arguments(call: Call, scope: Scope) -> tuple[Any, ...]:
     return (scope, call.message) if call.error is None else (scope, call.message, call.error)
 
 
-def check_transaction(
-    call: Call, connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], *, broken: bool
-) -> None:
-    """Refuse a transaction that the callback has ended or broken.
+async def async_invoke(call: Call, scope: Scope, context: contextvars.Context) -> object:
+    """Call an `async def`, in a task and a copy of `context` of its own, and return what it returns.
+
+    What it does to its own task (cancel it, say) is its failure, and none of the worker.
+
+    Raises:
+        BaseException: whatever it raised.
+        CancelledError: the task that waits here is being cancelled; so was the callback.
+    """
+    own = context.copy()
+    own.run(inside.enter, scope)
+    task = asyncio.get_running_loop().create_task(_caught(call, scope), context=own)
+    value, error = await task
+    if error is None:
+        return value
+    try:
+        waiting = asyncio.current_task()
+        if waiting is not None and waiting.cancelling():
+            raise asyncio.CancelledError from error
+        raise error
+    finally:
+        del error  # a frame and its exception would keep each other alive
+
+
+async def _caught(call: Call, scope: Scope) -> tuple[object, BaseException | None]:
+    try:
+        return await call.callback(*arguments(call, scope)), None
+    except BaseException as error:  # noqa: BLE001 - raised again by who waits; asyncio would end the process for some
+        return None, error
+
+
+def invoke(call: Call, scope: Scope, context: contextvars.Context) -> object:
+    """Call a `def`, in a copy of `context` of its own, and return what it returns.
+
+    Raises:
+        BaseException: whatever it raised.
+    """
+    own = context.copy()
+    own.run(inside.enter, scope)
+    return own.run(call.callback, *arguments(call, scope))
+
+
+def check_transaction(call: Call, raw: Raw, lent: Lent | None, *, broken: bool) -> None:
+    """Refuse a transaction that the callback has ended or broken, and a connection that it does not give back.
 
     Args:
         call: what was called.
-        connection: what it worked on.
+        raw: the driver's connection.
+        lent: what the callback got of it, if it asked for it.
         broken: whether its session is of no use any more.
 
     Raises:
         StepError: saying what to do instead.
     """
-    status = connection.info.transaction_status
+    if lent is not None and lent.closed_by_user:
+        raise StepError.closed_its_connection(call.step, call.run.saga)
+    if lent is not None and not lent.is_as_lent:
+        raise StepError.left_something_running(call.step, call.run.saga)
+    status = raw.info.transaction_status
     if status is TransactionStatus.INTRANS and not broken:
         return
     where = f"step {call.step!r} of saga {call.run.saga!r}"
@@ -142,15 +151,23 @@ def returned(call: Call, scope: Scope, value: object) -> Returned:
         PayloadError: the context cannot be stored.
     """
     call.check(value)
-    return Returned(value, tuple(scope.emissions), scope.context.dumps(), scope.result)
+    return Returned(value, tuple(scope.emissions), scope.left_context(), scope.result)
 
 
-def raised(call: Call, scope: Scope, error: Exception, *, at: datetime | None) -> Raised:
+def raised(call: Call, scope: Scope, error: BaseException, *, at: datetime | None) -> Raised:
     """Return the outcome of a callback that raised `error`; `at` is None when its transaction is gone."""
+    if not isinstance(error, Exception):
+        log.warning(
+            "step %r of saga %r, run %s: the callback raised %s, which counts as a failure like any other",
+            call.step,
+            call.run.saga,
+            call.run.id,
+            type(error).__name__,
+        )
     if call.handles:
         _keep(call.error, error)
     try:
-        context = scope.context.dumps()
+        context = scope.left_context()
     except PayloadError:
         context = call.run.context
     return Raised(error, Failure.of(error, source=call.source), context, at is not None, at)

@@ -111,6 +111,8 @@ def explained(url: str) -> Iterator[None]:
     try:
         yield
     except Interrupted as error:
+        if (known := _in_words(url, error.__cause__)) is not None:
+            raise DatabaseError(known) from error
         raise DatabaseError(
             f"{shown(url)} was lost or had to give up in the midst of it: {_first_line(error.__cause__ or error)}. "
             "Whether what was to be written has been committed is not known: try again, or look"
@@ -120,10 +122,10 @@ def explained(url: str) -> Iterator[None]:
             f"cannot connect to {shown(url)}: {_first_line(error)}. Is the server running, and are host, port, "
             "user, password and database right?"
         ) from error
-    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
-        raise DatabaseError(_UNMIGRATED.format(shown(url))) from error
-    except psycopg.errors.InsufficientPrivilege as error:
-        raise DatabaseError(_UNPERMITTED.format(shown(url), _first_line(error))) from error
+    except psycopg.Error as error:
+        if (known := _in_words(url, error)) is not None:
+            raise DatabaseError(known) from error
+        raise
     except sa.exc.ProgrammingError as error:
         if isinstance(error.orig, psycopg.errors.UndefinedTable | psycopg.errors.InvalidSchemaName):
             raise DatabaseError(_UNMIGRATED.format(shown(url))) from error
@@ -145,11 +147,16 @@ def told_to_migrate(url: str) -> Iterator[None]:
 
 def in_words(url: str, error: Exception) -> str:
     """Return what keeps a database from being used: in words if somebody has to act, else the name of the error."""
+    cause = error.__cause__ if isinstance(error, Interrupted) else error
+    return _in_words(url, cause) or f"{shown(url)} cannot be reached ({type(error).__name__})"
+
+
+def _in_words(url: str, error: BaseException | None) -> str | None:
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         return _UNPERMITTED.format(shown(url), _first_line(error))
     if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.InvalidSchemaName):
         return _UNMIGRATED.format(shown(url))
-    return f"{shown(url)} cannot be reached ({type(error).__name__})"
+    return None
 
 
 _UNPERMITTED = (

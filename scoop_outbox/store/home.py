@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import threading
 import weakref
@@ -26,13 +27,14 @@ from scoop_outbox.store.known import KnownFailures
 from scoop_outbox.store.patient import PatientDriver
 from scoop_outbox.store.sever import disinherit, is_severed
 
-D = TypeVar("D", bound=AsyncDriver | Driver)
 _Connection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
 LENT = 10
 """How many connections are lent at once, for each event loop and for blocking code, however many ask."""
 PLAN_ONCE = Statement("plan_once", {})
 SEARCH_INDEXES = Statement("search_indexes", {})
+
+D = TypeVar("D", bound=AsyncDriver | Driver)
 
 
 class Home:
@@ -89,11 +91,19 @@ class Home:
 
     @functools.cached_property
     def _engine(self) -> sa.Engine:
-        return driver_engine(self.url, self.application)
+        engine = driver_engine(self.url, self.application)
+        sa.event.listen(engine, "connect", self._note)
+        return engine
 
     @functools.cached_property
     def _async_engine(self) -> AsyncEngine:
-        return async_driver_engine(self.url, self.application)
+        engine = async_driver_engine(self.url, self.application)
+        sa.event.listen(engine.sync_engine, "connect", self._note)
+        return engine
+
+    def _note(self, opened: Any, _: object) -> None:
+        """Remember a connection, also one that a driver opens in place of another: it is not a forked child's."""
+        self._opened.add(getattr(opened, "driver_connection", opened))
 
     async def connect(self) -> PatientDriver:
         """Open an async driver on which no step ever runs; the caller keeps it, and closes it."""
@@ -103,12 +113,16 @@ class Home:
         """Open an async driver that reads queues in order, and on which no step ever runs; the caller closes it."""
         return await self._connect_patiently(PLAN_ONCE, SEARCH_INDEXES)
 
-    async def connect_for_steps(self) -> AsyncDriver:
-        """Open an async driver whose connection is as users expect theirs to be; the caller keeps and closes it."""
-        return self._noted(await AsyncDriver.connect(self._async_engine, self._compiled))
+    async def connect_for_steps(self, context: contextvars.Context | None = None) -> AsyncDriver:
+        """Open an async driver whose connection is as users expect theirs to be; the caller keeps and closes it.
+
+        Args:
+            context: the context variables that callbacks find; those of the caller unless given.
+        """
+        return await AsyncDriver.connect(self._async_engine, self._compiled, context)
 
     async def _connect_patiently(self, *behaviour: Statement) -> PatientDriver:
-        driver = self._noted(await PatientDriver.connect(self._async_engine, self._compiled))
+        driver = await PatientDriver.connect(self._async_engine, self._compiled)
         await driver.run(ask(*behaviour))
         return driver
 
@@ -120,18 +134,17 @@ class Home:
         """Open a blocking driver that reads queues in order, and on which no step ever runs; the caller closes it."""
         return self._connect_blocking(PLAN_ONCE, SEARCH_INDEXES)
 
-    def connect_for_steps_blocking(self) -> Driver:
-        """Open a blocking driver whose connection is as users expect theirs to be; the caller keeps and closes it."""
-        return self._connect_blocking()
+    def connect_for_steps_blocking(self, context: contextvars.Context | None = None) -> Driver:
+        """Open a blocking driver whose connection is as users expect theirs to be; the caller keeps and closes it.
+
+        Args:
+            context: the context variables that callbacks find; those of the caller unless given.
+        """
+        return Driver.connect(self._engine, self._compiled, context)
 
     def _connect_blocking(self, *behaviour: Statement) -> Driver:
-        driver = self._noted(Driver.connect(self._engine, self._compiled))
-        if behaviour:
-            driver.run(ask(*behaviour))
-        return driver
-
-    def _noted(self, driver: D) -> D:
-        self._opened.add(driver.raw)
+        driver = Driver.connect(self._engine, self._compiled)
+        driver.run(ask(*behaviour))
         return driver
 
     @asynccontextmanager

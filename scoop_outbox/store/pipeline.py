@@ -20,7 +20,7 @@ from psycopg.pq import ConnStatus, ExecStatus, Format
 from psycopg.pq.abc import PGresult
 from psycopg.waiting import Wait
 
-from scoop_outbox.core.statement import Batch, Rows
+from scoop_outbox.core.statement import SYNC, Batch, Rows
 from scoop_outbox.store.adaptation import Adaptation
 
 _LONG = {"read_outbox"}
@@ -75,7 +75,7 @@ class Pipeline:
         """Run statements in order and return the rows of each; to be driven by `connection.wait`.
 
         Raises:
-            psycopg.Error: of the first statement that failed; those after it were not executed.
+            psycopg.Error: of the first statement that failed; those after it, up to the next sync, were not executed.
         """
         if self._has_a_thread and len(batch) == 1 and batch[0][0] in _LONG:
             return self._fetch(batch)
@@ -120,10 +120,14 @@ class Pipeline:
         return b"%s_%d" % (query.name, self._failures)
 
     def _send(self, batch: Batch) -> list[str | None]:
-        """Send everything, and return what was sent: None for a statement, a name for its preparation."""
+        """Send everything, and return what was sent: None for what is asked, a name for its preparation."""
         pgconn, prepared = self._pgconn, self._prepared
         sent: list[str | None] = []
         for name, params in batch:
+            if name == SYNC.name:
+                pgconn.pipeline_sync()
+                sent.append(None)
+                continue
             query = self._queries[name]
             prepared_name = prepared.get(name)
             if prepared_name is None:
@@ -144,7 +148,7 @@ class Pipeline:
             if result.status == ExecStatus.TUPLES_OK:
                 self._transformer.set_pgresult(result)
                 rows.append(self._transformer.load_rows(0, result.ntuples, tuple))
-            elif result.status != ExecStatus.COMMAND_OK:
+            elif result.status not in (ExecStatus.COMMAND_OK, ExecStatus.PIPELINE_SYNC):
                 error = psycopg.errors.error_from_result(result, encoding="utf-8")
                 self._forget(sent, everything=isinstance(error, psycopg.errors.InvalidSqlStatementName))
                 raise error

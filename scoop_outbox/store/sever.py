@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import selectors
 import socket
@@ -59,6 +60,11 @@ def abort(connection: _Connection) -> None:
             _see_through(cancel)
         elif isinstance(cancel, pq.PGcancel):
             cancel.cancel()
+
+
+async def async_abort(connection: _Connection) -> None:
+    """Do as `abort`, under a task: the event loop goes on meanwhile."""
+    await asyncio.to_thread(abort, connection)
 
 
 def _cancellation(pgconn: PGconn) -> PGcancelConn | PGcancel:

@@ -12,3 +12,34 @@ select set_config('plan_cache_mode', 'force_generic_plan', false),
 -- then to read all of it and sort it looks as good as any plan, and it is carried out when there are a million rows.
 select set_config('enable_bitmapscan', 'off', false),
        set_config('enable_sort', 'off', false)
+
+-- What a user's callback may leave on a connection, and how it is removed: see store/cleaning.py.
+
+-- name: reset_session_authorization
+reset session authorization
+
+-- name: reset_role
+reset role
+
+-- name: reset_settings
+reset all
+
+-- name: close_cursors
+close all
+
+-- name: unlisten
+unlisten *
+
+-- name: discard_temporary
+discard temp
+
+-- name: discard_sequences
+discard sequences
+
+-- name: release_session
+-- What was prepared by name cannot be deallocated without our own statements: then the connection is not used again.
+select not exists (select from pg_prepared_statement() where not starts_with(name, 'scoop_')), pg_advisory_unlock_all()
+
+-- name: wait_for_backend
+-- Answers with a row, a moment later, as long as the server is not done with a connection that was given up.
+select pg_sleep(0.01) from pg_stat_activity where pid = %(pid)s

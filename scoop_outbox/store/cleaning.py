@@ -1,0 +1,48 @@
+"""What a callback leaves on the server's side of its connection, and how it is removed (behaviour Q70).
+
+In the round trip that commits, and only after callbacks that were lent the connection. What a rollback takes back
+needs nothing. The rest comes behind the commit, outside any transaction: a RESET inside one would be undone together
+with it, and settings that a transaction of the user's relies on until its end (synchronous_commit, what a deferred
+trigger reads) are left alone that long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from scoop_outbox.core.statement import BEGIN, COMMIT, COMMIT_AND_BEGIN, RELEASE_SAVEPOINT, SYNC, Batch, Rows, Statement
+
+_OURSELVES = [Statement("reset_session_authorization", {}), Statement("reset_role", {})]
+"""Ahead of our own writes: the role that a callback has taken on may not be allowed to make them."""
+
+AFTER_ROLLBACK = [Statement("discard_sequences", {}), Statement("release_session", {})]
+"""What even a rollback leaves. The last one answers whether something is left for good."""
+
+_BEHIND = [
+    Statement("reset_settings", {}),
+    Statement("close_cursors", {}),
+    Statement("unlisten", {}),
+    Statement("discard_temporary", {}),
+    *AFTER_ROLLBACK,
+]
+
+_IN_PLACE_OF = {
+    RELEASE_SAVEPOINT.name: [RELEASE_SAVEPOINT, *_OURSELVES],
+    COMMIT.name: [COMMIT, SYNC, *_BEHIND],
+    COMMIT_AND_BEGIN.name: [COMMIT, SYNC, *_BEHIND, SYNC, BEGIN],
+}
+
+
+def cleaned(batch: Batch) -> tuple[list[Statement], list[int]]:
+    """Return a batch that settles what a callback did and cleans its connection, and where its own answers are."""
+    extended: list[Statement] = []
+    own: list[int] = []
+    for asked in batch:
+        own.append(len(extended))
+        extended += _IN_PLACE_OF.get(asked.name, (asked,))
+    return extended, own
+
+
+def is_clean(batch: Batch, answers: Sequence[Rows]) -> bool:
+    """Tell whether nothing is left that only the end of the connection removes."""
+    return all(answer[0][0] for asked, answer in zip(batch, answers, strict=True) if asked is AFTER_ROLLBACK[-1])

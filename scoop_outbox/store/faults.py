@@ -1,0 +1,116 @@
+"""Whose failure an error is: the step's, or the machinery's (behaviour Q61).
+
+Decided by the connection on which it happened and by its SQL state, never by the class of the exception alone: another
+database that is down raises the same classes as ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import psycopg
+
+from scoop_outbox.errors import TransientError
+from scoop_outbox.store.calls import Interrupted
+from scoop_outbox.store.lent import Lent
+
+READ_ONLY = "25006"
+NO_SAVEPOINT = "3B001"
+
+_ROWS = ("22", "23", "44", "P0")
+"""Classes of what a database refuses because of the rows that it was given."""
+
+_MACHINERY = (
+    "08",  # connection exceptions
+    "40001",  # serialization_failure
+    "40P01",  # deadlock_detected
+    "53",  # no disk, no memory, no connection left
+    "57P0",  # the server shuts down, has crashed, starts
+    READ_ONLY,  # we still talk to the old primary after a failover
+    "26000",  # what was prepared here has been deallocated by somebody
+)
+"""States in which a statement of the user's met a failure of the machinery."""
+
+
+def of_the_rows(error: psycopg.Error) -> bool:
+    """Tell whether what the database says to a statement of ours can be the doing of what a callback wrote.
+
+    Anything else, a lock or time limit, a full disk, a missing permission, nobody's rows have caused.
+    """
+    state = error.sqlstate or ""
+    return state.startswith(_ROWS) or state == NO_SAVEPOINT
+
+
+def words(error: BaseException) -> str:
+    """Return an error in a line: its class, its SQL state, and what the server says, without its details."""
+    original = getattr(error, "orig", None)
+    if isinstance(original, psycopg.Error):
+        error = original
+    name = type(error).__name__
+    if not isinstance(error, psycopg.Error):
+        return name
+    said = error.diag.message_primary or next(iter(str(error).strip().splitlines()), "")
+    return f"{name}{'' if error.sqlstate is None else f' {error.sqlstate}'}{said and f': {said}'}"
+
+
+def spoils(error: BaseException) -> bool:
+    """Tell whether an error shows that the connection is not to be used again, although it works."""
+    return any(isinstance(one, psycopg.Error) and one.sqlstate == READ_ONLY for one in _chain(error))
+
+
+def ends_the_worker(error: BaseException) -> bool:
+    """Tell whether an exception is meant for the worker, not a failure of what it executes: somebody stops it."""
+    if not isinstance(error, asyncio.CancelledError):
+        return isinstance(error, KeyboardInterrupt)
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # a thread: nobody cancels one
+        return False
+    return task is not None and task.cancelling() > 0
+
+
+def interruption(error: BaseException, lent: Lent | None, *, lost: bool) -> Interrupted | None:
+    """Return the interruption that an error out of a callback stands for; None if it is a failure of the step.
+
+    Args:
+        error: what the callback raised.
+        lent: the connection that it was lent, if it asked for one.
+        lost: whether the connection is gone.
+    """
+    chain = list(_chain(error))
+    for one in chain:
+        if isinstance(one, TransientError):
+            return Interrupted(words(one), wanted=True)
+    for one in chain:
+        if isinstance(one, MemoryError) or (lent is not None and lent.has_seen(one) and _of_the_machinery(one)):
+            return Interrupted(words(one))
+    if lost:
+        return Interrupted(f"the connection was lost ({words(error)})")
+    if lent is not None and (aborted := lent.aborted_by) is not None and _of_the_machinery(aborted):
+        return Interrupted(words(aborted))
+    return None
+
+
+def _of_the_machinery(error: BaseException) -> bool:
+    return isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith(_MACHINERY)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and all that it says it was raised for: causes, contexts, members of groups, SQLAlchemy's."""
+    seen: set[int] = set()
+    ahead: list[BaseException | None] = [error]
+    while ahead:
+        one = ahead.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        ahead.append(one.__cause__)
+        if not one.__suppress_context__:
+            ahead.append(one.__context__)
+        original = getattr(one, "orig", None)
+        if isinstance(original, BaseException):
+            ahead.append(original)
+        if isinstance(one, BaseExceptionGroup):
+            ahead.extend(one.exceptions)

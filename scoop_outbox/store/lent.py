@@ -1,0 +1,278 @@
+"""Connections that are lent to a callback: each callback gets wrappers of its own, which end with it.
+
+Beneath them is the driver's one connection to the server. Its wrapper outlives runs, so it must not be in a user's
+hands: a task that a failed step had left behind wrote through it into the transaction of the next run, and was
+committed there. A wrapper that has ended reaches the server no more, and what was set on it (row factory, adapters)
+is gone with it. It remembers what went wrong on it, which tells our connection's errors from those of any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import threading
+import weakref
+from typing import Any, ClassVar
+
+import psycopg
+import sqlalchemy as sa
+from psycopg import pq
+from psycopg._connection_base import BaseConnection
+from psycopg.abc import PQGen
+from psycopg.adapt import AdaptersMap
+from psycopg.pq import ConnStatus, PipelineStatus, TransactionStatus
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+from sqlalchemy.orm import Session
+
+from scoop_outbox.scope import Scope
+
+_IN_FAILED_TRANSACTION = "25P02"
+
+
+def _nowhere() -> pq.abc.PGconn:
+    """Return what a wrapper has in place of a connection when it has none any more."""
+    pgconn = pq.PGconn.connect_start(b"no connection")
+    pgconn.finish()
+    return pgconn
+
+
+NOWHERE = _nowhere()
+
+
+def _doer() -> object:
+    """Return who is at work here: a task, or a thread."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        task = None
+    return threading.get_ident() if task is None else task
+
+
+class Lent(BaseConnection[Any]):
+    """What wrappers of both colours share.
+
+    Attributes:
+        closed_by_user: whether the callback has closed it. What is beneath stays open: that is the driver's to end.
+        aborted_by: the error that the transaction was aborted by, if it is aborted.
+    """
+
+    closed_by_user: bool
+    aborted_by: psycopg.Error | None
+
+    def _begin(self, scope: Scope, raw: BaseConnection[Any]) -> None:
+        """Become a wrapper that is as new, for the callback whose scope this is."""
+        self._scope = scope
+        self._real = raw.pgconn
+        self._autocommit = True
+        self._adapters = AdaptersMap(raw.adapters)  # what SQLAlchemy has set; a copy is made when it is changed
+        self._notice_handlers = list(raw._notice_handlers)  # noqa: SLF001 - SQLAlchemy's, which logs notices
+        self._prepared.prepare_threshold = None
+        self._gate = threading.Lock()
+        self._using = 0
+        self._only: object = None
+        self._ended = False
+        self._seen: dict[int, psycopg.Error] = {}
+        self.closed_by_user = False
+        self.aborted_by = None
+
+    def __del__(self, *_: Any) -> None:
+        """Say nothing: what is beneath is the driver's to close."""
+
+    @property
+    def prepare_threshold(self) -> int | None:
+        """None, whatever it is set to: psycopg prepares nothing here.
+
+        It forgets what it has prepared after a rollback to a savepoint, with DEALLOCATE ALL: the statements of the
+        engine would be gone too. And names would clash with those that the wrapper before this one had given.
+        """
+        return None
+
+    @prepare_threshold.setter
+    def prepare_threshold(self, value: int | None) -> None:
+        pass
+
+    @property
+    def is_as_lent(self) -> bool:
+        """Whether nobody is at work on it, nor in the midst of something."""
+        resting = self._real.transaction_status != TransactionStatus.ACTIVE
+        return self._using == 0 and resting and self._real.pipeline_status == PipelineStatus.OFF
+
+    def has_seen(self, error: BaseException) -> bool:
+        """Tell whether an error happened on this connection: this very error, not one like it."""
+        return self._seen.get(id(error)) is error
+
+    def keep_for_oneself(self) -> None:
+        """Refuse everybody but the caller: the callback has returned, and its work is about to be written."""
+        with self._gate:
+            self._only = _doer()
+
+    def end(self) -> None:
+        """Reach the server no more, whoever still has this wrapper, or a cursor of it."""
+        with self._gate:
+            self._ended = True
+        self.pgconn = NOWHERE
+
+    def _part(self) -> None:
+        """Be closed, as far as the callback can tell."""
+        if not self.closed:
+            self.closed_by_user = self._closed = True
+            self.pgconn = NOWHERE
+
+    def _check_connection_ok(self) -> None:
+        if self._ended:
+            raise self._scope.late()
+        super()._check_connection_ok()
+
+    def _enter(self) -> None:
+        with self._gate:
+            if self._ended or (self._only is not None and self._only != _doer()):
+                raise self._scope.late()
+            self._using += 1
+
+    def _leave(self, error: psycopg.Error | None = None) -> None:
+        with self._gate:
+            self._using -= 1
+        if self._real.status != ConnStatus.OK or self._real.transaction_status != TransactionStatus.INERROR:
+            self.aborted_by = None
+        elif error is not None and error.sqlstate != _IN_FAILED_TRANSACTION:
+            self.aborted_by = error
+        if error is not None:
+            self._seen[id(error)] = error
+            if self._ended:
+                raise self._scope.late() from None
+
+
+class AsyncLentConnection(Lent, psycopg.AsyncConnection[Any]):
+    """What an `async def` finds as `scope.connection`."""
+
+    def __init__(self, scope: Scope, raw: psycopg.AsyncConnection[Any]) -> None:
+        """Wrap the connection anew."""
+        super().__init__(raw.pgconn)
+        self._begin(scope, raw)
+
+    async def wait(self, gen: PQGen[Any], *args: Any, **options: Any) -> Any:
+        """Do as psycopg, as long as the callback lasts."""
+        self._enter()
+        error: psycopg.Error | None = None
+        try:
+            return await super().wait(gen, *args, **options)
+        except psycopg.Error as raised:
+            error = raised
+            raise
+        finally:
+            self._leave(error)
+
+    async def close(self) -> None:
+        """Be closed; the step will fail for it."""
+        self._part()
+
+
+class LentConnection(Lent, psycopg.Connection[Any]):
+    """What a `def` finds as `scope.connection`."""
+
+    def __init__(self, scope: Scope, raw: psycopg.Connection[Any]) -> None:
+        """Wrap the connection anew."""
+        super().__init__(raw.pgconn)
+        self._begin(scope, raw)
+
+    def wait(self, gen: PQGen[Any], *args: Any, **options: Any) -> Any:
+        """Do as psycopg, as long as the callback lasts."""
+        self._enter()
+        error: psycopg.Error | None = None
+        try:
+            return super().wait(gen, *args, **options)
+        except psycopg.Error as raised:
+            error = raised
+            raise
+        finally:
+            self._leave(error)
+
+    def close(self) -> None:
+        """Be closed; the step will fail for it."""
+        self._part()
+
+
+class _LentSession(Session):
+    """A session that ends with its scope."""
+
+    def get_bind(self, *args: Any, **options: Any) -> Any:
+        scope: Scope = self.info["scope"]
+        scope.check()
+        return super().get_bind(*args, **options)
+
+
+class _Desk:
+    """SQLAlchemy's connections around connections that are open already; they are its caller's to close.
+
+    An engine of its own with the dialect of the one that has opened them, so nothing is asked of the server again.
+    """
+
+    _desks: ClassVar[weakref.WeakKeyDictionary[sa.Engine, _Desk]] = weakref.WeakKeyDictionary()
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._handed = threading.local()
+        self._engine = sa.Engine(sa.NullPool(self._take, dialect=engine.dialect), engine.dialect, engine.url)
+        self.async_engine = AsyncEngine(self._engine) if engine.dialect.is_async else None
+
+    @classmethod
+    def of(cls, engine: sa.Engine) -> _Desk:
+        with cls._lock:
+            if engine not in cls._desks:
+                cls._desks[engine] = cls(engine)
+            return cls._desks[engine]
+
+    def wrapped(self, dbapi_connection: Any) -> sa.Connection:
+        """Return a connection that believes to be inside a transaction, so that sessions only make savepoints."""
+        self._handed.over = dbapi_connection
+        connection = self._engine.connect()
+        connection.begin()
+        # Else SQLAlchemy would log an error about each one that is not closed; closing them is not its business.
+        connection.detach()
+        return connection
+
+    def _take(self) -> Any:
+        try:
+            return self._handed.__dict__.pop("over")
+        except KeyError:
+            raise RuntimeError(
+                "scope.session is lent with its one connection: to open others, use an engine of your own"
+            ) from None
+
+
+def is_invalidated(session: AsyncSession | Session | None) -> bool:
+    """Tell whether SQLAlchemy has given up the connection of a session, as it does when a query is cancelled."""
+    bind = None if session is None else session.bind
+    return isinstance(bind, AsyncConnection | sa.Connection) and bind.invalidated
+
+
+def works_on(joined: object, lent: Lent) -> bool:
+    """Tell whether what a message is to be launched in, a session or connection of any kind, works on `lent`."""
+    if isinstance(joined, AsyncSession):
+        joined = joined.sync_session
+    if isinstance(joined, Session):
+        joined = joined.bind
+    if isinstance(joined, AsyncConnection):
+        joined = joined.sync_connection
+    if isinstance(joined, sa.Connection) and not (joined.closed or joined.invalidated):
+        joined = joined.connection.driver_connection
+    return joined is lent
+
+
+_OPTIONS: dict[str, Any] = {"join_transaction_mode": "create_savepoint", "expire_on_commit": False}
+
+
+def async_session(scope: Scope, lent: AsyncLentConnection, outer: AsyncConnection) -> AsyncSession:
+    """Return a session that works on `lent`; `outer` is SQLAlchemy's connection to the server beneath it."""
+    assert outer.sync_connection is not None  # noqa: S101 - the driver has opened it
+    desk = _Desk.of(outer.sync_connection.engine)
+    assert desk.async_engine is not None  # noqa: S101 - the engine is of this colour
+    adapted: Any = copy.copy(outer.sync_connection.connection.dbapi_connection)
+    adapted._connection = lent  # noqa: SLF001 - there is no other way to have a second one of its kind
+    bind = AsyncConnection(desk.async_engine, desk.wrapped(adapted))
+    return AsyncSession(bind, sync_session_class=_LentSession, info={"scope": scope}, **_OPTIONS)
+
+
+def session(scope: Scope, lent: LentConnection, outer: sa.Connection) -> Session:
+    """Do as `async_session`, in the other colour."""
+    return _LentSession(_Desk.of(outer.engine).wrapped(lent), info={"scope": scope}, **_OPTIONS)
