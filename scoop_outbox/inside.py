@@ -48,6 +48,5 @@ def refuse_wait() -> None:
     if scope is not None and not scope.ended:
         raise StepError(
             f"wait() inside step {scope.step!r} of saga {scope.saga!r} would hold a slot, a transaction and a lock "
-            "while others need them: launch with scope.launch() instead, and the next step starts when all of it has "
-            "ended"
+            "while others need them: launch with scope.launch(), and the next step starts when all of it has ended"
         )

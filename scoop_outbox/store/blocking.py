@@ -45,7 +45,7 @@ class _Scope(BlockingScope):
     def __init__(self, call: Call, driver: Driver) -> None:
         super().__init__(**scope_arguments(call))
         self._driver = driver
-        self._session: Session | None = None
+        self.opened: Session | None = None
         self._lock = threading.RLock()
         self.lent: LentConnection | None = None
 
@@ -53,9 +53,9 @@ class _Scope(BlockingScope):
     def session(self) -> Session:
         with self._lock:
             self.check()
-            if self._session is None:
-                self._session = session(self, self.connection, self._driver.outer)
-            return self._session
+            if self.opened is None:
+                self.opened = session(self, self.connection, self._driver.outer)
+            return self.opened
 
     @property
     def connection(self) -> LentConnection:
@@ -68,14 +68,14 @@ class _Scope(BlockingScope):
     @property
     def broken(self) -> bool:
         """Whether a flush has failed, which a session does not survive without a rollback."""
-        return self._session is not None and not self._session.is_active
+        return self.opened is not None and not self.opened.is_active
 
     @property
     def can_be_taken_back(self) -> bool:
         """Whether what was lent is as the driver needs it: open, and nobody at work on it."""
         if self.lent is None:
             return True
-        return self.lent.is_as_lent and not self.lent.closed_by_user and not is_invalidated(self._session)
+        return self.lent.is_as_lent and not self.lent.closed_by_user and not is_invalidated(self.opened)
 
     def owns(self, joined: object) -> bool:
         return self.lent is not None and works_on(joined, self.lent)
@@ -87,14 +87,14 @@ class _Scope(BlockingScope):
 
     def finish(self) -> None:
         """Flush what the session holds and release its savepoint."""
-        if self._session is not None:
-            self._session.commit()
+        if self.opened is not None:
+            self.opened.commit()
 
     def close(self) -> bool:
         """Give the session's savepoint up; answer whether it was still there to be given up."""
         try:
-            if self._session is not None:
-                self._session.close()
+            if self.opened is not None:
+                self.opened.close()
         except Exception:  # noqa: BLE001 - whatever it is, it is of no use to the user
             return False
         return True
@@ -248,7 +248,7 @@ class Driver:
         try:
             value = invoke(call, scope, self._context)
             scope.keep_for_oneself()
-            check_transaction(call, self.raw, scope.lent, broken=scope.broken)
+            check_transaction(call, self.raw, scope.lent, broken=scope.broken, invalidated=is_invalidated(scope.opened))
             scope.finish()
             return returned(call, scope, value)
         except BaseException as error:

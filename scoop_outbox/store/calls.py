@@ -103,7 +103,7 @@ def invoke(call: Call, scope: Scope, context: contextvars.Context) -> object:
     return own.run(call.callback, *arguments(call, scope))
 
 
-def check_transaction(call: Call, raw: Raw, lent: Lent | None, *, broken: bool) -> None:
+def check_transaction(call: Call, raw: Raw, lent: Lent | None, *, broken: bool, invalidated: bool) -> None:
     """Refuse a transaction that the callback has ended or broken, and a connection that it does not give back.
 
     Args:
@@ -111,6 +111,7 @@ def check_transaction(call: Call, raw: Raw, lent: Lent | None, *, broken: bool) 
         raw: the driver's connection.
         lent: what the callback got of it, if it asked for it.
         broken: whether its session is of no use any more.
+        invalidated: whether SQLAlchemy has given the session's connection up.
 
     Raises:
         StepError: saying what to do instead.
@@ -120,6 +121,8 @@ def check_transaction(call: Call, raw: Raw, lent: Lent | None, *, broken: bool) 
     if lent is not None and not lent.is_as_lent:
         raise StepError.left_something_running(call.step, call.run.saga)
     status = raw.info.transaction_status
+    if status is TransactionStatus.INTRANS and invalidated:
+        raise StepError.closed_its_connection(call.step, call.run.saga)
     if status is TransactionStatus.INTRANS and not broken:
         return
     where = f"step {call.step!r} of saga {call.run.saga!r}"

@@ -20,8 +20,6 @@ AFTER_ROLLBACK = [Statement("discard_sequences", {}), Statement("release_session
 
 _BEHIND = [
     Statement("reset_settings", {}),
-    Statement("close_cursors", {}),
-    Statement("unlisten", {}),
     Statement("discard_temporary", {}),
     *AFTER_ROLLBACK,
 ]

@@ -221,12 +221,15 @@ async def test_a_lost_connection_is_an_interruption(twin: Twin) -> None:
 async def test_a_deadlock_is_an_interruption_and_the_connection_stays(twin: Twin) -> None:
     def plan() -> Plan[None]:
         yield from ask(BEGIN)
-        yield twin.call(lambda scope: fail(psycopg.errors.DeadlockDetected("deadlock detected")))
+        yield twin.call(lambda scope: scope.connection.execute(REFUSES.format("40P01")))
 
     with pytest.raises(Interrupted):
         await twin.run(plan())
     assert twin.driver.usable
     assert twin.driver.raw.info.transaction_status.name == "IDLE"
+
+
+REFUSES = "do $$ begin raise exception 'refused' using errcode = '{}'; end $$"
 
 
 def fail(error: BaseException) -> None:
@@ -293,13 +296,12 @@ async def test_a_callback_whose_value_cannot_be_used_has_raised(twin: Twin) -> N
 
 
 async def test_transient_errors_of_a_callback_are_interruptions(twin: Twin) -> None:
-    for error in (
-        TransientError("not now"),
-        psycopg.errors.SerializationFailure("x"),
-        psycopg.OperationalError("gone"),
+    for does in (
+        lambda scope: fail(TransientError("not now")),
+        lambda scope: scope.connection.execute(REFUSES.format("40001")),
     ):
         with pytest.raises(Interrupted):
-            await twin.run(call(twin, lambda scope, error=error: fail(error)))
+            await twin.run(call(twin, does))
         assert twin.driver.usable
 
 

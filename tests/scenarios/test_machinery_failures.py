@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 from psycopg.conninfo import conninfo_to_dict
 
-from scoop_outbox import DatabaseError, Handle, Retry, RunState, Scoop, TransientError
+from scoop_outbox import DatabaseError, DistributedError, Handle, Retry, RunState, Scoop, TransientError
 from scoop_outbox.testing.postgres import start_postgres
 from tests.scenarios.shop import LONG, Journal, Shop, events, raises
 from tests.waiting import until
@@ -94,39 +95,70 @@ async def test_if_02_an_ordinary_error_is_a_failure_at_once(shop: Shop, database
     assert await shop.states(handle) == {"root": RunState.ROLLED_BACK}
 
 
-def wrapped_by_sqlalchemy() -> BaseException:
-    return sa.exc.OperationalError("select 1", {}, psycopg.errors.DeadlockDetected("deadlock"))
+def wrapped_by_the_user(error: BaseException) -> BaseException:
+    wrapped = RuntimeError("the repository failed")
+    wrapped.__cause__ = error
+    return wrapped
 
 
-def wrapped_by_the_user() -> BaseException:
-    error = RuntimeError("the repository failed")
-    error.__cause__ = psycopg.errors.SerializationFailure("could not serialize")
-    return error
-
-
-MACHINERY = {
-    "serialization failure": lambda: psycopg.errors.SerializationFailure("could not serialize"),
-    "deadlock": lambda: psycopg.errors.DeadlockDetected("deadlock"),
-    "admin shutdown": lambda: psycopg.errors.AdminShutdown("terminating"),
-    "connection lost": lambda: psycopg.OperationalError("server closed the connection"),
-    "connection exception": lambda: psycopg.errors.ConnectionFailure("gone"),
-    "sqlalchemy": wrapped_by_sqlalchemy,
+STATES = {
+    "serialization failure": "40001",
+    "deadlock": "40P01",
+    "admin shutdown": "57P01",
+    "connection exception": "08006",
+    "disk full": "53100",
+}
+WAYS: dict[str, Callable[[BaseException], BaseException]] = {
+    "psycopg": lambda error: error,
     "wrapped": wrapped_by_the_user,
 }
 
 
-@pytest.mark.parametrize("error", MACHINERY.values(), ids=MACHINERY.keys())
+@pytest.mark.parametrize("wrap", WAYS.values(), ids=WAYS.keys())
+@pytest.mark.parametrize("state", STATES.values(), ids=STATES.keys())
 async def test_q33_failures_of_the_machinery_are_told_by_their_kind(
-    mixed: Shop, database_url: str, error: Callable[[], BaseException]
+    mixed: Shop, database_url: str, state: str, wrap: Wrap
 ) -> None:
     create_table(database_url)
-    mixed.saga("root", "R", failing(1, error, []), failing(2, error, []))
+
+    def refused(times: int) -> Any:
+        failed: list[None] = []
+
+        def body(scope: Any, _: Any) -> Iterator[Any]:
+            yield scope.connection.execute(INSERT, (scope.run_id, scope.step))
+            if len(failed) < times:
+                failed.append(None)
+                try:
+                    yield scope.connection.execute(f"do $$ begin raise 'x' using errcode = '{state}'; end $$")
+                except psycopg.Error as error:
+                    raise wrap(error) from error.__cause__
+
+        return body
+
+    mixed.saga("root", "R", refused(1), refused(2))
 
     handle = await mixed.run("R")
 
     assert mixed.journal == ["root-0", "root-0", "root-1", "root-1", "root-1"]
     assert done(database_url) == ["0", "1"]
     assert await events(mixed.app, handle) == ["root 0 step committed", "root 1 step committed"]
+
+
+@pytest.mark.parametrize("error", FOREIGN, ids=repr)
+async def test_q61_an_error_that_did_not_happen_on_our_connection_is_a_failure(shop: Shop, error: Exception) -> None:
+    shop.saga("root", "R", raises_this(error))
+
+    handle, _ = await shop.fail("R")
+
+    assert shop.journal == ["root-0"]
+    assert await shop.states(handle) == {"root": RunState.ROLLED_BACK}
+
+
+def raises_this(error: BaseException) -> Any:
+    def body(*_: Any) -> None:
+        raise error
+
+    return body
 
 
 @pytest.mark.parametrize(
@@ -380,33 +412,101 @@ async def test_postgres_is_killed_and_started_again_while_hierarchies_are_under_
         server.stop()
 
 
-async def test_q35_a_callback_that_raises_cancelled_error_is_executed_again(shop: Shop, database_url: str) -> None:
+EXITS = [asyncio.CancelledError, SystemExit, GeneratorExit]
+
+
+@pytest.mark.parametrize("exit_", EXITS)
+async def test_q61_an_exit_of_python_is_a_failure_with_attempts(
+    shop: Shop, database_url: str, exit_: type[BaseException]
+) -> None:
     create_table(database_url)
-    shop.saga("root", "R", None, failing(2, asyncio.CancelledError, []))
+    saga = shop.app.saga("root", on="R")
+    shop.step(saga, "0")
+    shop.step(saga, "1", failing(9, exit_, []), retry=Retry(attempts=2, backoff=0.01))
 
-    handle = await shop.run("R")
+    handle, error = await shop.fail("R")
 
-    assert shop.journal == ["root-0", "root-1", "root-1", "root-1"]
-    assert done(database_url) == ["1"]
-    assert await events(shop.app, handle) == ["root 0 step committed", "root 1 step committed"]
+    assert shop.journal == ["root-0", "root-1", "root-1", "root-rb0"]
+    assert error.type.rpartition(".")[2] == exit_.__name__
+    assert done(database_url) == []
+    assert await shop.states(handle) == {"root": RunState.ROLLED_BACK}
 
 
-async def test_q35_a_worker_survives_callbacks_that_raise_cancelled_error(shop: Shop) -> None:
-    healed: list[bool] = []
+async def test_q61_a_retry_that_names_exceptions_does_not_cover_exits(shop: Shop) -> None:
+    saga = shop.app.saga("root", on="R")
+    shop.step(saga, "0", raises_this(SystemExit("no")), retry=Retry(attempts=5, backoff=0.01, on=(ValueError,)))
 
+    await shop.fail("R")
+
+    assert shop.journal == ["root-0"]
+
+
+async def test_q61_a_worker_survives_callbacks_that_exit(shop: Shop) -> None:
     def body(_: Any, message: Any) -> None:
-        if message.payload == "cancels" and not healed:
-            raise asyncio.CancelledError
+        if message.payload != "fine":
+            raise EXITS[message.payload]
 
     shop.saga("root", "R", body)
 
     async with shop.running(slots=2):
-        bad = [await shop.app.launch("R", "cancels") for _ in range(4)]
+        bad = [await shop.app.launch("R", number) for number in range(len(EXITS)) for _ in range(2)]
         for _ in range(10):
             await (await shop.app.launch("R", "fine")).wait(LONG)
-        healed.append(True)
         for handle in bad:
-            await handle.wait(LONG)
+            with pytest.raises(DistributedError):
+                await handle.wait(LONG)
+
+
+async def gathered() -> None:
+    async def exits() -> None:
+        await asyncio.sleep(0)
+        sys.exit("of a task")
+
+    await asyncio.gather(exits(), asyncio.sleep(0))
+
+
+async def grouped() -> None:
+    async def exits() -> None:
+        sys.exit("of a task")
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(exits())
+        group.create_task(asyncio.sleep(60))
+
+
+async def threaded() -> None:
+    await asyncio.gather(asyncio.to_thread(sys.exit, "of a thread"))
+
+
+async def cancels_itself() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.sleep(0)
+
+
+async def awaits_what_was_cancelled() -> None:
+    task = asyncio.create_task(asyncio.sleep(60))
+    task.cancel()
+    await task
+
+
+@pytest.mark.parametrize("way", [gathered, grouped, threaded, cancels_itself, awaits_what_was_cancelled])
+async def test_q61_what_tasks_of_a_step_do_is_its_failure(mixed: Shop, way: Callable[[], Any]) -> None:
+    async def step(scope: Any, _: Any) -> None:
+        mixed.journal("called")
+        await way()
+
+    mixed.app.saga("root", on="R").add_step("0", step, retry=Retry(attempts=2, backoff=0.01))
+    mixed.saga("other", "O", None)
+    async with mixed.running(slots=1):
+        bad = await mixed.app.launch("R", None)
+        with pytest.raises(DistributedError):
+            await bad.wait(LONG)
+        await (await mixed.app.launch("O", None)).wait(LONG)
+
+    assert mixed.journal == ["called", "called", "other-0"]
+    assert asyncio.get_running_loop().get_task_factory() is None
 
 
 async def test_if_09_a_step_that_is_cut_off_is_executed_again(shop: Shop, database_url: str) -> None:

@@ -24,12 +24,6 @@ reset role
 -- name: reset_settings
 reset all
 
--- name: close_cursors
-close all
-
--- name: unlisten
-unlisten *
-
 -- name: discard_temporary
 discard temp
 
@@ -37,8 +31,12 @@ discard temp
 discard sequences
 
 -- name: release_session
--- What was prepared by name cannot be deallocated without our own statements: then the connection is not used again.
-select not exists (select from pg_prepared_statement() where not starts_with(name, 'scoop_')), pg_advisory_unlock_all()
+-- Answers whether nothing is left. What is rare is not removed, so that no other step pays for it: the connection is
+-- not used again. And what was prepared by name cannot be deallocated without our own statements.
+select not exists (select from pg_listening_channels())
+       and not exists (select from pg_cursor() where is_holdable)
+       and not exists (select from pg_prepared_statement() where not starts_with(name, 'scoop_')),
+       pg_advisory_unlock_all()
 
 -- name: wait_for_backend
 -- Answers with a row, a moment later, as long as the server is not done with a connection that was given up.

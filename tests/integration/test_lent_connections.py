@@ -1,0 +1,558 @@
+"""What callbacks are lent: whose failure an error on it is, and that it is lent again only if it is as new."""
+
+import asyncio
+import dataclasses
+import threading
+import uuid
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+
+from scoop_outbox import ScopeEnded, StepError, TransientError
+from scoop_outbox.core.statement import BEGIN, COMMIT, RELEASE_SAVEPOINT, SAVEPOINT, Batch, Call, Plan, ask, statement
+from scoop_outbox.core.transition import Raised, Returned
+from scoop_outbox.store.aio import AsyncDriver
+from scoop_outbox.store.calls import Interrupted
+from scoop_outbox.store.home import Home
+from scoop_outbox.store.schema import DEFAULT_SCHEMA
+from tests.integration.test_drivers import Twin
+from tests.scenarios.shop import callback
+from tests.waiting import until
+
+pytestmark = pytest.mark.parametrize("colour", ["async", "blocking"])
+
+MACHINERY = ["08006", "40001", "40P01", "53100", "53200", "53300", "57P01", "57P03"]
+BUSINESS = ["22012", "22P02", "23505", "42P01", "42501", "44000", "55P03", "57014", "P0001", "XX000"]
+
+
+@pytest.fixture
+async def twin(colour: str, database_url: str) -> AsyncIterator[Twin]:
+    with psycopg.connect(database_url) as connection:
+        connection.execute("create table t (n int)")
+    home = Home(database_url, DEFAULT_SCHEMA, f"test {colour}")
+    twin = Twin(home, await home.connect_for_steps() if colour == "async" else home.connect_for_steps_blocking())
+    yield twin
+    await twin.close()
+    await home.dispose()
+
+
+def called(twin: Twin, body: Callable[..., Any]) -> Call:
+    colour = "async" if isinstance(twin.driver, AsyncDriver) else "blocking"
+    return dataclasses.replace(twin.call(nothing), callback=callback(colour, body))
+
+
+def step(twin: Twin, body: Callable[..., Any]) -> Plan[Any]:
+    """One step whose body is written as in `tests.scenarios.shop`; answer how it ended."""
+    yield from ask(BEGIN, SAVEPOINT)
+    outcome = yield called(twin, body)
+    if isinstance(outcome, Returned):
+        yield from ask(RELEASE_SAVEPOINT, COMMIT)
+    elif outcome.open:
+        yield from ask(COMMIT)
+    return outcome
+
+
+async def execute(twin: Twin, body: Callable[..., Any]) -> Any:
+    return await twin.run(step(twin, body))
+
+
+def pid(twin: Twin) -> int:
+    return twin.driver.raw.info.backend_pid
+
+
+def rows(twin: Twin, question: str) -> list[Any]:
+    with psycopg.connect(twin.home.url, autocommit=True) as connection:
+        cursor = connection.execute(question.encode())
+        return cursor.fetchall() if cursor.description else []
+
+
+def backends(twin: Twin, pid: int, query: str | None = None) -> list[Any]:
+    """The server's process of that number, if it is there, and does this."""
+    with psycopg.connect(twin.home.url) as connection:
+        found = "select 1 from pg_stat_activity where pid = %s and query = coalesce(%s, query)"
+        return connection.execute(found, (pid, query)).fetchall()
+
+
+def refuses(state: str) -> str:
+    """A statement that the server refuses with this SQL state."""
+    return f"do $$ begin raise exception 'refused' using errcode = '{state}'; end $$"
+
+
+@pytest.mark.parametrize("way", ["connection", "session"])
+@pytest.mark.parametrize("state", MACHINERY)
+async def test_q61_what_the_machinery_met_on_our_connection_interrupts(twin: Twin, state: str, way: str) -> None:
+    def body(scope: Any, _: Any) -> Any:
+        statement = refuses(state)
+        yield scope.connection.execute(statement) if way == "connection" else scope.session.execute(sa.text(statement))
+
+    with pytest.raises(Interrupted) as interrupted:
+        await execute(twin, body)
+
+    assert interrupted.value.reason.endswith(f" {state}: refused")
+    assert not interrupted.value.wanted
+    assert twin.driver.raw.info.transaction_status.name == "IDLE"
+
+
+@pytest.mark.parametrize("state", BUSINESS)
+async def test_q61_what_else_the_server_refuses_is_the_steps_failure(twin: Twin, state: str) -> None:
+    def body(scope: Any, _: Any) -> Any:
+        yield scope.connection.execute(refuses(state))
+
+    outcome = await execute(twin, body)
+
+    assert isinstance(outcome, Raised)
+    assert outcome.open
+    assert isinstance(outcome.error, psycopg.Error)
+    assert outcome.error.sqlstate == state
+    assert twin.driver.usable
+
+
+async def test_q61_a_limit_that_a_statement_of_the_users_meets_is_the_steps_failure(twin: Twin) -> None:
+    for setting, blocks in (("lock_timeout", "lock table t"), ("statement_timeout", "select pg_sleep(60)")):
+
+        def body(scope: Any, _: Any, setting: str = setting, blocks: str = blocks) -> Any:
+            yield scope.connection.execute(f"set local {setting} = '20ms'")
+            yield scope.connection.execute(blocks)
+
+        with psycopg.connect(twin.home.url) as other:
+            other.execute("lock table t")
+            outcome = await execute(twin, body)
+        assert isinstance(outcome, Raised)
+        assert isinstance(outcome.error, psycopg.errors.LockNotAvailable | psycopg.errors.QueryCanceled)
+
+
+class Declined(Exception):
+    """A failure of the business."""
+
+
+def chained(error: BaseException, how: str) -> BaseException:
+    """What a user raises because of `error`."""
+    match how:
+        case "itself":
+            return error
+        case "cause":
+            declined: BaseException = Declined("no")
+            declined.__cause__ = error
+        case "context":
+            declined = Declined("no")
+            declined.__context__ = error
+        case "from None":
+            declined = Declined("no")
+            declined.__context__ = error
+            declined.__suppress_context__ = True
+        case _:
+            declined = BaseExceptionGroup("tasks", [Declined("no"), error])
+    return declined
+
+
+HOW = ["itself", "cause", "context", "from None", "group"]
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("state", ["", "08006", "40P01", "57P01", "53300"])
+async def test_q61_errors_of_other_connections_never_interrupt(twin: Twin, state: str, how: str) -> None:
+    def body(scope: Any, _: Any) -> Any:
+        yield scope.connection.execute("select 1")
+        try:
+            if state:
+                with psycopg.connect(twin.home.url) as other:
+                    other.execute(refuses(state))
+            else:
+                psycopg.connect("postgresql://nobody@127.0.0.1:1/none", connect_timeout=2)
+        except psycopg.Error as error:
+            raise chained(error, how) from (error if how == "cause" else None if how == "from None" else error)
+
+    outcome = await execute(twin, body)
+
+    assert isinstance(outcome, Raised)
+    assert outcome.open
+
+
+@pytest.mark.parametrize("how", HOW)
+async def test_q61_what_aborted_our_transaction_interrupts_whatever_is_made_of_it(twin: Twin, how: str) -> None:
+    def body(scope: Any, _: Any) -> Any:
+        try:
+            yield scope.connection.execute(refuses("40P01"))
+        except psycopg.Error as error:
+            raise chained(error, how) from None
+
+    with pytest.raises(Interrupted, match="40P01"):
+        await execute(twin, body)
+
+
+async def test_q61_a_swallowed_deadlock_interrupts(twin: Twin) -> None:
+    def body(scope: Any, _: Any) -> Any:
+        with pytest.raises(psycopg.Error):
+            yield scope.connection.execute(refuses("40P01"))
+
+    with pytest.raises(Interrupted, match="40P01"):
+        await execute(twin, body)
+
+
+@pytest.mark.parametrize("raises", [False, True])
+async def test_q61_a_deadlock_inside_a_savepoint_of_the_users_is_his_to_deal_with(twin: Twin, raises: bool) -> None:
+    def body(scope: Any, _: Any) -> Any:
+        yield scope.connection.execute("savepoint mine")
+        with pytest.raises(psycopg.Error):
+            yield scope.connection.execute(refuses("40P01"))
+        yield scope.connection.execute("rollback to savepoint mine")
+        if raises:
+            raise Declined("no")
+        yield scope.connection.execute("insert into t values (1)")
+
+    outcome = await execute(twin, body)
+
+    assert isinstance(outcome, Raised if raises else Returned)
+    assert rows(twin, "select n from t") == ([] if raises else [(1,)])
+
+
+@pytest.mark.parametrize("how", HOW)
+async def test_a_transient_error_counts_through_what_is_raised_for_it(twin: Twin, how: str) -> None:
+    def body(*_: Any) -> None:
+        raise chained(TransientError("the customer's name is Smith"), how)
+
+    if how == "from None":
+        assert isinstance(await execute(twin, body), Raised)
+        return
+    with pytest.raises(Interrupted) as interrupted:
+        await execute(twin, body)
+    assert (interrupted.value.reason, interrupted.value.wanted) == ("TransientError", True)
+
+
+async def test_q61_a_limit_that_our_own_statements_meet_is_an_interruption(twin: Twin) -> None:
+    def body(scope: Any, _: Any) -> Any:
+        yield scope.connection.execute("set lock_timeout = '20ms'")
+
+    def plan() -> Plan[None]:
+        yield from ask(BEGIN, SAVEPOINT)
+        yield called(twin, body)
+        yield from ask(RELEASE_SAVEPOINT, statement("drop_mail", ids=[1]), COMMIT)
+
+    with psycopg.connect(twin.home.url) as other:
+        other.execute("lock table scoop_outbox.mailbox")
+        with pytest.raises(Interrupted, match="LockNotAvailable 55P03: canceling statement due to lock timeout"):
+            await twin.run(plan())
+    assert twin.driver.usable
+
+
+async def test_a05_a_connection_to_a_server_that_cannot_be_written_is_not_used_again(twin: Twin) -> None:
+    def body(scope: Any, _: Any) -> Any:
+        yield scope.connection.execute(refuses("25006"))
+
+    with pytest.raises(Interrupted, match="25006"):
+        await execute(twin, body)
+    assert not twin.driver.usable
+
+
+EXITS = [
+    SystemExit("usage"),
+    SystemExit(3),
+    GeneratorExit(),
+    asyncio.CancelledError(),
+    BaseExceptionGroup("b", [SystemExit()]),
+]
+
+
+@pytest.mark.parametrize("error", EXITS, ids=repr)
+async def test_q61_exits_of_python_are_failures_of_the_step(
+    twin: Twin, error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    def body(scope: Any, _: Any) -> Any:
+        yield scope.connection.execute("insert into t values (1)")
+        raise error
+
+    outcome = await execute(twin, body)
+
+    assert isinstance(outcome, Raised)
+    assert (outcome.error, outcome.open) == (error, True)
+    assert outcome.failure.type.rpartition(".")[2] == type(error).__name__
+    assert rows(twin, "select n from t") == []
+    assert twin.driver.usable
+    assert (
+        f"step 'step' of saga 'saga', run {uuid.UUID(int=1)}: the callback raised {type(error).__name__}" in caplog.text
+    )
+
+
+async def test_q61_a_keyboard_interrupt_is_none(twin: Twin) -> None:
+    def body(scope: Any, _: Any) -> Any:
+        yield scope.connection.execute("insert into t values (1)")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        await execute(twin, body)
+    assert rows(twin, "select n from t") == []
+
+
+# A scope ends with its callback ---------------------------------------------------------------------------------
+
+
+def nothing(scope: Any, _: Any) -> None:
+    """A step that asks for nothing."""
+
+
+TAKEN: dict[str, Callable[[Any, Any], Any]] = {
+    "connection": lambda scope, taken: scope.connection,
+    "session": lambda scope, taken: scope.session,
+    "launch": lambda scope, taken: scope.launch("topic", None),
+    "launch on the global scope": lambda scope, taken: scope.launch_on_global_scope("topic", None),
+    "set_result": lambda scope, taken: scope.set_result(1),
+    "context": lambda scope, taken: scope.context,
+    "connection taken before": lambda scope, taken: taken["connection"].execute("insert into t values (1)"),
+    "cursor taken before": lambda scope, taken: taken["cursor"].execute("insert into t values (1)"),
+    "commit": lambda scope, taken: taken["connection"].commit(),
+    "rollback": lambda scope, taken: taken["connection"].rollback(),
+    "session taken before": lambda scope, taken: taken["session"].execute(sa.text("insert into t values (1)")),
+    "bulk": lambda scope, taken: taken["session"].connection(),
+}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("way", TAKEN)
+async def test_q69_a_scope_and_what_was_taken_from_it_end_with_the_callback(twin: Twin, way: str, fails: bool) -> None:
+    taken: dict[str, Any] = {}
+
+    def body(scope: Any, _: Any) -> Any:
+        taken.update(scope=scope, connection=scope.connection, session=scope.session, cursor=scope.connection.cursor())
+        yield scope.session.execute(sa.text("select 1"))
+        if fails:
+            raise Declined("no")
+
+    def other(scope: Any, _: Any) -> Any:
+        yield scope.connection.execute("insert into t values (2)")
+        with pytest.raises(ScopeEnded, match="has ended"):
+            yield TAKEN[way](taken["scope"], taken)
+
+    assert isinstance(await execute(twin, body), Raised if fails else Returned)
+    outcome = await execute(twin, other)
+
+    assert isinstance(outcome, Returned), outcome
+    assert rows(twin, "select n from t") == [(2,)]
+    assert twin.driver.usable
+
+
+async def test_q69_a_connection_of_sqlalchemy_that_was_taken_reaches_nobody_else(twin: Twin) -> None:
+    taken: list[Any] = []
+
+    def body(scope: Any, _: Any) -> Any:
+        taken.append((yield scope.session.connection()))
+
+    def other(scope: Any, _: Any) -> Any:
+        with pytest.raises((ScopeEnded, sa.exc.SQLAlchemyError)):
+            yield taken[0].execute(sa.text("insert into t values (1)"))
+
+    await execute(twin, body)
+    assert isinstance(await execute(twin, other), Returned)
+    assert rows(twin, "select n from t") == []
+
+
+async def test_q69_what_still_uses_the_connection_fails_the_step_and_loses_it(twin: Twin, colour: str) -> None:
+    ends: list[BaseException] = []
+    working: list[Any] = []
+    before = pid(twin)
+
+    async def work(scope: Any) -> None:
+        try:
+            await scope.connection.execute("select pg_sleep(60)")
+        except BaseException as error:  # noqa: BLE001 - whatever it is told is looked at
+            ends.append(error)
+
+    def work_blocking(scope: Any) -> None:
+        try:
+            scope.connection.execute("select pg_sleep(60)")
+        except BaseException as error:  # noqa: BLE001 - whatever it is told is looked at
+            ends.append(error)
+
+    def body(scope: Any, _: Any) -> Any:
+        yield scope.connection.execute("insert into t values (1)")
+        if colour == "async":
+            working.append(asyncio.create_task(work(scope)))
+        else:
+            working.append(threading.Thread(target=work_blocking, args=(scope,)))
+            working[0].start()
+        yield lambda: backends(twin, before, "select pg_sleep(60)")
+
+    outcome = await execute(twin, body)
+
+    assert isinstance(outcome, Raised)
+    assert isinstance(outcome.error, StepError)
+    assert "still in use" in str(outcome.error)
+    assert not outcome.open
+    await until(lambda: ends)
+    assert isinstance(ends[0], ScopeEnded)
+    assert pid(twin) != before
+    assert backends(twin, before) == []
+    assert rows(twin, "select n from t") == []
+    assert isinstance(await execute(twin, nothing), Returned)
+
+
+@pytest.mark.parametrize("raises", [False, True])
+@pytest.mark.parametrize("way", ["close", "with", "commit", "rollback", "session's connection", "chain"])
+async def test_a05_a_connection_that_was_ended_is_a_failure_once_and_is_given_up(
+    twin: Twin, colour: str, way: str, raises: bool
+) -> None:
+    before = pid(twin)
+
+    async def enter(scope: Any) -> None:
+        async with scope.connection as connection:
+            await connection.execute("select 1")
+
+    def body(scope: Any, _: Any) -> Any:
+        connection = scope.connection
+        if way == "with" and colour == "async":
+            yield enter(scope)
+        elif way == "with":
+            with connection:
+                connection.execute("select 1")
+        elif way == "session's connection":
+            yield (yield scope.session.connection()).close()
+        elif way == "chain":
+            yield connection.execute("commit and chain")
+        else:
+            yield getattr(connection, way)()
+        if raises:
+            raise Declined("no")
+
+    if way == "chain" and not raises:
+        with pytest.raises(psycopg.errors.InvalidSavepointSpecification):  # the plan of a run makes a failure of it
+            await execute(twin, body)
+    else:
+        outcome = await execute(twin, body)
+        assert isinstance(outcome, Raised)
+        assert isinstance(outcome.error, Declined if raises else StepError)
+        assert not outcome.open
+    assert pid(twin) != before
+    assert isinstance(await execute(twin, nothing), Returned)
+
+
+async def test_a05_a_connection_that_sqlalchemy_has_invalidated_is_given_up(twin: Twin) -> None:
+    before = pid(twin)
+
+    def body(scope: Any, _: Any) -> Any:
+        yield scope.session.execute(sa.text("select 1"))
+        yield scope.session.invalidate()
+
+    def later(scope: Any, _: Any) -> Any:
+        yield scope.session.execute(sa.text("insert into t values (1)"))
+
+    assert isinstance(await execute(twin, body), Raised)
+    assert pid(twin) != before
+    assert isinstance(await execute(twin, later), Returned)
+    assert rows(twin, "select n from t") == [(1,)]
+
+
+# A step begins clean --------------------------------------------------------------------------------------------
+
+LEFT = {
+    "settings": ["set search_path to nowhere", "set datestyle to 'SQL, DMY'", "set my.tenant to 'a'"],
+    "a role": ["set role stranger"],
+    "a session authorization": ["set session authorization stranger"],
+    "a local role": ["set local role stranger"],
+    "temporary tables": ["create temporary table t (left_behind text)"],
+    "advisory locks": ["select pg_advisory_lock(7)"],
+    "a cursor": ["declare c cursor with hold for select 1"],
+    "a channel": ["listen everything"],
+    "a prepared statement": ["prepare mine as select 1"],
+    "a sequence": ["select nextval('numbers')"],
+}
+AS_NEW = """
+    select current_setting('search_path'), current_setting('datestyle'), nullif(current_setting('my.tenant', true), ''),
+           current_user::text, session_user::text, 't'::regclass::text,
+           (select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()),
+           (select count(*) from pg_cursors where is_holdable), (select count(*) from pg_listening_channels()),
+           (select count(*) from pg_prepared_statements where name not like 'scoop%')
+"""
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("what", LEFT)
+async def test_q70_nothing_of_a_step_is_left_on_its_connection(twin: Twin, what: str, fails: bool) -> None:
+    owner = rows(twin, "select current_user::text")[0][0]
+    rows(twin, "create sequence if not exists numbers")
+    rows(twin, "do $$ begin create role stranger; exception when duplicate_object then end $$")
+    found: list[Any] = []
+
+    def body(scope: Any, _: Any) -> Any:
+        for line in LEFT[what]:
+            yield scope.connection.execute(line)
+        if fails:
+            raise Declined("no")
+
+    def other(scope: Any, _: Any) -> Any:
+        found.append((yield (yield scope.connection.execute(AS_NEW)).fetchone()))
+        yield scope.connection.execute("savepoint s")
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
+            yield scope.connection.execute("select lastval()")
+        yield scope.connection.execute("rollback to savepoint s")
+
+    assert isinstance(await execute(twin, body), Raised if fails else Returned)
+    if not twin.driver.usable:  # it is not used again: the worker takes another one
+        assert what in ("a cursor", "a channel", "a prepared statement")
+        return
+    outcome = await execute(twin, other)
+    assert isinstance(outcome, Returned), outcome
+
+    (fresh,) = rows(twin, AS_NEW)
+    assert found == [fresh]
+    assert fresh[3] == owner
+
+
+async def test_q70_what_is_set_on_the_connection_itself_is_gone(twin: Twin) -> None:
+    def body(scope: Any, _: Any) -> Any:
+        scope.connection.row_factory = psycopg.rows.dict_row
+        scope.connection.prepare_threshold = 0
+        scope.connection.adapters.register_loader("int4", psycopg.types.string.TextLoader)
+        yield (yield scope.connection.execute("select 1")).fetchone()
+
+    def other(scope: Any, _: Any) -> Any:
+        assert (yield (yield scope.connection.execute("select 1")).fetchone()) == (1,)
+
+    assert isinstance(await execute(twin, body), Returned)
+    assert isinstance(await execute(twin, other), Returned)
+    assert twin.driver.usable
+
+
+async def test_q70_what_a_transaction_relies_on_until_its_commit_stays_that_long(twin: Twin) -> None:
+    """A deferred trigger reads the tenant that the step has set."""
+    rows(
+        twin,
+        """
+        create table seen (tenant text);
+        create function note() returns trigger language plpgsql as
+            $$ begin insert into seen values (current_setting('my.tenant')); return null; end $$;
+        create constraint trigger note after insert on t deferrable initially deferred
+            for each row execute function note()
+        """,
+    )
+
+    def body(scope: Any, _: Any) -> Any:
+        yield scope.connection.execute("set local my.tenant to 'a'")
+        yield scope.connection.execute("insert into t values (1)")
+
+    assert isinstance(await execute(twin, body), Returned)
+    assert rows(twin, "select tenant from seen") == [("a",)]
+
+
+async def test_q70_cleaning_costs_no_round_trip_and_nothing_when_the_connection_is_not_asked_for(
+    twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[int] = []
+    run = twin.driver._pipeline.run
+
+    def counted(batch: Batch) -> Any:
+        batches.append(len(batch))
+        return run(batch)
+
+    monkeypatch.setattr(twin.driver._pipeline, "run", counted)
+
+    def body(scope: Any, _: Any) -> Any:
+        yield scope.connection.execute("select 1")
+
+    await execute(twin, nothing)
+    await execute(twin, body)
+
+    assert batches[:3] == [2, 2, 2]
+    assert len(batches) == 4
+    assert batches[3] > 2
