@@ -15,6 +15,7 @@ from scoop_outbox.core.statement import Call, Plan, Rows
 from scoop_outbox.errors import DatabaseError
 from scoop_outbox.store.adaptation import async_cursor, cursor
 from scoop_outbox.store.after_commit import once_committed
+from scoop_outbox.store.lent import driver_connection
 
 AsyncTransaction = AsyncSession | AsyncConnection | psycopg.AsyncConnection[Any]
 Transaction = Session | sa.Connection | psycopg.Connection[Any]
@@ -110,7 +111,7 @@ async def _raw(connection: AsyncConnection) -> psycopg.AsyncConnection[Any]:
     # nothing and the message is lost; without the second, the driver would begin and commit a transaction of its own.
     if not connection.in_transaction():
         await connection.begin()
-    raw = (await connection.get_raw_connection()).driver_connection
+    raw = await connection.run_sync(driver_connection)
     if not isinstance(raw, psycopg.AsyncConnection):
         raise DatabaseError(_OTHER_DRIVER.format(connection.dialect.driver))
     if raw.info.transaction_status is TransactionStatus.IDLE and not raw.autocommit:
@@ -121,7 +122,7 @@ async def _raw(connection: AsyncConnection) -> psycopg.AsyncConnection[Any]:
 def _raw_blocking(connection: sa.Connection) -> psycopg.Connection[Any]:
     if not connection.in_transaction():
         connection.begin()
-    raw = connection.connection.driver_connection
+    raw = driver_connection(connection)
     if not isinstance(raw, psycopg.Connection):
         raise DatabaseError(_OTHER_DRIVER.format(connection.dialect.driver))
     if raw.info.transaction_status is TransactionStatus.IDLE and not raw.autocommit:

@@ -255,8 +255,16 @@ def works_on(joined: object, lent: Lent) -> bool:
     if isinstance(joined, AsyncConnection):
         joined = joined.sync_connection
     if isinstance(joined, sa.Connection) and not (joined.closed or joined.invalidated):
-        joined = joined.connection.driver_connection
+        joined = driver_connection(joined)
     return joined is lent
+
+
+def driver_connection(connection: sa.Connection) -> Any:
+    """Return psycopg's connection beneath one of SQLAlchemy, also when it is a lent one.
+
+    Those are detached from their pool, and SQLAlchemy's own `driver_connection` is None then.
+    """
+    return connection.dialect.get_driver_connection(connection.connection.dbapi_connection)
 
 
 _OPTIONS: dict[str, Any] = {"join_transaction_mode": "create_savepoint", "expire_on_commit": False}
