@@ -264,7 +264,8 @@ def driver_connection(connection: sa.Connection) -> Any:
 
     Those are detached from their pool, and SQLAlchemy's own `driver_connection` is None then.
     """
-    return connection.dialect.get_driver_connection(connection.connection.dbapi_connection)
+    beneath: Any = connection.connection.dbapi_connection
+    return connection.dialect.get_driver_connection(beneath)
 
 
 _OPTIONS: dict[str, Any] = {"join_transaction_mode": "create_savepoint", "expire_on_commit": False}

@@ -108,10 +108,13 @@ STATES = {
     "connection exception": "08006",
     "disk full": "53100",
 }
-WAYS: dict[str, Callable[[BaseException], BaseException]] = {
-    "psycopg": lambda error: error,
-    "wrapped": wrapped_by_the_user,
-}
+Wrap = Callable[[BaseException], BaseException]
+WAYS: dict[str, Wrap] = {"psycopg": lambda error: error, "wrapped": wrapped_by_the_user}
+FOREIGN = [
+    psycopg.errors.DeadlockDetected("not ours"),
+    psycopg.OperationalError("gone"),
+    sa.exc.OperationalError("select", {}, OSError()),
+]
 
 
 @pytest.mark.parametrize("wrap", WAYS.values(), ids=WAYS.keys())
