@@ -34,6 +34,8 @@ UTILITY = {
     "rollback_to_savepoint",
 }
 UTILITY |= {"without_waiting_for_disk", "read_clock"}
+UTILITY |= {"reset_session_authorization", "reset_role", "reset_settings", "discard_temporary", "discard_sequences"}
+UTILITY |= {"release_session", "wait_for_backend"}  # they look at the server, and at no table of ours
 BIG = {"message", "run", "step", "child", "mailbox", "outbox", "turn", "failure"}
 
 QUEUES = ("outbox", "mailbox", "turn")

@@ -144,7 +144,7 @@ async def _steps(shop: Shop, handle: Handle) -> bool:
     return len((await shop.status(handle)).runs[0].steps) == 1
 
 
-@pytest.mark.parametrize("poison", [TransientError("not now"), psycopg.OperationalError("gone")])
+@pytest.mark.parametrize("poison", [TransientError("not now"), MemoryError()], ids=repr)
 async def test_if_07_d17_a_run_that_never_succeeds_delays_nobody(mixed: Shop, poison: Exception) -> None:
     healed = threading.Event()
 
