@@ -27,8 +27,8 @@ from scoop_outbox.core.versions import Deployment
 from scoop_outbox.message import Message
 from scoop_outbox.saga import Saga
 
-Unhandled = Sequence[tuple[str, int]]
-"""Topics that no saga is subscribed to, and how many messages were launched on each."""
+Unhandled = Sequence[str]
+"""Topics that no saga is subscribed to, one for each message that was launched there."""
 
 
 class Hints(Protocol):

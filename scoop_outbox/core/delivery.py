@@ -19,14 +19,14 @@ from scoop_outbox.scope import Emission
 def launch(emissions: Sequence[Emission], *, brokered: bool = False) -> Plan[Unhandled]:
     """Write messages from outside any run into the outbox, in whatever transaction is open.
 
-    Returns the topics that no saga is subscribed to, with the number of messages on each.
+    Returns the topics of those that no saga is subscribed to.
 
     Args:
         emissions: the messages.
         brokered: whether a broker carries them, and not this home itself.
     """
     (unhandled,) = yield from ask(statement("launch", **emitted(emissions, None, 0, brokered=brokered)))
-    return unhandled
+    return [topic for (topic,) in unhandled]
 
 
 def launch_and_commit(emissions: Sequence[Emission], hints: Hints, *, brokered: bool = False) -> Plan[Unhandled]:
@@ -34,7 +34,7 @@ def launch_and_commit(emissions: Sequence[Emission], hints: Hints, *, brokered: 
     launching = statement("launch", **emitted(emissions, None, 0, brokered=brokered))
     _, unhandled, _ = yield from ask(BEGIN, launching, COMMIT)
     hints.outbox()
-    return unhandled
+    return [topic for (topic,) in unhandled]
 
 
 @dataclass(frozen=True, slots=True)

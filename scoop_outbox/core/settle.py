@@ -58,7 +58,7 @@ def _hint(claimed: Claim, change: Transition, rows: Mapping[str, Rows], worker: 
     if change.emissions:
         worker.hints.outbox()
         if rows["launch"]:
-            worker.unhandled(rows["launch"])
+            worker.unhandled([topic for (topic,) in rows["launch"]])
     for told in ("ask_children", "tell_parent", "end_turn"):
         for run_id, service, saga, version, delay in rows.get(told, ()):
             worker.hints.mail(service, saga, version, run_id, delay)

@@ -30,15 +30,15 @@ class UnhandledLaunches:
         with self._lock:
             return dict(self._counts)
 
-    def note(self, topics: Iterable[tuple[str, int]], service: str, *, brokered: bool) -> None:
-        """Note topics without a listener, and how many messages were launched on each.
+    def note(self, topics: Iterable[str], service: str, *, brokered: bool) -> None:
+        """Note messages without a listener.
 
         Args:
-            topics: the topics and numbers.
+            topics: the topic of each.
             service: who has launched.
             brokered: whether a broker carries the messages: others may well listen there, which is nothing unusual.
         """
-        for topic, count in topics:
+        for topic, count in Counter(topics).items():
             with self._lock:
                 known = topic in self._counts or len(self._counts) < TOPICS
                 self._counts[topic if known else OTHER] += count

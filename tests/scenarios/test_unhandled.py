@@ -93,7 +93,7 @@ def test_q71_a_topic_is_told_once_in_a_process_and_of_many_topics_nothing_is_sai
     launches = UnhandledLaunches()
     for _ in range(2):
         for number in range(TOPICS + 100):
-            launches.note([(f"user-{number}", 1)], "shop", brokered=False)
+            launches.note([f"user-{number}"], "shop", brokered=False)
     assert len(told(caplog)) == TOPICS + 50
     assert [one.getMessage() for one in caplog.records if one.getMessage() not in told(caplog)] == [
         f"messages on {TOPICS + 50} topics have no listener here; of others nothing is said"
@@ -104,7 +104,7 @@ def test_q71_a_topic_is_told_once_in_a_process_and_of_many_topics_nothing_is_sai
 
 def test_q71_with_a_broker_others_may_listen(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    UnhandledLaunches().note([("orders", 1)], "shop", brokered=True)
+    UnhandledLaunches().note(["orders"], "shop", brokered=True)
     ((level, text),) = [(record.levelname, record.getMessage()) for record in caplog.records]
     assert level == "INFO"
     assert "'orders'" in text

@@ -38,8 +38,8 @@ with launched as (
     from launched l
     order by l.ordinal
 )
--- Of whom nobody is waited for.
-select topic, count(*) from launched where topic not in (select topic from listening) group by topic
+-- Those of which nobody is waited for. Counted by whoever asks: to do it here took a third longer.
+select topic from launched where topic not in (select topic from listening)
 
 -- name: take_in
 -- A run's id is made of its message, service and saga, behind the time that the message's id begins with: taking a
