@@ -17,6 +17,7 @@ from scoop_outbox.errors import (
     ScopeEnded,
     StepError,
     TransientError,
+    UnhandledMessage,
     UnknownMessage,
 )
 from scoop_outbox.failure import (
@@ -75,5 +76,6 @@ __all__ = [
     "StepStatus",
     "Topic",
     "TransientError",
+    "UnhandledMessage",
     "UnknownMessage",
 ]

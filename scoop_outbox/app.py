@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
@@ -68,6 +68,8 @@ class Scoop(Declaration):
         key: str | bytes | None = None,
         context: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
+        require_handlers: bool = False,
+        handled_by: Sequence[Any] = (),
         session: AsyncTransaction | None = None,
         detached: bool = False,
     ) -> Handle:
@@ -79,6 +81,8 @@ class Scoop(Declaration):
             key: orders the message among others of the same key.
             context: what its handlers find in `scope.context`.
             headers: text headers that travel with the message.
+            require_handlers: refuse to launch if no saga is subscribed to the topic.
+            handled_by: sagas, or their names; refuse to launch if one of them is not subscribed to it.
             session: launch inside this transaction, to be committed with it and gone with it: an SQLAlchemy
                 `AsyncSession` or `AsyncConnection`, or a psycopg `AsyncConnection`, on this service's database.
                 Without it the message is launched in a transaction of its own, durably when this returns.
@@ -88,11 +92,22 @@ class Scoop(Declaration):
         Raises:
             StepError: this is called inside a step, neither detached nor with the step's own session.
             DefinitionError, PayloadError: nothing is launched; the message says what cannot be encoded.
+            UnhandledMessage: nothing is launched, for lack of a subscription that was required.
             DatabaseError: the database cannot be reached or is not migrated, or `session` cannot be joined.
         """
         refuse_launch(session, detached=detached)
         text = None if context is None else dump_json(dict(context), "the context")
-        launched = emission(topic, payload, key=key, headers=headers, context=text, awaited=False, depth=1)
+        launched = emission(
+            topic,
+            payload,
+            key=key,
+            headers=headers,
+            context=text,
+            awaited=False,
+            depth=1,
+            require_handlers=require_handlers,
+            handled_by=handled_by,
+        )
         await self.announce()
         if session is not None:
             with told_to_migrate(self.home.url):
@@ -113,17 +128,29 @@ class Scoop(Declaration):
         key: str | bytes | None = None,
         context: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
+        require_handlers: bool = False,
+        handled_by: Sequence[Any] = (),
         session: Transaction | None = None,
         detached: bool = False,
     ) -> Handle:
         """Do as `launch`, for code without an event loop; `session` is a blocking session or connection.
 
         Raises:
-            StepError, DefinitionError, PayloadError, DatabaseError: as `launch`.
+            StepError, DefinitionError, PayloadError, UnhandledMessage, DatabaseError: as `launch`.
         """
         refuse_launch(session, detached=detached)
         text = None if context is None else dump_json(dict(context), "the context")
-        launched = emission(topic, payload, key=key, headers=headers, context=text, awaited=False, depth=1)
+        launched = emission(
+            topic,
+            payload,
+            key=key,
+            headers=headers,
+            context=text,
+            awaited=False,
+            depth=1,
+            require_handlers=require_handlers,
+            handled_by=handled_by,
+        )
         self.announce_sync()
         if session is not None:
             with told_to_migrate(self.home.url):

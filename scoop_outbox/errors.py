@@ -67,6 +67,10 @@ class ScopeEnded(ScoopError):
         )
 
 
+class UnhandledMessage(ScoopError):
+    """A message was launched that somebody has to handle, and those are not subscribed to its topic."""
+
+
 class UnknownMessage(ScoopError):
     """No message with this id was launched, or its hierarchy has been pruned."""
 

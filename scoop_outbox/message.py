@@ -12,7 +12,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -85,14 +85,19 @@ class Topic(Generic[T]):
     Args:
         name: the topic as the broker knows it.
         type: what `scope.launch` accepts for this topic, and what `message.payload` is for its sagas.
+        require_handlers: whether a launch fails if no saga is subscribed to it.
+        handled_by: sagas, or their names, that have to be subscribed to it, or a launch fails.
     """
 
     name: str
     type: type[T]
+    require_handlers: bool = False
+    handled_by: Sequence[Any] = ()
 
     def __post_init__(self) -> None:
         """Refuse names and types that could never work."""
         checked_name("topic", self.name)
+        object.__setattr__(self, "handled_by", saga_names(self.handled_by))
         declared: object = self.type
         if not isinstance(declared, type) or not (
             dataclasses.is_dataclass(declared) or hasattr(declared, "model_validate_json")
@@ -118,6 +123,17 @@ class Topic(Generic[T]):
             raise PayloadError(
                 f"a message on topic {self.name!r} does not fit {self.type.__qualname__}: {type(error).__name__}"
             ) from error
+
+
+def saga_names(sagas: Sequence[Any]) -> tuple[str, ...]:
+    """Return the checked names of sagas, or of what is their names already.
+
+    Raises:
+        DefinitionError: one is neither.
+    """
+    if isinstance(sagas, str):
+        raise DefinitionError(f"handled_by={sagas!r} is text: pass a list of sagas, or of their names")
+    return tuple(checked_name("saga", getattr(one, "name", one)) for one in sagas)
 
 
 def topic_name(topic: str | Topic[Any]) -> str:

@@ -11,7 +11,7 @@ from scoop_outbox.context import Context
 from scoop_outbox.errors import PayloadError, ScopeEnded
 from scoop_outbox.failure import Frame
 from scoop_outbox.headers import CONTENT_TYPE, PREFIX, key_text
-from scoop_outbox.message import Topic, dump_json, encode, topic_name, uuid7
+from scoop_outbox.message import Topic, dump_json, encode, saga_names, topic_name, uuid7
 
 if TYPE_CHECKING:  # only the types of what the drivers put in; the scope itself does no I/O
     from psycopg import AsyncConnection, Connection
@@ -30,6 +30,7 @@ class Emission:
         awaited: False for a message launched on the global scope, which starts a hierarchy of its own.
         context: what the handlers find in `scope.context`, as JSON text.
         launched_at: the line of the launching code; it shows up in the traceback of a failure below it.
+        handlers: the sagas that have to be subscribed, none by name if it may be anyone; None if nobody has to be.
     """
 
     message_id: uuid.UUID
@@ -41,6 +42,7 @@ class Emission:
     context: str | None
     awaited: bool
     launched_at: Frame
+    handlers: tuple[str, ...] | None = None
 
 
 def emission(
@@ -52,6 +54,8 @@ def emission(
     context: str | None,
     awaited: bool,
     depth: int,
+    require_handlers: bool = False,
+    handled_by: Sequence[object] = (),
 ) -> Emission:
     """Check and encode one message to be launched.
 
@@ -63,9 +67,11 @@ def emission(
         context: the cooperation context of its handlers.
         awaited: whether the launching step's successor waits for it.
         depth: how many frames above the caller the launching code is.
+        require_handlers: whether some saga has to be subscribed to the topic.
+        handled_by: the sagas that have to be, or their names.
 
     Raises:
-        DefinitionError: the topic's name cannot be used.
+        DefinitionError: the topic's name, or one in `handled_by`, cannot be used.
         PayloadError: payload, key or a header cannot be encoded.
     """
     body, content_type = encode(topic, payload)
@@ -89,6 +95,7 @@ def emission(
         context,
         awaited,
         Frame.of_caller(depth + 1),
+        _required(topic, require_handlers, handled_by),
     )
 
 
@@ -100,6 +107,17 @@ def _checked_content_type(value: str) -> str:
             f"not {value!r:.60}"
         )
     return value
+
+
+def _required(
+    topic: str | Topic[Any], require_handlers: object, handled_by: Sequence[object]
+) -> tuple[str, ...] | None:
+    """Return who has to be subscribed, to the topic as it is declared and for this launch."""
+    names = saga_names(handled_by)
+    if isinstance(topic, Topic):
+        names = (*topic.handled_by, *names)
+        require_handlers = require_handlers or topic.require_handlers
+    return names if names or require_handlers else None
 
 
 def _checked_key(key: object) -> str | None:
@@ -227,6 +245,8 @@ class Scope:
         key: str | bytes | None = None,
         context: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
+        require_handlers: bool = False,
+        handled_by: Sequence[Any] = (),
     ) -> uuid.UUID:
         """Launch a message: the run's next step starts when all its handlers, and all below them, have finished.
 
@@ -238,6 +258,8 @@ class Scope:
             key: orders the message among others of the same key: text, or the bytes of a binary key.
             context: values on top of this run's context, for the handlers of this message.
             headers: text headers that travel with the message.
+            require_handlers: the step fails with `UnhandledMessage` if no saga is subscribed to the topic.
+            handled_by: sagas, or their names; the step fails with `UnhandledMessage` if one of them is not subscribed.
 
         Returns:
             The message's id.
@@ -247,7 +269,8 @@ class Scope:
             PayloadError: payload, key, context or a header cannot be encoded.
             ScopeEnded: the callback has ended.
         """
-        return self._launch(topic, payload, key, self.context.dumps(**(context or {})), headers, awaited=True)
+        text, required = self.context.dumps(**(context or {})), (require_handlers, handled_by)
+        return self._launch(topic, payload, key, text, headers, awaited=True, required=required)
 
     def launch_on_global_scope(
         self,
@@ -257,6 +280,8 @@ class Scope:
         key: str | bytes | None = None,
         context: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
+        require_handlers: bool = False,
+        handled_by: Sequence[Any] = (),
     ) -> uuid.UUID:
         """Launch a message that starts a hierarchy of its own: nobody waits for it, and no rollback reaches it.
 
@@ -264,7 +289,8 @@ class Scope:
         Arguments, return value and errors are those of `launch`; its context holds only what is passed.
         """
         own = None if context is None else dump_json(dict(context), "the context")
-        return self._launch(topic, payload, key, own, headers, awaited=False)
+        required = require_handlers, handled_by
+        return self._launch(topic, payload, key, own, headers, awaited=False, required=required)
 
     def _launch(
         self,
@@ -275,9 +301,21 @@ class Scope:
         headers: Mapping[str, str] | None,
         *,
         awaited: bool,
+        required: tuple[bool, Sequence[Any]],
     ) -> uuid.UUID:
         self.check()
-        launched = emission(topic, payload, key=key, headers=headers, context=context, awaited=awaited, depth=2)
+        require_handlers, handled_by = required
+        launched = emission(
+            topic,
+            payload,
+            key=key,
+            headers=headers,
+            context=context,
+            awaited=awaited,
+            depth=2,
+            require_handlers=require_handlers,
+            handled_by=handled_by,
+        )
         self.emissions.append(launched)
         return launched.message_id
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scoop_outbox.core.claim import Hints, Unhandled
+from scoop_outbox.core.required import check_handlers
 from scoop_outbox.core.settle import emitted
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, ask, statement
 from scoop_outbox.headers import CONTEXT, HOME, LAUNCHED_AT, LINEAGE, PREFIX, storable
@@ -19,18 +20,20 @@ from scoop_outbox.scope import Emission
 def launch(emissions: Sequence[Emission], *, brokered: bool = False) -> Plan[Unhandled]:
     """Write messages from outside any run into the outbox, in whatever transaction is open.
 
-    Returns the topics of those that no saga is subscribed to.
+    Returns the topics of those that no saga is subscribed to. Raises `UnhandledMessage` if one of them must not be.
 
     Args:
         emissions: the messages.
         brokered: whether a broker carries them, and not this home itself.
     """
+    yield from check_handlers(emissions)
     (unhandled,) = yield from ask(statement("launch", **emitted(emissions, None, 0, brokered=brokered)))
     return [topic for (topic,) in unhandled]
 
 
 def launch_and_commit(emissions: Sequence[Emission], hints: Hints, *, brokered: bool = False) -> Plan[Unhandled]:
     """Do as `launch` in a transaction of its own."""
+    yield from check_handlers(emissions)
     launching = statement("launch", **emitted(emissions, None, 0, brokered=brokered))
     _, unhandled, _ = yield from ask(BEGIN, launching, COMMIT)
     hints.outbox()

@@ -13,11 +13,21 @@ from scoop_outbox.core import decide as rule
 from scoop_outbox.core import transition
 from scoop_outbox.core.claim import Claim, Worker, claim
 from scoop_outbox.core.placing import place_run
+from scoop_outbox.core.required import check_handlers
 from scoop_outbox.core.run import ChildState
 from scoop_outbox.core.settle import settle
-from scoop_outbox.core.statement import ROLLBACK, Call, CallOutcome, Plan, Refused, ask
+from scoop_outbox.core.statement import (
+    READ_CLOCK,
+    ROLLBACK,
+    ROLLBACK_TO_SAVEPOINT,
+    Call,
+    CallOutcome,
+    Plan,
+    Refused,
+    ask,
+)
 from scoop_outbox.core.transition import Mail, Raised, Returned, Transition
-from scoop_outbox.errors import StepError
+from scoop_outbox.errors import StepError, UnhandledMessage
 from scoop_outbox.failure import Failure
 from scoop_outbox.saga import Callback, is_async
 from scoop_outbox.scope import Result
@@ -56,6 +66,8 @@ def execute(run_id: uuid.UUID, worker: Worker) -> Plan[Execution]:
                 yield from ask(ROLLBACK)
                 return Execution.OTHER_COLOUR
             outcome = yield call
+            if isinstance(outcome, Returned):
+                outcome = yield from _handled(outcome, claimed)
         more = turn < STEPS_IN_A_ROW and not worker.draining()
         if isinstance(outcome, Raised) and not outcome.open:
             go_on = yield from _settle_failure(claimed, due, outcome, worker)
@@ -72,6 +84,16 @@ def execute(run_id: uuid.UUID, worker: Worker) -> Plan[Execution]:
             break
         claimed = go_on
     return Execution.DONE
+
+
+def _handled(outcome: Returned, claimed: Claim) -> Plan[CallOutcome]:
+    """Return the outcome of a callback, which has failed if what it launched lacks the handlers that it needs."""
+    try:
+        yield from check_handlers(outcome.emissions)
+    except UnhandledMessage as error:
+        _, clock = yield from ask(ROLLBACK_TO_SAVEPOINT, READ_CLOCK)
+        return Raised(error, Failure.of(error, source=claimed.source), outcome.context, at=clock[0][0])
+    return outcome
 
 
 def _refused(refusal: Refused, outcome: Returned, claimed: Claim) -> Raised:

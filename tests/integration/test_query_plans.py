@@ -256,6 +256,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("launch", {**batch(size=10), "awaited": [True] * 10, "run": run_id(OPEN), "seq": 1, "brokered": False}),
         ("launch", {**batch(size=1), "awaited": [False], "run": None, "seq": 0, "brokered": False}),
         ("launch", {**batch(size=1), "awaited": [False], "run": None, "seq": 0, "brokered": True}),
+        ("read_listeners", {"topics": ["t", "u"]}),
         ("take_in", {**below, "lineages": [None] * 10, "ids": batch(size=10)["ids"]}),
         ("take_in", below),
         ("take_in", {**below, "service": "shop"}),

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -10,13 +11,14 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from scoop_outbox import Message, Scoop, Scope
+from scoop_outbox import DefinitionError, DistributedError, Message, Retry, Scoop, Scope, Topic, UnhandledMessage
 from scoop_outbox.daemon import unhandled as unhandled_module
 from scoop_outbox.daemon.metrics import exposition
 from scoop_outbox.daemon.observed import Observed
 from scoop_outbox.daemon.service import Daemons
 from scoop_outbox.daemon.tally import OTHER, TOPICS
 from scoop_outbox.daemon.unhandled import UnhandledLaunches
+from tests.integration.relaying import ask, left
 
 LONG = 30
 
@@ -114,3 +116,100 @@ def test_q71_with_a_broker_others_may_listen(caplog: pytest.LogCaptureFixture) -
 def test_a_process_that_has_not_started_yet_has_no_metrics_of_launches() -> None:
     nothing: Any = Daemons(None, None, None)
     assert nothing.unhandled == {}
+
+
+@dataclass(frozen=True)
+class Part:
+    number: int
+
+
+DEMANDS: dict[str, tuple[Any, dict[str, Any], bool]] = {
+    "anybody, and nobody is there": ("nowhere", {"require_handlers": True}, False),
+    "anybody, and somebody is there": ("parts", {"require_handlers": True}, True),
+    "a saga that is there": ("parts", {"handled_by": ["make"]}, True),
+    "one that is there, and one that is not": ("parts", {"handled_by": ["make", "pack"]}, False),
+    "one that listens elsewhere": ("orders", {"handled_by": ["make"]}, False),
+    "a topic that demands it": (Topic("nowhere", Part, require_handlers=True), {}, False),
+    "a topic that demands a saga": (Topic("parts", Part, handled_by=["make"]), {}, True),
+    "a topic that demands another one": (Topic("parts", Part, handled_by=["pack"]), {}, False),
+    "a topic and a launch that demand": (Topic("parts", Part, handled_by=["make"]), {"handled_by": ["pack"]}, False),
+}
+
+
+def with_makers(app: Scoop) -> None:
+    app.saga("make", on="parts").add_step("only", lambda scope, message: None)
+
+
+@pytest.mark.parametrize("demand", DEMANDS)
+@pytest.mark.parametrize("colour", ["coroutine", "plain"])
+async def test_q71_a_launch_may_demand_its_handlers_or_its_step_has_failed(
+    app: Scoop, database_url: str, colour: str, demand: str
+) -> None:
+    topic, demanded, fulfilled = DEMANDS[demand]
+    with_makers(app)
+    with psycopg.connect(database_url) as connection:
+        connection.execute("create table effect (attempt integer)")
+
+    async def coroutine(scope: Scope, message: Message) -> None:
+        await scope.connection.execute("insert into public.effect values (%s)", [scope.attempt])
+        scope.launch(topic, Part(1), **demanded)
+
+    def plain(scope: Scope, message: Message) -> None:
+        scope.connection.execute("insert into public.effect values (%s)", [scope.attempt])
+        scope.launch_on_global_scope(topic, Part(1), **demanded)
+
+    order = app.saga("order", on="orders-of-parts")
+    order.step("launch", retry=Retry(attempts=2, backoff=0.01))(coroutine if colour == "coroutine" else plain)
+    async with app.running():
+        handle = await app.launch("orders-of-parts", 1)
+        if fulfilled:
+            await handle.wait(LONG)
+        else:
+            with pytest.raises(DistributedError, match="subscribed to topic"):
+                await handle.wait(LONG)
+        states = [run.state.value for run in (await app.status(handle.id)).runs if run.saga == "order"]
+    assert states == ["committed" if fulfilled else "rolled_back"]
+    assert ask(database_url, "select attempt from public.effect") == ([(0,)] if fulfilled else [])
+
+
+@pytest.mark.parametrize("demand", DEMANDS)
+async def test_q71_a_launch_from_outside_may_demand_its_handlers(app: Scoop, database_url: str, demand: str) -> None:
+    topic, demanded, fulfilled = DEMANDS[demand]
+    with_makers(app)
+
+    async def joined() -> None:
+        async with await psycopg.AsyncConnection.connect(database_url) as connection:
+            await app.launch(topic, Part(1), session=connection, **demanded)
+
+    def joined_sync() -> None:
+        with psycopg.connect(database_url) as connection:
+            app.launch_sync(topic, Part(1), session=connection, **demanded)
+
+    ways: list[Callable[[], Awaitable[Any]]] = [
+        lambda: app.launch(topic, Part(1), **demanded),
+        lambda: asyncio.to_thread(app.launch_sync, topic, Part(1), **demanded),
+        joined,
+        lambda: asyncio.to_thread(joined_sync),
+    ]
+    for way in ways:
+        if fulfilled:
+            await way()
+        else:
+            with pytest.raises(UnhandledMessage, match="nothing was launched"):
+                await way()
+    assert left(database_url) == (len(ways) if fulfilled else 0)
+    await app.close()
+
+
+@pytest.mark.parametrize("handled_by", ["make", [""], [1]])
+def test_q71_what_is_no_list_of_sagas_is_refused(app: Scoop, handled_by: Any) -> None:
+    with pytest.raises(DefinitionError):
+        app.launch_sync("parts", 1, handled_by=handled_by)
+    with pytest.raises(DefinitionError):
+        Topic("parts", Part, handled_by=handled_by)
+
+
+def test_q71_sagas_can_be_named_by_themselves(app: Scoop) -> None:
+    with_makers(app)
+    app.launch_sync("parts", 1, handled_by=[app.sagas["make"]])
+    assert Topic("parts", Part, handled_by=[app.sagas["make"]]).handled_by == ("make",)

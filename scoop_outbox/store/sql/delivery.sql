@@ -41,6 +41,11 @@ with launched as (
 -- Those of which nobody is waited for. Counted by whoever asks: to do it here took a third longer.
 select topic from launched where topic not in (select topic from listening)
 
+-- name: read_listeners
+select distinct t.topic, s.saga
+from unnest(%(topics)s::text[]) as t (topic)
+join {schema}.subscription s on s.topic = t.topic or t.topic ~ s.pattern
+
 -- name: take_in
 -- A run's id is made of its message, service and saga, behind the time that the message's id begins with: taking a
 -- message in again cannot start a second run, and whoever knows the message knows its runs. The length of the service's
