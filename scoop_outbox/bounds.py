@@ -215,11 +215,10 @@ def _within(text: str, limit: int, *, tail: bool = False) -> str:
     # No character takes less than a byte, so what is longer does not fit.
     if len(text) <= limit and len(json.dumps(text)) - 2 <= limit:
         return cut(text, limit)
-    room, kept = limit - len(_ETC), 0
-    for character in reversed(text) if tail else text:
-        plain = " " <= character <= "~" and character not in '"\\'
-        room -= 1 if plain else len(json.dumps(character)) - 2
-        if room < 0:
-            break
-        kept += 1
-    return _ETC + text[len(text) - kept :] if tail else cut(text[:kept], limit) + _ETC
+    room = limit - len(_ETC)
+    kept = text[-room:] if tail else text[:room]
+    while len(json.dumps(kept)) - 2 > room:
+        # Twelve bytes at the most are taken by what was one character.
+        gone = max((len(json.dumps(kept)) - 2 - room) // 12, 1)
+        kept = kept[gone:] if tail else kept[:-gone]
+    return _ETC + kept if tail else cut(kept, limit) + _ETC

@@ -201,16 +201,25 @@ class Failure:
             map(Failure._same, self.causes, other.causes)
         )
 
-    def to_exception(self) -> DistributedError:
+    def to_exception(self, *, lazily: bool = False) -> DistributedError:
         """Return a new exception of this failure, to be raised or printed.
 
         Its class is that of the neutral type name (`ChildRolledBack` and its kin), else `DistributedError`.
+
+        Args:
+            lazily: whether the exceptions of its causes are made when somebody asks for them. That is less work when
+                thousands of compensations are told of thousands of failures each. But the interpreter, when it prints
+                an exception that nobody has caught, does not ask before Python 3.13.
         """
-        return _exception_of(self, note_launch=True)
+        return _exception_of(self, note_launch=True, lazily=lazily)
 
     def __str__(self) -> str:
         """Return `[source] type: message`."""
         return f"[{self.source}] {self.type}: {self.message if (self.message or '').strip() else NO_MESSAGE}"
+
+
+_CAUSE: Any = vars(BaseException)["__cause__"]
+"""Where the interpreter keeps the cause of an exception."""
 
 
 class DistributedError(Exception):
@@ -224,10 +233,9 @@ class DistributedError(Exception):
         type: the class of the original exception, by name only: it need not exist here. Or a neutral name.
         source: who recorded it.
         message: the original text.
-        causes: what it was caused by. One is `__cause__`; several are the members of the group that is.
     """
 
-    def __init__(self, failure: Failure) -> None:
+    def __init__(self, failure: Failure, *, lazily: bool = False) -> None:
         """Make one of `failure`; `Failure.to_exception` chooses the class as well."""
         super().__init__(failure)
         self.failure = failure
@@ -235,20 +243,45 @@ class DistributedError(Exception):
         self.source = failure.source
         self.message = failure.message
         frames = failure.stack_trace
-        in_traceback = False
+        self._note_launches = True
         if not frames and failure.type in _SHOWS_LAUNCH:
             # These have no stack of their own. What is looked for at this level is the launch that failed.
             places = dict.fromkeys(cause.launched_at for cause in failure.causes if cause.launched_at)
             frames = cut_frames(tuple(places), FRAME_LIMIT)
-            in_traceback = len(places) == 1
-        # Several places do not tell which cause belongs to which: then each cause has its own in a note.
-        self.causes = tuple(_exception_of(cause, note_launch=not in_traceback) for cause in failure.causes)
-        if len(self.causes) == 1:
-            self.__cause__ = self.causes[0]
-        elif self.causes:
-            what = "children failed" if failure.type == ChildRolledBack.__name__ else "causes"
-            self.__cause__ = ExceptionGroup(f"{len(self.causes)} {what}", self.causes)
+            # Several places do not tell which cause belongs to which: then each cause has its own in a note.
+            self._note_launches = len(places) != 1
+        self._causes: tuple[DistributedError, ...] | None = None
         self.__traceback__ = traceback_of(frames)
+        if not lazily:
+            self._explain()
+
+    @property
+    def causes(self) -> tuple[DistributedError, ...]:
+        """What it was caused by. One is `__cause__`; several are the members of the group that is."""
+        return self._explain()
+
+    @property  # type: ignore[misc]  # it is an attribute, of which the interpreter knows the place
+    def __cause__(self) -> BaseException | None:  # type: ignore[override]
+        """The cause, or the group of them, unless it was raised from something else."""
+        self._explain()
+        cause: BaseException | None = _CAUSE.__get__(self)
+        return cause
+
+    @__cause__.setter
+    def __cause__(self, cause: BaseException | None) -> None:
+        self._explain()
+        _CAUSE.__set__(self, cause)
+
+    def _explain(self) -> tuple[DistributedError, ...]:
+        """Make the exceptions of the causes, once."""
+        if self._causes is None:
+            made = [_exception_of(cause, note_launch=self._note_launches) for cause in self.failure.causes]
+            self._causes = tuple(made)
+            what = "children failed" if self.type == ChildRolledBack.__name__ else "causes"
+            # Whoever has raised it from something else meanwhile has said what it was caused by.
+            if made and _CAUSE.__get__(self) is None:
+                _CAUSE.__set__(self, made[0] if len(made) == 1 else ExceptionGroup(f"{len(made)} {what}", made))
+        return self._causes
 
     def to_json(self) -> dict[str, Any]:
         """Return the stored form of the failure."""
@@ -303,8 +336,8 @@ for _kind in (DistributedError, *_CLASSES.values()):
     _kind.__module__ = "scoop_outbox"
 
 
-def _exception_of(failure: Failure, *, note_launch: bool) -> DistributedError:
-    error = _CLASSES.get(failure.type, DistributedError)(failure)
+def _exception_of(failure: Failure, *, note_launch: bool, lazily: bool = False) -> DistributedError:
+    error = _CLASSES.get(failure.type, DistributedError)(failure, lazily=lazily)
     if note_launch and failure.launched_at is not None:
         error.add_note(f"launched at {failure.launched_at}")
     return error

@@ -191,7 +191,7 @@ def _backward(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:
             return missing(saga, instance.step)
         failure = child_failure(undo_name(instance), instance.compensation_children, source)
         handler = step.child_rollback_failure_handler
-        if handler is None or step.compensate_retry.allows(run.attempt + 1, failure.to_exception()):
+        if handler is None or step.compensate_retry.allows(run.attempt + 1, failure.to_exception(lazily=True)):
             return CompensationFailed(step, instance, failure)
         return HandleChildRollbackFailure(step, handler, instance, failure)
     if instance.askable:

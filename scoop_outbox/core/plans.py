@@ -140,7 +140,7 @@ def _call(due: rule.Decision, claimed: Claim) -> Call | None:
             return make(handler, step.name, numbers, "child-failure", error=error, handles=True, check=check)
         case rule.Compensate(step, compensation, instance):
             numbers = (instance.seq, instance.iteration, run.attempt)
-            reason = None if run.failure is None else run.failure.to_exception()
+            reason = None if run.failure is None else run.failure.to_exception(lazily=True)
             return make(compensation, step.name, numbers, "compensation", error=reason)
         case rule.HandleChildRollbackFailure(step, handler, instance, failure):
             numbers = (instance.seq, instance.iteration, run.handled)

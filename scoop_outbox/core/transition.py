@@ -271,7 +271,7 @@ def compensation_raised(run: Run, due: Compensate, outcome: Raised, now: datetim
 
 def compensation_failed(run: Run, due: CompensationFailed, now: datetime, chance: float) -> Transition:
     """Children of a compensation failed, and with them that attempt (behaviour Q46)."""
-    if due.step.compensate_retry.allows(run.attempt + 1, due.failure.to_exception()):
+    if due.step.compensate_retry.allows(run.attempt + 1, due.failure.to_exception(lazily=True)):
         return _again(run, run.seq, None, due.step.compensate_retry, now, chance)
     return rollback_failed(run, due.failure)
 

@@ -434,11 +434,9 @@ async def test_d39_each_failure_of_a_fan_out_is_stored_once(shop: Shop, database
         tuple(cause.message for cause in error.causes)
     }
     with psycopg.connect(database_url) as connection:
-        stored: dict[str, int] = dict(
-            connection.execute("select type, count(*) from scoop_outbox.failure group by type").fetchall()
-        )
+        counted = connection.execute("select type, count(*) from scoop_outbox.failure group by type").fetchall()
         # One of each child that failed, the root's, and what it told its other children.
-        assert stored == {"RuntimeError": 20, "ChildRolledBack": 1, "ParentSaidSo": 1}
+        assert sorted(counted) == [("ChildRolledBack", 1), ("ParentSaidSo", 1), ("RuntimeError", 20)]
         (size,) = connection.execute("select max(octet_length(r::text)) from scoop_outbox.run r").fetchone() or (0,)
     assert size < 2000
     # Another process, which knows none of it.
