@@ -6,26 +6,28 @@ import asyncio
 import logging
 import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
 from scoop_outbox.answers import Answer
-from scoop_outbox.broker.protocol import Item
+from scoop_outbox.broker.protocol import Broker, Item, Subscription
 from scoop_outbox.core import parking
-from scoop_outbox.core.announcing import check_unbrokered, read_brokered, read_revision
+from scoop_outbox.core.announcing import read_revision
 from scoop_outbox.core.delivery import launch, launch_and_commit
+from scoop_outbox.daemon.announcer import note
 from scoop_outbox.daemon.intake import HIGH_WATER
 from scoop_outbox.daemon.interruptions import MOST
 from scoop_outbox.daemon.service import Daemons, daemons
 from scoop_outbox.daemon.worker import SLOTS
 from scoop_outbox.declaration import Declaration
-from scoop_outbox.errors import DefinitionError
+from scoop_outbox.errors import BrokerError, DefinitionError
 from scoop_outbox.handle import Handle
 from scoop_outbox.inside import refuse_launch
 from scoop_outbox.message import Message, Topic, dump_json, topic_name
 from scoop_outbox.policy import seconds
-from scoop_outbox.scope import emission
+from scoop_outbox.scope import Emission, emission
 from scoop_outbox.status import Status, read_message, read_status
 from scoop_outbox.store import migrate
 from scoop_outbox.store.connect import told_to_migrate
@@ -96,27 +98,18 @@ class Scoop(Declaration):
             DatabaseError: the database cannot be reached or is not migrated, or `session` cannot be joined.
         """
         refuse_launch(session, detached=detached)
-        text = None if context is None else dump_json(dict(context), "the context")
-        launched = emission(
-            topic,
-            payload,
-            key=key,
-            headers=headers,
-            context=text,
-            awaited=False,
-            depth=1,
-            require_handlers=require_handlers,
-            handled_by=handled_by,
-        )
-        await self.announce()
+        required = (require_handlers, handled_by)
+        launched = _emission(topic, payload, context, key=key, headers=headers, required=required)
+        await self._introduce()
+        brokered, here = self._carried_by_broker, self._here(launched.topic)
         if session is not None:
             with told_to_migrate(self.home.url):
-                unhandled = await run_joined(
-                    launch([launched], brokered=self._brokered), session, self.home.queries, self.signals.outbox
-                )
+                plan = launch([launched], brokered=brokered, here=here)
+                unhandled = await run_joined(plan, session, self.home.queries, self.signals.outbox)
         else:
             async with self.home.driver() as driver:
-                unhandled = await driver.run(launch_and_commit([launched], self.signals, brokered=self._brokered))
+                plan = launch_and_commit([launched], self.signals, brokered=brokered, here=here)
+                unhandled = await driver.run(plan)
         self._note_unhandled(unhandled)
         return self.handle(launched.message_id)
 
@@ -139,27 +132,18 @@ class Scoop(Declaration):
             StepError, DefinitionError, PayloadError, UnhandledMessage, DatabaseError: as `launch`.
         """
         refuse_launch(session, detached=detached)
-        text = None if context is None else dump_json(dict(context), "the context")
-        launched = emission(
-            topic,
-            payload,
-            key=key,
-            headers=headers,
-            context=text,
-            awaited=False,
-            depth=1,
-            require_handlers=require_handlers,
-            handled_by=handled_by,
-        )
-        self.announce_sync()
+        required = (require_handlers, handled_by)
+        launched = _emission(topic, payload, context, key=key, headers=headers, required=required)
+        self._introduce_sync()
+        brokered, here = self._carried_by_broker, self._here(launched.topic)
         if session is not None:
             with told_to_migrate(self.home.url):
-                unhandled = run_joined_blocking(
-                    launch([launched], brokered=self._brokered), session, self.home.queries, self.signals.outbox
-                )
+                plan = launch([launched], brokered=brokered, here=here)
+                unhandled = run_joined_blocking(plan, session, self.home.queries, self.signals.outbox)
         else:
             with self.home.blocking_driver() as driver:
-                unhandled = driver.run(launch_and_commit([launched], self.signals, brokered=self._brokered))
+                plan = launch_and_commit([launched], self.signals, brokered=brokered, here=here)
+                unhandled = driver.run(plan)
         self._note_unhandled(unhandled)
         return self.handle(launched.message_id)
 
@@ -265,32 +249,44 @@ class Scoop(Declaration):
     async def announce(self) -> None:
         """Make the subscriptions of this service's sagas known, so that its messages are waited for.
 
-        Done by `running` and before the first launch.
+        `running` does so before it works. With the built-in broker, so does the first launch. With Kafka or RabbitMQ
+        the broker is asked first, and where a new group begins is laid down there: what can receive is announced, and
+        nothing else. Launching asks no broker.
 
         Raises:
-            DefinitionError: a saga has no steps.
+            DefinitionError: a saga has no steps, or a former name is another saga's.
             DatabaseError: the database cannot be reached or is not migrated.
+            BrokerError: the broker says that the service cannot receive, and what to do about it, or cannot be reached.
         """
-        names = frozenset(self._sagas)
-        if names != self._announced:
-            self.check()
-            async with self.home.driver() as driver:
-                await driver.run(self._subscribe())
-            self._announced = names
+        self.check()
+        async with self.home.driver() as driver:
+            await driver.run(self._guard(relay=False))
+            if not await self.announcer.announce(driver):
+                raise BrokerError(self._unasked)
 
     def announce_sync(self) -> None:
         """Do as `announce`, for code without an event loop.
 
         Raises:
-            DefinitionError: a saga has no steps.
+            DefinitionError: a saga has no steps, or a former name is another saga's.
             DatabaseError: the database cannot be reached or is not migrated.
+            BrokerError: the broker says that the service cannot receive, and what to do about it, or cannot be reached.
         """
-        names = frozenset(self._sagas)
-        if names != self._announced:
-            self.check()
-            with self.home.blocking_driver() as driver:
-                driver.run(self._subscribe())
-            self._announced = names
+        self.check()
+        announcer = self.announcer
+        if announcer.done:
+            return
+        with self.home.blocking_driver() as driver:
+            driver.run(self._guard(relay=False))
+            if self._broker is not None:
+                with ThreadPoolExecutor(1) as thread:
+                    # This thread may have a loop that runs.
+                    preparing = thread.submit(asyncio.run, _prepared(self._broker, self.subscription))
+                    announcer.trouble = preparing.result()
+                if announcer.trouble is not None:
+                    raise BrokerError(self._unasked)
+            note(self.service, driver.run(announcer.plan()))
+        announcer.done = True
 
     @asynccontextmanager
     async def running(
@@ -319,30 +315,25 @@ class Scoop(Declaration):
         Raises:
             DefinitionError: a saga has no steps, or the service is running in this process already.
             DatabaseError: the database cannot be reached or is not migrated.
-            BrokerError: the broker says that this service cannot receive, and what to do about it; or other services
-                of the database have a broker, and this relay was not told of one.
+            BrokerError: the broker says that this service cannot receive, and what to do about it; then it has not
+                been announced. Or this service has a broker, or this process relays and others of the database have
+                one, and it was not told of it: say `postgresql://` to do without on purpose.
         """
-        if slots < 1:
-            raise DefinitionError(f"slots={slots}: a worker needs at least one")
-        if high_water < 1:
-            raise DefinitionError(f"high_water={high_water}: nothing would ever be taken in; it is at least 1")
-        if max_interruptions < 1:
-            raise DefinitionError(f"max_interruptions={max_interruptions}: every run would be parked; it is at least 1")
+        _check_numbers(slots, high_water, max_interruptions)
         if self._running:
             raise DefinitionError(f"service {self.service!r} is running in this process already: once is enough")
         self.check()
         self._seal(running=True)
         try:
-            await self.announce()
             async with self.home.driver() as driver:
                 migrate.check(await driver.run(read_revision()), self.home.url)
-                if relay and self._broker_url is None and self._broker is None:
-                    check_unbrokered(await driver.run(read_brokered()))
+                await driver.run(self._guard(relay=relay))
             async with daemons(
                 self.home,
                 self.subscription,
                 self._sagas,
                 signals=self.signals,
+                announcer=self.announcer,
                 broker=self._broker,
                 relay=relay,
                 worker=worker,
@@ -368,3 +359,30 @@ class Scoop(Declaration):
         """Close the connections that `launch_sync` and the other blocking calls have left open."""
         if self._home is not None:
             self._home.dispose_blocking()
+
+
+async def _prepared(broker: Broker, subscription: Subscription) -> str | None:
+    return await broker.prepare(subscription)
+
+
+def _emission(
+    topic: str | Topic[Any],
+    payload: Any,
+    context: Mapping[str, Any] | None,
+    *,
+    required: tuple[bool, Sequence[Any]],
+    **more: Any,
+) -> Emission:
+    """Return a message that is launched from outside any run, by the caller of whoever calls this."""
+    text = None if context is None else dump_json(dict(context), "the context")
+    needs, by = required
+    return emission(topic, payload, context=text, awaited=False, depth=2, require_handlers=needs, handled_by=by, **more)
+
+
+def _check_numbers(slots: int, high_water: int, max_interruptions: int) -> None:
+    if slots < 1:
+        raise DefinitionError(f"slots={slots}: a worker needs at least one")
+    if high_water < 1:
+        raise DefinitionError(f"high_water={high_water}: nothing would ever be taken in; it is at least 1")
+    if max_interruptions < 1:
+        raise DefinitionError(f"max_interruptions={max_interruptions}: every run would be parked; it is at least 1")

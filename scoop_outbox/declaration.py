@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from scoop_outbox.broker import plugins
 from scoop_outbox.broker.protocol import Broker, Subscription
-from scoop_outbox.core.announcing import subscribe
+from scoop_outbox.core.announcing import TakenOver, check_unbrokered, read_brokered
 from scoop_outbox.core.claim import Unhandled
+from scoop_outbox.core.delivery import Here
 from scoop_outbox.core.statement import Plan
+from scoop_outbox.daemon.announcer import Announcer, note
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.errors import DatabaseError, DefinitionError
 from scoop_outbox.forks import begins_anew
@@ -53,7 +55,8 @@ class Declaration:
         self._home: Home | None = None
         self._signals: Signals | None = None
         self._outcomes: Outcomes | None = None
-        self._announced: frozenset[str] = frozenset()
+        self._announcer: Announcer | None = None
+        self._carried = False
         self._running = False
         if self._database is not None:
             self._home = self._open()
@@ -114,13 +117,13 @@ class Declaration:
         if broker is not None or broker_settings:
             self._broker_url = broker or self._broker_url
             self._broker = self._connect_to(self._broker_url)
-            self._announced = frozenset()
+            self._announcer = None
         if database is not None:
             self._database = database
             self._home = self._open()
             self._signals = None
             self._outcomes = None
-            self._announced = frozenset()
+            self._announcer = None
 
     @property
     def home(self) -> Home:
@@ -161,19 +164,22 @@ class Declaration:
         *,
         ordered: Literal["key"] | None = None,
         version: str | None = None,
+        formerly: Iterable[str] = (),
     ) -> Saga:
         """Declare a saga: a handler of the messages on a topic.
 
         Args:
-            name: unique within the service. It is stored with its runs: renaming a saga strands them.
+            name: unique within the service. It is stored with its runs.
             on: the topic; several sagas may share one, each gets every message.
             ordered: `"key"` begins with a message when the one of the same key before it has ended: see the guide.
             version: tells this version of the saga from others that are deployed at the same time; unless given, its
                 steps in order do. A run goes on in the version in which it began, while a worker has that.
+            formerly: names that the saga had before. What is subscribed, waited for and under way under them is taken
+                over when the service starts; leave them there as long as something of the old name may be undone.
 
         Raises:
-            DefinitionError: the name is taken or cannot be used, or the topic or `ordered` cannot; or this process runs
-                the service already, and would not execute the saga.
+            DefinitionError: the name is taken or cannot be used, or the topic, `ordered` or `formerly` cannot; or this
+                process runs the service already, and would not execute the saga.
         """
         if self._running:
             raise DefinitionError(
@@ -186,7 +192,7 @@ class Declaration:
                 f"service {self.service!r} has a saga {name!r} already (on {self._sagas[name].topic!r}): "
                 "give each saga a name of its own"
             )
-        saga = self._sagas[checked_name("saga", name)] = Saga(name, on, ordered=ordered, version=version)
+        saga = self._sagas[name] = Saga(name, on, ordered=ordered, version=version, formerly=formerly)
         return saga
 
     @property
@@ -209,17 +215,72 @@ class Declaration:
         topics = tuple(dict.fromkeys(saga.topic for saga in self._sagas.values()))
         return Subscription(self.service, self.group, topics, self.start)
 
-    def _subscribe(self) -> Plan[None]:
-        """Return the plan that makes known what this service receives, and how."""
-        topics = self.subscription.topics
-        patterns = {} if self._broker is None else {topic: self._broker.pattern(topic) for topic in topics}
-        return subscribe(self.service, list(self._sagas.values()), patterns, brokered=self._brokered)
+    @property
+    def announcer(self) -> Announcer:
+        """What makes this service known, with the sagas that it has now."""
+        if self._announcer is None or self._announcer.names != frozenset(self._sagas):
+            self._announcer = Announcer(self._broker, self.subscription, self._sagas)
+        return self._announcer
+
+    @property
+    def _unasked(self) -> str:
+        return (
+            f"service {self.service!r} is not announced, for its broker cannot be asked whether it can receive "
+            f"({self.announcer.trouble}): try again when it can be reached"
+        )
+
+    def _guard(self, *, relay: bool) -> Plan[None]:
+        """Return the plan that refuses to do without a broker that somebody has, unless that was said on purpose."""
+        if self._broker_url is None and self._broker is None:
+            check_unbrokered((yield from read_brokered()), self.service, relay=relay)
+
+    async def _introduce(self) -> None:
+        """Before the first launch: make this service known, unless it is for a broker to say whether it can receive."""
+        if not self.announcer.done:
+            self.check()
+            async with self.home.driver() as driver:
+                note(self.service, await driver.run(self._introducing()))
+
+    def _introduce_sync(self) -> None:
+        if not self.announcer.done:
+            self.check()
+            with self.home.blocking_driver() as driver:
+                note(self.service, driver.run(self._introducing()))
+
+    def _introducing(self) -> Plan[Sequence[TakenOver]]:
+        announcer = self.announcer
+        if self._broker_url is None and self._broker is None:
+            self._carried = self.service in (yield from read_brokered())
+        if self._carried_by_broker:
+            announcer.done = (yield from announcer.look()) >= announcer.names
+            return ()
+        taken_over = yield from announcer.plan()
+        announcer.done = True
+        return taken_over
+
+    @property
+    def _carried_by_broker(self) -> bool:
+        """Whether a broker carries what this service launches, though this process may not have been told of it."""
+        return self._brokered or self._carried
+
+    def _here(self, topic: str) -> Here | None:
+        """Return which sagas of this service will handle a message, if nobody else knows them yet."""
+        announcer = self.announcer
+        return None if announcer.done else Here(self.service, announcer.listening(topic))
 
     def check(self) -> None:
         """Refuse what cannot run, before anything is started.
 
         Raises:
-            DefinitionError: a saga has no steps.
+            DefinitionError: a saga has no steps, or a former name is another saga's.
         """
+        had: dict[str, str] = {}
         for saga in self._sagas.values():
             saga.check()
+            for former in saga.formerly:
+                other = former if former in self._sagas else had.setdefault(former, saga.name)
+                if other != saga.name:
+                    raise DefinitionError(
+                        f"saga {saga.name!r} was formerly {former!r}, and so is, or was, saga {other!r} of service "
+                        f"{self.service!r}: only one of them can take it over"
+                    )

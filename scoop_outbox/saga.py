@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, overload
 
@@ -178,10 +178,12 @@ class Saga:
         *,
         ordered: Literal["key"] | None = None,
         version: str | None = None,
+        formerly: Iterable[str] = (),
     ) -> None:
         """See `Scoop.saga`."""
         self.name = checked_name("saga", name)
         self.version = None if version is None else checked_name("version", version)
+        self.formerly = _formerly(name, formerly)
         if ordered not in (None, "key"):
             raise DefinitionError(
                 f"saga {name!r}: ordered={ordered!r} is unknown; ordered='key' executes the messages of a key one "
@@ -331,6 +333,15 @@ def _too_late(what: str) -> DefinitionError:
         f"{what} is declared too late: this process executes the saga already, and runs under way would not know "
         "of it. Declare everything before app.running() begins, where the module is imported"
     )
+
+
+def _formerly(name: str, formerly: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(formerly, str):
+        raise DefinitionError(f"saga {name!r}: formerly={formerly!r} is one name: write formerly=[{formerly!r}]")
+    names = tuple(dict.fromkeys(checked_name("saga", former) for former in formerly))
+    if name in names:
+        raise DefinitionError(f"saga {name!r} was not called {name!r} formerly: leave its own name out")
+    return names
 
 
 def _name_of(callback: Callback) -> str:

@@ -48,7 +48,7 @@ class RunStatus:
 
     Attributes:
         lineage: run ids from the root of the hierarchy to this run.
-        launched_by: the number of its parent's execution that launched the message, None for a root.
+        launched_by: the number of its parent's execution that launched the message, None for a root or a late run.
         failure: what it failed with, if it did: when it could not be rolled back, why not.
         rollback_reason: why it rolls back or rolled back, or was to: the same as `failure` unless the rollback failed.
         reason: why it is parked.
@@ -57,6 +57,8 @@ class RunStatus:
             "not now" itself.
         interruption: why it was interrupted last.
         steps: its executions in order.
+        late: whether its parent does not wait for it, and no rollback reaches it: its saga was subscribed only after
+            the message had been launched. Which execution launched it is not known then.
     """
 
     id: uuid.UUID
@@ -78,6 +80,7 @@ class RunStatus:
     version: str = ""
     interruptions: int = 0
     interruption: str | None = None
+    late: bool = False
 
     @property
     def parent(self) -> uuid.UUID | None:
@@ -146,7 +149,7 @@ def _step_of(row: Row, failures: Failures) -> StepStatus:
 def _run_of(row: Row, steps: Sequence[StepStatus], failures: Failures) -> RunStatus:
     """Return the run in a row of `read_hierarchy`."""
     run_id, service, saga, message_id, state, lineage, launched_by, step, next_step, failure, obstacle, *rest = row
-    reason, created_at, ended_at, topic, version, interruptions, interruption = rest
+    reason, created_at, ended_at, topic, version, interruptions, interruption, late = rest
     return RunStatus(
         run_id,
         service,
@@ -167,4 +170,5 @@ def _run_of(row: Row, steps: Sequence[StepStatus], failures: Failures) -> RunSta
         version,
         interruptions,
         interruption,
+        late,
     )

@@ -61,12 +61,12 @@ class _OwnTopics:
     async def consumer(self, subscription: Subscription) -> Consumer:
         return _OwnConsumer(await self._broker.consumer(self._mine(subscription)), self._prefix)
 
-    async def check(self, subscription: Subscription) -> None:
+    async def prepare(self, subscription: Subscription) -> str | None:
         # What is subscribed exists before anything is launched; a queue would miss what comes before it.
         mine = self._mine(subscription)
         await self.topology((), subscription, create=True)
         self._created.update(mine.topics)
-        await self._broker.check(mine)
+        return await self._broker.prepare(mine)
 
     async def topology(self, topics: Sequence[str], subscription: Subscription | None, *, create: bool) -> list[Item]:
         mine = None if subscription is None else self._mine(subscription)

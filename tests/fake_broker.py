@@ -9,6 +9,7 @@ from typing import Any
 
 from scoop_outbox.broker.incoming import delivery
 from scoop_outbox.broker.protocol import Consumer, Delivery, Feature, Item, Publisher, Subscription
+from scoop_outbox.errors import BrokerError
 from scoop_outbox.headers import derived_id
 
 
@@ -80,6 +81,9 @@ class FakeBroker:
         self.pauses = self.resumes = 0
         self.put_something = asyncio.Event()
         self.patterns: dict[str, str] = {}
+        self.prepared = 0
+        self.reachable = True
+        self.refusal: BrokerError | None = None
 
     def put(self, *batch: Delivery) -> None:
         self.batches.append(list(batch))
@@ -95,7 +99,11 @@ class FakeBroker:
     async def publisher(self, name: str) -> Publisher:
         raise AssertionError(f"nothing is published in tests of intake, and {name} wants to")
 
-    async def check(self, subscription: Subscription) -> None: ...
+    async def prepare(self, subscription: Subscription) -> str | None:
+        self.prepared += 1
+        if self.refusal is not None:
+            raise self.refusal
+        return None if self.reachable else "it is down"
 
     async def topology(self, topics: Sequence[str], subscription: Subscription | None, *, create: bool) -> list[Item]:
         return []

@@ -21,6 +21,7 @@ def delivery(
     position: str,
     tag: Any,
     published: str | None = None,
+    canonical: str | None = None,
     defect: str | None = None,
 ) -> Delivery:
     """Return a delivery whose message is the same one whenever it comes again.
@@ -41,6 +42,7 @@ def delivery(
         position: where it stood, for people.
         tag: what the adapter needs to acknowledge it.
         published: where it comes from, as the adapter's publisher writes that into our header; None is the topic.
+        canonical: the topic in the one form that all ways to write it have; None when there is only one way.
         defect: why it cannot be taken in, if the adapter knows already.
     """
     where = topic if published is None else published
@@ -57,7 +59,7 @@ def delivery(
             message_id = str(given)
     elif foreign is not None:
         # Of a topic: whoever copies an event to another one with its headers wants it handled there, too.
-        message_id = wire.derived_id("cloudevents", topic, foreign)
+        message_id = wire.derived_id("cloudevents", topic if canonical is None else canonical, foreign)
     text = None if key is None else wire.key_text(key)
     envelope = Envelope(message_id, topic, text, body, content_type or "", dict(headers))
     return Delivery(envelope, position, defect or wire.defect(envelope), tag)

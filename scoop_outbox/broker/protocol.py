@@ -180,12 +180,19 @@ class Broker(Protocol):
             BrokerError: the settings are wrong; a broker that is merely down is no error here.
         """
 
-    async def check(self, subscription: Subscription) -> None:
-        """See whether a subscription can work. A broker that is merely down says nothing of that.
+    async def prepare(self, subscription: Subscription) -> str | None:
+        """See to it that what is published from now on reaches the group, also while none of its members is there.
+
+        A service is announced, and waited for, when this has returned None. So where the group begins, if it has never
+        been on a topic, has to be laid down at the broker when this returns; where it is already, it stays. May be
+        called at any time: while members of the group are at work, and by several processes at once.
+
+        Returns:
+            None when it is so now; else what keeps the broker from being asked, which is tried again later.
 
         Raises:
-            BrokerError: a topic or queue is missing, something is not permitted, or no start is given and one is
-                needed; what is wrong, and how to mend it.
+            BrokerError: it will never be so: a topic or queue is missing, something is not permitted, or no start is
+                given and one is needed; what is wrong, and how to mend it.
         """
 
     async def topology(self, topics: Sequence[str], subscription: Subscription | None, *, create: bool) -> list[Item]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from scoop_outbox.cli.dead_letters import dead_letters
+from scoop_outbox.cli.handlers import handlers
 from scoop_outbox.cli.retry import retry
 from scoop_outbox.cli.settings import broker_settings, settings_of
 from scoop_outbox.cli.topology import topology
@@ -67,6 +68,7 @@ def main() -> None:
 
 
 main.add_command(dead_letters)
+main.add_command(handlers)
 main.add_command(topology)
 main.add_command(retry)
 

@@ -3,32 +3,87 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from scoop_outbox.core.statement import Plan, ask, statement
+from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, ask, statement
 from scoop_outbox.errors import BrokerError
 from scoop_outbox.saga import Saga
 
+TAKEN_OVER_AT_ONCE = 20_000
+"""How many runs, and how many messages, a saga takes over from its former name in one transaction. The others are
+executed under that name, and taken over at the next start."""
 
-def subscribe(service: str, sagas: Sequence[Saga], patterns: Mapping[str, str | None], *, brokered: bool) -> Plan[None]:
+
+@dataclass(frozen=True, slots=True)
+class TakenOver:
+    """What a saga has taken over from a name that it had before.
+
+    Attributes:
+        former: the name.
+        saga: its name now.
+        runs: how many runs go on under the new name.
+        waiting: how many messages that somebody waits for are expected under it.
+    """
+
+    former: str
+    saga: str
+    runs: int
+    waiting: int
+
+
+def announce(
+    service: str, sagas: Sequence[Saga], patterns: Mapping[str, str | None], *, brokered: bool
+) -> Plan[list[TakenOver]]:
     """Make known which sagas of a service listen on which topics; who is known already stays, as it is now.
+
+    What was subscribed, and has begun, under former names of these sagas is theirs from then on. One transaction.
 
     Args:
         service: whose sagas they are.
         sagas: all of them.
         patterns: for topics that stand for others, the regular expression of those.
-        brokered: whether a broker brings the service its messages.
+        brokered: whether a broker brings the service its messages. Once said, it is not unsaid.
     """
-    yield from ask(
+    names = [saga.name for saga in sagas]
+    renamed = [(former, saga.name) for saga in sagas for former in saga.formerly]
+    *_, former = yield from ask(
+        BEGIN,
+        statement("lock_service", service=service),
+        statement("tell_apart", service=service, sagas=names),
+        statement("rename", service=service, formers=[old for old, _ in renamed], sagas=[saga for _, saga in renamed]),
+        statement("take_over_subscriptions", service=service, sagas=names),
         statement(
             "subscribe",
             topics=[saga.topic for saga in sagas],
             services=[service] * len(sagas),
-            sagas=[saga.name for saga in sagas],
+            sagas=names,
             ordered=[saga.ordered is not None for saga in sagas],
             patterns=[patterns.get(saga.topic) for saga in sagas],
             brokered=brokered,
+        ),
+        statement("read_former", service=service, sagas=names),
+    )
+    if not former:
+        yield from ask(COMMIT)
+        return []
+    formers, now = [row[0] for row in former], [row[1] for row in former]
+    rows, _ = yield from ask(
+        statement("take_over", service=service, formers=formers, sagas=now, most=TAKEN_OVER_AT_ONCE), COMMIT
+    )
+    return [TakenOver(*row) for row in rows if row[2] or row[3]]
+
+
+def read_subscribed(service: str, sagas: Sequence[Saga]) -> Plan[frozenset[str]]:
+    """Return which sagas of a service are subscribed already to the topics that they listen on."""
+    (rows,) = yield from ask(
+        statement(
+            "read_subscribed",
+            service=service,
+            topics=[saga.topic for saga in sagas],
+            sagas=[saga.name for saga in sagas],
         )
     )
+    return frozenset(row[0] for row in rows)
 
 
 def read_brokered() -> Plan[list[str]]:
@@ -43,18 +98,28 @@ def read_revision() -> Plan[str | None]:
     return rows[0][0] if rows else None
 
 
-def check_unbrokered(services: Sequence[str]) -> None:
-    """See whether a relay that was told of no broker may take in what it finds.
+def check_unbrokered(brokered: Sequence[str], service: str, *, relay: bool) -> None:
+    """See whether a process that was told of no broker may do without one.
 
     Args:
-        services: those that receive from a broker.
+        brokered: the services that receive from a broker.
+        service: whose process it is.
+        relay: whether it is to relay.
 
     Raises:
-        BrokerError: it may not: services elsewhere would never see it, and nobody would notice.
+        BrokerError: it may not: services elsewhere would never see what it delivered, or it would never receive what
+            the broker has for it, and nobody would notice.
     """
-    if services:
+    away = (
+        "Give it the broker (--broker, SCOOP_OUTBOX_BROKER, broker=). If you mean to move away from it, let its queues "
+        "run dry, and say postgresql:// instead, in every process"
+    )
+    if relay and brokered:
         raise BrokerError(
-            f"a broker serves {', '.join(services)} of this database, and this relay has none: what it delivered would "
-            "stay within the database. Give it the broker (--broker, SCOOP_OUTBOX_BROKER, broker=), or postgresql:// "
-            "if that is what you mean"
+            f"a broker serves {', '.join(brokered)} of this database, and this relay has none: what it delivered would "
+            f"stay within the database. {away}"
+        )
+    if service in brokered:
+        raise BrokerError(
+            f"a broker brings {service} its messages, and this process has none: it would never receive them. {away}"
         )

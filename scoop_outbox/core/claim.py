@@ -59,6 +59,7 @@ class Worker:
         deployment: which versions of the sagas living workers have; this process is alone unless given.
         parked: told of each run that is parked, after the commit.
         unhandled: told after a commit what was launched on topics that no saga is subscribed to.
+        unheard: told of a late run that has failed: nobody waits for it.
     """
 
     service: str
@@ -73,6 +74,7 @@ class Worker:
     deployment: Deployment = field(default_factory=Deployment)
     parked: Callable[[Run], None] = lambda _: None
     unhandled: Callable[[Unhandled], None] = lambda _: None
+    unheard: Callable[[Run], None] = lambda _: None
 
 
 @dataclass(slots=True)
@@ -151,7 +153,8 @@ def _take_turn(run: Run, lane: uuid.UUID, mail: list[int]) -> Plan[bool]:
 
 def claiming_again(run: Run, *, children: bool) -> list[Statement]:
     """Lock a run that goes straight on, in the round trip that commits what it did."""
-    statements = [statement("claim_again", run=run.id, seq=run.seq, state=run.state.value), SAVEPOINT]
+    claim = statement("claim_again", run=run.id, seq=run.seq, state=run.state.value, saga=run.saga)
+    statements = [claim, SAVEPOINT]
     if run.state is RunState.ROLLING_BACK:
         statements.append(statement("read_instance", run=run.id))
     elif children:

@@ -183,10 +183,10 @@ def _nobody(envelope: Envelope, service: str | None) -> str:
     """Say why a service does nothing with a message that it can take in."""
     if wire.LINEAGE in envelope.headers:
         return (
-            f"no run waits for it in {service}: the service listened on the topic only after the message was launched, "
-            "or what launched it has ended"
+            f"no run waits for it in {service}, and none is to begin: no saga of the service is subscribed to "
+            f"{envelope.topic!r}, or the one that was to handle it has been retired"
         )
-    return f"{service} has no saga for it: start the service that declares one"
+    return f"no saga of {service} is subscribed to {envelope.topic!r}: start the service with one, then replay this"
 
 
 def _defect(envelope: Envelope) -> str | None:

@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from scoop_outbox.core.claim import Hints, Unhandled
 from scoop_outbox.core.required import check_handlers
 from scoop_outbox.core.settle import emitted
-from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, ask, statement
+from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, Rows, Statement, ask, statement
 from scoop_outbox.headers import CONTEXT, HOME, LAUNCHED_AT, LINEAGE, PREFIX, storable
 from scoop_outbox.message import Envelope
 from scoop_outbox.scope import Emission
 
 
-def launch(emissions: Sequence[Emission], *, brokered: bool = False) -> Plan[Unhandled]:
+@dataclass(frozen=True, slots=True)
+class Here:
+    """A service that launches, and will handle what it launches, though nobody but its own process knows that yet.
+
+    Attributes:
+        service: its name.
+        sagas: those that listen on what is launched.
+    """
+
+    service: str
+    sagas: Sequence[str]
+
+
+def launch(emissions: Sequence[Emission], *, brokered: bool = False, here: Here | None = None) -> Plan[Unhandled]:
     """Write messages from outside any run into the outbox, in whatever transaction is open.
 
     Returns the topics of those that no saga is subscribed to. Raises `UnhandledMessage` if one of them must not be.
@@ -25,19 +38,32 @@ def launch(emissions: Sequence[Emission], *, brokered: bool = False) -> Plan[Unh
     Args:
         emissions: the messages.
         brokered: whether a broker carries them, and not this home itself.
+        here: who handles them and has not been announced; whoever waits for a message waits for them, too.
     """
     yield from check_handlers(emissions)
-    (unhandled,) = yield from ask(statement("launch", **emitted(emissions, None, 0, brokered=brokered)))
-    return [topic for (topic,) in unhandled]
+    unhandled, *_ = yield from ask(*_launching(emissions, here, brokered=brokered))
+    return _unhandled(unhandled, here)
 
 
-def launch_and_commit(emissions: Sequence[Emission], hints: Hints, *, brokered: bool = False) -> Plan[Unhandled]:
+def launch_and_commit(
+    emissions: Sequence[Emission], hints: Hints, *, brokered: bool = False, here: Here | None = None
+) -> Plan[Unhandled]:
     """Do as `launch` in a transaction of its own."""
     yield from check_handlers(emissions)
-    launching = statement("launch", **emitted(emissions, None, 0, brokered=brokered))
-    _, unhandled, _ = yield from ask(BEGIN, launching, COMMIT)
+    _, unhandled, *_ = yield from ask(BEGIN, *_launching(emissions, here, brokered=brokered), COMMIT)
     hints.outbox()
-    return [topic for (topic,) in unhandled]
+    return _unhandled(unhandled, here)
+
+
+def _unhandled(rows: Rows, here: Here | None) -> Unhandled:
+    return [] if here is not None and here.sagas else [topic for (topic,) in rows]
+
+
+def _launching(emissions: Sequence[Emission], here: Here | None, *, brokered: bool) -> Iterator[Statement]:
+    yield statement("launch", **emitted(emissions, None, 0, brokered=brokered))
+    if here is not None and here.sagas:
+        ids, sagas = zip(*((one.message_id, saga) for one in emissions for saga in here.sagas), strict=True)
+        yield statement("expect_here", ids=list(ids), service=here.service, sagas=list(sagas))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +82,12 @@ def take_in(
     service: str | None = None,
     home: uuid.UUID | None = None,
     unusable: Sequence[Unusable] = (),
-) -> Plan[None]:
+) -> Plan[list[str]]:
     """Take messages into this home: each once, and one run for each saga that is to handle it.
 
-    Who handles a message launched by a run of this home was frozen when it was launched; any other message starts a
-    root of each saga that is subscribed when it is first taken in. Messages that were taken in before change nothing.
+    Who is waited for by a run of this home was frozen when it launched the message. Whoever else is subscribed when it
+    is first taken in handles it too, in a late run that nobody waits for. Any other message starts a root of each saga
+    that is subscribed then. Messages that were taken in before change nothing.
 
     Args:
         envelopes: the messages.
@@ -68,13 +95,35 @@ def take_in(
         service: take in for this service only; None is all that share the home.
         home: this home's id: a message of another one is a root here. None when they cannot but be our own.
         unusable: messages that become dead letters of this service in the same transaction.
+
+    Returns:
+        The ids of messages that nobody of the service handles, has handled or was to handle.
     """
     statements = [statement("take_in", **arrived(envelopes, service, home))]
     if unusable:
         statements.append(statement("bury_incoming", **_buried(unusable, service)))
-    _, mailed, *_ = yield from ask(BEGIN, *statements, COMMIT)
-    for run_id, of, saga in mailed:
-        hints.mail(of, saga, "", run_id, 0.0)
+    _, rows, *_ = yield from ask(BEGIN, *statements, COMMIT)
+    nobody: list[str] = []
+    for one, of, saga in rows:
+        if of is None:
+            nobody.append(str(one))
+        else:
+            hints.mail(of, saga, "", one, 0.0)
+    return nobody
+
+
+def bury(unusable: Sequence[Unusable], service: str) -> Plan[None]:
+    """Make dead letters of messages that a service cannot take in; what is one already stays the same one."""
+    yield from ask(BEGIN, statement("bury_incoming", **_buried(unusable, service)), COMMIT)
+
+
+def read_listening(service: str, topics: Sequence[str]) -> Plan[dict[str, set[str]]]:
+    """Return which sagas of a service are subscribed to each of some topics, as the home knows it."""
+    (rows,) = yield from ask(statement("read_listening", service=service, topics=list(topics)))
+    found: dict[str, set[str]] = {topic: set() for topic in topics}
+    for topic, saga in rows:
+        found[topic].add(saga)
+    return found
 
 
 def arrived(envelopes: Sequence[Envelope], service: str | None, home: uuid.UUID | None) -> dict[str, Any]:

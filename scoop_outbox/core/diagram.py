@@ -27,7 +27,7 @@ from scoop_outbox.core.decide import (
 from scoop_outbox.core.run import CHILD_TRANSITIONS, RUN_TRANSITIONS, ChildState, RunState
 
 _RUN_ENDS = (RunState.COMMITTED, RunState.ROLLED_BACK, RunState.ROLLBACK_FAILED)
-_CHILD_ENDS = (ChildState.COMMITTED, ChildState.ROLLED_BACK, ChildState.ROLLBACK_FAILED)
+_CHILD_ENDS = (ChildState.COMMITTED, ChildState.ROLLED_BACK, ChildState.ROLLBACK_FAILED, ChildState.SKIPPED)
 
 State = TypeVar("State", bound=StrEnum)
 

@@ -36,6 +36,7 @@ class ChildState(StrEnum):
     COMMITTED = "committed"
     ROLLED_BACK = "rolled_back"
     ROLLBACK_FAILED = "rollback_failed"
+    SKIPPED = "skipped"
 
 
 RUN_TRANSITIONS: Mapping[tuple[RunState, RunState], str] = {
@@ -53,6 +54,9 @@ RUN_TRANSITIONS: Mapping[tuple[RunState, RunState], str] = {
 
 CHILD_TRANSITIONS: Mapping[tuple[ChildState, ChildState], str] = {
     (ChildState.WAITING, ChildState.STARTED): "its message was taken in",
+    (ChildState.WAITING, ChildState.ROLLED_BACK): "its saga was forgotten, and what waited for it failed",
+    (ChildState.WAITING, ChildState.SKIPPED): "its saga was forgotten, and what waited for it was skipped",
+    (ChildState.STARTED, ChildState.SKIPPED): "likewise, before its run had executed anything",
     (ChildState.STARTED, ChildState.COMMITTED): "its run committed",
     (ChildState.STARTED, ChildState.ROLLED_BACK): "its run failed and rolled back",
     (ChildState.STARTED, ChildState.ROLLBACK_FAILED): "its run failed and could not roll back",
@@ -134,6 +138,11 @@ class Run:
     def told(self) -> Failure | None:
         """What the run has failed with, if it has: why it could not be rolled back goes before why it was to be."""
         return self.failure if self.obstacle is None else self.obstacle
+
+    @property
+    def late(self) -> bool:
+        """Whether it was launched by a run that does not wait for it: its saga was subscribed only afterwards."""
+        return self.parent_run is None and len(self.lineage) > 1
 
 
 @dataclass(frozen=True, slots=True)

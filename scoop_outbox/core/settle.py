@@ -69,6 +69,8 @@ def _hint(claimed: Claim, change: Transition, rows: Mapping[str, Rows], worker: 
         worker.parked(after)
     elif after.state.ended and after.parent_run is None:
         worker.hints.ended()
+        if after.late and after.state is not RunState.COMMITTED:
+            worker.unheard(after)
 
 
 def _named(change: Transition, writing: Writing) -> Transition:

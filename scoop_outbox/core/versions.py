@@ -35,12 +35,12 @@ class Version:
     steps: tuple[str, ...]
 
     @classmethod
-    def of(cls, service: str, saga: Saga) -> Version:
-        """Return the version of a saga as this process declares it."""
+    def of(cls, service: str, saga: Saga, name: str | None = None) -> Version:
+        """Return the version of a saga as this process declares it, under its name or under one that it had."""
         steps = tuple(step.name for step in saga.steps)
         what = steps if saga.version is None else saga.version
-        text = json.dumps([service, saga.name, what])
-        return cls(hashlib.sha256(text.encode()).hexdigest()[:16], saga.name, steps)
+        text = json.dumps([service, name or saga.name, what])
+        return cls(hashlib.sha256(text.encode()).hexdigest()[:16], name or saga.name, steps)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ broker is told all the same, for it would only come again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
@@ -19,7 +20,8 @@ import sqlalchemy as sa
 from scoop_outbox.broker.protocol import Broker, Consumer, Delivery, Subscription
 from scoop_outbox.cancellation import own_cancellation_only
 from scoop_outbox.core.claim import Hints
-from scoop_outbox.core.delivery import Unusable, count_due, read_home, take_in
+from scoop_outbox.core.delivery import Unusable, bury, count_due, read_home, read_listening, take_in
+from scoop_outbox.daemon.announcer import Announcer
 from scoop_outbox.errors import BrokerError
 from scoop_outbox.headers import ID, unstorable
 from scoop_outbox.message import Envelope
@@ -37,6 +39,7 @@ BATCH_BYTES = 32 * 1024 * 1024
 HIGH_WATER = 10_000
 LOW_WATER = 5_000
 _WAIT = 0.5
+_ASK_AGAIN = 1.0
 _LONGEST_BACKOFF = 30.0
 
 _REFUSED = ("22", "23", "54")
@@ -52,6 +55,7 @@ class Intake:
         subscription: what the service wants to receive.
         sagas: the service's sagas by name.
         hints: told which runs have mail.
+        announcer: announces the service before anything is received, if that could not be done before.
         high: no more is taken in while so many runs lie waiting for a slot...
         low: ...until there are no more than so many.
 
@@ -68,6 +72,7 @@ class Intake:
         subscription: Subscription,
         sagas: Mapping[str, Saga],
         hints: Hints,
+        announcer: Announcer | None = None,
         *,
         high: int = HIGH_WATER,
         low: int = LOW_WATER,
@@ -77,8 +82,10 @@ class Intake:
         self._broker = broker
         self._subscription = subscription
         self._sagas = dict(sagas)
+        self._names = {name for saga in sagas.values() for name in (saga.name, *saga.formerly)}
         self._patterns = {topic: re.compile(broker.pattern(topic) or re.escape(topic)) for topic in subscription.topics}
         self._hints = hints
+        self._announcer = announcer
         self._high = high
         self._low = low
         self._driver: PatientDriver | None = None
@@ -111,7 +118,9 @@ class Intake:
                 try:
                     with own_cancellation_only():
                         await self._turn()
-                    failures, self._error = 0, None
+                    failures = 0
+                    if self._consumer is not None:
+                        self._error = None
                     continue
                 except BrokerError as error:
                     self._error = str(error)
@@ -134,13 +143,17 @@ class Intake:
 
     async def _turn(self) -> None:
         """Take in one batch, or see whether there is room for more."""
-        if self._consumer is None:
-            self._consumer = await self._broker.consumer(self._subscription)
         driver = await self._connected()
+        if self._consumer is None:
+            if not await self._known(driver):
+                return
+            self._consumer = await self._broker.consumer(self._subscription)
         await self._make_room(driver)
         if not self._received:
             # Also when paused: it keeps the place in the group, and what the broker has sent already comes in.
             self._received += await self._consumer.receive(BATCH, _WAIT)
+        if self._received and self._announcer is not None:
+            await self._announcer.announce(driver)  # the broker is there again
         while self._stored < len(self._received):
             portion = self._next_portion()
             await self._take_in(driver, portion)
@@ -149,6 +162,20 @@ class Intake:
         if self._received:
             await self._consumer.acknowledge(self._received)
             self._received, self._stored = [], 0
+
+    async def _known(self, driver: AsyncDriver) -> bool:
+        """Announce the service, if that has not been done; answer whether it has, or was before the broker was down."""
+        announcer = self._announcer
+        if announcer is None or await announcer.announce(driver) or await announcer.is_known(driver):
+            return True
+        trouble = f"it is not announced yet, for its broker cannot be asked: {announcer.trouble}"
+        if trouble != self._error:
+            log.warning("service %s receives nothing: %s", self._subscription.service, trouble)
+        self._error = trouble
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ASK_AGAIN):
+                await self._stopping.wait()
+        return False
 
     def _next_portion(self) -> list[Delivery]:
         """Return the deliveries that are stored next, in one transaction."""
@@ -199,17 +226,19 @@ class Intake:
             self.paused = False
 
     async def _take_in(self, driver: AsyncDriver, deliveries: Sequence[Delivery]) -> None:
-        usable: list[Envelope] = []
+        service = self._subscription.service
+        usable: list[Delivery] = []
         unusable: list[Unusable] = []
-        for one in deliveries:
-            reason = one.defect or unstorable(one.envelope) or self._misfit(one.envelope)
+        for one, reason in await self._judged(driver, deliveries):
             if reason is None:
-                usable.append(one.envelope)
+                usable.append(one)
             else:
                 unusable.append(Unusable(one.envelope, one.position, reason))
-        plan = take_in(usable, self._hints, service=self._subscription.service, home=self._home_id, unusable=unusable)
+        plan = take_in(
+            [one.envelope for one in usable], self._hints, service=service, home=self._home_id, unusable=unusable
+        )
         try:
-            await driver.run(plan)
+            nobody = set(await driver.run(plan))
         except psycopg.Error as error:
             if (error.sqlstate or "")[:2] not in _REFUSED:
                 raise
@@ -225,13 +254,41 @@ class Intake:
             reason = f"it cannot be stored: {type(error).__name__}"
             await self._take_in(driver, [Delivery(one.envelope, one.position, reason, one.tag)])
             return
+        if nobody:
+            # The broker has not been told yet: it comes again if this process dies before it is written down.
+            lost = [one for one in usable if one.envelope.id in nobody]
+            unhandled = [Unusable(one.envelope, one.position, _nobody(service, one)) for one in lost]
+            await driver.run(bury(unhandled, service))
+            unusable += unhandled
         for one_unusable in unusable:
             log.error("a message at %s is a dead letter now: %s", one_unusable.position, one_unusable.reason)
-        self.taken_in += len(usable)
+        self.taken_in += len(deliveries) - len(unusable)
         self.dead_letters += len(unusable)
 
+    async def _judged(self, driver: AsyncDriver, deliveries: Sequence[Delivery]) -> list[tuple[Delivery, str | None]]:
+        """Return deliveries in order, each with the reason why it cannot be taken in, if there is one."""
+        defects = [one.defect or unstorable(one.envelope) for one in deliveries]
+        misfits = [
+            None if defect is not None else self._misfit(one.envelope)
+            for one, defect in zip(deliveries, defects, strict=True)
+        ]
+        topics = {one.envelope.topic for one, misfit in zip(deliveries, misfits, strict=True) if misfit is not None}
+        if topics:
+            # A newer version of this service may have a saga that can read what ours cannot.
+            known = await driver.run(read_listening(self._subscription.service, list(topics)))
+            readable = {topic for topic, sagas in known.items() if sagas - self._names}
+            misfits = [
+                None if one.envelope.topic in readable else misfit
+                for one, misfit in zip(deliveries, misfits, strict=True)
+            ]
+        return [(one, defect or misfit) for one, defect, misfit in zip(deliveries, defects, misfits, strict=True)]
+
     def _misfit(self, envelope: Envelope) -> str | None:
-        """Say why no saga can read a message from outside; one that was launched by scoop_outbox fails its run."""
+        """Say why no saga of this process that listens on the topic can read a message from outside.
+
+        One that was launched by scoop_outbox fails its run instead. What no saga here listens on is not for this
+        process to judge: the home knows who is subscribed.
+        """
         if ID in envelope.headers:
             return None
         reason = None
@@ -267,3 +324,11 @@ class Intake:
                     await consumer.close()
             except Exception:
                 log.exception("service %s did not leave the broker in good order", self._subscription.service)
+
+
+def _nobody(service: str, one: Delivery) -> str:
+    """Say that no saga of a service is there for a message, and what to do about it."""
+    return (
+        f"no saga of {service} listens on {one.envelope.topic!r}: what brings it here lets in too much, or a saga is "
+        "missing; start the service with the saga, then replay this"
+    )

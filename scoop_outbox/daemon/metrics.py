@@ -122,7 +122,7 @@ def _worker(worker: Worker) -> Iterator[Metric]:
         interrupted.add_metric([saga, kind], count)
     yield interrupted
     parked = CounterMetricFamily(_PREFIX + "worker_parked", "Runs that were parked.", None, ["saga"])
-    for saga, count in interruptions.parked.copy().items():
+    for saga, count in (interruptions.parked + worker.reports.parked).items():
         parked.add_metric([saga], count)
     yield parked
 

@@ -128,6 +128,10 @@ class Relay:
         """
         await self._probe.ask()
 
+    async def close(self) -> None:
+        """Let go of the publisher of a relay that was never run."""
+        await self._publisher.close()
+
     def stop(self) -> None:
         """End after the batch in hand; what is in the outbox stays there."""
         self._stopping = True

@@ -32,7 +32,7 @@ class Roster:
     Args:
         worker: this worker's id.
         service: whose workers.
-        sagas: what this one knows.
+        sagas: what this one knows, by each name that it has or had.
 
     Attributes:
         deployment: which versions are alive.
@@ -43,7 +43,7 @@ class Roster:
         """Believe to be alone."""
         self.worker = worker
         self._service = service
-        self._mine = {name: Version.of(service, saga) for name, saga in sagas.items()}
+        self._mine = {name: Version.of(service, saga, name) for name, saga in sagas.items()}
         self.deployment = Deployment(self._mine, {name: [version] for name, version in self._mine.items()})
         self.suspect: datetime | None = None
         self._shares: dict[str, tuple[Share, Share]] = dict.fromkeys(self._mine, ((0, 1), (0, 1)))

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from scoop_outbox.broker.protocol import Broker, Publisher, Subscription
+from scoop_outbox.daemon.announcer import Announcer
 from scoop_outbox.daemon.home_publisher import HomePublisher
 from scoop_outbox.daemon.intake import HIGH_WATER, Intake
 from scoop_outbox.daemon.interruptions import MOST
@@ -80,6 +81,7 @@ async def daemons(
     sagas: Mapping[str, Saga],
     *,
     signals: Signals,
+    announcer: Announcer,
     broker: Broker | None = None,
     relay: bool = True,
     worker: bool = True,
@@ -95,6 +97,7 @@ async def daemons(
         subscription: whose runs the worker executes, and what it receives.
         sagas: the service's sagas by name.
         signals: the hints of this process.
+        announcer: makes the service known before it works. While its broker is down, intake does so later.
         broker: None is the built-in one, where the relay takes in for all services.
         relay: whether to relay.
         worker: whether to take in and to execute runs.
@@ -104,44 +107,51 @@ async def daemons(
         grace: seconds that running steps get to finish at the end.
 
     Raises:
-        BrokerError: the broker says that this cannot work.
+        BrokerError: the broker says that this cannot work; then the service has not been announced.
     """
     serving = worker and bool(sagas)
-    if serving and broker is not None:
-        await broker.check(subscription)
+    relaying = await _relay(home, broker, signals) if relay else None
+    if serving or broker is None:
+        await _announce(home, announcer, relaying)
+    names = _with_former(sagas)
     new_worker = functools.partial(
         Worker,
-        *(home, subscription.service, sagas, signals, slots),
+        *(home, subscription.service, names, signals, slots),
         brokered=broker is not None,
         max_interruptions=max_interruptions,
     )
     running = Daemons(
-        await _relay(home, broker, signals) if relay else None,
+        relaying,
         new_worker() if serving else None,
-        Intake(home, broker, subscription, sagas, signals, high=high_water, low=high_water // 2)
+        Intake(home, broker, subscription, sagas, signals, announcer, high=high_water, low=high_water // 2)
         if serving and broker is not None
         else None,
         subscription.service,
-        list(sagas),
+        list(names),
     )
-    tasks = running.tasks = _start(running, signals)
+    running.tasks = _start(running, signals)
     try:
         yield running
     finally:
-        # The worker before the relay: what its last steps launch is relayed meanwhile.
-        deadline = time.monotonic() + grace
-        if running.intake is not None:
-            running.intake.stop()
-        if running.worker is not None:
-            await running.worker.stop(grace)
-        if running.relay is not None:
-            running.relay.stop()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(deadline - time.monotonic(), _LAST)):
-                await asyncio.gather(*tasks[1:], return_exceptions=True)
-        tasks[0].cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _drain(running, grace)
         signals.detach()
+
+
+async def _drain(running: Daemons, grace: float) -> None:
+    tasks = running.tasks
+    # The worker before the relay: what its last steps launch is relayed meanwhile.
+    deadline = time.monotonic() + grace
+    if running.intake is not None:
+        running.intake.stop()
+    if running.worker is not None:
+        await running.worker.stop(grace)
+    if running.relay is not None:
+        running.relay.stop()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(max(deadline - time.monotonic(), _LAST)):
+            await asyncio.gather(*tasks[1:], return_exceptions=True)
+    tasks[0].cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _start(running: Daemons, signals: Signals) -> list[asyncio.Task[None]]:
@@ -157,13 +167,27 @@ def _start(running: Daemons, signals: Signals) -> list[asyncio.Task[None]]:
     return tasks
 
 
+async def _announce(home: Home, announcer: Announcer, relay: Relay | None) -> None:
+    try:
+        async with home.driver() as driver:
+            await announcer.announce(driver)
+    except BaseException:
+        if relay is not None:
+            await relay.close()
+        raise
+
+
+def _with_former(sagas: Mapping[str, Saga]) -> dict[str, Saga]:
+    """Return sagas by all their names: what has begun under one and could not be taken over is executed under it."""
+    return {name: saga for saga in sagas.values() for name in (*saga.formerly, saga.name)}
+
+
 async def _relay(home: Home, broker: Broker | None, signals: Signals) -> Relay:
-    publisher = await _publisher(home, broker, signals)
-    relay = Relay(home, publisher, signals)
+    relay = Relay(home, await _publisher(home, broker, signals), signals)
     try:
         await relay.check()
     except BrokerError:
-        await publisher.close()
+        await relay.close()
         raise
     return relay
 

@@ -23,7 +23,6 @@ import sqlalchemy as sa
 from scoop_outbox.cancellation import StrayCancellationError, own_cancellation_only
 from scoop_outbox.core import claim, parking, plans
 from scoop_outbox.core.plans import Execution
-from scoop_outbox.core.run import Run
 from scoop_outbox.daemon.backoff import Backoff
 from scoop_outbox.daemon.connections import StepConnections
 from scoop_outbox.daemon.contained import contain_exits, let_exits_through
@@ -31,6 +30,7 @@ from scoop_outbox.daemon.interruptions import MACHINERY, MOST, WANTED, Interrupt
 from scoop_outbox.daemon.mail import MailReader
 from scoop_outbox.daemon.pace import Pace
 from scoop_outbox.daemon.ready import Ready
+from scoop_outbox.daemon.reports import Reports
 from scoop_outbox.daemon.roster import Roster
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.daemon.slot import Counters, Slot, mostly_async
@@ -82,6 +82,7 @@ class Worker:
         self._signals = signals
         self._pace = Pace()
         self._roster = Roster(home.process_id, service, self._sagas)
+        self.reports = Reports(service, signals, brokered=brokered)
         self.interruptions = Interruptions(service, home.process_id, max_interruptions)
         self._mail = MailReader(service, list(self._sagas), self._roster, self.interruptions)
         self._feeder: PatientDriver | None = None
@@ -121,16 +122,10 @@ class Worker:
             lambda: self._stopping,
             self._brokered,
             self._roster.deployment,
-            self._parked,
-            self._note_unhandled,
+            self.reports.say_parked,
+            self.reports.say_unhandled,
+            self.reports.say_unheard,
         )
-
-    def _parked(self, run: Run) -> None:
-        log.error("run parked: service %s, saga %s, run %s: %s", run.service, run.saga, run.id, run.reason)
-        self.interruptions.parked[run.saga] += 1
-
-    def _note_unhandled(self, topics: claim.Unhandled) -> None:
-        self._signals.unhandled.note(topics, self._service, brokered=self._brokered)
 
     async def run(self) -> None:
         """Execute runs until stopped, whatever happens to the database meanwhile."""

@@ -100,6 +100,18 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         Column("pattern", Text),
         # Whether a broker brings the service its messages: a relay without one would pass it by.
         Column("brokered", Boolean, nullable=False, server_default=text("false")),
+        # The name that its lanes are made of, if it once had another one: what was ordered stays so.
+        Column("lane", Text),
+    )
+
+    # A saga that had another name: what was launched for that one, and handled by it, is this one's.
+    Table(
+        "renamed",
+        metadata,
+        Column("service", Text, primary_key=True),
+        Column("former", Text, primary_key=True),
+        Column("saga", Text, primary_key=True),
+        _time("created_at", nullable=False, default=True),
     )
 
     # A message still to be published. Insert and delete only: no status, lease or attempts on the hot table.
@@ -193,8 +205,12 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         Column("needs", Text),
         Column("obstacle", Uuid),
         Column("handler_seq", Integer),
+        # Nobody waits for it: its saga was subscribed only after the message was launched.
+        Column("late", Boolean, nullable=False, server_default=text("false")),
         # Leads with the message: it is the idempotency of intake, and how the runs of a message are found.
         Index("run_once", "message_id", "service", "saga", unique=True),
+        # Below which run a late one belongs stands in its lineage alone.
+        Index("run_late", text("(lineage[cardinality(lineage) - 1])"), postgresql_where=text("late")),
         CheckConstraint(
             "state in ('running', 'rolling_back', 'committed', 'rolled_back', 'rollback_failed', 'parked')",
             name="run_state",

@@ -157,10 +157,11 @@ class MemoryBroker:
     async def consumer(self, subscription: Subscription) -> Consumer:
         return MemoryConsumer(self._server.queues[subscription.group])
 
-    async def check(self, subscription: Subscription) -> None:
+    async def prepare(self, subscription: Subscription) -> str | None:
         missing = [item.text for item in await self.topology((), subscription, create=False) if not item.exists]
         if missing:
             raise BrokerError(f"not there: {', '.join(missing)}. Create it with: scoop-outbox topology apply")
+        return None
 
     async def topology(self, topics: Sequence[str], subscription: Subscription | None, *, create: bool) -> list[Item]:
         groups = self._server.groups

@@ -3,6 +3,7 @@
 From end to end: by `Scoop(...)`, by running a service, and by the command line.
 """
 
+import asyncio
 import re
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from scoop_outbox import BrokerError, Scoop
 from scoop_outbox.broker import plugins
+from scoop_outbox.handlers import Handlers, Verdict
 from tests.dropin.listener import Listener
 from tests.dropin.refusals import SECRET, log_of, refusal_of, refusal_of_worker, refusal_to_run, said
 from tests.kafka.trial import Trial as KafkaTrial
@@ -158,14 +160,17 @@ async def test_the_command_line_says_so_in_one_line(
     assert log_of(tmp_path).count("\n") == 1
 
 
-async def test_a_relay_that_was_told_of_no_broker_does_not_keep_messages_from_it(database_url: str) -> None:
-    shop = Listener(database_url, "amqp://localhost", "shop", "orders").app
+async def test_a_relay_that_was_told_of_no_broker_does_not_keep_messages_from_it(
+    rabbit: RabbitTrial, database_url: str
+) -> None:
+    shop = Listener(database_url, rabbit.url, name("shop"), name("orders")).app
+    await shop.apply_topology()
     await shop.announce()
     await shop.close()
     expected = (
-        "a broker serves shop of this database, and this relay has none: what it delivered would stay within the "
-        "database. Give it the broker (--broker, SCOOP_OUTBOX_BROKER, broker=), or postgresql:// if that is what you "
-        "mean"
+        f"a broker serves {shop.service} of this database, and this relay has none: what it delivered would stay "
+        "within the database. Give it the broker (--broker, SCOOP_OUTBOX_BROKER, broker=). If you mean to move away "
+        "from it, let its queues run dry, and say postgresql:// instead, in every process"
     )
     other = Scoop("other", database=database_url)
 
@@ -176,8 +181,16 @@ async def test_a_relay_that_was_told_of_no_broker_does_not_keep_messages_from_it
     # It publishes nothing, or was told: both may run.
     async with other.running(relay=False), Scoop("relay", database=database_url, broker="postgresql://").running():
         pass
-    # The service has left its broker.
-    async with Listener(database_url, "postgresql://", "shop", "orders").running(), other.running():
+    # That it has a broker is not unsaid by a process that does without one, even on purpose.
+    async with Listener(database_url, "postgresql://", shop.service, "orders").running():
+        pass
+    with pytest.raises(BrokerError):
+        async with other.running():
+            pass
+    # The service has left its broker for good.
+    with Handlers(database_url) as handlers:
+        assert (await asyncio.to_thread(handlers.forget, shop.service)).verdict is Verdict.FORGOTTEN
+    async with Listener(database_url, "postgresql://", shop.service, "orders").running(), other.running():
         pass
 
 

@@ -108,6 +108,7 @@ async def test_a_saga_that_has_changed_its_topic_is_one_child(
     shop = Shop(database_url, rabbit, f"{stem}.created", f"{stem}.*")
     before = Scoop(shop.stock.service, database=database_url, broker=rabbit.url)
     before.saga("reserve", on=f"{stem}.created").add_step("reserve", lambda scope, message: None)
+    await before.apply_topology()
     await before.announce()
     await before.close()
     shop.may_go_on.set()

@@ -195,7 +195,7 @@ async def test_what_no_saga_handles_stays_a_dead_letter(database_url: str, lette
     answer = letters.replay(1)
     assert (answer.verdict, answer.reason) == (
         Verdict.REFUSED,
-        "shop has no saga for it: start the service that declares one",
+        "no saga of shop is subscribed to 'another': start the service with one, then replay this",
     )
     assert ask(database_url, "select (select count(*) from dead_letter), (select count(*) from message)") == [(1, 0)]
 

@@ -143,7 +143,9 @@ async def test_an_envelope_that_comes_again_after_its_run_has_ended_starts_nothi
     assert counts(database_url) == {"message": 1, "run": 1, "mailbox": 0, "child": 0}
 
 
-async def test_q13_who_handles_a_message_is_frozen_when_it_is_launched(database_url: str) -> None:
+async def test_q13_q67_who_is_waited_for_is_frozen_at_the_launch_and_who_comes_later_handles_it_late(
+    database_url: str,
+) -> None:
     app = Scoop("shop", database=database_url)
     handled: list[str] = []
     root = app.saga("root", on="R")
@@ -177,28 +179,40 @@ async def test_q13_who_handles_a_message_is_frozen_when_it_is_launched(database_
     await late_app.announce()
     async with app.running(), late_app.running(relay=False):
         await first.wait(20)
-        assert handled == ["early 1", "root 1"]
+        await until(lambda: "late 1" in handled)
+        assert sorted(handled) == ["early 1", "late 1", "root 1"]
         second = await app.launch("R", 2)
         await second.wait(20)
         third = await app.launch("C", 3)
         await third.wait(20)
-    assert sorted(handled[2:4]) == ["early 2", "late 2"]
-    assert handled[4] == "root 2"
-    assert sorted(handled[5:]) == ["early 3", "late 3"]
+    assert sorted(handled[3:5]) == ["early 2", "late 2"]
+    assert handled[5] == "root 2"
+    assert sorted(handled[6:]) == ["early 3", "late 3"]
     runs = (await app.status(first.id)).runs
-    assert [(run.saga, run.state) for run in runs] == [("root", RunState.COMMITTED), ("early", RunState.COMMITTED)]
+    assert sorted((run.saga, run.state, run.late) for run in runs) == [
+        ("early", RunState.COMMITTED, False),
+        ("late", RunState.COMMITTED, True),
+        ("root", RunState.COMMITTED, False),
+    ]
+    (late_run,) = (run for run in runs if run.late)
+    assert late_run.parent == next(run.id for run in runs if run.saga == "root")
+    again = (await app.status(second.id)).runs
+    assert not any(run.late for run in again), "from the second on it is waited for"
     await app.close()
 
 
-async def test_a_message_of_a_run_that_nobody_was_expected_to_handle_starts_nothing(
+async def test_q67_a_message_of_a_run_that_did_not_expect_its_handler_starts_a_late_run_once(
     database_url: str, home: Home
 ) -> None:
     app = listening(database_url, "shop", "orders", "a")
     await app.announce()
-    one = envelope(**{"scoop-lineage": str(uuid7())})
+    parent = uuid7()
+    one = envelope(**{"scoop-lineage": str(parent)})
     async with home.driver() as driver:
-        await driver.run(take_in([one], Told()))
-    assert counts(database_url) == {"message": 1, "run": 0, "mailbox": 0, "child": 0}
+        for _ in range(2):
+            await driver.run(take_in([one], Told()))
+    assert counts(database_url) == {"message": 1, "run": 1, "mailbox": 1, "child": 0}
+    assert ask(database_url, "select late, parent_run, lineage[1] from run") == [(True, None, parent)]
     await app.close()
 
 

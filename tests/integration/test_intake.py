@@ -55,7 +55,7 @@ def service(url: str, name: str = "shop", *, on: str | Topic[Any] = "orders", sa
 
 
 @asynccontextmanager
-async def taking_in(url: str, broker: FakeBroker, app: Scoop, **options: int) -> AsyncIterator[Intake]:
+async def taking_in(url: str, broker: FakeBroker, app: Scoop, **options: Any) -> AsyncIterator[Intake]:
     home = Home(url, DEFAULT_SCHEMA, "intake test")
     subscription = Subscription(app.service, app.service, tuple(saga.topic for saga in app.sagas.values()))
     intake = Intake(home, broker, subscription, app.sagas, Silent(), **options)
@@ -69,7 +69,7 @@ async def taking_in(url: str, broker: FakeBroker, app: Scoop, **options: int) ->
         await home.dispose()
 
 
-async def take_all_in(url: str, broker: FakeBroker, app: Scoop, **options: int) -> Intake:
+async def take_all_in(url: str, broker: FakeBroker, app: Scoop, **options: Any) -> Intake:
     count = sum(map(len, broker.batches))
     async with taking_in(url, broker, app, **options) as intake:
         await until(lambda: len(broker.acknowledged) >= count)
@@ -313,6 +313,63 @@ async def test_a_pattern_stands_for_topics_that_it_does_not_name(database_url: s
     assert ask(database_url, "select topic from message order by topic") == [("orders",), ("orders.new",)]
 
 
+async def test_rev_09_what_a_newer_version_can_read_is_taken_in(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = service(database_url, on=Topic("orders", Order))
+    newer = Scoop("shop", database=database_url)
+    newer.saga("a", on=Topic("orders", Order)).add_step("only", lambda scope, message: None)
+    newer.saga("any", on="orders").add_step("only", lambda scope, message: None)
+    newer.saga("bills", on="invoices").add_step("only", lambda scope, message: None)
+    await newer.announce()
+    await newer.close()
+    batch = [
+        message(1, body=b'{"sku": 1}', key=b"k"),
+        message(2, body=b'{"sku": "x"}', key=b"k"),
+        message(3, topic="invoices", body=b"no JSON"),
+        message(4, topic="invoices", message_id=uuid7()),
+    ]
+    await take_all_in(database_url, FakeBroker(batch), old)
+    assert ask(database_url, "select count(*) from dead_letter") == [(0,)]
+    assert sum(runs(database_url).values()) == 6
+
+
+async def test_a_message_that_no_saga_of_the_service_is_subscribed_to_is_a_dead_letter(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = service(database_url)
+    service(database_url, "books", on="invoices")
+    foreign, ours = message(1, topic="invoices"), message(2, topic="invoices", message_id=uuid7())
+    batch = [foreign, ours, message(3)]
+    intake = await take_all_in(database_url, FakeBroker(batch, [again(one, 9) for one in (foreign, ours)]), app)
+    assert runs(database_url) == once([3])
+    assert ask(database_url, "select position, service, origin from dead_letter order by id") == [
+        ("invoices[0]@1", "shop", "intake"),
+        ("invoices[0]@2", "shop", "intake"),
+    ]
+    ((reason,),) = ask(database_url, "select distinct reason from dead_letter")
+    assert reason.startswith("no saga of shop listens on 'invoices'")
+    assert "a message at invoices[0]@2 is a dead letter now: no saga of shop listens on" in caplog.text
+    assert (intake.taken_in, intake.dead_letters) == (1, 4)
+    # The other service takes it in all the same, and so does this one once it has a saga.
+    broker = FakeBroker([foreign, ours])
+    await take_all_in(database_url, broker, service(database_url, "books", on="invoices"))
+    service(database_url, on="invoices", sagas=("late",))
+    await take_all_in(database_url, FakeBroker([foreign, ours]), app)
+    assert ask(database_url, "select service, saga, count(*) from run group by 1, 2 order by 1, 2") == [
+        ("books", "a", 2),
+        ("shop", "a", 1),
+        ("shop", "late", 2),
+    ]
+
+
+async def test_a_process_whose_saga_was_forgotten_drops_nothing(database_url: str) -> None:
+    app = service(database_url)
+    ask(database_url, "delete from subscription returning 1")
+    await take_all_in(database_url, FakeBroker([message(1)]), app)
+    assert ask(database_url, "select position from dead_letter") == [("orders[0]@1",)]
+
+
 async def test_one_saga_that_can_read_a_message_is_enough(database_url: str) -> None:
     app = service(database_url, on=Topic("orders", Order))
     app.saga("untyped", on="orders").add_step("only", lambda scope, message: None)
@@ -338,8 +395,11 @@ async def test_a_message_from_another_home_starts_a_root_although_it_has_a_linea
         """select m.body, r.parent_run, cardinality(r.lineage), r.context
            from run r join message m on m.id = r.message_id""",
     )
-    # Nobody waits for the third one here: who handles a message of our own was frozen when it was launched.
-    assert sorted(rows) == [(b"1", None, 1, {"tenant": "acme"}), (b"2", None, 1, {"tenant": "acme"})]
+    # The third one is our own, of a run that does not wait for this saga: a late run, below that one.
+    assert sorted(rows) == [
+        (b"%d" % number, None, length, {"tenant": "acme"}) for number, length in [(1, 1), (2, 1), (3, 2)]
+    ]
+    assert ask(database_url, "select m.body from run r join message m on m.id = r.message_id where r.late") == [(b"3",)]
 
 
 async def test_intake_pauses_at_the_high_water_mark_and_goes_on_at_the_low_one(database_url: str) -> None:

@@ -36,6 +36,9 @@ UTILITY = {
 UTILITY |= {"without_waiting_for_disk", "read_clock"}
 UTILITY |= {"reset_session_authorization", "reset_role", "reset_settings", "discard_temporary", "discard_sequences"}
 UTILITY |= {"release_session", "wait_for_backend"}  # they look at the server, and at no table of ours
+LIVING = {"read_handlers", "read_under_way", "retire_waiting", "retire_runs", "take_over"}
+"""What operators ask, and a saga that has another name: they look through all that lives, but not through what was.
+They are asked on connections that search indexes, as in `plan_once`."""
 BIG = {"message", "run", "step", "child", "mailbox", "outbox", "turn", "failure"}
 
 QUEUES = ("outbox", "mailbox", "turn")
@@ -217,7 +220,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
     return [
         ("claim_run", {"run": run_id(OLD)}),
         ("claim_run", {"run": run_id(FINISHED + 1)}),
-        ("claim_again", {"run": run_id(OPEN), "seq": 1, "state": "running"}),
+        ("claim_again", {"run": run_id(OPEN), "seq": 1, "state": "running", "saga": "saga 1"}),
         ("read_children", {"run": run_id(OLD)}),
         ("read_children", {"run": run_id(OPEN)}),
         ("read_instance", {"run": run_id(OLD)}),
@@ -290,6 +293,26 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("acquire_shards", {"owner": uuid4(), "lease": LEASE}),
         ("renew_shards", {"shards": SHARDS, "epochs": [0] * 8, "lease": LEASE}),
         ("release_shards", {"shards": SHARDS, "epochs": [0] * 8}),
+        ("expect_here", {"ids": [uuid4()], "service": "shop", "sagas": ["saga 1"]}),
+        ("read_listening", {"service": "shop", "topics": ["topic 1"]}),
+        ("lock_service", {"service": "shop"}),
+        ("tell_apart", {"service": "shop", "sagas": ["saga 1"]}),
+        ("rename", {"service": "shop", "formers": ["saga 1"], "sagas": ["new"]}),
+        ("take_over_subscriptions", {"service": "shop", "sagas": ["new"]}),
+        ("read_former", {"service": "shop", "sagas": ["new"]}),
+        ("take_over", {"service": "shop", "formers": ["saga 1"], "sagas": ["new"], "most": 100}),
+        ("read_subscribed", {"service": "shop", "topics": ["topic 1"], "sagas": ["saga 1"]}),
+        ("read_handlers", {"service": None, "saga": None, "most": 100}),
+        ("read_alive", {"service": None}),
+        ("read_under_way", {"service": "shop", "saga": None, "most": 100}),
+        ("unsubscribe", {"service": "shop", "saga": "saga 1", "topic": "topic 1"}),
+        ("read_transaction", {}),
+        ("is_older_open", {"transaction": "1"}),
+        ("retire_waiting", {"service": "shop", "saga": "saga 1", "state": "skipped", "failure": None, "most": 100}),
+        ("retire_runs",
+         {"service": "shop", "saga": "saga 1", "state": "rolled_back", "failure": FAILURE, "begun_failure": FAILURE,
+          "begun": True, "most": 100}),
+        ("retire_roots", {"service": "shop", "saga": None}),
         ("subscribe",
          {"topics": ["t"] * 3, "services": ["s"] * 3, "sagas": ["a", "b", "c"], "ordered": [True] * 3,
           "patterns": [None, "^t$", None], "brokered": True}),
@@ -351,6 +374,8 @@ def explain(connection: psycopg.Connection[Any], name: str, params: dict[str, An
     literals = [sql.SQL("null") if value is None else sql.Literal(bytes(value).decode()) for value in values]
     arguments = sql.SQL("({})").format(sql.SQL(", ").join(literals)) if literals else sql.SQL("")
     with undone(connection):
+        if name in LIVING:
+            connection.execute("set local enable_seqscan = off")
         statement = sql.SQL("explain (analyze, buffers, timing off, format json) execute {} {}")
         row = connection.execute(statement.format(sql.Identifier(name), arguments)).fetchone()
     assert row is not None
@@ -358,7 +383,10 @@ def explain(connection: psycopg.Connection[Any], name: str, params: dict[str, An
     root = row[0][0]["Plan"]
     plan.look(root)
     pages = root["Shared Hit Blocks"] + root["Shared Read Blocks"]
-    if pages > PAGES:
+    if name in LIVING:
+        past = {f"reads all of {table}" for table in BIG - set(QUEUES)}
+        plan.problems = [problem for problem in plan.problems if problem in past]
+    elif pages > PAGES:
         plan.problems.append(f"touches {pages} pages")
     return plan
 
@@ -441,7 +469,8 @@ def test_d1_nor_if_it_was_planned_while_there_was_no_work(database_url: str) -> 
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute(LOOK_AT_QUEUES.encode())
         plans = planned(connection)
-    assert [name for name, plan in plans.items() if any(f"Seq Scan on {queue} " in plan for queue in QUEUES)] == []
+    scanned = {name for name, plan in plans.items() if any(f"Seq Scan on {queue} " in plan for queue in QUEUES)}
+    assert scanned - LIVING == set()
 
 
 def test_d1_nor_if_it_was_planned_while_there_was_no_history(database_url: str) -> None:

@@ -88,7 +88,7 @@ async def test_a_consumer_says_that_no_broker_can_be_reached_until_one_can(
     await until(troubled)
     assert "no broker can be reached since " in str(consumer.trouble)
     # What was acknowledged meanwhile is committed when it is back, and checks say nothing of a broker that is down.
-    await own_trial.broker().check(Subscription("test", group, (topic,), "latest"))
+    await own_trial.broker().prepare(Subscription("test", group, (topic,), "latest"))
     await asyncio.to_thread(node.start)
 
     async def well() -> bool:

@@ -213,14 +213,14 @@ async def test_without_a_start_a_new_group_is_refused(trial: Trial) -> None:
     topic, group = trial.topic(), name("g")
     broker = trial.broker()
     consumer = await trial.consumer(group, topic, start=None)
-    for refused in (broker.check(Subscription("test", group, (topic,))), consumer.receive(1, 0.1)):
+    for refused in (broker.prepare(Subscription("test", group, (topic,))), consumer.receive(1, 0.1)):
         with pytest.raises(BrokerError, match="where to begin was not said") as caught:
             await refused
         for part in (group, topic, '"earliest"', '"latest"', "ISO 8601", '"group:NAME"', "Scoop(start=...)"):
             assert part in str(caught.value)
     # A group that has been here needs none.
     trial.commit(group, topic, 0)
-    await broker.check(Subscription("test", group, (topic,)))
+    await broker.prepare(Subscription("test", group, (topic,)))
     trial.produce(topic, b"1")
     assert bodies(await received(consumer, 1)) == [b"1"]
 
@@ -230,7 +230,7 @@ async def test_a_start_that_means_nothing(trial: Trial, start: str, wrong: str) 
     with pytest.raises(BrokerError, match=wrong):
         await trial.consumer(name("g"), "topic", start=start)
     with pytest.raises(BrokerError, match=wrong):
-        await trial.broker().check(Subscription("test", name("g"), ("topic",), start))
+        await trial.broker().prepare(Subscription("test", name("g"), ("topic",), start))
 
 
 async def test_a_time_needs_a_zone(trial: Trial) -> None:

@@ -15,7 +15,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourcePatternType,
     ResourceType,
 )
-from scoop_outbox_kafka import topology
+from scoop_outbox_kafka import preparing, topology
 
 from scoop_outbox.broker.protocol import Subscription
 from scoop_outbox.errors import BrokerError
@@ -92,7 +92,7 @@ async def test_a_token_from_a_function(secured: KafkaCluster) -> None:
     async with Trial(f"kafka://{secured.bootstrap}", settings) as trial:
         topic = name()
         await trial.broker().topology([topic], None, create=True)
-        await trial.broker().check(Subscription("test", name("g"), (topic,), "earliest"))
+        await trial.broker().prepare(Subscription("test", name("g"), (topic,), "earliest"))
         assert verdicts(await (await trial.publisher()).publish([envelope(topic, None, b"1")])) == [ACKNOWLEDGED]
         assert bodies(await received(await trial.consumer(name("g"), topic), 1)) == [b"1"]
 
@@ -109,7 +109,7 @@ async def test_a_function_that_has_no_token_is_told_of_and_nothing_else_stands_s
         asking = [
             asyncio.ensure_future(one)
             for one in (
-                trial.broker().check(subscription),
+                trial.broker().prepare(subscription),
                 trial.broker().consumer(subscription),
                 trial.broker().publisher("test"),
                 trial.broker().topology(["topic"], None, create=False),
@@ -134,11 +134,12 @@ async def test_a_wrong_password_is_told_and_not_shown(
     secured: KafkaCluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(topology, "_ANSWER", 2.0)
+    monkeypatch.setattr(preparing, "_ANSWER", 1.0)
     wrong = "wr0ng-s3cret"
     async with SecuredTrial(secured, wrong) as trial:
         said = []
         for refused in (
-            trial.broker().check(Subscription("test", "g", ("topic",), "earliest")),
+            trial.broker().prepare(Subscription("test", "g", ("topic",), "earliest")),
             trial.broker().topology(["topic"], None, create=True),
         ):
             with pytest.raises(BrokerError, match=r"Kafka refuses the connection: .*uthentication") as caught:
@@ -157,10 +158,11 @@ async def test_a_wrong_password_is_told_and_not_shown(
 
 async def test_a_certificate_that_nobody_trusts(secured: KafkaCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(topology, "_ANSWER", 2.0)
+    monkeypatch.setattr(preparing, "_ANSWER", 1.0)
     async with SecuredTrial(secured) as trial:
         broker = trial.broker(ssl__ca__location="/etc/ssl/certs")
         with pytest.raises(BrokerError, match=r"Kafka refuses the connection: .*certificate.*ssl\.ca\.location"):
-            await broker.check(Subscription("test", "g", ("topic",), "earliest"))
+            await broker.prepare(Subscription("test", "g", ("topic",), "earliest"))
 
 
 async def test_publishing_without_permission(trial: SecuredTrial) -> None:
@@ -180,9 +182,9 @@ async def test_receiving_without_permission_on_the_topic(trial: SecuredTrial) ->
     trial.allow(ResourceType.TOPIC, topic, AclOperation.DESCRIBE)
     subscription = Subscription("test", group, (topic,), "earliest")
     with pytest.raises(BrokerError, match=rf"not permitted to read the topic {topic}: kafka-acls.*--operation Read"):
-        await trial.broker().check(subscription)
+        await trial.broker().prepare(subscription)
     trial.allow(ResourceType.TOPIC, topic, AclOperation.READ)
-    await trial.broker().check(subscription)
+    await trial.broker().prepare(subscription)
 
 
 async def test_receiving_without_permission_on_the_group(trial: SecuredTrial) -> None:
@@ -190,7 +192,7 @@ async def test_receiving_without_permission_on_the_group(trial: SecuredTrial) ->
     trial.allow(ResourceType.GROUP, group, AclOperation.READ, user="somebody-else")
     consumer = await trial.consumer(group, topic)
     for refused in (
-        trial.broker().check(Subscription("test", group, (topic,), "earliest")),
+        trial.broker().prepare(Subscription("test", group, (topic,), "earliest")),
         consumer.receive(1, 0.1),
     ):
         with pytest.raises(BrokerError, match=f"not permitted to be a consumer of the group {group}: kafka-acls"):
@@ -205,7 +207,7 @@ async def test_beginning_where_another_group_is_without_permission_on_that(trial
     trial.allow(ResourceType.GROUP, other, AclOperation.READ, user="somebody-else")
     consumer = await trial.consumer(group, topic, start=f"group:{other}")
     for refused in (
-        trial.broker().check(Subscription("test", group, (topic,), f"group:{other}")),
+        trial.broker().prepare(Subscription("test", group, (topic,), f"group:{other}")),
         consumer.receive(1, 0.1),
     ):
         with pytest.raises(BrokerError, match=f"not permitted to be a consumer of the group {other}: kafka-acls"):
@@ -230,7 +232,7 @@ async def test_what_the_documents_grant_is_enough(trial: SecuredTrial) -> None:
     topic, group = trial.topic(), name("g")
     trial.allow(ResourceType.TOPIC, topic, AclOperation.WRITE, AclOperation.READ)
     trial.allow(ResourceType.GROUP, group, AclOperation.READ)
-    await trial.broker().check(Subscription("test", group, (topic,), "earliest"))
+    await trial.broker().prepare(Subscription("test", group, (topic,), "earliest"))
     assert verdicts(await (await trial.publisher()).publish([envelope(topic, None, b"1")])) == [ACKNOWLEDGED]
     consumer = await trial.consumer(group, topic)
     await consumer.acknowledge(await received(consumer, 1))

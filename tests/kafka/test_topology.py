@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from scoop_outbox_kafka import topology
+from scoop_outbox_kafka import preparing, topology
 
 from scoop_outbox.broker.protocol import Item, Subscription
 from scoop_outbox.errors import BrokerError
@@ -45,23 +45,24 @@ async def test_too_many_copies(trial: Trial) -> None:
 
 async def test_a_broker_that_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(topology, "_ANSWER", 1.0)
+    monkeypatch.setattr(preparing, "_ANSWER", 0.5)
     async with Trial("kafka://127.0.0.1:1") as trial:
         with pytest.raises(BrokerError, match=r"Kafka at 127\.0\.0\.1:1 has not answered"):
             await trial.broker().topology(["x"], None, create=True)
-        await trial.broker().check(Subscription("test", "g", ("x",), "earliest"))
+        await trial.broker().prepare(Subscription("test", "g", ("x",), "earliest"))
 
 
 async def test_a_topic_that_is_missing_is_told_with_what_to_do(trial: Trial) -> None:
     topic, missing, group = trial.topic(), name("missing"), name("g")
     subscription = Subscription("test", group, (topic, missing), "earliest")
     with pytest.raises(BrokerError, match=f"there is no topic {missing}: .*scoop-outbox topology apply.*kafka-topics"):
-        await trial.broker().check(subscription)
+        await trial.broker().prepare(subscription)
     consumer = await trial.consumer(group, topic, missing)
     with pytest.raises(BrokerError, match=f"there is no topic {missing}"):
         await consumer.receive(1, 0.1)
     assert missing not in trial.admin.list_topics(timeout=10).topics
     trial.create(missing)
-    await trial.broker().check(subscription)
+    await trial.broker().prepare(subscription)
     assert await consumer.receive(1, 0.1) == []
 
 

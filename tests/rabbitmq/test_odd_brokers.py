@@ -82,7 +82,7 @@ async def test_a_host_that_refuses_does_not_hide_the_next_one(trial: Trial) -> N
     await (await trial.publisher()).publish([envelope(topic)])
 
     async with FakeBroker(refusal=LIMIT) as full, Trial(trial.url.replace("@", f"@{full.address},")) as other:
-        await other.broker().check(Subscription("s", group, (topic,)))
+        await other.broker().prepare(Subscription("s", group, (topic,)))
         consumer = await other.consumer(group, topic)
         assert len(await received(consumer, 1)) == 1
         assert len(full.peers) >= 2, "it was asked first"
@@ -93,7 +93,7 @@ async def test_what_a_host_refuses_is_said_when_no_other_one_accepts(unused_tcp_
         for hosts in (f"{full.address},127.0.0.1:{unused_tcp_port}", f"127.0.0.1:{unused_tcp_port},{full.address}"):
             async with Trial(f"amqp://me:secret@{hosts}/") as trial:
                 with pytest.raises(BrokerError, match=r"connection limit \(1\) is reached"):
-                    await trial.broker().check(SUBSCRIPTION)
+                    await trial.broker().prepare(SUBSCRIPTION)
 
 
 @pytest.mark.parametrize("host", ["a..b", "ho st"])
@@ -102,7 +102,7 @@ async def test_a_host_that_can_be_none_is_said_and_the_next_one_is_tried(trial: 
     await trial.create(group, topic)
     async with Trial(f"amqp://me:secret@{host}/") as nowhere, Trial(trial.url.replace("@", f"@{host},")) as other:
         consumer = await nowhere.consumer("q", "t")
-        for attempt in (nowhere.broker().check(SUBSCRIPTION), received(consumer, 1)):
+        for attempt in (nowhere.broker().prepare(SUBSCRIPTION), received(consumer, 1)):
             with pytest.raises(BrokerError, match=f"host '{host}' in the broker URL") as caught:
                 await attempt
             assert "secret" not in str(caught.value)

@@ -161,7 +161,7 @@ async def test_nobody_there_is_no_error_but_trouble(unused_tcp_port: int) -> Non
 
         receipts = await publisher.publish([envelope("t")])
         assert await consumer.receive(1, 0.5) == []
-        await trial.broker().check(Subscription("s", "q", ("t",)))
+        await trial.broker().prepare(Subscription("s", "q", ("t",)))
 
         assert verdicts(receipts) == [FOR_NOW]
         for text in (receipts[0].reason, consumer.trouble or ""):

@@ -5,7 +5,7 @@ import re
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from scoop_outbox_rabbitmq.route import Route, pattern, route, routes, topic_of
+from scoop_outbox_rabbitmq.route import Arrival, Route, pattern, route, routes, topic_of
 
 from scoop_outbox.errors import BrokerError
 
@@ -84,6 +84,12 @@ def test_a_pattern_matches_as_in_a_topic_exchange(pattern: str, key: str, expect
         ("#", ["a", "a.b", "amq.topic/", "amq.topic/a.b"], ["x/a", "/a"]),
         ("shop%2Feu/*", ["shop%2Feu/a", "shop%2Feu/a/b"], ["shop/eu/a", "a", "shop%2Feu/a.b"]),
         ("amq.topic/a/b.*", ["amq.topic/a/b.c"], ["a/b.c"]),
+        # Without wildcards: the same, however it is written.
+        ("a.b", ["a.b", "amq.topic/a.b"], ["a", "a.b.c", "x/a.b", "/a.b", "aXb", "amq.topic/a.b/c"]),
+        ("amq.topic/a.b", ["a.b", "amq.topic/a.b"], ["a", "a.b.c", "x/a.b", "/a.b"]),
+        ("a*", ["a*", "amq.topic/a*"], ["ab", "a"]),
+        ("my%20shop/a", ["my%20shop/a", "my shop/a"], ["a", "shop/a"]),
+        ("my shop/a", ["my%20shop/a", "my shop/a"], ["a", "my%2520shop/a"]),
     ],
 )
 def test_a_pattern_stands_for_topics(topic: str, own: list[str], strange: list[str]) -> None:
@@ -93,8 +99,8 @@ def test_a_pattern_stands_for_topics(topic: str, own: list[str], strange: list[s
     assert [one for one in (*own, *strange) if re.search(expression, one)] == own
 
 
-def test_what_is_no_pattern_stands_for_itself() -> None:
-    assert [pattern(route(topic, "x"), "x") for topic in ("a.b", "y/a.b", "/a.*", "a*")] == [None] * 4
+def test_what_can_be_written_in_one_way_only_stands_for_itself() -> None:
+    assert [pattern(route(topic, "x"), "x") for topic in ("y/a.b", "/a.*", "y/a*", "x/a/b", "x/")] == [None] * 5
 
 
 _WORDS = st.lists(st.sampled_from(["a", "b", "", "*", "#", "a*", "-", "a/b"]), max_size=5).map(".".join)
@@ -142,18 +148,41 @@ def test_topics_that_do_not_overlap_are_told_apart() -> None:
     found = routes("q", ("a.*", "b.*", "x/a.b", "a.b.c"), "amq.topic", {})
 
     arrived = [Route("amq.topic", "a.z"), Route("amq.topic", "b.z"), Route("x", "a.b"), Route("amq.topic", "a.b.c")]
-    assert [found.topic("q", one) for one in arrived] == ["a.z", "b.z", "x/a.b", "a.b.c"]
-    assert found.topic("q", Route("amq.topic", "c")) is None
-    assert found.queues == ["q"]
+    assert [found.topic("q", one).topic for one in arrived] == ["a.z", "b.z", "x/a.b", "a.b.c"]
+    assert all(found.topic("q", one).known for one in arrived)
+
+
+@pytest.mark.parametrize(
+    "arrived, topic",
+    [
+        (Route("amq.topic", "c"), "c"),
+        (Route("x", "a"), "x/a"),
+        (Route("amq.topic", "a/b"), "amq.topic/a/b"),
+        (Route("amq.topic", ""), "amq.topic/"),
+        (Route("", "q"), "/q"),
+        (Route("shop/eu", "a"), "shop%2Feu/a"),
+    ],
+)
+def test_what_nobody_here_has_asked_for_has_the_topic_on_which_it_was_published(arrived: Route, topic: str) -> None:
+    found = routes("q", ("a.*", "x/a.b"), "amq.topic", {})
+
+    assert found.topic("q", arrived) == Arrival(topic, topic, known=False, exactly=True)
+
+
+@pytest.mark.parametrize("written", ["a.b", "amq.topic/a.b"])
+def test_a_topic_is_named_as_its_saga_has_written_it_and_known_by_one_name(written: str) -> None:
+    found = routes("q", (written,), "amq.topic", {})
+
+    assert found.topic("q", Route("amq.topic", "a.b")) == Arrival(written, "a.b", known=True, exactly=True)
 
 
 def test_a_topic_may_have_a_queue_of_its_own() -> None:
     found = routes("q", ("a", "b", "/c", "/q"), "amq.topic", {"b": "theirs"})
 
     assert sorted(found.queues) == ["c", "q", "theirs"]
-    assert found.topic("theirs", Route("whatever", "comes")) == "b"
-    assert found.topic("c", Route("", "c")) == "/c"
-    assert found.topic("q", Route("", "q")) == "/q"
+    assert found.topic("theirs", Route("whatever", "comes")) == Arrival("b", "b", known=True, exactly=False)
+    assert found.topic("c", Route("", "c")) == Arrival("/c", "/c", known=True, exactly=False)
+    assert found.topic("q", Route("", "q")) == Arrival("/q", "/q", known=True, exactly=True)
 
 
 def test_two_topics_cannot_have_one_queue() -> None:

@@ -41,7 +41,7 @@ async def test_tls_with_our_own_authority_and_a_client_certificate(secured: Rabb
 async def test_an_authority_that_is_not_trusted_is_refused(secured: RabbitServer) -> None:
     async with Trial(secured.url) as trial:
         with pytest.raises(BrokerError, match=r"not trusted.*cafile"):
-            await trial.broker().check(SUBSCRIPTION)
+            await trial.broker().prepare(SUBSCRIPTION)
 
 
 async def test_a_missing_client_certificate_is_said(secured: RabbitServer) -> None:
@@ -92,12 +92,12 @@ async def test_the_name_that_the_certificate_has_to_carry(secured: RabbitServer)
 async def test_tls_on_a_plain_port_is_refused(rabbitmq_url: str) -> None:
     async with Trial(rabbitmq_url.replace("amqp:", "amqps:")) as trial:
         with pytest.raises(BrokerError, match="its TLS port"):
-            await trial.broker().check(SUBSCRIPTION)
+            await trial.broker().prepare(SUBSCRIPTION)
 
 
 async def test_an_unknown_way_to_authenticate_is_said(trial: Trial) -> None:
     with pytest.raises(BrokerError, match="auth is plain or external"):
-        await trial.broker(auth="external").check(SUBSCRIPTION)
+        await trial.broker(auth="external").prepare(SUBSCRIPTION)
 
 
 def test_a_key_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -29,10 +29,10 @@ async def test_everything_that_is_missing_is_created_when_asked(trial: Trial) ->
 
     before = await broker.topology(topics, subscription, create=False)
     with pytest.raises(BrokerError, match="topology apply"):
-        await broker.check(subscription)
+        await broker.prepare(subscription)
     created = await broker.topology(topics, subscription, create=True)
     after = await broker.topology(topics, subscription, create=False)
-    await broker.check(subscription)
+    await broker.prepare(subscription)
     consumer = await trial.consumer(group, *topics)
     receipts = await (await trial.publisher()).publish([envelope(one) for one in (topics[0], topics[2])])
 
@@ -48,14 +48,14 @@ async def test_a_missing_exchange_is_named(trial: Trial) -> None:
     await trial.create(group, "some.topic")
 
     with pytest.raises(BrokerError, match=f"no exchange '{missing}'"):
-        await trial.broker().check(Subscription("s", group, (f"{missing}/x",)))
+        await trial.broker().prepare(Subscription("s", group, (f"{missing}/x",)))
 
 
 async def test_a_name_that_the_client_cannot_write_is_said(trial: Trial) -> None:
     broker, unnameable = trial.broker(), Subscription("s", "caf\u00e9", ("t",))
 
     for attempt in (
-        broker.check(unnameable),
+        broker.prepare(unnameable),
         broker.topology([], unnameable, create=False),
         broker.topology(["/caf\u00e9"], None, create=False),
         broker.topology(["caf\u00e9/x"], None, create=False),
@@ -70,7 +70,7 @@ async def test_checking_leaves_messages_alone(trial: Trial) -> None:
     await (await trial.publisher()).publish([envelope(topic)])
 
     for _ in range(3):
-        await trial.broker().check(Subscription("s", group, (topic,)))
+        await trial.broker().prepare(Subscription("s", group, (topic,)))
 
     (came,) = await received(await trial.consumer(group, topic), 1)
     assert "x-delivery-count" not in came.envelope.headers
@@ -98,7 +98,7 @@ async def test_a_wrong_password_or_host_of_names_is_said(trial: Trial) -> None:
     ):
         async with Trial(url) as other:
             with pytest.raises(BrokerError, match=said) as caught:
-                await other.broker().check(Subscription("s", "q", ("t",)))
+                await other.broker().prepare(Subscription("s", "q", ("t",)))
             consumer = await other.consumer("q", "t")
             with pytest.raises(BrokerError, match=said):
                 await received(consumer, 1)
@@ -129,7 +129,7 @@ async def test_what_is_not_permitted_is_said(own_trial: Trial, stranger: Trial) 
     subscription = Subscription("s", group, (topic,))
 
     with pytest.raises(BrokerError, match=f"may not read queue '{group}'.*set_permissions"):
-        await stranger.broker().check(subscription)
+        await stranger.broker().prepare(subscription)
     with pytest.raises(BrokerError, match=f"may not read queue '{group}'.*set_permissions"):
         await received(await stranger.consumer(group, topic), 1)
     with pytest.raises(BrokerError, match=r"not permitted.*set_permissions"):
@@ -155,7 +155,7 @@ async def test_who_may_not_ask_for_an_exchange_or_a_queue_may_publish_and_receiv
     monkeypatch.setattr(Channel, "exchange_declare", refuse)
     monkeypatch.setattr(Channel, "queue_declare", refuse)
     subscription = Subscription("s", group, (topic,))
-    await trial.broker().check(subscription)
+    await trial.broker().prepare(subscription)
     items = await trial.broker().topology((f"{name('exchange')}/a",), subscription, create=False)
     consumer = await trial.consumer(group, topic)
 
@@ -163,7 +163,7 @@ async def test_who_may_not_ask_for_an_exchange_or_a_queue_may_publish_and_receiv
     assert len(await received(consumer, 1)) == 1
     assert [item.exists for item in items] == [None] * 3
     with pytest.raises(BrokerError, match="topology apply"):
-        await trial.broker().check(Subscription("s", name("missing"), (topic,)))
+        await trial.broker().prepare(Subscription("s", name("missing"), (topic,)))
     (receipt,) = await (await trial.publisher()).publish([envelope(f"{name('exchange')}/a")])
     assert receipt.verdict is FOR_GOOD
     assert "there is no exchange" in receipt.reason
@@ -183,7 +183,7 @@ async def test_the_permissions_in_the_document_are_enough(server: RabbitServer, 
         async with relay, shop, setup:
             await setup.create(group, "orders")
             assert verdicts(await (await relay.publisher()).publish([envelope("orders")])) == [ACKNOWLEDGED]
-            await shop.broker().check(Subscription("shop", group, ("orders",)))
+            await shop.broker().prepare(Subscription("shop", group, ("orders",)))
             consumer = await shop.consumer(group, "orders")
             await consumer.acknowledge(await received(consumer, 1))
     finally:

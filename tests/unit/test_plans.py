@@ -355,7 +355,7 @@ def test_a_run_that_was_touched_between_two_steps_is_left_to_its_mail() -> None:
     store = Store({"claim_run": [row()], "claim_again": []}, returned())
     assert store.drive(execute(RUN, worker(saga()))) is Execution.DONE
     assert store.batches == [CLAIM, ["release_savepoint", "advance_run", *AGAIN], ["rollback"]]
-    assert store.params["claim_again"] == {"run": RUN, "seq": 1, "state": "running"}
+    assert store.params["claim_again"] == {"run": RUN, "seq": 1, "state": "running", "saga": "parent"}
     assert store.params["advance_run"]["mail"] == []
 
 

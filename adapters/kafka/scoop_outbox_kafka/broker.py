@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from scoop_outbox.broker.protocol import Consumer, Feature, Item, Publisher, Subscription
 from scoop_outbox_kafka import topology as existing
 from scoop_outbox_kafka.consumer import KafkaConsumer
+from scoop_outbox_kafka.preparing import prepare
 from scoop_outbox_kafka.publisher import KafkaPublisher
 from scoop_outbox_kafka.settings import Settings, read_settings
+from scoop_outbox_kafka.start import parse_start
 
 
 class KafkaBroker:
@@ -43,9 +45,10 @@ class KafkaBroker:
         """Open a consumer; it joins its group when it is first asked for messages."""
         return await asyncio.to_thread(KafkaConsumer, self._settings, subscription)
 
-    async def check(self, subscription: Subscription) -> None:
-        """See whether a subscription can work; see the protocol."""
-        await existing.check(self._settings, subscription)
+    async def prepare(self, subscription: Subscription) -> str | None:
+        """Commit where the group begins on topics on which it has never been; see the protocol."""
+        parse_start(subscription.start)
+        return await asyncio.to_thread(prepare, self._settings, subscription)
 
     async def topology(self, topics: Sequence[str], subscription: Subscription | None, *, create: bool) -> list[Item]:
         """Return the topics that have to exist, and create those that do not; see the protocol."""

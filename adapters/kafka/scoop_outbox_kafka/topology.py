@@ -1,4 +1,4 @@
-"""Topics at the broker: whether they are there and may be used, and their creation when somebody asks for it."""
+"""Topics at the broker: whether they are there, and their creation when somebody asks for it."""
 
 from __future__ import annotations
 
@@ -6,62 +6,16 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection
-from confluent_kafka.admin import (  # type: ignore[attr-defined]
-    AclOperation,
-    AdminClient,
-    NewTopic,
-)
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
-from scoop_outbox.broker.protocol import Item, Subscription
+from scoop_outbox.broker.protocol import Item
 from scoop_outbox.errors import BrokerError
 from scoop_outbox_kafka.client import make
 from scoop_outbox_kafka.settings import Settings
-from scoop_outbox_kafka.start import explain_silence, not_permitted_topic, parse_start, starts, unstarted
 
 _ANSWER = 10.0
 _REFUSALS = {KafkaError._AUTHENTICATION, KafkaError._SSL}  # noqa: SLF001 - public names
-
-
-async def check(settings: Settings, subscription: Subscription) -> None:
-    """See whether a subscription can work.
-
-    Raises:
-        BrokerError: a topic, a permission or the start is missing, or the broker refuses user or certificate.
-    """
-    parse_start(subscription.start)
-    await asyncio.to_thread(_check, settings, subscription)
-
-
-def _check(settings: Settings, subscription: Subscription) -> None:
-    told: list[KafkaError] = []
-    configuration = settings.for_consumer(f"scoop-{subscription.service}", subscription.group)
-    # Not under that name: static membership would take it for the real one.
-    configuration.pop("group.instance.id", None)
-    consumer = make(Consumer, settings, {**configuration, "error_cb": told.append})
-    try:
-        fresh = unstarted(consumer, subscription.group, subscription.topics, _ANSWER / 2)
-        starts(consumer, settings, configuration, subscription.group, fresh, subscription.start, _ANSWER / 2)
-        _check_reading(settings, subscription.topics)
-    except KafkaException as error:
-        consumer.poll(0.1)  # what is behind it is told to error_cb
-        raise_if_refused(settings, told)
-        explain_silence(error.args[0], settings, subscription.group, _ANSWER / 2)
-    finally:
-        consumer.close()
-
-
-def _check_reading(settings: Settings, topics: Sequence[str]) -> None:
-    """See whether topics may be read, not only be seen."""
-    # By a name: it must live until it is answered.
-    admin = make(AdminClient, settings, settings.for_admin(settings.consumer))
-    asked = admin.describe_topics(
-        TopicCollection(list(topics)), include_authorized_operations=True, request_timeout=_ANSWER / 2
-    )
-    for topic, future in asked.items():
-        allowed = future.result().authorized_operations
-        if allowed is not None and AclOperation.READ not in allowed:
-            raise BrokerError(not_permitted_topic(topic))
 
 
 def raise_if_refused(settings: Settings, told: Iterable[KafkaError]) -> None:

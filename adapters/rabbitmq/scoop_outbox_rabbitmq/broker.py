@@ -49,9 +49,10 @@ class RabbitBroker:
         return always | {Feature.ORDER_PER_KEY} if in_order else always
 
     def pattern(self, topic: str) -> str | None:
-        """Return the regular expression of the topics that a topic with wildcards stands for; see the protocol.
+        """Return the regular expression of the topics that a topic stands for; see the protocol.
 
-        What comes out of a queue of the topic's own came there by bindings that nobody here knows.
+        That is more than itself if it has wildcards, and if its exchange may be written or left out. What comes out of
+        a queue of the topic's own came there by bindings that nobody here knows.
         """
         if topic in self._settings.queues:
             return None
@@ -65,14 +66,15 @@ class RabbitBroker:
         """Open a consumer; it connects when it is first asked for messages."""
         return RabbitConsumer(self._settings, self._routes(subscription), _name(subscription))
 
-    async def check(self, subscription: Subscription) -> None:
-        """See whether a subscription can work; see the protocol."""
+    async def prepare(self, subscription: Subscription) -> str | None:
+        """See whether a subscription can work; see the protocol. A queue keeps what comes, whoever is there."""
         wanted = self._routes(subscription)
         try:
             async with self._link(_name(subscription)) as link:
                 await existing.check(link, wanted, self._settings)
-        except UnreachableError:
-            return
+        except UnreachableError as error:
+            return str(error)
+        return None
 
     async def topology(self, topics: Sequence[str], subscription: Subscription | None, *, create: bool) -> list[Item]:
         """Return what has to exist, and create what does not; see the protocol."""

@@ -241,15 +241,14 @@ class RabbitConsumer:
         assert isinstance(deliver, Basic.Deliver)  # noqa: S101 - it came to a consumer
         arrived = Route(deliver.exchange or "", deliver.routing_key or "")
         number = deliver.delivery_tag or 0
-        topic = self._topic(queue, arrived)
+        found = self._topic(queue, arrived)
         # What an operator moves back into the queue of a topic, with a shovel say, comes straight into it.
-        moved_back = arrived == Route("", queue)
+        moved_back = found.known and arrived == Route("", queue)
         return incoming(
             queue=queue,
-            topic=topic,
+            found=found,
             arrived=arrived,
-            exactly=topic is not None and topic != self._routes.others.get(queue),
-            home=route(topic, self._settings.exchange) if topic is not None and moved_back else None,
+            home=route(found.topic, self._settings.exchange) if moved_back else None,
             properties=message.header.properties,
             body=message.body,
             by_content=self._settings.content_identity,

@@ -17,7 +17,7 @@ from scoop_outbox.broker.protocol import Delivery
 from scoop_outbox.errors import BrokerError
 from scoop_outbox.message import Envelope, uuid7
 from scoop_outbox_rabbitmq.frames import UNREADABLE
-from scoop_outbox_rabbitmq.route import Route, route
+from scoop_outbox_rabbitmq.route import Arrival, Route, route
 
 KEY = "scoop-key"
 EXCHANGE, ROUTING_KEY, MESSAGE_ID = "amqp-exchange", "amqp-routing-key", "amqp-message-id"
@@ -140,9 +140,8 @@ def check_size(envelope: Envelope, properties: Basic.Properties, frame_max: int)
 def incoming(
     *,
     queue: str,
-    topic: str | None,
+    found: Arrival,
     arrived: Route,
-    exactly: bool,
     home: Route | None,
     properties: Basic.Properties,
     body: bytes,
@@ -154,9 +153,8 @@ def incoming(
 
     Args:
         queue: which one.
-        topic: the topic whose message it is; None when nobody asked for it.
+        found: the topic whose message it is.
         arrived: where it was published.
-        exactly: whether the topic tells where that was.
         home: where else a message of ours may say that it was published, because it was moved from there; None when
             it was not moved.
         properties: its properties and headers.
@@ -168,27 +166,22 @@ def incoming(
     table = {str(name): _text(value) for name, value in (properties.headers or {}).items()}
     key = table.pop(KEY, None)
     seen = {**table, **_cloud_event(table), **_shown(properties, ours=wire.ID in table)}
-    if topic is None or not exactly:
+    if not found.exactly:
         seen.update({EXCHANGE: arrived.exchange, ROUTING_KEY: arrived.key})
     one = delivery(
-        topic=topic or str(arrived),
+        topic=found.topic,
         key=None if key is None else wire.octets(key),
         body=body,
         content_type=properties.content_type,
         headers=seen,
-        otherwise=_identity(topic or str(arrived), arrived, properties, table, body, by_content=by_content),
+        otherwise=_identity(found.canonical, arrived, properties, table, body, by_content=by_content),
         published=_published(arrived, home, table.get(wire.TOPIC)),
+        canonical=found.canonical,
         position=f"{queue}#{number} (published on {str(arrived)!r})",
         tag=tag,
     )
     if UNREADABLE in table:
         return Delivery(one.envelope, one.position, "its AMQP properties or headers cannot be decoded", tag)
-    if topic is None and one.defect is None:
-        defect = (
-            f"queue {queue!r} got it from exchange {arrived.exchange!r} with routing key {arrived.key!r}, which no "
-            "saga of this service listens on: a binding of the queue lets in too much, or a saga is missing"
-        )
-        return Delivery(one.envelope, one.position, defect, tag)
     return one
 
 

@@ -79,22 +79,30 @@ def topic_of(where: Route, default_exchange: str) -> str:
 
 
 def pattern(where: Route, default_exchange: str) -> str | None:
-    """Return the regular expression of the topics whose messages a binding with wildcards gets; None without any.
+    """Return the regular expression of the topics whose messages a binding gets; None when there is only one such.
 
     Args:
         where: the binding's exchange and routing key.
         default_exchange: the exchange of topics without one: these are matched in both their forms.
     """
-    if not where.is_pattern:
+    if where.is_queue:
         return None
-    forms = [re.escape(f"{quote(where.exchange, safe='')}/") + _expression(where.key, _WORD)]
-    if where.exchange == default_exchange and "/" not in where.key:
+    exchanges = dict.fromkeys((quote(where.exchange, safe=""), *_unquoted(where.exchange)))
+    forms = [re.escape(f"{exchange}/") + _expression(where.key, _WORD) for exchange in exchanges]
+    if where.exchange == default_exchange and where.key and "/" not in where.key:
         forms.append(_expression(where.key, "[^./]*"))
+    if len(forms) == 1 and not where.is_pattern:
+        return None
     return f"^(?:{'|'.join(forms)})$"
 
 
+def _unquoted(exchange: str) -> list[str]:
+    """Return an exchange as it may be written without %xx, if that can be read as it."""
+    return [] if "/" in exchange or unquote(exchange) != exchange else [exchange]
+
+
 def _expression(key: str, word: str) -> str:
-    """Return the regular expression of the routing keys that a key with wildcards stands for, made of such words."""
+    """Return the regular expression of the routing keys that a key stands for, its wildcards made of such words."""
     expression, leads = "", True  # whether the next word is the first one, with no dot before it
     words = key.split(".")
     if not all(one == _ANY for one in words):
@@ -140,6 +148,23 @@ def _check_name(what: str, name: str, longest: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Arrival:
+    """What came out of a queue, as sagas name it.
+
+    Attributes:
+        topic: as the saga that asked for it has written it.
+        canonical: the same however it was written: what identities are made of.
+        known: whether a saga of this process has asked for it.
+        exactly: whether the topic tells where it was published.
+    """
+
+    topic: str
+    canonical: str
+    known: bool
+    exactly: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Routes:
     """The topics of a subscription, by queue.
 
@@ -161,16 +186,19 @@ class Routes:
         own = [self.queue] if self.bound else []
         return own + [queue for queue in self.others if queue not in own]
 
-    def topic(self, queue: str, arrived: Route) -> str | None:
-        """Return the topic of what came out of a queue, or None when nobody asked for it.
+    def topic(self, queue: str, arrived: Route) -> Arrival:
+        """Return the topic of what came out of a queue.
 
-        What came by wildcards has the topic on which it was published.
+        What came by wildcards has the topic on which it was published. So has what nobody here has asked for: another
+        process of the service may have, and the home knows.
         """
+        published = topic_of(arrived, self.default_exchange)
         if queue == self.queue:
             for topic, one in self.bound.items():
                 if one.matches(arrived):
-                    return topic_of(arrived, self.default_exchange) if one.is_pattern else topic
-        return self.others.get(queue)
+                    return Arrival(published if one.is_pattern else topic, published, known=True, exactly=True)
+        own = self.others.get(queue)
+        return Arrival(own or published, own or published, known=own is not None, exactly=own is None)
 
 
 def routes(queue: str, topics: Sequence[str], default_exchange: str, queues: dict[str, str]) -> Routes:

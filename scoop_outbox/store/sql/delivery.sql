@@ -46,6 +46,21 @@ select distinct t.topic, s.saga
 from unnest(%(topics)s::text[]) as t (topic)
 join {schema}.subscription s on s.topic = t.topic or t.topic ~ s.pattern
 
+-- name: expect_here
+-- A process that is to launch before its own service has been announced knows that the service will handle it.
+update {schema}.root o
+set services = o.services || e.services, sagas = o.sagas || e.sagas
+from (
+    select m.id, array_agg(%(service)s::text) as services, array_agg(m.saga) as sagas
+    from unnest(%(ids)s::uuid[], %(sagas)s::text[]) as m (id, saga)
+    where not exists (
+        select from {schema}.root k, unnest(k.services, k.sagas) as n (service, saga)
+        where k.message_id = m.id and n.service = %(service)s::text and n.saga = m.saga
+    )
+    group by m.id
+) e
+where o.message_id = e.id
+
 -- name: take_in
 -- A run's id is made of its message, service and saga, behind the time that the message's id begins with: taking a
 -- message in again cannot start a second run, and whoever knows the message knows its runs. The length of the service's
@@ -66,38 +81,66 @@ with arrived as (
     on conflict do nothing
     returning id
 ), listening as (
-    select t.topic, s.service, s.saga, bool_or(s.ordered) as ordered
+    select t.topic, s.service, s.saga, bool_or(s.ordered) as ordered, min(coalesce(s.lane, s.saga)) as lane
     from (select distinct topic from arrived) t
     join {schema}.subscription s on s.topic = t.topic or t.topic ~ s.pattern
     where %(service)s::text is null or s.service = %(service)s::text
     group by t.topic, s.service, s.saga
-), handled as (
-    -- Who handles a message launched by a run was frozen when it was launched; who handles one from outside, when it
-    -- was first taken in: by this service, if it takes in for itself.
-    select m.id, c.service, c.saga, coalesce(s.ordered, false) as ordered
-    from arrived m
-    join {schema}.child c on c.message_id = m.id and c.state = 'waiting'
-    left join listening s on s.topic = m.topic and s.service = c.service and s.saga = c.saga
-    where m.lineage is not null and (%(service)s::text is null or c.service = %(service)s::text)
+), expected as (
+    -- Who is waited for was frozen at the launch. The update reads each row again once it has its lock: whoever was
+    -- retired at this moment is not started. And it comes after the messages, on which others that take in the same
+    -- ones wait in the order of ids: rows are updated in no particular order.
+    update {schema}.child c
+    set state = 'started',
+        child_run = (left(m.id::text, 19) || '8' || left(md5(concat_ws(e'\n', m.id, c.service, c.saga)), 15))::uuid
+    from arrived m, (select count(*) from taken) t
+    where c.message_id = m.id and c.state = 'waiting'
+      and m.lineage is not null and (%(service)s::text is null or c.service = %(service)s::text)
+    returning m.id, m.topic, c.service, c.saga
+), known as (
+    -- Launched for a name that a saga had once, it is the saga's all the same, also in its order.
+    select topic, service, saga, ordered, lane from listening
     union all
-    select m.id, s.service, s.saga, s.ordered
+    select l.topic, l.service, n.former, l.ordered, l.lane
+    from {schema}.renamed n
+    join listening l on l.service = n.service and l.saga = n.saga
+    where not exists (select from listening x where x.topic = l.topic and x.service = n.service and x.saga = n.former)
+), unexpected as (
+    -- Who else is subscribed when it is first taken in handles it too, by this service if it takes in for itself: as a
+    -- root, or as a late run that nobody waits for. Who was told once, under whatever name, is not told again.
+    select m.id, s.service, s.saga, s.ordered, s.lane, m.lineage is not null as late
     from arrived m
     join listening s on s.topic = m.topic
-    where m.lineage is null
-      and case when %(service)s::text is null
+    where case when %(service)s::text is null
                then exists (select from taken t where t.id = m.id)
                else not exists (
                    select from {schema}.run r where r.message_id = m.id and r.service = %(service)s::text
                )
           end
+      and (m.lineage is null or not exists (
+          select from {schema}.child c
+          where c.message_id = m.id and c.service = s.service and (c.saga = s.saga or exists (
+              select from {schema}.renamed n
+              where n.service = s.service
+                and (n.former = c.saga and n.saga = s.saga or n.former = s.saga and n.saga = c.saga)
+          ))
+      ))
+), handled as (
+    select e.id, e.service, e.saga, coalesce(k.ordered, false) as ordered, coalesce(k.lane, e.saga) as lane,
+           false as late
+    from expected e
+    left join known k on k.topic = e.topic and k.service = e.service and k.saga = e.saga
+    union all
+    select id, service, saga, ordered, lane, late from unexpected
 ), started as (
-    insert into {schema}.run (id, message_id, service, saga, lineage, parent_run, context, launched_at, lane)
-    select n.id, m.id, h.service, h.saga, n.above || n.id, n.above[cardinality(n.above)],
+    insert into {schema}.run (id, message_id, service, saga, lineage, parent_run, context, launched_at, lane, late)
+    select n.id, m.id, h.service, h.saga, n.above || n.id, case when not h.late then n.above[cardinality(n.above)] end,
            m.context::json, m.launched_at::json,
            -- A run does not wait for one above it, which waits for it.
-           case when h.ordered and not exists (
+           case when h.ordered and (h.late or not exists (
                select from {schema}.turn t where t.lane = l.lane and t.run_id = any(n.above)
-           ) then l.lane end
+           )) then l.lane end,
+           h.late
     from handled h
     join arrived m on m.id = h.id
     cross join lateral (
@@ -105,26 +148,37 @@ with arrived as (
                    md5(concat_ws(e'\n', m.id, length(h.service), h.service || h.saga)), 15))::uuid as id,
                coalesce(string_to_array(m.lineage, ',')::uuid[], array[]::uuid[]) as above
     ) n
-    cross join lateral (select md5(md5(h.service) || md5(h.saga) || md5(m.key))::uuid as lane) l
+    cross join lateral (select md5(md5(h.service) || md5(h.lane) || md5(m.key))::uuid as lane) l
     order by m.id, h.service, h.saga
     on conflict do nothing
     returning id, message_id, service, saga, lane
-), known as (
-    update {schema}.child c
-    set state = 'started', child_run = s.id
-    from started s
-    where c.message_id = s.message_id and c.service = s.service and c.saga = s.saga and c.state = 'waiting'
 ), queued as (
     -- Whoever is first of its lane is seen when it is claimed: see take_turn.
     insert into {schema}.turn (run_id, lane)
     select s.id, s.lane from started s join arrived m on m.id = s.message_id where s.lane is not null order by m.ordinal
+), posted as (
+    insert into {schema}.mailbox (service, saga, run_id, due)
+    select s.service, s.saga, s.id, clock_timestamp()
+    from started s
+    join arrived m on m.id = s.message_id
+    order by m.ordinal, s.service, s.saga
+    returning run_id, service, saga
 )
-insert into {schema}.mailbox (service, saga, run_id, due)
-select s.service, s.saga, s.id, clock_timestamp()
-from started s
-join arrived m on m.id = s.message_id
-order by m.ordinal, s.service, s.saga
-returning run_id, service, saga
+select run_id, service, saga from posted
+union all
+-- What nobody of the service handles, has handled or was to handle must not vanish.
+select m.id, null, null
+from arrived m
+where %(service)s::text is not null
+  and not exists (select from handled h where h.id = m.id)
+  and not exists (select from {schema}.run r where r.message_id = m.id and r.service = %(service)s::text)
+  and not exists (select from {schema}.child c where c.message_id = m.id and c.service = %(service)s::text)
+
+-- name: read_listening
+select distinct t.topic, s.saga
+from unnest(%(topics)s::text[]) as t (topic)
+join {schema}.subscription s on s.topic = t.topic or t.topic ~ s.pattern
+where s.service = %(service)s
 
 -- name: bury_incoming
 -- A message that comes again is the same dead letter.

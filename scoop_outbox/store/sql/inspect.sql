@@ -1,17 +1,5 @@
 -- What people and waiting callers ask.
 
--- name: subscribe
-insert into {schema}.subscription as known (topic, service, saga, ordered, pattern, brokered)
-select *, %(brokered)s::bool
-from unnest(%(topics)s::text[], %(services)s::text[], %(sagas)s::text[], %(ordered)s::bool[], %(patterns)s::text[])
-on conflict (topic, service, saga) do update
-set ordered = excluded.ordered, pattern = excluded.pattern, brokered = excluded.brokered
-where (known.ordered, known.pattern, known.brokered)
-      is distinct from (excluded.ordered, excluded.pattern, excluded.brokered)
-
--- name: read_brokered
-select distinct service from {schema}.subscription where brokered order by service
-
 -- name: read_revision
 select version_num from {schema}.alembic_version
 
@@ -28,7 +16,12 @@ left join lateral (
     select 'running', null, null, null, e.saga
     from unnest(o.services, o.sagas) as e (service, saga)
     where not exists (
-        select from {schema}.run x where x.message_id = asked.id and x.service = e.service and x.saga = e.saga
+        select from {schema}.run x
+        where x.message_id = asked.id and x.service = e.service and (x.saga = e.saga or exists (
+            select from {schema}.renamed n
+            where n.service = e.service
+              and (n.former = e.saga and n.saga = x.saga or n.former = x.saga and n.saga = e.saga)
+        ))
     )
 ) r on true
 order by r.failed_at, r.saga
@@ -40,10 +33,20 @@ select id, topic, key, body, content_type, headers, created_at from {schema}.mes
 with recursive tree as (
     select r.id, null::integer as launched_by from {schema}.run r where r.message_id = %(message)s
     union all
-    select c.child_run, c.seq from tree t join {schema}.child c on c.run_id = t.id where c.child_run is not null
+    select b.id, b.launched_by
+    from tree t
+    cross join lateral (
+        select c.child_run as id, c.seq as launched_by
+        from {schema}.child c
+        where c.run_id = t.id and c.child_run is not null
+        union all
+        select l.id, null
+        from {schema}.run l
+        where l.late and l.lineage[cardinality(l.lineage) - 1] = t.id
+    ) b
 )
 select r.id, r.service, r.saga, r.message_id, r.state, r.lineage, t.launched_by, r.step, r.next_step, r.failure, r.obstacle,
-       r.reason, r.created_at, r.ended_at, m.topic, r.version, r.interruptions, r.interruption
+       r.reason, r.created_at, r.ended_at, m.topic, r.version, r.interruptions, r.interruption, r.late
 from tree t
 join {schema}.run r on r.id = t.id
 join {schema}.message m on m.id = r.message_id

@@ -16,9 +16,10 @@ where r.id = %(run)s
 for update of r skip locked
 
 -- name: claim_again
--- By the worker that has just committed this very state: nobody has touched the run in between if it answers.
+-- By the worker that has just committed this very state: nobody has touched the run in between if it answers. Not even
+-- its name: who ends a run under another one tells a parent that waits for this one.
 select clock_timestamp() from {schema}.run
-where id = %(run)s and seq = %(seq)s and state = %(state)s
+where id = %(run)s and seq = %(seq)s and state = %(state)s and saga = %(saga)s
 for update skip locked
 
 -- name: read_children

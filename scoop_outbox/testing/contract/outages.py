@@ -28,8 +28,8 @@ class Outages(Contract):
             receipts = await sender.once(messages)
             received = await member.receive(wait=1)
             troubles = member.consumer.trouble, await sender.trouble()
-            async with within(20, "checking while the broker is down"):
-                await trial.broker.check(trial.subscription(topic))
+            async with within(20, "preparing while the broker is down"):
+                assert await trial.broker.prepare(trial.subscription(topic)), "what is wrong"
         finally:
             await trial.harness.start()
         await sender.deliver(messages)

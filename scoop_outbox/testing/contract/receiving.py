@@ -17,6 +17,8 @@ from scoop_outbox.testing.contract.harness import Power
 from scoop_outbox.testing.contract.selection import Contract, needs
 from scoop_outbox.testing.contract.trial import Trial, envelope, ids, named, numbered, until, within
 
+_KEYS = ["k", "l", "m"]
+
 
 class Receiving(Contract):
     """Tests of one consumer at a time."""
@@ -168,17 +170,18 @@ class Receiving(Contract):
 
         assert len(member.got) == len(first) + len(second)
 
-    async def test_what_exists_passes_the_check(self, trial: Trial) -> None:
+    async def test_what_exists_is_prepared(self, trial: Trial) -> None:
         topic = await trial.topic()
 
-        await trial.broker.check(trial.subscription(topic))
+        assert await trial.broker.prepare(trial.subscription(topic)) is None
+        assert await trial.broker.prepare(trial.subscription(topic)) is None, "again"
 
     @needs(Feature.KNOWS_TOPICS)
-    async def test_the_check_names_what_is_missing(self, trial: Trial) -> None:
+    async def test_preparing_names_what_is_missing(self, trial: Trial) -> None:
         topic = named("missing")
 
         with pytest.raises(BrokerError, match=topic):
-            await trial.broker.check(trial.subscription(topic))
+            await trial.broker.prepare(trial.subscription(topic))
 
     @needs(Feature.STARTS_ANYWHERE)
     async def test_a_new_group_has_to_say_where_it_starts(self, trial: Trial) -> None:
@@ -187,7 +190,39 @@ class Receiving(Contract):
         silent = type(silent)(silent.service, silent.group, silent.topics, None)
 
         with pytest.raises(BrokerError, match="start"):
-            await trial.broker.check(silent)
+            await trial.broker.prepare(silent)
+
+    async def test_what_is_published_once_it_is_prepared_reaches_the_group(self, trial: Trial) -> None:
+        topic = await trial.topic()
+        sender = await trial.sender()
+        start = "latest" if Feature.STARTS_ANYWHERE in self.features else None
+        subscription = trial.subscription(topic, start=start)
+
+        assert await trial.broker.prepare(subscription) is None
+        messages = numbered(topic, _KEYS, range(3))
+        await sender.deliver(messages)
+        assert await trial.broker.prepare(subscription) is None, "another process of the service, a little later"
+        member = await trial.member(topic, start=start)
+        await member.take(messages)
+
+        assert ids(member.got) == ids(messages)
+
+    @needs(Feature.STARTS_ANYWHERE)
+    async def test_a_group_that_has_members_is_prepared_for_another_topic(self, trial: Trial) -> None:
+        old, new = await trial.topic(), await trial.topic()
+        sender, member = await trial.sender(), await trial.member(old, start="latest")
+        both = trial.subscription(old, new, start="latest")
+        async with member.working():
+            await until(lambda: member.consumer.trouble is None, "the old version is at work")
+            await sender.deliver(numbered(new, _KEYS, range(3)))
+            assert await trial.broker.prepare(both) is None
+            messages = numbered(new, _KEYS, range(3, 6))
+            await sender.deliver(messages)
+        await member.close()
+        newer = await trial.member(new, start="latest")
+        await newer.take(messages)
+
+        assert ids(newer.got) == ids(messages), "it begins when it was prepared"
 
     @needs(Feature.STARTS_ANYWHERE)
     async def test_a_group_starts_at_the_beginning_at_the_end_or_at_a_time(self, trial: Trial) -> None:

@@ -63,8 +63,8 @@ class System:
     async def create(self, *apps: Scoop, topics: Sequence[str] = ()) -> None:
         """Create what services need, and make their subscriptions known, before any of them is started."""
         for app in apps:
-            await app.announce()
             await self.harness.create([*topics, *app.subscription.topics], app.subscription)
+            await app.announce()
 
     @asynccontextmanager
     async def running(self, *apps: Scoop) -> AsyncIterator[list[Daemons]]:

@@ -1,0 +1,98 @@
+"""Announcer: makes a service's subscriptions known, once what is launched for them can reach it.
+
+A service that was announced first and asked its broker afterwards was waited for though its queue did not exist, its
+start was refused, or it began behind the message.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+
+from scoop_outbox.broker.protocol import Broker, Subscription
+from scoop_outbox.core.announcing import TakenOver, announce, read_subscribed
+from scoop_outbox.core.statement import Plan
+from scoop_outbox.saga import Saga
+from scoop_outbox.store.aio import AsyncDriver
+
+log = logging.getLogger(__name__)
+
+
+class Announcer:
+    """Announces one service.
+
+    Args:
+        broker: who brings it its messages; None is the built-in one, with which it can always receive.
+        subscription: what it receives.
+        sagas: its sagas by name.
+
+    Attributes:
+        names: of these sagas.
+        done: whether it has been announced.
+        trouble: what kept its broker from being asked when that was last tried; None when nothing did.
+    """
+
+    def __init__(self, broker: Broker | None, subscription: Subscription, sagas: Mapping[str, Saga]) -> None:
+        """Announce nothing yet."""
+        self._broker = broker
+        self._subscription = subscription
+        self._sagas: Sequence[Saga] = list(sagas.values())
+        self._patterns: dict[str, str | None] = {}
+        if broker is not None:
+            self._patterns = {topic: broker.pattern(topic) for topic in subscription.topics}
+        self.names = frozenset(sagas)
+        self.done = not sagas
+        self.trouble: str | None = None
+
+    async def announce(self, driver: AsyncDriver) -> bool:
+        """Announce the service if it can receive, and answer whether it has been announced now or before.
+
+        It has not when the broker cannot be asked: then it is tried again later.
+
+        Raises:
+            BrokerError: the service will never receive like this; what is wrong, and how to mend it.
+        """
+        if self.done:
+            return True
+        if self._broker is not None:
+            self.trouble = await self._broker.prepare(self._subscription)
+            if self.trouble is not None:
+                return False
+        note(self._subscription.service, await driver.run(self.plan()))
+        self.done = True
+        return True
+
+    async def is_known(self, driver: AsyncDriver) -> bool:
+        """Tell whether the home knows the service as it is now, because it was announced before."""
+        return (await driver.run(self.look())) >= self.names
+
+    def look(self) -> Plan[frozenset[str]]:
+        """Return the plan that reads which of the sagas are known already."""
+        return read_subscribed(self._subscription.service, self._sagas)
+
+    def plan(self) -> Plan[list[TakenOver]]:
+        """Return the plan that announces the service, whatever its broker says."""
+        brokered = self._broker is not None
+        return announce(self._subscription.service, self._sagas, self._patterns, brokered=brokered)
+
+    def listening(self, topic: str) -> list[str]:
+        """Return the names of the sagas that listen on a topic."""
+        return [
+            saga.name
+            for saga in self._sagas
+            if saga.topic == topic or re.fullmatch(self._patterns.get(saga.topic) or re.escape(saga.topic), topic)
+        ]
+
+
+def note(service: str, taken_over: Sequence[TakenOver]) -> None:
+    """Say what sagas have taken over from names that they had before."""
+    for one in taken_over:
+        log.info(
+            "saga %s of %s takes over from %s: %d runs that have not ended, %d messages that are waited for",
+            one.saga,
+            service,
+            one.former,
+            one.runs,
+            one.waiting,
+        )
