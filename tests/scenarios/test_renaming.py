@@ -217,6 +217,7 @@ async def test_q68_what_has_not_ended_is_taken_over_whatever_it_waits_for(databa
     await announced(Version(database_url, "place-order", formerly=["order"]))
     assert ask(database_url, "select saga from run where state = 'parked'") == [("place-order",)]
     # Waiting for a child: no mail either.
+    ask(database_url, "update child set saga = 'order' returning 1")
     ask(database_url, "update run set saga = 'order', state = 'running' where state = 'parked' returning 1")
     ask(
         database_url,

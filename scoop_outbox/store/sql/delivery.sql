@@ -92,7 +92,8 @@ with arrived as (
     -- ones wait in the order of ids: rows are updated in no particular order.
     update {schema}.child c
     set state = 'started',
-        child_run = (left(m.id::text, 19) || '8' || left(md5(concat_ws(e'\n', m.id, c.service, c.saga)), 15))::uuid
+        child_run = (left(m.id::text, 19) || '8' || left(
+                        md5(concat_ws(e'\n', m.id, length(c.service), c.service || c.saga)), 15))::uuid
     from arrived m, (select count(*) from taken) t
     where c.message_id = m.id and c.state = 'waiting'
       and m.lineage is not null and (%(service)s::text is null or c.service = %(service)s::text)
