@@ -38,6 +38,7 @@ from scoop_outbox.saga import Saga
 from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.calls import Interrupted
 from scoop_outbox.store.connect import in_words
+from scoop_outbox.store.faults import words
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.patient import PatientDriver
 
@@ -340,7 +341,7 @@ class Worker:
             self._interrupted(slot, error.reason, WANTED if error.wanted else MACHINERY)
         except (psycopg.Error, sa.exc.SQLAlchemyError, OSError) as error:
             # Nothing was begun: that there is no connection says nothing of the run.
-            log.warning("run %s of saga %s waits for a connection (%s)", slot.run_id, slot.saga, type(error).__name__)
+            log.warning("run %s of saga %s waits for a connection: %s", slot.run_id, slot.saga, words(error))
         except StrayCancellationError:
             self._interrupted(slot, "something that it waited for has been cancelled", MACHINERY)
         except Exception as error:
