@@ -7,10 +7,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -19,11 +21,13 @@ from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from scoop_outbox import DatabaseError, DefinitionError, RunState, Scoop
+from scoop_outbox.failure import Failure, Frame
 from scoop_outbox.store import migrate as migrations
 from scoop_outbox.store.connect import blocking_engine, parsed
 from scoop_outbox.store.schema import DEFAULT_SCHEMA, SHARDS, tables
 
 HEAD = migrations.head()
+OLD = ("message", "run", "step", "child")
 
 SCHEMAS = [DEFAULT_SCHEMA, "Odd Name", "o'clock", 'say "hi"', "select", "größe", "50% %(off)s", "x" * 63]
 
@@ -299,3 +303,44 @@ def test_a_user_who_may_not_create_tables_is_told(empty_url: str) -> None:
     finally:
         with psycopg.connect(empty_url, autocommit=True) as connection:
             connection.execute(sql.SQL("drop role {}").format(sql.Identifier(role)))
+
+
+@pytest.mark.parametrize("schema", [DEFAULT_SCHEMA, "50% %(off)s"])
+async def test_failures_that_were_documents_become_rows_and_stay_what_they_were(empty_url: str, schema: str) -> None:
+    below = Failure("Below", None, "child[1]", (Frame("f.py", 1, "m", "f"),))
+    texts = ["plain", 'nul \0, lone \ud800, "quoted", \\ and "message": "no"', "x" * 5000, None]
+    failures = [Failure("shop.Odd", text, "root[1]", causes=(below,)) for text in texts]
+    with connected(empty_url) as connection:
+        connection.execute(sa.schema.CreateSchema(schema))
+        config = migrations._config(schema)
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0005")
+        rows = {name: sa.Table(name, sa.MetaData(), schema=schema, autoload_with=connection) for name in OLD}
+        for number, failure in enumerate(failures):
+            one = uuid4()
+            document = failure.to_json()
+            known = {"service": "shop", "saga": "root", "message_id": one}
+            connection.execute(rows["message"].insert().values(
+                id=one, topic="t", body=b"1", content_type="x", headers={}))  # fmt: skip
+            connection.execute(rows["run"].insert().values(
+                **known, id=one, lineage=[one], state="rolled_back", failure=document))  # fmt: skip
+            connection.execute(rows["step"].insert().values(
+                run_id=one, seq=number, step="s", kind="step", iteration=0, attempt=0, state="failed", failure=document,
+                started_at=sa.func.now(), ended_at=sa.func.now(), worker="w"))  # fmt: skip
+            connection.execute(rows["child"].insert().values(
+                **known, run_id=uuid4(), seq=1, ordinal=1, state="rolled_back", failure=document))  # fmt: skip
+        messages = list(connection.execute(sa.select(rows["run"].c.id)).scalars())
+    migrations.migrate(empty_url, schema)
+
+    app = Scoop("shop", database=empty_url, schema=schema)
+    statuses = [await app.status(message) for message in messages]
+    await app.close()
+    assert [status.runs[0].failure for status in statuses] == failures
+    assert [status.runs[0].steps[0].failure for status in statuses] == failures
+    assert all(failure.causes == (below,) for failure in failures)
+    quoted = '"' + schema.replace("%", "%%") + '"'
+    found = ask(empty_url, f"select type, source, message from {quoted}.failure where %s", True)  # noqa: S608
+    assert {row[:2] for row in found} == {("shop.Odd", "root[1]")}
+    assert len(found) == 12
+    assert {len(row[2]) for row in found if row[2] is not None and row[2].startswith("x")} == {200}
+    assert sum(row[2] is None for row in found) == 3
