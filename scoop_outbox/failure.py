@@ -260,7 +260,7 @@ class DistributedError(Exception):
         """What it was caused by. One is `__cause__`; several are the members of the group that is."""
         return self._explain()
 
-    @property  # it is an attribute, of which the interpreter knows the place
+    @property
     def __cause__(self) -> BaseException | None:
         """The cause, or the group of them, unless it was raised from something else."""
         self._explain()
