@@ -101,7 +101,8 @@ def claim(run_id: uuid.UUID, worker: Worker) -> Plan[Claim | None]:
     if not locked:
         yield from ask(ROLLBACK)
         return None
-    failures = yield from recall([*failures_of_run(locked[0]), *failures_of_children(children)], worker.failures)
+    named = failures_of_run(locked[0], children)
+    failures = (yield from recall(named, worker.failures)) if named else {}
     run, now, mail = run_of(locked[0], failures), locked[0][CLOCK], locked[0][MAIL]
     if run.state.ended:
         yield from ask(statement("drop_mail", ids=mail), COMMIT)  # it told of something that no longer matters

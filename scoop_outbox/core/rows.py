@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scoop_outbox.core.run import Child, ChildState, Instance, Run, RunState, StepKind
@@ -18,8 +18,9 @@ Failures = Mapping[uuid.UUID, Failure]
 # Where `claim_run` returns what comes after the run's own columns.
 CLOCK, MAIL, MESSAGE = 28, 29, slice(30, 37)
 
-_FAILURE, _OBSTACLE = 20, 21
-_CHILD_FAILURE = 6
+_FAILURES = slice(20, 22)
+_CHILD_FAILURES = slice(6, 8)
+# Where `read_instance` returns a child, as `read_children` does.
 _INSTANCE = 6
 
 
@@ -28,19 +29,20 @@ def failure_of(failure_id: uuid.UUID | None, failures: Failures) -> Failure | No
     return None if failure_id is None else failures[failure_id]
 
 
-def failures_of_run(row: Row) -> Iterable[uuid.UUID | None]:
-    """Return the failures that a row of `claim_run` names."""
-    return row[_FAILURE], row[_OBSTACLE]
+def failures_of_run(row: Row, children: Sequence[Row]) -> list[uuid.UUID]:
+    """Return the failures that a row of `claim_run` and rows of `read_children` name."""
+    return [one for one in row[_FAILURES] if one is not None] + failures_of_children(children)
 
 
-def failures_of_children(rows: Sequence[Row]) -> list[uuid.UUID | None]:
+def failures_of_children(rows: Sequence[Row]) -> list[uuid.UUID]:
     """Return the failures that rows of `read_children` name."""
-    return [one for row in rows for one in row[_CHILD_FAILURE : _CHILD_FAILURE + 2]]
+    return [one for row in rows for one in row[_CHILD_FAILURES] if one is not None]
 
 
-def failures_of_instance(rows: Sequence[Row]) -> list[uuid.UUID | None]:
+def failures_of_instance(rows: Sequence[Row]) -> list[uuid.UUID]:
     """Return the failures that rows of `read_instance` name."""
-    return [one for row in rows for one in (row[_INSTANCE - 1], *row[_INSTANCE + _CHILD_FAILURE :][:2])]
+    handled = [row[_INSTANCE - 1] for row in rows[:1] if row[_INSTANCE - 1] is not None]
+    return handled + failures_of_children([row[_INSTANCE:] for row in rows])
 
 
 def run_of(row: Row, failures: Failures) -> Run:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from scoop_outbox.core.claim import Claim, Worker, claim, claimed_again, claiming_again
-from scoop_outbox.core.failures import Writing, id_of
+from scoop_outbox.core.failures import Known, Writing, id_of
 from scoop_outbox.core.run import Run, RunState, StepKind
 from scoop_outbox.core.statement import (
     COMMIT,
@@ -32,20 +32,22 @@ def settle(
 
     When a callback was `called` behind the claim's savepoint and has returned, the savepoint must still be there.
     """
-    writing = Writing(worker.failures)
-    change = _named(change, writing)
+    change, writing = _named(change, worker.failures)
     after = change.run
-    release = [RELEASE_SAVEPOINT, *writing.statements()] if called else writing.statements()
-    writes = [*release, *_writes_run(claimed, change, worker), *_writes_mail(claimed, change, go_on=go_on)]
+    writes = [RELEASE_SAVEPOINT] if called else []
+    writes += writing.statements() if writing is not None else ()
+    writes += _writes_run(claimed, change, worker)
+    writes += _writes_mail(claimed, change, go_on=go_on)
     ahead = go_on and change.mail is Mail.KEEP
     again = claiming_again(after, children=change.consumes is not None) if ahead else []
     answers = yield from ask(*writes, COMMIT_AND_BEGIN if ahead else COMMIT, *again)
     rows = {write.name: answer for write, answer in zip(writes, answers, strict=False)}
-    writing.written()
+    if writing is not None:
+        writing.written()
     _hint(claimed, change, rows, worker)
     if ahead:
-        if after != claimed.run:
-            after = replace(after, inherited=None, troubled=False)
+        if after.troubled or (after.inherited is not None and after != claimed.run):
+            after = replace(after, inherited=None, troubled=False)  # it has been written with the run
         return (yield from claimed_again(claimed, after, answers[len(writes) + 1 :], worker))
     if go_on and change.mail is Mail.DROP_IF_WAITING and not rows["drop_mail_if_waiting"][0][0]:
         return (yield from claim(after.id, worker))  # nobody listens to what was launched: nothing to wait for
@@ -73,17 +75,19 @@ def _hint(claimed: Claim, change: Transition, rows: Mapping[str, Rows], worker: 
             worker.unheard(after)
 
 
-def _named(change: Transition, writing: Writing) -> Transition:
-    """Return a transition whose failures have ids; those that are new are written down first."""
+def _named(change: Transition, known: Known) -> tuple[Transition, Writing | None]:
+    """Return a transition whose failures have ids, and those of them that are to be written down first."""
     run, record, asks = change.run, change.record, change.asks
     if run.failure is None and (record is None or record.failure is None):
-        return change
+        return change, None
+    writing = Writing(known)
     failure, obstacle = writing.name_any(run.failure), writing.name_any(run.obstacle)
     if failure is not run.failure or obstacle is not run.obstacle:
         run = replace(run, failure=failure, obstacle=obstacle)
     if record is not None and record.failure is not None:
         record = replace(record, failure=writing.name(record.failure))
-    return replace(change, run=run, record=record, asks=None if asks is None else (asks[0], writing.name(asks[1])))
+    asks = None if asks is None else (asks[0], writing.name(asks[1]))
+    return replace(change, run=run, record=record, asks=asks), writing
 
 
 def _writes_run(claimed: Claim, change: Transition, worker: Worker) -> Iterator[Statement]:
@@ -96,10 +100,7 @@ def _writes_run(claimed: Claim, change: Transition, worker: Worker) -> Iterator[
             yield statement("record_step", **_record(record, claimed, worker))
         if after != before or before.troubled:
             yield statement("update_run", **_columns(before, after))
-    marks = {"mark_undone": change.undone, "consume_failures": change.consumes, "deliver_failures": change.delivers}
-    for name, seq in marks.items():
-        if seq is not None:
-            yield statement(name, run=after.id, seq=seq)
+    yield from _marks(change)
     if change.emissions:
         seq = after.seq if record is None else record.seq
         yield statement("launch", **emitted(change.emissions, after, seq, brokered=worker.brokered))
@@ -111,6 +112,16 @@ def _writes_run(claimed: Claim, change: Transition, worker: Worker) -> Iterator[
     if after.lane is not None and after.state.ended and after.state is not RunState.PARKED:
         yield statement("lock_lane", lane=after.lane)
         yield statement("end_turn", run=after.id)
+
+
+def _marks(change: Transition) -> Iterator[Statement]:
+    """Write what becomes of an instance and its children."""
+    if change.undone is not None:
+        yield statement("mark_undone", run=change.run.id, seq=change.undone)
+    if change.consumes is not None:
+        yield statement("consume_failures", run=change.run.id, seq=change.consumes)
+    if change.delivers is not None:
+        yield statement("deliver_failures", run=change.run.id, seq=change.delivers)
 
 
 def _writes_mail(claimed: Claim, change: Transition, *, go_on: bool) -> Iterator[Statement]:
