@@ -91,6 +91,6 @@ ROLLBACK = Statement("rollback", {})
 SAVEPOINT = Statement("savepoint", {})
 RELEASE_SAVEPOINT = Statement("release_savepoint", {})
 READ_CLOCK = Statement("read_clock", {})
-SYNC = Statement("sync", {})
+SYNC = Statement(name="sync", params={})
 """No statement: an error before it leaves what comes after it to be executed, and both are still one round trip."""
 ROLLBACK_TO_SAVEPOINT = Statement("rollback_to_savepoint", {})
