@@ -102,14 +102,18 @@ def take_in(
     statements = [statement("take_in", **arrived(envelopes, service, home))]
     if unusable:
         statements.append(statement("bury_incoming", **_buried(unusable, service)))
-    _, rows, *_ = yield from ask(BEGIN, *statements, COMMIT)
-    nobody: list[str] = []
-    for one, of, saga in rows:
-        if of is None:
-            nobody.append(str(one))
-        else:
-            hints.mail(of, saga, "", one, 0.0)
-    return nobody
+    _, started, *_ = yield from ask(BEGIN, *statements, COMMIT)
+    for run_id, of, saga, _ in started:
+        hints.mail(of, saga, "", run_id, 0.0)
+    if service is None:
+        return []
+    begun = {str(message_id) for *_, message_id in started}
+    left = [envelope.id for envelope in envelopes if envelope.id not in begun]
+    if not left:
+        return []
+    # Most of them come again.
+    (unhandled,) = yield from ask(statement("read_unhandled", ids=left, service=service))
+    return [str(row[0]) for row in unhandled]
 
 
 def bury(unusable: Sequence[Unusable], service: str) -> Plan[None]:

@@ -275,6 +275,7 @@ async def test_what_is_parked_or_rolls_back_is_under_way(database_url: str, hand
     await taken_in(app, database_url)
     ask(database_url, "update run set state = %s where service = 'stock' returning 1", state)
     if state == "parked":
+        ask(database_url, "update run set reason = 'why' where service = 'stock' returning 1")
         ask(database_url, "delete from mailbox returning 1")
         ask(database_url, "delete from turn returning 1")
     assert handlers.forget("stock").verdict is Verdict.REFUSED_ACTIVE

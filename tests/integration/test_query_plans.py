@@ -294,6 +294,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("renew_shards", {"shards": SHARDS, "epochs": [0] * 8, "lease": LEASE}),
         ("release_shards", {"shards": SHARDS, "epochs": [0] * 8}),
         ("expect_here", {"ids": [uuid4()], "service": "shop", "sagas": ["saga 1"]}),
+        ("read_unhandled", {"ids": [message_id(OLD), uuid4()], "service": "shop"}),
         ("read_listening", {"service": "shop", "topics": ["topic 1"]}),
         ("lock_service", {"service": "shop"}),
         ("tell_apart", {"service": "shop", "sagas": ["saga 1"]}),

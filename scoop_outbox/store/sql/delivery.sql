@@ -97,7 +97,7 @@ with arrived as (
     from arrived m, (select count(*) from taken) t
     where c.message_id = m.id and c.state = 'waiting'
       and m.lineage is not null and (%(service)s::text is null or c.service = %(service)s::text)
-    returning m.id, m.topic, c.service, c.saga
+    returning m.id, m.topic, m.key, m.lineage, m.context, m.launched_at, c.service, c.saga
 ), known as (
     -- Launched for a name that a saga had once, it is the saga's all the same, also in its order.
     select topic, service, saga, ordered, lane from listening
@@ -109,13 +109,15 @@ with arrived as (
 ), unexpected as (
     -- Who else is subscribed when it is first taken in handles it too, by this service if it takes in for itself: as a
     -- root, or as a late run that nobody waits for. Who was told once, under whatever name, is not told again.
-    select m.id, s.service, s.saga, s.ordered, s.lane, m.lineage is not null as late
+    select m.id, m.key, m.lineage, m.context, m.launched_at, s.service, s.saga, s.ordered, s.lane,
+           m.lineage is not null as late
     from arrived m
     join listening s on s.topic = m.topic
     where case when %(service)s::text is null
                then exists (select from taken t where t.id = m.id)
                else not exists (
-                   select from {schema}.run r where r.message_id = m.id and r.service = %(service)s::text
+                   -- `offset 0`: message by message, and not by reading all runs of the service.
+                   select from {schema}.run r where r.message_id = m.id and r.service = %(service)s::text offset 0
                )
           end
       and (m.lineage is null or not exists (
@@ -127,30 +129,29 @@ with arrived as (
           ))
       ))
 ), handled as (
-    select e.id, e.service, e.saga, coalesce(k.ordered, false) as ordered, coalesce(k.lane, e.saga) as lane,
-           false as late
+    select e.id, e.key, e.lineage, e.context, e.launched_at, e.service, e.saga, coalesce(k.ordered, false) as ordered,
+           coalesce(k.lane, e.saga) as lane, false as late
     from expected e
     left join known k on k.topic = e.topic and k.service = e.service and k.saga = e.saga
     union all
-    select id, service, saga, ordered, lane, late from unexpected
+    select * from unexpected
 ), started as (
     insert into {schema}.run (id, message_id, service, saga, lineage, parent_run, context, launched_at, lane, late)
-    select n.id, m.id, h.service, h.saga, n.above || n.id, case when not h.late then n.above[cardinality(n.above)] end,
-           m.context::json, m.launched_at::json,
+    select n.id, h.id, h.service, h.saga, n.above || n.id, case when not h.late then n.above[cardinality(n.above)] end,
+           h.context::json, h.launched_at::json,
            -- A run does not wait for one above it, which waits for it.
            case when h.ordered and (h.late or not exists (
                select from {schema}.turn t where t.lane = l.lane and t.run_id = any(n.above)
            )) then l.lane end,
            h.late
     from handled h
-    join arrived m on m.id = h.id
     cross join lateral (
-        select (left(m.id::text, 19) || '8' || left(
-                   md5(concat_ws(e'\n', m.id, length(h.service), h.service || h.saga)), 15))::uuid as id,
-               coalesce(string_to_array(m.lineage, ',')::uuid[], array[]::uuid[]) as above
+        select (left(h.id::text, 19) || '8' || left(
+                   md5(concat_ws(e'\n', h.id, length(h.service), h.service || h.saga)), 15))::uuid as id,
+               coalesce(string_to_array(h.lineage, ',')::uuid[], array[]::uuid[]) as above
     ) n
-    cross join lateral (select md5(md5(h.service) || md5(h.lane) || md5(m.key))::uuid as lane) l
-    order by m.id, h.service, h.saga
+    cross join lateral (select md5(md5(h.service) || md5(h.lane) || md5(h.key))::uuid as lane) l
+    order by h.id, h.service, h.saga
     on conflict do nothing
     returning id, message_id, service, saga, lane
 ), queued as (
@@ -163,17 +164,15 @@ with arrived as (
     from started s
     join arrived m on m.id = s.message_id
     order by m.ordinal, s.service, s.saga
-    returning run_id, service, saga
 )
-select run_id, service, saga from posted
-union all
+select id, service, saga, message_id from started
+
+-- name: read_unhandled
 -- What nobody of the service handles, has handled or was to handle must not vanish.
-select m.id, null, null
-from arrived m
-where %(service)s::text is not null
-  and not exists (select from handled h where h.id = m.id)
-  and not exists (select from {schema}.run r where r.message_id = m.id and r.service = %(service)s::text)
-  and not exists (select from {schema}.child c where c.message_id = m.id and c.service = %(service)s::text)
+select m.id
+from unnest(%(ids)s::uuid[]) as m (id)
+where not exists (select from {schema}.run r where r.message_id = m.id and r.service = %(service)s)
+  and not exists (select from {schema}.child c where c.message_id = m.id and c.service = %(service)s)
 
 -- name: read_listening
 select distinct t.topic, s.saga
