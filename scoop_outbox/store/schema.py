@@ -320,7 +320,7 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         Column("backend", Integer, nullable=False),
         _time("started_at", nullable=False, default=True),
         _time("alive_until", nullable=False),
-        Index("worker_of_service", "service", "alive_until"),
+        Index("worker_of_service", "service"),
     )
 
     # A saga as some version of the code declares it. Kept when no worker has it any more: runs may still be of it.

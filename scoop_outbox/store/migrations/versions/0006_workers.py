@@ -27,7 +27,7 @@ def upgrade() -> None:
         sa.Column("alive_until", TIMESTAMP(timezone=True), nullable=False),
         schema=schema,
     )
-    op.create_index("worker_of_service", "worker", ["service", "alive_until"], schema=schema)
+    op.create_index("worker_of_service", "worker", ["service"], schema=schema)
     op.create_table(
         "saga_version",
         sa.Column("id", sa.Text(), primary_key=True),
