@@ -36,7 +36,7 @@ class UnhandledLaunches:
         Args:
             topics: the topic of each.
             service: who has launched.
-            brokered: whether a broker carries the messages: others may well listen there, which is nothing unusual.
+            brokered: whether a broker carries the messages, so that others may listen there.
         """
         for topic, count in Counter(topics).items():
             with self._lock:
@@ -46,12 +46,11 @@ class UnhandledLaunches:
                 if new:
                     self._told.add(topic)
                 last = new and len(self._told) == TOLD
-            if new and brokered:
-                log.info(_BROKERED, service, topic)
-            elif new:
-                log.warning(_BUILTIN, service, topic)
+            if new:
+                # No warning: it may be meant so, as a step of its own that others may hook into.
+                log.info(_BROKERED if brokered else _BUILTIN, service, topic)
             if last:
-                log.warning("messages on %d topics have no listener here; of others nothing is said", TOLD)
+                log.info("messages on %d topics have no listener here; of others nothing is said", TOLD)
 
 
 _BROKERED = (
