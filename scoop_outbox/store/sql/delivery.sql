@@ -94,8 +94,9 @@ with arrived as (
     set state = 'started',
         child_run = (left(m.id::text, 19) || '8' || left(
                         md5(concat_ws(e'\n', m.id, length(c.service), c.service || c.saga)), 15))::uuid
-    from arrived m, (select count(*) from taken) t
-    where c.message_id = m.id and c.state = 'waiting'
+    from arrived m
+    where (select count(*) from taken) >= 0
+      and c.message_id = any(%(ids)s::uuid[]) and c.message_id = m.id and c.state = 'waiting'
       and m.lineage is not null and (%(service)s::text is null or c.service = %(service)s::text)
     returning m.id, m.topic, m.key, m.lineage, m.context, m.launched_at, c.service, c.saga
 ), known as (
