@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from scoop_outbox.core.run import RunState
 from scoop_outbox.core.statement import ask, statement
+from scoop_outbox.headers import storable
 from scoop_outbox.store.aio import AsyncDriver
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class Interruptions:
                     "note_interruptions",
                     runs=list(pending),
                     # NUL and broken characters cannot be stored as text.
-                    reasons=[_storable(one.reason) for one in pending.values()],
+                    reasons=[storable(one.reason) for one in pending.values()],
                     parks=[one.kind != WANTED for one in pending.values()],
                     takers=[self._worker if one.kind == DIED else None for one in pending.values()],
                     # So that runs which were interrupted together do not come back together.
@@ -116,7 +117,3 @@ class Interruptions:
                 "run interrupted: service %s, saga %s, run %s, %d in a row: %s; it is executed again later",
                 *(self._service, one.saga, run_id, count, one.reason),
             )
-
-
-def _storable(text: str) -> str:
-    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
