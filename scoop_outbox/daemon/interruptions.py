@@ -9,6 +9,7 @@ import logging
 import random
 import uuid
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from scoop_outbox.core.run import RunState
@@ -46,6 +47,7 @@ class Interruptions:
     Args:
         service: whose runs.
         worker: the worker's id.
+        sagas: the sagas that it has: what never happened to them is counted too, as nothing.
         most: a run is parked after so many in a row without progress; those that it wanted itself do not park it.
 
     Attributes:
@@ -53,13 +55,13 @@ class Interruptions:
         parked: how many runs were parked because of them, by saga.
     """
 
-    def __init__(self, service: str, worker: uuid.UUID, most: int = MOST) -> None:
+    def __init__(self, service: str, worker: uuid.UUID, sagas: Iterable[str], most: int = MOST) -> None:
         """Hold nothing yet."""
         self._service = service
         self._worker = worker
         self._most = most
         self._pending: dict[uuid.UUID, Interruption] = {}
-        self.counted: Counter[tuple[str, str]] = Counter()
+        self.counted = Counter({(saga, kind): 0 for saga in sagas for kind in (MACHINERY, WANTED, DIED)})
         self.parked: Counter[str] = Counter()
 
     def __contains__(self, run_id: uuid.UUID) -> bool:

@@ -122,8 +122,8 @@ def _worker(worker: Worker) -> Iterator[Metric]:
         interrupted.add_metric([saga, kind], count)
     yield interrupted
     parked = CounterMetricFamily(_PREFIX + "worker_parked", "Runs that were parked.", None, ["saga"])
-    for saga, count in (interruptions.parked + worker.reports.parked).items():
-        parked.add_metric([saga], count)
+    for saga in dict.fromkeys(saga for saga, _ in interruptions.counted):
+        parked.add_metric([saga], interruptions.parked[saga] + worker.reports.parked[saga])
     yield parked
 
 

@@ -84,7 +84,7 @@ class Worker:
         self._pace = Pace()
         self._roster = Roster(home.process_id, service, self._sagas)
         self.reports = Reports(service, signals, brokered=brokered)
-        self.interruptions = Interruptions(service, home.process_id, max_interruptions)
+        self.interruptions = Interruptions(service, home.process_id, self._sagas, max_interruptions)
         self._mail = MailReader(service, list(self._sagas), self._roster, self.interruptions)
         self._feeder: PatientDriver | None = None
         # Threads move on from one run to the next by themselves; what they and the loop share is behind this lock.

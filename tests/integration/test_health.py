@@ -267,7 +267,10 @@ async def test_numbers_of_relay_worker_and_intake(database_url: str) -> None:
         await until(lambda: metric(port, "due_work", 0))
         assert (await value(port, "worker_claims_total") or 0) >= 5
         assert await value(port, "worker_busy_slots") == 0
-        assert await value(port, "worker_interruptions_total") == 0
+        assert await value(port, 'worker_interruptions_total{kind="machinery",saga="place-order"}') == 0
+        assert await value(port, 'worker_parked_total{saga="place-order"}') == 0
+        assert await value(port, "runs_parked") == 0
+        assert await value(port, "runs_interrupted") == 0
         assert await value(port, "intake_paused") == 0
         assert await value(port, "relay_shards") == 8
         assert (await value(port, "publish_seconds_count") or 0) >= 1

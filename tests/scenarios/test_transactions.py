@@ -415,7 +415,7 @@ async def test_tx_06_savepoints_and_repeated_statements_leave_the_engine_alone(s
 
     assert shop.journal == ["root-0", "root-1", "root-2"]
     assert daemons.worker is not None
-    assert not daemons.worker.interruptions.counted
+    assert daemons.worker.interruptions.counted.total() == 0
     assert sold() == [f"{step}, {name}" for step in range(3) for name in (*range(10), "last")]
 
 
