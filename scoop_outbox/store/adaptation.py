@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg
 from psycopg.adapt import AdaptersMap
+from psycopg.dbapi20 import register_dbapi20_adapters
 from psycopg.postgres import register_default_adapters, register_default_types
 from psycopg.rows import TupleRow, tuple_row
 from psycopg.types import TypesRegistry
@@ -28,6 +29,7 @@ def _defaults() -> AdaptersMap:
     register_default_types(types)
     adapters = AdaptersMap(types=types)
     register_default_adapters(adapters)
+    register_dbapi20_adapters(adapters)
     register_all_arrays(adapters)
     # Those of JSON look up what they call in a global variable unless they are told.
     set_json_dumps(json.dumps, adapters)

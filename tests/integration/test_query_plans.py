@@ -396,6 +396,7 @@ def test_every_statement_is_looked_at() -> None:
     assert {name for name, _ in examples()} == set(queries.load(DEFAULT_SCHEMA)) - UTILITY
 
 
+@pytest.mark.timeout(600)  # to fill the tables takes most of it
 def test_d1_no_statement_costs_more_as_history_and_work_grow(full_database: psycopg.Connection[Any]) -> None:
     connection = full_database
     for name, query in queries.compiled(DEFAULT_SCHEMA).items():

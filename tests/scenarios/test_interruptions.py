@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import psycopg
 import pytest
+import pytest_asyncio
 
 from scoop_outbox import Answer, Handle, RunState, RunStatus, Saga, Scoop, TransientError, UnknownMessage
 from scoop_outbox.daemon.interruptions import DIED, MACHINERY, OF_DEATH, WANTED
@@ -16,6 +17,14 @@ from tests.waiting import until
 
 COLOURS = ["async", "def"]
 LONG = 30.0
+
+
+@pytest_asyncio.fixture
+async def app(database_url: str) -> AsyncIterator[Scoop]:
+    """A service; what is asked after it has run opens connections anew."""
+    service = Scoop("shop", database=database_url)
+    yield service
+    await service.close()
 
 
 def add_step(saga: Saga, colour: str, name: str, body: Callable[[Any], None]) -> None:
@@ -64,8 +73,7 @@ def lose_connection(url: str) -> Callable[[Any], None]:
 
 
 @pytest.mark.parametrize("colour", COLOURS)
-async def test_q32_runs_that_say_not_now_do_not_keep_another_saga_waiting(database_url: str, colour: str) -> None:
-    app = Scoop("shop", database=database_url)
+async def test_q32_runs_that_say_not_now_do_not_keep_another_saga_waiting(app: Scoop, colour: str) -> None:
     needy, healthy = app.saga("needy", on="needy"), app.saga("healthy", on="healthy")
     entered: list[float] = []
 
@@ -92,8 +100,7 @@ async def test_q32_runs_that_say_not_now_do_not_keep_another_saga_waiting(databa
 
 
 @pytest.mark.parametrize("colour", COLOURS)
-async def test_q65_what_says_not_now_is_counted_and_delayed_and_never_parked(database_url: str, colour: str) -> None:
-    app = Scoop("shop", database=database_url)
+async def test_q65_what_says_not_now_is_counted_and_delayed_and_never_parked(app: Scoop, colour: str) -> None:
     entered: list[int] = []
     open_again = asyncio.Event()
 
@@ -124,9 +131,8 @@ async def test_q65_what_says_not_now_is_counted_and_delayed_and_never_parked(dat
 
 @pytest.mark.parametrize("colour", COLOURS)
 async def test_q65_what_costs_its_connection_each_time_is_parked_and_can_be_retried(
-    database_url: str, colour: str, caplog: pytest.LogCaptureFixture
+    app: Scoop, database_url: str, colour: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    app = Scoop("shop", database=database_url)
     calls: list[int] = []
     mended = asyncio.Event()
     lose = lose_connection(database_url)
@@ -168,8 +174,7 @@ async def test_q65_what_costs_its_connection_each_time_is_parked_and_can_be_retr
     assert (run.state, run.reason, run.interruptions) == (RunState.COMMITTED, None, 0)
 
 
-async def test_q65_progress_begins_the_count_anew(database_url: str) -> None:
-    app = Scoop("shop", database=database_url)
+async def test_q65_progress_begins_the_count_anew(app: Scoop, database_url: str) -> None:
     lose = lose_connection(database_url)
     calls: list[str] = []
 
@@ -216,9 +221,8 @@ async def test_q65_the_count_survives_the_process(database_url: str) -> None:
     await watcher.close()
 
 
-async def test_a_run_whose_process_died_twice_waits_and_is_parked(database_url: str) -> None:
+async def test_a_run_whose_process_died_twice_waits_and_is_parked(app: Scoop, database_url: str) -> None:
     # What a killed process leaves: mail that is old, and the mark of whoever had begun. See tests/crash for real ones.
-    app = Scoop("shop", database=database_url)
     calls: list[int] = []
     add_step(app.saga("order", on="orders"), "async", "work", lambda _: calls.append(1))
     async with app.running(worker=False):
@@ -242,8 +246,9 @@ async def test_a_run_whose_process_died_twice_waits_and_is_parked(database_url: 
     assert calls == [1]
 
 
-async def test_mail_that_lay_there_before_is_marked_and_the_mark_goes_with_progress(database_url: str) -> None:
-    app = Scoop("shop", database=database_url)
+async def test_mail_that_lay_there_before_is_marked_and_the_mark_goes_with_progress(
+    app: Scoop, database_url: str
+) -> None:
     seen: list[list[tuple[Any, ...]]] = []
     marks = "select taken_by is not null, interruptions from scoop_outbox.run"
     add_step(app.saga("order", on="orders"), "def", "work", lambda _: seen.append(ask(database_url, marks)))
@@ -257,8 +262,7 @@ async def test_mail_that_lay_there_before_is_marked_and_the_mark_goes_with_progr
     assert ask(database_url, marks) == [(False, 0), (False, 0)]
 
 
-async def test_q65_interruptions_are_seen_from_outside(database_url: str) -> None:
-    app = Scoop("shop", database=database_url)
+async def test_q65_interruptions_are_seen_from_outside(app: Scoop, database_url: str) -> None:
     add_step(app.saga("needy", on="needy"), "async", "call", not_now)
     async with app.running(grace=1):
         handle = await app.launch("needy", {})
