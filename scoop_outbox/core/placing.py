@@ -9,7 +9,7 @@ from scoop_outbox.core.claim import Claim, Worker
 from scoop_outbox.core.decide import Decision, Invoke, Park, needed
 from scoop_outbox.core.run import Run
 from scoop_outbox.core.statement import COMMIT, ROLLBACK, Plan, ask, statement
-from scoop_outbox.core.versions import PATIENCE, Place, Version, left_out, place
+from scoop_outbox.core.versions import PATIENCE, Version, executor, left_out
 
 
 def place_run(claimed: Claim, due: Decision, worker: Worker) -> Plan[Decision | None]:
@@ -21,23 +21,19 @@ def place_run(claimed: Claim, due: Decision, worker: Worker) -> Plan[Decision | 
     mine = deployment.mine.get(run.saga)
     if mine is None:
         return due  # this process does not say what it knows
-    match place(run.saga, run.version, needs, deployment):
-        case Place.ELSEWHERE:
-            if deployment.is_alive(run.saga, run.version):
-                # Or we would find it again and again, and they would not: mail of our version is ours.
-                yield from ask(statement("address_mail", ids=claimed.mail, version=run.version), COMMIT)
-            else:
-                yield from ask(ROLLBACK)
-            return None
-        case Place.NOWHERE:
-            known, _, _ = yield from _last_known(run, needs)
-            since = max((at for at in (known, deployment.since) if at is not None), default=None)
-            if since is not None and claimed.facts.now - since < PATIENCE:
-                yield from ask(ROLLBACK)
-                return None
+    by = executor(run.saga, run.version, needs, deployment)
+    if by is None:
+        known, _, _ = yield from _last_known(run, needs)
+        since = max((at for at in (known, deployment.since) if at is not None), default=None)
+        if since is None or claimed.facts.now - since >= PATIENCE:
             return due
-        case Place.HERE:
-            return (yield from _take_over(claimed, due, mine))
+        yield from ask(ROLLBACK)
+        return None
+    if by.id != mine.id:
+        # Or we would find it again and again, and they would not: mail of our version is ours.
+        yield from ask(statement("address_mail", ids=claimed.mail, version=by.id), COMMIT)
+        return None
+    return (yield from _take_over(claimed, due, mine))
 
 
 def _take_over(claimed: Claim, due: Decision, mine: Version) -> Plan[Decision]:

@@ -13,7 +13,6 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from enum import Enum, auto
 
 from scoop_outbox.saga import Saga
 
@@ -57,10 +56,6 @@ class Deployment:
     alive: Mapping[str, Sequence[Version]] = field(default_factory=dict)
     since: datetime | None = None
 
-    def is_alive(self, saga: str, version: str) -> bool:
-        """Tell whether a living worker has this version."""
-        return any(one.id == version for one in self.alive.get(saga, ()))
-
     @property
     def others(self) -> list[str]:
         """The versions of our sagas that other living workers have, and this process has not."""
@@ -68,16 +63,8 @@ class Deployment:
         return [one.id for saga in self.mine for one in self.alive.get(saga, ()) if one.id not in mine]
 
 
-class Place(Enum):
-    """Where a run is executed."""
-
-    HERE = auto()
-    ELSEWHERE = auto()  # by a worker of another version, which is alive
-    NOWHERE = auto()  # no living worker knows what it needs
-
-
-def place(saga: str, version: str, needs: str | None, deployment: Deployment) -> Place:
-    """Tell where a run is executed.
+def executor(saga: str, version: str, needs: str | None, deployment: Deployment) -> Version | None:
+    """Return the version whose workers execute a run; None if no living one knows what it needs.
 
     Args:
         saga: the run's saga, which this process has.
@@ -86,15 +73,11 @@ def place(saga: str, version: str, needs: str | None, deployment: Deployment) ->
         deployment: what is known of the living.
     """
     mine = deployment.mine[saga]
-    knows = needs is None or needs in mine.steps
-    if version in ("", mine.id) and knows:
-        return Place.HERE
-    if version != mine.id and deployment.is_alive(saga, version):
-        return Place.ELSEWHERE
-    takers = [one for one in deployment.alive.get(saga, ()) if needs is None or needs in one.steps]
-    if knows and (not takers or takers[0].id == mine.id):
-        return Place.HERE
-    return Place.ELSEWHERE if takers else Place.NOWHERE
+    living = {one.id: one for one in (mine, *deployment.alive.get(saga, ()))}
+    own = mine if version == "" else living.get(version)
+    # Its own version may lack a step, too: another one has begun what is to be undone.
+    candidates = [*([] if own is None else [own]), *deployment.alive.get(saga, ()), mine]
+    return next((one for one in candidates if needs is None or needs in one.steps), None)
 
 
 def left_out(before: Sequence[str], after: Sequence[str], needs: str, executed: Collection[str]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from scoop_outbox import Answer, Scoop
+from scoop_outbox import Answer, DistributedError, Scoop
 from scoop_outbox.core import placing
 from scoop_outbox.daemon import roster
 from tests.waiting import until
@@ -235,6 +235,41 @@ async def test_q66_a_rollback_is_left_to_the_version_in_which_the_run_began(data
         workers = [Counter(connection.execute(text.encode()).fetchall()) for text in (began, ended)]
     assert workers[0] == workers[1]
     assert len(undone) == 20
+    await asyncio.gather(old.close(), new.close(), pings.close())
+
+
+async def test_q66_what_a_newer_version_cannot_undo_waits_for_one_that_can(database_url: str) -> None:
+    undone: list[str] = []
+
+    def version(*steps: str) -> Scoop:
+        app = Scoop("shop", database=database_url)
+        saga = app.saga("order", on="order")
+
+        def reserve(scope: Any, message: Any) -> None:
+            scope.launch("pings", {})
+
+        def release(scope: Any, message: Any, error: Exception) -> None:
+            undone.append(scope.step)
+
+        def fail(scope: Any, message: Any) -> None:
+            raise ValueError("no")
+
+        for name in steps:
+            saga.add_step(name, fail if name == "fail" else reserve, compensate=release)
+        return app
+
+    old, new, pings = version("reserve", "fail"), version("fail"), handler(database_url)
+    async with old.running():
+        handle = await old.launch("order", {})
+        await until(lambda: executed(database_url) == stands(1, "running", {"order": "reserve"}))
+    async with new.running(), pings.running(relay=False):
+        await until(lambda: states(database_url) == {"parked"})
+        again = version("reserve", "fail")
+        async with again.running(relay=False):  # the new one is still there
+            with pytest.raises(DistributedError):
+                await handle.wait(LONG)
+        await again.close()
+    assert (states(database_url), undone) == ({"rolled_back"}, ["reserve"])
     await asyncio.gather(old.close(), new.close(), pings.close())
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scoop_outbox.core.versions import Deployment, Place, Version, left_out, place
+from scoop_outbox.core.versions import Deployment, Version, executor, left_out
 from scoop_outbox.saga import Saga
 
 OLD, MINE, NEW = (
@@ -14,32 +14,32 @@ OLD, MINE, NEW = (
     Version("mine", "order", ("a", "check", "b")),
     Version("new", "order", ("a", "c")),
 )
-HERE, ELSEWHERE, NOWHERE = Place.HERE, Place.ELSEWHERE, Place.NOWHERE
 
-# The run's version, the step that is due, the living versions (the newest first), and where it is executed.
-CASES: dict[str, tuple[str, str | None, tuple[Version, ...], Place]] = {
-    "a run that has not begun": ("", "a", (NEW, MINE, OLD), HERE),
-    "a run of our version": ("mine", "check", (NEW, MINE), HERE),
-    "a run of our version of which nothing is due": ("mine", None, (NEW, MINE), HERE),
-    "a run of another version that is alive": ("old", "b", (MINE, OLD), ELSEWHERE),
-    "though it needs a step that only we know": ("old", "check", (MINE, OLD), ELSEWHERE),
-    "a run of a version that is gone, and we are the newest": ("old", "b", (MINE,), HERE),
-    "a newer one does not know the step": ("old", "b", (NEW, MINE), HERE),
-    "a newer one knows it too": ("old", "a", (NEW, MINE), ELSEWHERE),
-    "we do not know it, an older one does": ("gone", "c", (MINE, NEW), ELSEWHERE),
-    "nobody knows it": ("old", "lost", (NEW, MINE), NOWHERE),
-    "nothing of the user's is due, and we are the newest": ("old", None, (MINE, NEW), HERE),
-    "nothing of the user's is due, and another one is": ("old", None, (NEW, MINE), ELSEWHERE),
-    "it has not begun, as far as we know, and needs what we have not": ("", "lost", (MINE,), NOWHERE),
-    "of our version, which was labelled and has lost a step": ("mine", "lost", (MINE,), NOWHERE),
-    "nobody has been seen yet, not even ourselves": ("old", "b", (), HERE),
+# The run's version, the step that is due, the living versions (the newest first), and whose workers execute it.
+CASES: dict[str, tuple[str, str | None, tuple[Version, ...], Version | None]] = {
+    "a run that has not begun": ("", "a", (NEW, MINE, OLD), MINE),
+    "a run of our version": ("mine", "check", (NEW, MINE), MINE),
+    "a run of our version of which nothing is due": ("mine", None, (NEW, MINE), MINE),
+    "a run of another version that is alive": ("old", "b", (MINE, OLD), OLD),
+    "its own version is alive, and does not know the step": ("old", "check", (MINE, OLD), MINE),
+    "ours is its own, and does not know the step": ("mine", "c", (MINE, NEW), NEW),
+    "a run of a version that is gone, and we are the newest": ("old", "b", (MINE,), MINE),
+    "a newer one does not know the step": ("old", "b", (NEW, MINE), MINE),
+    "a newer one knows it too": ("old", "a", (NEW, MINE), NEW),
+    "we do not know it, an older one does": ("gone", "c", (MINE, NEW), NEW),
+    "nobody knows it": ("old", "lost", (NEW, MINE), None),
+    "nothing of the user's is due, and we are the newest": ("old", None, (MINE, NEW), MINE),
+    "nothing of the user's is due, and another one is": ("old", None, (NEW, MINE), NEW),
+    "it has not begun, as far as we know, and needs what we have not": ("", "lost", (MINE,), None),
+    "of our version, which was labelled and has lost a step": ("mine", "lost", (MINE,), None),
+    "nobody has been seen yet, not even ourselves": ("old", "b", (), MINE),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_q66_where_a_run_is_executed(name: str) -> None:
+def test_q66_who_executes_a_run(name: str) -> None:
     version, needs, alive, expected = CASES[name]
-    assert place("order", version, needs, Deployment({"order": MINE}, {"order": alive})) is expected
+    assert executor("order", version, needs, Deployment({"order": MINE}, {"order": alive})) is expected
 
 
 def test_others_are_the_living_versions_of_our_sagas_that_we_have_not() -> None:

@@ -21,7 +21,7 @@ insert into {schema}.mailbox (service, saga, version, run_id, due)
 values (%(service)s, %(saga)s, %(version)s, %(run)s, %(due)s)
 
 -- name: address_mail
--- For a run that began under another version than the mail says, so that workers of that version find it.
+-- For a run that workers of another version execute than the mail says, so that they find it.
 update {schema}.mailbox set version = %(version)s where id = any(%(ids)s) and version <> %(version)s
 
 -- name: read_due

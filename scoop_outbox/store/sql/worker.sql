@@ -135,7 +135,8 @@ join {schema}.run r on r.service = %(service)s and r.saga = k.saga and r.needs =
 limit %(most)s
 
 -- name: unpark
--- A run goes on where it was parked; `anew` ones belong to no version any more: whoever takes it on decides.
+-- A run goes on where it was parked; `anew` ones belong to no version any more: whoever takes it on decides. The mail is
+-- for all versions: whoever finds it knows whose it is.
 with freed as (
     update {schema}.run
     set state = case when undo_seq is null then 'running' else 'rolling_back' end, reason = null, needs = null,
@@ -144,8 +145,8 @@ with freed as (
     where id = any(%(runs)s) and state = 'parked'
     returning id, service, saga, version
 )
-insert into {schema}.mailbox (service, saga, version, run_id, due)
-select service, saga, version, id, clock_timestamp() from freed
+insert into {schema}.mailbox (service, saga, run_id, due)
+select service, saga, id, clock_timestamp() from freed
 returning run_id, service, saga, version, 0.0::float8
 
 -- name: read_state
