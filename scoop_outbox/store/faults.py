@@ -18,8 +18,8 @@ from scoop_outbox.store.lent import Lent
 READ_ONLY = "25006"
 NO_SAVEPOINT = "3B001"
 
-_ROWS = ("22", "23", "44", "P0")
-"""Classes of what a database refuses because of the rows that it was given."""
+_ROWS = ("22", "23", "44", "54", "P0")
+"""Classes of what a database refuses because of the rows that it was given; 54 because they are too large for it."""
 
 _MACHINERY = (
     "08",  # connection exceptions
