@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from types import TracebackType
-from typing import Self
 
 import psycopg
 
 from scoop_outbox.core import dead_letters as plans
 from scoop_outbox.core.dead_letters import Contents, DeadLetter, Origin, Replay, Selection, Verdict
-from scoop_outbox.store.home import Home
-from scoop_outbox.store.schema import DEFAULT_SCHEMA, checked_schema
+from scoop_outbox.store.opened import OpenedDatabase
+from scoop_outbox.store.schema import DEFAULT_SCHEMA
 
 __all__ = ["Contents", "DeadLetter", "DeadLetters", "Origin", "Replay", "Selection", "Verdict"]
 
@@ -24,7 +22,7 @@ MOST = 1000
 _ALL = Selection()
 
 
-class DeadLetters:
+class DeadLetters(OpenedDatabase):
     """The dead letters of one database.
 
     Each replay and each drop is a transaction of its own: interrupted at any moment, a letter is where it was or where
@@ -41,21 +39,7 @@ class DeadLetters:
 
     def __init__(self, database: str, *, schema: str = DEFAULT_SCHEMA) -> None:
         """Open nothing yet."""
-        self._home = Home(database, checked_schema(schema), "scoop_outbox dead-letters")
-
-    def __enter__(self) -> Self:
-        """Return itself, to be closed at the end of the block."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close the connection."""
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection; what is used afterwards opens anew."""
-        self._home.dispose_blocking()
+        super().__init__(database, schema, "dead-letters")
 
     def page(self, selection: Selection = _ALL, *, after: int = 0, limit: int = PAGE) -> list[DeadLetter]:
         """Return a page of dead letters in the order of their numbers.

@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
-from types import TracebackType
-from typing import Self
 
 from scoop_outbox.core import handlers as plans
 from scoop_outbox.core.handlers import Forgetting, Handler, Pending, UnderWay, Verdict
 from scoop_outbox.store.blocking import Driver
-from scoop_outbox.store.home import Home
-from scoop_outbox.store.schema import DEFAULT_SCHEMA, checked_schema
+from scoop_outbox.store.opened import OpenedDatabase
+from scoop_outbox.store.schema import DEFAULT_SCHEMA
 
 __all__ = ["Forgetting", "Handler", "Handlers", "Pending", "UnderWay", "Verdict"]
 
@@ -23,7 +21,7 @@ _LOOK_AGAIN = 0.1
 _PATIENCE = 10.0
 
 
-class Handlers:
+class Handlers(OpenedDatabase):
     """The handlers of one database. Use it in a `with` block, or close it.
 
     Args:
@@ -37,21 +35,7 @@ class Handlers:
 
     def __init__(self, database: str, *, schema: str = DEFAULT_SCHEMA) -> None:
         """Open nothing yet."""
-        self._home = Home(database, checked_schema(schema), "scoop_outbox handlers")
-
-    def __enter__(self) -> Self:
-        """Return itself, to be closed at the end of the block."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close the connection."""
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection; what is used afterwards opens anew."""
-        self._home.dispose_blocking()
+        super().__init__(database, schema, "handlers")
 
     def read(self, service: str | None = None, saga: str | None = None) -> list[Handler]:
         """Return who is subscribed, and of whom something is left, by service and saga.

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import uuid
-from types import TracebackType
-from typing import Self
 
 from scoop_outbox.answers import Answer
 from scoop_outbox.core import parking
 from scoop_outbox.core.parking import ParkedRun
-from scoop_outbox.store.home import Home
-from scoop_outbox.store.schema import DEFAULT_SCHEMA, checked_schema
+from scoop_outbox.store.opened import OpenedDatabase
+from scoop_outbox.store.schema import DEFAULT_SCHEMA
 
 __all__ = ["Answer", "ParkedRun", "Runs"]
 
 
-class Runs:
+class Runs(OpenedDatabase):
     """The runs of one database. Use it in a `with` block, or close it.
 
     Args:
@@ -29,21 +27,7 @@ class Runs:
 
     def __init__(self, database: str, *, schema: str = DEFAULT_SCHEMA) -> None:
         """Open nothing yet."""
-        self._home = Home(database, checked_schema(schema), "scoop_outbox runs")
-
-    def __enter__(self) -> Self:
-        """Return itself, to be closed at the end of the block."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close the connection."""
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection; what is used afterwards opens anew."""
-        self._home.dispose_blocking()
+        super().__init__(database, schema, "runs")
 
     def parked(self, service: str, limit: int = 1000) -> list[ParkedRun]:
         """Return parked runs of a service, at most `limit` of them."""

@@ -12,6 +12,7 @@ import click
 
 from scoop_outbox.cli.dead_letters import dead_letters
 from scoop_outbox.cli.handlers import handlers
+from scoop_outbox.cli.options import required
 from scoop_outbox.cli.retry import retry
 from scoop_outbox.cli.settings import broker_settings, settings_of
 from scoop_outbox.cli.topology import topology
@@ -151,7 +152,7 @@ def migrate(database: str | None, schema: str) -> None:
     """Create or upgrade the tables. Safe to run again at any time, and from several places at once."""
     from scoop_outbox.store import migrate as migrations
 
-    url = _required(database)
+    url = required(database)
     migrations.migrate(url, schema)
     click.echo(f"schema {schema} is at revision {migrations.head()}")
 
@@ -261,15 +262,9 @@ def relay(
 
     chosen = settings_of(settings, settings_file)
     _log(log_level)
-    url = _required(database)
+    url = required(database)
     scoop = Scoop("relay", database=url, broker=broker, schema=schema, broker_settings=chosen)
     run(scoop, Serving(worker=False, relay=True, slots=1, grace=grace, host=host, port=port))
-
-
-def _required(database: str | None) -> str:
-    if database is None:
-        raise click.UsageError("no database: pass --database postgresql://... or set SCOOP_OUTBOX_DATABASE")
-    return database
 
 
 def _log(level: str) -> None:

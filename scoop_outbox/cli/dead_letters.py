@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from scoop_outbox.cli.options import in_one_line, on_a_database, required
+
 if TYPE_CHECKING:
     from scoop_outbox.dead_letters import Contents, DeadLetter, DeadLetters, Selection
 
@@ -24,18 +26,6 @@ NUMBER = click.IntRange(1, 2**63 - 1)
 @click.group("dead-letters")
 def dead_letters() -> None:
     """See, replay or drop messages that could not be published or taken in."""
-
-
-def _on_a_database(command: C) -> C:
-    command = click.option(
-        "--schema", default="scoop_outbox", show_default=True, help="Postgres schema of the tables."
-    )(command)
-    return click.option(
-        "--database",
-        metavar="URL",
-        envvar="SCOOP_OUTBOX_DATABASE",
-        help="PostgreSQL URL [env: SCOOP_OUTBOX_DATABASE].",
-    )(command)
 
 
 def _selecting(command: C) -> C:
@@ -60,7 +50,7 @@ def _selecting(command: C) -> C:
 @click.option(
     "--limit", default=100, show_default=True, type=click.IntRange(1, 1000), help="How many are listed at most."
 )
-@_on_a_database
+@on_a_database
 def list_(
     *,
     origin: str | None,
@@ -89,18 +79,13 @@ def _line(letter: DeadLetter) -> Iterable[str]:
     yield letter.created_at.isoformat(timespec="seconds")
     yield letter.origin.value
     for text in (letter.service or "-", letter.topic, letter.position or "-", str(letter.size), letter.reason):
-        yield _shown(text)
-
-
-def _shown(text: str) -> str:
-    """Return text in one line, whatever it holds: it comes from outside."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+        yield in_one_line(text)
 
 
 @dead_letters.command()
 @click.argument("letter", metavar="ID", type=NUMBER)
 @click.option("--raw", is_flag=True, help="Write the bytes of the body to stdout, and nothing else.")
-@_on_a_database
+@on_a_database
 def show(*, letter: int, raw: bool, database: str | None, schema: str) -> None:
     """Show a dead letter: where it comes from, its headers and its body."""
     with _opened(database, schema) as letters:
@@ -131,9 +116,9 @@ def _lines(contents: Contents) -> Iterable[str]:
         "size": f"{letter.size} bytes",
     }
     for name, value in fields.items():
-        yield f"{name + ':':<14}{_shown(value)}"
+        yield f"{name + ':':<14}{in_one_line(value)}"
     for name, value in contents.headers.items():
-        yield f"{'header:':<14}{_shown(name)}: {_shown(value)}"
+        yield f"{'header:':<14}{in_one_line(name)}: {in_one_line(value)}"
     yield ""
     yield from _body(contents.body)
 
@@ -157,7 +142,7 @@ def _body(body: bytes) -> Iterable[str]:
 @click.argument("ids", metavar="[ID]...", nargs=-1, type=NUMBER)
 @click.option("--all", "everything", is_flag=True, help="Every dead letter that fits the other options.")
 @_selecting
-@_on_a_database
+@on_a_database
 def replay(
     *,
     ids: tuple[int, ...],
@@ -179,7 +164,7 @@ def replay(
         for number in letters.numbers(selection) if selection is not None else ids:
             answer = letters.replay(number)
             counts[answer.verdict.value] += 1
-            click.echo(f"{number}\t{answer.verdict.value}\t{_shown(answer.reason)}")
+            click.echo(f"{number}\t{answer.verdict.value}\t{in_one_line(answer.reason)}")
     click.echo(", ".join(f"{count} {what}" for what, count in counts.items()), err=True)
     if counts["refused"] or counts["unknown"]:
         sys.exit(NOT_ALL)
@@ -190,7 +175,7 @@ def replay(
 @click.option("--all", "everything", is_flag=True, help="Every dead letter that fits the other options.")
 @click.option("--yes", is_flag=True, help="Do not ask before dropping with --all.")
 @_selecting
-@_on_a_database
+@on_a_database
 def drop(
     *,
     ids: tuple[int, ...],
@@ -242,6 +227,4 @@ def _chosen(ids: tuple[int, ...], everything: bool, selection: Selection) -> Sel
 def _opened(database: str | None, schema: str) -> DeadLetters:
     from scoop_outbox.dead_letters import DeadLetters
 
-    if database is None:
-        raise click.UsageError("no database: pass --database postgresql://... or set SCOOP_OUTBOX_DATABASE")
-    return DeadLetters(database, schema=schema)
+    return DeadLetters(required(database), schema=schema)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from scoop_outbox.cli.options import in_one_line, on_a_database, required
+
 if TYPE_CHECKING:
     from scoop_outbox.handlers import Forgetting, Handler, Handlers, Pending
 
@@ -31,21 +33,9 @@ def handlers() -> None:
     """See who is subscribed and what is pending for them, or forget who is gone for good."""
 
 
-def _on_a_database(command: C) -> C:
-    command = click.option(
-        "--schema", default="scoop_outbox", show_default=True, help="Postgres schema of the tables."
-    )(command)
-    return click.option(
-        "--database",
-        metavar="URL",
-        envvar="SCOOP_OUTBOX_DATABASE",
-        help="PostgreSQL URL [env: SCOOP_OUTBOX_DATABASE].",
-    )(command)
-
-
 @handlers.command("list")
 @click.option("--service", metavar="NAME", help="Only those of this service.")
-@_on_a_database
+@on_a_database
 def list_(*, service: str | None, database: str | None, schema: str) -> None:
     """List who is subscribed: a line of fields with tabs between them for each.
 
@@ -64,17 +54,12 @@ def list_(*, service: str | None, database: str | None, schema: str) -> None:
 
 
 def _fields(one: Handler) -> Iterable[str]:
-    yield _shown(one.service)
-    yield _shown(one.saga)
-    yield ", ".join(map(_shown, one.topics)) or "(forgotten)"
+    yield in_one_line(one.service)
+    yield in_one_line(one.saga)
+    yield ", ".join(map(in_one_line, one.topics)) or "(forgotten)"
     yield "-" if one.since is None else one.since.isoformat(timespec="seconds")
     yield "yes" if one.alive else "no"
     yield from map(str, (one.waiting, one.unstarted, one.under_way, one.due))
-
-
-def _shown(text: str) -> str:
-    """Return text in one line, whatever it holds."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 @handlers.command()
@@ -91,7 +76,7 @@ def _shown(text: str) -> str:
 @click.option(
     "--abandon", is_flag=True, help="Although runs are under way: they end rollback_failed, and nothing is undone."
 )
-@_on_a_database
+@on_a_database
 def forget(
     *,
     service: str,
@@ -118,7 +103,8 @@ def forget(
     if answer.verdict is not Verdict.FORGOTTEN:
         raise click.ClickException(_refusal(answer, service, saga, topic))
     for one in answer.handlers:
-        click.echo(f"{_shown(one.service)}\t{_shown(one.saga)}\t{_shown(topic or ', '.join(one.topics))}\tforgotten")
+        topics = in_one_line(topic or ", ".join(one.topics))
+        click.echo(f"{in_one_line(one.service)}\t{in_one_line(one.saga)}\t{topics}\tforgotten")
     done = {Pending.FAIL: "failed", Pending.SKIP: "skipped", None: "ended"}[pending]
     click.echo(
         f"{answer.waiting} messages and {answer.unstarted} runs that had not begun {done}, "
@@ -144,7 +130,7 @@ def _ask(answer: Forgetting) -> Pending:
 
 def _pending(answer: Forgetting) -> str:
     return "; ".join(
-        f"{_shown(one.saga)}: {one.waiting} messages that are waited for, {one.unstarted} runs that have not begun"
+        f"{in_one_line(one.saga)}: {one.waiting} messages that are waited for, {one.unstarted} runs that have not begun"
         for one in answer.handlers
         if one.pending
     )
@@ -161,7 +147,9 @@ def _refusal(answer: Forgetting, service: str, saga: str | None, topic: str | No
     if answer.verdict is Verdict.REFUSED_PENDING:
         return f"{_pending(answer)}. Say --pending fail or --pending skip"
     if answer.verdict is Verdict.REFUSED_ACTIVE:
-        runs = "\n".join(f"  {run.id}  {_shown(run.saga)}  {run.state}  after {run.step!r}" for run in answer.active)
+        runs = "\n".join(
+            f"  {run.id}  {in_one_line(run.saga)}  {run.state}  after {run.step!r}" for run in answer.active
+        )
         return f"runs are under way; let code that knows them end them, or say --abandon:\n{runs}"
     what = service if saga is None else f"{saga} of {service}"
     return f"there is no handler {what}" + ("" if topic is None else f" on {topic}")
@@ -176,6 +164,4 @@ def _left(answer: Forgetting) -> str:
 def _opened(database: str | None, schema: str) -> Handlers:
     from scoop_outbox.handlers import Handlers
 
-    if database is None:
-        raise click.UsageError("no database: pass --database postgresql://... or set SCOOP_OUTBOX_DATABASE")
-    return Handlers(database, schema=schema)
+    return Handlers(required(database), schema=schema)

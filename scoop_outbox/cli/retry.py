@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import click
 
+from scoop_outbox.cli.options import on_a_database, required
+
 NOT_ALL = 1
 """The exit code when a run is not parked, or is not there."""
 
@@ -14,22 +16,14 @@ NOT_ALL = 1
 @click.command()
 @click.argument("runs", metavar="[RUN]...", type=click.UUID, nargs=-1)
 @click.option("--service", metavar="NAME", help="All runs of this service that are parked.")
-@click.option(
-    "--database",
-    metavar="URL",
-    envvar="SCOOP_OUTBOX_DATABASE",
-    help="PostgreSQL URL [env: SCOOP_OUTBOX_DATABASE].",
-)
-@click.option("--schema", default="scoop_outbox", show_default=True, help="Postgres schema of the tables.")
+@on_a_database
 def retry(*, runs: Sequence[uuid.UUID], service: str | None, database: str | None, schema: str) -> None:
     """Take parked runs on again, where they were parked, once what kept them from going on has been mended."""
     from scoop_outbox.runs import Answer, Runs
 
     if bool(runs) == bool(service):
         raise click.UsageError("name runs by their ids, or a service with --service")
-    if database is None:
-        raise click.UsageError("no database: pass --database postgresql://... or set SCOOP_OUTBOX_DATABASE")
-    with Runs(database, schema=schema) as found:
+    with Runs(required(database), schema=schema) as found:
         asked = list(runs) if service is None else [run.id for run in found.parked(service)]
         if not asked:
             click.echo(f"no run of service {service} is parked", err=True)

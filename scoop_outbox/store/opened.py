@@ -1,0 +1,41 @@
+"""A database that is opened by its URL, for what needs no application: operators' commands and their programs."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from scoop_outbox.store.home import Home
+from scoop_outbox.store.schema import checked_schema
+
+
+class OpenedDatabase:
+    """One database. Use it in a `with` block, or close it.
+
+    Args:
+        database: a PostgreSQL URL.
+        schema: the schema of our tables.
+        name: what the server's list of connections shows.
+
+    Raises:
+        DatabaseError: the URL is not usable. Every method raises it too, when the database cannot be used.
+        DefinitionError: the name of the schema is not usable.
+    """
+
+    def __init__(self, database: str, schema: str, name: str) -> None:
+        """Open nothing yet."""
+        self._home = Home(database, checked_schema(schema), f"scoop_outbox {name}")
+
+    def __enter__(self) -> Self:
+        """Return itself, to be closed at the end of the block."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the connection."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; what is used afterwards opens anew."""
+        self._home.dispose_blocking()
