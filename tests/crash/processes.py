@@ -60,8 +60,7 @@ class Process:
         return self._process.poll() is not None
 
     def wait_until_ready(self) -> None:
-        # Eight that start at once beside two busy cores have taken longer than 20 s.
-        until_blocking(lambda: self.ready, 60)
+        until_blocking(lambda: self.ready, 20)
 
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)

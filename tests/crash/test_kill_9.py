@@ -67,7 +67,7 @@ def test_kill_9_of_workers_and_relays_at_random(
         # Only in the midst of work, and only a process that takes part in it: otherwise nothing is interrupted.
         until_blocking(functools.partial(_has_done, effects, steps + 10, not_before), 20)
         candidates = [process for process in running if process.arguments[0] == command]
-        until_blocking(functools.partial(_any_ready, candidates), 60)  # as long as for the first ones
+        until_blocking(functools.partial(_any_ready, candidates), 20)
         victim = chance.choice([process for process in candidates if process.ready])
         victim.kill()
         running[running.index(victim)] = fleet.start(*victim.arguments, **broker)
