@@ -114,7 +114,7 @@ async def test_q61_a_limit_that_a_statement_of_the_users_meets_is_the_steps_fail
     for setting, blocks in (("lock_timeout", "lock table t"), ("statement_timeout", "select pg_sleep(60)")):
 
         def body(scope: Any, _: Any, setting: str = setting, blocks: str = blocks) -> Any:
-            yield scope.connection.execute(f"set local {setting} = '20ms'")
+            yield scope.connection.execute("select set_config(%s, '20ms', true)", (setting,))
             yield scope.connection.execute(blocks)
 
         with psycopg.connect(twin.home.url) as other:

@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy as sa
+from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from scoop_outbox import DatabaseError, DistributedError, Handle, Retry, RunState, Scoop, TransientError
@@ -126,13 +127,15 @@ async def test_q33_failures_of_the_machinery_are_told_by_their_kind(
 
     def refused(times: int) -> Any:
         failed: list[None] = []
+        block = sql.SQL("begin raise 'x' using errcode = {}; end").format(sql.Literal(state))
+        refuse = sql.SQL("do {}").format(sql.Literal(block.as_string()))
 
         def body(scope: Any, _: Any) -> Iterator[Any]:
             yield scope.connection.execute(INSERT, (scope.run_id, scope.step))
             if len(failed) < times:
                 failed.append(None)
                 try:
-                    yield scope.connection.execute(f"do $$ begin raise 'x' using errcode = '{state}'; end $$")
+                    yield scope.connection.execute(refuse)
                 except psycopg.Error as error:
                     raise wrap(error) from error.__cause__
 
