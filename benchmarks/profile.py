@@ -17,6 +17,7 @@ from benchmarks.table import Table
 from benchmarks.work import prepare, release, until_ended, warm
 from scoop_outbox.core.claim import Worker
 from scoop_outbox.core.plans import execute
+from scoop_outbox.core.rows import CLOCK
 from scoop_outbox.core.statement import (
     BEGIN,
     COMMIT_AND_BEGIN,
@@ -39,10 +40,10 @@ from scoop_outbox.store.schema import DEFAULT_SCHEMA
 _NOW = datetime.now(UTC)
 _RUN = uuid4()
 _NO_CHILDREN = (False, *[None] * 9)
-_CLAIMED: tuple[Any, ...] = (
-    _RUN, uuid4(), SERVICE, "steps-async", [_RUN], None, "running", *[None] * 2, *[0] * 5, *[None] * 12,
-    _NOW, [1], uuid4(), "steps.async", None, b"{}", "application/json", {}, _NOW,
-)  # fmt: skip
+_BEGINS: tuple[Any, ...] = (_RUN, uuid4(), SERVICE, "steps-async", [_RUN], None, "running", None, None, *[0] * 5)
+_VERSION: tuple[Any, ...] = ("", False)
+_MESSAGE: tuple[Any, ...] = (uuid4(), "steps.async", None, b"{}", "application/json", {}, _NOW)
+_CLAIMED = (*_BEGINS, *[None] * (CLOCK - len(_BEGINS) - len(_VERSION)), *_VERSION, _NOW, [1], *_MESSAGE)
 _ANSWERS = {"claim_run": [_CLAIMED], "claim_again": [(_NOW,)], "read_children": [_NO_CHILDREN]}
 
 
@@ -78,9 +79,9 @@ def _step(seq: int, run: UUID) -> Batch:
     """Send what a step that goes straight on sends, and the savepoint that the claim before it has made."""
     advance = statement(
         "advance_run", run=run, seq=seq, step="first", next_step="second", iteration=0, attempt=0, state="running",
-        context=None, result=None, ended=False, mail=[], started_at=_NOW, worker="benchmark",
+        context=None, result=None, ended=False, mail=[], started_at=_NOW, worker="benchmark", version="",
     )  # fmt: skip
-    again = statement("claim_again", run=_RUN, seq=1, state="running")
+    again = statement("claim_again", run=_RUN, seq=1, state="running", saga="steps-async")
     return (SAVEPOINT, RELEASE_SAVEPOINT, advance, COMMIT_AND_BEGIN, again, SAVEPOINT)
 
 

@@ -21,7 +21,7 @@ from scoop_outbox.core.rows import (
     message_of,
     run_of,
 )
-from scoop_outbox.core.run import Facts, Instance, Run, RunState
+from scoop_outbox.core.run import Facts, Instance, Run, RunState, changed
 from scoop_outbox.core.statement import BEGIN, COMMIT, ROLLBACK, SAVEPOINT, Plan, Rows, Statement, ask, statement
 from scoop_outbox.core.versions import Deployment
 from scoop_outbox.message import Message
@@ -117,7 +117,7 @@ def claim(run_id: uuid.UUID, worker: Worker) -> Plan[Claim | None]:
         return None
     instance = None
     if run.state is RunState.ROLLING_BACK:
-        run = replace(run, context=merge(run.context, run.inherited))
+        run = changed(run, context=merge(run.context, run.inherited))
         (found,) = yield from ask(statement("read_instance", run=run.id))
         instance = yield from _instance(found, run, worker)
     is_open, ended = children_of(children, failures)

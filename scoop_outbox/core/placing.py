@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import datetime
 
 from scoop_outbox.core.claim import Claim, Worker
 from scoop_outbox.core.decide import Decision, Invoke, Park, needed
-from scoop_outbox.core.run import Run
+from scoop_outbox.core.run import Run, changed
 from scoop_outbox.core.statement import COMMIT, ROLLBACK, Plan, ask, statement
 from scoop_outbox.core.versions import PATIENCE, Version, executor, left_out
 
@@ -48,7 +47,7 @@ def _take_over(claimed: Claim, due: Decision, mine: Version) -> Plan[Decision]:
                 "it began, and it goes on by itself, or retry it to go on all the same",
                 due.step.name,
             )
-    claimed.run = replace(run, version=mine.id)
+    claimed.run = changed(run, version=mine.id)
     return due
 
 

@@ -14,7 +14,7 @@ from scoop_outbox.core import transition
 from scoop_outbox.core.claim import Claim, Worker, claim
 from scoop_outbox.core.placing import place_run
 from scoop_outbox.core.required import check_handlers
-from scoop_outbox.core.run import ChildState
+from scoop_outbox.core.run import ChildState, changed
 from scoop_outbox.core.settle import settle
 from scoop_outbox.core.statement import (
     READ_CLOCK,
@@ -113,7 +113,7 @@ def _settle_failure(claimed: Claim, due: rule.Decision, outcome: Raised, worker:
     again = yield from claim(claimed.run.id, worker)
     if again is None or again.run.seq != claimed.run.seq:
         return again
-    again.run = replace(again.run, version=claimed.run.version)
+    again.run = changed(again.run, version=claimed.run.version)
     return (yield from settle(again, _change(due, again, outcome, worker.chance), worker, go_on=True))
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
+from typing import TYPE_CHECKING, Any
 
 from scoop_outbox.failure import Failure, Frame
 
@@ -75,7 +76,7 @@ class StepKind(StrEnum):
     COMPENSATION = "compensation"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Run:
     """A run as it is stored, or as it shall be stored.
 
@@ -143,6 +144,17 @@ class Run:
     def late(self) -> bool:
         """Whether it was launched by a run that does not wait for it: its saga was subscribed only afterwards."""
         return self.parent_run is None and len(self.lineage) > 1
+
+
+if TYPE_CHECKING:
+    changed = replace
+else:
+
+    def changed(run: Run, **changes: Any) -> Run:
+        """Return a run with other values: as `dataclasses.replace`, which needs 17 us for so many, at every step."""
+        after = object.__new__(Run)
+        after.__dict__.update(run.__dict__, **changes)
+        return after
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from scoop_outbox.core.claim import Claim, Worker, claim, claimed_again, claiming_again
 from scoop_outbox.core.failures import Known, Writing, id_of
-from scoop_outbox.core.run import Run, RunState, StepKind
+from scoop_outbox.core.run import Run, RunState, StepKind, changed
 from scoop_outbox.core.statement import (
     COMMIT,
     COMMIT_AND_BEGIN,
@@ -47,7 +47,7 @@ def settle(
     _hint(claimed, change, rows, worker)
     if ahead:
         if after.troubled or (after.inherited is not None and after != claimed.run):
-            after = replace(after, inherited=None, troubled=False)  # it has been written with the run
+            after = changed(after, inherited=None, troubled=False)  # it has been written with the run
         return (yield from claimed_again(claimed, after, answers[len(writes) + 1 :], worker))
     if go_on and change.mail is Mail.DROP_IF_WAITING and not rows["drop_mail_if_waiting"][0][0]:
         return (yield from claim(after.id, worker))  # nobody listens to what was launched: nothing to wait for
@@ -83,7 +83,7 @@ def _named(change: Transition, known: Known) -> tuple[Transition, Writing | None
     writing = Writing(known)
     failure, obstacle = writing.name_any(run.failure), writing.name_any(run.obstacle)
     if failure is not run.failure or obstacle is not run.obstacle:
-        run = replace(run, failure=failure, obstacle=obstacle)
+        run = changed(run, failure=failure, obstacle=obstacle)
     if record is not None and record.failure is not None:
         record = replace(record, failure=writing.name(record.failure))
     asks = None if asks is None else (asks[0], writing.name(asks[1]))

@@ -15,7 +15,7 @@ from scoop_outbox.core.decide import (
     HandleChildRollbackFailure,
     Invoke,
 )
-from scoop_outbox.core.run import Instance, Run, RunState, StepKind
+from scoop_outbox.core.run import Instance, Run, RunState, StepKind, changed
 from scoop_outbox.errors import StepError
 from scoop_outbox.failure import Failure
 from scoop_outbox.policy import Retry
@@ -135,7 +135,7 @@ def step_returned(saga: Saga, run: Run, due: Invoke, outcome: Returned) -> Trans
     waits = _awaited(outcome.emissions)
     finished = follows is None and not waits
     seq = run.seq + 1
-    after = replace(
+    after = changed(
         run,
         state=RunState.COMMITTED if finished else RunState.RUNNING,
         step=due.step.name,
@@ -164,7 +164,7 @@ def step_raised(run: Run, due: Invoke, outcome: Raised, now: datetime, chance: f
     failed = run.attempt + 1
     if due.step.retry.allows(failed, outcome.error):
         return _again(run, seq, record, due.step.retry, now, chance)
-    return _recorded(roll_back(replace(run, seq=seq), outcome.failure, outcome.context), record)
+    return _recorded(roll_back(changed(run, seq=seq), outcome.failure, outcome.context), record)
 
 
 def _recorded(change: Transition, record: Record) -> Transition:
@@ -175,7 +175,7 @@ def _recorded(change: Transition, record: Record) -> Transition:
 def _again(run: Run, seq: int, record: Record | None, retry: Retry, now: datetime, chance: float) -> Transition:
     # The context stays as it was before the failed attempt (behaviour Q47).
     until = now + retry.delay(run.attempt + 1, chance)
-    after = replace(run, seq=seq, attempt=run.attempt + 1, not_before=until, compensation_seq=None)
+    after = changed(run, seq=seq, attempt=run.attempt + 1, not_before=until, compensation_seq=None)
     return Transition(after, record, mail=Mail.DROP, wake_at=until)
 
 
@@ -183,7 +183,7 @@ def roll_back(run: Run, failure: Failure, context: str | None) -> Transition:
     """Begin to roll back: compensations see the context that the failing callback left (behaviour Q26)."""
     if run.launched_at is not None:
         failure = failure.with_launched_at(run.launched_at)
-    after = replace(
+    after = changed(
         run,
         state=RunState.ROLLING_BACK,
         failure=failure,
@@ -200,7 +200,7 @@ def handler_returned(saga: Saga, run: Run, due: HandleChildFailure, outcome: Ret
     """Child failures were handled: the run goes on as the step had chosen, or as the handler chose instead."""
     seq = run.seq + 1
     follows = run.next_step if outcome.value is None else next_step(saga, due.step.name, outcome.value)
-    after = replace(
+    after = changed(
         run,
         next_step=follows,
         seq=seq,
@@ -224,12 +224,12 @@ def handler_raised(run: Run, due: HandleChildFailure, outcome: Raised) -> Transi
     seq = run.seq + 1
     kind = StepKind.CHILD_FAILURE_HANDLER
     record = Record(seq, due.step.name, kind, run.iteration, run.handled, outcome.failure)
-    return _recorded(roll_back(replace(run, seq=seq), outcome.failure, outcome.context), record)
+    return _recorded(roll_back(changed(run, seq=seq), outcome.failure, outcome.context), record)
 
 
 def committed(run: Run) -> Transition:
     """The last step and everything below it has finished."""
-    return Transition(replace(run, state=RunState.COMMITTED), mail=Mail.DROP)
+    return Transition(changed(run, state=RunState.COMMITTED), mail=Mail.DROP)
 
 
 def ask_children(run: Run, due: AskChildren, source: str) -> Transition:
@@ -244,9 +244,9 @@ def compensation_returned(run: Run, due: Compensate, outcome: Returned) -> Trans
     seq = run.seq + 1
     instance = due.instance
     record = Record(seq, due.step.name, StepKind.COMPENSATION, instance.iteration, run.attempt, undoes=instance.seq)
-    after = replace(run, seq=seq, context=outcome.context, not_before=None)
+    after = changed(run, seq=seq, context=outcome.context, not_before=None)
     if _awaited(outcome.emissions):
-        waiting = replace(after, compensation_seq=seq, handler_seq=None)
+        waiting = changed(after, compensation_seq=seq, handler_seq=None)
         return Transition(waiting, record, outcome.emissions, mail=Mail.DROP_IF_WAITING)
     return replace(undone(after, instance), record=record, emissions=outcome.emissions)
 
@@ -265,7 +265,7 @@ def compensation_raised(run: Run, due: Compensate, outcome: Raised, now: datetim
     )
     if due.step.compensate_retry.allows(run.attempt + 1, outcome.error):
         return _again(run, seq, record, due.step.compensate_retry, now, chance)
-    change = rollback_failed(replace(run, seq=seq, context=outcome.context), outcome.failure)
+    change = rollback_failed(changed(run, seq=seq, context=outcome.context), outcome.failure)
     return replace(change, record=replace(record, failure=change.run.obstacle))
 
 
@@ -290,9 +290,9 @@ def child_rollback_handled(run: Run, due: HandleChildRollbackFailure, outcome: R
         undoes=due.instance.seq,
         swallows=True,
     )
-    after = replace(run, seq=seq, context=outcome.context, handled=run.handled + 1)
+    after = changed(run, seq=seq, context=outcome.context, handled=run.handled + 1)
     if _awaited(outcome.emissions):
-        waiting = replace(after, handler_seq=seq)
+        waiting = changed(after, handler_seq=seq)
         return Transition(waiting, record, outcome.emissions, mail=Mail.DROP_IF_WAITING)
     return replace(handled(after, due.instance), record=record, emissions=outcome.emissions)
 
@@ -301,7 +301,7 @@ def handled(run: Run, instance: Instance) -> Transition:
     """Whatever could not be undone below an instance counts as compensated from now on (behaviour Q45)."""
     if run.compensation_seq is not None:  # it was the compensation's own: it has done what it could
         return undone(run, instance)
-    return Transition(replace(run, handler_seq=None), consumes=instance.seq)
+    return Transition(changed(run, handler_seq=None), consumes=instance.seq)
 
 
 def child_rollback_not_handled(run: Run, due: HandleChildRollbackFailure, outcome: Raised) -> Transition:
@@ -309,13 +309,13 @@ def child_rollback_not_handled(run: Run, due: HandleChildRollbackFailure, outcom
     seq = run.seq + 1
     kind = StepKind.CHILD_FAILURE_HANDLER
     record = Record(seq, due.step.name, kind, due.instance.iteration, run.handled, undoes=due.instance.seq)
-    change = rollback_failed(replace(run, seq=seq, context=outcome.context), outcome.failure)
+    change = rollback_failed(changed(run, seq=seq, context=outcome.context), outcome.failure)
     return replace(change, record=replace(record, failure=change.run.obstacle))
 
 
 def undone(run: Run, instance: Instance) -> Transition:
     """An instance is undone; the one before it is next."""
-    after = replace(
+    after = changed(
         run,
         undo_seq=instance.seq - 1,
         compensation_seq=None,
@@ -329,16 +329,16 @@ def undone(run: Run, instance: Instance) -> Transition:
 
 def rolled_back(run: Run) -> Transition:
     """Every executed instance is undone."""
-    return Transition(replace(run, state=RunState.ROLLED_BACK), mail=Mail.DROP)
+    return Transition(changed(run, state=RunState.ROLLED_BACK), mail=Mail.DROP)
 
 
 def rollback_failed(run: Run, obstacle: Failure) -> Transition:
     """The rollback cannot go on; everything above stops and is told. Why the run was to roll back stays."""
     if run.launched_at is not None:
         obstacle = obstacle.with_launched_at(run.launched_at)
-    return Transition(replace(run, state=RunState.ROLLBACK_FAILED, obstacle=obstacle), mail=Mail.DROP)
+    return Transition(changed(run, state=RunState.ROLLBACK_FAILED, obstacle=obstacle), mail=Mail.DROP)
 
 
 def parked(run: Run, reason: str, needs: str | None = None) -> Transition:
     """The run cannot go on before a worker comes that knows `needs`, or somebody says so."""
-    return Transition(replace(run, state=RunState.PARKED, reason=reason, needs=needs), mail=Mail.DROP)
+    return Transition(changed(run, state=RunState.PARKED, reason=reason, needs=needs), mail=Mail.DROP)

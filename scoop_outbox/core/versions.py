@@ -73,11 +73,10 @@ def executor(saga: str, version: str, needs: str | None, deployment: Deployment)
         deployment: what is known of the living.
     """
     mine = deployment.mine[saga]
-    living = {one.id: one for one in (mine, *deployment.alive.get(saga, ()))}
-    own = mine if version == "" else living.get(version)
+    alive = deployment.alive.get(saga, ())
+    own = [mine] if version in ("", mine.id) else [one for one in alive if one.id == version]
     # Its own version may lack a step, too: another one has begun what is to be undone.
-    candidates = [*([] if own is None else [own]), *deployment.alive.get(saga, ()), mine]
-    return next((one for one in candidates if needs is None or needs in one.steps), None)
+    return next((one for one in (*own, *alive, mine) if needs is None or needs in one.steps), None)
 
 
 def left_out(before: Sequence[str], after: Sequence[str], needs: str, executed: Collection[str]) -> list[str]:

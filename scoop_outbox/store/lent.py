@@ -242,8 +242,10 @@ class _Desk:
 
 def is_invalidated(session: AsyncSession | Session | None) -> bool:
     """Tell whether SQLAlchemy has given up the connection of a session, as it does when a query is cancelled."""
-    bind = None if session is None else session.bind
-    return isinstance(bind, AsyncConnection | sa.Connection) and bind.invalidated
+    if session is None:
+        return False
+    bind = session.bind
+    return isinstance(bind, (AsyncConnection, sa.Connection)) and bind.invalidated
 
 
 def works_on(joined: object, lent: Lent) -> bool:

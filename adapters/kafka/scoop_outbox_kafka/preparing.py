@@ -54,13 +54,19 @@ def prepare(settings: Settings, subscription: Subscription) -> str | None:
         consumer.poll(0.1)  # what is behind it is told to error_cb
         raise_if_refused(settings, told)
         explain_silence(error.args[0], settings, group, _ANSWER)
-        return settings.redacted(f"no broker of {settings.bootstrap} can be reached: {error.args[0].str()}")
+        return settings.redacted(f"{_who_does_not_answer(error.args[0], settings)}: {error.args[0].str()}")
     finally:
         consumer.close()
     if begin:
         topics = ", ".join(sorted({topic for topic, _ in begin}))
         log.info("the group %s begins on %s at %s", group, topics, subscription.start)
     return None
+
+
+def _who_does_not_answer(error: KafkaError, settings: Settings) -> str:
+    if error.code() < 0:  # librdkafka's own: nobody has answered
+        return f"no broker of {settings.bootstrap} can be reached"
+    return f"the brokers of {settings.bootstrap} cannot say it now"
 
 
 def _check_reading(settings: Settings, topics: Sequence[str]) -> None:

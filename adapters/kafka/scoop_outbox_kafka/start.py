@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from typing import TypeVar
 
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -14,6 +15,7 @@ from scoop_outbox_kafka.client import make
 from scoop_outbox_kafka.settings import Settings
 
 Part = tuple[str, int]
+T = TypeVar("T")
 
 _CHOICES = (
     'say Scoop(start=...): "earliest" for all that the topic still has, "latest" for what is published from now on, '
@@ -23,11 +25,15 @@ _GROUP = "group:"
 _LOOK_AGAIN = 0.1
 _PROPAGATION = 1.0
 _UNKNOWN = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)  # noqa: SLF001 - its public name
-# After a broker has started or gone, and when a cluster has its first group.
-_COORDINATOR_MOVES = {
+# After a broker has started or gone, when a cluster has its first group, and when a topic has just been created: who is
+# named as leader or coordinator may not know it yet.
+_PASSING = {
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.NOT_COORDINATOR,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    *_UNKNOWN,
 }
 
 
@@ -112,7 +118,13 @@ def committed(consumer: Consumer, group: str, parts: Iterable[Part], timeout: fl
         BrokerError: it is not permitted to use the group.
         KafkaException: the broker cannot be asked now.
     """
-    found = _ask_coordinator(consumer, group, [TopicPartition(*part) for part in parts], timeout)
+    wanted = [TopicPartition(*part) for part in parts]
+    try:
+        found = _patiently(lambda: consumer.committed(wanted, timeout=timeout), timeout)
+    except KafkaException as error:
+        if error.args[0].code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+            raise BrokerError(not_permitted_group(group)) from None
+        raise
     for one in found:
         if one.error is not None:
             if one.error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
@@ -149,18 +161,18 @@ def explain_silence(error: KafkaError, settings: Settings, group: str, timeout: 
             raise BrokerError(not_permitted_group(group)) from None
 
 
-def _ask_coordinator(
-    consumer: Consumer, group: str, wanted: list[TopicPartition], timeout: float
-) -> list[TopicPartition]:
+def _patiently(ask: Callable[[], T], timeout: float) -> T:
+    """Ask again while who is asked is only about to know: seconds at most.
+
+    Raises:
+        KafkaException: as `ask`.
+    """
     deadline = time.monotonic() + timeout
     while True:
         try:
-            return consumer.committed(wanted, timeout=timeout)
+            return ask()
         except KafkaException as error:
-            code = error.args[0].code()
-            if code == KafkaError.GROUP_AUTHORIZATION_FAILED:
-                raise BrokerError(not_permitted_group(group)) from None
-            if code not in _COORDINATOR_MOVES or time.monotonic() > deadline:
+            if error.args[0].code() not in _PASSING or time.monotonic() > deadline:
                 raise
             time.sleep(_LOOK_AGAIN)
 
@@ -185,7 +197,7 @@ def bounds(consumer: Consumer, part: Part, timeout: float) -> tuple[int, int]:
     Raises:
         KafkaException: the broker cannot be asked now.
     """
-    found = consumer.get_watermark_offsets(TopicPartition(*part), timeout=timeout)
+    found = _patiently(lambda: consumer.get_watermark_offsets(TopicPartition(*part), timeout=timeout), timeout)
     if found is None:
         raise KafkaException(KafkaError(KafkaError._TIMED_OUT))  # noqa: SLF001 - its public name
     low, high = found
@@ -230,9 +242,17 @@ def starts(
     if start.startswith(_GROUP):
         return _of_group(consumer, settings, configuration, parts, start.removeprefix(_GROUP), timeout)
     wanted = [TopicPartition(*part, _milliseconds(start)) for part in parts]
-    found = {(one.topic, one.partition): one.offset for one in consumer.offsets_for_times(wanted, timeout=timeout)}
+    found = _patiently(lambda: _offsets_for_times(consumer, wanted, timeout), timeout)
     # A partition without a message that late begins at its end.
     return {part: at if (at := found[part]) >= 0 else bounds(consumer, part, timeout)[1] for part in parts}
+
+
+def _offsets_for_times(consumer: Consumer, wanted: list[TopicPartition], timeout: float) -> dict[Part, int]:
+    found = consumer.offsets_for_times(wanted, timeout=timeout)
+    for one in found:
+        if one.error is not None:  # its offset would read as "no message that late"
+            raise KafkaException(one.error)
+    return {(one.topic, one.partition): one.offset for one in found}
 
 
 def _of_group(
