@@ -160,11 +160,6 @@ class Driver:
         outer.detach()
         return outer, raw
 
-    def __del__(self) -> None:
-        """Close a connection that nobody has closed: a program may drop its application, or end, without saying so."""
-        if not self.raw.closed:
-            self.raw.pgconn.finish()
-
     def close(self) -> None:
         """Close the connection; what is open in it is undone, also what somebody still waits for."""
         self.usable = False

@@ -60,6 +60,31 @@ def patience(url: URL) -> dict[str, Any]:
     return {name: value for name, value in _NOTICE_SILENCE.items() if name not in url.query}
 
 
+def _finish(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
+    pgconn = getattr(connection, "pgconn", None)  # there is none when it could not be opened
+    if pgconn is not None:
+        pgconn.finish()
+
+
+class Connection(psycopg.Connection[Any]):
+    """A connection of the engine. One that nobody has closed is closed, without a warning, when it is dropped.
+
+    A program may drop its application, or end, without saying so.
+    """
+
+    def __del__(self, *_: Any) -> None:
+        """See the class."""
+        _finish(self)
+
+
+class AsyncConnection(psycopg.AsyncConnection[Any]):
+    """As `Connection`, in the other colour. Who opens it may also be cancelled before it is his to close."""
+
+    def __del__(self, *_: Any) -> None:
+        """See the class."""
+        _finish(self)
+
+
 def _options(url: URL, application: str) -> dict[str, Any]:
     return {
         # The engine ends transactions itself (see sql/transaction.sql), so psycopg must not begin any.
@@ -95,12 +120,21 @@ def async_driver_engine(url: str, application: str) -> AsyncEngine:
     return engine
 
 
+def _open(dialect: sa.Dialect, _: object, arguments: list[Any], options: dict[str, Any]) -> Connection | None:
+    """Have SQLAlchemy open a connection of the engine instead of psycopg's own."""
+    if dialect.is_async:
+        options["async_creator_fn"] = AsyncConnection.connect
+        return None
+    return Connection.connect(*arguments, **options)
+
+
 def _for_steps(engine: sa.Engine) -> sa.Engine:
     """Give the connections of an engine to the program's adapters, behind what SQLAlchemy asks the server itself."""
 
     def behind_the_first_questions(_: object, record: sa.pool.ConnectionPoolEntry) -> None:
         adapt_as_users_expect(record.driver_connection)  # type: ignore[arg-type]  # the dialect is ours
 
+    event.listen(engine, "do_connect", _open)
     event.listen(engine, "connect", behind_the_first_questions)
     return engine
 

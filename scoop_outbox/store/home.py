@@ -22,7 +22,15 @@ from scoop_outbox.store import queries
 from scoop_outbox.store.adaptation import ADAPTERS
 from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.blocking import Driver
-from scoop_outbox.store.connect import async_driver_engine, driver_engine, explained, parsed, patience, shown
+from scoop_outbox.store.connect import (
+    AsyncConnection,
+    async_driver_engine,
+    driver_engine,
+    explained,
+    parsed,
+    patience,
+    shown,
+)
 from scoop_outbox.store.known import KnownFailures
 from scoop_outbox.store.patient import PatientDriver
 from scoop_outbox.store.sever import disinherit, is_severed
@@ -208,7 +216,7 @@ class Home:
     async def listen(self, application: str) -> psycopg.AsyncConnection[Any]:
         """Open a bare connection in autocommit, for LISTEN or NOTIFY."""
         url = parsed(self.url)
-        connection = await psycopg.AsyncConnection.connect(
+        connection = await AsyncConnection.connect(
             url.set(drivername="postgresql").render_as_string(hide_password=False),
             autocommit=True,
             application_name=application,

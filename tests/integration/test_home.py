@@ -1,11 +1,15 @@
 """A home lends connections, and what it has lent is closed whatever happens meanwhile."""
 
 import asyncio
+import contextlib
 import gc
 import subprocess
 import sys
+from collections.abc import Coroutine, Generator
+from typing import Any
 
 import pytest
+from psycopg.pq import ConnStatus
 
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
@@ -79,10 +83,40 @@ async def test_a_driver_that_is_dropped_closes_its_connection_without_a_word(
 ) -> None:
     home = Home(database_url, DEFAULT_SCHEMA, "test")
     driver, blocking = await home.connect(), home.connect_blocking()
-    raw = (driver.raw, blocking.raw)
+    beneath = (driver.raw.pgconn, blocking.raw.pgconn)
     del driver, blocking
     gc.collect()
-    assert all(connection.closed for connection in raw)
-    del raw
+    assert all(connection.status == ConnStatus.BAD for connection in beneath)
+    assert not recwarn.list
+
+
+class CancelledAt:
+    """Awaits a coroutine, and is cancelled where that waits for the n-th time."""
+
+    def __init__(self, number: int, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self._number = number
+        self._coroutine = coroutine
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        waiting = self._coroutine.__await__()
+        try:
+            awaited = next(waiting)
+            for _ in range(self._number):
+                yield awaited
+                awaited = next(waiting)
+            yield waiting.throw(asyncio.CancelledError())
+            return (yield from waiting)
+        except StopIteration as done:
+            return done.value
+
+
+@pytest.mark.parametrize("number", range(30))
+async def test_whoever_opens_a_connection_may_be_cancelled_wherever_he_waits(
+    number: int, database_url: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    home = Home(database_url, DEFAULT_SCHEMA, "cancelled")
+    for opening in (home.connect(), home.connect_for_steps(), home.listen("cancelled")):
+        with contextlib.suppress(asyncio.CancelledError):
+            await (await CancelledAt(number, opening)).close()
     gc.collect()
     assert not recwarn.list

@@ -38,7 +38,7 @@ async def test_a_frozen_broker_ends_our_patience_and_the_order_is_kept(own_trial
     (node,) = cluster.nodes
     publisher = await own_trial.publisher(patience=1)
     batch = [envelope(topic, "k", b"%d" % number) for number in range(300)]
-    assert set(verdicts(await publisher.publish(batch[:50]))) == {ACKNOWLEDGED}
+    await publish_all(publisher, batch[:50], [])  # on a busy machine a new topic may take longer than our patience
     node.freeze()
     for _ in range(2):
         started = time.monotonic()

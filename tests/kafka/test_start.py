@@ -57,7 +57,7 @@ def begin(consumer: Any, start: str) -> dict[Part, int]:
 
 
 @pytest.mark.parametrize("code", PASSING)
-@pytest.mark.parametrize(("start", "offset"), [("earliest", 3), ("latest", 7), ("2026-01-31T12:00:00Z", 5)])
+@pytest.mark.parametrize("start, offset", [("earliest", 3), ("latest", 7), ("2026-01-31T12:00:00Z", 5)])
 def test_who_is_asked_may_only_be_about_to_know(code: int, start: str, offset: int) -> None:
     assert begin(Answers(code, code), start) == {PART: offset}
 
