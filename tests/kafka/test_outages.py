@@ -127,7 +127,7 @@ async def test_offsets_that_could_not_be_committed_are_committed_later(own_trial
     await asyncio.to_thread(node.start)
 
     async def committed() -> bool:
-        # A member that was missed for too long gets it once more: offsets of partitions that it has lost are not its own.
+        # A member that was missed for too long gets it once more: its partition was lost, and with it what it had said.
         await consumer.acknowledge(await consumer.receive(1, 0.1))
         return await asyncio.to_thread(own_trial.committed, group, topic) == 1
 
