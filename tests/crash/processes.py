@@ -12,6 +12,8 @@ from pathlib import Path
 from tests.waiting import until_blocking
 
 REPOSITORY = Path(__file__).parents[2]
+START = 60.0
+"""Seconds that a process may take to begin: it needs 1.2 of a processor, and eight of them share two with other tests."""
 _TAIL = 3000
 
 
@@ -60,7 +62,7 @@ class Process:
         return self._process.poll() is not None
 
     def wait_until_ready(self) -> None:
-        until_blocking(lambda: self.ready, 20)
+        until_blocking(lambda: self.ready, START)
 
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)

@@ -11,7 +11,7 @@ import pytest
 from scoop_outbox import Scoop
 from tests.crash.ledger import assert_exactly_once, count, is_quiet
 from tests.crash.points import ends, points
-from tests.crash.processes import Fleet
+from tests.crash.processes import START, Fleet
 from tests.waiting import until
 
 POINTS = [
@@ -50,7 +50,7 @@ async def test_another_process_finishes_what_one_left_at(
     async with Scoop("relay", database=database_url).running(worker=False):
         victim = fleet.worker("points:points", CRASH_AT=point)
         await points.launch("outer", {"fails": fails})
-        await until(lambda: victim.ended, 20)
+        await until(lambda: victim.ended, START)
         assert victim.wait(0) == -signal.SIGKILL, victim.log
         step, kind, when = point.split(":")
         await until(lambda: count(effects, "select count(*) from pg_locks where mode = 'RowExclusiveLock'") == 0)

@@ -18,7 +18,7 @@ from scoop_outbox import Scoop
 from tests.carriers import BUILTIN, KAFKA, RABBITMQ, REAL
 from tests.crash import flow
 from tests.crash.ledger import assert_exactly_once, count, is_quiet
-from tests.crash.processes import Fleet, Process
+from tests.crash.processes import START, Fleet, Process
 from tests.waiting import until_blocking
 
 PARENTS = 300
@@ -67,7 +67,7 @@ def test_kill_9_of_workers_and_relays_at_random(
         # Only in the midst of work, and only a process that takes part in it: otherwise nothing is interrupted.
         until_blocking(functools.partial(_has_done, effects, steps + 10, not_before), 20)
         candidates = [process for process in running if process.arguments[0] == command]
-        until_blocking(functools.partial(_any_ready, candidates), 20)
+        until_blocking(functools.partial(_any_ready, candidates), START)
         victim = chance.choice([process for process in candidates if process.ready])
         victim.kill()
         running[running.index(victim)] = fleet.start(*victim.arguments, **broker)
