@@ -13,7 +13,7 @@ from tests.waiting import until_blocking
 
 REPOSITORY = Path(__file__).parents[2]
 START = 60.0
-"""Seconds that a process may take to begin: it needs 1.2 of a processor, and eight of them share two with other tests."""
+"""Seconds that a process may take to begin: it needs 1.2 of a processor, and eight of them share two."""
 _TAIL = 3000
 
 
