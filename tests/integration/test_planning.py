@@ -1,0 +1,56 @@
+"""Postgres keeps the plans of the engine's statements: to make one takes longer than to execute it."""
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg
+
+from scoop_outbox import AsyncScope, DistributedError, Message, Scoop
+
+PLANNED_ANEW = 5
+"""How often Postgres plans a prepared statement for its values before it compares."""
+RUNS = 12
+FULL = """
+insert into scoop_outbox.mailbox (service, saga, run_id, due)
+select 'other', 'other', gen_random_uuid(), now() + interval '1 day' from generate_series(1, 10000);
+analyze
+"""
+LOOK = "select name, generic_plans, custom_plans from pg_prepared_statements where starts_with(name, 'scoop_')"
+
+
+async def test_a_statement_of_a_step_is_not_planned_each_time(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(FULL)
+    app = Scoop("shop", database=database_url)
+    found: Sequence[Any] = []
+    order = app.saga("order", on="orders")
+    payment = app.saga("payment", on="payments")
+
+    @order.step
+    async def pay(scope: AsyncScope, message: Message) -> None:
+        scope.launch("payments", message.payload)
+
+    @pay.compensate
+    async def refund(scope: AsyncScope, message: Message, error: Exception) -> None: ...
+
+    @order.step
+    async def ship(scope: AsyncScope, message: Message) -> None:
+        nonlocal found
+        if message.payload % 2:
+            raise ValueError
+        cursor = await scope.connection.execute(LOOK)
+        found = await cursor.fetchall()
+
+    @payment.step
+    async def book(scope: AsyncScope, message: Message) -> None: ...
+
+    async with app.running(slots=1):
+        for number in reversed(range(2 * RUNS)):
+            with contextlib.suppress(DistributedError):
+                await (await app.launch("orders", number)).wait(20)
+    await app.close()
+
+    often = {name: (kept, anew) for name, kept, anew in found if kept + anew >= RUNS}
+    assert {name.rsplit("_", 1)[0] for name in often} >= {"scoop_advance_run", "scoop_drop_mail_if_waiting"}
+    assert {name: plans for name, plans in often.items() if plans[1] > PLANNED_ANEW} == {}
