@@ -2,13 +2,14 @@
 
 import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import psycopg
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer
 
 from scoop_outbox import BrokerError, Scoop
 from scoop_outbox.testing._server import free_ports
@@ -44,7 +45,7 @@ async def starts_without_and_works_with(
         status, text = readiness(port)
         return status == 200 if ready else status == 503 and "intake" in text
 
-    with worker(folder, database_url, topic, *at) as process:
+    with worker(folder, database_url, topic, *at) as process, telling_more(folder, port):
         await until(lambda: asyncio.to_thread(is_ready, ready=False), 60)
         _, text = await asyncio.to_thread(readiness, port)
         app = Scoop("elsewhere", database=database_url, broker=url)
@@ -60,20 +61,44 @@ async def starts_without_and_works_with(
     return text
 
 
-def start_until_it_serves(cluster: KafkaCluster) -> None:
-    """Start a broker that creates topics by itself, and see that a client that knows nothing of us can publish there.
+@contextmanager
+def telling_more(folder: Path, port: int) -> Iterator[None]:
+    """Add what the worker says of itself to an assertion that fails."""
+    try:
+        yield
+    except AssertionError as error:
+        error.add_note(f"{readiness(port)}\n{log_of(folder)[-3000:]}")
+        raise
 
-    Seen once, on a busy machine: a broker that was up again and let nobody publish or join a group for a minute.
+
+def start_until_it_serves(cluster: KafkaCluster) -> None:
+    """Start a broker that creates topics by itself, and see that clients that know nothing of us are served by it.
+
+    Seen on a busy machine: a broker that was up again and let nobody publish or join a group for a minute.
     """
     for _ in range(3):
         cluster.start()
-        producer = Producer({"bootstrap.servers": cluster.bootstrap, "enable.idempotence": True})
-        producer.produce(name("begins"), b"1")
-        if not producer.flush(15):
+        if _serves(cluster.bootstrap):
             return
-        producer.purge()
         cluster.stop()
-    pytest.fail("Kafka was started three times, and nobody could publish")
+    pytest.fail("Kafka was started three times, and nobody could publish and join a group")
+
+
+def _serves(bootstrap: str) -> bool:
+    """Tell whether a message can be published and received by a member of a group within a quarter of a minute each."""
+    producer = Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True})
+    topic = name("begins")
+    producer.produce(topic, b"1")
+    if producer.flush(15):
+        producer.purge()
+        return False
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": topic, "auto.offset.reset": "earliest"})
+    try:
+        consumer.subscribe([topic])
+        found = consumer.poll(15)
+        return found is not None and found.error() is None
+    finally:
+        consumer.close()
 
 
 async def test_kafka_is_not_there_yet(lenient_kafka: KafkaCluster, database_url: str, tmp_path: Path) -> None:
