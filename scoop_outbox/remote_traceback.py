@@ -268,3 +268,15 @@ def _printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def keep_root(original: Exception | None, replacement: BaseException) -> None:
+    """Make what a handler was called for the root of what it raised instead (behaviour Q5)."""
+    seen: set[int] = set()
+    while replacement is not original and id(replacement) not in seen:
+        seen.add(id(replacement))
+        above = replacement.__context__ if replacement.__cause__ is None else replacement.__cause__
+        if above is None:
+            replacement.__context__ = original
+            return
+        replacement = above

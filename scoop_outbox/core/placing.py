@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 
 from scoop_outbox.core.claim import Claim, Worker
-from scoop_outbox.core.decide import Decision, Invoke, Park, needed
-from scoop_outbox.core.run import Run, changed
+from scoop_outbox.core.decide import Decision, HandleChildFailure, Invoke, Park, needed
+from scoop_outbox.core.run import Run, RunState, changed
 from scoop_outbox.core.statement import COMMIT, ROLLBACK, Plan, ask, statement
 from scoop_outbox.core.versions import PATIENCE, Version, executor, left_out
 
@@ -31,6 +31,7 @@ def place_run(claimed: Claim, due: Decision, worker: Worker) -> Plan[Decision | 
     if by.id != mine.id:
         # Or we would find it again and again, and they would not: mail of our version is ours.
         yield from ask(statement("address_mail", ids=claimed.mail, version=by.id), COMMIT)
+        worker.hints.mail(run.service, run.saga, by.id, run.id, 0.0)
         return None
     return (yield from _take_over(claimed, due, mine))
 
@@ -38,14 +39,18 @@ def place_run(claimed: Claim, due: Decision, worker: Worker) -> Plan[Decision | 
 def _take_over(claimed: Claim, due: Decision, mine: Version) -> Plan[Decision]:
     """Make a run one of our version, unless it would silently leave out a step (behaviour Q79)."""
     run = claimed.run
-    if run.version not in ("", mine.id) and isinstance(due, Invoke):
-        _, before, executed = yield from _last_known(run, due.step.name)
-        if skipped := left_out(before or (), mine.steps, due.step.name, executed):
+    if run.state is RunState.RUNNING and not isinstance(due, Invoke | HandleChildFailure):
+        return due  # which step comes next is not decided here
+    # What a handler of failures is followed by was decided when its step returned, by the version before.
+    comes = due.step.name if isinstance(due, Invoke) else run.next_step
+    if run.version not in ("", mine.id) and run.state is RunState.RUNNING and comes is not None:
+        _, before, executed = yield from _last_known(run, comes)
+        if skipped := left_out(before or (), mine.steps, comes, executed):
             return Park(
                 f"the version of saga {run.saga!r} that living workers have executes {', '.join(map(repr, skipped))} "
-                f"before {due.step.name!r}, and this run would leave that out: start a worker of the version in which "
+                f"before {comes!r}, and this run would leave that out: start a worker of the version in which "
                 "it began, and it goes on by itself, or retry it to go on all the same",
-                due.step.name,
+                comes,
             )
     claimed.run = changed(run, version=mine.id)
     return due

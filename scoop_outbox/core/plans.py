@@ -6,6 +6,7 @@ import json
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from enum import Enum, auto
 from typing import Any
 
@@ -29,6 +30,7 @@ from scoop_outbox.core.statement import (
 from scoop_outbox.core.transition import Mail, Raised, Returned, Transition
 from scoop_outbox.errors import StepError, UnhandledMessage
 from scoop_outbox.failure import Failure
+from scoop_outbox.remote_traceback import keep_root
 from scoop_outbox.saga import Callback, is_async
 from scoop_outbox.scope import Result
 
@@ -67,54 +69,69 @@ def execute(run_id: uuid.UUID, worker: Worker) -> Plan[Execution]:
                 return Execution.OTHER_COLOUR
             outcome = yield call
             if isinstance(outcome, Returned):
-                outcome = yield from _handled(outcome, claimed)
+                outcome = yield from _handled(call, outcome)
         more = turn < STEPS_IN_A_ROW and not worker.draining()
         if isinstance(outcome, Raised) and not outcome.open:
-            go_on = yield from _settle_failure(claimed, due, outcome, worker)
+            go_on = yield from _settle_failure(claimed, due, outcome, worker, go_on=more)
         else:
             try:
                 change = _change(due, claimed, outcome, worker.chance)
                 returned = isinstance(outcome, Returned)
                 go_on = yield from settle(claimed, change, worker, go_on=more, called=returned)
             except Refused as refusal:
-                if not isinstance(outcome, Returned):
+                if call is None or not isinstance(outcome, Returned):
                     raise
-                go_on = yield from _settle_failure(claimed, due, _refused(refusal, outcome, claimed), worker)
+                refused = _refused(refusal, call, outcome)
+                go_on = yield from _settle_failure(claimed, due, refused, worker, go_on=more)
         if go_on is None:
             break
         claimed = go_on
     return Execution.DONE
 
 
-def _handled(outcome: Returned, claimed: Claim) -> Plan[CallOutcome]:
+def _handled(call: Call, outcome: Returned) -> Plan[CallOutcome]:
     """Return the outcome of a callback, which has failed if what it launched lacks the handlers that it needs."""
     try:
         yield from check_handlers(outcome.emissions)
     except UnhandledMessage as error:
         _, clock = yield from ask(ROLLBACK_TO_SAVEPOINT, READ_CLOCK)
-        return Raised(error, Failure.of(error, source=claimed.source), outcome.context, at=clock[0][0])
+        return _failed(call, outcome, error, at=clock[0][0])
     return outcome
 
 
-def _refused(refusal: Refused, outcome: Returned, claimed: Claim) -> Raised:
+def _refused(refusal: Refused, call: Call, outcome: Returned) -> Raised:
     """Return the outcome of a callback whose transaction the database did not accept."""
     error = refusal.error
     if getattr(error, "sqlstate", None) == _NO_SAVEPOINT:
-        error = StepError.ended_its_transaction(claimed.run.next_step or claimed.saga.first, claimed.run.saga)
-    return Raised(error, Failure.of(error, source=claimed.source), outcome.context, open=False)
+        error = StepError.ended_its_transaction(call.step, call.run.saga)
+    return _failed(call, outcome, error, at=None)
 
 
-def _settle_failure(claimed: Claim, due: rule.Decision, outcome: Raised, worker: Worker) -> Plan[Claim | None]:
+def _failed(call: Call, outcome: Returned, error: Exception, *, at: datetime | None) -> Raised:
+    """Return the outcome of a callback that has returned, but failed; `at` is None when its transaction is gone."""
+    if call.handles:
+        keep_root(call.error, error)
+    return Raised(error, Failure.of(error, source=call.source), outcome.context, open=at is not None, at=at)
+
+
+def _settle_failure(
+    claimed: Claim, due: rule.Decision, outcome: Raised, worker: Worker, *, go_on: bool
+) -> Plan[Claim | None]:
     """Record the failure of a callback whose transaction is gone, and with it the savepoint.
 
     The database refused to commit what it wrote (a deferred constraint, say), or it ended the transaction itself.
     So the failure is written in a transaction of its own, unless another worker was faster and executes it again.
     """
     again = yield from claim(claimed.run.id, worker)
-    if again is None or again.run.seq != claimed.run.seq:
-        return again
+    if again is None:
+        return None
+    if again.run.seq != claimed.run.seq:
+        if go_on:
+            return again
+        yield from ask(ROLLBACK)  # else its lock would stay with a connection that lies idle
+        return None
     again.run = changed(again.run, version=claimed.run.version)
-    return (yield from settle(again, _change(due, again, outcome, worker.chance), worker, go_on=True))
+    return (yield from settle(again, _change(due, again, outcome, worker.chance), worker, go_on=go_on))
 
 
 def _call(due: rule.Decision, claimed: Claim) -> Call | None:

@@ -9,13 +9,18 @@ import logging
 import random
 import uuid
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+import psycopg
 
 from scoop_outbox.core.run import RunState
 from scoop_outbox.core.statement import ask, statement
 from scoop_outbox.headers import storable
 from scoop_outbox.store.aio import AsyncDriver
+from scoop_outbox.store.calls import Interrupted
+from scoop_outbox.store.faults import words
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +29,9 @@ MOST = 20
 
 MACHINERY, WANTED, DIED = "machinery", "transient", "died"
 """What interrupted a run: the machinery, a callback that raised `TransientError`, or the end of its process."""
+
+_NOT_ALIVE = uuid.UUID(int=0)
+"""No worker's id."""
 
 OF_DEATH = "the process that had begun to execute it ended without a word: killed, out of memory, or crashed"
 
@@ -46,7 +54,6 @@ class Interruptions:
 
     Args:
         service: whose runs.
-        worker: the worker's id.
         sagas: the sagas that it has: what never happened to them is counted too, as nothing.
         most: a run is parked after so many in a row without progress; those that it wanted itself do not park it.
 
@@ -55,10 +62,9 @@ class Interruptions:
         parked: how many runs were parked because of them, by saga.
     """
 
-    def __init__(self, service: str, worker: uuid.UUID, sagas: Iterable[str], most: int = MOST) -> None:
+    def __init__(self, service: str, sagas: Iterable[str], most: int = MOST) -> None:
         """Hold nothing yet."""
         self._service = service
-        self._worker = worker
         self._most = most
         self._pending: dict[uuid.UUID, Interruption] = {}
         self.counted = Counter({(saga, kind): 0 for saga in sagas for kind in (MACHINERY, WANTED, DIED)})
@@ -94,7 +100,7 @@ class Interruptions:
                     # NUL and broken characters cannot be stored as text.
                     reasons=[storable(one.reason) for one in pending.values()],
                     parks=[one.kind != WANTED for one in pending.values()],
-                    takers=[self._worker if one.kind == DIED else None for one in pending.values()],
+                    takers=[_NOT_ALIVE if one.kind == DIED else None for one in pending.values()],
                     # So that runs which were interrupted together do not come back together.
                     chances=[random.uniform(0.5, 1.0) for _ in pending],
                     most=self._most,
@@ -119,3 +125,16 @@ class Interruptions:
                 "run interrupted: service %s, saga %s, run %s, %d in a row: %s; it is executed again later",
                 *(self._service, one.saga, run_id, count, one.reason),
             )
+
+
+@contextmanager
+def refusals_interrupt() -> Iterator[None]:
+    """Count what the database refused for good, though no callback was at fault, as an interruption.
+
+    Raises:
+        Interrupted: in its place. As an error of the database it would read as if there were no connection.
+    """
+    try:
+        yield
+    except psycopg.Error as error:
+        raise Interrupted(words(error)) from error

@@ -26,7 +26,7 @@ from scoop_outbox.core.plans import Execution
 from scoop_outbox.daemon.backoff import Backoff
 from scoop_outbox.daemon.connections import StepConnections
 from scoop_outbox.daemon.contained import contain_exits, let_exits_through
-from scoop_outbox.daemon.interruptions import MACHINERY, MOST, WANTED, Interruption, Interruptions
+from scoop_outbox.daemon.interruptions import MACHINERY, MOST, WANTED, Interruption, Interruptions, refusals_interrupt
 from scoop_outbox.daemon.mail import MailReader
 from scoop_outbox.daemon.pace import Pace
 from scoop_outbox.daemon.ready import Ready
@@ -84,7 +84,7 @@ class Worker:
         self._pace = Pace()
         self._roster = Roster(home.process_id, service, self._sagas)
         self.reports = Reports(service, signals, brokered=brokered)
-        self.interruptions = Interruptions(service, home.process_id, self._sagas, max_interruptions)
+        self.interruptions = Interruptions(service, self._sagas, max_interruptions)
         self._mail = MailReader(service, list(self._sagas), self._roster, self.interruptions)
         self._feeder: PatientDriver | None = None
         # Threads move on from one run to the next by themselves; what they and the loop share is behind this lock.
@@ -153,9 +153,11 @@ class Worker:
     async def _leave(self) -> None:
         """Let others take over at once what this process would have executed."""
         if self._feeder is not None:
-            with contextlib.suppress(Interrupted, psycopg.Error, sa.exc.SQLAlchemyError, OSError):
+            try:
                 await self.interruptions.write_down(self._feeder)
                 await self._roster.leave(self._feeder)
+            except (Interrupted, psycopg.Error, sa.exc.SQLAlchemyError, OSError) as error:
+                log.info("the worker could not say that it leaves, and counts as alive for a moment: %s", words(error))
         await self._drop_feeder()
 
     async def _drop_feeder(self) -> None:
@@ -381,13 +383,14 @@ class Worker:
         if not coroutines:
             return await self._loop.run_in_executor(self._connections.threads, self._drive_blocking, slot)
         async with self._connections.lend() as driver:
-            return await driver.run(plans.execute(slot.run_id, self._worker(coroutines=True)))
+            with refusals_interrupt():
+                return await driver.run(plans.execute(slot.run_id, self._worker(coroutines=True)))
 
     def _drive_blocking(self, slot: Slot) -> Execution:
         worker = self._worker(coroutines=False)
         with self._connections.lend_blocking() as driver:
             while True:
-                with self._connections.at_work(slot.run_id, driver):
+                with self._connections.at_work(slot.run_id, driver), refusals_interrupt():
                     done = driver.run(plans.execute(slot.run_id, worker))
                 if done is not Execution.DONE or not driver.usable or not self._move_on(slot):
                     return done

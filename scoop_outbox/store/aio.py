@@ -27,7 +27,7 @@ from scoop_outbox.core.statement import (
 )
 from scoop_outbox.scope import AsyncScope
 from scoop_outbox.store.calls import Interrupted, async_invoke, check_transaction, raised, returned, scope_arguments
-from scoop_outbox.store.cleaning import AFTER_ROLLBACK, cleaned, is_clean
+from scoop_outbox.store.cleaning import AFTER_ROLLBACK, cleaned, ends, is_clean
 from scoop_outbox.store.faults import NO_SAVEPOINT, ends_the_worker, interruption, of_the_rows, spoils, words
 from scoop_outbox.store.lent import NOWHERE, AsyncLentConnection, async_session, is_invalidated, works_on
 from scoop_outbox.store.pipeline import Pipeline, Query
@@ -227,7 +227,8 @@ class AsyncDriver:
             return await self.raw.wait(self._pipeline.run(batch))
         extended, own = cleaned(batch)
         answers = await self.raw.wait(self._pipeline.run(extended))
-        self._touched = False
+        if ends(batch):
+            self._touched = False
         if not is_clean(extended, answers):
             self.usable = False
         return [answers[index] for index in own]
@@ -268,6 +269,7 @@ class AsyncDriver:
                 if error.sqlstate != NO_SAVEPOINT:
                     raise
             else:
+                self._touched = False
                 at: datetime = clock[0][0]
                 return at
         await self._renew()
@@ -303,6 +305,7 @@ class AsyncDriver:
                 await self.raw.rollback()
             if self._touched and self.usable:
                 await self._batch(AFTER_ROLLBACK)
+                self._touched = False
         except psycopg.Error:
             self.usable = False
         if self.raw.closed:

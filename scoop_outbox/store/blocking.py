@@ -27,7 +27,7 @@ from scoop_outbox.core.statement import (
 )
 from scoop_outbox.scope import BlockingScope
 from scoop_outbox.store.calls import Interrupted, check_transaction, invoke, raised, returned, scope_arguments
-from scoop_outbox.store.cleaning import AFTER_ROLLBACK, cleaned, is_clean
+from scoop_outbox.store.cleaning import AFTER_ROLLBACK, cleaned, ends, is_clean
 from scoop_outbox.store.faults import NO_SAVEPOINT, ends_the_worker, interruption, of_the_rows, spoils, words
 from scoop_outbox.store.lent import NOWHERE, LentConnection, is_invalidated, session, works_on
 from scoop_outbox.store.pipeline import Pipeline, Query
@@ -233,7 +233,8 @@ class Driver:
             return self.raw.wait(self._pipeline.run(batch))
         extended, own = cleaned(batch)
         answers = self.raw.wait(self._pipeline.run(extended))
-        self._touched = False
+        if ends(batch):
+            self._touched = False
         if not is_clean(extended, answers):
             self.usable = False
         return [answers[index] for index in own]
@@ -274,6 +275,7 @@ class Driver:
                 if error.sqlstate != NO_SAVEPOINT:
                     raise
             else:
+                self._touched = False
                 at: datetime = clock[0][0]
                 return at
         self._renew()
@@ -309,6 +311,7 @@ class Driver:
                 self.raw.rollback()
             if self._touched and self.usable:
                 self._batch(AFTER_ROLLBACK)
+                self._touched = False
         except psycopg.Error:
             self.usable = False
         if self.raw.closed:

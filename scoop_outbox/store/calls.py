@@ -17,6 +17,7 @@ from scoop_outbox.core.statement import Call
 from scoop_outbox.core.transition import Raised, Returned
 from scoop_outbox.errors import PayloadError, StepError
 from scoop_outbox.failure import Failure
+from scoop_outbox.remote_traceback import keep_root
 from scoop_outbox.scope import Scope
 from scoop_outbox.store.lent import Lent
 
@@ -134,18 +135,6 @@ def check_transaction(call: Call, raw: Raw, lent: Lent | None, *, broken: bool, 
     raise StepError.ended_its_transaction(call.step, call.run.saga)
 
 
-def _keep(original: Exception | None, replacement: BaseException) -> None:
-    """Make what a handler was called for the root of what it raised instead (behaviour Q5)."""
-    seen: set[int] = set()
-    while replacement is not original and id(replacement) not in seen:
-        seen.add(id(replacement))
-        above = replacement.__context__ if replacement.__cause__ is None else replacement.__cause__
-        if above is None:
-            replacement.__context__ = original
-            return
-        replacement = above
-
-
 def returned(call: Call, scope: Scope, value: object) -> Returned:
     """Return the outcome of a callback that returned `value`.
 
@@ -168,7 +157,7 @@ def raised(call: Call, scope: Scope, error: BaseException, *, at: datetime | Non
             type(error).__name__,
         )
     if call.handles:
-        _keep(call.error, error)
+        keep_root(call.error, error)
     try:
         context = scope.left_context()
     except PayloadError:

@@ -10,7 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scoop_outbox.core.statement import BEGIN, COMMIT, COMMIT_AND_BEGIN, RELEASE_SAVEPOINT, SYNC, Batch, Rows, Statement
+from scoop_outbox.core.statement import (
+    BEGIN,
+    COMMIT,
+    COMMIT_AND_BEGIN,
+    RELEASE_SAVEPOINT,
+    ROLLBACK,
+    ROLLBACK_TO_SAVEPOINT,
+    SYNC,
+    Batch,
+    Rows,
+    Statement,
+)
 
 _OURSELVES = [Statement("reset_session_authorization", {}), Statement("reset_role", {})]
 """Ahead of our own writes: the role that a callback has taken on may not be allowed to make them."""
@@ -28,17 +39,30 @@ _IN_PLACE_OF = {
     RELEASE_SAVEPOINT.name: [RELEASE_SAVEPOINT, *_OURSELVES],
     COMMIT.name: [COMMIT, *_BEHIND],
     COMMIT_AND_BEGIN.name: [COMMIT, *_BEHIND, SYNC, BEGIN],
+    ROLLBACK.name: [ROLLBACK, *AFTER_ROLLBACK],
 }
+
+_ENDS = {COMMIT.name, COMMIT_AND_BEGIN.name, ROLLBACK.name}
 
 
 def cleaned(batch: Batch) -> tuple[list[Statement], list[int]]:
-    """Return a batch that settles what a callback did and cleans its connection, and where its own answers are."""
+    """Return a batch that settles what a callback did and cleans its connection, and where its own answers are.
+
+    One that does not end the transaction cleans nothing: only the role of the callback is not that of its statements.
+    """
+    if not (ends(batch) or batch[0].name == ROLLBACK_TO_SAVEPOINT.name):
+        return [*_OURSELVES, *batch], list(range(len(_OURSELVES), len(_OURSELVES) + len(batch)))
     extended: list[Statement] = []
     own: list[int] = []
     for asked in batch:
         own.append(len(extended))
         extended += _IN_PLACE_OF.get(asked.name, (asked,))
     return extended, own
+
+
+def ends(batch: Batch) -> bool:
+    """Tell whether a batch ends the transaction that a callback has worked in."""
+    return any(asked.name in _ENDS for asked in batch)
 
 
 def is_clean(batch: Batch, answers: Sequence[Rows]) -> bool:

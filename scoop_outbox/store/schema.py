@@ -166,8 +166,9 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
 
     # One execution of one saga for one message; see core/run.py for what the columns mean. JSON, not JSONB: it keeps
     # what was written, and an escaped NUL can be stored. `interruptions` counts how often in a row the run could not be
-    # executed, for the reason in `interruption`; `taken_by` is the worker that has begun to execute it, written only
-    # where the one before may have died of it; `needs` is the step without which a parked run cannot go on.
+    # executed, for the reason in `interruption`, and `unwanted` those of them that it did not ask for; `taken_by` is
+    # the worker that is about to execute it, written only where the one before may have died of it; `needs` is the step
+    # without which a parked run cannot go on.
     run = Table(
         "run",
         metadata,
@@ -207,6 +208,7 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         Column("handler_seq", Integer),
         # Nobody waits for it: its saga was subscribed only after the message was launched.
         Column("late", Boolean, nullable=False, server_default=text("false")),
+        Column("unwanted", Integer, nullable=False, server_default=text("0")),
         # Leads with the message: it is the idempotency of intake, and how the runs of a message are found.
         Index("run_once", "message_id", "service", "saga", unique=True),
         # Below which run a late one belongs stands in its lineage alone.
@@ -221,6 +223,7 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
     # an index on its state would be written to each time that a run ends.
     Index("run_parked", run.c.service, run.c.saga, postgresql_where=run.c.reason.is_not(None))
     Index("run_interrupted", run.c.service, postgresql_where=run.c.interruptions > 0)
+    Index("run_taken", run.c.taken_by, postgresql_where=run.c.taken_by.is_not(None))
 
     # Why something failed, without its causes, which are referred to: each failure once, whoever is told of it. Type,
     # message and source are as people and queries read them, the document is whole.

@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import psycopg
@@ -84,6 +84,39 @@ async def test_q70_a_step_may_take_on_a_role_that_may_not_write_what_we_write(
         tenant, other = connection.execute("select who from sold").fetchall()
     assert tenant == ("tenant_of_ours",)
     assert other != tenant
+
+
+async def test_q70_a_launch_that_demands_a_handler_changes_nothing_of_that(shop: Shop, database_url: str) -> None:
+    with psycopg.connect(database_url) as connection:
+        connection.execute("do $$ begin create role tenant_of_ours; exception when duplicate_object then end $$")
+    seen: list[Any] = []
+
+    def body(scope: Any, message: Any) -> Iterator[Any]:
+        yield scope.connection.execute("set my.tenant = 'acme'")
+        yield scope.connection.execute("create temporary table scratch (n int)")
+        yield scope.connection.execute("select pg_advisory_lock(4711)")
+        yield scope.connection.execute("set role tenant_of_ours")
+        scope.launch(message.payload, None, require_handlers=True)
+
+    def look(scope: Any, _: Any) -> Generator[Any, Any, None]:
+        cursor = yield scope.connection.execute(
+            "select coalesce(current_setting('my.tenant', true), ''), to_regclass('scratch')::text, "
+            "(select count(*) from pg_locks where locktype = 'advisory' and objid = 4711), current_user = session_user"
+        )
+        seen.append((yield cursor.fetchone()))
+
+    shop.saga("root", "R", body)
+    shop.saga("child", "C", None)
+    shop.saga("other", "O", look)
+
+    async with shop.running(slots=1, max_interruptions=1):
+        await (await shop.app.launch("R", "C")).wait(LONG)
+        await (await shop.app.launch("O", None)).wait(LONG)
+        with pytest.raises(DistributedError, match="no saga is subscribed"):
+            await (await shop.app.launch("R", "nowhere")).wait(LONG)
+        await (await shop.app.launch("O", None)).wait(LONG)
+
+    assert seen == [("", None, 0, True)] * 2
 
 
 async def test_a05_time_outs_around_a_blocked_query_leave_no_backends_behind(mixed: Shop, database_url: str) -> None:

@@ -289,3 +289,46 @@ async def test_b7_workers_of_one_service_with_different_sagas_share_the_work(dat
             assert (shares["part"], shares["parts"]) == ([0], [1])
             assert worker.counters.claims >= 50
     await asyncio.gather(one.close(), other.close())
+
+
+async def test_q79_a_handler_of_failures_does_not_hide_that_a_step_would_be_left_out(database_url: str) -> None:
+    executed: list[str] = []
+    fails = asyncio.Event()
+
+    def version(steps: str) -> Scoop:
+        app = Scoop("shop", database=database_url)
+        saga = app.saga("order", on="orders")
+
+        async def handle(scope: Any, message: Any, error: Exception) -> None:
+            executed.append("handler")
+
+        def step(name: str) -> Any:
+            async def body(scope: Any, message: Any) -> None:
+                executed.append(name)
+                if name == "a":
+                    scope.launch("payments", {})
+
+            return body
+
+        for name in steps:
+            saga.add_step(name, step(name), on_child_failure=handle if name == "a" else None)
+        return app
+
+    async def pay(scope: Any, message: Any) -> None:
+        await fails.wait()
+        raise ValueError
+
+    bank = Scoop("bank", database=database_url)
+    bank.saga("payment", on="payments").add_step("pay", pay)
+    old, new = version("abc"), version("acb")
+    async with bank.running(relay=False):
+        async with old.running():
+            handle = await old.launch("orders", {})
+            await until(lambda: executed == ["a"])
+        async with new.running():
+            fails.set()
+            await until(lambda: "parked" in states(database_url), LONG)
+        async with old.running():
+            await handle.wait(LONG)
+    assert executed == ["a", "handler", "b", "c"]
+    await asyncio.gather(old.close(), new.close(), bank.close())

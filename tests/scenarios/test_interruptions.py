@@ -11,7 +11,19 @@ import psycopg
 import pytest
 import pytest_asyncio
 
-from scoop_outbox import Answer, Handle, RunState, RunStatus, Saga, Scoop, TransientError, UnknownMessage
+from scoop_outbox import (
+    Answer,
+    DistributedError,
+    Handle,
+    Repeat,
+    RunState,
+    RunStatus,
+    Saga,
+    Scoop,
+    TransientError,
+    UnknownMessage,
+)
+from scoop_outbox.core.plans import STEPS_IN_A_ROW
 from scoop_outbox.daemon.interruptions import DIED, MACHINERY, OF_DEATH, WANTED
 from tests.waiting import until
 
@@ -228,7 +240,7 @@ async def test_a_run_whose_process_died_twice_waits_and_is_parked(app: Scoop, da
     async with app.running(worker=False):
         handle = await app.launch("orders", {})
         await until(lambda: ask(database_url, "select 1 from scoop_outbox.mailbox"))
-    ask(database_url, "update scoop_outbox.run set taken_by = %s, interruptions = 1", uuid.uuid4())
+    ask(database_url, "update scoop_outbox.run set taken_by = %s, interruptions = 1, unwanted = 1", uuid.uuid4())
     async with app.running(max_interruptions=2) as daemons:
 
         async def is_parked() -> bool:
@@ -273,3 +285,134 @@ async def test_q65_interruptions_are_seen_from_outside(app: Scoop, database_url:
         await until(is_seen)
         counted = "select count(*) from scoop_outbox.run where service = 'shop' and interruptions > 0"
         assert ask(database_url, counted) == [(1,)]
+
+
+async def test_q65_what_a_run_asked_for_itself_does_not_count_towards_its_parking(
+    app: Scoop, database_url: str
+) -> None:
+    calls: list[int] = []
+    lose = lose_connection(database_url)
+
+    def call(scope: Any) -> None:
+        calls.append(1)
+        if len(calls) <= 5:
+            raise TransientError("the other system is down")
+        if len(calls) == 6:
+            lose(scope)
+
+    add_step(app.saga("order", on="orders"), "async", "call", call)
+    async with app.running(max_interruptions=2, grace=1):
+        await (await app.launch("orders", {})).wait(LONG)
+    assert len(calls) == 7
+
+
+async def test_q65_a_worker_that_lives_or_leaves_in_good_order_is_not_taken_for_dead(database_url: str) -> None:
+    def service() -> Scoop:
+        one = Scoop("shop", database=database_url)
+
+        async def work(scope: Any, message: Any) -> None:
+            await asyncio.sleep(0.1)
+
+        one.saga("order", on="orders").add_step("work", work)
+        return one
+
+    apps = [service() for _ in range(3)]
+    for number in range(40):
+        await apps[0].launch("orders", number)
+    async with apps[0].running(worker=False):
+        await until(lambda: ask(database_url, "select count(*) from scoop_outbox.run") == [(40,)])
+
+    def done() -> int:
+        return int(ask(database_url, "select count(*) from scoop_outbox.step")[0][0])
+
+    deaths = 0
+    async with apps[0].running(slots=2, relay=False) as first:
+        await until(lambda: done() >= 4)
+        async with apps[1].running(slots=2, relay=False) as second:
+            await until(lambda: done() >= 12)
+    async with apps[2].running(slots=2, relay=False) as third:
+        await until(lambda: done() == 40, LONG)
+    for daemons in (first, second, third):
+        assert daemons.worker is not None
+        deaths += daemons.worker.interruptions.counted["order", DIED]
+    assert deaths == 0
+    for one in apps:
+        await one.close()
+
+
+async def test_mail_of_runs_that_have_ended_is_dropped_by_a_worker_that_comes_later(
+    app: Scoop, database_url: str
+) -> None:
+    # What is left when a child ends after its parent, or when a process dies between two commits.
+    late = """
+        insert into scoop_outbox.mailbox (service, saga, run_id, due)
+        select service, saga, id, now() - interval '1 minute' from scoop_outbox.run
+    """
+    add_step(app.saga("order", on="orders"), "async", "work", nothing)
+    async with app.running():
+        for handle in [await app.launch("orders", number) for number in range(20)]:
+            await handle.wait(LONG)
+    ask(database_url, late)
+    async with app.running(slots=2):
+        await (await app.launch("orders", {})).wait(LONG)
+        await until(lambda: ask(database_url, "select count(*) from scoop_outbox.mailbox") == [(0,)])
+
+
+async def test_q65_what_the_database_refuses_when_a_failure_is_written_is_counted_and_parks(
+    app: Scoop, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    refuse = """
+        create function refuse() returns trigger language plpgsql as $$
+        begin raise exception 'not this one' using errcode = '22000'; end $$;
+        create trigger refuse before update on scoop_outbox.run for each row when (new.state = 'rolling_back')
+        execute function refuse()
+    """
+    ask(database_url, refuse)
+
+    def fail(scope: Any) -> None:
+        raise ValueError
+
+    add_step(app.saga("order", on="orders"), "async", "fail", fail)
+    async with app.running(max_interruptions=2):
+        handle = await app.launch("orders", {})
+
+        async def is_parked() -> bool:
+            return (await root(app, handle)).state is RunState.PARKED
+
+        await until(is_parked)
+    run = await root(app, handle)
+    assert "DataException 22000: not this one" in (run.reason or "")
+    assert "waits for a connection" not in caplog.text
+
+
+async def test_q61_a_failure_in_the_last_turn_of_a_slot_leaves_no_transaction_open(
+    app: Scoop, database_url: str
+) -> None:
+    ask(
+        database_url,
+        "create table sold (name text unique deferrable initially deferred); insert into sold values ('taken')",
+    )
+    failed = asyncio.Event()
+
+    async def repeat(scope: Any, message: Any) -> Any:
+        if scope.iteration < STEPS_IN_A_ROW - 1:
+            return Repeat()
+        await scope.connection.execute("insert into sold values ('taken')")
+        failed.set()
+        return None
+
+    async def beside(scope: Any, message: Any) -> None:
+        await failed.wait()
+
+    app.saga("order", on="orders").add_step("repeat", repeat)
+    app.saga("other", on="others").add_step("beside", beside)
+    async with app.running(slots=2):
+        other = await app.launch("others", {})
+        await until(lambda: ask(database_url, "select 1 from scoop_outbox.run where saga = 'other'"))
+        with pytest.raises(DistributedError, match="UniqueViolation"):
+            await (await app.launch("orders", {})).wait(LONG)
+        await other.wait(LONG)
+        open_ones = (
+            "select 1 from pg_stat_activity where state like 'idle in transaction%' and datname = current_database()"
+        )
+        await until(lambda: not ask(database_url, open_ones))

@@ -219,3 +219,29 @@ def test_q71_sagas_can_be_named_by_themselves(app: Scoop) -> None:
     with_makers(app)
     app.launch_sync("parts", 1, handled_by=[app.sagas["make"]])
     assert Topic("parts", Part, handled_by=[app.sagas["make"]]).handled_by == ("make",)
+
+
+async def test_q05_q71_the_failure_that_a_handler_was_called_for_stays_the_root(app: Scoop) -> None:
+    saga = app.saga("order", on="orders")
+
+    async def handle(scope: Scope, message: Message, error: Exception) -> None:
+        scope.launch("nowhere", {}, require_handlers=True)
+
+    def launch(scope: Scope, message: Message) -> None:
+        scope.launch("payments", {})
+
+    def fail(scope: Scope, message: Message) -> None:
+        raise ValueError("card refused")
+
+    saga.add_step("pay", launch, on_child_failure=handle)
+    app.saga("payment", on="payments").add_step("pay", fail)
+    async with app.running():
+        with pytest.raises(DistributedError) as raised:
+            await (await app.launch("orders", {})).wait(LONG)
+    causes: list[str] = []
+    error: BaseException | None = raised.value
+    while error is not None:
+        causes.append(str(error))
+        error = error.__cause__ or error.__context__
+    assert any("no saga is subscribed" in one for one in causes)
+    assert "card refused" in causes[-1]

@@ -141,7 +141,8 @@ with live as (
                      when %(state)s::text = 'skipped' then 'committed' else 'rolled_back' end,
         failure = case when c.unstarted then %(failure)s::uuid else coalesce(r.failure, %(begun_failure)s::uuid) end,
         obstacle = case when not c.unstarted then %(begun_failure)s::uuid end,
-        reason = null, needs = null, not_before = null, failed_at = clock_timestamp(), ended_at = clock_timestamp()
+        reason = null, needs = null, not_before = null, failed_at = clock_timestamp(), ended_at = clock_timestamp(),
+        interruptions = 0, unwanted = 0, interruption = null, taken_by = null
     from chosen c
     where r.id = c.id
 ), told as (

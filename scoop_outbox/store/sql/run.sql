@@ -80,7 +80,8 @@ update {schema}.run
 set state = %(state)s, step = %(step)s, next_step = %(next_step)s, seq = %(seq)s, instance = %(seq)s,
     iteration = %(iteration)s, attempt = 0, handled = 0, not_before = null, context = %(context)s,
     result = %(result)s, ended_at = case when %(ended)s then statement_timestamp() end,
-    version = %(version)s, interruptions = 0, interruption = null, taken_by = null
+    version = %(version)s, interruptions = 0, unwanted = 0, interruption = null,
+    taken_by = null
 where id = %(run)s
 
 -- name: record_step
@@ -125,7 +126,8 @@ set state = %(state)s, step = %(step)s, next_step = %(next_step)s, seq = %(seq)s
     context = case when %(context_changed)s then %(context)s::json else context end, inherited = null,
     failure = %(failure)s, obstacle = %(obstacle)s,
     result = case when %(result_changed)s then %(result)s::json else result end, reason = %(reason)s,
-    needs = %(needs)s, version = %(version)s, interruptions = 0, interruption = null, taken_by = null,
+    needs = %(needs)s, version = %(version)s, interruptions = 0, unwanted = 0, interruption = null,
+    taken_by = null,
     failed_at = case when %(failed)s then clock_timestamp() else failed_at end,
     ended_at = case when %(ended)s then clock_timestamp() end
 where id = %(run)s

@@ -40,19 +40,27 @@ where v.id in (
 order by v.number desc
 
 -- name: unregister_worker
--- Its versions end with it, unless others have them too: they will say so in a moment.
+-- Its versions end with it, unless others have them too: they will say so in a moment. What it was about to execute it
+-- has not died of; what it still executes is locked, and left alone.
 with gone as (
     delete from {schema}.worker where id = %(worker)s returning versions
+), ended as (
+    select v.id
+    from gone g
+    join {schema}.saga_version v on v.id = any(g.versions)
+    where not exists (
+        select from {schema}.worker w
+        where w.service = v.service and w.id <> %(worker)s and v.id = any(w.versions)
+          and w.alive_until > clock_timestamp()
+    )
+    order by v.id
+    for update of v
+), held as (
+    select r.id from {schema}.run r where r.taken_by = %(worker)s order by r.id for update skip locked
+), released as (
+    update {schema}.run r set taken_by = null from held h where r.id = h.id
 )
-update {schema}.saga_version v
-set alive_until = clock_timestamp()
-from gone g
-where v.id = any(g.versions)
-  and not exists (
-      select from {schema}.worker w
-      where w.service = v.service and w.id <> %(worker)s and v.id = any(w.versions)
-        and w.alive_until > clock_timestamp()
-  )
+update {schema}.saga_version v set alive_until = clock_timestamp() from ended e where v.id = e.id
 
 -- name: read_last_known
 -- When somebody was last alive who knew a step of a saga, and the steps of one version.
@@ -69,25 +77,33 @@ select (
 -- name: mark_taken
 -- Before runs are executed whose mail is older than this worker, or than the death of another one: if this process
 -- dies of one of them, whoever comes next finds the mark, counts an interruption, and lets the run wait longer each
--- time. The others are the caller's to execute. A run whose lock somebody holds is being executed, and is left alone.
+-- time. The mark of a worker that is alive says nothing. The others are the caller's to execute, those too that have
+-- ended meanwhile: the mail is still to be dropped. A run whose lock somebody holds is being executed, and is left alone.
 with asked as (
-    select r.id, r.taken_by is not null and r.taken_by <> %(worker)s as died
+    select r.id, r.state in ('running', 'rolling_back') as lives,
+           r.state in ('running', 'rolling_back') and coalesce(r.taken_by <> %(worker)s, false)
+           and not exists (
+               select from {schema}.worker w
+               join pg_catalog.pg_stat_activity a on a.pid = w.backend
+               where w.id = r.taken_by and w.alive_until > clock_timestamp()
+           ) as died
     from {schema}.run r
-    where r.id = any(%(runs)s) and r.state in ('running', 'rolling_back')
+    where r.id = any(%(runs)s)
     order by r.id
-    for update skip locked
+    for update of r skip locked
 ), marked as (
     update {schema}.run r set taken_by = %(worker)s
     from asked a
-    where r.id = a.id and not a.died
+    where r.id = a.id and a.lives and not a.died
 )
 select id, died from asked
 
 -- name: note_interruptions
 -- In a transaction of its own: what was to be executed has been undone. The mail is due later, the longer the more often
--- it has happened since the run last made progress, so that others come first; in the end the run is parked. From 40 ms
--- to 30 s, by two fifths each time: twenty of them take about a minute, as long as a server takes to restart. A run that
--- has killed a process is marked at once as taken by the next one: its mail is not old any more.
+-- it has happened since the run last made progress, so that others come first; in the end the run is parked, but for
+-- what it asked for itself. From 40 ms to 30 s, by two fifths each time: twenty of them take about a minute, as long as a
+-- server takes to restart. A run that has killed a process is marked at once as taken by somebody who is not alive:
+-- its mail is not old any more, and whoever executes it next may die of it, too.
 with told as (
     select *
     from unnest(%(runs)s::uuid[], %(reasons)s::text[], %(parks)s::bool[], %(takers)s::uuid[], %(chances)s::float8[])
@@ -100,17 +116,18 @@ with told as (
     for update skip locked
 ), noted as (
     update {schema}.run r
-    set interruptions = r.interruptions + 1, interruption = t.reason, taken_by = t.taker,
-        state = case when t.parks and r.interruptions + 1 >= %(most)s then 'parked' else r.state end,
-        ended_at = case when t.parks and r.interruptions + 1 >= %(most)s then clock_timestamp() end,
-        reason = case when t.parks and r.interruptions + 1 >= %(most)s
-                      then 'interrupted ' || r.interruptions + 1 || ' times in a row without progress, the last time: '
+    set interruptions = r.interruptions + 1, unwanted = r.unwanted + t.parks::int, interruption = t.reason,
+        taken_by = t.taker,
+        state = case when t.parks and r.unwanted + 1 >= %(most)s then 'parked' else r.state end,
+        ended_at = case when t.parks and r.unwanted + 1 >= %(most)s then clock_timestamp() end,
+        reason = case when t.parks and r.unwanted + 1 >= %(most)s
+                      then 'interrupted ' || r.unwanted + 1 || ' times in a row without progress, the last time: '
                            || t.reason || '; mend the cause, then: scoop-outbox retry RUN'
                  end
     from held h
     join told t on t.id = h.id
     where r.id = h.id
-    returning r.id, r.interruptions, r.state, t.chance
+    returning r.id, r.interruptions, r.unwanted, r.state, t.chance
 ), dropped as (
     delete from {schema}.mailbox m using noted n where m.run_id = n.id and n.state = 'parked'
 ), delayed as (
@@ -120,7 +137,7 @@ with told as (
     from noted n
     where m.run_id = n.id and n.state <> 'parked'
 )
-select id, interruptions, state from noted
+select id, case when state = 'parked' then unwanted else interruptions end, state from noted
 
 -- name: read_parked
 -- Runs that wait for a worker that knows what they need, and the steps that they have executed.
@@ -140,7 +157,7 @@ limit %(most)s
 with freed as (
     update {schema}.run
     set state = case when undo_seq is null then 'running' else 'rolling_back' end, reason = null, needs = null,
-        ended_at = null, interruptions = 0, interruption = null, taken_by = null,
+        ended_at = null, interruptions = 0, unwanted = 0, interruption = null, taken_by = null,
         version = case when %(anew)s and needs is not null then '' else version end
     where id = any(%(runs)s) and state = 'parked'
     returning id, service, saga, version
