@@ -52,6 +52,9 @@ class _OwnTopics:
         topics = tuple(self._prefix + topic for topic in subscription.topics)
         return replace(subscription, group=self._prefix + subscription.group, topics=topics)
 
+    def names(self, topic: str) -> Sequence[str]:
+        return self._broker.names(self._prefix + topic)
+
     def pattern(self, topic: str) -> str | None:
         return self._broker.pattern(self._prefix + topic)
 

@@ -89,6 +89,9 @@ class FakeBroker:
         self.batches.append(list(batch))
         self.put_something.set()
 
+    def names(self, topic: str) -> Sequence[str]:
+        return ()
+
     def pattern(self, topic: str) -> str | None:
         return self.patterns.get(topic)
 

@@ -158,8 +158,13 @@ class Broker(Protocol):
     def features(self) -> frozenset[Feature]:
         """What this broker can do."""
 
+    def names(self, topic: str) -> Sequence[str]:
+        """Return the other ways in which a topic can be written: what is launched under one is for its sagas, too."""
+
     def pattern(self, topic: str) -> str | None:
-        """Return the regular expression of all topics whose messages a saga on `topic` gets; None when it is only that.
+        """Return the regular expression of all topics whose messages a saga on `topic` gets.
+
+        None when it is only that topic, and its other names: expressions are slower to compare, at each launch.
 
         It is read by Python and by Postgres, and matches whole topics: write `^` in front, `$` behind, and nothing that
         either of them does not know. A step that launches a message on such a topic waits for the saga, so it must

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -31,8 +33,27 @@ class TakenOver:
     waiting: int
 
 
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """How a topic may be written at a service's broker.
+
+    Attributes:
+        names: its other names.
+        pattern: the regular expression of the topics that it stands for, if it stands for others.
+    """
+
+    names: tuple[str, ...] = ()
+    pattern: str | None = None
+
+    def means(self, topic: str, written: str) -> bool:
+        """Tell whether what is written stands for `topic`, whose spelling this is."""
+        if written == topic or written in self.names:
+            return True
+        return self.pattern is not None and re.fullmatch(self.pattern, written) is not None
+
+
 def announce(
-    service: str, sagas: Sequence[Saga], patterns: Mapping[str, str | None], *, brokered: bool
+    service: str, sagas: Sequence[Saga], spellings: Mapping[str, Spelling], *, brokered: bool
 ) -> Plan[list[TakenOver]]:
     """Make known which sagas of a service listen on which topics; who is known already stays, as it is now.
 
@@ -41,10 +62,11 @@ def announce(
     Args:
         service: whose sagas they are.
         sagas: all of them.
-        patterns: for topics that stand for others, the regular expression of those.
+        spellings: how topics may be written, by topic; those that are left out stand for themselves alone.
         brokered: whether a broker brings the service its messages. Once said, it is not unsaid.
     """
     names = [saga.name for saga in sagas]
+    spelt = [spellings.get(saga.topic, Spelling()) for saga in sagas]
     renamed = [(former, saga.name) for saga in sagas for former in saga.formerly]
     *_, former = yield from ask(
         BEGIN,
@@ -58,7 +80,8 @@ def announce(
             services=[service] * len(sagas),
             sagas=names,
             ordered=[saga.ordered is not None for saga in sagas],
-            patterns=[patterns.get(saga.topic) for saga in sagas],
+            patterns=[one.pattern for one in spelt],
+            names=[json.dumps(one.names) for one in spelt],
             brokered=brokered,
         ),
         statement("read_former", service=service, sagas=names),

@@ -7,11 +7,10 @@ start was refused, or it began behind the message.
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from scoop_outbox.broker.protocol import Broker, Subscription
-from scoop_outbox.core.announcing import TakenOver, announce, read_subscribed
+from scoop_outbox.core.announcing import Spelling, TakenOver, announce, read_subscribed
 from scoop_outbox.core.statement import Plan
 from scoop_outbox.saga import Saga
 from scoop_outbox.store.aio import AsyncDriver
@@ -38,9 +37,7 @@ class Announcer:
         self._broker = broker
         self._subscription = subscription
         self._sagas: Sequence[Saga] = list(sagas.values())
-        self._patterns: dict[str, str | None] = {}
-        if broker is not None:
-            self._patterns = {topic: broker.pattern(topic) for topic in subscription.topics}
+        self._spellings = {} if broker is None else spellings(broker, subscription.topics)
         self.names = frozenset(sagas)
         self.done = not sagas
         self.trouble: str | None = None
@@ -74,15 +71,18 @@ class Announcer:
     def plan(self) -> Plan[list[TakenOver]]:
         """Return the plan that announces the service, whatever its broker says."""
         brokered = self._broker is not None
-        return announce(self._subscription.service, self._sagas, self._patterns, brokered=brokered)
+        return announce(self._subscription.service, self._sagas, self._spellings, brokered=brokered)
 
     def listening(self, topic: str) -> list[str]:
         """Return the names of the sagas that listen on a topic."""
         return [
-            saga.name
-            for saga in self._sagas
-            if saga.topic == topic or re.fullmatch(self._patterns.get(saga.topic) or re.escape(saga.topic), topic)
+            saga.name for saga in self._sagas if self._spellings.get(saga.topic, Spelling()).means(saga.topic, topic)
         ]
+
+
+def spellings(broker: Broker, topics: Iterable[str]) -> dict[str, Spelling]:
+    """Return how topics may be written at a broker."""
+    return {topic: Spelling(tuple(broker.names(topic)), broker.pattern(topic)) for topic in topics}
 
 
 def note(service: str, taken_over: Sequence[TakenOver]) -> None:

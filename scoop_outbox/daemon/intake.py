@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from scoop_outbox.broker.protocol import Broker, Consumer, Delivery, Subscriptio
 from scoop_outbox.cancellation import own_cancellation_only
 from scoop_outbox.core.claim import Hints
 from scoop_outbox.core.delivery import Unusable, bury, count_due, read_home, read_listening, take_in
-from scoop_outbox.daemon.announcer import Announcer
+from scoop_outbox.daemon.announcer import Announcer, spellings
 from scoop_outbox.errors import BrokerError
 from scoop_outbox.headers import ID, unstorable
 from scoop_outbox.message import Envelope
@@ -83,7 +82,7 @@ class Intake:
         self._subscription = subscription
         self._sagas = dict(sagas)
         self._names = {name for saga in sagas.values() for name in (saga.name, *saga.formerly)}
-        self._patterns = {topic: re.compile(broker.pattern(topic) or re.escape(topic)) for topic in subscription.topics}
+        self._spellings = spellings(broker, subscription.topics)
         self._hints = hints
         self._announcer = announcer
         self._high = high
@@ -293,7 +292,7 @@ class Intake:
             return None
         reason = None
         for saga in self._sagas.values():
-            if self._patterns[saga.topic].fullmatch(envelope.topic):
+            if self._spellings[saga.topic].means(saga.topic, envelope.topic):
                 try:
                     envelope.check(saga.schema)
                 except Exception as error:  # noqa: BLE001 - a type of the user's may raise what it likes

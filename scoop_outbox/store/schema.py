@@ -96,12 +96,14 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         Column("saga", Text, primary_key=True),
         _time("created_at", nullable=False, default=True),
         Column("ordered", Boolean, nullable=False, server_default=text("false")),
-        # The regular expression of the topics that the topic stands for at the service's broker; null: for itself.
+        # The regular expression of the topics that the topic stands for at the service's broker; null: for itself, and
+        # for those that are other names of it.
         Column("pattern", Text),
         # Whether a broker brings the service its messages: a relay without one would pass it by.
         Column("brokered", Boolean, nullable=False, server_default=text("false")),
         # The name that its lanes are made of, if it once had another one: what was ordered stays so.
         Column("lane", Text),
+        Column("names", ARRAY(Text), nullable=False, server_default=text("'{}'")),
     )
 
     # A saga that had another name: what was launched for that one, and handled by it, is this one's.

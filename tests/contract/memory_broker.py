@@ -148,6 +148,9 @@ class MemoryBroker:
     def features(self) -> frozenset[Feature]:
         return frozenset({Feature.KNOWS_TOPICS, Feature.LIMITS_SIZE})
 
+    def names(self, topic: str) -> Sequence[str]:
+        return ()
+
     def pattern(self, topic: str) -> str | None:
         return None
 

@@ -134,6 +134,7 @@ def subscribe(*sagas: str | None) -> Any:
         sagas=list(sagas),
         ordered=[False] * count,
         patterns=[None] * count,
+        names=["[]"] * count,
         brokered=False,
     )
 

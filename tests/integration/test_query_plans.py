@@ -316,7 +316,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("retire_roots", {"service": "shop", "saga": None}),
         ("subscribe",
          {"topics": ["t"] * 3, "services": ["s"] * 3, "sagas": ["a", "b", "c"], "ordered": [True] * 3,
-          "patterns": [None, "^t$", None], "brokered": True}),
+          "patterns": [None, "^t$", None], "names": ["[]"] * 3, "brokered": True}),
         ("read_brokered", {}),
         ("read_revision", {}),
         ("read_roots", {"messages": [message_id(OLD + n) for n in range(10)]}),

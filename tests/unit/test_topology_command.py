@@ -35,6 +35,9 @@ class Made:
         self.there = {"orders"}
         self.error: str | None = None
 
+    def names(self, topic: str) -> Sequence[str]:
+        return ()
+
     def pattern(self, topic: str) -> str | None:
         return None
 

@@ -33,6 +33,10 @@ class KafkaBroker:
         """What Kafka can do: all of it."""
         return frozenset(Feature)
 
+    def names(self, topic: str) -> Sequence[str]:  # noqa: ARG002 - of the protocol
+        """Return nothing: a topic of Kafka has one name."""
+        return ()
+
     def pattern(self, topic: str) -> str | None:  # noqa: ARG002 - of the protocol
         """Return None: a topic of Kafka stands for itself alone."""
         return None

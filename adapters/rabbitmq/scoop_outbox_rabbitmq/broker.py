@@ -14,7 +14,7 @@ from scoop_outbox_rabbitmq import topology as existing
 from scoop_outbox_rabbitmq.connection import LOST, Link, UnreachableError, close, explain, open_link
 from scoop_outbox_rabbitmq.consumer import RabbitConsumer
 from scoop_outbox_rabbitmq.publisher import RabbitPublisher
-from scoop_outbox_rabbitmq.route import Routes, pattern, route, routes
+from scoop_outbox_rabbitmq.route import Routes, names, pattern, route, routes
 from scoop_outbox_rabbitmq.settings import Settings, read_settings
 
 _ANSWER = 20.0
@@ -48,12 +48,19 @@ class RabbitBroker:
         in_order = self._settings.single_active_consumer and not self._settings.pipeline
         return always | {Feature.ORDER_PER_KEY} if in_order else always
 
-    def pattern(self, topic: str) -> str | None:
-        """Return the regular expression of the topics that a topic stands for; see the protocol.
+    def names(self, topic: str) -> Sequence[str]:
+        """Return the other names of a topic: its exchange may be written or left out, and with or without %xx.
 
-        That is more than itself if it has wildcards, and if its exchange may be written or left out. What comes out of
-        a queue of the topic's own came there by bindings that nobody here knows.
+        What comes out of a queue of the topic's own came there by bindings that nobody here knows: it has none.
         """
+        if topic in self._settings.queues:
+            return ()
+        return [one for one in names(route(topic, self._settings.exchange), self._settings.exchange) if one != topic]
+
+    def pattern(self, topic: str) -> str | None:
+        """Return the regular expression of the topics that a topic with wildcards stands for; see `names`."""
+        if topic in self._settings.queues:
+            return None
         if topic in self._settings.queues:
             return None
         return pattern(route(topic, self._settings.exchange), self._settings.exchange)

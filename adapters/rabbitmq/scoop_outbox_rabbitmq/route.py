@@ -74,31 +74,41 @@ def topic_of(where: Route, default_exchange: str) -> str:
         where: the route.
         default_exchange: the exchange of topics without one.
     """
-    alone = where.exchange == default_exchange and where.key and "/" not in where.key
-    return where.key if alone else str(where)
+    return where.key if _may_be_alone(where, default_exchange) else str(where)
 
 
 def pattern(where: Route, default_exchange: str) -> str | None:
-    """Return the regular expression of the topics whose messages a binding gets; None when there is only one such.
+    """Return the regular expression of the topics whose messages a binding with wildcards gets; None without any.
 
     Args:
         where: the binding's exchange and routing key.
         default_exchange: the exchange of topics without one: these are matched in both their forms.
     """
-    if where.is_queue:
+    if not where.is_pattern:
         return None
-    exchanges = dict.fromkeys((quote(where.exchange, safe=""), *_unquoted(where.exchange)))
-    forms = [re.escape(f"{exchange}/") + _expression(where.key, _WORD) for exchange in exchanges]
-    if where.exchange == default_exchange and where.key and "/" not in where.key:
+    forms = [re.escape(f"{exchange}/") + _expression(where.key, _WORD) for exchange in _spelt(where.exchange)]
+    if _may_be_alone(where, default_exchange):
         forms.append(_expression(where.key, "[^./]*"))
-    if len(forms) == 1 and not where.is_pattern:
-        return None
     return f"^(?:{'|'.join(forms)})$"
 
 
-def _unquoted(exchange: str) -> list[str]:
-    """Return an exchange as it may be written without %xx, if that can be read as it."""
-    return [] if "/" in exchange or unquote(exchange) != exchange else [exchange]
+def names(where: Route, default_exchange: str) -> list[str]:
+    """Return the topics, however written, whose messages are published on a route without wildcards; else nothing."""
+    if where.is_pattern or where.is_queue:
+        return []
+    alone = [where.key] if _may_be_alone(where, default_exchange) else []
+    return [*(f"{exchange}/{where.key}" for exchange in _spelt(where.exchange)), *alone]
+
+
+def _may_be_alone(where: Route, default_exchange: str) -> bool:
+    """Tell whether a routing key says it all."""
+    return where.exchange == default_exchange and bool(where.key) and "/" not in where.key
+
+
+def _spelt(exchange: str) -> list[str]:
+    """Return an exchange as it may be written: with %xx, and without, if that can be read as it."""
+    without = [] if "/" in exchange or unquote(exchange) != exchange else [exchange]
+    return list(dict.fromkeys((quote(exchange, safe=""), *without)))
 
 
 def _expression(key: str, word: str) -> str:

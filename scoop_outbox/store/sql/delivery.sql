@@ -14,7 +14,7 @@ with launched as (
     -- Once, however many of its topics are this one: a saga that has changed its topic is known under both.
     select t.topic, s.service, s.saga
     from (select distinct topic from launched) t
-    join {schema}.subscription s on s.topic = t.topic or t.topic ~ s.pattern
+    join {schema}.subscription s on s.topic = t.topic or t.topic = any(s.names) or t.topic ~ s.pattern
     group by t.topic, s.service, s.saga
 ), expected as (
     insert into {schema}.child (message_id, service, saga, run_id, seq, ordinal)
@@ -44,7 +44,7 @@ select topic from launched where topic not in (select topic from listening)
 -- name: read_listeners
 select distinct t.topic, s.saga
 from unnest(%(topics)s::text[]) as t (topic)
-join {schema}.subscription s on s.topic = t.topic or t.topic ~ s.pattern
+join {schema}.subscription s on s.topic = t.topic or t.topic = any(s.names) or t.topic ~ s.pattern
 
 -- name: expect_here
 -- A process that is to launch before its own service has been announced knows that the service will handle it.
@@ -83,7 +83,7 @@ with arrived as (
 ), listening as (
     select t.topic, s.service, s.saga, bool_or(s.ordered) as ordered, min(coalesce(s.lane, s.saga)) as lane
     from (select distinct topic from arrived) t
-    join {schema}.subscription s on s.topic = t.topic or t.topic ~ s.pattern
+    join {schema}.subscription s on s.topic = t.topic or t.topic = any(s.names) or t.topic ~ s.pattern
     where %(service)s::text is null or s.service = %(service)s::text
     group by t.topic, s.service, s.saga
 ), expected as (
@@ -178,7 +178,7 @@ where not exists (select from {schema}.run r where r.message_id = m.id and r.ser
 -- name: read_listening
 select distinct t.topic, s.saga
 from unnest(%(topics)s::text[]) as t (topic)
-join {schema}.subscription s on s.topic = t.topic or t.topic ~ s.pattern
+join {schema}.subscription s on s.topic = t.topic or t.topic = any(s.names) or t.topic ~ s.pattern
 where s.service = %(service)s
 
 -- name: bury_incoming

@@ -35,8 +35,8 @@ with gone as (
            or n.saga = s.saga and n.former = any(%(sagas)s::text[]))
     returning s.*, case when n.former = s.saga then n.saga else n.former end as now
 )
-insert into {schema}.subscription (topic, service, saga, created_at, ordered, pattern, brokered, lane)
-select distinct on (topic, now) topic, service, now, created_at, ordered, pattern, brokered, coalesce(lane, saga)
+insert into {schema}.subscription (topic, service, saga, created_at, ordered, pattern, brokered, lane, names)
+select distinct on (topic, now) topic, service, now, created_at, ordered, pattern, brokered, coalesce(lane, saga), names
 from gone
 order by topic, now, created_at
 on conflict do nothing
@@ -44,8 +44,9 @@ on conflict do nothing
 -- name: subscribe
 -- What is ordered stays so under another name, and on another topic. Whether a broker serves a saga is never unsaid:
 -- a process that lacks the broker would take its messages away from it.
-insert into {schema}.subscription as known (topic, service, saga, ordered, pattern, brokered, lane)
-select a.topic, a.service, a.saga, a.ordered, a.pattern, %(brokered)s::bool, (
+insert into {schema}.subscription as known (topic, service, saga, ordered, pattern, names, brokered, lane)
+select a.topic, a.service, a.saga, a.ordered, a.pattern, array(select json_array_elements_text(a.names::json)),
+       %(brokered)s::bool, (
     select min(coalesce(s.lane, s.saga))
     from {schema}.subscription s
     where s.service = a.service and (s.saga = a.saga or exists (
@@ -54,12 +55,14 @@ select a.topic, a.service, a.saga, a.ordered, a.pattern, %(brokered)s::bool, (
           and (n.former = s.saga and n.saga = a.saga or n.former = a.saga and n.saga = s.saga)
     ))
 )
-from unnest(%(topics)s::text[], %(services)s::text[], %(sagas)s::text[], %(ordered)s::bool[], %(patterns)s::text[])
-     as a (topic, service, saga, ordered, pattern)
+from unnest(%(topics)s::text[], %(services)s::text[], %(sagas)s::text[], %(ordered)s::bool[], %(patterns)s::text[],
+            %(names)s::text[])
+     as a (topic, service, saga, ordered, pattern, names)
 on conflict (topic, service, saga) do update
-set ordered = excluded.ordered, pattern = excluded.pattern, brokered = known.brokered or excluded.brokered
-where (known.ordered, known.pattern, known.brokered)
-      is distinct from (excluded.ordered, excluded.pattern, known.brokered or excluded.brokered)
+set ordered = excluded.ordered, pattern = excluded.pattern, names = excluded.names,
+    brokered = known.brokered or excluded.brokered
+where (known.ordered, known.pattern, known.names, known.brokered)
+      is distinct from (excluded.ordered, excluded.pattern, excluded.names, known.brokered or excluded.brokered)
 
 -- name: read_former
 select former, saga from {schema}.renamed
