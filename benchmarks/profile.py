@@ -79,7 +79,7 @@ def _step(seq: int, run: UUID) -> Batch:
     """Send what a step that goes straight on sends, and the savepoint that the claim before it has made."""
     advance = statement(
         "advance_run", run=run, seq=seq, step="first", next_step="second", iteration=0, attempt=0, state="running",
-        context=None, result=None, ended=False, mail=[], started_at=_NOW, worker="benchmark", version="",
+        context=None, result=None, ended=False, started_at=_NOW, worker="benchmark", version="",
     )  # fmt: skip
     again = statement("claim_again", run=_RUN, seq=1, state="running", saga="steps-async")
     return (SAVEPOINT, RELEASE_SAVEPOINT, advance, COMMIT_AND_BEGIN, again, SAVEPOINT)

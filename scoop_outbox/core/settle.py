@@ -129,9 +129,9 @@ def _writes_mail(claimed: Claim, change: Transition, *, go_on: bool) -> Iterator
     run = change.run
     if change.mail is Mail.DROP_IF_WAITING:
         yield statement("drop_mail_if_waiting", ids=claimed.mail, run=run.id)
-    elif change.mail is Mail.DROP and not _advances(change):
+    elif change.mail is Mail.DROP:
         yield statement("drop_mail", ids=claimed.mail)
-    elif change.mail is Mail.KEEP and not go_on:
+    elif not go_on:
         yield statement("defer_mail", ids=claimed.mail)
     if change.wake_at is not None:
         yield statement(
@@ -158,7 +158,6 @@ def _advance(change: Transition, claimed: Claim, worker: Worker) -> dict[str, An
         "context": after.context,
         "result": after.result,
         "ended": after.state.ended,
-        "mail": claimed.mail if change.mail is Mail.DROP else [],
         "started_at": claimed.facts.now,
         "worker": worker.id,
         "version": after.version,

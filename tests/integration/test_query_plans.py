@@ -179,7 +179,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
     }  # fmt: skip
     advance = {
         "run": run_id(OPEN), "seq": 2, "step": "first", "next_step": None, "iteration": 0, "attempt": 0,
-        "state": "running", "context": None, "result": None, "ended": False, "mail": [1, 2, 3], "started_at": NOW,
+        "state": "running", "context": None, "result": None, "ended": False, "started_at": NOW,
         "worker": "w", "version": "v1",
     }  # fmt: skip
     update = {

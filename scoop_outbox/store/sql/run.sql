@@ -67,14 +67,12 @@ order by f.failed_at, f.ordinal
 
 -- name: advance_run
 -- What most transactions of the engine consist of: a step has been executed, and the run goes on or has finished.
--- Both end at the time of the statement: its parts are executed in no particular order. Why the mail comes out of a
--- sub-select: see mailbox.sql.
+-- Both end at the time of the statement: its parts are executed in no particular order. It has no list among its
+-- parameters, so that it is not planned each time: see mailbox.sql.
 with recorded as (
     insert into {schema}.step (run_id, seq, step, kind, iteration, attempt, state, started_at, ended_at, worker)
     values (%(run)s, %(seq)s, %(step)s, 'step', %(iteration)s, %(attempt)s, 'committed', %(started_at)s,
             statement_timestamp(), %(worker)s)
-), dropped as (
-    delete from {schema}.mailbox where id = any(array(select unnest(%(mail)s::bigint[])))
 )
 update {schema}.run
 set state = %(state)s, step = %(step)s, next_step = %(next_step)s, seq = %(seq)s, instance = %(seq)s,
