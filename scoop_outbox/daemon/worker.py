@@ -87,7 +87,7 @@ class Worker:
         self.interruptions = Interruptions(service, self._sagas, max_interruptions)
         self._mail = MailReader(service, list(self._sagas), self._roster, self.interruptions)
         self._feeder: PatientDriver | None = None
-        # Threads move on from one run to the next by themselves; what they and the loop share is behind this lock.
+        # Threads move on to the next run by themselves; what they and the loop share is behind this lock.
         self._lock = threading.RLock()
         self._tasks: dict[uuid.UUID, asyncio.Task[None]] = {}
         self._again: set[uuid.UUID] = set()
@@ -95,13 +95,14 @@ class Worker:
         self._done: set[uuid.UUID] = set()  # since the feeder last began to read: what it reads of them is old
         self._freed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        # What callbacks find in context variables, whoever posts their mail, in whatever context.
+        # What callbacks find in context variables, whoever posts their mail.
         self._context = contextvars.copy_context()
         contain_exits(self._loop)
         self._ready = Ready()  # runs that have mail
         self._behind: set[str] = set(self._sagas)  # sagas of which mail may lie waiting that has not been read
         self._stopping = False
         self._connections = StepConnections(home, service, slots, self._context)
+        self._workers: dict[bool, claim.Worker] = {}
         self._coroutines = {name: mostly_async(saga) for name, saga in self._sagas.items()}
         self.counters = Counters()
         signals.on_mail(service, self._offer, self._pace.wake)
@@ -112,7 +113,10 @@ class Worker:
         return len(self._tasks)
 
     def _worker(self, *, coroutines: bool) -> claim.Worker:
-        return claim.Worker(
+        worker = self._workers.get(coroutines)
+        if worker is not None and worker.deployment is self._roster.deployment:
+            return worker
+        self._workers[coroutines] = worker = claim.Worker(
             self._service,
             self._sagas,
             self._home.worker_id,
@@ -127,11 +131,11 @@ class Worker:
             self.reports.say_unhandled,
             self.reports.say_unheard,
         )
+        return worker
 
     async def run(self) -> None:
         """Execute runs until stopped, whatever happens to the database meanwhile."""
-        failures = 0
-        problem = ""
+        failures, problem = 0, ""
         while not self._stopping:
             try:
                 driver = self._feeder

@@ -32,6 +32,7 @@ from scoop_outbox.store.faults import NO_SAVEPOINT, ends_the_worker, interruptio
 from scoop_outbox.store.lent import NOWHERE, AsyncLentConnection, async_session, is_invalidated, works_on
 from scoop_outbox.store.pipeline import Pipeline, Query
 from scoop_outbox.store.sever import async_abort
+from scoop_outbox.store.waiting import answered
 
 T = TypeVar("T")
 
@@ -224,9 +225,9 @@ class AsyncDriver:
 
     async def _batch(self, batch: Batch) -> list[Rows]:
         if not self._touched:
-            return await self.raw.wait(self._pipeline.run(batch))
+            return await answered(self.raw, self._pipeline.run(batch))
         extended, own = cleaned(batch)
-        answers = await self.raw.wait(self._pipeline.run(extended))
+        answers = await answered(self.raw, self._pipeline.run(extended))
         if ends(batch):
             self._touched = False
         if not is_clean(extended, answers):

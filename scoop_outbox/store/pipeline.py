@@ -14,7 +14,8 @@ from typing import Any
 
 import psycopg
 from psycopg import generators
-from psycopg.abc import PQGen
+from psycopg.abc import Buffer, PQGen
+from psycopg.abc import Transformer as Dumps
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.pq import ConnStatus, ExecStatus, Format
 from psycopg.pq.abc import PGresult
@@ -22,34 +23,55 @@ from psycopg.waiting import Wait
 
 from scoop_outbox.core.statement import SYNC, Batch, Rows
 from scoop_outbox.store.adaptation import Adaptation
+from scoop_outbox.store.arrays import ELEMENTS, Element, array
 
 _LONG = {"read_outbox"}
 """Statements with long answers, which have bodies in them."""
 _PIECES = 32
-_PARAMETER = re.compile(rb"%(?:\((\w+)\)s|(%))")
+_PARAMETER = re.compile(rb"%(?:\((\w+)\)s(?:::(\w+)\[\])?|(%))")
 
 
 class Query:
     """A statement as the server gets it: `$1` instead of `%(name)s`, and the names in order."""
 
-    __slots__ = ("formats", "name", "order", "result", "text")
+    __slots__ = ("arrays", "dumped", "formats", "name", "order", "result", "text")
 
     def __init__(self, name: str, text: bytes) -> None:
         """Translate the named parameters; a name that occurs twice is one parameter."""
         order: dict[bytes, int] = {}
+        elements: dict[int, Element] = {}
 
         def number(match: re.Match[bytes]) -> bytes:
-            if match[2]:
+            named, of, percent = match.groups()
+            if percent:
                 return b"%"
-            return b"$%d" % order.setdefault(match[1], len(order) + 1)
+            place = order.setdefault(named, len(order))
+            if of is None:
+                return b"$%d" % (place + 1)
+            elements[place] = ELEMENTS[of.decode()]
+            return b"$%d::%s[]" % (place + 1, of)
 
         self.name = b"scoop_" + name.encode()
         self.text = _PARAMETER.sub(number, text)
         self.order = tuple(key.decode() for key in order)
+        self.arrays = tuple((place, self.order[place], element) for place, element in elements.items())
         # Text, and no types: the server knows the types of its columns, so each statement is prepared once.
-        self.formats = [PyFormat.TEXT] * len(order)
+        self.dumped = [PyFormat.TEXT] * len(order)
+        self.formats = [Format.BINARY if place in elements else Format.TEXT for place in range(len(order))]
         # Bodies would be twice as long in text. Numbers and times are as quick in either form.
         self.result = Format.BINARY if name in _LONG else Format.TEXT
+
+    def dump(self, params: Mapping[str, Any], transformer: Dumps) -> list[Buffer | None]:
+        """Return the parameters in the formats of the statement."""
+        if not self.arrays:
+            return list(transformer.dump_sequence([params[key] for key in self.order], self.dumped))
+        values: list[Any] = [params[key] for key in self.order]
+        for place, _, _ in self.arrays:
+            values[place] = None
+        dumped = list(transformer.dump_sequence(values, self.dumped))
+        for place, key, element in self.arrays:
+            dumped[place] = array(params[key], element)
+        return dumped
 
 
 class Pipeline:
@@ -87,10 +109,10 @@ class Pipeline:
             results: list[PGresult] = []
             while len(results) <= len(sent):  # one more: the sync at the end
                 while pgconn.is_busy():
-                    yield Wait.R
+                    ready = yield Wait.R
                     # libpq reads little at a time. To wait for each piece is most of the work of a long answer, more
                     # so while other threads are busy.
-                    for _ in range(_PIECES):
+                    for _ in range(_PIECES if ready else 1):
                         pgconn.consume_input()
                         if not pgconn.is_busy():
                             break
@@ -112,8 +134,8 @@ class Pipeline:
             results.append(pgconn.prepare(prepared_name, query.text))
         if not results or results[0].status == ExecStatus.COMMAND_OK:
             # None is null, whatever the wrapper says of its parameter.
-            values: Any = self._transformer.dump_sequence([params[key] for key in query.order], query.formats)
-            results.append(pgconn.exec_prepared(prepared_name, values, result_format=query.result))
+            values: Any = query.dump(params, self._transformer)
+            results.append(pgconn.exec_prepared(prepared_name, values, query.formats, query.result))
         return self._read(sent, results)
 
     def _prepared_name(self, query: Query) -> bytes:
@@ -134,9 +156,8 @@ class Pipeline:
                 prepared_name = prepared[name] = self._prepared_name(query)
                 pgconn.send_prepare(prepared_name, query.text)
                 sent.append(name)
-            values = [params[key] for key in query.order]
             pgconn.send_query_prepared(
-                prepared_name, self._transformer.dump_sequence(values, query.formats), result_format=query.result
+                prepared_name, query.dump(params, self._transformer), query.formats, query.result
             )
             sent.append(None)
         pgconn.pipeline_sync()

@@ -34,6 +34,7 @@ COLOURLESS = [
     (r"\bBlocking(?=[A-Z])", ""),
     (r"__a(enter|exit|iter|next)__", r"__\1__"),
     (r"\n(from|import) [^\n]*(\([^)]*\))?", ""),
+    (r"\banswered\(self\.raw, ", "self.raw.wait("),
     (r"raw = \(?outer\.[\w().]+\)?\.driver_connection", "raw = outer.driver_connection"),
     (r"outer\.run_sync\(Connection\.detach\)", "outer.detach()"),
     (r'^"""[^\n]*', '"""'),

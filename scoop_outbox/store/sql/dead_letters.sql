@@ -22,7 +22,7 @@ where id = %(letter)s
 for update
 
 -- name: drop_dead_letters
-delete from {schema}.dead_letter where id = any(%(letters)s) returning id
+delete from {schema}.dead_letter where id = any(%(letters)s::bigint[]) returning id
 
 -- name: is_handled
 select exists (select from {schema}.run where message_id = %(message)s and service = %(service)s)

@@ -55,5 +55,5 @@ order by r.created_at, r.id
 -- name: read_steps
 select run_id, seq, step, kind, iteration, attempt, state, undoes, failure, started_at, ended_at, worker
 from {schema}.step
-where run_id = any(%(runs)s)
+where run_id = any(%(runs)s::uuid[])
 order by ended_at, run_id, seq

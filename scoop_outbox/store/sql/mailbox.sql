@@ -1,24 +1,24 @@
 -- Wake-ups: insert, read, delete. Live work only.
 --
--- What names its mail by a list of ids is planned for that list each time, which takes longer than to execute it: Postgres
--- takes a list that it does not know to have ten elements. Kept out of the commonest statement for that; here it is well,
--- for a plan that was kept from when the queue was empty would read all of it.
+-- Mail is named by a list of ids in a select, so that the planner does not see how many there are: it takes a list that it
+-- does not know to have ten elements, and a plan for the one at hand always looked better than the one it keeps. To make it
+-- took longer than to execute it.
 
 -- name: drop_mail
-delete from {schema}.mailbox where id = any(%(ids)s)
+delete from {schema}.mailbox where id = any((select %(ids)s::bigint[])::bigint[])
 
 -- name: drop_mail_if_waiting
 -- Answers whether there is anything to wait for.
 with waiting as (
     select exists (select from {schema}.child where run_id = %(run)s and open) as open
 ), dropped as (
-    delete from {schema}.mailbox where id = any(%(ids)s) and (select open from waiting)
+    delete from {schema}.mailbox where id = any((select %(ids)s::bigint[])::bigint[]) and (select open from waiting)
 )
 select open from waiting
 
 -- name: defer_mail
 -- Behind everything that is due already.
-update {schema}.mailbox set due = clock_timestamp() where id = any(%(ids)s)
+update {schema}.mailbox set due = clock_timestamp() where id = any((select %(ids)s::bigint[])::bigint[])
 
 -- name: post_timer
 insert into {schema}.mailbox (service, saga, version, run_id, due)
@@ -26,7 +26,7 @@ values (%(service)s, %(saga)s, %(version)s, %(run)s, %(due)s)
 
 -- name: address_mail
 -- For a run that workers of another version execute than the mail says, so that they find it.
-update {schema}.mailbox set version = %(version)s where id = any(%(ids)s) and version <> %(version)s
+update {schema}.mailbox set version = %(version)s where id = any((select %(ids)s::bigint[])::bigint[]) and version <> %(version)s
 
 -- name: read_due
 -- Index reads in order of time, one for each saga: no lock, no write. The oldest mail of each saga comes first, then the
@@ -85,6 +85,6 @@ limit %(most)s
 -- count: to take in no more because of that could keep out what it waits for.
 select count(*) from (
     select from {schema}.mailbox
-    where service = %(service)s and saga = any(%(sagas)s) and due <= statement_timestamp()
+    where service = %(service)s and saga = any(%(sagas)s::text[]) and due <= statement_timestamp()
     limit %(most)s
 ) due

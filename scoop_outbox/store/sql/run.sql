@@ -67,8 +67,7 @@ order by f.failed_at, f.ordinal
 
 -- name: advance_run
 -- What most transactions of the engine consist of: a step has been executed, and the run goes on or has finished.
--- Both end at the time of the statement: its parts are executed in no particular order. It has no list among its
--- parameters, so that it is not planned each time: see mailbox.sql.
+-- Both end at the time of the statement: its parts are executed in no particular order.
 with recorded as (
     insert into {schema}.step (run_id, seq, step, kind, iteration, attempt, state, started_at, ended_at, worker)
     values (%(run)s, %(seq)s, %(step)s, 'step', %(iteration)s, %(attempt)s, 'committed', %(started_at)s,
@@ -103,7 +102,7 @@ from unnest(%(ids)s::uuid[], %(causes)s::text[], %(types)s::text[], %(messages)s
 -- name: read_failures
 -- Failures and what lies below them, each once, level by level; so many of them, and so many bytes of documents.
 with recursive reached as (
-    select f.id, f.causes from {schema}.failure f where f.id = any(%(failures)s)
+    select f.id, f.causes from {schema}.failure f where f.id = any(%(failures)s::uuid[])
     union
     select f.id, f.causes from reached r join {schema}.failure f on f.id = any(r.causes)
 ), counted as (

@@ -24,7 +24,7 @@ with mine as (
 ), taken as (
     update {schema}.turn t set held = true from free f where t.run_id = %(run)s returning 1
 ), dropped as (
-    delete from {schema}.mailbox where id = any(%(mail)s) and not exists (select from free)
+    delete from {schema}.mailbox where id = any((select %(mail)s::bigint[])::bigint[]) and not exists (select from free)
 )
 select count(*) > 0 from taken
 

@@ -88,7 +88,7 @@ with asked as (
                where w.id = r.taken_by and w.alive_until > clock_timestamp()
            ) as died
     from {schema}.run r
-    where r.id = any(%(runs)s)
+    where r.id = any(%(runs)s::uuid[])
     order by r.id
     for update of r skip locked
 ), marked as (
@@ -111,7 +111,7 @@ with told as (
 ), held as (
     select r.id
     from {schema}.run r
-    where r.id = any(%(runs)s) and r.state in ('running', 'rolling_back')
+    where r.id = any(%(runs)s::uuid[]) and r.state in ('running', 'rolling_back')
     order by r.id
     for update skip locked
 ), noted as (
@@ -159,7 +159,7 @@ with freed as (
     set state = case when undo_seq is null then 'running' else 'rolling_back' end, reason = null, needs = null,
         ended_at = null, interruptions = 0, unwanted = 0, interruption = null, taken_by = null,
         version = case when %(anew)s and needs is not null then '' else version end
-    where id = any(%(runs)s) and state = 'parked'
+    where id = any(%(runs)s::uuid[]) and state = 'parked'
     returning id, service, saga, version
 )
 insert into {schema}.mailbox (service, saga, run_id, due)
