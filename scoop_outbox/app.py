@@ -86,7 +86,8 @@ class Scoop(Declaration):
             require_handlers: refuse to launch if no saga is subscribed to the topic.
             handled_by: sagas, or their names; refuse to launch if one of them is not subscribed to it.
             session: launch inside this transaction, to be committed with it and gone with it: an SQLAlchemy
-                `AsyncSession` or `AsyncConnection`, or a psycopg `AsyncConnection`, on this service's database.
+                `AsyncSession`, `async_scoped_session` or `AsyncConnection`, on psycopg or asyncpg, or a psycopg
+                `AsyncConnection`, on this service's database.
                 Without it the message is launched in a transaction of its own, durably when this returns.
             detached: inside a step, launch it all the same: it does not belong to the step, and is there even if the
                 step fails. A step launches with `scope.launch`.
@@ -103,9 +104,10 @@ class Scoop(Declaration):
         await self._introduce()
         brokered, here = self._carried_by_broker, self._here(launched.topic)
         if session is not None:
+            whose = await self.home.whose()
             with told_to_migrate(self.home.url):
                 plan = launch([launched], brokered=brokered, here=here)
-                unhandled = await run_joined(plan, session, self.home.queries, self.signals.outbox)
+                unhandled = await run_joined(plan, session, self.home.queries, self.signals.outbox, whose)
         else:
             async with self.home.driver() as driver:
                 plan = launch_and_commit([launched], self.signals, brokered=brokered, here=here)
@@ -126,7 +128,10 @@ class Scoop(Declaration):
         session: Transaction | None = None,
         detached: bool = False,
     ) -> Handle:
-        """Do as `launch`, for code without an event loop; `session` is a blocking session or connection.
+        """Do as `launch`, for code without an event loop.
+
+        `session` is an SQLAlchemy `Session`, `scoped_session` or `Connection`, on psycopg or psycopg2, or a psycopg
+        `Connection`.
 
         Raises:
             StepError, DefinitionError, PayloadError, UnhandledMessage, DatabaseError: as `launch`.
@@ -137,9 +142,10 @@ class Scoop(Declaration):
         self._introduce_sync()
         brokered, here = self._carried_by_broker, self._here(launched.topic)
         if session is not None:
+            whose = self.home.whose_blocking()
             with told_to_migrate(self.home.url):
                 plan = launch([launched], brokered=brokered, here=here)
-                unhandled = run_joined_blocking(plan, session, self.home.queries, self.signals.outbox)
+                unhandled = run_joined_blocking(plan, session, self.home.queries, self.signals.outbox, whose)
         else:
             with self.home.blocking_driver() as driver:
                 plan = launch_and_commit([launched], self.signals, brokered=brokered, here=here)

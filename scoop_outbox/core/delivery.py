@@ -11,7 +11,7 @@ from typing import Any
 from scoop_outbox.core.claim import Hints, Unhandled
 from scoop_outbox.core.required import check_handlers
 from scoop_outbox.core.settle import emitted
-from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, Rows, Statement, ask, statement
+from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, Rows, Statement, ask, document, statement
 from scoop_outbox.headers import CONTEXT, HOME, LAUNCHED_AT, LINEAGE, PREFIX, storable
 from scoop_outbox.message import Envelope
 from scoop_outbox.scope import Emission
@@ -42,7 +42,7 @@ def launch(emissions: Sequence[Emission], *, brokered: bool = False, here: Here 
     """
     yield from check_handlers(emissions)
     unhandled, *_ = yield from ask(*_launching(emissions, here, brokered=brokered))
-    return _unhandled(unhandled, here)
+    return _unhandled(unhandled, emissions, here)
 
 
 def launch_and_commit(
@@ -52,18 +52,18 @@ def launch_and_commit(
     yield from check_handlers(emissions)
     _, unhandled, *_ = yield from ask(BEGIN, *_launching(emissions, here, brokered=brokered), COMMIT)
     hints.outbox()
-    return _unhandled(unhandled, here)
+    return _unhandled(unhandled, emissions, here)
 
 
-def _unhandled(rows: Rows, here: Here | None) -> Unhandled:
-    return [] if here is not None and here.sagas else [topic for (topic,) in rows]
+def _unhandled(places: Rows, emissions: Sequence[Emission], here: Here | None) -> Unhandled:
+    return [] if here is not None and here.sagas else [emissions[place - 1].topic for (place,) in places]
 
 
 def _launching(emissions: Sequence[Emission], here: Here | None, *, brokered: bool) -> Iterator[Statement]:
     yield statement("launch", **emitted(emissions, None, 0, brokered=brokered))
     if here is not None and here.sagas:
-        ids, sagas = zip(*((one.message_id, saga) for one in emissions for saga in here.sagas), strict=True)
-        yield statement("expect_here", ids=list(ids), service=here.service, sagas=list(sagas))
+        handlers = [{"id": str(one.message_id), "saga": saga} for one in emissions for saga in here.sagas]
+        yield statement("expect_here", document=document({"service": here.service, "handlers": handlers}))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scoop_outbox.core.statement import Plan, ask, statement
+from scoop_outbox.core.statement import Plan, ask, document, statement
 from scoop_outbox.errors import UnhandledMessage
 from scoop_outbox.scope import Emission
 
@@ -19,11 +19,14 @@ def check_handlers(emissions: Sequence[Emission]) -> Plan[None]:
     if not demanding:
         return
     topics = sorted({emission.topic for emission in demanding})
-    (rows,) = yield from ask(statement("read_listeners", topics=topics))
+    sagas = sorted({saga for emission in demanding for saga in emission.handlers or ()})
+    asked = document({"topics": topics, "sagas": sagas})
+    (rows,) = yield from ask(statement("read_listeners", document=asked))
+    handled = {topics[place - 1] for place, _ in rows}
+    listening = {(topics[place - 1], sagas[saga - 1]) for place, saga in rows if saga is not None}
     for emission in demanding:
-        listening = {saga for topic, saga in rows if topic == emission.topic}
-        missing = sorted(set(emission.handlers or ()) - listening)
-        if missing or not listening:
+        missing = [saga for saga in sorted(set(emission.handlers or ())) if (emission.topic, saga) not in listening]
+        if missing or emission.topic not in handled:
             raise UnhandledMessage(_missing(emission.topic, missing))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 from scoop_outbox.core.claim import Claim, Worker, claim, claimed_again, claiming_again
@@ -18,6 +19,7 @@ from scoop_outbox.core.statement import (
     Rows,
     Statement,
     ask,
+    document,
     statement,
 )
 from scoop_outbox.core.transition import Mail, Record, Transition
@@ -60,7 +62,7 @@ def _hint(claimed: Claim, change: Transition, rows: Mapping[str, Rows], worker: 
     if change.emissions:
         worker.hints.outbox()
         if rows["launch"]:
-            worker.unhandled([topic for (topic,) in rows["launch"]])
+            worker.unhandled([change.emissions[place - 1].topic for (place,) in rows["launch"]])
     for told in ("ask_children", "tell_parent", "end_turn"):
         for run_id, service, saga, version, delay in rows.get(told, ()):
             worker.hints.mail(service, saga, version, run_id, delay)
@@ -232,14 +234,24 @@ def emitted(emissions: Sequence[Emission], run: Run | None, seq: int, *, brokere
     If services take them in at different times, who is to handle a root is written down, for those who wait for it.
     """
     lineage = "" if run is None else ",".join(map(str, run.lineage))
+    starts = accumulate((len(emission.body) for emission in emissions), initial=0)
+    messages = [
+        {
+            "id": str(emission.message_id),
+            "topic": emission.topic,
+            "key": emission.key,
+            "start": start,
+            "size": len(emission.body),
+            "content_type": emission.content_type,
+            # Text within text: Postgres looks for broken characters in what it takes apart, and headers may hold such.
+            "headers": json.dumps(_headers(emission, lineage)),
+            "awaited": emission.awaited and run is not None,
+        }
+        for emission, start in zip(emissions, starts, strict=False)
+    ]
     return {
-        "ids": [emission.message_id for emission in emissions],
-        "topics": [emission.topic for emission in emissions],
-        "keys": [emission.key for emission in emissions],
-        "bodies": [emission.body for emission in emissions],
-        "content_types": [emission.content_type for emission in emissions],
-        "headers": [json.dumps(_headers(emission, lineage)) for emission in emissions],
-        "awaited": [emission.awaited and run is not None for emission in emissions],
+        "document": document(messages),
+        "bodies": b"".join(emission.body for emission in emissions),
         "run": None if run is None else run.id,
         "seq": seq,
         "brokered": brokered,

@@ -7,6 +7,7 @@ the blocking and the async driver run the same plans.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
@@ -82,6 +83,11 @@ def ask(*statements: Statement) -> Generator[Ask, Answer, list[Rows]]:
 def statement(name: str, /, **params: Any) -> Statement:
     """Name a statement and bind its parameters."""
     return Statement(name, params)
+
+
+def document(value: object) -> bytes:
+    """Return a parameter that arrives as it is, whatever the settings of a connection: JSON in UTF-8."""
+    return json.dumps(value, ensure_ascii=False).encode()
 
 
 BEGIN = Statement("begin", {})

@@ -20,6 +20,7 @@ from psycopg import sql
 
 from scoop_outbox.daemon.unhandled import UnhandledLaunches
 from scoop_outbox.forks import begins_anew
+from scoop_outbox.store.connect import in_words
 from scoop_outbox.store.home import Home
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 OUTBOX = "outbox"
 _COALESCE = 0.005
 _RECONNECT = 1.0
+_TO_SEND = "that tells other processes of work"
+_TO_LISTEN = "that hears of work from other processes"
 
 Mail = Callable[[uuid.UUID, str, str, float], bool]
 
@@ -143,18 +146,24 @@ class Signals:
         self._thread = threading.get_ident()
         self._flush = asyncio.Event()  # one application may run in one loop after the other; an event belongs to one
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._patiently(self._send), name="scoop_outbox signals: send")
-            group.create_task(self._patiently(self._listen), name="scoop_outbox signals: listen")
+            group.create_task(self._patiently(self._send, _TO_SEND), name="scoop_outbox signals: send")
+            group.create_task(self._patiently(self._listen, _TO_LISTEN), name="scoop_outbox signals: listen")
 
-    async def _patiently(self, carry: Callable[[psycopg.AsyncConnection[Any]], Any]) -> None:
+    async def _patiently(self, carry: Callable[[psycopg.AsyncConnection[Any]], Any], what: str) -> None:
         """Keep a connection for `carry`, and take a new one when it breaks."""
+        problem = ""
         while True:
             try:
                 connection = await self._home.listen(f"{self._home.application}:signals")
+                if problem:
+                    log.info("the connection %s is there again", what)
+                    problem = ""
                 async with connection:
                     await carry(connection)
             except psycopg.Error as error:
-                log.debug("signals are down, polling goes on: %s", type(error).__name__)
+                if (reason := in_words(self._home.url, error)) != problem:
+                    log.warning("the connection %s is missing: %s; meanwhile work is found by polling", what, reason)
+                    problem = reason
                 await asyncio.sleep(_RECONNECT)
 
     async def _send(self, connection: psycopg.AsyncConnection[Any]) -> None:

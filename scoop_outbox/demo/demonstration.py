@@ -35,7 +35,8 @@ from scoop_outbox.demo.screen import (
     print_traceback,
 )
 from scoop_outbox.demo.trees import tree_of
-from scoop_outbox.store.connect import explained, parsed, shown
+from scoop_outbox.store.connect import explained
+from scoop_outbox.store.url import parsed, shown
 
 _CUSTOMERS = 16
 _ITEMS = 2

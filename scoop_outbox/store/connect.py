@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,40 +10,12 @@ from typing import Any
 import psycopg
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from scoop_outbox.errors import DatabaseError
 from scoop_outbox.store.adaptation import ADAPTERS, adapt_as_users_expect
 from scoop_outbox.store.calls import Interrupted
-
-_SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
-
-
-def parsed(url: str) -> URL:
-    """Return a database URL for psycopg.
-
-    Raises:
-        DatabaseError: it is not a PostgreSQL URL. The message never shows a password.
-    """
-    try:
-        parsed_url = make_url(url)
-    except (sa.exc.ArgumentError, ValueError):
-        raise DatabaseError(
-            "the database URL cannot be parsed; it looks like postgresql://user:password@host:5432/database"
-        ) from None
-    if parsed_url.drivername not in _SCHEMES:
-        raise DatabaseError(
-            f"the database URL starts with {parsed_url.drivername}://, but sagas live in PostgreSQL: "
-            "use postgresql://user:password@host:5432/database"
-        )
-    return parsed_url.set(drivername="postgresql+psycopg")
-
-
-def shown(url: str) -> str:
-    """Return a database URL without its password, for messages; its options may hold one too."""
-    return parsed(url).set(drivername="postgresql", query={}).render_as_string(hide_password=True)
-
+from scoop_outbox.store.url import arguments, parsed, shown
 
 # A peer that is gone without a word is noticed within half a minute, not after the system's hours. In seconds, but for
 # the last one: milliseconds in which the peer has to acknowledge what was sent to it.
@@ -55,9 +28,44 @@ _NOTICE_SILENCE = {
 }
 
 
-def patience(url: URL) -> dict[str, Any]:
-    """Return what a connection is to do about a silent server, but for what the URL says itself."""
-    return {name: value for name, value in _NOTICE_SILENCE.items() if name not in url.query}
+# What the engine relies on, whatever the database, the role or the server says. Steps find it, too: psycopg reads times
+# with time zones in ISO only. What a user's limits are stays as it is. `RESET ALL` comes back to these.
+_RELIED_ON = {
+    "datestyle": "ISO",
+    "standard_conforming_strings": "on",
+    "array_nulls": "on",
+    "default_transaction_isolation": "read committed",
+    "default_transaction_read_only": "off",
+}
+_ENCODINGS = ("UTF8", "SQL_ASCII")
+
+
+def settings(url: str, application: str) -> dict[str, Any]:
+    """Return the arguments of psycopg's `connect` for a connection of the engine, but for those in the URL."""
+    named = arguments(url)
+    given = named.get("options") or os.environ.get("PGOPTIONS", "")
+    ours = " ".join(f"-c {name}={value.replace(' ', chr(92) + ' ')}" for name, value in _RELIED_ON.items())
+    return {
+        "application_name": application,
+        "client_encoding": "UTF8",
+        "options": f"{given} {ours}".strip(),
+        "context": ADAPTERS,
+        **{name: value for name, value in _NOTICE_SILENCE.items() if name not in named},
+    }
+
+
+def check_encoding(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], url: str) -> None:
+    """Refuse a database whose encoding has not every character: a key, a message of an error could not be stored.
+
+    Raises:
+        DatabaseError: it is neither in UTF-8 nor in SQL_ASCII, which takes UTF-8 as it is.
+    """
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding is not None and encoding not in _ENCODINGS:
+        raise DatabaseError(
+            f"the database {shown(url)} is encoded in {encoding}, in which some texts cannot be stored: use one in "
+            "UTF8 (create database ... encoding 'UTF8' template template0)"
+        )
 
 
 def _finish(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
@@ -85,38 +93,36 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         _finish(self)
 
 
-def _options(url: URL, application: str) -> dict[str, Any]:
+def _options(url: str, application: str) -> dict[str, Any]:
     return {
         # The engine ends transactions itself (see sql/transaction.sql), so psycopg must not begin any.
         "isolation_level": "AUTOCOMMIT",
         # What psycopg has prepared by itself it forgets after every rollback to a savepoint, with DEALLOCATE ALL: the
         # statements of the engine would be gone too.
-        "connect_args": {
-            "application_name": application,
-            "prepare_threshold": None,
-            "context": ADAPTERS,
-            **patience(url),
-        },
+        "connect_args": {"prepare_threshold": None, **settings(url, application)},
         "poolclass": sa.NullPool,
         "use_native_hstore": False,  # else every new connection asks for a type that we do not use
     }
 
 
-def blocking_engine(url: str) -> sa.Engine:
+def blocking_engine(url: str, application: str = "scoop_outbox") -> sa.Engine:
     """Return an engine for migrations and other work in ordinary SQLAlchemy transactions."""
-    settings = {"context": ADAPTERS, **patience(parsed(url))}
-    return sa.create_engine(parsed(url), connect_args=settings, poolclass=sa.NullPool, use_native_hstore=False)
+    engine = sa.create_engine(
+        parsed(url), connect_args=settings(url, application), poolclass=sa.NullPool, use_native_hstore=False
+    )
+    event.listen(engine, "connect", lambda opened, _: check_encoding(opened, url))
+    return engine
 
 
 def driver_engine(url: str, application: str) -> sa.Engine:
     """Return an engine whose connections the blocking driver uses."""
-    return _for_steps(sa.create_engine(parsed(url), **_options(parsed(url), application)))
+    return _for_steps(sa.create_engine(parsed(url), **_options(url, application)), url)
 
 
 def async_driver_engine(url: str, application: str) -> AsyncEngine:
     """Return an engine whose connections the async driver uses."""
-    engine = create_async_engine(parsed(url), **_options(parsed(url), application))
-    _for_steps(engine.sync_engine)
+    engine = create_async_engine(parsed(url), **_options(url, application))
+    _for_steps(engine.sync_engine, url)
     return engine
 
 
@@ -128,11 +134,19 @@ def _open(dialect: sa.Dialect, _: object, arguments: list[Any], options: dict[st
     return Connection.connect(*arguments, **options)
 
 
-def _for_steps(engine: sa.Engine) -> sa.Engine:
+async def listening_connection(url: str, application: str) -> AsyncConnection:
+    """Open a bare connection in autocommit, for LISTEN or NOTIFY."""
+    # Who only listens would never notice that the other side is gone, but for the keepalives in the settings.
+    return await AsyncConnection.connect(autocommit=True, **{**arguments(url), **settings(url, application)})
+
+
+def _for_steps(engine: sa.Engine, url: str) -> sa.Engine:
     """Give the connections of an engine to the program's adapters, behind what SQLAlchemy asks the server itself."""
 
     def behind_the_first_questions(_: object, record: sa.pool.ConnectionPoolEntry) -> None:
-        adapt_as_users_expect(record.driver_connection)  # type: ignore[arg-type]  # the dialect is ours
+        connection: Any = record.driver_connection
+        check_encoding(connection, url)
+        adapt_as_users_expect(connection)
 
     event.listen(engine, "do_connect", _open)
     event.listen(engine, "connect", behind_the_first_questions)

@@ -15,25 +15,19 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from scoop_outbox.core.delivery import read_home
 from scoop_outbox.core.statement import Statement, ask
 from scoop_outbox.forks import begins_anew
 from scoop_outbox.message import uuid7
 from scoop_outbox.store import queries
-from scoop_outbox.store.adaptation import ADAPTERS
 from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.blocking import Driver
-from scoop_outbox.store.connect import (
-    AsyncConnection,
-    async_driver_engine,
-    driver_engine,
-    explained,
-    parsed,
-    patience,
-    shown,
-)
+from scoop_outbox.store.connect import async_driver_engine, driver_engine, explained, listening_connection
 from scoop_outbox.store.known import KnownFailures
 from scoop_outbox.store.patient import PatientDriver
 from scoop_outbox.store.sever import disinherit, is_severed
+from scoop_outbox.store.url import parsed, shown
+from scoop_outbox.store.whose import Whose
 
 _Connection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
@@ -74,10 +68,29 @@ class Home:
     def _begin(self) -> None:
         self.process_id = uuid7()
         self.failures = KnownFailures()
+        self._whose: Whose | None = None
         self._lock = threading.Lock()
         self._blocking = _Pool(threading.BoundedSemaphore(LENT))
         self._pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _AsyncPool] = weakref.WeakKeyDictionary()
         self._opened: weakref.WeakSet[_Connection] = weakref.WeakSet()
+
+    async def whose(self) -> Whose:
+        """Return what tells whether a connection of a user's leads to this home.
+
+        Raises:
+            DatabaseError: the database cannot be reached or is not migrated.
+        """
+        if self._whose is None:
+            async with self.driver() as driver:
+                self._whose = Whose(await driver.run(read_home()), self.url, self.schema)
+        return self._whose
+
+    def whose_blocking(self) -> Whose:
+        """Do as `whose`, for code without an event loop."""
+        if self._whose is None:
+            with self.blocking_driver() as driver:
+                self._whose = Whose(driver.run(read_home()), self.url, self.schema)
+        return self._whose
 
     def begin_anew(self) -> None:
         """Leave all connections to the process that has opened them, and open others when they are needed."""
@@ -215,15 +228,7 @@ class Home:
 
     async def listen(self, application: str) -> psycopg.AsyncConnection[Any]:
         """Open a bare connection in autocommit, for LISTEN or NOTIFY."""
-        url = parsed(self.url)
-        connection = await AsyncConnection.connect(
-            url.set(drivername="postgresql").render_as_string(hide_password=False),
-            autocommit=True,
-            application_name=application,
-            context=ADAPTERS,
-            # Who only listens would never notice that the other side is gone.
-            **patience(url),
-        )
+        connection = await listening_connection(self.url, application)
         self._opened.add(connection)
         return connection
 

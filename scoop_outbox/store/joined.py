@@ -2,134 +2,202 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import psycopg
 import sqlalchemy as sa
 from psycopg.pq import TransactionStatus
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
-from sqlalchemy.orm import Session
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+from sqlalchemy.orm import Session, scoped_session
 
-from scoop_outbox.core.statement import Call, Plan, Rows
+from scoop_outbox.core.statement import Ask, Call, Plan, Rows
 from scoop_outbox.errors import DatabaseError
 from scoop_outbox.store.adaptation import async_cursor, cursor
 from scoop_outbox.store.after_commit import once_committed
 from scoop_outbox.store.lent import driver_connection
+from scoop_outbox.store.portable import portable
+from scoop_outbox.store.whose import Whose
 
-AsyncTransaction = AsyncSession | AsyncConnection | psycopg.AsyncConnection[Any]
-Transaction = Session | sa.Connection | psycopg.Connection[Any]
+AsyncTransaction = AsyncSession | async_scoped_session[Any] | AsyncConnection | psycopg.AsyncConnection[Any]
+Transaction = Session | scoped_session[Any] | sa.Connection | psycopg.Connection[Any]
 
 T = TypeVar("T")
 
-_KINDS = {
-    "session": "an SQLAlchemy AsyncSession or AsyncConnection or a psycopg AsyncConnection",
-    "session_sync": "an SQLAlchemy Session or Connection or a psycopg Connection",
-}
+_ASYNC_KINDS = (AsyncSession, async_scoped_session, AsyncConnection, psycopg.AsyncConnection)
+_BLOCKING_KINDS = (Session, scoped_session, sa.Connection, psycopg.Connection)
+_ASYNC = "an SQLAlchemy AsyncSession or AsyncConnection or a psycopg AsyncConnection"
+_BLOCKING = "an SQLAlchemy Session or Connection or a psycopg Connection"
+
+
+class _Joined(NamedTuple):
+    """What executes a statement in the caller's transaction, and the driver's connection by which it is known again."""
+
+    execute: Callable[[str, Mapping[str, Any]], Any]
+    beneath: object
 
 
 async def run_joined(
-    plan: Plan[T], session: object, queries: Mapping[str, bytes], after_commit: Callable[[], None]
+    plan: Plan[T],
+    session: object,
+    queries: Mapping[str, bytes],
+    after_commit: Callable[[], None],
+    whose: Whose | None = None,
 ) -> T:
     """Run a plan of plain statements in the transaction that `session` is in, or that it begins here.
 
+    Args:
+        plan: what to do; it calls nobody.
+        session: a session or connection of the caller's.
+        queries: the statements by name.
+        after_commit: called when a session of SQLAlchemy has committed.
+        whose: sees to it that `session` leads to the right home; whoever knows that already does not pass it.
+
     Raises:
-        DatabaseError: `session` is nothing that can be joined.
+        DatabaseError: `session` is nothing that can be joined, or leads to another home.
     """
-    if isinstance(session, AsyncSession):
-        raw = await _raw(await session.connection())
-        once_committed(session.sync_session, after_commit)
-    elif isinstance(session, AsyncConnection):
-        raw = await _raw(session)
-    elif isinstance(session, psycopg.AsyncConnection):
-        raw = session
-    else:
-        raise DatabaseError(
-            f"launch() cannot join {type(session).__qualname__}: pass {_KINDS['session']}"
-            + (
-                "; for blocking ones there is launch_sync()"
-                if isinstance(session, Session | sa.Connection | psycopg.Connection)
-                else ""
-            )
-        )
-    answer: list[Rows] | None = None
-    async with async_cursor(raw) as executing:
-        while True:
-            try:
-                asked = plan.send(answer)
-            except StopIteration as done:
-                result: T = done.value
-                return result
-            assert not isinstance(asked, Call)  # noqa: S101 - such plans call nobody
-            answer = []
-            for name, params in asked:
-                await executing.execute(queries[name], params)
-                answer.append([] if executing.description is None else await executing.fetchall())
+    joined = await _join(session, queries, after_commit)
+    if whose is not None and not whose.knows(joined.beneath):
+        await _drive(whose.check(joined.beneath), joined.execute)
+    return await _drive(plan, joined.execute)
 
 
 def run_joined_blocking(
-    plan: Plan[T], session: object, queries: Mapping[str, bytes], after_commit: Callable[[], None]
+    plan: Plan[T],
+    session: object,
+    queries: Mapping[str, bytes],
+    after_commit: Callable[[], None],
+    whose: Whose | None = None,
 ) -> T:
     """Do as `run_joined`, on a blocking session or connection.
 
     Raises:
-        DatabaseError: `session` is nothing that can be joined.
+        DatabaseError: `session` is nothing that can be joined, or leads to another home.
     """
-    if isinstance(session, Session):
-        raw = _raw_blocking(session.connection())
-        once_committed(session, after_commit)
-    elif isinstance(session, sa.Connection):
-        raw = _raw_blocking(session)
-    elif isinstance(session, psycopg.Connection):
-        raw = session
-    else:
-        raise DatabaseError(
-            f"launch_sync() cannot join {type(session).__qualname__}: pass {_KINDS['session_sync']}"
-            + (
-                "; for async ones there is launch()"
-                if isinstance(session, AsyncSession | AsyncConnection | psycopg.AsyncConnection)
-                else ""
-            )
-        )
+    joined = _join_blocking(session, queries, after_commit)
+    if whose is not None and not whose.knows(joined.beneath):
+        _drive_blocking(whose.check(joined.beneath), joined.execute)
+    return _drive_blocking(plan, joined.execute)
+
+
+async def _drive(plan: Plan[T], execute: Callable[[str, Mapping[str, Any]], Awaitable[Rows]]) -> T:
     answer: list[Rows] | None = None
-    with cursor(raw) as executing:
-        while True:
-            try:
-                asked = plan.send(answer)
-            except StopIteration as done:
-                result: T = done.value
-                return result
-            assert not isinstance(asked, Call)  # noqa: S101 - such plans call nobody
-            answer = []
-            for name, params in asked:
-                executing.execute(queries[name], params)
-                answer.append([] if executing.description is None else executing.fetchall())
+    while True:
+        try:
+            asked: Ask = plan.send(answer)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        assert not isinstance(asked, Call)  # noqa: S101 - such plans call nobody
+        answer = [await execute(name, params) for name, params in asked]
 
 
-async def _raw(connection: AsyncConnection) -> psycopg.AsyncConnection[Any]:
-    # Both guards close a hole. Without the first, commit() of a connection that SQLAlchemy believes unused does
-    # nothing and the message is lost; without the second, the driver would begin and commit a transaction of its own.
+def _drive_blocking(plan: Plan[T], execute: Callable[[str, Mapping[str, Any]], Rows]) -> T:
+    answer: list[Rows] | None = None
+    while True:
+        try:
+            asked: Ask = plan.send(answer)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        assert not isinstance(asked, Call)  # noqa: S101 - such plans call nobody
+        answer = [execute(name, params) for name, params in asked]
+
+
+async def _join(session: object, queries: Mapping[str, bytes], after_commit: Callable[[], None]) -> _Joined:
+    if isinstance(session, async_scoped_session):
+        session = session()
+    if isinstance(session, AsyncSession):
+        connection = await session.connection()
+        once_committed(session.sync_session, after_commit)
+    elif isinstance(session, AsyncConnection):
+        connection = session
+    elif isinstance(session, psycopg.AsyncConnection):
+        _refuse_autocommit(session, autocommit=session.autocommit)
+        return _Joined(_AsyncPsycopg(session, queries).execute, session.pgconn)
+    else:
+        hint = "; for blocking ones there is launch_sync()" if isinstance(session, _BLOCKING_KINDS) else ""
+        raise DatabaseError(f"launch() cannot join {type(session).__qualname__}: pass {_ASYNC}{hint}")
+    # Both guards close a hole. Without this one, commit() of a connection that SQLAlchemy believes unused does nothing
+    # and the message is lost; without the other, the driver would begin and commit a transaction of its own.
     if not connection.in_transaction():
         await connection.begin()
     raw = await connection.run_sync(driver_connection)
-    if not isinstance(raw, psycopg.AsyncConnection):
-        raise DatabaseError(_OTHER_DRIVER.format(connection.dialect.driver))
-    if raw.info.transaction_status is TransactionStatus.IDLE and not raw.autocommit:
-        await async_cursor(raw).execute("")
-    return raw
+    if isinstance(raw, psycopg.AsyncConnection):
+        if raw.info.transaction_status is TransactionStatus.IDLE and not raw.autocommit:
+            await async_cursor(raw).execute("")
+        _refuse_autocommit(raw, autocommit=raw.autocommit)
+        return _Joined(_AsyncPsycopg(raw, queries).execute, raw.pgconn)
+    await connection.run_sync(_check_portable)
+
+    async def execute(name: str, params: Mapping[str, Any]) -> Rows:
+        return await connection.run_sync(portable(queries[name]), params)
+
+    return _Joined(execute, raw)
 
 
-def _raw_blocking(connection: sa.Connection) -> psycopg.Connection[Any]:
-    if not connection.in_transaction():
+def _join_blocking(session: object, queries: Mapping[str, bytes], after_commit: Callable[[], None]) -> _Joined:
+    if isinstance(session, scoped_session):
+        session = session()
+    if isinstance(session, Session):
+        connection = session.connection()
+        once_committed(session, after_commit)
+    elif isinstance(session, sa.Connection):
+        connection = session
+    elif isinstance(session, psycopg.Connection):
+        _refuse_autocommit(session, autocommit=session.autocommit)
+        return _Joined(_Psycopg(session, queries).execute, session.pgconn)
+    else:
+        hint = "; for async ones there is launch()" if isinstance(session, _ASYNC_KINDS) else ""
+        raise DatabaseError(f"launch_sync() cannot join {type(session).__qualname__}: pass {_BLOCKING}{hint}")
+    if not connection.in_transaction():  # as above
         connection.begin()
     raw = driver_connection(connection)
-    if not isinstance(raw, psycopg.Connection):
-        raise DatabaseError(_OTHER_DRIVER.format(connection.dialect.driver))
-    if raw.info.transaction_status is TransactionStatus.IDLE and not raw.autocommit:
-        cursor(raw).execute("")
-    return raw
+    if isinstance(raw, psycopg.Connection):
+        if raw.info.transaction_status is TransactionStatus.IDLE and not raw.autocommit:
+            cursor(raw).execute("")
+        _refuse_autocommit(raw, autocommit=raw.autocommit)
+        return _Joined(_Psycopg(raw, queries).execute, raw.pgconn)
+    _check_portable(connection)
+    return _Joined(lambda name, params: portable(queries[name])(connection, params), raw)
 
 
-_OTHER_DRIVER = (
-    "messages can be launched in transactions of psycopg 3, not of {}: use a URL that starts with postgresql+psycopg://"
+class _AsyncPsycopg(NamedTuple):
+    raw: psycopg.AsyncConnection[Any]
+    queries: Mapping[str, bytes]
+
+    async def execute(self, name: str, params: Mapping[str, Any]) -> Rows:
+        async with async_cursor(self.raw) as executing:
+            await executing.execute(self.queries[name], params)
+            return [] if executing.description is None else await executing.fetchall()
+
+
+class _Psycopg(NamedTuple):
+    raw: psycopg.Connection[Any]
+    queries: Mapping[str, bytes]
+
+    def execute(self, name: str, params: Mapping[str, Any]) -> Rows:
+        with cursor(self.raw) as executing:
+            executing.execute(self.queries[name], params)
+            return [] if executing.description is None else executing.fetchall()
+
+
+def _check_portable(connection: sa.Connection) -> None:
+    if connection.dialect.name != "postgresql":
+        raise DatabaseError(
+            f"the session is one of {connection.dialect.name}, but messages are launched in PostgreSQL: pass a session "
+            "on this service's database, or launch without session="
+        )
+    if getattr(connection.connection.dbapi_connection, "autocommit", False):
+        raise DatabaseError(_AUTOCOMMIT)
+
+
+def _refuse_autocommit(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], *, autocommit: bool) -> None:
+    if autocommit and connection.info.transaction_status is TransactionStatus.IDLE:
+        raise DatabaseError(_AUTOCOMMIT)
+
+
+_AUTOCOMMIT = (
+    "the session is in autocommit and in no transaction: the message would be launched whatever becomes of the rest. "
+    "Open a transaction first (`with connection.transaction():`), or launch without session="
 )

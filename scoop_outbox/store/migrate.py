@@ -13,8 +13,9 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from scoop_outbox.errors import DatabaseError
-from scoop_outbox.store.connect import blocking_engine, explained, shown
+from scoop_outbox.store.connect import blocking_engine, explained
 from scoop_outbox.store.schema import DEFAULT_SCHEMA, checked_schema
+from scoop_outbox.store.url import shown
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from scoop_outbox.store.arrays import ELEMENTS, Element, array
 _LONG = {"read_outbox"}
 """Statements with long answers, which have bodies in them."""
 _PIECES = 32
-_PARAMETER = re.compile(rb"%(?:\((\w+)\)s(?:::(\w+)\[\])?|(%))")
+_PARAMETER = re.compile(rb"%(?:\((\w+)\)(?:s(?:::(\w+)\[\])?|(b))|(%))")
 
 
 class Query:
@@ -40,12 +40,15 @@ class Query:
         """Translate the named parameters; a name that occurs twice is one parameter."""
         order: dict[bytes, int] = {}
         elements: dict[int, Element] = {}
+        binaries: set[int] = set()
 
         def number(match: re.Match[bytes]) -> bytes:
-            named, of, percent = match.groups()
+            named, of, binary, percent = match.groups()
             if percent:
                 return b"%"
             place = order.setdefault(named, len(order))
+            if binary:
+                binaries.add(place)
             if of is None:
                 return b"$%d" % (place + 1)
             elements[place] = ELEMENTS[of.decode()]
@@ -56,8 +59,9 @@ class Query:
         self.order = tuple(key.decode() for key in order)
         self.arrays = tuple((place, self.order[place], element) for place, element in elements.items())
         # Text, and no types: the server knows the types of its columns, so each statement is prepared once.
-        self.dumped = [PyFormat.TEXT] * len(order)
-        self.formats = [Format.BINARY if place in elements else Format.TEXT for place in range(len(order))]
+        self.dumped = [PyFormat.BINARY if place in binaries else PyFormat.TEXT for place in range(len(order))]
+        binaries.update(elements)
+        self.formats = [Format.BINARY if place in binaries else Format.TEXT for place in range(len(order))]
         # Bodies would be twice as long in text. Numbers and times are as quick in either form.
         self.result = Format.BINARY if name in _LONG else Format.TEXT
 

@@ -23,8 +23,9 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from scoop_outbox import DatabaseError, DefinitionError, RunState, Scoop
 from scoop_outbox.failure import Failure, Frame
 from scoop_outbox.store import migrate as migrations
-from scoop_outbox.store.connect import blocking_engine, parsed
+from scoop_outbox.store.connect import blocking_engine
 from scoop_outbox.store.schema import DEFAULT_SCHEMA, SHARDS, tables
+from scoop_outbox.store.url import parsed
 
 HEAD = migrations.head()
 OLD = ("message", "run", "step", "child")

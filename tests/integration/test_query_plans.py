@@ -20,6 +20,10 @@ from psycopg.adapt import PyFormat, Transformer
 from sqlalchemy import make_url
 
 from scoop_outbox import BlockingScope, Message, Scoop
+from scoop_outbox.core.settle import emitted
+from scoop_outbox.core.statement import document
+from scoop_outbox.failure import Frame
+from scoop_outbox.scope import Emission
 from scoop_outbox.store import queries
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
@@ -171,6 +175,15 @@ def batch(*, size: int, lineage: str | None = None) -> dict[str, list[Any]]:
     }
 
 
+def launch(*, size: int, awaited: bool = False, run: UUID | None = None, brokered: bool = False) -> dict[str, Any]:
+    sent = [
+        Emission(uuid4(), "topic 1", None, b"1", "application/json", {}, None, awaited, Frame("f.py", 1, None, "f"))
+        for _ in range(size)
+    ]
+    params = emitted(sent, None, 1, brokered=brokered)
+    return params if run is None else {**params, "run": run}
+
+
 def examples() -> list[tuple[str, dict[str, Any]]]:
     """Return every statement with parameters as they occur, more than once where it matters."""
     record = {
@@ -256,10 +269,11 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("read_due", {**due, "part": [63, 0], "parts": [64, 1]}),
         ("read_due", {**due, "service": "other", "most": 100}),
         ("read_due", {**due, "service": "nobody"}),
-        ("launch", {**batch(size=10), "awaited": [True] * 10, "run": run_id(OPEN), "seq": 1, "brokered": False}),
-        ("launch", {**batch(size=1), "awaited": [False], "run": None, "seq": 0, "brokered": False}),
-        ("launch", {**batch(size=1), "awaited": [False], "run": None, "seq": 0, "brokered": True}),
-        ("read_listeners", {"topics": ["t", "u"]}),
+        ("launch", launch(size=10, awaited=True, run=run_id(OPEN))),
+        ("launch", launch(size=1)),
+        ("launch", launch(size=1, brokered=True)),
+        ("find_home", {"schema": DEFAULT_SCHEMA}),
+        ("read_listeners", {"document": document({"topics": ["t", "u"], "sagas": ["saga 1"]})}),
         ("take_in", {**below, "lineages": [None] * 10, "ids": batch(size=10)["ids"]}),
         ("take_in", below),
         ("take_in", {**below, "service": "shop"}),
@@ -293,7 +307,9 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("acquire_shards", {"owner": uuid4(), "lease": LEASE}),
         ("renew_shards", {"shards": SHARDS, "epochs": [0] * 8, "lease": LEASE}),
         ("release_shards", {"shards": SHARDS, "epochs": [0] * 8}),
-        ("expect_here", {"ids": [uuid4()], "service": "shop", "sagas": ["saga 1"]}),
+        ("expect_here", {
+            "document": document({"service": "shop", "handlers": [{"id": str(uuid4()), "saga": "saga 1"}]})
+        }),
         ("read_unhandled", {"ids": [message_id(OLD), uuid4()], "service": "shop"}),
         ("read_listening", {"service": "shop", "topics": ["topic 1"]}),
         ("lock_service", {"service": "shop"}),

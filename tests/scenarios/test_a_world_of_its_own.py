@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from scoop_outbox import DistributedError, RunState, Scoop, StepError
-from scoop_outbox.store.connect import parsed
+from scoop_outbox.store.url import parsed
 from tests.scenarios.shop import LONG, Shop, raises
 from tests.waiting import until
 

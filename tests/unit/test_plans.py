@@ -1,5 +1,6 @@
 """Executing a run against a store of canned rows: which statements are asked, in which batches, and what for."""
 
+import json
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -168,9 +169,10 @@ def test_a_step_that_launched_is_suspended_in_one_round_trip() -> None:
     assert store.drive(execute(RUN, worker(saga(), hints=hints))) is Execution.DONE
     assert store.batches == [CLAIM, ["release_savepoint", "advance_run", "launch", "drop_mail_if_waiting", "commit"]]
     parameters = store.params["launch"]
-    assert parameters["awaited"] == [True, False]
+    messages = json.loads(parameters["document"])
+    assert [message["awaited"] for message in messages] == [True, False]
     assert (parameters["run"], parameters["seq"]) == (RUN, 1)
-    assert ['"scoop-lineage"' in headers for headers in parameters["headers"]] == [True, False]
+    assert ["scoop-lineage" in json.loads(message["headers"]) for message in messages] == [True, False]
     assert hints.outboxes == 1
 
 

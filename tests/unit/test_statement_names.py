@@ -29,7 +29,7 @@ def named() -> Iterator[tuple[str, set[str] | None]]:
 
 
 def parameters(text: bytes) -> set[str]:
-    return set(re.findall(r"%\((\w+)\)s", text.decode()))
+    return set(re.findall(r"%\((\w+)\)[sb]", text.decode()))
 
 
 def test_every_statement_is_written_and_used() -> None:

@@ -2,14 +2,17 @@
 
 -- name: launch
 -- Who is waited for is frozen here, in the launching transaction: the sagas that are subscribed now.
--- This runs on connections whose settings are the user's. The ids stand in a select, so that the planner does not see how
--- many messages there are: a plan for that number always looked better than the one it keeps, and to make it took longer
--- than to launch.
+-- This runs on connections whose settings and driver are the user's, so the messages are one document: what the encoding
+-- of the client is, or how nulls and backslashes are read in arrays, cannot change it. The bodies lie beside it as they
+-- are, one behind the other. What is asked of a parameter stands in a select, so that the planner does not see its value:
+-- a plan for the one at hand always looked better than the one it keeps, and to make it took longer than to launch.
 with launched as (
-    select *
-    from unnest((select %(ids)s::uuid[]), %(topics)s::text[], %(keys)s::text[], %(bodies)s::bytea[],
-                %(content_types)s::text[], %(headers)s::text[], %(awaited)s::bool[])
-         with ordinality as l (id, topic, key, body, content_type, headers, awaited, ordinal)
+    select l.id, l.topic, l.key, substring(%(bodies)b::bytea from l.start + 1 for l.size) as body, l.content_type,
+           l.headers, l.awaited, l.ordinal
+    from rows from (
+        json_to_recordset(convert_from(%(document)b::bytea, 'UTF8')::json)
+            as (id uuid, topic text, key text, start int, size int, content_type text, headers text, awaited bool)
+    ) with ordinality as l (id, topic, key, start, size, content_type, headers, awaited, ordinal)
 ), listening as (
     -- Once, however many of its topics are this one: a saga that has changed its topic is known under both.
     select t.topic, s.service, s.saga
@@ -18,7 +21,7 @@ with launched as (
     group by t.topic, s.service, s.saga
 ), expected as (
     insert into {schema}.child (message_id, service, saga, run_id, seq, ordinal)
-    select l.id, s.service, s.saga, %(run)s::uuid, %(seq)s, l.ordinal
+    select l.id, s.service, s.saga, %(run)s::uuid, %(seq)s::int, l.ordinal
     from launched l
     join listening s on s.topic = l.topic
     where l.awaited
@@ -29,7 +32,7 @@ with launched as (
            coalesce(array_agg(s.saga) filter (where s.service is not null), array[]::text[])
     from launched l
     left join listening s on s.topic = l.topic
-    where %(brokered)s and not l.awaited
+    where (select %(brokered)s::bool) and not l.awaited
     group by l.id
 ), written as (
     insert into {schema}.outbox (shard, message_id, topic, key, body, content_type, headers)
@@ -38,24 +41,32 @@ with launched as (
     from launched l
     order by l.ordinal
 )
--- Those of which nobody is waited for. Counted by whoever asks: to do it here took a third longer.
-select topic from launched where topic not in (select topic from listening)
+-- Those of which nobody is waited for, by their places. Counted by whoever asks: to do it here took a third longer.
+select ordinal from launched where topic not in (select topic from listening)
 
 -- name: read_listeners
-select distinct t.topic, s.saga
-from unnest(%(topics)s::text[]) as t (topic)
+-- Pairs of places in two lists: topics, and the sagas that may have to be subscribed to them.
+select t.place, n.place
+from json_array_elements_text(convert_from(%(document)b::bytea, 'UTF8')::json -> 'topics') with ordinality as t (topic, place)
 join {schema}.subscription s on s.topic = t.topic or t.topic = any(s.names) or t.topic ~ s.pattern
+left join json_array_elements_text(convert_from(%(document)b::bytea, 'UTF8')::json -> 'sagas') with ordinality
+     as n (saga, place) on n.saga = s.saga
 
 -- name: expect_here
 -- A process that is to launch before its own service has been announced knows that the service will handle it.
+with given as (
+    select d ->> 'service' as service, (m ->> 'id')::uuid as id, m ->> 'saga' as saga
+    from (select convert_from(%(document)b::bytea, 'UTF8')::json) as l (d)
+    cross join lateral json_array_elements(d -> 'handlers') as m
+)
 update {schema}.root o
 set services = o.services || e.services, sagas = o.sagas || e.sagas
 from (
-    select m.id, array_agg(%(service)s::text) as services, array_agg(m.saga) as sagas
-    from unnest(%(ids)s::uuid[], %(sagas)s::text[]) as m (id, saga)
+    select m.id, array_agg(m.service) as services, array_agg(m.saga) as sagas
+    from given m
     where not exists (
         select from {schema}.root k, unnest(k.services, k.sagas) as n (service, saga)
-        where k.message_id = m.id and n.service = %(service)s::text and n.saga = m.saga
+        where k.message_id = m.id and n.service = m.service and n.saga = m.saga
     )
     group by m.id
 ) e
@@ -193,3 +204,11 @@ on conflict do nothing
 
 -- name: read_home
 select id from {schema}.home
+
+-- name: find_home
+-- Asked on a connection of a user's, which may lead to a database without any table of ours.
+select current_database()::text, exists (
+    select from pg_catalog.pg_class c
+    join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    where n.nspname = %(schema)s::text and c.relname = 'home'
+)

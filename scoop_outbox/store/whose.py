@@ -1,0 +1,49 @@
+"""Whose a caller's connection is: a launch in another home than the service's would never be published."""
+
+from __future__ import annotations
+
+import uuid
+import weakref
+
+from scoop_outbox.core.delivery import read_home
+from scoop_outbox.core.statement import Plan, ask, statement
+from scoop_outbox.errors import DatabaseError
+from scoop_outbox.store.url import shown
+
+
+class Whose:
+    """Compares the home that a connection leads to with the service's own, once for each connection.
+
+    Args:
+        home: the id of the service's home.
+        url: its database, for messages.
+        schema: the schema of the tables.
+    """
+
+    def __init__(self, home: uuid.UUID, url: str, schema: str) -> None:
+        """Know no connection yet."""
+        self._home = home
+        self._url = url
+        self._schema = schema
+        self._known: weakref.WeakSet[object] = weakref.WeakSet()
+
+    def knows(self, connection: object) -> bool:
+        """Tell whether a connection has been found to lead to the home."""
+        return connection in self._known
+
+    def check(self, connection: object) -> Plan[None]:
+        """Look where a connection leads to.
+
+        Raises:
+            DatabaseError: not to the service's home. Nothing has been done to the transaction.
+        """
+        (((database, is_there),),) = yield from ask(statement("find_home", schema=self._schema))
+        found = (yield from read_home()) if is_there else None
+        if found != self._home:
+            raise DatabaseError(
+                f"the session is connected to the database {database!r}, which "
+                + (f"has no tables of scoop_outbox in schema {self._schema!r}" if found is None else "is another home")
+                + f": the message would never be published. This service's database is {shown(self._url)}; pass a "
+                "session on it"
+            )
+        self._known.add(connection)
