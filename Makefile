@@ -55,7 +55,7 @@ demo: $(VENV)/.installed-demo $(ADAPTER:%=$(VENV)/.installed-demo-%) ## Run the 
 # Tests that find no server say so themselves, and what to install.
 servers:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  .ci/install-servers rabbitmq-server || echo "RabbitMQ could not be installed." >&2; fi
+	  .ci/install-servers rabbitmq-server pgbouncer || echo "RabbitMQ and PgBouncer could not be installed." >&2; fi
 
 test: $(VENV)/.installed-dev servers ## Run the tests (ARGS="-k name", WORKERS=auto)
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)

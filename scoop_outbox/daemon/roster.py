@@ -124,6 +124,7 @@ class Roster:
                     versions=[version.id for version in self._mine.values()],
                     steps=[json.dumps(version.steps) for version in self._mine.values()],
                     alive=ALIVE_FOR,
+                    pooled=driver.pooled,
                 ),
                 COMMIT,
             )

@@ -159,6 +159,8 @@ class Signals:
                     log.info("the connection %s is there again", what)
                     problem = ""
                 async with connection:
+                    if what is _TO_LISTEN and self._home.pooled:
+                        return  # whoever has the connection next would hear it
                     await carry(connection)
             except psycopg.Error as error:
                 if (reason := in_words(self._home.url, error)) != problem:

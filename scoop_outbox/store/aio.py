@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Self, TypeVar
 
@@ -27,10 +26,11 @@ from scoop_outbox.core.statement import (
 )
 from scoop_outbox.scope import AsyncScope
 from scoop_outbox.store.calls import Interrupted, async_invoke, check_transaction, raised, returned, scope_arguments
-from scoop_outbox.store.cleaning import AFTER_ROLLBACK, cleaned, ends, is_clean
+from scoop_outbox.store.cleaning import after_rollback, cleaned, ends, is_clean
 from scoop_outbox.store.faults import NO_SAVEPOINT, ends_the_worker, interruption, of_the_rows, spoils, words
 from scoop_outbox.store.lent import NOWHERE, AsyncLentConnection, async_session, is_invalidated, works_on
-from scoop_outbox.store.pipeline import Pipeline, Query
+from scoop_outbox.store.mode import Mode
+from scoop_outbox.store.pipeline import Pipeline
 from scoop_outbox.store.sever import async_abort
 from scoop_outbox.store.waiting import answered
 
@@ -115,7 +115,7 @@ class AsyncDriver:
         engine: opens a new connection when one has to be given up.
         outer: SQLAlchemy's connection, in autocommit: the real transaction is in the hands of the plans.
         raw: psycopg's connection beneath it; callbacks never get it, but a wrapper that ends with them.
-        queries: the statements by name.
+        mode: how it talks to the server.
         context: the context variables that callbacks find.
     """
 
@@ -124,35 +124,33 @@ class AsyncDriver:
         engine: AsyncEngine,
         outer: AsyncConnection,
         raw: psycopg.AsyncConnection[Any],
-        queries: Mapping[str, Query],
+        mode: Mode,
         context: contextvars.Context,
     ) -> None:
         """See `connect`."""
         self._engine = engine
         self.outer = outer
         self.raw = raw
-        self._queries = queries
+        self._mode = mode
         self._context = context
-        self._pipeline = Pipeline(raw, queries)
+        self._pipeline = Pipeline(raw, mode)
         self._lent: AsyncLentConnection | None = None
         self._touched = False
         self.usable = True
 
     @classmethod
-    async def connect(
-        cls, engine: AsyncEngine, queries: Mapping[str, Query], context: contextvars.Context | None = None
-    ) -> Self:
+    async def connect(cls, engine: AsyncEngine, mode: Mode, context: contextvars.Context | None = None) -> Self:
         """Open a driver on a connection of its own.
 
         Args:
             engine: opens it.
-            queries: the statements by name.
+            mode: how it talks to the server.
             context: the context variables that callbacks find; those of the caller unless given.
 
         Raises:
             sqlalchemy.exc.OperationalError: the database cannot be reached.
         """
-        return cls(engine, *await cls._open(engine), queries, context or contextvars.copy_context())
+        return cls(engine, *await cls._open(engine), mode, context or contextvars.copy_context())
 
     @staticmethod
     async def _open(engine: AsyncEngine) -> tuple[AsyncConnection, psycopg.AsyncConnection[Any]]:
@@ -173,6 +171,11 @@ class AsyncDriver:
             self.raw.pgconn = NOWHERE  # whoever waits on it is woken up, and must not find it closed under his hands
         await self.outer.invalidate()
         await self.outer.close()
+
+    @property
+    def pooled(self) -> bool:
+        """Whether connections of the server's are lent for one transaction only."""
+        return self._mode.pooled
 
     @property
     def _is_free(self) -> bool:
@@ -226,7 +229,7 @@ class AsyncDriver:
     async def _batch(self, batch: Batch) -> list[Rows]:
         if not self._touched:
             return await answered(self.raw, self._pipeline.run(batch))
-        extended, own = cleaned(batch)
+        extended, own = cleaned(batch, pooled=self.pooled)
         answers = await answered(self.raw, self._pipeline.run(extended))
         if ends(batch):
             self._touched = False
@@ -263,7 +266,7 @@ class AsyncDriver:
         whole = scope.can_be_taken_back and await scope.close()
         scope.end()
         if whole and self.raw.info.transaction_status is not TransactionStatus.IDLE:
-            left = [] if scope.lent is None else AFTER_ROLLBACK
+            left = [] if scope.lent is None else after_rollback(pooled=self.pooled)
             try:
                 *_, clock = await self._batch([ROLLBACK_TO_SAVEPOINT, *left, READ_CLOCK])
             except psycopg.Error as error:
@@ -289,7 +292,7 @@ class AsyncDriver:
             self.outer, self.raw = await self._open(self._engine)
         except (psycopg.Error, sa.exc.SQLAlchemyError, OSError) as error:
             raise Interrupted(words(error)) from error
-        self._pipeline = Pipeline(self.raw, self._queries)
+        self._pipeline = Pipeline(self.raw, self._mode)
         self._lent, self.usable = None, True
         # The server undoes what was open when it notices, and holds the run's lock that long.
         for _ in range(_LOOKS if in_use else 0):
@@ -305,7 +308,7 @@ class AsyncDriver:
             elif self.raw.info.transaction_status is not TransactionStatus.IDLE:
                 await self.raw.rollback()
             if self._touched and self.usable:
-                await self._batch(AFTER_ROLLBACK)
+                await self._batch(after_rollback(pooled=self.pooled))
                 self._touched = False
         except psycopg.Error:
             self.usable = False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Self, TypeVar
 
@@ -27,10 +26,11 @@ from scoop_outbox.core.statement import (
 )
 from scoop_outbox.scope import BlockingScope
 from scoop_outbox.store.calls import Interrupted, check_transaction, invoke, raised, returned, scope_arguments
-from scoop_outbox.store.cleaning import AFTER_ROLLBACK, cleaned, ends, is_clean
+from scoop_outbox.store.cleaning import after_rollback, cleaned, ends, is_clean
 from scoop_outbox.store.faults import NO_SAVEPOINT, ends_the_worker, interruption, of_the_rows, spoils, words
 from scoop_outbox.store.lent import NOWHERE, LentConnection, is_invalidated, session, works_on
-from scoop_outbox.store.pipeline import Pipeline, Query
+from scoop_outbox.store.mode import Mode
+from scoop_outbox.store.pipeline import Pipeline
 from scoop_outbox.store.sever import abort
 
 T = TypeVar("T")
@@ -114,7 +114,7 @@ class Driver:
         engine: opens a new connection when one has to be given up.
         outer: SQLAlchemy's connection, in autocommit: the real transaction is in the hands of the plans.
         raw: psycopg's connection beneath it; callbacks never get it, but a wrapper that ends with them.
-        queries: the statements by name.
+        mode: how it talks to the server.
         context: the context variables that callbacks find.
     """
 
@@ -123,33 +123,33 @@ class Driver:
         engine: Engine,
         outer: Connection,
         raw: psycopg.Connection[Any],
-        queries: Mapping[str, Query],
+        mode: Mode,
         context: contextvars.Context,
     ) -> None:
         """See `connect`."""
         self._engine = engine
         self.outer = outer
         self.raw = raw
-        self._queries = queries
+        self._mode = mode
         self._context = context
-        self._pipeline = Pipeline(raw, queries)
+        self._pipeline = Pipeline(raw, mode)
         self._lent: LentConnection | None = None
         self._touched = False
         self.usable = True
 
     @classmethod
-    def connect(cls, engine: Engine, queries: Mapping[str, Query], context: contextvars.Context | None = None) -> Self:
+    def connect(cls, engine: Engine, mode: Mode, context: contextvars.Context | None = None) -> Self:
         """Open a driver on a connection of its own.
 
         Args:
             engine: opens it.
-            queries: the statements by name.
+            mode: how it talks to the server.
             context: the context variables that callbacks find; those of the caller unless given.
 
         Raises:
             sqlalchemy.exc.OperationalError: the database cannot be reached.
         """
-        return cls(engine, *cls._open(engine), queries, context or contextvars.copy_context())
+        return cls(engine, *cls._open(engine), mode, context or contextvars.copy_context())
 
     @staticmethod
     def _open(engine: Engine) -> tuple[Connection, psycopg.Connection[Any]]:
@@ -170,6 +170,11 @@ class Driver:
             self.raw.pgconn = NOWHERE  # whoever waits on it is woken up, and must not find it closed under his hands
         self.outer.invalidate()
         self.outer.close()
+
+    @property
+    def pooled(self) -> bool:
+        """Whether connections of the server's are lent for one transaction only."""
+        return self._mode.pooled
 
     @property
     def _is_free(self) -> bool:
@@ -231,7 +236,7 @@ class Driver:
     def _batch(self, batch: Batch) -> list[Rows]:
         if not self._touched:
             return self.raw.wait(self._pipeline.run(batch))
-        extended, own = cleaned(batch)
+        extended, own = cleaned(batch, pooled=self.pooled)
         answers = self.raw.wait(self._pipeline.run(extended))
         if ends(batch):
             self._touched = False
@@ -268,7 +273,7 @@ class Driver:
         whole = scope.can_be_taken_back and scope.close()
         scope.end()
         if whole and self.raw.info.transaction_status is not TransactionStatus.IDLE:
-            left = [] if scope.lent is None else AFTER_ROLLBACK
+            left = [] if scope.lent is None else after_rollback(pooled=self.pooled)
             try:
                 *_, clock = self._batch([ROLLBACK_TO_SAVEPOINT, *left, READ_CLOCK])
             except psycopg.Error as error:
@@ -294,7 +299,7 @@ class Driver:
             self.outer, self.raw = self._open(self._engine)
         except (psycopg.Error, sa.exc.SQLAlchemyError, OSError) as error:
             raise Interrupted(words(error)) from error
-        self._pipeline = Pipeline(self.raw, self._queries)
+        self._pipeline = Pipeline(self.raw, self._mode)
         self._lent, self.usable = None, True
         # The server undoes what was open when it notices, and holds the run's lock that long.
         for _ in range(_LOOKS if in_use else 0):
@@ -310,7 +315,7 @@ class Driver:
             elif self.raw.info.transaction_status is not TransactionStatus.IDLE:
                 self.raw.rollback()
             if self._touched and self.usable:
-                self._batch(AFTER_ROLLBACK)
+                self._batch(after_rollback(pooled=self.pooled))
                 self._touched = False
         except psycopg.Error:
             self.usable = False

@@ -26,26 +26,38 @@ from scoop_outbox.core.statement import (
 _OURSELVES = [Statement("reset_session_authorization", {}), Statement("reset_role", {})]
 """Ahead of our own writes: the role that a callback has taken on may not be allowed to make them."""
 
-AFTER_ROLLBACK = [Statement("discard_sequences", {}), Statement("release_session", {})]
-"""What even a rollback leaves. The last one answers whether something is left for good."""
+_RELEASE = Statement("release_session", {})
+_AFTER_ROLLBACK = [Statement("discard_sequences", {}), _RELEASE]
+# What lies about on a connection that a pooler lends to many is not this callback's.
+_AFTER_ROLLBACK_POOLED = [Statement("discard_sequences", {}), Statement("release_locks", {})]
 
-_BEHIND = [
-    Statement("reset_settings", {}),
-    Statement("discard_temporary", {}),
-    *AFTER_ROLLBACK,
-]
 
-_IN_PLACE_OF = {
-    RELEASE_SAVEPOINT.name: [RELEASE_SAVEPOINT, *_OURSELVES],
-    COMMIT.name: [COMMIT, *_BEHIND],
-    COMMIT_AND_BEGIN.name: [COMMIT, *_BEHIND, SYNC, BEGIN],
-    ROLLBACK.name: [ROLLBACK, *AFTER_ROLLBACK],
-}
+def after_rollback(*, pooled: bool) -> list[Statement]:
+    """Return what removes what even a rollback leaves. The last statement answers whether something is left for good.
+
+    Args:
+        pooled: whether a pooler lends connections of the server's for one transaction.
+    """
+    return _AFTER_ROLLBACK_POOLED if pooled else _AFTER_ROLLBACK
+
+
+def _in_place(*, pooled: bool) -> dict[str, list[Statement]]:
+    left = after_rollback(pooled=pooled)
+    behind = [Statement("reset_settings", {}), Statement("discard_temporary", {}), *left]
+    return {
+        RELEASE_SAVEPOINT.name: [RELEASE_SAVEPOINT, *_OURSELVES],
+        COMMIT.name: [COMMIT, *behind],
+        COMMIT_AND_BEGIN.name: [COMMIT, *behind, SYNC, BEGIN],
+        ROLLBACK.name: [ROLLBACK, *left],
+    }
+
+
+_IN_PLACE_OF = {pooled: _in_place(pooled=pooled) for pooled in (False, True)}
 
 _ENDS = {COMMIT.name, COMMIT_AND_BEGIN.name, ROLLBACK.name}
 
 
-def cleaned(batch: Batch) -> tuple[list[Statement], list[int]]:
+def cleaned(batch: Batch, *, pooled: bool = False) -> tuple[list[Statement], list[int]]:
     """Return a batch that settles what a callback did and cleans its connection, and where its own answers are.
 
     One that does not end the transaction cleans nothing: only the role of the callback is not that of its statements.
@@ -56,7 +68,7 @@ def cleaned(batch: Batch) -> tuple[list[Statement], list[int]]:
     own: list[int] = []
     for asked in batch:
         own.append(len(extended))
-        extended += _IN_PLACE_OF.get(asked.name, (asked,))
+        extended += _IN_PLACE_OF[pooled].get(asked.name, (asked,))
     return extended, own
 
 
@@ -67,4 +79,4 @@ def ends(batch: Batch) -> bool:
 
 def is_clean(batch: Batch, answers: Sequence[Rows]) -> bool:
     """Tell whether nothing is left that only the end of the connection removes."""
-    return all(answer[0][0] for asked, answer in zip(batch, answers, strict=True) if asked is AFTER_ROLLBACK[-1])
+    return all(answer[0][0] for asked, answer in zip(batch, answers, strict=True) if asked is _RELEASE)

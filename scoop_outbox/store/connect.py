@@ -15,6 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from scoop_outbox.errors import DatabaseError
 from scoop_outbox.store.adaptation import ADAPTERS, adapt_as_users_expect
 from scoop_outbox.store.calls import Interrupted
+from scoop_outbox.store.faults import words
+from scoop_outbox.store.pooler import Pooler
+from scoop_outbox.store.raw import AsyncConnection, Connection
 from scoop_outbox.store.url import arguments, parsed, shown
 
 # A peer that is gone without a word is noticed within half a minute, not after the system's hours. In seconds, but for
@@ -47,6 +50,9 @@ def settings(url: str, application: str) -> dict[str, Any]:
     ours = " ".join(f"-c {name}={value.replace(' ', chr(92) + ' ')}" for name, value in _RELIED_ON.items())
     return {
         "application_name": application,
+        # What psycopg has prepared by itself it forgets after every rollback to a savepoint, with DEALLOCATE ALL: the
+        # statements of the engine would be gone too. And a pooler knows of none.
+        "prepare_threshold": None,
         "client_encoding": "UTF8",
         "options": f"{given} {ours}".strip(),
         "context": ADAPTERS,
@@ -68,38 +74,11 @@ def check_encoding(connection: psycopg.Connection[Any] | psycopg.AsyncConnection
         )
 
 
-def _finish(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
-    pgconn = getattr(connection, "pgconn", None)  # there is none when it could not be opened
-    if pgconn is not None:
-        pgconn.finish()
-
-
-class Connection(psycopg.Connection[Any]):
-    """A connection of the engine. One that nobody has closed is closed, without a warning, when it is dropped.
-
-    A program may drop its application, or end, without saying so.
-    """
-
-    def __del__(self, *_: Any) -> None:
-        """See the class."""
-        _finish(self)
-
-
-class AsyncConnection(psycopg.AsyncConnection[Any]):
-    """As `Connection`, in the other colour. Who opens it may also be cancelled before it is his to close."""
-
-    def __del__(self, *_: Any) -> None:
-        """See the class."""
-        _finish(self)
-
-
 def _options(url: str, application: str) -> dict[str, Any]:
     return {
         # The engine ends transactions itself (see sql/transaction.sql), so psycopg must not begin any.
         "isolation_level": "AUTOCOMMIT",
-        # What psycopg has prepared by itself it forgets after every rollback to a savepoint, with DEALLOCATE ALL: the
-        # statements of the engine would be gone too.
-        "connect_args": {"prepare_threshold": None, **settings(url, application)},
+        "connect_args": settings(url, application),
         "poolclass": sa.NullPool,
         "use_native_hstore": False,  # else every new connection asks for a type that we do not use
     }
@@ -110,37 +89,31 @@ def blocking_engine(url: str, application: str = "scoop_outbox") -> sa.Engine:
     engine = sa.create_engine(
         parsed(url), connect_args=settings(url, application), poolclass=sa.NullPool, use_native_hstore=False
     )
+    pooler = Pooler(url)
+    event.listen(engine, "do_connect", lambda _dialect, _record, _arguments, named: pooler.connect(**named))
     event.listen(engine, "connect", lambda opened, _: check_encoding(opened, url))
     return engine
 
 
-def driver_engine(url: str, application: str) -> sa.Engine:
+def driver_engine(url: str, application: str, pooler: Pooler) -> sa.Engine:
     """Return an engine whose connections the blocking driver uses."""
-    return _for_steps(sa.create_engine(parsed(url), **_options(url, application)), url)
+    return _for_steps(sa.create_engine(parsed(url), **_options(url, application)), url, pooler)
 
 
-def async_driver_engine(url: str, application: str) -> AsyncEngine:
+def async_driver_engine(url: str, application: str, pooler: Pooler) -> AsyncEngine:
     """Return an engine whose connections the async driver uses."""
     engine = create_async_engine(parsed(url), **_options(url, application))
-    _for_steps(engine.sync_engine, url)
+    _for_steps(engine.sync_engine, url, pooler)
     return engine
 
 
-def _open(dialect: sa.Dialect, _: object, arguments: list[Any], options: dict[str, Any]) -> Connection | None:
-    """Have SQLAlchemy open a connection of the engine instead of psycopg's own."""
-    if dialect.is_async:
-        options["async_creator_fn"] = AsyncConnection.connect
-        return None
-    return Connection.connect(*arguments, **options)
-
-
-async def listening_connection(url: str, application: str) -> AsyncConnection:
+async def bare_connection(url: str, application: str, pooler: Pooler) -> AsyncConnection:
     """Open a bare connection in autocommit, for LISTEN or NOTIFY."""
     # Who only listens would never notice that the other side is gone, but for the keepalives in the settings.
-    return await AsyncConnection.connect(autocommit=True, **{**arguments(url), **settings(url, application)})
+    return await pooler.connect_async(autocommit=True, **{**arguments(url), **settings(url, application)})
 
 
-def _for_steps(engine: sa.Engine, url: str) -> sa.Engine:
+def _for_steps(engine: sa.Engine, url: str, pooler: Pooler) -> sa.Engine:
     """Give the connections of an engine to the program's adapters, behind what SQLAlchemy asks the server itself."""
 
     def behind_the_first_questions(_: object, record: sa.pool.ConnectionPoolEntry) -> None:
@@ -148,7 +121,13 @@ def _for_steps(engine: sa.Engine, url: str) -> sa.Engine:
         check_encoding(connection, url)
         adapt_as_users_expect(connection)
 
-    event.listen(engine, "do_connect", _open)
+    def open_ours(dialect: sa.Dialect, _: object, __: list[Any], named: dict[str, Any]) -> Connection | None:
+        if dialect.is_async:
+            named["async_creator_fn"] = pooler.connect_async
+            return None
+        return pooler.connect(**named)
+
+    event.listen(engine, "do_connect", open_ours)
     event.listen(engine, "connect", behind_the_first_questions)
     return engine
 
@@ -194,9 +173,9 @@ def told_to_migrate(url: str) -> Iterator[None]:
 
 
 def in_words(url: str, error: Exception) -> str:
-    """Return what keeps a database from being used: in words if somebody has to act, else the name of the error."""
+    """Return what keeps a database from being used: what to do if somebody has to act, else what the server says."""
     cause = error.__cause__ if isinstance(error, Interrupted) else error
-    return _in_words(url, cause) or f"{shown(url)} cannot be reached ({type(error).__name__})"
+    return _in_words(url, cause) or f"{shown(url)} cannot be used: {words(cause or error)}"
 
 
 def _in_words(url: str, error: BaseException | None) -> str | None:

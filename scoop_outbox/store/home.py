@@ -22,9 +22,11 @@ from scoop_outbox.message import uuid7
 from scoop_outbox.store import queries
 from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.blocking import Driver
-from scoop_outbox.store.connect import async_driver_engine, driver_engine, explained, listening_connection
+from scoop_outbox.store.connect import async_driver_engine, bare_connection, driver_engine, explained
 from scoop_outbox.store.known import KnownFailures
+from scoop_outbox.store.mode import Mode
 from scoop_outbox.store.patient import PatientDriver
+from scoop_outbox.store.pooler import Pooler
 from scoop_outbox.store.sever import disinherit, is_severed
 from scoop_outbox.store.url import parsed, shown
 from scoop_outbox.store.whose import Whose
@@ -33,8 +35,8 @@ _Connection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
 LENT = 10
 """How many connections are lent at once, for each event loop and for blocking code, however many ask."""
-PLAN_ONCE = Statement("plan_once", {})
-SEARCH_INDEXES = Statement("search_indexes", {})
+_MACHINERY = (Statement("set_limits", {}), Statement("plan_once", {}))
+_QUEUES = (*_MACHINERY, Statement("search_indexes", {}))
 
 D = TypeVar("D", bound=AsyncDriver | Driver)
 
@@ -61,7 +63,11 @@ class Home:
         self.schema = schema
         self.application = application
         self.queries = queries.load(schema)
-        self._compiled = queries.compiled(schema)
+        self._pooler = Pooler(url)
+        compiled = queries.compiled(schema)
+        self._for_steps = Mode(compiled, self._pooler)
+        self._for_machinery = Mode(compiled, self._pooler, _MACHINERY)
+        self._for_queues = Mode(compiled, self._pooler, _QUEUES)
         self._begin()
         begins_anew(self)
 
@@ -106,19 +112,24 @@ class Home:
         return f"<home {shown(self.url)} schema {self.schema!r}>"
 
     @property
+    def pooled(self) -> bool:
+        """Whether connections of the server's are lent for one transaction only, as far as is known."""
+        return bool(self._pooler.present)
+
+    @property
     def worker_id(self) -> str:
         """What names this process in failures and step records."""
         return str(self.process_id)
 
     @functools.cached_property
     def _engine(self) -> sa.Engine:
-        engine = driver_engine(self.url, self.application)
+        engine = driver_engine(self.url, self.application, self._pooler)
         sa.event.listen(engine, "connect", self._note)
         return engine
 
     @functools.cached_property
     def _async_engine(self) -> AsyncEngine:
-        engine = async_driver_engine(self.url, self.application)
+        engine = async_driver_engine(self.url, self.application, self._pooler)
         sa.event.listen(engine.sync_engine, "connect", self._note)
         return engine
 
@@ -128,11 +139,11 @@ class Home:
 
     async def connect(self) -> PatientDriver:
         """Open an async driver on which no step ever runs; the caller keeps it, and closes it."""
-        return await self._connect_patiently(PLAN_ONCE)
+        return await self._connect_patiently(self._for_machinery)
 
     async def connect_to_queues(self) -> PatientDriver:
         """Open an async driver that reads queues in order, and on which no step ever runs; the caller closes it."""
-        return await self._connect_patiently(PLAN_ONCE, SEARCH_INDEXES)
+        return await self._connect_patiently(self._for_queues)
 
     async def connect_for_steps(self, context: contextvars.Context | None = None) -> AsyncDriver:
         """Open an async driver whose connection is as users expect theirs to be; the caller keeps and closes it.
@@ -140,20 +151,21 @@ class Home:
         Args:
             context: the context variables that callbacks find; those of the caller unless given.
         """
-        return await AsyncDriver.connect(self._async_engine, self._compiled, context)
+        return await AsyncDriver.connect(self._async_engine, self._for_steps, context)
 
-    async def _connect_patiently(self, *behaviour: Statement) -> PatientDriver:
-        driver = await PatientDriver.connect(self._async_engine, self._compiled)
-        await driver.run(ask(*behaviour))
+    async def _connect_patiently(self, mode: Mode) -> PatientDriver:
+        driver = await PatientDriver.connect(self._async_engine, mode)
+        if not driver.pooled:
+            await driver.run(ask(*mode.set_up()))
         return driver
 
     def connect_blocking(self) -> Driver:
         """Open a blocking driver on which no step ever runs; the caller keeps it, and closes it."""
-        return self._connect_blocking(PLAN_ONCE)
+        return self._connect_blocking(self._for_machinery)
 
     def connect_to_queues_blocking(self) -> Driver:
         """Open a blocking driver that reads queues in order, and on which no step ever runs; the caller closes it."""
-        return self._connect_blocking(PLAN_ONCE, SEARCH_INDEXES)
+        return self._connect_blocking(self._for_queues)
 
     def connect_for_steps_blocking(self, context: contextvars.Context | None = None) -> Driver:
         """Open a blocking driver whose connection is as users expect theirs to be; the caller keeps and closes it.
@@ -161,11 +173,12 @@ class Home:
         Args:
             context: the context variables that callbacks find; those of the caller unless given.
         """
-        return Driver.connect(self._engine, self._compiled, context)
+        return Driver.connect(self._engine, self._for_steps, context)
 
-    def _connect_blocking(self, *behaviour: Statement) -> Driver:
-        driver = Driver.connect(self._engine, self._compiled)
-        driver.run(ask(*behaviour))
+    def _connect_blocking(self, mode: Mode) -> Driver:
+        driver = Driver.connect(self._engine, mode)
+        if not driver.pooled:
+            driver.run(ask(*mode.set_up()))
         return driver
 
     @asynccontextmanager
@@ -227,8 +240,8 @@ class Home:
             driver.close()
 
     async def listen(self, application: str) -> psycopg.AsyncConnection[Any]:
-        """Open a bare connection in autocommit, for LISTEN or NOTIFY."""
-        connection = await listening_connection(self.url, application)
+        """Open a bare connection in autocommit, for LISTEN or NOTIFY. Behind a pooler it hears nothing."""
+        connection = await bare_connection(self.url, application, self._pooler)
         self._opened.add(connection)
         return connection
 

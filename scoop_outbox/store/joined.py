@@ -169,7 +169,7 @@ class _AsyncPsycopg(NamedTuple):
     async def execute(self, name: str, params: Mapping[str, Any]) -> Rows:
         async with async_cursor(self.raw) as executing:
             await executing.execute(self.queries[name], params)
-            return [] if executing.description is None else await executing.fetchall()
+            return await executing.fetchall()  # all of them answer; in a pipeline, only when they are asked
 
 
 class _Psycopg(NamedTuple):
@@ -179,7 +179,7 @@ class _Psycopg(NamedTuple):
     def execute(self, name: str, params: Mapping[str, Any]) -> Rows:
         with cursor(self.raw) as executing:
             executing.execute(self.queries[name], params)
-            return [] if executing.description is None else executing.fetchall()
+            return executing.fetchall()  # as above
 
 
 def _check_portable(connection: sa.Connection) -> None:

@@ -8,74 +8,22 @@ connection is an ordinary psycopg connection, which is how the user's code finds
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from typing import Any
 
 import psycopg
 from psycopg import generators
-from psycopg.abc import Buffer, PQGen
-from psycopg.abc import Transformer as Dumps
-from psycopg.adapt import PyFormat, Transformer
-from psycopg.pq import ConnStatus, ExecStatus, Format
+from psycopg.abc import PQGen
+from psycopg.adapt import Transformer
+from psycopg.pq import ConnStatus, ExecStatus, Format, TransactionStatus
 from psycopg.pq.abc import PGresult
 from psycopg.waiting import Wait
 
-from scoop_outbox.core.statement import SYNC, Batch, Rows
+from scoop_outbox.core.statement import BEGIN, COMMIT, SYNC, Batch, Rows
 from scoop_outbox.store.adaptation import Adaptation
-from scoop_outbox.store.arrays import ELEMENTS, Element, array
+from scoop_outbox.store.mode import Mode
+from scoop_outbox.store.query import LONG, Query
 
-_LONG = {"read_outbox"}
-"""Statements with long answers, which have bodies in them."""
 _PIECES = 32
-_PARAMETER = re.compile(rb"%(?:\((\w+)\)(?:s(?:::(\w+)\[\])?|(b))|(%))")
-
-
-class Query:
-    """A statement as the server gets it: `$1` instead of `%(name)s`, and the names in order."""
-
-    __slots__ = ("arrays", "dumped", "formats", "name", "order", "result", "text")
-
-    def __init__(self, name: str, text: bytes) -> None:
-        """Translate the named parameters; a name that occurs twice is one parameter."""
-        order: dict[bytes, int] = {}
-        elements: dict[int, Element] = {}
-        binaries: set[int] = set()
-
-        def number(match: re.Match[bytes]) -> bytes:
-            named, of, binary, percent = match.groups()
-            if percent:
-                return b"%"
-            place = order.setdefault(named, len(order))
-            if binary:
-                binaries.add(place)
-            if of is None:
-                return b"$%d" % (place + 1)
-            elements[place] = ELEMENTS[of.decode()]
-            return b"$%d::%s[]" % (place + 1, of)
-
-        self.name = b"scoop_" + name.encode()
-        self.text = _PARAMETER.sub(number, text)
-        self.order = tuple(key.decode() for key in order)
-        self.arrays = tuple((place, self.order[place], element) for place, element in elements.items())
-        # Text, and no types: the server knows the types of its columns, so each statement is prepared once.
-        self.dumped = [PyFormat.BINARY if place in binaries else PyFormat.TEXT for place in range(len(order))]
-        binaries.update(elements)
-        self.formats = [Format.BINARY if place in binaries else Format.TEXT for place in range(len(order))]
-        # Bodies would be twice as long in text. Numbers and times are as quick in either form.
-        self.result = Format.BINARY if name in _LONG else Format.TEXT
-
-    def dump(self, params: Mapping[str, Any], transformer: Dumps) -> list[Buffer | None]:
-        """Return the parameters in the formats of the statement."""
-        if not self.arrays:
-            return list(transformer.dump_sequence([params[key] for key in self.order], self.dumped))
-        values: list[Any] = [params[key] for key in self.order]
-        for place, _, _ in self.arrays:
-            values[place] = None
-        dumped = list(transformer.dump_sequence(values, self.dumped))
-        for place, key, element in self.arrays:
-            dumped[place] = array(params[key], element)
-        return dumped
 
 
 class Pipeline:
@@ -83,17 +31,18 @@ class Pipeline:
 
     Args:
         connection: in autocommit, of either colour; nothing else may use it while a batch runs.
-        queries: every statement by name.
+        mode: every statement by name, and whether a pooler stands between: then nothing is prepared, and each
+            transaction is set up anew.
     """
 
-    def __init__(
-        self, connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], queries: Mapping[str, Query]
-    ) -> None:
+    def __init__(self, connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], mode: Mode) -> None:
         """Prepare nothing yet."""
         self._pgconn = connection.pgconn
         self._has_a_thread = isinstance(connection, psycopg.Connection)
         self._transformer = Transformer(Adaptation(connection))
-        self._queries = queries
+        self._queries = mode.queries
+        self._pooled = mode.pooled
+        self._set_up = mode.set_up() if mode.pooled else []
         self._prepared: dict[str, bytes] = {}
         self._failures = 0
 
@@ -103,8 +52,21 @@ class Pipeline:
         Raises:
             psycopg.Error: of the first statement that failed; those after it, up to the next sync, were not executed.
         """
-        if self._has_a_thread and len(batch) == 1 and batch[0][0] in _LONG:
+        if self._has_a_thread and len(batch) == 1 and batch[0][0] in LONG and not self._set_up:
             return self._fetch(batch)
+        if self._set_up and self._pgconn.transaction_status == TransactionStatus.IDLE:
+            return (yield from self._run_set_up(batch))
+        return (yield from self._run(batch))
+
+    def _run_set_up(self, batch: Batch) -> PQGen[list[Rows]]:
+        """Run a batch in a transaction that begins with its settings: none survive it behind a pooler."""
+        if batch[0].name == BEGIN.name:
+            rows = yield from self._run([batch[0], *self._set_up, *batch[1:]])
+            return [rows[0], *rows[1 + len(self._set_up) :]]
+        rows = yield from self._run([BEGIN, *self._set_up, *batch, COMMIT])
+        return rows[1 + len(self._set_up) : -1]
+
+    def _run(self, batch: Batch) -> PQGen[list[Rows]]:
         pgconn = self._pgconn
         pgconn.enter_pipeline_mode()
         try:
@@ -131,6 +93,10 @@ class Pipeline:
         pgconn, query = self._pgconn, self._queries[name]
         sent: list[str | None] = [None]
         results: list[PGresult] = []
+        if self._pooled:
+            asked: Any = query.dump(params, self._transformer)
+            results.append(pgconn.exec_params(query.text, asked, None, query.formats, Format.BINARY))
+            return self._read(sent, results)
         prepared_name = self._prepared.get(name)
         if prepared_name is None:
             prepared_name = self._prepared[name] = self._prepared_name(query)
@@ -155,6 +121,12 @@ class Pipeline:
                 sent.append(None)
                 continue
             query = self._queries[name]
+            if self._pooled:
+                values = query.dump(params, self._transformer)
+                # In binary: what a date looks like in text is a matter of settings.
+                pgconn.send_query_params(query.text, values, None, query.formats, Format.BINARY)
+                sent.append(None)
+                continue
             prepared_name = prepared.get(name)
             if prepared_name is None:
                 prepared_name = prepared[name] = self._prepared_name(query)

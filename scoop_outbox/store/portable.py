@@ -34,7 +34,6 @@ def portable(query: bytes) -> Callable[[sa.Connection, Mapping[str, Any]], Rows]
     clause = text.bindparams(*(sa.bindparam(name, type_=sa.LargeBinary) for name in sorted(binaries)))
 
     def execute(connection: sa.Connection, params: Mapping[str, Any]) -> Rows:
-        result = connection.execute(clause, dict(params))
-        return [tuple(row) for row in result] if result.returns_rows else []
+        return [tuple(row) for row in connection.execute(clause, dict(params))]
 
     return execute

@@ -9,7 +9,7 @@ from importlib import resources
 from psycopg import sql
 
 from scoop_outbox.store.adaptation import ADAPTERS
-from scoop_outbox.store.pipeline import Query
+from scoop_outbox.store.query import Query
 from scoop_outbox.store.schema import SHARDS
 
 _MARK = "-- name: "

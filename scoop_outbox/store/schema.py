@@ -314,7 +314,8 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
     )
 
     # A process that executes runs, and what it knows: each of its sagas with the version that it has. It says every few
-    # seconds that it is alive; `backend` is the server process of its feeder, which is gone at once when it dies.
+    # seconds that it is alive; `backend` is the server process of its feeder, which is gone at once when it dies;
+    # none behind a pooler.
     Table(
         "worker",
         metadata,
@@ -322,7 +323,7 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         Column("service", Text, nullable=False),
         Column("sagas", ARRAY(Text), nullable=False),
         Column("versions", ARRAY(Text), nullable=False),
-        Column("backend", Integer, nullable=False),
+        Column("backend", Integer),
         _time("started_at", nullable=False, default=True),
         _time("alive_until", nullable=False),
         Index("worker_of_service", "service"),

@@ -12,10 +12,22 @@ from sqlalchemy.engine import URL, make_url
 
 from scoop_outbox.errors import DatabaseError
 
+POOLER = "pooler"
+"""The option that tells of a pooler; it is ours, and no server sees it."""
 _SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
 # What stands between the user and the database's name, if there is a comma in it: SQLAlchemy knows one host there.
 _SEVERAL = re.compile(r"(?P<head>[\w+]+://(?:[^@]*@)?)(?P<hosts>[^/?@]*,[^/?@]*)/?(?P<tail>.*)", re.DOTALL)
 _HOST = re.compile(r"(?P<name>\[[^\[\]]+\]|[^:\[\]]*)(?::(?P<port>\d*))?")
+
+
+def pooler_of(url: str) -> str | None:
+    """Return what a database URL says of a pooler between here and the server, if it says anything.
+
+    Raises:
+        DatabaseError: it is not a PostgreSQL URL.
+    """
+    said = _made(url).query.get(POOLER)
+    return said if said is None or isinstance(said, str) else said[-1]
 
 
 def parsed(url: str) -> URL:
@@ -26,6 +38,10 @@ def parsed(url: str) -> URL:
     Raises:
         DatabaseError: it is not a PostgreSQL URL. The message never shows a password.
     """
+    return _made(url).difference_update_query([POOLER])
+
+
+def _made(url: str) -> URL:
     head, hosts, ports = _several(url)
     try:
         parsed_url = make_url(head)

@@ -15,6 +15,7 @@ from scoop_outbox.daemon import reader as reader_module
 from scoop_outbox.daemon.worker import Worker
 from scoop_outbox.store import patient as patient_module
 from scoop_outbox.store.connect import driver_engine
+from scoop_outbox.store.pooler import Pooler
 from tests.integration.relaying import FakePublisher, left, made, relaying, write
 from tests.waiting import until
 
@@ -46,7 +47,7 @@ async def test_a_relay_whose_connection_does_not_answer_says_so_and_takes_anothe
         with psycopg.connect(database_url) as holder:
             holder.execute("lock table scoop_outbox.outbox")
             await until(lambda: "has not answered for" in (relay.trouble or ""))
-            await until(lambda: "cannot be reached (Interrupted)" in caplog.text)
+            await until(lambda: "cannot be used: " in caplog.text)
         write(database_url, made(1, "k"))
         await until(lambda: left(database_url) == 0)
         await until(lambda: relay.trouble is None)
@@ -102,7 +103,8 @@ def test_a_peer_that_is_gone_without_a_word_is_noticed_unless_the_url_says_how(d
     said = plain.update_query_dict({"tcp_user_timeout": "7000", "connect_timeout": "3"})
     found = []
     for url in (plain, said):
-        engine = driver_engine(url.render_as_string(hide_password=False), "patience test")
+        said_so = url.render_as_string(hide_password=False)
+        engine = driver_engine(said_so, "patience test", Pooler(said_so))
         with engine.connect() as connection:
             raw: Any = connection.connection.driver_connection
             given = raw.info.get_parameters()

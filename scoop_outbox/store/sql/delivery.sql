@@ -71,6 +71,7 @@ from (
     group by m.id
 ) e
 where o.message_id = e.id
+returning true
 
 -- name: take_in
 -- A run's id is made of its message, service and saga, behind the time that the message's id begins with: taking a

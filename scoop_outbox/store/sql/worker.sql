@@ -1,7 +1,7 @@
 -- The registry: which workers are alive, which versions of which sagas they know, and what they could not execute.
 
 -- name: register_worker
--- Also says that it is alive. The versions are locked in one order by all workers of a service.
+-- Also says that it is alive. Behind a pooler no process of the server's stands for a worker. The versions are locked in one order by all workers of a service.
 with known as (
     insert into {schema}.saga_version as v (id, service, saga, steps, alive_until)
     select m.id, %(service)s, m.saga,
@@ -13,7 +13,8 @@ with known as (
     set steps = excluded.steps, alive_until = greatest(v.alive_until, excluded.alive_until)
 )
 insert into {schema}.worker (id, service, sagas, versions, backend, alive_until)
-values (%(worker)s, %(service)s, %(sagas)s::text[], %(versions)s::text[], pg_backend_pid(),
+values (%(worker)s, %(service)s, %(sagas)s::text[], %(versions)s::text[],
+        case when not %(pooled)s::bool then pg_backend_pid() end,
         clock_timestamp() + %(alive)s::interval)
 on conflict (id) do update
 set sagas = excluded.sagas, versions = excluded.versions, backend = excluded.backend, alive_until = excluded.alive_until
@@ -25,7 +26,7 @@ delete from {schema}.worker where service = %(service)s and alive_until < clock_
 -- name: read_workers
 -- Whose connection is gone is not counted among those that share the mail, though it may be back in a moment.
 select w.id, w.sagas, w.versions,
-       exists (select from pg_catalog.pg_stat_activity a where a.pid = w.backend)
+       w.backend is null or exists (select from pg_catalog.pg_stat_activity a where a.pid = w.backend)
 from {schema}.worker w
 where w.service = %(service)s and w.alive_until > statement_timestamp()
 order by w.id
@@ -84,8 +85,9 @@ with asked as (
            r.state in ('running', 'rolling_back') and coalesce(r.taken_by <> %(worker)s, false)
            and not exists (
                select from {schema}.worker w
-               join pg_catalog.pg_stat_activity a on a.pid = w.backend
-               where w.id = r.taken_by and w.alive_until > clock_timestamp()
+               where w.id = r.taken_by and w.alive_until > clock_timestamp() and (
+                   w.backend is null or exists (select from pg_catalog.pg_stat_activity a where a.pid = w.backend)
+               )
            ) as died
     from {schema}.run r
     where r.id = any(%(runs)s::uuid[])

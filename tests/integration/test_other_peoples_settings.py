@@ -1,0 +1,199 @@
+"""Settings of a database or a role are other people's: they decide neither whether sagas run nor what arrives."""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import make_url
+
+from scoop_outbox import AsyncScope, DatabaseError, DistributedError, Message, Scoop
+from scoop_outbox.daemon import signals as signals_module
+from tests.waiting import until
+
+LONG = 30.0
+BODY = bytes(range(256))
+SETTINGS = [
+    "datestyle = 'SQL, DMY'",
+    "datestyle = 'German'",
+    "intervalstyle = 'sql_standard'",
+    "bytea_output = 'escape'",
+    "standard_conforming_strings = off",
+    "array_nulls = off",
+    "client_encoding = 'latin1'",
+    "default_transaction_isolation = 'serializable'",
+    "default_transaction_read_only = on",
+    "default_transaction_deferrable = on",
+    "timezone = 'Asia/Kathmandu'",
+    "extra_float_digits = -15",
+    "search_path = ''",
+    "plan_cache_mode = 'force_custom_plan'",
+    "transform_null_equals = on",
+]
+
+Database = Callable[[str], str]
+
+
+@pytest.fixture
+def new_database(postgres_url: str) -> Iterator[Database]:
+    """Makes databases that are not migrated, however they are to be."""
+    made: list[str] = []
+    with psycopg.connect(postgres_url, autocommit=True) as admin:
+
+        def make(options: str) -> str:
+            made.append(f"scoop_outbox_test_{secrets.token_hex(8)}")
+            admin.execute(f"create database {made[-1]} {options}".encode())
+            return make_url(postgres_url).set(database=made[-1]).render_as_string(hide_password=False)
+
+        yield make
+        for name in made:
+            admin.execute(f"drop database {name} with (force)".encode())
+
+
+def service(url: str, seen: list[Any]) -> Scoop:
+    app = Scoop("shop", database=url)
+    order = app.saga("bestellung ž", on="orders")
+    child = app.saga("child", on="children")
+
+    @order.step
+    async def one(scope: AsyncScope, message: Message) -> None:
+        seen.append((message.body, message.key))
+        scope.launch("children", {"name": "ž"}, key="č")
+
+    @one.compensate
+    async def undo(scope: AsyncScope, message: Message, error: Exception) -> None:
+        seen.append("undone")
+
+    @child.step
+    def two(scope: Any, message: Message) -> None:
+        seen.append((message.payload, message.key))
+
+    @order.step
+    async def three(scope: AsyncScope, message: Message) -> None:
+        raise ValueError("to be rolled back → ž")
+
+    return app
+
+
+async def works(url: str) -> None:
+    seen: list[Any] = []
+    app = service(url, seen)
+    async with app.running():
+        handle = await app.launch("orders", BODY, key="č", headers={"h": "ž"})
+        with pytest.raises(DistributedError, match="to be rolled back → ž"):
+            await handle.wait(LONG)
+        assert (await app.status(handle.id)) is not None
+    await app.close()
+    assert seen == [(BODY, "č"), ({"name": "ž"}, "č"), "undone"]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+async def test_bug_07_settings_of_a_database_are_no_hindrance(database_url: str, setting: str) -> None:
+    name = make_url(database_url).database
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        try:
+            connection.execute(f"alter database {name} set {setting}".encode())
+        except psycopg.Error as error:
+            pytest.skip(f"this server has no such setting any more: {type(error).__name__}")
+    await works(database_url)
+
+
+async def test_bug_07_migrating_is_not_disturbed_by_settings_either(new_database: Database) -> None:
+    url = new_database("")
+    with psycopg.connect(url, autocommit=True) as connection:
+        for setting in SETTINGS:
+            if connection.info.server_version < 190000:
+                connection.execute(f"alter database {make_url(url).database} set {setting}".encode())
+    await Scoop("shop", database=url).migrate()
+    await works(url)
+
+
+async def test_limits_of_a_role_are_not_those_of_the_machinery(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        for limit in ("statement_timeout", "lock_timeout"):
+            connection.execute(f"alter database {make_url(database_url).database} set {limit} = '1ms'".encode())
+    app = Scoop("shop", database=database_url)
+    show = "select current_setting('statement_timeout'), current_setting('lock_timeout')"
+    async with app.home.driver() as driver:
+        assert await (await driver.raw.execute(show)).fetchone() == ("50s", "20s")
+    with app.home.blocking_driver() as blocking:
+        assert blocking.raw.execute(show).fetchone() == ("50s", "20s")
+    driver = await app.home.connect_for_steps()
+    assert await (await driver.raw.execute(show)).fetchone() == ("1ms", "1ms")  # meant for the user's statements
+    await driver.close()
+    await app.close()
+
+
+async def test_bug_07_a_database_in_sql_ascii_takes_utf_8_as_it_is(new_database: Database) -> None:
+    url = new_database("encoding 'SQL_ASCII' template template0 locale 'C'")
+    await Scoop("shop", database=url).migrate()
+    await works(url)
+
+
+async def test_bug_19_a_database_in_latin_1_is_refused_in_words(new_database: Database) -> None:
+    url = new_database("encoding 'LATIN1' template template0 locale 'C'")
+    app = Scoop("shop", database=url)
+    with pytest.raises(
+        DatabaseError, match="is encoded in LATIN1, in which some texts cannot be stored: use one in UTF8"
+    ):
+        await app.migrate()
+    with pytest.raises(DatabaseError, match="is encoded in LATIN1"):
+        await app.launch("orders", 1)
+    with pytest.raises(DatabaseError, match="is encoded in LATIN1"):
+        app.launch_sync("orders", 1)
+
+
+@contextmanager
+def said_by(form: str, database_url: str) -> Iterator[str]:
+    url = make_url(database_url)
+    host, port = url.host, url.port
+    if form == "libpq":
+        text = url.set(host="several").render_as_string(hide_password=False)
+        yield text.replace(f"several:{port}", f"127.0.0.1:1,{host}:{port}") + "?target_session_attrs=read-write"
+    else:
+        several = url.set(host=None, port=None).update_query_dict({"host": ["127.0.0.1:1", f"{host}:{port}"]})
+        yield several.render_as_string(hide_password=False)
+
+
+@pytest.mark.parametrize("form", ["libpq", "sqlalchemy"])
+async def test_bug_09_several_hosts_serve_everything(database_url: str, form: str) -> None:
+    listening = "select count(*) from pg_stat_activity where datname = current_database() and query ilike 'listen%'"
+    with said_by(form, database_url) as url, psycopg.connect(database_url, autocommit=True) as connection:
+        app = Scoop("shop", database=url)
+        app.saga("only", on="orders").add_step("only", lambda *_: None)
+        await app.migrate()
+        async with app.running():
+            await (await app.launch("orders", 1)).wait(LONG)
+            await asyncio.to_thread(app.launch_sync, "orders", 2)
+            await until(lambda: connection.execute(listening).fetchall() == [(1,)])
+        await app.close()
+
+
+async def test_a_connection_for_signals_that_cannot_be_had_is_a_warning(
+    database_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "scoop_outbox.daemon.signals")
+    monkeypatch.setattr(signals_module, "_RECONNECT", 0.05)
+    app = Scoop("shop", database=database_url)
+    app.saga("only", on="orders").add_step("only", lambda *_: None)
+    bare = app.home.listen
+    refused = psycopg.OperationalError("FATAL: too many connections")
+
+    async def listen(application: str) -> Any:
+        raise refused
+
+    monkeypatch.setattr(app.home, "listen", listen)
+    async with app.running():
+        await (await app.launch("orders", 1)).wait(LONG)  # found by polling, or told directly
+        await until(lambda: caplog.text.count("is missing") == 2)
+        await asyncio.sleep(0.2)
+        monkeypatch.setattr(app.home, "listen", bare)
+        await until(lambda: caplog.text.count("is there again") == 2)
+    await app.close()
+    said = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(said) == 2  # once each, not every time that it is tried
+    assert all("too many connections" in record.getMessage() for record in said)
