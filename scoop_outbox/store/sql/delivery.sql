@@ -41,6 +41,25 @@ with launched as (
 -- Those of which nobody is waited for. Counted by whoever asks: to do it here took a third longer.
 select topic from launched where topic not in (select topic from listening)
 
+-- name: claim_ids
+-- An id that a caller gives a message is claimed by the transaction that launches it, once. A claim of the same id that is
+-- made meanwhile waits until that transaction has ended: in the same order everywhere, or two would wait in a circle.
+insert into {schema}.launched (message_id, topic, digest)
+select g.id, g.topic, g.digest
+from unnest((select %(ids)s::uuid[]), %(topics)s::text[], %(digests)s::text[]) as g (id, topic, digest)
+where not exists (select from {schema}.message m where m.id = g.id)
+  and not exists (select from {schema}.root o where o.message_id = g.id)
+  and not exists (select from {schema}.child c where c.message_id = g.id)
+order by g.id
+on conflict do nothing
+returning message_id
+
+-- name: read_launched
+select message_id, topic, digest from {schema}.launched where message_id = any((select %(ids)s::uuid[])::uuid[])
+
+-- name: release_ids
+delete from {schema}.launched where message_id = any((select %(ids)s::uuid[])::uuid[])
+
 -- name: read_listeners
 select distinct t.topic, s.saga
 from unnest(%(topics)s::text[]) as t (topic)
