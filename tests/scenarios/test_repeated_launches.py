@@ -148,7 +148,8 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 async def test_another_message_under_the_same_id_is_refused(mixed: Shop, database_url: str, change: str) -> None:
-    mine, first = uuid.uuid4(), {"topic": "R", "payload": {"a": 1}, "key": "k"}
+    first: dict[str, Any] = {"topic": "R", "payload": {"a": 1}, "key": "k"}
+    mine = uuid.uuid4()
     await mixed.app.launch(**first, id=mine)
     changed, words = CHANGES[change]
 
