@@ -53,10 +53,11 @@ def _run(row: Sequence[Any]) -> str:
 
 def _missing(row: Sequence[Any]) -> str:
     """Return for whom a message is still on its way, from a row of `read_not_taken_in`."""
-    message_id, service, saga, relayed, _ = row
-    told = f"message {message_id} "
-    if service is None:
-        told += "has not been taken in: its transaction is not committed, or it is in the outbox"
-    else:
-        told += f"has not been taken in for saga {saga!r} of service {service!r}: it is in the outbox or at the broker"
+    message_id, service, saga, dead_letter, relayed, _ = row
+    whose = "" if service is None else f" for saga {saga!r} of service {service!r}"
+    told = f"message {message_id} has not been taken in{whose}: "
+    if dead_letter is not None:
+        return f"{told}it is dead letter {dead_letter}, see scoop-outbox dead-letters show {dead_letter}"
+    told += "its transaction is not committed, or " if service is None else ""
+    told += "it is in the outbox" if service is None else "it is in the outbox or at the broker"
     return told if relayed else f"{told}; no relay is alive"

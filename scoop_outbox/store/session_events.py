@@ -71,9 +71,8 @@ def tell(session: Session, *, committed: bool) -> None:
 
     What they raise is logged: there is nobody else to be told, and what has been committed stays so.
     """
-    dispatch: Any = session.dispatch
-    name = "after_commit" if committed else "after_rollback"
-    for listener in list(getattr(dispatch.all_of_them, name)):
+    name = _event(committed=committed)
+    for listener in _listeners(session, name):
         try:
             listener(session)
         except Exception:
@@ -91,4 +90,14 @@ def tell(session: Session, *, committed: bool) -> None:
 
 async def async_tell(session: AsyncSession, *, committed: bool) -> None:
     """Do as `tell`, where SQLAlchemy expects its listeners to be called."""
-    await session.run_sync(tell, committed=committed)
+    if _listeners(session.sync_session, _event(committed=committed)):
+        await session.run_sync(tell, committed=committed)
+
+
+def _event(*, committed: bool) -> str:
+    return "after_commit" if committed else "after_rollback"
+
+
+def _listeners(session: Session, name: str) -> list[Any]:
+    dispatch: Any = session.dispatch
+    return list(getattr(dispatch.all_of_them, name))

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import psycopg
 import pytest
 
 from scoop_outbox import DistributedError, Handle, Result, Retry, RunStatus, Scoop, UnknownMessage
@@ -220,6 +221,37 @@ async def test_point_8_what_has_not_been_taken_in_is_told(mixed: Shop, way: str)
         assert fits(await late(handle, way), expected)
         unknown = mixed.app.handle(uuid.uuid4())
         assert await late(unknown, way) == [f"- message {unknown.id} {on_its_way}"]
+
+
+@pytest.mark.everywhere
+async def test_point_8_for_whom_a_message_is_on_its_way_is_told(make_shop: MakeShop, database_url: str) -> None:
+    """Over a broker each service takes in by itself: one has handled the message, and another one is down."""
+    here, away = make_shop(service="here"), make_shop(service="away")
+    here.saga("a", "R", None)
+    away.saga("b", "R", None)
+    async with away.running(worker=True):
+        pass
+    async with here.running():
+        handle = await here.app.launch("R", None)
+        await until(lambda: [run.state.ended for run in runs_of(here, handle) if run.service == "here"] == [True])
+        (line,) = await late(handle)
+    if here.app.broker is None:  # it takes in for all at once
+        begun = "running, has its first step due or at work"
+        assert re.fullmatch(
+            rf"- run {ID} of saga 'b', service 'away': {begun} {AGE}; no worker of service 'away' is alive", line
+        )
+        return
+    told = f"- message {handle.id} has not been taken in for saga 'b' of service 'away': "
+    assert line == f"{told}it is in the outbox or at the broker"
+    with psycopg.connect(database_url) as connection:
+        connection.execute(
+            "insert into scoop_outbox.dead_letter "
+            "(message_id, topic, body, content_type, headers, origin, reason, service) "
+            "values (%s, 'R', '', '', '{}', 'intake', 'why', 'away')",
+            [handle.id],
+        )
+    async with here.running():
+        assert await late(handle) == [f"{told}it is dead letter 1, see scoop-outbox dead-letters show 1"]
 
 
 async def test_point_8_what_everything_waits_for_comes_first(mixed: Shop) -> None:

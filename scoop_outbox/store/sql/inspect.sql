@@ -63,7 +63,7 @@ with recursive open as (
 select r.id, r.service, r.saga, r.state, r.step, r.next_step, w.children,
        extract(epoch from clock_timestamp() - coalesce(s.ended_at, r.created_at))::float8,
        extract(epoch from r.not_before - clock_timestamp())::float8, r.reason, r.interruptions, r.interruption,
-       exists (select from {schema}.turn t where t.run_id = r.id and not t.held),
+       coalesce((select not t.held from {schema}.turn t where t.run_id = r.id), false),
        exists (select from {schema}.worker k where k.service = r.service and k.alive_until > clock_timestamp()),
        count(*) over ()
 from found f
@@ -78,7 +78,8 @@ order by w.children > 0, 8 desc, r.id
 limit %(most)s
 
 -- name: read_not_taken_in
--- Which sagas are waited for below a message that have not been handed theirs yet, and whether a relay is alive.
+-- Which sagas are waited for below a message that have not been handed theirs yet, whether it is a dead letter of their
+-- service, and whether a relay is alive.
 with recursive open as (
     select id from {schema}.run
     where message_id = %(message)s and state in ('running', 'rolling_back', 'parked')
@@ -104,6 +105,9 @@ with recursive open as (
       and not exists (select from {schema}.root where message_id = %(message)s)
 )
 select m.message_id, m.service, m.saga,
+       (select d.id from {schema}.dead_letter d
+        where d.message_id = m.message_id and d.origin = 'intake' and (m.service is null or d.service = m.service)
+        order by d.id desc limit 1),
        exists (select from {schema}.outbox_shard where expires_at > clock_timestamp()), count(*) over ()
 from missing m
 limit %(most)s
