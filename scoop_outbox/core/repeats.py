@@ -6,6 +6,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from scoop_outbox.core.statement import Plan, Statement, ask, statement
 from scoop_outbox.errors import ConflictingMessage
@@ -25,38 +26,51 @@ def claim_ids(emissions: Sequence[Emission], *before: Statement) -> Plan[Sequenc
     Raises:
         ConflictingMessage: another message has one of the ids; no other is claimed then.
     """
-    given: dict[uuid.UUID, tuple[str, str]] = {}
-    for one in emissions:
-        if one.given:
-            known = given.setdefault(one.message_id, (one.topic, digest(one)))
-            _compare(one, known)
-    if not given:
+    claims = list(_given(emissions).values())
+    if not claims:
         return emissions
-    topics, digests = zip(*given.values(), strict=True)
-    *_, rows = yield from ask(
-        *before, statement("claim_ids", ids=list(given), topics=list(topics), digests=list(digests))
-    )
-    claimed = {message_id for (message_id,) in rows}
-    others = [one for one in emissions if one.given and one.message_id not in claimed]
-    if others:
-        # A statement of its own: it sees what the other transaction has committed while the claim waited for it.
-        (rows,) = yield from ask(statement("read_launched", ids=[one.message_id for one in others]))
-        launched = {message_id: (topic, text) for message_id, topic, text in rows}
-        try:
-            for one in others:
-                _compare(one, launched.get(one.message_id))
-        except ConflictingMessage:
-            # The caller may commit what else it has done: an id that stayed claimed could never be launched.
-            yield from ask(statement("release_ids", ids=list(claimed)))
-            raise
+    *_, rows = yield from ask(*before, statement("claim_ids", claims=_text(claims)))
+    claimed = [claims[place - 1] for (place,) in rows]
+    ids = {one.id for one in claimed}
+    if len(claimed) < len(claims):
+        yield from _check([one for one in claims if one.id not in ids], claimed)
     fresh: list[Emission] = []
     for one in emissions:
-        if not one.given:
-            fresh.append(one)
-        elif one.message_id in claimed:
-            claimed.remove(one.message_id)  # once, though it be given twice
+        if not one.given or one.message_id in ids:
+            ids.discard(one.message_id)  # once, though it be given twice
             fresh.append(one)
     return fresh
+
+
+def _given(emissions: Sequence[Emission]) -> dict[uuid.UUID, _Claim]:
+    """Return the ids that the caller has given, and for what.
+
+    Raises:
+        ConflictingMessage: he has given one to two messages.
+    """
+    given: dict[uuid.UUID, _Claim] = {}
+    for one in emissions:
+        if one.given:
+            claim = _Claim(one.message_id, one.topic, digest(one))
+            if given.setdefault(one.message_id, claim) != claim:
+                raise _conflict(claim, "is given twice, for messages that differ")
+    return given
+
+
+def _check(others: Sequence[_Claim], claimed: Sequence[_Claim]) -> Plan[None]:
+    """See whether ids that could not be claimed were claimed for these very messages.
+
+    Raises:
+        ConflictingMessage: one was not; those that could be claimed are given back.
+    """
+    # A statement of its own: it sees what the other transaction has committed while the claim waited for it.
+    (rows,) = yield from ask(statement("read_launched", claims=_text(others)))
+    for place, known, same_topic, same in rows:
+        differs = _difference(known=known, same_topic=same_topic, same=same)
+        if differs is not None:
+            # The caller may commit what else it has done: an id that stayed claimed could never be launched.
+            yield from ask(statement("release_ids", claims=_text(claimed)))
+            raise _conflict(others[place - 1], differs)
 
 
 def digest(emission: Emission) -> str:
@@ -80,21 +94,30 @@ def digest(emission: Emission) -> str:
     return found.hexdigest()
 
 
-def _compare(one: Emission, launched: tuple[str, str] | None) -> None:
-    """Refuse a message whose id another one has.
+class _Claim(NamedTuple):
+    """An id, and what tells the message that it is given to from others."""
 
-    Raises:
-        ConflictingMessage: saying in what they differ.
-    """
-    if launched is None:
-        differs = "is that of a message that was not launched under an id of the caller's"
-    elif launched[0] != one.topic:
-        differs = f"was launched on topic {launched[0]!r} before, and this message is for {one.topic!r}"
-    elif launched[1] != digest(one):
-        differs = f"was launched on topic {one.topic!r} before, with another payload, content type or key"
-    else:
-        return
-    raise ConflictingMessage(
-        f"the id {one.message_id} {differs}: nothing was launched. An id is one message's: derive others from it, with "
-        "uuid.uuid5(id, 'invoice') for example"
+    id: uuid.UUID
+    topic: str
+    digest: str
+
+
+def _text(claims: Sequence[_Claim]) -> str:
+    """Return claims in a form that arrives as it is on any connection, whatever its settings and its driver."""
+    return json.dumps([{"id": str(one.id), "topic": one.topic, "digest": one.digest} for one in claims])
+
+
+def _difference(*, known: bool, same_topic: bool, same: bool) -> str | None:
+    """Say why a message is not the one that was launched under its id; None if it is."""
+    if not known:
+        return "is that of a message that was not launched under an id of the caller's"
+    if not same_topic:
+        return "was launched on another topic before"
+    return None if same else "was launched before, with another payload, content type or key"
+
+
+def _conflict(one: _Claim, differs: str) -> ConflictingMessage:
+    return ConflictingMessage(
+        f"the id {one.id} of a message on topic {one.topic!r} {differs}: nothing was launched. An id is one "
+        "message's: derive others from it, with uuid.uuid5(id, 'invoice') for example"
     )

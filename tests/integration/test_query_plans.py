@@ -324,9 +324,8 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("read_origins", {"messages": [message_id(OLD)], "trails": [FAILURE], "origins": [FAILURE]}),
         ("read_open_runs", {"message": message_id(OPEN), "most": 5}),
         ("read_not_taken_in", {"message": message_id(OPEN), "most": 5}),
-        ("claim_ids", {"ids": [uuid4()] * 2, "topics": ["t"] * 2, "digests": ["d"] * 2}),
-        ("read_launched", {"ids": [uuid4()]}),
-        ("release_ids", {"ids": [uuid4()]}),
+        *[(name, {"claims": json.dumps([{"id": str(uuid4()), "topic": "t", "digest": "d"}] * 2)})
+          for name in ("claim_ids", "read_launched", "release_ids")],
         ("read_taken_in", {"message": message_id(OLD)}),
         ("read_hierarchy", {"message": message_id(OLD)}),
         ("read_steps", {"runs": [run_id(OLD + number) for number in range(FAMILY)]}),

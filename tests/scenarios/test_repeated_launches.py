@@ -139,7 +139,7 @@ def test_who_launches_meanwhile_waits_for_the_other_transaction(make_shop: MakeS
 
 
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
-    "topic": ({"topic": "other"}, "was launched on topic 'R' before, and this message is for 'other'"),
+    "topic": ({"topic": "other"}, "on topic 'other' was launched on another topic before"),
     "payload": ({"payload": {"a": 2}}, "another payload, content type or key"),
     "key": ({"key": "other"}, "another payload, content type or key"),
     "content type": ({"headers": {"content-type": "text/plain"}}, "another payload, content type or key"),
@@ -299,7 +299,7 @@ async def test_many_under_ids_are_launched_each_once(mixed: Shop, database_url: 
     assert [handle.id for handle in handles[:-1]] == [*ids, ids[0]]
     expected = [*ids[3:5], *ids[:3], *ids[5:], handles[-1].id]
     assert [one for one, _ in in_outbox(database_url)] == expected
-    with pytest.raises(ConflictingMessage, match="another payload"):
+    with pytest.raises(ConflictingMessage, match="is given twice, for messages that differ"):
         await mixed.app.launch_many([Draft("R", 1, id=(same := uuid.uuid4())), Draft("R", 2, id=same)])
 
 

@@ -43,22 +43,39 @@ select topic from launched where topic not in (select topic from listening)
 
 -- name: claim_ids
 -- An id that a caller gives a message is claimed by the transaction that launches it, once. A claim of the same id that is
--- made meanwhile waits until that transaction has ended: in the same order everywhere, or two would wait in a circle.
-insert into {schema}.launched (message_id, topic, digest)
-select g.id, g.topic, g.digest
-from unnest((select %(ids)s::uuid[]), %(topics)s::text[], %(digests)s::text[]) as g (id, topic, digest)
-where not exists (select from {schema}.message m where m.id = g.id)
-  and not exists (select from {schema}.root o where o.message_id = g.id)
-  and not exists (select from {schema}.child c where c.message_id = g.id)
-order by g.id
-on conflict do nothing
-returning message_id
+-- made meanwhile waits until that transaction has ended: in the same order everywhere, or two would wait in a circle. This
+-- and the next two run on the caller's connection, too: the claims are JSON in ASCII, and places in it are answered.
+with given as (
+    select *
+    from rows from (
+        json_to_recordset((select %(claims)s::text)::json) as (id uuid, topic text, digest text)
+    ) with ordinality as g (id, topic, digest, place)
+), claimed as (
+    insert into {schema}.launched (message_id, topic, digest)
+    select g.id, g.topic, g.digest
+    from given g
+    where not exists (select from {schema}.message m where m.id = g.id)
+      and not exists (select from {schema}.root o where o.message_id = g.id)
+      and not exists (select from {schema}.child c where c.message_id = g.id)
+    order by g.id
+    on conflict do nothing
+    returning message_id
+)
+select g.place from given g join claimed c on c.message_id = g.id
 
 -- name: read_launched
-select message_id, topic, digest from {schema}.launched where message_id = any((select %(ids)s::uuid[])::uuid[])
+-- Whether the ids are claimed, for messages on these topics, and for these messages.
+select g.place, l.message_id is not null, l.topic is not distinct from g.topic, l.digest is not distinct from g.digest
+from rows from (
+    json_to_recordset((select %(claims)s::text)::json) as (id uuid, topic text, digest text)
+) with ordinality as g (id, topic, digest, place)
+left join {schema}.launched l on l.message_id = g.id
+order by g.place
 
 -- name: release_ids
-delete from {schema}.launched where message_id = any((select %(ids)s::uuid[])::uuid[])
+delete from {schema}.launched l
+using json_to_recordset((select %(claims)s::text)::json) as g (id uuid)
+where l.message_id = g.id
 
 -- name: read_listeners
 select distinct t.topic, s.saga
