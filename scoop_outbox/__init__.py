@@ -10,6 +10,7 @@ from scoop_outbox.context import Context
 from scoop_outbox.core.run import RunState, StepKind
 from scoop_outbox.errors import (
     BrokerError,
+    ConflictingMessage,
     DatabaseError,
     DefinitionError,
     PayloadError,
@@ -32,7 +33,7 @@ from scoop_outbox.failure import (
     RollbackRequested,
 )
 from scoop_outbox.handle import Handle
-from scoop_outbox.message import Message, Topic
+from scoop_outbox.message import Draft, Message, Topic
 from scoop_outbox.policy import Retry
 from scoop_outbox.saga import GoTo, Repeat, Saga, Step
 from scoop_outbox.scope import AsyncScope, BlockingScope, Result, Scope
@@ -46,10 +47,12 @@ __all__ = [
     "CancellationRequested",
     "ChildRollbackFailed",
     "ChildRolledBack",
+    "ConflictingMessage",
     "Context",
     "DatabaseError",
     "DefinitionError",
     "DistributedError",
+    "Draft",
     "Failure",
     "Frame",
     "GaveUp",

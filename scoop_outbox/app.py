@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -15,28 +15,22 @@ from scoop_outbox.answers import Answer
 from scoop_outbox.broker.protocol import Broker, Item, Subscription
 from scoop_outbox.core import parking
 from scoop_outbox.core.announcing import read_revision
-from scoop_outbox.core.delivery import launch, launch_and_commit
 from scoop_outbox.daemon.announcer import note
 from scoop_outbox.daemon.intake import HIGH_WATER
 from scoop_outbox.daemon.interruptions import MOST
 from scoop_outbox.daemon.service import Daemons, daemons
 from scoop_outbox.daemon.worker import SLOTS
-from scoop_outbox.declaration import Declaration
 from scoop_outbox.errors import BrokerError, DefinitionError
-from scoop_outbox.handle import Handle
-from scoop_outbox.inside import refuse_launch
-from scoop_outbox.message import Message, Topic, dump_json, topic_name
+from scoop_outbox.launcher import Launcher
+from scoop_outbox.message import Message, Topic, topic_name
 from scoop_outbox.policy import seconds
-from scoop_outbox.scope import Emission, emission
 from scoop_outbox.status import Status, read_message, read_status
 from scoop_outbox.store import migrate
-from scoop_outbox.store.connect import told_to_migrate
-from scoop_outbox.store.joined import AsyncTransaction, Transaction, run_joined, run_joined_blocking
 
 log = logging.getLogger(__name__)
 
 
-class Scoop(Declaration):
+class Scoop(Launcher):
     """One service: its sagas, its database, its broker.
 
     Everything can be imported and declared without a running database.
@@ -59,103 +53,6 @@ class Scoop(Declaration):
         DatabaseError: the database's URL is wrong.
         BrokerError: no installed adapter serves the broker's URL, or the adapter refuses URL or settings.
     """
-
-    # -- launching ----------------------------------------------------------------------------------------------
-
-    async def launch(
-        self,
-        topic: str | Topic[Any],
-        payload: Any,
-        *,
-        key: str | bytes | None = None,
-        context: Mapping[str, Any] | None = None,
-        headers: Mapping[str, str] | None = None,
-        require_handlers: bool = False,
-        handled_by: Sequence[Any] = (),
-        session: AsyncTransaction | None = None,
-        detached: bool = False,
-    ) -> Handle:
-        """Launch a message from outside any saga: it starts a hierarchy of its own.
-
-        Args:
-            topic: a name, or a typed topic.
-            payload: JSON values, a dataclass, a pydantic model, or bytes.
-            key: orders the message among others of the same key.
-            context: what its handlers find in `scope.context`.
-            headers: text headers that travel with the message.
-            require_handlers: refuse to launch if no saga is subscribed to the topic.
-            handled_by: sagas, or their names; refuse to launch if one of them is not subscribed to it.
-            session: launch inside this transaction, to be committed with it and gone with it: an SQLAlchemy
-                `AsyncSession`, `async_scoped_session` or `AsyncConnection`, on psycopg or asyncpg, or a psycopg
-                `AsyncConnection`, on this service's database.
-                Without it the message is launched in a transaction of its own, durably when this returns.
-            detached: inside a step, launch it all the same: it does not belong to the step, and is there even if the
-                step fails. A step launches with `scope.launch`.
-
-        Raises:
-            StepError: this is called inside a step, neither detached nor with the step's own session.
-            DefinitionError, PayloadError: nothing is launched; the message says what cannot be encoded.
-            UnhandledMessage: nothing is launched, for lack of a subscription that was required.
-            DatabaseError: the database cannot be reached or is not migrated, or `session` cannot be joined.
-        """
-        refuse_launch(session, detached=detached)
-        required = (require_handlers, handled_by)
-        launched = _emission(topic, payload, context, key=key, headers=headers, required=required)
-        await self._introduce()
-        brokered, here = self._carried_by_broker, self._here(launched.topic)
-        if session is not None:
-            whose = await self.home.whose()
-            with told_to_migrate(self.home.url):
-                plan = launch([launched], brokered=brokered, here=here)
-                unhandled = await run_joined(plan, session, self.home.queries, self.signals.outbox, whose)
-        else:
-            async with self.home.driver() as driver:
-                plan = launch_and_commit([launched], self.signals, brokered=brokered, here=here)
-                unhandled = await driver.run(plan)
-        self._note_unhandled(unhandled)
-        return self.handle(launched.message_id)
-
-    def launch_sync(
-        self,
-        topic: str | Topic[Any],
-        payload: Any,
-        *,
-        key: str | bytes | None = None,
-        context: Mapping[str, Any] | None = None,
-        headers: Mapping[str, str] | None = None,
-        require_handlers: bool = False,
-        handled_by: Sequence[Any] = (),
-        session: Transaction | None = None,
-        detached: bool = False,
-    ) -> Handle:
-        """Do as `launch`, for code without an event loop.
-
-        `session` is an SQLAlchemy `Session`, `scoped_session` or `Connection`, on psycopg or psycopg2, or a psycopg
-        `Connection`.
-
-        Raises:
-            StepError, DefinitionError, PayloadError, UnhandledMessage, DatabaseError: as `launch`.
-        """
-        refuse_launch(session, detached=detached)
-        required = (require_handlers, handled_by)
-        launched = _emission(topic, payload, context, key=key, headers=headers, required=required)
-        self._introduce_sync()
-        brokered, here = self._carried_by_broker, self._here(launched.topic)
-        if session is not None:
-            whose = self.home.whose_blocking()
-            with told_to_migrate(self.home.url):
-                plan = launch([launched], brokered=brokered, here=here)
-                unhandled = run_joined_blocking(plan, session, self.home.queries, self.signals.outbox, whose)
-        else:
-            with self.home.blocking_driver() as driver:
-                plan = launch_and_commit([launched], self.signals, brokered=brokered, here=here)
-                unhandled = driver.run(plan)
-        self._note_unhandled(unhandled)
-        return self.handle(launched.message_id)
-
-    def handle(self, message_id: uuid.UUID) -> Handle:
-        """Return the handle of a message whose id was kept."""
-        return Handle(message_id, self.home, self._outcomes_of_home())
 
     # -- asking -------------------------------------------------------------------------------------------------
 
@@ -369,20 +266,6 @@ class Scoop(Declaration):
 
 async def _prepared(broker: Broker, subscription: Subscription) -> str | None:
     return await broker.prepare(subscription)
-
-
-def _emission(
-    topic: str | Topic[Any],
-    payload: Any,
-    context: Mapping[str, Any] | None,
-    *,
-    required: tuple[bool, Sequence[Any]],
-    **more: Any,
-) -> Emission:
-    """Return a message that is launched from outside any run, by the caller of whoever calls this."""
-    text = None if context is None else dump_json(dict(context), "the context")
-    needs, by = required
-    return emission(topic, payload, context=text, awaited=False, depth=2, require_handlers=needs, handled_by=by, **more)
 
 
 def _check_numbers(slots: int, high_water: int, max_interruptions: int) -> None:

@@ -19,6 +19,7 @@ from scoop_outbox.forks import begins_anew
 from scoop_outbox.message import Topic, checked_name
 from scoop_outbox.outcomes import Outcomes
 from scoop_outbox.saga import Saga
+from scoop_outbox.scope import Emission
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.schema import DEFAULT_SCHEMA, checked_schema
 
@@ -263,10 +264,12 @@ class Declaration:
         """Whether a broker carries what this service launches, though this process may not have been told of it."""
         return self._brokered or self._carried
 
-    def _here(self, topic: str) -> Here | None:
-        """Return which sagas of this service will handle a message, if nobody else knows them yet."""
+    def _here(self, launched: Sequence[Emission]) -> Here | None:
+        """Return which sagas of this service will handle messages, if nobody else knows them yet."""
         announcer = self.announcer
-        return None if announcer.done else Here(self.service, announcer.listening(topic))
+        if announcer.done:
+            return None
+        return Here(self.service, {topic: announcer.listening(topic) for topic in {one.topic for one in launched}})
 
     def check(self) -> None:
         """Refuse what cannot run, before anything is started.

@@ -71,6 +71,10 @@ class UnhandledMessage(ScoopError):
     """A message was launched that somebody has to handle, and those are not subscribed to its topic."""
 
 
+class ConflictingMessage(ScoopError):
+    """A message was launched under an id that another message has: with another topic, payload or key."""
+
+
 class UnknownMessage(ScoopError):
     """No message with this id was launched, or its hierarchy has been pruned."""
 

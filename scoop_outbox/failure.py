@@ -43,6 +43,7 @@ from scoop_outbox.remote_traceback import (
     traceback_of,
     type_of,
 )
+from scoop_outbox.root_cause import Origin, explained, root_causes
 
 UNKNOWN_TYPE = "<unknown type>"
 UNKNOWN_SOURCE = "<unknown source>"
@@ -170,9 +171,9 @@ class Failure:
             data = json.loads(text)
         except RecursionError:
             raise ValueError("the JSON of a failure is nested too deeply to be read") from None
-        if not isinstance(data, dict):
-            raise ValueError(f"the JSON of a failure is an object, not {text[:80]!r}")  # noqa: TRY004
-        return cls.from_json(data)
+        if isinstance(data, dict):
+            return cls.from_json(data)
+        raise ValueError(f"the JSON of a failure is an object, not {text[:80]!r}")
 
     def with_launched_at(self, frame: Frame | None) -> Failure:
         """Return the same failure, of a message that was launched at `frame`."""
@@ -233,7 +234,11 @@ class DistributedError(Exception):
         type: the class of the original exception, by name only: it need not exist here. Or a neutral name.
         source: who recorded it.
         message: the original text.
+        origin: where its root cause happened, as far as it was looked up: `Handle.wait` does.
     """
+
+    origin: Origin | None = None
+    outermost = True  # its text names the root cause; in a traceback, that stands above the others
 
     def __init__(self, failure: Failure, *, lazily: bool = False) -> None:
         """Make one of `failure`; `Failure.to_exception` chooses the class as well."""
@@ -243,13 +248,13 @@ class DistributedError(Exception):
         self.source = failure.source
         self.message = failure.message
         frames = failure.stack_trace
-        self._note_launches = True
-        if not frames and failure.type in _SHOWS_LAUNCH:
+        self._noting = True
+        if not frames and failure.type in (ChildRolledBack.__name__, ChildRollbackFailed.__name__):
             # These have no stack of their own. What is looked for at this level is the launch that failed.
             places = dict.fromkeys(cause.launched_at for cause in failure.causes if cause.launched_at)
             frames = cut_frames(tuple(places), FRAME_LIMIT)
             # Several places do not tell which cause belongs to which: then each cause has its own in a note.
-            self._note_launches = len(places) != 1
+            self._noting = len(places) != 1
         self._causes: tuple[DistributedError, ...] | None = None
         self.__traceback__ = traceback_of(frames)
         if not lazily:
@@ -275,27 +280,34 @@ class DistributedError(Exception):
     def _explain(self) -> tuple[DistributedError, ...]:
         """Make the exceptions of the causes, once."""
         if self._causes is None:
-            made = [_exception_of(cause, note_launch=self._note_launches) for cause in self.failure.causes]
-            self._causes = tuple(made)
+            self._causes = made = tuple(_exception_of(cause, note_launch=self._noting) for cause in self.failure.causes)
+            for cause in made:
+                cause.outermost = False
             what = "children failed" if self.type == ChildRolledBack.__name__ else "causes"
             # Whoever has raised it from something else meanwhile has said what it was caused by.
             if made and _CAUSE.__get__(self) is None:
                 _CAUSE.__set__(self, made[0] if len(made) == 1 else ExceptionGroup(f"{len(made)} {what}", made))
         return self._causes
 
+    @property
+    def root_cause(self) -> Failure:
+        """What a step has raised, perhaps in another service, that it comes from."""
+        return root_causes(self.failure)[0]
+
     def to_json(self) -> dict[str, Any]:
         """Return the stored form of the failure."""
         return self.failure.to_json()
 
     def __str__(self) -> str:
-        return str(self.failure)
+        return explained(self.failure, self.origin) if self.outermost else str(self.failure)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Pickle knows nothing of causes and tracebacks; the failure has them all.
-        return Failure.to_exception, (self.failure,), {"__notes__": list(getattr(self, "__notes__", ()))}
+        kept = {"__notes__": list(getattr(self, "__notes__", ())), "origin": self.origin}
+        return Failure.to_exception, (self.failure,), kept
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({str(self)!r})"
+        return f"{type(self).__name__}({str(self.failure)!r})"
 
     def __eq__(self, other: object) -> bool:
         return self.failure == other.failure if isinstance(other, DistributedError) else NotImplemented
@@ -329,7 +341,6 @@ class RollbackRequested(DistributedError):
 
 
 _CLASSES = {kind.__name__: kind for kind in DistributedError.__subclasses__()}
-_SHOWS_LAUNCH = (ChildRolledBack.__name__, ChildRollbackFailed.__name__)
 
 for _kind in (DistributedError, *_CLASSES.values()):
     # Where users import them from; it is what tracebacks print in front of the name.

@@ -7,11 +7,12 @@ import random
 import time
 import uuid
 from datetime import timedelta
+from typing import Any
 
-from scoop_outbox.failure import DistributedError
 from scoop_outbox.inside import refuse_wait
-from scoop_outbox.outcomes import Outcome, Outcomes, read_outcomes
+from scoop_outbox.outcomes import Outcomes, read_outcomes
 from scoop_outbox.policy import seconds
+from scoop_outbox.standing import read_standing
 from scoop_outbox.store.home import Home
 
 _SHORTEST_LOOK = 0.002
@@ -35,17 +36,22 @@ class Handle:
         """Show the id."""
         return f"<handle of message {self.id}>"
 
-    async def wait(self, timeout: float | timedelta | None = None) -> None:  # noqa: ASYNC109 - it is ours to raise
+    async def wait(self, timeout: float | timedelta | None = None) -> Any:  # noqa: ASYNC109 - it is ours to raise
         """Return when every saga that handles the message, and everything below, has finished.
 
-        Returns at once when nobody handles it. Waiting holds no connection between looks.
+        Returns None at once when nobody handles it. Waiting holds no connection between looks.
 
         Args:
             timeout: seconds or a `timedelta`; None waits for ever.
 
+        Returns:
+            What the saga left with `scope.set_result`, None if it left nothing. When several sagas handle the message,
+            a list of those that left something, as in `scope.results`: a `Result` for each, by service and saga.
+
         Raises:
-            TimeoutError: it has not ended in time; it goes on all the same.
-            DistributedError: its saga failed; the whole chain of causes, across services, is attached.
+            TimeoutError: it has not ended in time; it goes on all the same. The message says what is open.
+            DistributedError: its saga failed; the whole chain of causes, across services, is attached, and the message
+                names the first of them: type, text, service, saga and step.
             ExceptionGroup: several sagas failed; one `DistributedError` for each.
             DatabaseError: the database cannot be reached; the message goes on when it can.
             StepError: this is called inside a step; what a step launches is waited for by itself.
@@ -58,13 +64,16 @@ class Handle:
             # A last look, and the only one for who gives no time at all.
             async with self._home.driver() as driver:
                 last = (await driver.run(read_outcomes([self.id], self._home.failures))).get(self.id)
-            if last is None:
-                raise TimeoutError(self._late) from None
+                if last is None:
+                    raise TimeoutError(self._late(timeout, await driver.run(read_standing(self.id)))) from None
             outcome = last
-        _raise(outcome)
+        return outcome.answer()
 
-    def wait_sync(self, timeout: float | timedelta | None = None) -> None:
+    def wait_sync(self, timeout: float | timedelta | None = None) -> Any:
         """Do as `wait`, for code without an event loop.
+
+        Returns:
+            As `wait`.
 
         Raises:
             TimeoutError: it has not ended in time; it goes on all the same.
@@ -80,23 +89,17 @@ class Handle:
             with self._home.blocking_driver() as driver:
                 outcome = driver.run(read_outcomes([self.id], self._home.failures)).get(self.id)
             if outcome is not None:
-                return _raise(outcome)
+                return outcome.answer()
             pause = interval * random.uniform(0.8, 1.0)
             if deadline is not None:
                 pause = min(pause, deadline - time.monotonic())
                 if pause <= 0:
-                    raise TimeoutError(self._late)
+                    with self._home.blocking_driver() as driver:
+                        raise TimeoutError(self._late(timeout, driver.run(read_standing(self.id))))
             time.sleep(pause)
             interval = min(interval * 2, _LONGEST_LOOK)
 
-    @property
-    def _late(self) -> str:
-        return f"message {self.id} has not been handled in time; it goes on all the same"
-
-
-def _raise(outcome: Outcome) -> None:
-    errors: list[DistributedError] = [failed.to_exception() for failed in outcome]
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        raise ExceptionGroup(f"{len(errors)} sagas that handle the message failed", errors)
+    def _late(self, timeout: float | timedelta | None, standing: str) -> str:
+        limit = "" if timeout is None else f" within {seconds(timeout):g} s"
+        late = f"message {self.id} has not been handled{limit}; it goes on all the same"
+        return f"{late}. What is open:{standing}" if standing else late

@@ -125,6 +125,31 @@ class Topic(Generic[T]):
             ) from error
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A message that is to be launched, with others: what `Scoop.launch` takes, for `Scoop.launch_many`.
+
+    Attributes:
+        topic: a name, or a typed topic.
+        payload: JSON values, a dataclass, a pydantic model, or bytes.
+        key: orders the message among others of the same key.
+        context: what its handlers find in `scope.context`.
+        headers: text headers that travel with the message.
+        id: the message's id, a UUID of the caller's; one is drawn unless given.
+        require_handlers: refuse to launch if no saga is subscribed to the topic.
+        handled_by: sagas, or their names; refuse to launch if one of them is not subscribed to it.
+    """
+
+    topic: str | Topic[Any]
+    payload: Any
+    key: str | bytes | None = None
+    context: Mapping[str, Any] | None = None
+    headers: Mapping[str, str] | None = None
+    id: uuid.UUID | None = None
+    require_handlers: bool = False
+    handled_by: Sequence[Any] = ()
+
+
 def saga_names(sagas: Sequence[Any]) -> tuple[str, ...]:
     """Return the checked names of sagas, or of what is their names already.
 
@@ -178,7 +203,8 @@ def _jsonable(value: Any) -> Any:
     raise TypeError(f"{type(value).__qualname__} is not JSON serializable")
 
 
-def _is_json(content_type: str) -> bool:
+def is_json(content_type: str) -> bool:
+    """Tell whether bodies of a media type are JSON."""
     media = content_type.partition(";")[0].strip().lower()
     return media == JSON or media.endswith("+json")
 
@@ -227,7 +253,7 @@ class Message:
 def _decode(body: bytes, content_type: str, schema: Topic[Any] | None) -> Any:
     if schema is not None:
         return schema.decode(body)
-    if content_type and not _is_json(content_type):
+    if content_type and not is_json(content_type):
         return body
     try:
         return json.loads(body)

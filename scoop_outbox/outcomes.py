@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from scoop_outbox.core.failures import Known, recall
 from scoop_outbox.core.run import RunState
@@ -14,7 +16,12 @@ from scoop_outbox.core.statement import Plan, ask, statement
 from scoop_outbox.daemon.pace import Pace
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.failure import DistributedError, Failure
+from scoop_outbox.root_cause import Origin, explained, in_a_line, trail
+from scoop_outbox.scope import Result
 from scoop_outbox.store.home import Home
+
+_NAMED = 5
+"""Of how many failures of several a line names the root cause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,22 +31,55 @@ class Failed:
     Attributes:
         failure: what it failed with: if it could not be rolled back, why not.
         reason: what it was rolled back for, when that is another failure.
+        origin: where the root cause happened, if that is known.
     """
 
     failure: Failure
     reason: Failure | None = None
+    origin: Origin | None = None
 
     def to_exception(self) -> DistributedError:
         """Return an exception of the failure, which tells of the reason if nothing in it does."""
         error = self.failure.to_exception()
+        error.origin = self.origin
         if self.reason is not None and not self.failure.contains(self.reason):
-            error.add_note(f"It could not be rolled back. It was to be, because of: {self.reason}")
+            error.add_note(f"It could not be rolled back. It was to be, because of: {explained(self.reason)}")
             error.__context__ = self.reason.to_exception()
         return error
 
 
-Outcome = list[Failed]
-"""The failures of a message's own sagas; empty when all of them committed, or nobody handles it."""
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the sagas that handle a message ended.
+
+    Attributes:
+        message_id: the message.
+        failed: those that failed, in order.
+        committed: the names of the others, each with the result that it left, as JSON text.
+    """
+
+    message_id: uuid.UUID
+    failed: list[Failed] = field(default_factory=list)
+    committed: list[tuple[str, str | None]] = field(default_factory=list)
+
+    def answer(self) -> Any:
+        """Return the result of the one saga that handles the message, or a list of those of several; decoded anew.
+
+        Raises:
+            DistributedError: one saga failed.
+            ExceptionGroup: several did.
+        """
+        errors: list[DistributedError] = [failed.to_exception() for failed in self.failed]
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            causes = "; ".join(in_a_line(error.root_cause, error.origin) for error in errors[:_NAMED])
+            more = "" if len(errors) <= _NAMED else "; ..."
+            raise ExceptionGroup(f"{len(errors)} sagas that handle the message failed: {causes}{more}", errors)
+        results = [Result(saga, self.message_id, json.loads(text)) for saga, text in self.committed if text is not None]
+        if len(self.committed) > 1:
+            return results
+        return results[0].value if results else None
 
 
 class Outcomes:
@@ -126,18 +166,40 @@ class _Lookout:
 def read_outcomes(messages: Sequence[uuid.UUID], known: Known) -> Plan[dict[uuid.UUID, Outcome]]:
     """Ask which messages have ended, all their own runs with them, and how."""
     (rows,) = yield from ask(statement("read_roots", messages=list(messages)))
-    failures = yield from recall([one for *_, failure, obstacle in rows for one in (failure, obstacle)], known)
+    failures = yield from recall([one for row in rows for one in row[4:6]], known)
     outcomes: dict[uuid.UUID, Outcome] = {}
     unfinished: set[uuid.UUID] = set()
-    for message_id, taken_in, state, failure, obstacle in rows:
-        outcome = outcomes.setdefault(message_id, [])
+    for message_id, taken_in, saga, state, failure, obstacle, result in rows:
+        outcome = outcomes.setdefault(message_id, Outcome(message_id))
         if not taken_in or (state is not None and not _final(RunState(state))):
             unfinished.add(message_id)
         elif obstacle is not None and obstacle != failure:
-            outcome.append(Failed(failures[obstacle], failures.get(failure)))
+            outcome.failed.append(Failed(failures[obstacle], failures.get(failure)))
         elif failure is not None:
-            outcome.append(Failed(failures[failure]))
-    return {message_id: outcome for message_id, outcome in outcomes.items() if message_id not in unfinished}
+            outcome.failed.append(Failed(failures[failure]))
+        elif state is not None:
+            outcome.committed.append((saga, result))
+    ended = {message_id: outcome for message_id, outcome in outcomes.items() if message_id not in unfinished}
+    if any(outcome.failed for outcome in ended.values()):
+        yield from _locate([outcome for outcome in ended.values() if outcome.failed])
+    return ended
+
+
+def _locate(outcomes: Sequence[Outcome]) -> Plan[None]:
+    """Look up where the root causes of failures happened."""
+    trails: set[uuid.UUID] = set()
+    ends: dict[uuid.UUID, list[tuple[Outcome, int]]] = {}
+    for outcome in outcomes:
+        for place, failed in enumerate(outcome.failed):
+            ids = [one.stored.id for one in trail(failed.failure) if one.stored is not None]
+            if ids:
+                trails.update(ids)
+                ends.setdefault(ids[-1], []).append((outcome, place))
+    messages = [outcome.message_id for outcome in outcomes]
+    (rows,) = yield from ask(statement("read_origins", messages=messages, trails=list(trails), origins=list(ends)))
+    for failure_id, service, saga, step in rows:
+        for outcome, place in ends[failure_id]:
+            outcome.failed[place] = replace(outcome.failed[place], origin=Origin(service, saga, step))
 
 
 def _final(state: RunState) -> bool:

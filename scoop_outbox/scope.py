@@ -31,6 +31,7 @@ class Emission:
         context: what the handlers find in `scope.context`, as JSON text.
         launched_at: the line of the launching code; it shows up in the traceback of a failure below it.
         handlers: the sagas that have to be subscribed, none by name if it may be anyone; None if nobody has to be.
+        given: whether the id is the caller's: then the message is launched once, however often it is tried.
     """
 
     message_id: uuid.UUID
@@ -43,6 +44,7 @@ class Emission:
     awaited: bool
     launched_at: Frame
     handlers: tuple[str, ...] | None = None
+    given: bool = False
 
 
 def emission(
@@ -56,6 +58,7 @@ def emission(
     depth: int,
     require_handlers: bool = False,
     handled_by: Sequence[object] = (),
+    message_id: object = None,
 ) -> Emission:
     """Check and encode one message to be launched.
 
@@ -69,10 +72,11 @@ def emission(
         depth: how many frames above the caller the launching code is.
         require_handlers: whether some saga has to be subscribed to the topic.
         handled_by: the sagas that have to be, or their names.
+        message_id: the caller's id for it; one is drawn unless given.
 
     Raises:
         DefinitionError: the topic's name, or one in `handled_by`, cannot be used.
-        PayloadError: payload, key or a header cannot be encoded.
+        PayloadError: payload, key or a header cannot be encoded, or the id is none.
     """
     body, content_type = encode(topic, payload)
     others = {}
@@ -86,7 +90,7 @@ def emission(
         else:
             others[name] = value
     return Emission(
-        uuid7(),
+        uuid7() if message_id is None else _checked_id(message_id),
         topic_name(topic),
         _checked_key(key),
         body,
@@ -96,7 +100,14 @@ def emission(
         awaited,
         Frame.of_caller(depth + 1),
         _required(topic, require_handlers, handled_by),
+        message_id is not None,
     )
+
+
+def _checked_id(message_id: object) -> uuid.UUID:
+    if isinstance(message_id, uuid.UUID) and message_id.int:
+        return message_id
+    raise PayloadError(f"a message's id is a uuid.UUID, of any version but the nil one, not {message_id!r:.60}")
 
 
 def _checked_content_type(value: str) -> str:

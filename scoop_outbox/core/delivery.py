@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from scoop_outbox.core.claim import Hints, Unhandled
+from scoop_outbox.core.repeats import claim_ids
 from scoop_outbox.core.required import check_handlers
 from scoop_outbox.core.settle import emitted
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, Rows, Statement, ask, document, statement
@@ -23,17 +24,18 @@ class Here:
 
     Attributes:
         service: its name.
-        sagas: those that listen on what is launched.
+        sagas: those that listen on each topic that is launched on.
     """
 
     service: str
-    sagas: Sequence[str]
+    sagas: Mapping[str, Sequence[str]]
 
 
 def launch(emissions: Sequence[Emission], *, brokered: bool = False, here: Here | None = None) -> Plan[Unhandled]:
     """Write messages from outside any run into the outbox, in whatever transaction is open.
 
-    Returns the topics of those that no saga is subscribed to. Raises `UnhandledMessage` if one of them must not be.
+    Returns the topics of those that no saga is subscribed to. Raises `UnhandledMessage` if one of them must not be, and
+    `ConflictingMessage` if another message has the id that a caller gave one; one that was launched under it is left.
 
     Args:
         emissions: the messages.
@@ -41,8 +43,11 @@ def launch(emissions: Sequence[Emission], *, brokered: bool = False, here: Here 
         here: who handles them and has not been announced; whoever waits for a message waits for them, too.
     """
     yield from check_handlers(emissions)
-    unhandled, *_ = yield from ask(*_launching(emissions, here, brokered=brokered))
-    return _unhandled(unhandled, emissions, here)
+    fresh = yield from claim_ids(emissions)
+    if not fresh:
+        return []
+    unhandled, *_ = yield from ask(*_launching(fresh, here, brokered=brokered))
+    return _unhandled(unhandled, fresh, here)
 
 
 def launch_and_commit(
@@ -50,19 +55,26 @@ def launch_and_commit(
 ) -> Plan[Unhandled]:
     """Do as `launch` in a transaction of its own."""
     yield from check_handlers(emissions)
-    _, unhandled, *_ = yield from ask(BEGIN, *_launching(emissions, here, brokered=brokered), COMMIT)
+    fresh = yield from claim_ids(emissions, BEGIN)
+    if not fresh:
+        yield from ask(COMMIT)
+        return []
+    begin = [] if any(one.given for one in emissions) else [BEGIN]
+    *_, unhandled = (yield from ask(*begin, *_launching(fresh, here, brokered=brokered), COMMIT))[: len(begin) + 1]
     hints.outbox()
-    return _unhandled(unhandled, emissions, here)
+    return _unhandled(unhandled, fresh, here)
 
 
 def _unhandled(places: Rows, emissions: Sequence[Emission], here: Here | None) -> Unhandled:
-    return [] if here is not None and here.sagas else [emissions[place - 1].topic for (place,) in places]
+    topics = [emissions[place - 1].topic for (place,) in places]
+    return [topic for topic in topics if here is None or not here.sagas.get(topic)]
 
 
 def _launching(emissions: Sequence[Emission], here: Here | None, *, brokered: bool) -> Iterator[Statement]:
     yield statement("launch", **emitted(emissions, None, 0, brokered=brokered))
-    if here is not None and here.sagas:
-        handlers = [{"id": str(one.message_id), "saga": saga} for one in emissions for saga in here.sagas]
+    expected = [] if here is None else [(one.message_id, saga) for one in emissions for saga in here.sagas[one.topic]]
+    if here is not None and expected:
+        handlers = [{"id": str(message_id), "saga": saga} for message_id, saga in expected]
         yield statement("expect_here", document=document({"service": here.service, "handlers": handlers}))
 
 

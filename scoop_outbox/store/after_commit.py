@@ -12,6 +12,8 @@ from collections.abc import Callable
 from sqlalchemy import event
 from sqlalchemy.orm import Session, SessionTransaction
 
+from scoop_outbox.store.session_events import is_held_back
+
 Tell = Callable[[], None]
 
 
@@ -31,15 +33,24 @@ class _Launches:
 
     def __init__(self, session: Session) -> None:
         self._told: weakref.WeakKeyDictionary[SessionTransaction, dict[Tell, None]] = weakref.WeakKeyDictionary()
+        self._told_at_the_end: dict[Tell, None] = {}
         event.listen(session, "after_commit", self._committed)
         event.listen(session, "after_soft_rollback", self._rolled_back)
 
     def add(self, session: Session, tell: Tell) -> None:
+        if is_held_back(session):
+            # A step's own: it hears of the commit when its transactions are gone. Whether the launch was in a savepoint
+            # that was undone is not asked then: to tell too much is harmless.
+            self._told_at_the_end[tell] = None
+            return
         transaction = session.get_nested_transaction() or session.get_transaction()
         if transaction is not None:
             self._told.setdefault(transaction, {})[tell] = None
 
     def _committed(self, session: Session) -> None:
+        at_the_end, self._told_at_the_end = self._told_at_the_end, {}
+        for tell in at_the_end:
+            tell()
         # Told of the end of a savepoint as well, whose launches are then those of what is around it.
         savepoint = session.get_nested_transaction()
         transaction = session.get_transaction() if savepoint is None else savepoint

@@ -26,11 +26,20 @@ from scoop_outbox.core.statement import (
 )
 from scoop_outbox.scope import AsyncScope
 from scoop_outbox.store.calls import Interrupted, async_invoke, check_transaction, raised, returned, scope_arguments
-from scoop_outbox.store.cleaning import after_rollback, cleaned, ends, is_clean
-from scoop_outbox.store.faults import NO_SAVEPOINT, ends_the_worker, interruption, of_the_rows, spoils, words
+from scoop_outbox.store.cleaning import after_rollback, cleaned, commits, ends, is_clean
+from scoop_outbox.store.faults import (
+    NO_SAVEPOINT,
+    ends_the_worker,
+    interruption,
+    of_the_rows,
+    rolled_back,
+    spoils,
+    words,
+)
 from scoop_outbox.store.lent import NOWHERE, AsyncLentConnection, async_session, is_invalidated, works_on
 from scoop_outbox.store.mode import Mode
 from scoop_outbox.store.pipeline import Pipeline
+from scoop_outbox.store.session_events import async_tell
 from scoop_outbox.store.sever import async_abort
 from scoop_outbox.store.waiting import answered
 
@@ -56,6 +65,7 @@ class _Scope(AsyncScope):
             self.check()
             if self.opened is None:
                 self.opened = async_session(self, self.connection, self._driver.outer)
+                self._driver.opened = self.opened
             return self.opened
 
     @property
@@ -136,6 +146,8 @@ class AsyncDriver:
         self._pipeline = Pipeline(raw, mode)
         self._lent: AsyncLentConnection | None = None
         self._touched = False
+        self._committing = False
+        self.opened: AsyncSession | None = None
         self.usable = True
 
     @classmethod
@@ -208,7 +220,10 @@ class AsyncDriver:
                     refused = await self._refusal(error)
         except BaseException as error:
             plan.close()
+            # Lost in the midst of a commit, nobody knows whether it took place.
+            unknown = self._committing and not rolled_back(error)
             await self._undo()
+            await self._tell(committed=None if unknown else False)
             if isinstance(error, Refused):
                 raise error.error from None
             if spoils(error):
@@ -222,6 +237,7 @@ class AsyncDriver:
         if self.raw.closed or not of_the_rows(error):
             raise error
         await self._undo()
+        await self._tell(committed=False)
         if error.sqlstate == NO_SAVEPOINT:
             await self._renew()
         return Refused(error)
@@ -230,12 +246,23 @@ class AsyncDriver:
         if not self._touched:
             return await answered(self.raw, self._pipeline.run(batch))
         extended, own = cleaned(batch, pooled=self.pooled)
+        committed = commits(batch)
+        self._committing = committed is True
         answers = await answered(self.raw, self._pipeline.run(extended))
         if ends(batch):
             self._touched = False
         if not is_clean(extended, answers):
             self.usable = False
+        self._committing = False
+        if committed is not None:
+            await self._tell(committed=committed)
         return [answers[index] for index in own]
+
+    async def _tell(self, *, committed: bool | None) -> None:
+        """Tell the listeners of a callback's session how its work has ended, if that is known."""
+        told, self.opened, self._committing = self.opened, None, False
+        if told is not None and committed is not None:
+            await async_tell(told, committed=committed)
 
     async def _call(self, call: Call) -> CallOutcome:
         scope = _Scope(call, self)
@@ -277,6 +304,7 @@ class AsyncDriver:
                 at: datetime = clock[0][0]
                 return at
         await self._renew()
+        await self._tell(committed=False)
         return None
 
     async def _renew(self) -> None:

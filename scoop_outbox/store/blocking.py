@@ -26,11 +26,20 @@ from scoop_outbox.core.statement import (
 )
 from scoop_outbox.scope import BlockingScope
 from scoop_outbox.store.calls import Interrupted, check_transaction, invoke, raised, returned, scope_arguments
-from scoop_outbox.store.cleaning import after_rollback, cleaned, ends, is_clean
-from scoop_outbox.store.faults import NO_SAVEPOINT, ends_the_worker, interruption, of_the_rows, spoils, words
+from scoop_outbox.store.cleaning import after_rollback, cleaned, commits, ends, is_clean
+from scoop_outbox.store.faults import (
+    NO_SAVEPOINT,
+    ends_the_worker,
+    interruption,
+    of_the_rows,
+    rolled_back,
+    spoils,
+    words,
+)
 from scoop_outbox.store.lent import NOWHERE, LentConnection, is_invalidated, session, works_on
 from scoop_outbox.store.mode import Mode
 from scoop_outbox.store.pipeline import Pipeline
+from scoop_outbox.store.session_events import tell
 from scoop_outbox.store.sever import abort
 
 T = TypeVar("T")
@@ -55,6 +64,7 @@ class _Scope(BlockingScope):
             self.check()
             if self.opened is None:
                 self.opened = session(self, self.connection, self._driver.outer)
+                self._driver.opened = self.opened
             return self.opened
 
     @property
@@ -135,6 +145,8 @@ class Driver:
         self._pipeline = Pipeline(raw, mode)
         self._lent: LentConnection | None = None
         self._touched = False
+        self._committing = False
+        self.opened: Session | None = None
         self.usable = True
 
     @classmethod
@@ -215,7 +227,10 @@ class Driver:
                     refused = self._refusal(error)
         except BaseException as error:
             plan.close()
+            # Lost in the midst of a commit, nobody knows whether it took place.
+            unknown = self._committing and not rolled_back(error)
             self._undo()
+            self._tell(committed=None if unknown else False)
             if isinstance(error, Refused):
                 raise error.error from None
             if spoils(error):
@@ -229,6 +244,7 @@ class Driver:
         if self.raw.closed or not of_the_rows(error):
             raise error
         self._undo()
+        self._tell(committed=False)
         if error.sqlstate == NO_SAVEPOINT:
             self._renew()
         return Refused(error)
@@ -237,12 +253,23 @@ class Driver:
         if not self._touched:
             return self.raw.wait(self._pipeline.run(batch))
         extended, own = cleaned(batch, pooled=self.pooled)
+        committed = commits(batch)
+        self._committing = committed is True
         answers = self.raw.wait(self._pipeline.run(extended))
         if ends(batch):
             self._touched = False
         if not is_clean(extended, answers):
             self.usable = False
+        self._committing = False
+        if committed is not None:
+            self._tell(committed=committed)
         return [answers[index] for index in own]
+
+    def _tell(self, *, committed: bool | None) -> None:
+        """Tell the listeners of a callback's session how its work has ended, if that is known."""
+        told, self.opened, self._committing = self.opened, None, False
+        if told is not None and committed is not None:
+            tell(told, committed=committed)
 
     def _call(self, call: Call) -> CallOutcome:
         scope = _Scope(call, self)
@@ -284,6 +311,7 @@ class Driver:
                 at: datetime = clock[0][0]
                 return at
         self._renew()
+        self._tell(committed=False)
         return None
 
     def _renew(self) -> None:

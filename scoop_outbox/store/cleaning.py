@@ -77,6 +77,16 @@ def ends(batch: Batch) -> bool:
     return any(asked.name in _ENDS for asked in batch)
 
 
+def commits(batch: Batch) -> bool | None:
+    """Tell what a batch makes of a callback's work: True if it commits it, False if it undoes it, None if neither."""
+    for asked in batch:
+        if asked.name in (COMMIT.name, COMMIT_AND_BEGIN.name):
+            return True
+        if asked.name in (ROLLBACK.name, ROLLBACK_TO_SAVEPOINT.name):
+            return False
+    return None
+
+
 def is_clean(batch: Batch, answers: Sequence[Rows]) -> bool:
     """Tell whether nothing is left that only the end of the connection removes."""
     return all(answer[0][0] for asked, answer in zip(batch, answers, strict=True) if asked is _RELEASE)

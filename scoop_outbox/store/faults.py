@@ -42,6 +42,11 @@ def of_the_rows(error: psycopg.Error) -> bool:
     return state.startswith(_ROWS) or state == NO_SAVEPOINT
 
 
+def rolled_back(error: BaseException) -> bool:
+    """Tell whether the database says by an error that it has undone the transaction, and committed nothing of it."""
+    return isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith("40") and error.sqlstate != "40003"
+
+
 def words(error: BaseException) -> str:
     """Return an error in a line: its class, its SQL state, and what the server says, without its details."""
     original = getattr(error, "orig", None)

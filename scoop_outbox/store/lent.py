@@ -25,6 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from scoop_outbox.scope import Scope
+from scoop_outbox.store.session_events import hold_back
 
 _IN_FAILED_TRANSACTION = "25P02"
 
@@ -193,7 +194,11 @@ class LentConnection(Lent, psycopg.Connection[Any]):
 
 
 class _LentSession(Session):
-    """A session that ends with its scope."""
+    """A session that ends with its scope, and whose listeners hear of the commit of the step's transaction."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        hold_back(self)
 
     def get_bind(self, *args: Any, **options: Any) -> Any:
         scope: Scope = self.info["scope"]

@@ -153,6 +153,16 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         Column("sagas", ARRAY(Text), nullable=False),
     )
 
+    # An id that a caller has given a message, which is launched once. The digest tells it from others of the topic.
+    Table(
+        "launched",
+        metadata,
+        Column("message_id", Uuid, primary_key=True),
+        Column("topic", Text, nullable=False),
+        Column("digest", Text, nullable=False),
+        _time("created_at", nullable=False, default=True),
+    )
+
     # A message taken in: once, however many sagas handle it here.
     Table(
         "message",

@@ -337,6 +337,11 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("read_revision", {}),
         ("read_roots", {"messages": [message_id(OLD + n) for n in range(10)]}),
         ("read_roots", {"messages": [uuid4()]}),
+        ("read_origins", {"messages": [message_id(OLD)], "trails": [FAILURE], "origins": [FAILURE]}),
+        ("read_open_runs", {"message": message_id(OPEN), "most": 5}),
+        ("read_not_taken_in", {"message": message_id(OPEN), "most": 5}),
+        *[(name, {"claims": document([{"id": str(uuid4()), "topic": "t", "digest": "d"}] * 2)})
+          for name in ("claim_ids", "read_launched", "release_ids")],
         ("read_taken_in", {"message": message_id(OLD)}),
         ("read_hierarchy", {"message": message_id(OLD)}),
         ("read_steps", {"runs": [run_id(OLD + number) for number in range(FAMILY)]}),

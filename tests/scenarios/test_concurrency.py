@@ -343,7 +343,7 @@ async def test_cc_failures_of_some_runs_do_not_touch_others(shop: Shop) -> None:
         handles = [await shop.app.launch("R", number) for number in range(12)]
         for number, handle in enumerate(handles):
             if number % 2:
-                with pytest.raises(DistributedError, match=f"RuntimeError: boom {number}\\n"):
+                with pytest.raises(DistributedError, match=rf"RuntimeError: boom {number} \("):
                     await handle.wait(LONG)
             else:
                 await handle.wait(LONG)

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from scoop_outbox import DatabaseError, Message
+from scoop_outbox import ConflictingMessage, DatabaseError, Draft, Message
 from tests.scenarios.conftest import MakeShop
 from tests.scenarios.shop import LONG, Shop
 
@@ -229,3 +229,23 @@ def other_home(postgres_url: str, template_database: str) -> Iterator[str]:
             connection.execute("update scoop_outbox.home set id = gen_random_uuid()")
         yield url
         admin.execute(f"drop database {name} with (force)".encode())
+
+
+@by_name(BLOCKING)
+async def test_ids_of_the_callers_and_many_at_once_join_every_session(
+    make_shop: MakeShop, database_url: str, join: JoinsBlocking
+) -> None:
+    shop = make_shop("shop")
+    seen = declare(shop)
+    drafts = [Draft("ž", number, key="č", id=uuid.uuid4()) for number in range(5)]
+    async with shop.running():
+        with join(database_url, "client_encoding = latin1") as session:
+            first = shop.app.launch_many_sync(drafts, session=session)
+            again = shop.app.launch_many_sync(drafts, session=session)
+            with pytest.raises(ConflictingMessage):
+                shop.app.launch_sync("ž", "another", id=drafts[0].id, session=session)
+            session.commit()
+        for handle in first:
+            await handle.wait(LONG)
+    assert [handle.id for handle in first] == [handle.id for handle in again]
+    assert sorted(message.payload for message in seen) == list(range(5))

@@ -44,6 +44,43 @@ with launched as (
 -- Those of which nobody is waited for, by their places. Counted by whoever asks: to do it here took a third longer.
 select ordinal from launched where topic not in (select topic from listening)
 
+-- name: claim_ids
+-- An id that a caller gives a message is claimed by the transaction that launches it, once. A claim of the same id that is
+-- made meanwhile waits until that transaction has ended: in the same order everywhere, or two would wait in a circle. This
+-- and the next two run on the caller's connection, too, as `launch` does: places in the document are answered.
+with given as (
+    select *
+    from rows from (
+        json_to_recordset(convert_from((select %(claims)b::bytea), 'UTF8')::json) as (id uuid, topic text, digest text)
+    ) with ordinality as g (id, topic, digest, place)
+), claimed as (
+    insert into {schema}.launched (message_id, topic, digest)
+    select g.id, g.topic, g.digest
+    from given g
+    where not exists (select from {schema}.message m where m.id = g.id)
+      and not exists (select from {schema}.root o where o.message_id = g.id)
+      and not exists (select from {schema}.child c where c.message_id = g.id)
+    order by g.id
+    on conflict do nothing
+    returning message_id
+)
+select g.place from given g join claimed c on c.message_id = g.id
+
+-- name: read_launched
+-- Whether the ids are claimed, for messages on these topics, and for these messages.
+select g.place, l.message_id is not null, l.topic is not distinct from g.topic, l.digest is not distinct from g.digest
+from rows from (
+    json_to_recordset(convert_from((select %(claims)b::bytea), 'UTF8')::json) as (id uuid, topic text, digest text)
+) with ordinality as g (id, topic, digest, place)
+left join {schema}.launched l on l.message_id = g.id
+order by g.place
+
+-- name: release_ids
+delete from {schema}.launched l
+using json_to_recordset(convert_from((select %(claims)b::bytea), 'UTF8')::json) as g (id uuid)
+where l.message_id = g.id
+returning true
+
 -- name: read_listeners
 -- Pairs of places in two lists: topics, and the sagas that may have to be subscribed to them.
 select t.place, n.place

@@ -5,15 +5,18 @@ select version_num from {schema}.alembic_version
 
 -- name: read_roots
 -- Whether messages have been taken in, and how their own runs ended. One row at least for each. A run that is to be
--- and is not there yet counts as running.
-select asked.id, m.id is not null or o.message_id is not null, r.state, r.failure, r.obstacle
+-- and is not there yet counts as running. Results may be large: they are read when all runs of a message have ended.
+select asked.id, m.id is not null or o.message_id is not null, r.saga, r.state, r.failure, r.obstacle,
+       case when r.state = 'committed'
+             and count(*) filter (where r.state in ('running', 'rolling_back', 'parked')) over (partition by asked.id) = 0
+            then r.result::text end
 from unnest(%(messages)s::uuid[]) as asked (id)
 left join {schema}.message m on m.id = asked.id
 left join {schema}.root o on o.message_id = asked.id
 left join lateral (
-    select state, failure, obstacle, failed_at, saga from {schema}.run where message_id = asked.id
+    select state, failure, obstacle, failed_at, service, saga, result from {schema}.run where message_id = asked.id
     union all
-    select 'running', null, null, null, e.saga
+    select 'running', null, null, null, e.service, e.saga, null
     from unnest(o.services, o.sagas) as e (service, saga)
     where not exists (
         select from {schema}.run x
@@ -24,7 +27,90 @@ left join lateral (
         ))
     )
 ) r on true
-order by r.failed_at, r.saga
+order by r.failed_at, r.service, r.saga
+
+-- name: read_origins
+-- In which service, saga and step failures happened, below runs of some messages. The trails are all failures on the way
+-- from there to the origins: only children that failed with one of them are followed.
+with recursive tree as (
+    select id from {schema}.run where message_id = any(%(messages)s::uuid[])
+    union
+    select c.child_run
+    from tree t
+    join {schema}.child c on c.run_id = t.id
+    where c.child_run is not null and (c.failure = any(%(trails)s::uuid[]) or c.obstacle = any(%(trails)s::uuid[]))
+)
+select o.id, r.service, r.saga,
+       coalesce((select s.step from {schema}.step s where s.run_id = r.id and s.failure = o.id order by s.seq desc limit 1),
+                r.step)
+from tree t
+join {schema}.run r on r.id = t.id
+join unnest(%(origins)s::uuid[]) as o (id) on o.id in (r.failure, r.obstacle)
+
+-- name: read_open_runs
+-- The runs of a hierarchy that have not ended: first those that wait for no other one, as nothing goes on before they do,
+-- the longest idle first. Only what is open is looked at, and of that no more than matters to somebody who reads it.
+with recursive open as (
+    select id from {schema}.run
+    where message_id = %(message)s and state in ('running', 'rolling_back', 'parked')
+    union all
+    select c.child_run
+    from open p
+    join {schema}.child c on c.run_id = p.id and c.open and c.child_run is not null
+), found as (
+    select id from open limit 1000
+)
+select r.id, r.service, r.saga, r.state, r.step, r.next_step, w.children,
+       extract(epoch from clock_timestamp() - coalesce(s.ended_at, r.created_at))::float8,
+       extract(epoch from r.not_before - clock_timestamp())::float8, r.reason, r.interruptions, r.interruption,
+       coalesce((select not t.held from {schema}.turn t where t.run_id = r.id), false),
+       exists (select from {schema}.worker k where k.service = r.service and k.alive_until > clock_timestamp()),
+       count(*) over ()
+from found f
+join {schema}.run r on r.id = f.id
+cross join lateral (
+    select count(*) as children from (select from {schema}.child c where c.run_id = r.id and c.open limit 1000) c
+) w
+left join lateral (
+    select ended_at from {schema}.step where run_id = r.id order by seq desc limit 1
+) s on true
+order by w.children > 0, 8 desc, r.id
+limit %(most)s
+
+-- name: read_not_taken_in
+-- Which sagas are waited for below a message that have not been handed theirs yet, whether it is a dead letter of their
+-- service, and whether a relay is alive.
+with recursive open as (
+    select id from {schema}.run
+    where message_id = %(message)s and state in ('running', 'rolling_back', 'parked')
+    union all
+    select c.child_run
+    from open p
+    join {schema}.child c on c.run_id = p.id and c.open and c.child_run is not null
+), found as (
+    select id from open limit 1000
+), missing as (
+    select c.message_id, c.service, c.saga
+    from found f
+    join {schema}.child c on c.run_id = f.id and c.open and c.child_run is null
+    union all
+    select o.message_id, e.service, e.saga
+    from {schema}.root o
+    cross join unnest(o.services, o.sagas) as e (service, saga)
+    where o.message_id = %(message)s
+      and not exists (select from {schema}.run x where x.message_id = o.message_id and x.service = e.service)
+    union all
+    select %(message)s::uuid, null, null
+    where not exists (select from {schema}.message where id = %(message)s)
+      and not exists (select from {schema}.root where message_id = %(message)s)
+)
+select m.message_id, m.service, m.saga,
+       (select d.id from {schema}.dead_letter d
+        where d.message_id = m.message_id and d.origin = 'intake' and (m.service is null or d.service = m.service)
+        order by d.id desc limit 1),
+       exists (select from {schema}.outbox_shard where expires_at > clock_timestamp()), count(*) over ()
+from missing m
+limit %(most)s
 
 -- name: read_taken_in
 select id, topic, key, body, content_type, headers, created_at from {schema}.message where id = %(message)s
