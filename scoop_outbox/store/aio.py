@@ -28,7 +28,7 @@ from scoop_outbox.core.statement import (
 from scoop_outbox.scope import AsyncScope
 from scoop_outbox.store.calls import Interrupted, async_invoke, check_transaction, raised, returned, scope_arguments
 from scoop_outbox.store.cleaning import AFTER_ROLLBACK, cleaned, ends, is_clean
-from scoop_outbox.store.faults import NO_SAVEPOINT, ends_the_worker, interruption, of_the_rows, spoils, words
+from scoop_outbox.store.faults import NO_SAVEPOINT, ends_the_worker, interruption, of_the_rows, server_of, spoils, words
 from scoop_outbox.store.lent import NOWHERE, AsyncLentConnection, async_session, is_invalidated, works_on
 from scoop_outbox.store.pipeline import Pipeline, Query
 from scoop_outbox.store.sever import async_abort
@@ -117,6 +117,10 @@ class AsyncDriver:
         raw: psycopg's connection beneath it; callbacks never get it, but a wrapper that ends with them.
         queries: the statements by name.
         context: the context variables that callbacks find.
+
+    Attributes:
+        usable: whether the connection is to be used again.
+        server: host and port that it leads to.
     """
 
     def __init__(
@@ -137,6 +141,7 @@ class AsyncDriver:
         self._lent: AsyncLentConnection | None = None
         self._touched = False
         self.usable = True
+        self.server = server_of(raw)
 
     @classmethod
     async def connect(
@@ -188,6 +193,7 @@ class AsyncDriver:
         """
         answer: Any = None
         refused: Refused | None = None
+        called: Call | None = None
         try:
             while True:
                 try:
@@ -197,6 +203,7 @@ class AsyncDriver:
                     return result
                 answer = refused = None
                 if isinstance(asked, Call):
+                    called = asked
                     answer = await self._call(asked)
                     continue
                 try:
@@ -211,7 +218,9 @@ class AsyncDriver:
             if spoils(error):
                 self.usable = False
             if isinstance(error, psycopg.Error):
-                raise Interrupted(words(error)) from error
+                raise Interrupted(words(error)).on(self.server, called) from error
+            if isinstance(error, Interrupted):
+                error.on(self.server, called)
             raise
 
     async def _refusal(self, error: psycopg.Error) -> Refused:
@@ -290,7 +299,7 @@ class AsyncDriver:
         except (psycopg.Error, sa.exc.SQLAlchemyError, OSError) as error:
             raise Interrupted(words(error)) from error
         self._pipeline = Pipeline(self.raw, self._queries)
-        self._lent, self.usable = None, True
+        self._lent, self.usable, self.server = None, True, server_of(self.raw)
         # The server undoes what was open when it notices, and holds the run's lock that long.
         for _ in range(_LOOKS if in_use else 0):
             (rows,) = await self._batch([Statement("wait_for_backend", {"pid": pid})])

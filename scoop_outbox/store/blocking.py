@@ -28,7 +28,7 @@ from scoop_outbox.core.statement import (
 from scoop_outbox.scope import BlockingScope
 from scoop_outbox.store.calls import Interrupted, check_transaction, invoke, raised, returned, scope_arguments
 from scoop_outbox.store.cleaning import AFTER_ROLLBACK, cleaned, ends, is_clean
-from scoop_outbox.store.faults import NO_SAVEPOINT, ends_the_worker, interruption, of_the_rows, spoils, words
+from scoop_outbox.store.faults import NO_SAVEPOINT, ends_the_worker, interruption, of_the_rows, server_of, spoils, words
 from scoop_outbox.store.lent import NOWHERE, LentConnection, is_invalidated, session, works_on
 from scoop_outbox.store.pipeline import Pipeline, Query
 from scoop_outbox.store.sever import abort
@@ -116,6 +116,10 @@ class Driver:
         raw: psycopg's connection beneath it; callbacks never get it, but a wrapper that ends with them.
         queries: the statements by name.
         context: the context variables that callbacks find.
+
+    Attributes:
+        usable: whether the connection is to be used again.
+        server: host and port that it leads to.
     """
 
     def __init__(
@@ -136,6 +140,7 @@ class Driver:
         self._lent: LentConnection | None = None
         self._touched = False
         self.usable = True
+        self.server = server_of(raw)
 
     @classmethod
     def connect(cls, engine: Engine, queries: Mapping[str, Query], context: contextvars.Context | None = None) -> Self:
@@ -193,6 +198,7 @@ class Driver:
         """
         answer: Any = None
         refused: Refused | None = None
+        called: Call | None = None
         try:
             while True:
                 try:
@@ -202,6 +208,7 @@ class Driver:
                     return result
                 answer = refused = None
                 if isinstance(asked, Call):
+                    called = asked
                     answer = self._call(asked)
                     continue
                 try:
@@ -216,7 +223,9 @@ class Driver:
             if spoils(error):
                 self.usable = False
             if isinstance(error, psycopg.Error):
-                raise Interrupted(words(error)) from error
+                raise Interrupted(words(error)).on(self.server, called) from error
+            if isinstance(error, Interrupted):
+                error.on(self.server, called)
             raise
 
     def _refusal(self, error: psycopg.Error) -> Refused:
@@ -295,7 +304,7 @@ class Driver:
         except (psycopg.Error, sa.exc.SQLAlchemyError, OSError) as error:
             raise Interrupted(words(error)) from error
         self._pipeline = Pipeline(self.raw, self._queries)
-        self._lent, self.usable = None, True
+        self._lent, self.usable, self.server = None, True, server_of(self.raw)
         # The server undoes what was open when it notices, and holds the run's lock that long.
         for _ in range(_LOOKS if in_use else 0):
             (rows,) = self._batch([Statement("wait_for_backend", {"pid": pid})])

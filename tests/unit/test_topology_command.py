@@ -94,8 +94,7 @@ def test_what_is_missing_is_shown_and_created_once(made: Made) -> None:
         "missing  topic invoices",
         "exists   topic orders",
         "unknown  binding for orders",
-        "1 missing; to create: scoop-outbox topology apply shop_of_topology:app"
-        + " --broker made://here --topic invoices --topic orders",
+        f"1 missing; to create: scoop-outbox topology apply {' '.join(wanted)}",
     ]
     assert topology("apply", *wanted) == [
         "created  topic invoices",
