@@ -15,7 +15,7 @@ from benchmarks.control import Control
 from scoop_outbox import Scoop
 from scoop_outbox.broker.protocol import Publisher, Receipt, Subscription, Verdict
 from scoop_outbox.core.delivery import launch_and_commit
-from scoop_outbox.daemon.service import Daemons
+from scoop_outbox.daemon.daemons import Daemons
 from scoop_outbox.message import Envelope
 from scoop_outbox.scope import emission
 from scoop_outbox.testing._errors import ServerNotFoundError

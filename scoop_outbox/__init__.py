@@ -8,6 +8,7 @@ from scoop_outbox.answers import Answer
 from scoop_outbox.app import Scoop
 from scoop_outbox.context import Context
 from scoop_outbox.core.run import RunState, StepKind
+from scoop_outbox.daemon.running import Running
 from scoop_outbox.errors import (
     BrokerError,
     ConflictingMessage,
@@ -67,6 +68,7 @@ __all__ = [
     "RollbackRequested",
     "RunState",
     "RunStatus",
+    "Running",
     "Saga",
     "Scoop",
     "ScoopError",

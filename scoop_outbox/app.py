@@ -18,7 +18,8 @@ from scoop_outbox.core.announcing import read_revision
 from scoop_outbox.daemon.announcer import note
 from scoop_outbox.daemon.intake import HIGH_WATER
 from scoop_outbox.daemon.interruptions import MOST
-from scoop_outbox.daemon.service import Daemons, daemons
+from scoop_outbox.daemon.running import Running
+from scoop_outbox.daemon.service import daemons
 from scoop_outbox.daemon.worker import SLOTS
 from scoop_outbox.errors import BrokerError, DefinitionError
 from scoop_outbox.launcher import Launcher
@@ -201,10 +202,11 @@ class Scoop(Launcher):
         high_water: int = HIGH_WATER,
         max_interruptions: int = MOST,
         grace: float | timedelta = 20.0,
-    ) -> AsyncIterator[Daemons]:
+    ) -> AsyncIterator[Running]:
         """Run relay and worker in this process, for as long as the block lasts.
 
-        Sagas and steps are declared before it begins: meanwhile they are refused.
+        Sagas and steps are declared before it begins: meanwhile they are refused. What it gives tells how it is
+        (`ready`, `problems`, `metrics`).
 
         Args:
             relay: whether to publish the outbox.

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from types import CodeType, FunctionType, TracebackType
 from typing import Any, TypeVar
 
+from scoop_outbox.places import file_of
+
 T = TypeVar("T")
 D = TypeVar("D", str, None)
 
@@ -30,7 +32,7 @@ class Frame:
     """A place in a program, in terms that other languages have too.
 
     Attributes:
-        file_name: as the program knows it: a path for Python.
+        file_name: for Python a path relative to the folder of the package, or to the working directory.
         line_number: counted from 1.
         class_name: what the function belongs to: the module for Python.
         function_name: the qualified name for Python.
@@ -56,7 +58,8 @@ class Frame:
     @classmethod
     def _of(cls, code: CodeType, line: int | None, names: Mapping[str, Any]) -> Frame:
         module = names.get("__name__")
-        return cls(code.co_filename, line, module if isinstance(module, str) else None, code.co_qualname)
+        file = file_of(code.co_filename, names)
+        return cls(file, line, module if isinstance(module, str) else None, code.co_qualname)
 
     def to_json(self) -> dict[str, Any]:
         """Return the stored form."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +11,12 @@ import click
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+HIDDEN = "..."
+"""Stands where a secret was."""
+
 _OPTION = "--broker-setting"
+# As the adapters' settings are called that hold one, and a few more: it is better to hide too much.
+_SECRET = re.compile(r"pass|secret|token|credential|pem$|key$|jaas|userinfo", re.IGNORECASE)
 
 
 def broker_settings(command: Command) -> Command:
@@ -49,6 +55,26 @@ def settings_of(settings: Sequence[str], file: Path | None) -> dict[str, str]:
     """
     found = {} if file is None else _parsed(_lines(file))
     return found | _parsed((_OPTION, text) for text in settings)
+
+
+def without_secret(setting: str) -> str:
+    """Return a setting as it was given; without its value if its name says that this is a secret."""
+    name, equals, _ = setting.partition("=")
+    return f"{name}{equals}{HIDDEN}" if _SECRET.search(name.strip()) else setting
+
+
+def without_secrets(url: str) -> str:
+    """Return a broker's URL as it was given, without the password and without settings that are secret."""
+    address, mark, query = _without_password(url).partition("?")
+    return address + mark + "&".join(map(without_secret, query.split("&")))
+
+
+def _without_password(url: str) -> str:
+    """Cut the password out, also of a URL in which it holds what it may not hold without being quoted."""
+    scheme, slashes, rest = url.partition("//")
+    users, at, host = rest.rpartition("@")
+    user, colon, _ = users.partition(":")
+    return f"{scheme}{slashes}{user}{colon}{colon and HIDDEN}{at}{host}"
 
 
 def _lines(file: Path) -> Iterator[tuple[str, str]]:

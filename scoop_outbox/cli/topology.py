@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from scoop_outbox.cli.settings import broker_settings, settings_of
+from scoop_outbox.cli.settings import HIDDEN, broker_settings, settings_of, without_secret, without_secrets
 
 if TYPE_CHECKING:
     from scoop_outbox.app import Scoop
@@ -80,8 +81,9 @@ def print_(
     _show(scoop, items, _TOLD)
     missing = sum(item.exists is False for item in items)
     if missing:
-        options = "".join(f" --topic {topic}" for topic in topics)
-        click.echo(f"{missing} missing; to create: scoop-outbox topology apply {app}{options}", err=True)
+        given = shlex.join([app, *_again(broker, group, settings, settings_file, topics)])
+        hidden = f", with what {HIDDEN} stands for" if HIDDEN in given else ""
+        click.echo(f"{missing} missing; to create{hidden}: scoop-outbox topology apply {given}", err=True)
         sys.exit(MISSING)
 
 
@@ -101,6 +103,28 @@ def apply(
     """
     scoop = _load(app, group, broker, settings_of(settings, settings_file))
     _show(scoop, asyncio.run(scoop.apply_topology(*topics)), _DONE)
+
+
+def _again(
+    broker: str | None, group: str | None, settings: Sequence[str], file: Path | None, topics: Sequence[str]
+) -> Iterator[str]:
+    """Yield the options that were given, so that what was looked at is what will be created; no secret."""
+    if broker is not None and _was_typed("broker"):
+        yield from ("--broker", without_secrets(broker))
+    if group is not None:
+        yield from ("--group", group)
+    for setting in settings:
+        yield from ("--broker-setting", without_secret(setting))
+    if file is not None and _was_typed("settings_file"):
+        yield from ("--broker-settings", str(file))
+    for topic in topics:
+        yield from ("--topic", topic)
+
+
+def _was_typed(option: str) -> bool:
+    """Tell whether an option is on the command line: what the environment says, it says to the next command, too."""
+    source = click.get_current_context().get_parameter_source(option)
+    return source is click.core.ParameterSource.COMMANDLINE
 
 
 def _load(path: str, group: str | None, broker: str | None, settings: Mapping[str, object]) -> Scoop:

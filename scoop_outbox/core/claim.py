@@ -44,6 +44,21 @@ class Hints(Protocol):
         """A run of `service`, of a version of its saga or of none yet, got mail that is due in `delay` seconds."""
 
 
+class Reports(Protocol):
+    """Told after a commit, once and by whoever committed it, of what is counted and what operators should hear of."""
+
+    def changed(self, run: Run, step: str | None, message: Message) -> None:
+        """A run has got into another state, at this step if it was at one."""
+
+    def unhandled(self, topics: Unhandled) -> None:
+        """Messages were launched on topics that no saga is subscribed to."""
+
+
+class _Silent:
+    def changed(self, run: Run, step: str | None, message: Message) -> None: ...
+    def unhandled(self, topics: Unhandled) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Worker:
     """What an execution needs to know of the process that does it.
@@ -57,9 +72,7 @@ class Worker:
         draining: whether the process ends: then a run is left to others after the step in hand.
         brokered: whether a broker carries messages, so that each service takes them in at a time of its own.
         deployment: which versions of the sagas living workers have; this process is alone unless given.
-        parked: told of each run that is parked, after the commit.
-        unhandled: told after a commit what was launched on topics that no saga is subscribed to.
-        unheard: told of a late run that has failed: nobody waits for it.
+        reports: told of what has become of runs.
     """
 
     service: str
@@ -72,9 +85,7 @@ class Worker:
     draining: Callable[[], bool] = lambda: False
     brokered: bool = False
     deployment: Deployment = field(default_factory=Deployment)
-    parked: Callable[[Run], None] = lambda _: None
-    unhandled: Callable[[Unhandled], None] = lambda _: None
-    unheard: Callable[[Run], None] = lambda _: None
+    reports: Reports = field(default_factory=_Silent)
 
 
 @dataclass(slots=True)

@@ -62,19 +62,25 @@ def _hint(claimed: Claim, change: Transition, rows: Mapping[str, Rows], worker: 
     if change.emissions:
         worker.hints.outbox()
         if rows["launch"]:
-            worker.unhandled([change.emissions[place - 1].topic for (place,) in rows["launch"]])
+            worker.reports.unhandled([change.emissions[place - 1].topic for (place,) in rows["launch"]])
     for told in ("ask_children", "tell_parent", "end_turn"):
         for run_id, service, saga, version, delay in rows.get(told, ()):
             worker.hints.mail(service, saga, version, run_id, delay)
     if change.wake_at is not None:
         wait = change.wake_at - claimed.facts.now
         worker.hints.mail(after.service, after.saga, after.version, after.id, wait.total_seconds())
-    if after.state is RunState.PARKED:
-        worker.parked(after)
-    elif after.state.ended and after.parent_run is None:
+    if after.state is not claimed.run.state:
+        worker.reports.changed(after, _step_of(claimed, change), claimed.message)
+    if after.state.ended and after.parent_run is None and after.state is not RunState.PARKED:
         worker.hints.ended()
-        if after.late and after.state is not RunState.COMMITTED:
-            worker.unheard(after)
+
+
+def _step_of(claimed: Claim, change: Transition) -> str | None:
+    """Return the step at which a run's state has changed: the one executed, needed or undone, or that has launched."""
+    run, instance = change.run, claimed.facts.instance
+    if change.record is not None:
+        return change.record.step
+    return run.needs or (run.step if instance is None else instance.step)
 
 
 def _named(change: Transition, known: Known) -> tuple[Transition, Writing | None]:

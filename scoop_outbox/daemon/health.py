@@ -19,10 +19,10 @@ from scoop_outbox.core.announcing import read_revision
 from scoop_outbox.core.delivery import count_due
 from scoop_outbox.core.outbox import look_at_outbox
 from scoop_outbox.core.parking import count_troubled
+from scoop_outbox.daemon.daemons import Daemons
 from scoop_outbox.daemon.metrics import exposition
 from scoop_outbox.daemon.observed import Observed
 from scoop_outbox.daemon.port import Answer, listening
-from scoop_outbox.daemon.service import Daemons
 from scoop_outbox.errors import DatabaseError
 from scoop_outbox.store import migrate
 from scoop_outbox.store.home import Home
@@ -38,6 +38,14 @@ _FRESH = 1.0
 _PATIENCE = 3.0
 
 
+_UNASKED = Observed()
+"""What is seen of a database that is left alone: no problem, and no numbers."""
+
+
+def _unanswered() -> Observed:
+    return Observed(problem=f"it has not answered within {_PATIENCE:.0f} s")
+
+
 @dataclass(frozen=True, slots=True)
 class _Found:
     """What was last seen in the database."""
@@ -47,13 +55,14 @@ class _Found:
 
 
 class Health:
-    """What a process answers about itself. Its methods may be called from any thread but that of the event loop.
+    """What a process answers about itself, to those who ask in the program, and over HTTP on threads of their own.
 
     Args:
         home: the database.
 
     Attributes:
         stopping: set it when the process begins to drain: it is not ready any more.
+        closed: whether the database is left alone.
     """
 
     def __init__(self, home: Home) -> None:
@@ -61,47 +70,52 @@ class Health:
         self._home = home
         self._loop = asyncio.get_running_loop()
         self._daemons: Daemons | None = None
-        self._beat = time.monotonic()
+        self._beat: float | None = None
         self._looking: asyncio.Task[Observed] | None = None
         self._found: _Found | None = None
         self._revisions: dict[str | None, str | None] = {}
-        self.stopping = False
+        self.stopping = self.closed = False
 
     def watch(self, daemons: Daemons) -> None:
         """Answer for these daemons from now on."""
         self._daemons = daemons
 
     def answer(self, path: str, accept: str) -> Answer | None:
-        """Answer a GET; None when there is nothing at that path."""
+        """Answer a GET on another thread than that of the event loop; None when there is nothing at that path."""
         match path:
             case "/livez":
                 return Answer.of_problems("alive", self.deaths())
             case "/readyz":
-                return Answer.of_problems("ready", self.problems())
+                return Answer.of_problems("ready", self._problems(self._look_from_thread()))
             case "/metrics":
-                kind, body = exposition(self._daemons, self._look(), accept)
-                return Answer(200, kind, body)
+                return Answer(200, *exposition(self._daemons, self._look_from_thread(), accept))
             case _:
                 return None
+
+    async def problems(self) -> dict[str, str]:
+        """Return what keeps this process from its work just now, by what it is about."""
+        return self._problems(await self._look())
+
+    async def metrics(self, accept: str) -> tuple[str, bytes]:
+        """Return the kind and the text of all metrics; `accept` is as in the header of that name."""
+        return exposition(self._daemons, await self._look(), accept)
 
     def deaths(self) -> dict[str, str]:
         """Return what only a restart can mend, by what it is about."""
         found = {}
-        still = time.monotonic() - self._beat
+        still = 0.0 if self._beat is None else time.monotonic() - self._beat
         if still > STALLED:
             found["loop"] = f"the event loop has stood still for {still:.0f} s: does a step block it?"
         for name in self._daemons.died if self._daemons is not None else ():
             found[name] = "has died, see the log"
         return found
 
-    def problems(self) -> dict[str, str]:
-        """Return what keeps this process from its work just now, by what it is about."""
+    def _problems(self, look: Observed) -> dict[str, str]:
         found = self.deaths()
         if self.stopping:
             found["process"] = "it is stopping"
         elif self._daemons is None:
             found["process"] = "it is starting"
-        look = self._look()
         if look.problem is not None:
             found["database"] = look.problem
         if self._daemons is not None:
@@ -111,16 +125,24 @@ class Health:
                     found[name] = trouble
         return found
 
-    def _look(self) -> Observed:
-        """Look at the database from a thread."""
+    async def _look(self) -> Observed:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                return await self._look_once()
+        except TimeoutError:
+            return _unanswered()
+
+    def _look_from_thread(self) -> Observed:
         looking = asyncio.run_coroutine_threadsafe(self._look_once(), self._loop)
         try:
             return looking.result(_PATIENCE)
         except (TimeoutError, concurrent.futures.TimeoutError, concurrent.futures.CancelledError):
             looking.cancel()
-            return Observed(problem=f"it has not answered within {_PATIENCE:.0f} s")
+            return _unanswered()
 
     async def _look_once(self) -> Observed:
+        if self.closed:
+            return _UNASKED
         if self._found is not None and time.monotonic() - self._found.at < _FRESH:
             return self._found.seen
         if self._looking is None or self._looking.done():
@@ -149,8 +171,8 @@ class Health:
             if daemons is None or daemons.worker is None:
                 return seen
             due = await driver.run(count_due(daemons.service, daemons.sagas, COUNTED_DUE))
-            parked, interrupted = await driver.run(count_troubled(daemons.service, COUNTED_DUE))
-        return replace(seen, due=due, parked=parked, interrupted=interrupted)
+            parked, interrupted, stuck = await driver.run(count_troubled(daemons.service, COUNTED_DUE))
+        return replace(seen, due=due, parked=parked, interrupted=interrupted, stuck=stuck)
 
     def _misfit(self, revision: str | None) -> str | None:
         try:
@@ -166,7 +188,8 @@ class Health:
             await asyncio.sleep(_BEAT)
 
     async def close(self) -> None:
-        """Give up a look that has not come back."""
+        """Give up a look that has not come back, and leave the database alone from now on."""
+        self.closed = True
         if self._looking is not None:
             self._looking.cancel()
             await asyncio.gather(self._looking, return_exceptions=True)

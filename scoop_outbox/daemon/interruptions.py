@@ -5,24 +5,24 @@ They are counted in the database, where they survive this process, and where ope
 
 from __future__ import annotations
 
-import logging
 import random
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Self
 
 import psycopg
 
 from scoop_outbox.core.run import RunState
 from scoop_outbox.core.statement import ask, statement
-from scoop_outbox.headers import storable
+from scoop_outbox.daemon.reports import Reports, Subject
+from scoop_outbox.headers import key_seen, storable
+from scoop_outbox.saga import Saga
 from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.calls import Interrupted
 from scoop_outbox.store.faults import words
-
-log = logging.getLogger(__name__)
 
 MOST = 20
 """After so many interruptions in a row a run is parked, unless told otherwise."""
@@ -42,11 +42,20 @@ class Interruption:
 
     Attributes:
         kind: `MACHINERY`, `WANTED` or `DIED`.
+        step: the step that was executed, if it is known better than from where the run stands.
+        server: on whose connection.
     """
 
     saga: str
     reason: str
     kind: str
+    step: str | None = None
+    server: str | None = None
+
+    @classmethod
+    def of(cls, saga: str, error: Interrupted) -> Self:
+        """Return what a driver has told."""
+        return cls(saga, error.reason, WANTED if error.wanted else MACHINERY, error.step, error.server)
 
 
 class Interruptions:
@@ -54,21 +63,22 @@ class Interruptions:
 
     Args:
         service: whose runs.
-        sagas: the sagas that it has: what never happened to them is counted too, as nothing.
+        sagas: the sagas that it has, by name: what never happened to them is counted too, as nothing.
+        reports: says what has become of the runs.
         most: a run is parked after so many in a row without progress; those that it wanted itself do not park it.
 
     Attributes:
         counted: how many there were since the worker started, by saga and kind.
-        parked: how many runs were parked because of them, by saga.
     """
 
-    def __init__(self, service: str, sagas: Iterable[str], most: int = MOST) -> None:
+    def __init__(self, service: str, sagas: Mapping[str, Saga], reports: Reports, most: int = MOST) -> None:
         """Hold nothing yet."""
         self._service = service
+        self._sagas = sagas
+        self._reports = reports
         self._most = most
         self._pending: dict[uuid.UUID, Interruption] = {}
         self.counted = Counter({(saga, kind): 0 for saga in sagas for kind in (MACHINERY, WANTED, DIED)})
-        self.parked: Counter[str] = Counter()
 
     def __contains__(self, run_id: uuid.UUID) -> bool:
         """Tell whether a run waits for its interruption to be written down."""
@@ -107,24 +117,14 @@ class Interruptions:
                 )
             )
         )
-        for run_id, count, state in rows:
-            self._report(run_id, pending[run_id], count, RunState(state))
+        for run_id, count, state, message_id, key, seq, step in rows:
+            one = pending[run_id]
+            at = one.step or step or (self._sagas[one.saga].steps[0].name if seq == 0 else None)
+            subject = Subject(self._service, one.saga, run_id, message_id, key_seen(key), at)
+            say = self._reports.parked if state == RunState.PARKED else self._reports.interrupted
+            say(subject, one.reason, count, one.server or driver.server)
         for run_id in pending:
             del self._pending[run_id]
-
-    def _report(self, run_id: uuid.UUID, one: Interruption, count: int, state: RunState) -> None:
-        if state is RunState.PARKED:
-            self.parked[one.saga] += 1
-            log.error(
-                "run parked: service %s, saga %s, run %s: interrupted %d times in a row without progress, the last "
-                "time: %s; mend the cause, then: scoop-outbox retry %s",
-                *(self._service, one.saga, run_id, count, one.reason, run_id),
-            )
-        else:
-            log.warning(
-                "run interrupted: service %s, saga %s, run %s, %d in a row: %s; it is executed again later",
-                *(self._service, one.saga, run_id, count, one.reason),
-            )
 
 
 @contextmanager

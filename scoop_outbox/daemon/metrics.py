@@ -14,11 +14,11 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
+from scoop_outbox.daemon.daemons import Daemons
 from scoop_outbox.daemon.intake import Intake
 from scoop_outbox.daemon.observed import Observed
 from scoop_outbox.daemon.relay import Relay
-from scoop_outbox.daemon.service import Daemons
-from scoop_outbox.daemon.tally import Histogram
+from scoop_outbox.daemon.tally import Ends, Histogram
 from scoop_outbox.daemon.worker import Worker
 
 _PREFIX = "scoop_outbox_"
@@ -58,6 +58,7 @@ class _Collector(Collector):
                 yield from _intake(self._daemons.intake)
             if self._daemons.worker is not None:
                 yield from _worker(self._daemons.worker)
+                yield from _runs(self._daemons.service, self._daemons.worker.reports.ends)
             yield _dead_letters(self._daemons)
             yield _unhandled(self._daemons)
 
@@ -77,6 +78,11 @@ def _database(seen: Observed) -> Iterator[Metric]:
         yield _gauge("outbox_oldest_age_seconds", "For how long the oldest of them has waited.", seen.oldest)
     if seen.parked is not None:
         yield _gauge("runs_parked", "Runs of this service that are parked, counted up to 10000.", seen.parked)
+        yield _gauge(
+            "runs_rollback_failed",
+            "Runs of this service that could not be rolled back, counted up to 10000.",
+            seen.stuck,
+        )
         yield _gauge(
             "runs_interrupted", "Runs that were interrupted and made no progress since, up to 10000.", seen.interrupted
         )
@@ -121,10 +127,20 @@ def _worker(worker: Worker) -> Iterator[Metric]:
     for (saga, kind), count in interruptions.counted.copy().items():
         interrupted.add_metric([saga, kind], count)
     yield interrupted
-    parked = CounterMetricFamily(_PREFIX + "worker_parked", "Runs that were parked.", None, ["saga"])
-    for saga in dict.fromkeys(saga for saga, _ in interruptions.counted):
-        parked.add_metric([saga], interruptions.parked[saga] + worker.reports.parked[saga])
-    yield parked
+
+
+def _runs(service: str, ends: Ends) -> Iterator[Metric]:
+    labels = ["service", "saga", "state"]
+    counts = CounterMetricFamily(_PREFIX + "runs", "How often runs got into a state in which they end.", None, labels)
+    for (saga, state), count in ends.counts.copy().items():
+        counts.add_metric([service, saga, state], count)
+    yield counts
+    seconds = HistogramMetricFamily(
+        _PREFIX + "run_seconds", "How long runs took from the taking in of their messages.", labels=labels
+    )
+    for (saga, state), seen in ends.seconds.items():
+        seconds.add_metric([service, saga, state], _buckets(seen), seen.total)
+    yield seconds
 
 
 def _dead_letters(daemons: Daemons) -> Metric:
@@ -149,8 +165,12 @@ def _unhandled(daemons: Daemons) -> Metric:
 
 
 def _histogram(name: str, text: str, seen: Histogram) -> Metric:
+    return HistogramMetricFamily(_PREFIX + name, text, _buckets(seen), seen.total)
+
+
+def _buckets(seen: Histogram) -> list[tuple[str, float]]:
     buckets, below = [], 0
     for bound, count in zip((*map(str, seen.bounds), "+Inf"), list(seen.counts), strict=True):
         below += count
         buckets.append((bound, float(below)))
-    return HistogramMetricFamily(_PREFIX + name, text, buckets, seen.total)
+    return buckets

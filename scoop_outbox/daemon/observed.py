@@ -15,6 +15,7 @@ class Observed:
         oldest: for how many seconds the oldest of them has.
         due: how much work of the service could be done now, counted up to a limit; None without a worker.
         parked: how many of its runs are parked, counted up to a limit; None without a worker.
+        stuck: how many of its runs could not be rolled back, likewise.
         interrupted: how many of its runs were interrupted and have made no progress since, likewise.
     """
 
@@ -24,3 +25,4 @@ class Observed:
     due: int | None = None
     parked: int | None = None
     interrupted: int = 0
+    stuck: int = 0

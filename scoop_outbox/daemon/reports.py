@@ -1,52 +1,222 @@
-"""Reports: what a worker says of runs that a person should hear of, after the commit."""
+"""Reports: what a worker counts, and says to operators, of what has become of runs. After the commit, and once."""
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
 
 from scoop_outbox.core.claim import Unhandled
-from scoop_outbox.core.run import Run
+from scoop_outbox.core.run import Run, RunState
 from scoop_outbox.daemon.signals import Signals
+from scoop_outbox.daemon.tally import Ends
+from scoop_outbox.failure import (
+    CAUSES_LEFT_OUT,
+    ChildRollbackFailed,
+    ChildRolledBack,
+    Failure,
+    GaveUp,
+    ParentSaidSo,
+)
+from scoop_outbox.message import Message
 
 log = logging.getLogger(__name__)
 
+TEXT_LIMIT = 200
+"""Characters of an exception's first line, and of a key, that a line of the log shows."""
+QUIET = 10.0
+"""Seconds in which one cause of interruptions is said once, however many runs it interrupts."""
+_PASSED_ON = frozenset(kind.__name__ for kind in (ChildRolledBack, ChildRollbackFailed, ParentSaidSo, GaveUp))
+"""Failures that tell how another one got here."""
+_CAUSES = 1000
+"""So many causes are remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a line of the log is about."""
+
+    service: str
+    saga: str
+    run: uuid.UUID
+    message: uuid.UUID
+    key: str | bytes | None
+    step: str | None
+
+    def __str__(self) -> str:
+        """Return it as every such line begins."""
+        service, saga, step = printable(self.service), printable(self.saga), printable(self.step or "-")
+        key = self.key if isinstance(self.key, str) or self.key is None else repr(self.key)
+        return (
+            f"service {service}, saga {saga}, run {self.run}, message {self.message}, "
+            f"key {'-' if key is None else line_of(key)}, step {step}"
+        )
+
 
 class Reports:
-    """The reports of one worker.
+    """The reports of one worker. Its methods may be called from any thread.
 
     Args:
         service: whose worker.
+        sagas: the names of its sagas.
         signals: counts launches that nobody handles, for the whole process.
+        seconds_since: how long ago a time of the database's clock was.
         brokered: whether a broker carries the messages that are launched.
 
     Attributes:
-        parked: how many runs were parked since the worker started, by saga.
+        ends: how runs have ended.
     """
 
-    def __init__(self, service: str, signals: Signals, *, brokered: bool) -> None:
+    def __init__(
+        self,
+        service: str,
+        sagas: Iterable[str],
+        signals: Signals,
+        seconds_since: Callable[[datetime], float],
+        *,
+        brokered: bool,
+    ) -> None:
         """Have said nothing yet."""
         self._service = service
         self._signals = signals
+        self._seconds_since = seconds_since
         self._brokered = brokered
-        self.parked: Counter[str] = Counter()
+        self._interrupted = Seldom(QUIET)
+        self.ends = Ends(sagas)
 
-    def say_parked(self, run: Run) -> None:
-        """Say that a run cannot go on, and why."""
-        self.parked[run.saga] += 1
-        log.error("run parked: service %s, saga %s, run %s: %s", run.service, run.saga, run.id, run.reason)
-
-    def say_unhandled(self, topics: Unhandled) -> None:
+    def unhandled(self, topics: Unhandled) -> None:
         """Say once for each topic that nobody listens to what was launched."""
         self._signals.unhandled.note(topics, self._service, brokered=self._brokered)
 
-    def say_unheard(self, run: Run) -> None:
-        """Say how a run has ended that nobody waits for."""
-        failure = run.failure
-        log.error(
-            "late run %s of saga %s has ended %s, and nobody waits for it: %s",
-            run.id,
-            run.saga,
-            run.state,
-            "no failure is known" if failure is None else f"{failure.type} in {failure.source}",
+    def changed(self, run: Run, step: str | None, message: Message) -> None:
+        """Count how a run has ended, and say what has gone wrong with it."""
+        state = run.state
+        if state.ended:
+            parked = state is RunState.PARKED
+            self.ends.note(run.saga, state, None if parked else self._seconds_since(message.created_at))
+        level = _level(run)
+        if level is not None and log.isEnabledFor(level):
+            subject = Subject(run.service, run.saga, run.id, message.id, message.key, step)
+            log.log(level, "%s: %s: %s", _EVENTS[state], subject, _told(run))
+        if run.late and state in (RunState.ROLLED_BACK, RunState.ROLLBACK_FAILED):
+            log.error(
+                "late run %s of saga %s has ended %s, and nobody waits for it: %s",
+                *(run.id, run.saga, state),
+                "no failure is known" if run.told is None else f"{run.told.type} in {run.told.source}",
+            )
+
+    def interrupted(self, subject: Subject, reason: str, count: int, host: str) -> None:
+        """Say that a run was interrupted and is executed again; a cause that interrupts many runs is said seldom."""
+        others = self._interrupted.take(f"{subject.saga}: {reason}")
+        log.log(
+            logging.DEBUG if others is None else logging.WARNING,
+            "run interrupted: %s, at %s, %d in a row: %s; it is executed again later%s",
+            *(subject, host, count, reason),
+            f" (and {others} times like this, which were not logged)" if others else "",
         )
+
+    def parked(self, subject: Subject, reason: str, count: int, host: str) -> None:
+        """Say that a run was interrupted so often that it is parked."""
+        self.ends.note(subject.saga, RunState.PARKED, None)
+        log.error(
+            "run parked: %s, at %s: interrupted %d times in a row without progress, the last time: %s; mend the cause, "
+            "then: scoop-outbox retry %s",
+            *(subject, host, count, reason, subject.run),
+        )
+
+
+class Seldom:
+    """Decides what is said and what is only counted, so that one cause does not fill the log.
+
+    Args:
+        seconds: for how long a cause is only counted after it has been said.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        """Have said nothing yet."""
+        self._seconds = seconds
+        self._said: dict[str, tuple[float, int]] = {}
+
+    def take(self, cause: str) -> int | None:
+        """Return how often a cause was not said since it was said last; None when it is not to be said now, either."""
+        now = time.monotonic()
+        at, unsaid = self._said.get(cause, (None, 0))
+        if at is not None and now - at < self._seconds:
+            self._said[cause] = at, unsaid + 1
+            return None
+        if len(self._said) >= _CAUSES:
+            self._said.clear()
+        self._said[cause] = now, 0
+        return unsaid
+
+
+_EVENTS = {
+    RunState.ROLLING_BACK: "run rolls back",
+    RunState.ROLLED_BACK: "run rolled back as its parent asked",
+    RunState.ROLLBACK_FAILED: "run cannot be rolled back",
+    RunState.PARKED: "run parked",
+}
+
+
+def _level(run: Run) -> int | None:
+    """Return how loudly it is said that a run has got into its state; None when there is nothing to say."""
+    match run.state:
+        case RunState.ROLLING_BACK:
+            # One of a root is the end of a hierarchy; one of a child its parent may be prepared for.
+            return logging.WARNING if run.parent_run is None else logging.INFO
+        case RunState.ROLLED_BACK:
+            # What it has failed with itself was said when that happened.
+            asked = run.failure is not None and run.failure.type == ParentSaidSo.__name__
+            return logging.DEBUG if asked else None
+        case RunState.ROLLBACK_FAILED | RunState.PARKED:
+            return logging.ERROR
+        case _:
+            return None
+
+
+def _told(run: Run) -> str:
+    """Return why a run is in its state, in a line."""
+    if run.state is RunState.PARKED:
+        return printable(run.reason or "")
+    why = _why(run.failure, run.saga)
+    if run.state is RunState.ROLLBACK_FAILED:
+        return f"{_why(run.obstacle, run.saga)}; it was to be rolled back for: {why}"
+    return why
+
+
+def _why(failure: Failure | None, saga: str) -> str:
+    """Return why something failed, in a line: what was raised where it began, and what that was caused by."""
+    if failure is None:
+        return "no failure is known"
+    while failure.type in _PASSED_ON and (below := _first_cause(failure)) is not None:
+        failure = below
+    root = failure
+    while (below := _first_cause(root)) is not None:
+        root = below
+    text = _described(failure)
+    if root is not failure:
+        text += f" (root cause: {_described(root)})"
+    return text if failure.source.startswith(f"{saga}[") else f"{text}, in {line_of(failure.source)}"
+
+
+def _first_cause(failure: Failure) -> Failure | None:
+    return next((cause for cause in failure.causes if cause.type != CAUSES_LEFT_OUT), None)
+
+
+def _described(failure: Failure) -> str:
+    # The first line alone: below it, databases and validators quote the values that they were given.
+    first = next(iter((failure.message or "").strip().splitlines()), "")
+    return f"{line_of(failure.type)}: {line_of(first)}" if first else line_of(failure.type)
+
+
+def line_of(text: str) -> str:
+    """Return the beginning of a text, in one line whatever it holds."""
+    return printable(text if len(text) <= TEXT_LIMIT else f"{text[: TEXT_LIMIT - 3]}...")
+
+
+def printable(text: str) -> str:
+    """Return a text in one line, whatever it holds."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

@@ -49,6 +49,7 @@ class Roster:
         self._shares: dict[str, tuple[Share, Share]] = dict.fromkeys(self._mine, ((0, 1), (0, 1)))
         self._connected: frozenset[uuid.UUID] = frozenset()
         self._due_at = 0.0
+        self._ahead = time.time() - time.monotonic()
 
     @property
     def left(self) -> float:
@@ -77,6 +78,10 @@ class Roster:
         any_version, own_version = self._shares[saga]
         part, parts = own_version if version else any_version
         return int.from_bytes(run_id.bytes[-2:]) % parts == part
+
+    def seconds_since(self, at: datetime) -> float:
+        """Return how long ago a time of the database's clock was; what that shows is known from its last answer."""
+        return max(time.monotonic() + self._ahead - at.timestamp(), 0.0)
 
     async def introduce(self, driver: AsyncDriver) -> None:
         """Say what this worker knows, on a connection by which its death is noticed."""
@@ -130,6 +135,7 @@ class Roster:
             )
         )
         now: datetime = rows[0][0]
+        self._ahead = now.timestamp() - time.monotonic()
         if self.suspect is None:
             self.suspect = now
             self.deployment = Deployment(self.deployment.mine, self.deployment.alive, now)

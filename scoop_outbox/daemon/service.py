@@ -7,15 +7,17 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from scoop_outbox.broker.protocol import Broker, Publisher, Subscription
 from scoop_outbox.daemon.announcer import Announcer
+from scoop_outbox.daemon.daemons import error_of
 from scoop_outbox.daemon.home_publisher import HomePublisher
 from scoop_outbox.daemon.intake import HIGH_WATER, Intake
 from scoop_outbox.daemon.interruptions import MOST
 from scoop_outbox.daemon.relay import Relay
+from scoop_outbox.daemon.running import Running
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.daemon.worker import SLOTS, Worker
 from scoop_outbox.errors import BrokerError
@@ -26,52 +28,6 @@ log = logging.getLogger(__name__)
 
 _LAST = 1.0
 """Seconds that relay and intake get to give back what they hold, if the steps have used up the grace."""
-
-
-class Daemons:
-    """The relay, the worker and the intake of one process, any of which may be missing.
-
-    Attributes:
-        relay: publishes, or None.
-        worker: executes runs, or None.
-        intake: takes in from a broker, or None.
-        service: whose runs the worker executes.
-        sagas: the names of its sagas.
-        unhandled: what this process has launched on topics that nobody listens to, in numbers by topic.
-    """
-
-    def __init__(
-        self,
-        relay: Relay | None,
-        worker: Worker | None,
-        intake: Intake | None,
-        service: str = "",
-        sagas: Sequence[str] = (),
-    ) -> None:
-        """See `daemons`."""
-        self.relay = relay
-        self.worker = worker
-        self.intake = intake
-        self.service = service
-        self.sagas = sagas
-        self.signals: Signals | None = None
-        self.tasks: list[asyncio.Task[None]] = []
-
-    @property
-    def unhandled(self) -> Mapping[str, int]:
-        """See the class."""
-        return {} if self.signals is None else self.signals.unhandled.counts
-
-    @property
-    def died(self) -> list[str]:
-        """The names of those that have ended by an error; the log holds it."""
-        return [task.get_name() for task in self.tasks if _error_of(task) is not None]
-
-    async def until_one_dies(self) -> None:
-        """Wait until one of them has ended by an error. Nothing but a new start of the process mends that."""
-        tasks = set(self.tasks)
-        while not self.died:
-            _, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
 
 
 @asynccontextmanager
@@ -89,7 +45,7 @@ async def daemons(
     high_water: int = HIGH_WATER,
     max_interruptions: int = MOST,
     grace: float = 20.0,
-) -> AsyncIterator[Daemons]:
+) -> AsyncIterator[Running]:
     """Run relay, worker and intake in the background, and drain them at the end.
 
     Args:
@@ -120,7 +76,8 @@ async def daemons(
         brokered=broker is not None,
         max_interruptions=max_interruptions,
     )
-    running = Daemons(
+    running = Running(
+        home,
         relaying,
         new_worker() if serving else None,
         Intake(home, broker, subscription, sagas, signals, announcer, high=high_water, low=high_water // 2)
@@ -133,11 +90,11 @@ async def daemons(
     try:
         yield running
     finally:
-        await _drain(running, grace)
-        signals.detach()
+        await _drain(running, grace, signals)
 
 
-async def _drain(running: Daemons, grace: float) -> None:
+async def _drain(running: Running, grace: float, signals: Signals) -> None:
+    running.not_ready()
     tasks = running.tasks
     # The worker before the relay: what its last steps launch is relayed meanwhile.
     deadline = time.monotonic() + grace
@@ -152,9 +109,11 @@ async def _drain(running: Daemons, grace: float) -> None:
             await asyncio.gather(*tasks[1:], return_exceptions=True)
     tasks[0].cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+    await running.close()
+    signals.detach()
 
 
-def _start(running: Daemons, signals: Signals) -> list[asyncio.Task[None]]:
+def _start(running: Running, signals: Signals) -> list[asyncio.Task[None]]:
     running.signals = signals
     named = {"signals": signals, "relay": running.relay, "worker": running.worker, "intake": running.intake}
     tasks = [
@@ -200,10 +159,6 @@ async def _publisher(home: Home, broker: Broker | None, signals: Signals) -> Pub
 
 def _report(task: asyncio.Task[None]) -> None:
     """Say so when a daemon ends that should not: silence is how work stops unnoticed."""
-    error = _error_of(task)
+    error = error_of(task)
     if error is not None:
         log.critical("%s has died", task.get_name(), exc_info=error)
-
-
-def _error_of(task: asyncio.Task[None]) -> BaseException | None:
-    return task.exception() if task.done() and not task.cancelled() else None

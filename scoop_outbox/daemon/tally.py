@@ -1,10 +1,13 @@
-"""What a relay has done since it started, in numbers that can be read at any moment, from any thread."""
+"""What relays and workers have done since they started, in numbers that can be read at any moment, from any thread."""
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+
+from scoop_outbox.core.run import RunState
 
 TOPICS = 100
 OTHER = "(other)"
@@ -17,8 +20,17 @@ _CLASSES = (
 )
 
 
+MOMENTS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Bounds for what a machine does."""
+HOURS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 3600.0, 21600.0, 86400.0)
+"""Bounds for what may wait for people."""
+
+
 class Histogram:
     """Counts durations in buckets.
+
+    Args:
+        bounds: the upper bounds of the buckets, ascending.
 
     Attributes:
         bounds: the upper bound of each bucket in seconds; what is above the last one is in one more.
@@ -26,9 +38,9 @@ class Histogram:
         total: the sum of all durations.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bounds: Sequence[float] = MOMENTS) -> None:
         """Have counted nothing."""
-        self.bounds = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+        self.bounds = bounds
         self.counts = [0] * (len(self.bounds) + 1)
         self.total = 0.0
 
@@ -64,6 +76,43 @@ class Tally:
     def buried(self, reasons: Iterable[str]) -> None:
         """Count dead letters, by their reasons."""
         self.dead_letters.update(map(reason_class, reasons))
+
+
+class Ends:
+    """How runs have ended, and how long they took. Threads and the event loop count at the same time.
+
+    Args:
+        sagas: the names of sagas, of which what has not happened is counted, too, as nothing.
+
+    Attributes:
+        counts: how many runs got into a state in which they end, by saga and state. One that commits and is rolled
+            back later is in both; one that is parked may go on.
+        seconds: how long it took, from the taking in of the message, likewise; nothing of parked ones.
+    """
+
+    def __init__(self, sagas: Iterable[str]) -> None:
+        """Have counted nothing."""
+        states = [state for state in RunState if state.ended]
+        keys = [(saga, state) for saga in sagas for state in states]
+        self._lock = threading.Lock()
+        self.counts: Counter[tuple[str, RunState]] = Counter(dict.fromkeys(keys, 0))
+        self._seconds: dict[tuple[str, RunState], Histogram] = {}
+
+    @property
+    def seconds(self) -> Mapping[tuple[str, RunState], Histogram]:
+        """See the class."""
+        with self._lock:
+            return dict(self._seconds)
+
+    def note(self, saga: str, state: RunState, seconds: float | None) -> None:
+        """Count a run; `seconds` is None when it has not really ended."""
+        key = saga, state
+        with self._lock:
+            self.counts[key] += 1
+            if seconds is not None:
+                if (histogram := self._seconds.get(key)) is None:
+                    histogram = self._seconds[key] = Histogram(HOURS)
+                histogram.observe(seconds)
 
 
 def reason_class(reason: str) -> str:

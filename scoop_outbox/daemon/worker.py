@@ -21,12 +21,12 @@ import psycopg
 import sqlalchemy as sa
 
 from scoop_outbox.cancellation import StrayCancellationError, own_cancellation_only
-from scoop_outbox.core import claim, parking, plans
+from scoop_outbox.core import claim, plans
 from scoop_outbox.core.plans import Execution
 from scoop_outbox.daemon.backoff import Backoff
 from scoop_outbox.daemon.connections import StepConnections
 from scoop_outbox.daemon.contained import contain_exits, let_exits_through
-from scoop_outbox.daemon.interruptions import MACHINERY, MOST, WANTED, Interruption, Interruptions, refusals_interrupt
+from scoop_outbox.daemon.interruptions import MACHINERY, MOST, Interruption, Interruptions, refusals_interrupt
 from scoop_outbox.daemon.mail import MailReader
 from scoop_outbox.daemon.pace import Pace
 from scoop_outbox.daemon.ready import Ready
@@ -34,6 +34,7 @@ from scoop_outbox.daemon.reports import Reports
 from scoop_outbox.daemon.roster import Roster
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.daemon.slot import Counters, Slot, mostly_async
+from scoop_outbox.daemon.surroundings import Surroundings
 from scoop_outbox.saga import Saga
 from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.calls import Interrupted
@@ -83,8 +84,9 @@ class Worker:
         self._signals = signals
         self._pace = Pace()
         self._roster = Roster(home.process_id, service, self._sagas)
-        self.reports = Reports(service, signals, brokered=brokered)
-        self.interruptions = Interruptions(service, self._sagas, max_interruptions)
+        self._surroundings = Surroundings(service, self._sagas, self._roster, signals)
+        self.reports = Reports(service, self._sagas, signals, self._roster.seconds_since, brokered=brokered)
+        self.interruptions = Interruptions(service, self._sagas, self.reports, max_interruptions)
         self._mail = MailReader(service, list(self._sagas), self._roster, self.interruptions)
         self._feeder: PatientDriver | None = None
         # Threads move on to the next run by themselves; what they and the loop share is behind this lock.
@@ -127,9 +129,7 @@ class Worker:
             lambda: self._stopping,
             self._brokered,
             self._roster.deployment,
-            self.reports.say_parked,
-            self.reports.say_unhandled,
-            self.reports.say_unheard,
+            self.reports,
         )
         return worker
 
@@ -225,12 +225,8 @@ class Worker:
                 await self._freed.wait()
 
     async def _look_around(self, driver: AsyncDriver) -> None:
-        """See who else is there; let runs go on that waited for somebody who knows what this process knows."""
-        if await self._roster.refresh(driver):
+        if await self._surroundings.look(driver):
             self._mail.horizon.forget()  # what was another's may lie further back
-        freed = await driver.run(parking.unpark(self._service, self._roster.deployment, self._signals))
-        for run_id in freed:
-            log.info("run unparked: service %s, run %s: this worker knows what it needs", self._service, run_id)
 
     @property
     def _low(self) -> bool:
@@ -344,24 +340,25 @@ class Worker:
             if done is Execution.NOTHING:
                 self.counters.empty_claims += 1
         except Interrupted as error:
-            self._interrupted(slot, error.reason, WANTED if error.wanted else MACHINERY)
+            self._interrupted(slot, Interruption.of(slot.saga, error))
         except (psycopg.Error, sa.exc.SQLAlchemyError, OSError) as error:
             # Nothing was begun: that there is no connection says nothing of the run.
             log.warning("run %s of saga %s waits for a connection: %s", slot.run_id, slot.saga, words(error))
         except StrayCancellationError:
-            self._interrupted(slot, "something that it waited for has been cancelled", MACHINERY)
+            self._interrupted(slot, Interruption(slot.saga, "something that it waited for was cancelled", MACHINERY))
         except Exception as error:
             log.exception("run %s of saga %s cannot be executed", slot.run_id, slot.saga)
-            self._interrupted(slot, f"it cannot be executed: {type(error).__name__}, see the log", MACHINERY)
+            reason = f"it cannot be executed: {type(error).__name__}, see the log"
+            self._interrupted(slot, Interruption(slot.saga, reason, MACHINERY))
         finally:
             if done is None or done is Execution.OTHER_COLOUR:
                 self._mail.horizon.forget()  # its mail lies where it did
             self._finished(slot, done or Execution.NOTHING)
 
-    def _interrupted(self, slot: Slot, reason: str, kind: str) -> None:
+    def _interrupted(self, slot: Slot, why: Interruption) -> None:
         """Have the feeder write down that a run could not be executed."""
         if not self._stopping:
-            self.interruptions.note(slot.run_id, Interruption(slot.saga, reason, kind))
+            self.interruptions.note(slot.run_id, why)
 
     def _finished(self, slot: Slot, done: Execution) -> None:
         with self._lock:

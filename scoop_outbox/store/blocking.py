@@ -33,6 +33,7 @@ from scoop_outbox.store.faults import (
     interruption,
     of_the_rows,
     rolled_back,
+    server_of,
     spoils,
     words,
 )
@@ -126,6 +127,10 @@ class Driver:
         raw: psycopg's connection beneath it; callbacks never get it, but a wrapper that ends with them.
         mode: how it talks to the server.
         context: the context variables that callbacks find.
+
+    Attributes:
+        usable: whether the connection is to be used again.
+        server: host and port that it leads to.
     """
 
     def __init__(
@@ -148,6 +153,7 @@ class Driver:
         self._committing = False
         self.opened: Session | None = None
         self.usable = True
+        self.server = server_of(raw)
 
     @classmethod
     def connect(cls, engine: Engine, mode: Mode, context: contextvars.Context | None = None) -> Self:
@@ -210,6 +216,7 @@ class Driver:
         """
         answer: Any = None
         refused: Refused | None = None
+        called: Call | None = None
         try:
             while True:
                 try:
@@ -219,6 +226,7 @@ class Driver:
                     return result
                 answer = refused = None
                 if isinstance(asked, Call):
+                    called = asked
                     answer = self._call(asked)
                     continue
                 try:
@@ -236,7 +244,9 @@ class Driver:
             if spoils(error):
                 self.usable = False
             if isinstance(error, psycopg.Error):
-                raise Interrupted(words(error)) from error
+                raise Interrupted(words(error)).on(self.server, called) from error
+            if isinstance(error, Interrupted):
+                error.on(self.server, called)
             raise
 
     def _refusal(self, error: psycopg.Error) -> Refused:
@@ -328,7 +338,7 @@ class Driver:
         except (psycopg.Error, sa.exc.SQLAlchemyError, OSError) as error:
             raise Interrupted(words(error)) from error
         self._pipeline = Pipeline(self.raw, self._mode)
-        self._lent, self.usable = None, True
+        self._lent, self.usable, self.server = None, True, server_of(self.raw)
         # The server undoes what was open when it notices, and holds the run's lock that long.
         for _ in range(_LOOKS if in_use else 0):
             (rows,) = self._batch([Statement("wait_for_backend", {"pid": pid})])

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import logging
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -33,6 +33,8 @@ class Interrupted(Exception):
         reason: why, in a line for operators and for the run's row: the class of the error, its SQL state, the server's
             words; never a value of the user's.
         wanted: whether a callback asked for it, with `TransientError`; otherwise the machinery failed.
+        server: where the connection led on which it happened, if it was on one.
+        step: the step whose callback had been called last, if one had.
     """
 
     def __init__(self, reason: str, *, wanted: bool = False) -> None:
@@ -40,6 +42,13 @@ class Interrupted(Exception):
         super().__init__(reason)
         self.reason = reason
         self.wanted = wanted
+        self.server: str | None = None
+        self.step: str | None = None
+
+    def on(self, server: str, call: Call | None) -> Self:
+        """Note where it happened, and after which call; return itself."""
+        self.server, self.step = server, None if call is None else call.step
+        return self
 
 
 def scope_arguments(call: Call) -> dict[str, Any]:

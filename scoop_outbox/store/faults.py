@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import psycopg
 
@@ -59,6 +60,17 @@ def words(error: BaseException) -> str:
     return f"{name}{'' if error.sqlstate is None else f' {error.sqlstate}'}{said and f': {said}'}"
 
 
+def server_of(raw: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> str:
+    """Return host and port of the server that a connection leads to, or its socket."""
+    try:
+        host, port = raw.info.host, raw.info.port
+    except psycopg.Error:  # it is broken already
+        return "a server"
+    if host.startswith("/"):
+        return host
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def spoils(error: BaseException) -> bool:
     """Tell whether an error shows that the connection is not to be used again, although it works."""
     return any(isinstance(one, psycopg.Error) and one.sqlstate == READ_ONLY for one in _chain(error))
@@ -91,10 +103,16 @@ def interruption(error: BaseException, lent: Lent | None, *, lost: bool) -> Inte
         if isinstance(one, MemoryError) or (lent is not None and lent.has_seen(one) and _of_the_machinery(one)):
             return Interrupted(words(one))
     if lost:
-        return Interrupted(f"the connection was lost ({words(error)})")
+        # What the server said last, though the callback may have raised something else of it.
+        said = next((one for one in chain if lent is not None and _is_of(one, lent)), error)
+        return Interrupted(f"the connection was lost ({words(said)})")
     if lent is not None and (aborted := lent.aborted_by) is not None and _of_the_machinery(aborted):
         return Interrupted(words(aborted))
     return None
+
+
+def _is_of(error: BaseException, lent: Lent) -> bool:
+    return isinstance(error, psycopg.Error) and lent.has_seen(error)
 
 
 def _of_the_machinery(error: BaseException) -> bool:

@@ -69,10 +69,10 @@ class Pipeline:
     def _run(self, batch: Batch) -> PQGen[list[Rows]]:
         pgconn = self._pgconn
         pgconn.enter_pipeline_mode()
+        results: list[PGresult] = []
         try:
             sent = self._send(batch)
             yield from generators.send(pgconn)
-            results: list[PGresult] = []
             while len(results) <= len(sent):  # one more: the sync at the end
                 while pgconn.is_busy():
                     ready = yield Wait.R
@@ -83,6 +83,12 @@ class Pipeline:
                         if not pgconn.is_busy():
                             break
                 results += yield from generators.fetch_many(pgconn)
+        except psycopg.OperationalError as error:
+            # Why the server has ended the connection, if it could still say so: that comes before the end.
+            for result in results:
+                if result.status == ExecStatus.FATAL_ERROR:
+                    raise psycopg.errors.error_from_result(result, encoding="utf-8") from error
+            raise
         finally:
             self._leave()
         return self._read(sent, results)

@@ -234,6 +234,7 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
     # Small, and found without looking at all that has ended. Of columns that a run which goes on leaves as they are:
     # an index on its state would be written to each time that a run ends.
     Index("run_parked", run.c.service, run.c.saga, postgresql_where=run.c.reason.is_not(None))
+    Index("run_stuck", run.c.service, postgresql_where=run.c.obstacle.is_not(None))
     Index("run_interrupted", run.c.service, postgresql_where=run.c.interruptions > 0)
     Index("run_taken", run.c.taken_by, postgresql_where=run.c.taken_by.is_not(None))
 

@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 
 from scoop_outbox import Message, Scoop, Topic
-from scoop_outbox.daemon.service import Daemons
+from scoop_outbox.daemon.daemons import Daemons
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from tests.waiting import until
 

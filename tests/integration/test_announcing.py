@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from scoop_outbox import BrokerError, DefinitionError, Scoop
-from scoop_outbox.daemon.service import Daemons
+from scoop_outbox.daemon.daemons import Daemons
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from tests.fake_broker import FakeBroker, message
 from tests.waiting import until

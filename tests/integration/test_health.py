@@ -15,7 +15,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from scoop_outbox import Message, Scoop, Scope
+from scoop_outbox import Message, Running, Scoop, Scope
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, Publisher, Receipt, Verdict
 from scoop_outbox.daemon import health as health_module
 from scoop_outbox.daemon import tally
@@ -268,7 +268,7 @@ async def test_numbers_of_relay_worker_and_intake(database_url: str) -> None:
         assert (await value(port, "worker_claims_total") or 0) >= 5
         assert await value(port, "worker_busy_slots") == 0
         assert await value(port, 'worker_interruptions_total{kind="machinery",saga="place-order"}') == 0
-        assert await value(port, 'worker_parked_total{saga="place-order"}') == 0
+        assert await value(port, 'runs_total{saga="place-order",service="shop",state="parked"}') == 0
         assert await value(port, "runs_parked") == 0
         assert await value(port, "runs_interrupted") == 0
         assert await value(port, "intake_paused") == 0
@@ -285,6 +285,46 @@ async def test_numbers_of_relay_worker_and_intake(database_url: str) -> None:
         _, text = await asked(port, "/metrics")
         names = set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
         assert all(name.startswith("scoop_outbox_") for name in names)
+
+
+async def test_a_program_that_embeds_gets_the_same_answers_as_the_port(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = shop(database_url)
+    broker = Verdicts()
+    async with served(app, broker) as (port, health):
+        running = health._daemons
+        assert isinstance(running, Running)
+        assert await running.ready()
+        assert await running.problems() == {}
+        broker.consumers[0].trouble = "the group has no coordinator"
+        assert not await running.ready()
+        assert await running.problems() == await problems(port) == {"intake": "the group has no coordinator"}
+        broker.consumers[0].trouble = None
+
+        def names(text: str) -> set[str]:
+            return set(re.findall(r"^# TYPE (.*)$", text, re.MULTILINE))
+
+        assert names(await running.metrics()) == names((await asked(port, "/metrics"))[1])
+        assert "scoop_outbox_database_up 1.0\n" in await running.metrics()
+
+        monkeypatch.setattr(health_module, "_PATIENCE", 0.1)
+        with psycopg.connect(database_url) as connection:
+            connection.execute("lock table scoop_outbox.alembic_version in access exclusive mode")
+            assert await running.problems() == {"database": "it has not answered within 0 s"}
+            assert "scoop_outbox_database_up 0.0\n" in await running.metrics()
+        await until(running.ready)
+
+
+async def test_a_program_that_has_left_running_is_not_ready_and_opens_nothing(database_url: str) -> None:
+    app = shop(database_url)
+    async with app.running() as running:
+        assert await running.ready()
+    opened = "select count(*) from pg_stat_activity where datname = current_database() and application_name like 'sc%'"
+    assert await running.problems() == {"process": "it is stopping"}
+    assert "scoop_outbox_worker_claims_total" in await running.metrics()
+    with psycopg.connect(database_url) as connection:
+        await until(lambda: connection.execute(opened.encode()).fetchone() == (0,))
 
 
 async def metric(port: int, name: str, expected: float) -> bool:

@@ -334,6 +334,8 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
          {"topics": ["t"] * 3, "services": ["s"] * 3, "sagas": ["a", "b", "c"], "ordered": [True] * 3,
           "patterns": [None, "^t$", None], "names": ["[]"] * 3, "brokered": True}),
         ("read_brokered", {}),
+        ("read_strangers", {"service": "shop", "sagas": ["saga 1"], "most": 100}),
+        ("is_relayed", {}),
         ("read_revision", {}),
         ("read_roots", {"messages": [message_id(OLD + n) for n in range(10)]}),
         ("read_roots", {"messages": [uuid4()]}),

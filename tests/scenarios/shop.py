@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from scoop_outbox import DistributedError, Handle, Retry, RunState, RunStatus, Saga, Scoop, Status, Step
-from scoop_outbox.daemon.service import Daemons
+from scoop_outbox.daemon.daemons import Daemons
 from tests.waiting import until, until_blocking
 
 COLOURS = ("async", "blocking", "mixed")

@@ -30,7 +30,7 @@ def line_of(function: Callable[..., Any], text: str) -> int:
 def place(function: Callable[..., Any], text: str) -> dict[str, Any]:
     """The stored form of a frame of this file."""
     return {
-        "fileName": __file__,
+        "fileName": "tests/scenarios/test_seed.py",
         "className": __name__,
         "lineNumber": line_of(function, text),
         "functionName": function.__qualname__,

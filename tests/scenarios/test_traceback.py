@@ -12,6 +12,8 @@ import pytest
 from scoop_outbox import DistributedError, Scoop, Scope
 from tests.scenarios.shop import LONG
 
+HERE = "tests/scenarios/test_traceback.py"
+
 
 class OutOfPallets(Exception):
     """A failure of the warehouse's business."""
@@ -106,16 +108,16 @@ def recorded_by(saga: str) -> str:
     return f"[{saga}[...]]"
 
 
-def entry(function: Callable[..., Any], text: str) -> str:
-    """How a traceback shows a line of a function of this file."""
+def entry(function: Callable[..., Any], text: str, file: str = HERE) -> str:
+    """How a traceback shows a line of a function of this file: as failures call it, or as the interpreter does."""
     number = line_of(function, text)
     source = inspect.getsource(function).splitlines()[number - inspect.getsourcelines(function)[1]].strip()
-    return f'  File "{__file__}", line {number}, in {function.__qualname__}\n    {source}\n'
+    return f'  File "{file}", line {number}, in {function.__qualname__}\n    {source}\n'
 
 
 def launched_at(function: Callable[..., Any], text: str) -> str:
     """How a note shows where a message was launched."""
-    return f"launched at {__file__}:{line_of(function, text)} in {function.__qualname__}"
+    return f"launched at {HERE}:{line_of(function, text)} in {function.__qualname__}"
 
 
 @pytest.fixture
@@ -170,7 +172,7 @@ async def test_promise_7_one_traceback_across_three_services(
         f"{recorded_by('pick')} {__name__}.OutOfPallets: no pallet holds bicycle\n",
         entry(reserve, "scope.launch("),
         f"{recorded_by('reserve')} ChildRolledBack: Child failure occurred while suspended in step [reserve]\n",
-        entry(launch_and_wait, "await handle.wait("),
+        entry(launch_and_wait, "await handle.wait(", __file__),
         entry(place, "scope.launch("),
         f"{recorded_by('place-order')} ChildRolledBack: Child failure occurred while suspended in step [place]\n",
         launched_at(launch_and_wait, "handle = await services[0].launch("),
@@ -178,7 +180,7 @@ async def test_promise_7_one_traceback_across_three_services(
     # Root cause first, and nothing but what the users wrote, up to the place where the failure was waited for.
     assert found == sorted(found)
     assert text.count("The above exception was the direct cause of the following exception:") == 3
-    assert set(re.findall(r'File "([^"]+)"', text[: found[6]])) == {__file__}
+    assert set(re.findall(r'File "([^"]+)"', text[: found[6]])) == {HERE}
 
 
 @pytest.mark.parametrize("colour", ["async", "blocking"])

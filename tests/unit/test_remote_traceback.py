@@ -16,7 +16,8 @@ import pytest
 from scoop_outbox.failure import ChildRolledBack, DistributedError, Failure, Frame
 from scoop_outbox.remote_traceback import LEFT_OUT, cut, cut_frames, frames_of, traceback_of
 
-HERE = __file__
+HERE = "tests/unit/test_remote_traceback.py"
+"""How this file is called in failures: as its module is, whatever folder it lies in."""
 
 
 class CardDeclined(Exception):
@@ -56,7 +57,7 @@ def check_card() -> None:
 
 
 def line_of(text: str) -> int:
-    lines = Path(HERE).read_text().splitlines()
+    lines = Path(__file__).read_text().splitlines()
     return next(number for number, line in enumerate(lines, 1) if line.strip() == text)
 
 

@@ -1,5 +1,6 @@
 """`scoop-outbox topology`: what it prints and its exit code, with a broker that is made up."""
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ def test_what_is_missing_is_shown_and_created_once(made: Made) -> None:
         "missing  topic invoices",
         "exists   topic orders",
         "unknown  binding for orders",
-        "1 missing; to create: scoop-outbox topology apply shop_of_topology:app --topic invoices --topic orders",
+        f"1 missing; to create: scoop-outbox topology apply {' '.join(wanted)}",
     ]
     assert topology("apply", *wanted) == [
         "created  topic invoices",
@@ -103,6 +104,68 @@ def test_what_is_missing_is_shown_and_created_once(made: Made) -> None:
     assert topology("print", *wanted) == topology("print", *wanted)
     assert "missing" not in "".join(topology("print", *wanted))
     assert [create for _, _, create in made.asked][:2] == [False, True]
+
+
+def hint(*arguments: str) -> str:
+    """Return the command that `print` says would create what is missing, without its beginning."""
+    *_, line = topology("print", "shop_of_topology:app", *arguments, "--topic", "invoices", code=3)
+    assert line.startswith("1 missing; to create")
+    return line
+
+
+def test_the_hint_repeats_what_was_given_and_creates_it(made: Made, tmp_path: Path) -> None:
+    file = tmp_path / "kafka settings"
+    file.write_text("sasl.password=s3cr3t")
+    options = (
+        "--broker",
+        "made://here:1/",
+        "--group",
+        "a b",
+        "--broker-setting",
+        "c=3",
+        "--broker-settings",
+        str(file),
+    )
+
+    line = hint(*options)
+
+    assert line == (
+        "1 missing; to create: scoop-outbox topology apply shop_of_topology:app --broker made://here:1/ --group 'a b' "
+        f"--broker-setting c=3 --broker-settings '{file}' --topic invoices"
+    )
+    topology(*shlex.split(line.partition("scoop-outbox topology ")[2]))
+    assert made.asked[-1] == (["invoices"], Subscription("shop", "a b", ("orders",)), True)
+    assert made.settings == {"a": "1", "b": "1", "c": "3", "sasl.password": "s3cr3t"}
+
+
+def test_what_the_environment_says_is_not_repeated(made: Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "settings"
+    file.write_text("a=1")
+    monkeypatch.setenv("SCOOP_OUTBOX_BROKER", "made://user:s3cr3t@here")
+    monkeypatch.setenv("SCOOP_OUTBOX_BROKER_SETTINGS", str(file))
+
+    assert hint().endswith("topology apply shop_of_topology:app --topic invoices")
+
+
+@pytest.mark.parametrize(
+    "given, shown",
+    [
+        (("--broker", "made://user:s3cr3t@here"), "--broker made://user:...@here"),
+        (("--broker", "made://user:s3/cr?3t@x@here,there"), "--broker made://user:...@here,there"),
+        (("--broker", "made://here?a=1&sasl.password=s3cr3t"), "--broker 'made://here?a=1&sasl.password=...'"),
+        (("--broker", "made://here", "--broker-setting", "sasl.password=s3cr3t"), "--broker-setting sasl.password=..."),
+        (
+            ("--broker", "made://here", "--broker-setting", " ssl.key.pem = s3cr3t"),
+            "--broker-setting ' ssl.key.pem =...'",
+        ),
+    ],
+)
+def test_the_hint_holds_no_secret(made: Made, given: tuple[str, ...], shown: str) -> None:
+    line = hint(*given)
+
+    assert "1 missing; to create, with what ... stands for: " in line
+    assert f" {shown} --topic invoices" in line
+    assert "s3" not in line
 
 
 def test_what_sagas_listen_on_is_received_by_the_group_and_what_is_named_is_only_published(made: Made) -> None:

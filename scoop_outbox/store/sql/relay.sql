@@ -94,6 +94,9 @@ from unnest(%(shards)s::smallint[], %(epochs)s::bigint[]) as mine (shard, epoch)
 where s.shard = mine.shard and s.epoch = mine.epoch
 returning s.shard, s.epoch
 
+-- name: is_relayed
+select exists (select from {schema}.outbox_shard where expires_at > clock_timestamp())
+
 -- name: release_shards
 update {schema}.outbox_shard s
 set owner = null, expires_at = '-infinity'

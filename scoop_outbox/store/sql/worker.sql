@@ -105,7 +105,8 @@ select id, died from asked
 -- it has happened since the run last made progress, so that others come first; in the end the run is parked, but for
 -- what it asked for itself. From 40 ms to 30 s, by two fifths each time: twenty of them take about a minute, as long as a
 -- server takes to restart. A run that has killed a process is marked at once as taken by somebody who is not alive:
--- its mail is not old any more, and whoever executes it next may die of it, too.
+-- its mail is not old any more, and whoever executes it next may die of it, too. Answers what the log says of each run:
+-- the step is the next one, or the one that is undone next.
 with told as (
     select *
     from unnest(%(runs)s::uuid[], %(reasons)s::text[], %(parks)s::bool[], %(takers)s::uuid[], %(chances)s::float8[])
@@ -129,7 +130,7 @@ with told as (
     from held h
     join told t on t.id = h.id
     where r.id = h.id
-    returning r.id, r.interruptions, r.unwanted, r.state, t.chance
+    returning r.id, r.message_id, r.interruptions, r.unwanted, r.state, r.seq, r.next_step, r.undo_seq, t.chance
 ), dropped as (
     delete from {schema}.mailbox m using noted n where m.run_id = n.id and n.state = 'parked'
 ), delayed as (
@@ -139,7 +140,18 @@ with told as (
     from noted n
     where m.run_id = n.id and n.state <> 'parked'
 )
-select id, case when state = 'parked' then unwanted else interruptions end, state from noted
+select n.id, case when n.state = 'parked' then n.unwanted else n.interruptions end, n.state, n.message_id, m.key, n.seq,
+       case
+           when n.undo_seq is null then n.next_step
+           else (
+               select s.step from {schema}.step s
+               where s.run_id = n.id and s.seq <= n.undo_seq and s.state = 'committed' and s.kind <> 'compensation'
+               order by s.seq desc
+               limit 1
+           )
+       end
+from noted n
+join {schema}.message m on m.id = n.message_id
 
 -- name: read_parked
 -- Runs that wait for a worker that knows what they need, and the steps that they have executed.
@@ -177,7 +189,10 @@ select (select count(*) from (
         ) p),
        (select count(*) from (
             select from {schema}.run where service = %(service)s and interruptions > 0 limit %(most)s
-        ) i)
+        ) i),
+       (select count(*) from (
+            select from {schema}.run where service = %(service)s and obstacle is not null limit %(most)s
+        ) s)
 
 -- name: list_parked
 select id, saga, reason, needs, coalesce(ended_at, created_at) from {schema}.run

@@ -8,7 +8,7 @@ from alembic import context, op
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 
 revision = "0013"
-down_revision = "0011"
+down_revision = "0012"
 
 
 def upgrade() -> None:

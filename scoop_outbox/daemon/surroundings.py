@@ -1,0 +1,112 @@
+"""Surroundings: what a worker looks at every few seconds besides its mail, and says when it is not as it should be.
+
+Who else is there, which parked runs it can take on, whether anybody publishes what is launched, and, once, whether
+messages come for sagas that it does not have.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+
+from scoop_outbox.core import parking
+from scoop_outbox.core.statement import ask, statement
+from scoop_outbox.daemon.roster import Roster
+from scoop_outbox.daemon.signals import Signals
+from scoop_outbox.saga import Saga
+from scoop_outbox.store.aio import AsyncDriver
+
+log = logging.getLogger(__name__)
+
+UNRELAYED = 15.0
+"""Seconds without a relay after which something is said: three times as long as another one needs to take over."""
+
+_STRANGERS = 100
+"""So many subscriptions of sagas that nobody has are told of."""
+
+
+class Surroundings:
+    """The surroundings of one worker.
+
+    Args:
+        service: whose worker.
+        sagas: its sagas by each name that they have or had.
+        roster: who else is there.
+        signals: tells of runs that go on.
+    """
+
+    def __init__(self, service: str, sagas: Mapping[str, Saga], roster: Roster, signals: Signals) -> None:
+        """Have seen nothing yet."""
+        self._service = service
+        self._sagas = list(sagas)
+        self._roster = roster
+        self._signals = signals
+        self._relays = Relays()
+        self._started = False
+
+    async def look(self, driver: AsyncDriver) -> bool:
+        """Look around; answer whether the mail is shared with other workers in another way now.
+
+        Raises:
+            Interrupted: the database failed.
+        """
+        changed = await self._roster.refresh(driver)
+        freed = await driver.run(parking.unpark(self._service, self._roster.deployment, self._signals))
+        for run_id in freed:
+            log.info("run unparked: service %s, run %s: this worker knows what it needs", self._service, run_id)
+        (rows,) = await driver.run(ask(statement("is_relayed")))
+        self._relays.saw(there=rows[0][0])
+        if not self._started:
+            await self._look_for_strangers(driver)
+            self._started = True
+        return changed
+
+    async def _look_for_strangers(self, driver: AsyncDriver) -> None:
+        """Warn of sagas of this service for which messages come, and which are not in the code."""
+        reading = statement("read_strangers", service=self._service, sagas=self._sagas, most=_STRANGERS)
+        (rows,) = await driver.run(ask(reading))
+        found: dict[str, list[str]] = {}
+        for saga, topic, _ in rows:
+            found.setdefault(saga, []).append(topic)
+        alive = {saga for saga, _, is_alive in rows if is_alive}
+        for saga, topics in sorted(found.items()):
+            if saga in alive:
+                log.info(
+                    "saga %s of service %s is not in the code of this worker, but in that of another one that is alive",
+                    *(saga, self._service),
+                )
+                continue
+            log.warning(
+                "saga %s of service %s is subscribed to %s, and neither this worker nor another living one has it "
+                "in its code: whoever launches there waits for it. Start a worker that has it, name it in formerly= of "
+                "the saga that it has become, or retire it: scoop-outbox handlers forget %s %s",
+                *(saga, self._service, ", ".join(sorted(topics)), self._service, saga),
+            )
+
+
+class Relays:
+    """Tells when nobody has published for too long, and when somebody does again."""
+
+    def __init__(self) -> None:
+        """Know nothing of a relay yet."""
+        self._missing_since: float | None = None
+        self._said = False
+
+    def saw(self, *, there: bool) -> None:
+        """Note whether a relay holds a part of the outbox just now."""
+        now = time.monotonic()
+        if there:
+            if self._said:
+                log.info("a relay is there again")
+            self._missing_since, self._said = None, False
+            return
+        if self._missing_since is None:
+            self._missing_since = now
+        if now - self._missing_since >= UNRELAYED and not self._said:
+            self._said = True
+            log.warning(
+                "no relay for %.0f s: nothing that is launched is published. Start one: scoop-outbox relay, or "
+                "scoop-outbox worker --relay. If one runs, its log and its /readyz say what keeps it from its work",
+                now - self._missing_since,
+            )
