@@ -25,6 +25,7 @@ from scoop_outbox.declaration import Declaration
 from scoop_outbox.errors import BrokerError, DefinitionError
 from scoop_outbox.handle import Handle
 from scoop_outbox.inside import refuse_launch
+from scoop_outbox.limits import Limits
 from scoop_outbox.message import Message, Topic, dump_json, topic_name
 from scoop_outbox.policy import seconds
 from scoop_outbox.scope import Emission, emission
@@ -53,6 +54,8 @@ class Scoop(Declaration):
             `group:NAME`, at the offsets of another group. Kafka has to be told; a queue has a beginning of its own.
         broker_settings: passed on to the broker's client, on top of those in the URL: see docs/kafka.md and
             docs/rabbitmq.md.
+        max_body: the most bytes that a body, a context or a result may have: more is refused where it is launched, and
+            what comes in from a broker becomes a dead letter.
 
     Raises:
         DefinitionError: a name cannot be used.
@@ -79,7 +82,7 @@ class Scoop(Declaration):
 
         Args:
             topic: a name, or a typed topic.
-            payload: JSON values, a dataclass, a pydantic model, or bytes.
+            payload: JSON values, a dataclass, a pydantic model, a msgspec struct, or bytes.
             key: orders the message among others of the same key.
             context: what its handlers find in `scope.context`.
             headers: text headers that travel with the message.
@@ -93,13 +96,13 @@ class Scoop(Declaration):
 
         Raises:
             StepError: this is called inside a step, neither detached nor with the step's own session.
-            DefinitionError, PayloadError: nothing is launched; the message says what cannot be encoded.
+            DefinitionError, PayloadError: nothing is launched; the message says what cannot be encoded or is too large.
             UnhandledMessage: nothing is launched, for lack of a subscription that was required.
             DatabaseError: the database cannot be reached or is not migrated, or `session` cannot be joined.
         """
         refuse_launch(session, detached=detached)
         required = (require_handlers, handled_by)
-        launched = _emission(topic, payload, context, key=key, headers=headers, required=required)
+        launched = _emission(topic, payload, context, self._limits, key=key, headers=headers, required=required)
         await self._introduce()
         brokered, here = self._carried_by_broker, self._here(launched.topic)
         if session is not None:
@@ -133,7 +136,7 @@ class Scoop(Declaration):
         """
         refuse_launch(session, detached=detached)
         required = (require_handlers, handled_by)
-        launched = _emission(topic, payload, context, key=key, headers=headers, required=required)
+        launched = _emission(topic, payload, context, self._limits, key=key, headers=headers, required=required)
         self._introduce_sync()
         brokered, here = self._carried_by_broker, self._here(launched.topic)
         if session is not None:
@@ -369,14 +372,15 @@ def _emission(
     topic: str | Topic[Any],
     payload: Any,
     context: Mapping[str, Any] | None,
+    limits: Limits,
     *,
     required: tuple[bool, Sequence[Any]],
     **more: Any,
 ) -> Emission:
     """Return a message that is launched from outside any run, by the caller of whoever calls this."""
     text = None if context is None else dump_json(dict(context), "the context")
-    needs, by = required
-    return emission(topic, payload, context=text, awaited=False, depth=2, require_handlers=needs, handled_by=by, **more)
+    more["require_handlers"], more["handled_by"] = required
+    return emission(topic, payload, context=text, awaited=False, depth=2, limits=limits, **more)
 
 
 def _check_numbers(slots: int, high_water: int, max_interruptions: int) -> None:

@@ -25,6 +25,7 @@ from scoop_outbox.core.statement import (
     Rows,
     Statement,
 )
+from scoop_outbox.limits import Limits
 from scoop_outbox.scope import AsyncScope
 from scoop_outbox.store.calls import Interrupted, async_invoke, check_transaction, raised, returned, scope_arguments
 from scoop_outbox.store.cleaning import AFTER_ROLLBACK, cleaned, ends, is_clean
@@ -44,7 +45,7 @@ class _Scope(AsyncScope):
     """A scope bound to the driver's connection."""
 
     def __init__(self, call: Call, driver: AsyncDriver) -> None:
-        super().__init__(**scope_arguments(call))
+        super().__init__(**scope_arguments(call), limits=driver.limits)
         self._driver = driver
         self.opened: AsyncSession | None = None
         self._lock = threading.RLock()
@@ -137,6 +138,7 @@ class AsyncDriver:
         self._lent: AsyncLentConnection | None = None
         self._touched = False
         self.usable = True
+        self.limits = Limits()
 
     @classmethod
     async def connect(

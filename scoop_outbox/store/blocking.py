@@ -25,6 +25,7 @@ from scoop_outbox.core.statement import (
     Rows,
     Statement,
 )
+from scoop_outbox.limits import Limits
 from scoop_outbox.scope import BlockingScope
 from scoop_outbox.store.calls import Interrupted, check_transaction, invoke, raised, returned, scope_arguments
 from scoop_outbox.store.cleaning import AFTER_ROLLBACK, cleaned, ends, is_clean
@@ -43,7 +44,7 @@ class _Scope(BlockingScope):
     """A scope bound to the driver's connection."""
 
     def __init__(self, call: Call, driver: Driver) -> None:
-        super().__init__(**scope_arguments(call))
+        super().__init__(**scope_arguments(call), limits=driver.limits)
         self._driver = driver
         self.opened: Session | None = None
         self._lock = threading.RLock()
@@ -136,6 +137,7 @@ class Driver:
         self._lent: LentConnection | None = None
         self._touched = False
         self.usable = True
+        self.limits = Limits()
 
     @classmethod
     def connect(cls, engine: Engine, queries: Mapping[str, Query], context: contextvars.Context | None = None) -> Self:

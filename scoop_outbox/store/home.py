@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from scoop_outbox.core.statement import Statement, ask
 from scoop_outbox.forks import begins_anew
+from scoop_outbox.limits import Limits
 from scoop_outbox.message import uuid7
 from scoop_outbox.store import queries
 from scoop_outbox.store.adaptation import ADAPTERS
@@ -55,17 +56,19 @@ class Home:
         url: a PostgreSQL URL.
         schema: the schema of the tables.
         application: what the server's list of connections shows.
+        limits: how large what goes in may be.
 
     Raises:
         DatabaseError: the URL is not usable.
     """
 
-    def __init__(self, url: str, schema: str, application: str) -> None:
+    def __init__(self, url: str, schema: str, application: str, limits: Limits | None = None) -> None:
         """Check the URL and load the statements."""
         parsed(url)
         self.url = url
         self.schema = schema
         self.application = application
+        self.limits = limits or Limits()
         self.queries = queries.load(schema)
         self._compiled = queries.compiled(schema)
         self._begin()
@@ -127,7 +130,9 @@ class Home:
         Args:
             context: the context variables that callbacks find; those of the caller unless given.
         """
-        return await AsyncDriver.connect(self._async_engine, self._compiled, context)
+        driver = await AsyncDriver.connect(self._async_engine, self._compiled, context)
+        driver.limits = self.limits
+        return driver
 
     async def _connect_patiently(self, *behaviour: Statement) -> PatientDriver:
         driver = await PatientDriver.connect(self._async_engine, self._compiled)
@@ -148,7 +153,9 @@ class Home:
         Args:
             context: the context variables that callbacks find; those of the caller unless given.
         """
-        return Driver.connect(self._engine, self._compiled, context)
+        driver = Driver.connect(self._engine, self._compiled, context)
+        driver.limits = self.limits
+        return driver
 
     def _connect_blocking(self, *behaviour: Statement) -> Driver:
         driver = Driver.connect(self._engine, self._compiled)
