@@ -84,6 +84,10 @@ RUNNING: dict[str, str] = {}
 @contextmanager
 def serving(kind: Kind, notes: list[str]) -> Iterator[str | None]:
     """Start a broker and yield its URL; or None, with a note of what to install, where it cannot be started."""
+    if kind is CLUSTER and kind.scheme in RUNNING:
+        notes.append(f"{kind.name} was not measured: another Kafka was given")
+        yield None
+        return
     if kind.scheme in RUNNING:
         yield RUNNING[kind.scheme] + kind.settings
         return

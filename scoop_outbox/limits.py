@@ -11,9 +11,9 @@ from scoop_outbox.errors import DefinitionError, PayloadError
 
 MIB = 1024 * 1024
 MAX_BODY = 64 * MIB
-CEILING = 256 * MIB
-"""The highest limit that can be set. Postgres holds a gigabyte in a value, and needs twice the bytes to show it."""
-TOGETHER = 2 * CEILING
+CEILING = 128 * MIB
+"""The highest limit that can be set. With 256 MiB the server has ended the connection: it has a body several times."""
+TOGETHER = CEILING
 """Most bytes of bodies that one callback may launch: they are written by one statement."""
 
 
@@ -36,7 +36,7 @@ class Limits:
             DefinitionError: it is one.
         """
         if not 1 <= self.max_body <= CEILING:
-            raise DefinitionError(f"max_body={self.max_body}: it is a number of bytes from 1 to {CEILING} (256 MiB)")
+            raise DefinitionError(f"max_body={self.max_body}: it is a number of bytes from 1 to {CEILING} (128 MiB)")
 
     def check(self, size: int, what: str) -> None:
         """Refuse what is too large to be launched.
