@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from scoop_outbox.errors import DefinitionError, PayloadError
 
 MIB = 1024 * 1024
-MAX_BODY = 64 * MIB
-CEILING = 128 * MIB
-"""The highest limit that can be set. With 256 MiB the server has ended the connection: it has a body several times."""
-TOGETHER = CEILING
+MAX_BODY = CEILING = 64 * MIB
+"""The limit unless it is set, and the highest one: a body of 128 MiB was not handled in two minutes, and with 256 MiB
+the server ended the connection, for it has a body in memory several times."""
+TOGETHER = 2 * CEILING
 """Most bytes of bodies that one callback may launch: they are written by one statement."""
 
 
@@ -36,7 +36,7 @@ class Limits:
             DefinitionError: it is one.
         """
         if not 1 <= self.max_body <= CEILING:
-            raise DefinitionError(f"max_body={self.max_body}: it is a number of bytes from 1 to {CEILING} (128 MiB)")
+            raise DefinitionError(f"max_body={self.max_body}: it is a number of bytes from 1 to {CEILING} (64 MiB)")
 
     def check(self, size: int, what: str) -> None:
         """Refuse what is too large to be launched.
@@ -45,9 +45,10 @@ class Limits:
             PayloadError: it is; with its size and what to do.
         """
         if size > self.max_body:
+            larger = f", or pass a larger max_body to Scoop(), up to {CEILING}" if self.max_body < CEILING else ""
             raise PayloadError(
                 f"{what} takes {size} bytes, and max_body is {self.max_body}: keep it where it is and launch what "
-                f"tells where that is, or pass a larger max_body to Scoop(), up to {CEILING}"
+                f"tells where that is{larger}"
             )
         if self.client is not None and size > self.client:
             raise PayloadError(
@@ -71,7 +72,5 @@ class Limits:
         """Say why a body that came in is too large; None when it is not."""
         if size <= self.max_body:
             return None
-        return (
-            f"its body has {size} bytes, and max_body of this service is {self.max_body}: pass a larger one to "
-            "Scoop(), then replay this"
-        )
+        larger = ": pass a larger one to Scoop(), then replay this" if size <= CEILING else ""
+        return f"its body has {size} bytes, and max_body of this service is {self.max_body}{larger}"
