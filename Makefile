@@ -60,8 +60,8 @@ servers:
 test: $(VENV)/.installed-dev servers ## Run the tests (ARGS="-k name", WORKERS=auto)
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
-quick: $(VENV)/.installed-dev ## Run the everyday tests: without Kafka, RabbitMQ and crashes
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not broker" --ignore tests/crash $(ARGS)
+quick: $(VENV)/.installed-dev ## Run the everyday tests: without Kafka, RabbitMQ, crashes and benchmarks
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not broker and not benchmark" --ignore tests/crash $(ARGS)
 
 lint: $(VENV)/.installed-dev ## Check style, formatting and the direction of imports
 	$(BIN)/ruff check

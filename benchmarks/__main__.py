@@ -14,6 +14,7 @@ from rich.console import Console
 from benchmarks import (
     broker_hop,
     drain,
+    end_to_end,
     fan_out,
     history,
     idle,
@@ -32,6 +33,7 @@ from benchmarks.server import Bench, server
 from benchmarks.table import Table
 
 BENCHMARKS: dict[str, Callable[[Bench], Awaitable[list[Table]]]] = {
+    "end-to-end": end_to_end.measure,
     "steps": steps.measure,
     "profile": profile.measure,
     "tree": tree.measure,
@@ -60,7 +62,8 @@ def main() -> None:
     console = Console() if Console().is_terminal else Console(width=200)
     lines: list[str] = []
     with server(arguments.database) as admin:
-        bench = Bench(admin, arguments.runs, arguments.quick, own=arguments.database is None)
+        quick = arguments.quick or arguments.smoke
+        bench = Bench(admin, arguments.runs, quick, own=arguments.database is None, smoke=arguments.smoke)
         for name, value in conditions(admin, runs=bench.runs, quick=bench.quick):
             console.print(f"{name:>15}: {value}", highlight=False, soft_wrap=True)
             lines.append(f"| {name} | {value} |")
@@ -86,13 +89,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument("--runs", type=int, help=f"how often to measure (default: {LEAST_RUNS}, and 1 if quick)")
     parser.add_argument("--quick", action="store_true", help="small sizes: only to see that everything works")
+    parser.add_argument("--smoke", action="store_true", help="the smallest sizes: only to see that it runs at all")
     parser.add_argument(
         "--database", metavar="URL", help="a server where databases may be created; our own unless given"
     )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write conditions and tables there too")
     arguments = parser.parse_args()
     if arguments.runs is None:
-        arguments.runs = 1 if arguments.quick else LEAST_RUNS
+        arguments.runs = 1 if arguments.quick or arguments.smoke else LEAST_RUNS
     if arguments.runs < 1:
         parser.error("--runs is at least 1")
     return arguments

@@ -77,9 +77,20 @@ RABBITMQ = Kind("RabbitMQ", "amqp", start_rabbitmq)
 KINDS = (KAFKA, CLUSTER, RABBITMQ)
 
 
+RUNNING: dict[str, str] = {}
+"""URLs of brokers that run already, by scheme: they are used, and none is started."""
+
+
 @contextmanager
 def serving(kind: Kind, notes: list[str]) -> Iterator[str | None]:
     """Start a broker and yield its URL; or None, with a note of what to install, where it cannot be started."""
+    if kind is CLUSTER and kind.scheme in RUNNING:
+        notes.append(f"{kind.name} was not measured: another Kafka was given")
+        yield None
+        return
+    if kind.scheme in RUNNING:
+        yield RUNNING[kind.scheme] + kind.settings
+        return
     with tempfile.TemporaryDirectory(prefix="scoop-outbox-benchmarks-") as folder:
         try:
             server = kind.start(Path(folder))

@@ -26,6 +26,8 @@ where r.message_id = %(message)s
 async def measure(bench: Bench) -> list[Table]:
     """Launch parents one after the other, each with more children than the one before."""
     sizes = {1: 20, 100: 4, 1000: 1} if bench.quick else {1: 30, 100: 6, 1000: 2, 10_000: 1}
+    if bench.smoke:
+        sizes = {1: 1, COMPARED_WITH: 1}
     took: dict[int, list[float]] = defaultdict(list)
     async with bench.database() as control:
         app = build(control.url)

@@ -8,6 +8,7 @@ import statistics
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.control import Control
@@ -36,24 +37,24 @@ _TRANSACTIONS = "select (xact_commit + xact_rollback)::float8 from pg_stat_datab
 async def measure(bench: Bench) -> list[Table]:
     """Watch workers of several sizes side by side, each on a database of its own."""
     with server(None if bench.own else bench.admin, _PRELOAD) as admin:
-        return [await _measure(Bench(admin, bench.runs, bench.quick, bench.own))]
+        return [await _measure(replace(bench, admin=admin))]
 
 
 async def _measure(bench: Bench) -> Table:
-    seconds = bench.size(20, 4)
+    seconds = 1 if bench.smoke else bench.size(20, 4)
     table = Table(
         f"(h) an idle worker process, watched {bench.runs} times for {seconds} s",
         ("slots", "memory in MiB", "queries per second", "share of a core", "connections"),
     )
     async with AsyncExitStack() as stack:
         watched = []
-        for slots, relay in (*((slots, False) for slots in SLOTS), (SLOTS[1], True)):
+        for slots, relay in (*((slots, False) for slots in bench.some(SLOTS)), (SLOTS[1], True)):
             control = await stack.enter_async_context(bench.database())
             await build(control.url).announce()
             pid = await stack.enter_async_context(_worker(control.url, slots, relay=relay))
             watched.append((f"{slots}{' and a relay' * relay}", control, pid))
         counters = [await _counter(control) for _, control, _ in watched]
-        await asyncio.sleep(_SETTLED)
+        await asyncio.sleep(0 if bench.smoke else _SETTLED)
         results: list[list[list[float]]] = [[[], [], [], []] for _ in watched]
         for _ in range(bench.runs):
             before = [

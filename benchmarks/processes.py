@@ -63,15 +63,17 @@ async def _process(url: str) -> AsyncIterator[Process]:
 async def measure(bench: Bench) -> list[Table]:
     """Execute the same work by one process and by four."""
     values: dict[tuple[str, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    works = {
+    all_works = {
         "steps.async": ("three steps", bench.size(2000, 600), STEPS),
         "tree.parent": ("trees of 7 steps", bench.size(500, 150), TREE_STEPS),
     }
+    works = {topic: all_works[topic] for topic in bench.some(list(all_works))}
+    several = 2 if bench.smoke else PROCESSES
     async with bench.database() as control:
         for _ in range(bench.runs):
             for topic, (_, count, steps) in works.items():
-                for processes in (1, PROCESSES):
-                    rate, counted = await _execute(control, topic, count, processes)
+                for processes in (1, several):
+                    rate, counted = await _execute(control, topic, count, processes, hurried=bench.smoke)
                     row = values[topic, processes]
                     row["rate"].append(rate * steps)
                     row["claims"].append(counted["claims"])
@@ -83,25 +85,27 @@ async def measure(bench: Bench) -> list[Table]:
     )
     for topic, (name, _, _) in works.items():
         one = values[topic, 1]["rate"]
-        for processes in (1, PROCESSES):
+        for processes in (1, several):
             row = values[topic, processes]
             table.add(
                 f"{name}, {processes} process{'es' * (processes > 1)}",
                 *(row["rate"], ratios(row["rate"], one), row["claims"], row["empty"], row["interruptions"]),
             )
-        empty = statistics.median(values[topic, PROCESSES]["empty"])
-        table.targets.append(Target(f"{name}, {PROCESSES} processes, empty claims: below {MOST}", empty, most=MOST))
+        empty = statistics.median(values[topic, several]["empty"])
+        table.targets.append(Target(f"{name}, {several} processes, empty claims: below {MOST}", empty, most=MOST))
     return [table]
 
 
-async def _execute(control: Control, topic: str, count: int, processes: int) -> tuple[float, dict[str, int]]:
+async def _execute(
+    control: Control, topic: str, count: int, processes: int, *, hurried: bool
+) -> tuple[float, dict[str, int]]:
     await prepare(control, topic, count, WARM_UP * processes)
     async with AsyncExitStack() as stack:
         if topic == "tree.parent":
             await stack.enter_async_context(build(control.url).running(worker=False))
         workers = [await stack.enter_async_context(_process(control.url)) for _ in range(processes)]
         await until_done(control)
-        if processes > 1:
+        if processes > 1 and not hurried:
             await asyncio.sleep(EVERY + _LONGEST_SLEEP)  # until they know of each other
         before = [await worker.counters() for worker in workers]
         started = await release(control)

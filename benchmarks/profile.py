@@ -49,7 +49,7 @@ _ANSWERS = {"claim_run": [_CLAIMED], "claim_again": [(_NOW,)], "read_children": 
 
 async def measure(bench: Bench) -> list[Table]:
     """Take a step apart: the rules alone, a batch alone, and everything together."""
-    count = bench.size(1500, 300)
+    count, alone = bench.size(1500, 300), bench.size(2000, 2000)
     spent: dict[tuple[str, str], list[float]] = defaultdict(list)
     async with bench.database() as control:
         for _ in range(bench.runs):
@@ -57,11 +57,11 @@ async def measure(bench: Bench) -> list[Table]:
                 for slots in (1, 16):
                     whole = await _whole(control, f"steps.{colour}", count if slots > 1 else count // 5, slots)
                     spent[colour, f"everything, {slots} slots"].append(whole)
-            spent["async", "rules and plans"].append(_rules())
+            spent["async", "rules and plans"].append(_rules(bench.size(3000, 3000)))
             spent["def", "rules and plans"] = spent["async", "rules and plans"]
             for name, make in (("an empty batch", _empty), ("a step's batch", _step)):
-                spent["async", name].append(await _batch(control.url, make))
-                spent["def", name].append(await asyncio.to_thread(_batch_blocking, control.url, make))
+                spent["async", name].append(await _batch(control.url, make, alone))
+                spent["def", name].append(await asyncio.to_thread(_batch_blocking, control.url, make, alone))
     names = ("rules and plans", "an empty batch", "a step's batch", "everything, 1 slots", "everything, 16 slots")
     table = Table("(a) processor time of the worker's process, in microseconds a step", ("", *names))
     for colour in ("async", "def"):
@@ -94,7 +94,7 @@ async def _whole(control: Control, topic: str, count: int, slots: int) -> float:
         return _micro(time.process_time() - started, count * STEPS)
 
 
-def _rules(count: int = 3000) -> float:
+def _rules(count: int) -> float:
     """Drive the plan of a run with rows that are made up, and call nobody."""
     app = build(None)
     known = KnownFailures()
@@ -118,7 +118,7 @@ def _drive(plan: Plan[Any]) -> None:
         return
 
 
-async def _batch(url: str, make: Callable[[int, UUID], Batch], count: int = 2000) -> float:
+async def _batch(url: str, make: Callable[[int, UUID], Batch], count: int) -> float:
     driver = await Home(url, DEFAULT_SCHEMA, "benchmark").connect_for_steps()
     run = uuid4()
     await driver.run(_asking(BEGIN))
@@ -131,7 +131,7 @@ async def _batch(url: str, make: Callable[[int, UUID], Batch], count: int = 2000
     return _micro(spent, count)
 
 
-def _batch_blocking(url: str, make: Callable[[int, UUID], Batch], count: int = 2000) -> float:
+def _batch_blocking(url: str, make: Callable[[int, UUID], Batch], count: int) -> float:
     driver = Home(url, DEFAULT_SCHEMA, "benchmark").connect_for_steps_blocking()
     run = uuid4()
     driver.run(_asking(BEGIN))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import secrets
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import psycopg
 from psycopg import sql
@@ -20,6 +21,11 @@ from scoop_outbox.testing.postgres import start_postgres
 SETTINGS = {"max_connections": "200"}
 """Everything else is Postgres's default: fsync, full_page_writes and synchronous_commit are on."""
 
+T = TypeVar("T")
+
+SMOKE = 25
+LEAST = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Bench:
@@ -29,6 +35,7 @@ class Bench:
         admin: the URL of a role that may create databases.
         runs: how often to measure.
         quick: whether to see only that everything works.
+        smoke: whether to see only that it runs at all, as a test does.
         own: whether the server is ours, to be started again with other settings.
     """
 
@@ -36,15 +43,24 @@ class Bench:
     runs: int
     quick: bool
     own: bool
+    smoke: bool = False
 
     def size(self, full: int, quick: int) -> int:
+        """Return how much to measure; `quick` is divided further by `SMOKE`, where nobody looks at the numbers."""
+        if self.smoke:
+            return min(max(quick // SMOKE, LEAST), quick)
         return quick if self.quick else full
+
+    def some(self, ways: Sequence[T]) -> Sequence[T]:
+        """Return in which ways to measure: all of them, or the first where nobody looks at the numbers."""
+        return ways[:1] if self.smoke else ways
 
     @asynccontextmanager
     async def database(self) -> AsyncIterator[Control]:
         """Lend a fresh database, migrated."""
         with new_database(self.admin) as url:
             async with Control.connect(url) as control:
+                control.hurried = self.smoke
                 yield control
 
 

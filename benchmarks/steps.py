@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
+from collections.abc import Sequence
 
 from benchmarks.bare import bare
 from benchmarks.control import Control
@@ -27,13 +28,13 @@ async def measure(bench: Bench) -> list[Table]:
         executable = program()
         pgbench = None if executable is None else Pgbench(control, executable)
         for _ in range(bench.runs):
-            for slots in SLOTS:
+            for slots in bench.some(SLOTS):
                 count = bench.size(300 if slots == 1 else 1500, 80 if slots == 1 else 400)
                 for colour in COLOURS:
                     await _side_by_side(control, slots, colour, count, rates)
                 if pgbench is not None:
                     rates[slots, "", "pgbench"].append(await pgbench.steps_per_second(count, slots))
-    table = _table(rates)
+    table = _table(rates, bench.some(SLOTS))
     if pgbench is None:
         table.notes.append("There is no pgbench here.")
     return [table]
@@ -48,17 +49,17 @@ async def _side_by_side(control: Control, slots: int, colour: str, count: int, r
         rates[slots, colour, way].append(done.per_second * STEPS)
 
 
-def _table(rates: Rates) -> Table:
+def _table(rates: Rates, measured: Sequence[int]) -> Table:
     psycopg = ("psycopg, pipelined", "psycopg, one statement", "pgbench")
     shares = ("of pipelined", "of one statement", "of pgbench")
     table = Table("(a) steps per second, three steps, no children", ("slots", "scoop_outbox", *psycopg, *shares))
-    for slots in SLOTS:
+    for slots in measured:
         for colour in COLOURS:
             ours = rates[slots, colour, "ours"]
             ceilings = [rates[slots, colour, "pipelined"], rates[slots, colour, "one"], rates[slots, "", "pgbench"]]
             shown = [ratios(ours, ceiling) if ceiling else [] for ceiling in ceilings]
             table.add(f"{slots}, {colour}", ours, *ceilings, *shown)
-    most = SLOTS[-1]
+    most = measured[-1]
     for colour in COLOURS:
         for way, name in (("pipelined", "pipelined"), ("one", "one statement a step")):
             ratio = statistics.median(ratios(rates[most, colour, "ours"], rates[most, colour, way]))

@@ -48,6 +48,8 @@ class Scoop(Launcher):
             `group:NAME`, at the offsets of another group. Kafka has to be told; a queue has a beginning of its own.
         broker_settings: passed on to the broker's client, on top of those in the URL: see docs/kafka.md and
             docs/rabbitmq.md.
+        max_body: the most bytes that a body, a context or a result may have, 64 MiB or less: more is refused where it
+            is launched, and what comes in from a broker becomes a dead letter.
 
     Raises:
         DefinitionError: a name cannot be used.

@@ -16,6 +16,7 @@ from scoop_outbox.daemon.announcer import Announcer, note
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.errors import DatabaseError, DefinitionError
 from scoop_outbox.forks import begins_anew
+from scoop_outbox.limits import MAX_BODY, Limits
 from scoop_outbox.message import Topic, checked_name
 from scoop_outbox.outcomes import Outcomes
 from scoop_outbox.saga import Saga
@@ -42,6 +43,7 @@ class Declaration:
         group: str | None = None,
         start: str | None = None,
         broker_settings: Mapping[str, object] | None = None,
+        max_body: int = MAX_BODY,
     ) -> None:
         """Declare a service; nothing is opened."""
         self.service = checked_name("service", service)
@@ -52,6 +54,8 @@ class Declaration:
         self._broker = self._connect_to(self._broker_url)
         self._database = database or os.environ.get(DATABASE_VARIABLE)
         self._schema = checked_schema(schema)
+        self._max_body = max_body
+        self._limits  # noqa: B018 - refuses what cannot be
         self._sagas: dict[str, Saga] = {}
         self._home: Home | None = None
         self._signals: Signals | None = None
@@ -83,7 +87,11 @@ class Declaration:
                 f"service {self.service!r} has no database: pass database='postgresql://...' to Scoop(), "
                 f"or set {DATABASE_VARIABLE}"
             )
-        return Home(self._database, self._schema, f"scoop_outbox {self.service}"[:63])
+        return Home(self._database, self._schema, f"scoop_outbox {self.service}"[:63], self._limits)
+
+    @property
+    def _limits(self) -> Limits:
+        return Limits(self._max_body, None if self._broker is None else self._broker.most_bytes)
 
     def _connect_to(self, url: str | None) -> Broker | None:
         return None if url is None or plugins.is_builtin(url) else plugins.load(url, self._broker_settings)
@@ -119,6 +127,8 @@ class Declaration:
             self._broker_url = broker or self._broker_url
             self._broker = self._connect_to(self._broker_url)
             self._announcer = None
+            if self._home is not None:
+                self._home.limits = self._limits
         if database is not None:
             self._database = database
             self._home = self._open()

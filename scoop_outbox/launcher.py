@@ -12,6 +12,7 @@ from scoop_outbox.declaration import Declaration
 from scoop_outbox.errors import PayloadError
 from scoop_outbox.handle import Handle
 from scoop_outbox.inside import refuse_launch
+from scoop_outbox.limits import CEILING, Limits
 from scoop_outbox.message import Draft, Topic, dump_json
 from scoop_outbox.scope import Emission, emission
 from scoop_outbox.store.connect import told_to_migrate
@@ -20,7 +21,7 @@ from scoop_outbox.store.joined import AsyncTransaction, Transaction, run_joined,
 MOST_AT_ONCE = 10_000
 """How many messages `launch_many` takes: one statement holds all of them in memory, here and on the server."""
 
-BYTES_AT_ONCE = 64 * 1024 * 1024
+BYTES_AT_ONCE = CEILING
 """How many bytes of bodies `launch_many` takes. Postgres reads no statement above 1 GiB."""
 
 
@@ -45,7 +46,7 @@ class Launcher(Declaration):
 
         Args:
             topic: a name, or a typed topic.
-            payload: JSON values, a dataclass, a pydantic model, or bytes.
+            payload: JSON values, a dataclass, a pydantic model, a msgspec struct, or bytes.
             key: orders the message among others of the same key.
             context: what its handlers find in `scope.context`.
             headers: text headers that travel with the message.
@@ -64,7 +65,8 @@ class Launcher(Declaration):
 
         Raises:
             StepError: this is called inside a step, neither detached nor with the step's own session.
-            DefinitionError, PayloadError: nothing is launched; the message says what cannot be encoded.
+            DefinitionError, PayloadError: nothing is launched; the message says what cannot be encoded or is too
+                large.
             ConflictingMessage: another message has the id: its topic, key or payload is not this one's. Nothing is
                 launched.
             UnhandledMessage: nothing is launched, for lack of a subscription that was required.
@@ -72,7 +74,7 @@ class Launcher(Declaration):
         """
         refuse_launch(session, detached=detached)
         draft = Draft(topic, payload, key, context, headers, id, require_handlers, handled_by)
-        launched = [_emission(draft, depth=1)]
+        launched = [_emission(draft, self._limits, depth=1)]
         await self._launch(launched, session)
         return self.handle(launched[0].message_id)
 
@@ -100,7 +102,7 @@ class Launcher(Declaration):
         """
         refuse_launch(session, detached=detached)
         draft = Draft(topic, payload, key, context, headers, id, require_handlers, handled_by)
-        launched = [_emission(draft, depth=1)]
+        launched = [_emission(draft, self._limits, depth=1)]
         self._launch_sync(launched, session)
         return self.handle(launched[0].message_id)
 
@@ -126,7 +128,7 @@ class Launcher(Declaration):
             StepError, DefinitionError, ConflictingMessage, UnhandledMessage, DatabaseError: as `launch`.
         """
         refuse_launch(session, detached=detached)
-        launched = _emissions(messages)
+        launched = _emissions(messages, self._limits)
         if launched:
             await self._launch(launched, session)
         return [self.handle(one.message_id) for one in launched]
@@ -141,7 +143,7 @@ class Launcher(Declaration):
                 `launch_many`.
         """
         refuse_launch(session, detached=detached)
-        launched = _emissions(messages)
+        launched = _emissions(messages, self._limits)
         if launched:
             self._launch_sync(launched, session)
         return [self.handle(one.message_id) for one in launched]
@@ -181,12 +183,12 @@ class Launcher(Declaration):
         return Handle(message_id, self.home, self._outcomes_of_home())
 
 
-def _emissions(drafts: Iterable[Draft]) -> list[Emission]:
+def _emissions(drafts: Iterable[Draft], limits: Limits) -> list[Emission]:
     """Return messages that are launched at once, by the caller of whoever calls this."""
     launched: list[Emission] = []
     size = 0
     for draft in drafts:
-        launched.append(_emission(draft, depth=2))
+        launched.append(_emission(draft, limits, depth=2))
         size += len(launched[-1].body)
         if len(launched) > MOST_AT_ONCE or size > BYTES_AT_ONCE:
             raise PayloadError(
@@ -196,7 +198,7 @@ def _emissions(drafts: Iterable[Draft]) -> list[Emission]:
     return launched
 
 
-def _emission(draft: Draft, *, depth: int) -> Emission:
+def _emission(draft: Draft, limits: Limits, *, depth: int) -> Emission:
     """Return a message that is launched from outside any run, by the code `depth` frames above the caller."""
     text = None if draft.context is None else dump_json(dict(draft.context), "the context")
     return emission(
@@ -210,4 +212,5 @@ def _emission(draft: Draft, *, depth: int) -> Emission:
         require_handlers=draft.require_handlers,
         handled_by=draft.handled_by,
         message_id=draft.id,
+        limits=limits,
     )

@@ -6,6 +6,7 @@ Avro or Protobuf topics work as they are.
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import json
 import os
@@ -14,11 +15,22 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any, Generic, NamedTuple, TypeVar
+from datetime import date, datetime, timedelta
+from datetime import time as time_of_day
+from decimal import Decimal
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 
 from scoop_outbox.errors import DefinitionError, PayloadError
 from scoop_outbox.forks import begins_anew
+from scoop_outbox.payload_types import (
+    MisfitError,
+    PayloadType,
+    UnusableTypeError,
+    payload_type,
+    struct_values,
+    type_name,
+)
 
 JSON = "application/json"
 BYTES = "application/octet-stream"
@@ -27,6 +39,9 @@ NAME_LIMIT = 255
 """Longest name in bytes of UTF-8: what AMQP's short strings carry, the narrowest of the transports."""
 
 T = TypeVar("T")
+
+_ABOVE_TOPIC = 2
+"""Frames from `Topic.__post_init__` to the code that makes a topic, whose local classes it may use."""
 
 
 def checked_name(kind: str, name: object) -> str:
@@ -80,49 +95,88 @@ uuid7 = _Uuid7()
 
 @dataclass(frozen=True)
 class Topic(Generic[T]):
-    """A topic whose payloads have a type: a dataclass or a pydantic model.
+    """A topic whose payloads have a type. What is launched on it arrives as it was, or is refused at the launch.
+
+    Fields that the type does not have are ignored in what arrives.
 
     Args:
         name: the topic as the broker knows it.
-        type: what `scope.launch` accepts for this topic, and what `message.payload` is for its sagas.
+        type: what `scope.launch` accepts for this topic, and what `message.payload` is for its sagas: a dataclass, a
+            pydantic model, a TypedDict, or what is made of these with lists, unions, `datetime`, `UUID`, `Decimal`,
+            `Enum` and the like, by pydantic; or a struct of msgspec. Install `scoop-outbox[pydantic]` or msgspec.
         require_handlers: whether a launch fails if no saga is subscribed to it.
         handled_by: sagas, or their names, that have to be subscribed to it, or a launch fails.
+
+    Raises:
+        DefinitionError: the name, the type or a saga's name cannot be used, or pydantic is not installed.
     """
 
     name: str
-    type: type[T]
+    type: Any
     require_handlers: bool = False
     handled_by: Sequence[Any] = ()
+    _payloads: PayloadType = field(init=False, repr=False, compare=False)
+
+    if TYPE_CHECKING:  # a union or a list of classes is no class
+
+        @overload
+        def __init__(
+            self,
+            name: str,
+            type: builtins.type[T],
+            require_handlers: bool = ...,  # noqa: FBT001 - as the dataclass has it
+            handled_by: Sequence[Any] = ...,
+        ) -> None: ...
+        @overload
+        def __init__(
+            self: Topic[Any],
+            name: str,
+            type: Any,
+            require_handlers: bool = ...,  # noqa: FBT001 - as above
+            handled_by: Sequence[Any] = ...,
+        ) -> None: ...
+        def __init__(self, *_: Any, **__: Any) -> None: ...
 
     def __post_init__(self) -> None:
         """Refuse names and types that could never work."""
         checked_name("topic", self.name)
         object.__setattr__(self, "handled_by", saga_names(self.handled_by))
-        declared: object = self.type
-        if not isinstance(declared, type) or not (
-            dataclasses.is_dataclass(declared) or hasattr(declared, "model_validate_json")
-        ):
-            raise DefinitionError(
-                f"topic {self.name!r}: {self.type!r} is neither a dataclass nor a pydantic model; "
-                "use one of these, or a plain topic name for untyped payloads"
-            )
+        try:
+            object.__setattr__(self, "_payloads", payload_type(self.type, _ABOVE_TOPIC))
+        except UnusableTypeError as error:
+            raise DefinitionError(f"topic {self.name!r}: {error}") from error
+
+    def encode(self, payload: T) -> str:
+        """Return a payload as JSON text.
+
+        Raises:
+            PayloadError: it is not of the type; the message names fields and rules, and no values.
+        """
+        expected = self._payloads.expected
+        if expected is not None and not isinstance(payload, expected):
+            raise PayloadError(f"topic {self.name!r} carries {type_name(self.type)}, not {type(payload).__qualname__}")
+        what = f"the payload for topic {self.name!r}"
+        try:
+            text = dump_json(self._payloads.dump(payload), what)
+            self._payloads.check(payload, text.encode())
+        except MisfitError as error:
+            raise PayloadError(f"{what} does not fit {type_name(self.type)}: {error}") from None
+        return text
 
     def decode(self, body: bytes) -> T:
         """Return the payload in `body`.
 
         Raises:
-            PayloadError: the bytes are not what the type expects.
+            PayloadError: the bytes are not what the type expects; the message names fields and rules, and no values.
         """
         try:
-            validate = getattr(self.type, "model_validate_json", None)
-            if validate is not None:
-                validated: T = validate(body)
-                return validated
-            return self.type(**json.loads(body))
-        except (ValueError, TypeError) as error:
+            payload: T = self._payloads.load(body)
+        except MisfitError as error:
+            # Without its cause, which quotes the body: failures are stored with theirs.
             raise PayloadError(
-                f"a message on topic {self.name!r} does not fit {self.type.__qualname__}: {type(error).__name__}"
-            ) from error
+                f"a message on topic {self.name!r} does not fit {type_name(self.type)}: {error}"
+            ) from None
+        return payload
 
 
 @dataclass(frozen=True)
@@ -173,8 +227,8 @@ def encode(topic: str | Topic[Any], payload: Any) -> tuple[bytes, str]:
         PayloadError: the payload is not JSON-compatible, bytes, a dataclass or a pydantic model, or is not of the
             type that the topic declares.
     """
-    if isinstance(topic, Topic) and not isinstance(payload, topic.type):
-        raise PayloadError(f"topic {topic.name!r} carries {topic.type.__qualname__}, not {type(payload).__qualname__}")
+    if isinstance(topic, Topic):
+        return topic.encode(payload).encode(), JSON
     if isinstance(payload, bytes | bytearray | memoryview):
         return bytes(payload), BYTES
     return dump_json(payload, f"the payload for topic {topic_name(topic)!r}").encode(), JSON
@@ -200,7 +254,22 @@ def _jsonable(value: Any) -> Any:
     dump = getattr(value, "model_dump", None)
     if dump is not None:
         return dump(mode="json")
-    raise TypeError(f"{type(value).__qualname__} is not JSON serializable")
+    if hasattr(type(value), "__struct_fields__"):
+        return struct_values(value)
+    instead = next((text for kinds, text in _INSTEAD if isinstance(value, kinds)), "")
+    raise TypeError(f"{type(value).__qualname__} is not JSON serializable{instead}")
+
+
+_TYPED = "give the topic a type, Topic(name, TheType), which writes it and reads it again"
+_INSTEAD: tuple[tuple[Any, str], ...] = (
+    ((datetime, date, time_of_day), f": pass value.isoformat(), or {_TYPED}"),
+    (timedelta, f": pass value.total_seconds(), or {_TYPED}"),
+    ((uuid.UUID, Decimal), f": pass str(value), or {_TYPED}"),
+    (Enum, f": pass value.value, or {_TYPED}"),
+    ((set, frozenset), f": pass sorted(value), or {_TYPED}"),
+    ((bytes, bytearray, memoryview), ": pass base64.b64encode(value).decode(), or the bytes alone as the payload"),
+)
+"""What to write instead of a value that JSON does not have. A reader without a type would get it back as text."""
 
 
 def is_json(content_type: str) -> bool:

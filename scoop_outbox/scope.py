@@ -11,6 +11,7 @@ from scoop_outbox.context import Context
 from scoop_outbox.errors import PayloadError, ScopeEnded
 from scoop_outbox.failure import Frame
 from scoop_outbox.headers import CONTENT_TYPE, PREFIX, key_text
+from scoop_outbox.limits import Limits
 from scoop_outbox.message import Topic, dump_json, encode, saga_names, topic_name, uuid7
 
 if TYPE_CHECKING:  # only the types of what the drivers put in; the scope itself does no I/O
@@ -20,6 +21,8 @@ if TYPE_CHECKING:  # only the types of what the drivers put in; the scope itself
 
 KEY_LIMIT = 1024
 CONTENT_TYPE_LIMIT = 255
+
+_LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +62,13 @@ def emission(
     require_handlers: bool = False,
     handled_by: Sequence[object] = (),
     message_id: object = None,
+    limits: Limits = _LIMITS,
 ) -> Emission:
     """Check and encode one message to be launched.
 
     Args:
         topic: a name, or a typed topic.
-        payload: JSON values, a dataclass, a pydantic model, or bytes.
+        payload: JSON values, a dataclass, a pydantic model, a msgspec struct, or bytes.
         key: orders the message among others of the same key: text, or the bytes of a binary key.
         headers: text headers that travel with the message; `content-type` says what the body is instead of `payload`.
         context: the cooperation context of its handlers.
@@ -73,12 +77,15 @@ def emission(
         require_handlers: whether some saga has to be subscribed to the topic.
         handled_by: the sagas that have to be, or their names.
         message_id: the caller's id for it; one is drawn unless given.
+        limits: how large body and context may be.
 
     Raises:
         DefinitionError: the topic's name, or one in `handled_by`, cannot be used.
-        PayloadError: payload, key or a header cannot be encoded, or the id is none.
+        PayloadError: payload, key or a header cannot be encoded, payload or context are too large, or the id is none.
     """
     body, content_type = encode(topic, payload)
+    limits.check(len(body), f"the payload for topic {topic_name(topic)!r}")
+    limits.check(len(context or ""), "the context")
     others = {}
     for name, value in (headers or {}).items():
         if not _is_text(name) or not _is_text(value):
@@ -193,6 +200,7 @@ class Scope:
         iteration: int,
         attempt: int,
         idempotency_key: str,
+        limits: Limits = _LIMITS,
     ) -> None:
         """Called by the drivers, and by tests of steps."""
         self.run_id = run_id
@@ -207,6 +215,8 @@ class Scope:
         self.emissions: list[Emission] = []
         self.result: str | None = None
         self._ended = False
+        self._limits = limits
+        self._launched = 0
 
     @property
     def ended(self) -> bool:
@@ -244,9 +254,11 @@ class Scope:
         """Return the context as JSON text, for the drivers, also after the end.
 
         Raises:
-            PayloadError: it cannot be stored.
+            PayloadError: it cannot be stored, or is too large.
         """
-        return self._context.dumps()
+        text = self._context.dumps()
+        self._limits.check(len(text or ""), "the context")
+        return text
 
     def launch(
         self,
@@ -265,7 +277,7 @@ class Scope:
 
         Args:
             topic: a name, or a typed topic.
-            payload: JSON values, a dataclass, a pydantic model, or bytes.
+            payload: JSON values, a dataclass, a pydantic model, a msgspec struct, or bytes.
             key: orders the message among others of the same key: text, or the bytes of a binary key.
             context: values on top of this run's context, for the handlers of this message.
             headers: text headers that travel with the message.
@@ -277,7 +289,8 @@ class Scope:
 
         Raises:
             DefinitionError: the topic's name cannot be used.
-            PayloadError: payload, key, context or a header cannot be encoded.
+            PayloadError: payload, key, context or a header cannot be encoded, or is larger than `max_body`; or this
+                step launches more than a statement can hold.
             ScopeEnded: the callback has ended.
         """
         text, required = self.context.dumps(**(context or {})), (require_handlers, handled_by)
@@ -326,7 +339,10 @@ class Scope:
             depth=2,
             require_handlers=require_handlers,
             handled_by=handled_by,
+            limits=self._limits,
         )
+        self._limits.check_together(self._launched + len(launched.body), self.step)
+        self._launched += len(launched.body)
         self.emissions.append(launched)
         return launched.message_id
 
@@ -334,11 +350,13 @@ class Scope:
         """Leave a JSON value for the parent's next step, which finds it in `scope.results`; the last call counts.
 
         Raises:
-            PayloadError: the value cannot be encoded as JSON.
+            PayloadError: the value cannot be encoded as JSON, or is larger than `max_body`.
             ScopeEnded: the callback has ended.
         """
         self.check()
-        self.result = dump_json(value, "the result")
+        text = dump_json(value, "the result")
+        self._limits.check(len(text), "the result")
+        self.result = text
 
     @property
     def session(self) -> Any:

@@ -52,6 +52,10 @@ class _OwnTopics:
         topics = tuple(self._prefix + topic for topic in subscription.topics)
         return replace(subscription, group=self._prefix + subscription.group, topics=topics)
 
+    @property
+    def most_bytes(self) -> int | None:
+        return self._broker.most_bytes
+
     def names(self, topic: str) -> Sequence[str]:
         return self._broker.names(self._prefix + topic)
 

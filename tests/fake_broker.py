@@ -89,6 +89,8 @@ class FakeBroker:
         self.batches.append(list(batch))
         self.put_something.set()
 
+    most_bytes: int | None = None
+
     def names(self, topic: str) -> Sequence[str]:
         return ()
 

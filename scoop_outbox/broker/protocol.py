@@ -158,6 +158,10 @@ class Broker(Protocol):
     def features(self) -> frozenset[Feature]:
         """What this broker can do."""
 
+    @property
+    def most_bytes(self) -> int | None:
+        """The most bytes of a body that its client sends, where that is known without asking the broker."""
+
     def names(self, topic: str) -> Sequence[str]:
         """Return the other ways in which a topic can be written: what is launched under one is for its sagas, too."""
 

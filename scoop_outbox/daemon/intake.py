@@ -266,7 +266,10 @@ class Intake:
 
     async def _judged(self, driver: AsyncDriver, deliveries: Sequence[Delivery]) -> list[tuple[Delivery, str | None]]:
         """Return deliveries in order, each with the reason why it cannot be taken in, if there is one."""
-        defects = [one.defect or unstorable(one.envelope) for one in deliveries]
+        limits = self._home.limits
+        defects = [
+            one.defect or limits.defect(len(one.envelope.body)) or unstorable(one.envelope) for one in deliveries
+        ]
         misfits = [
             None if defect is not None else self._misfit(one.envelope)
             for one, defect in zip(deliveries, defects, strict=True)

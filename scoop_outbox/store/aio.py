@@ -54,7 +54,7 @@ class _Scope(AsyncScope):
     """A scope bound to the driver's connection."""
 
     def __init__(self, call: Call, driver: AsyncDriver) -> None:
-        super().__init__(**scope_arguments(call))
+        super().__init__(**scope_arguments(call), limits=driver.limits)
         self._driver = driver
         self.opened: AsyncSession | None = None
         self._lock = threading.RLock()
@@ -155,6 +155,7 @@ class AsyncDriver:
         self.opened: AsyncSession | None = None
         self.usable = True
         self.server = server_of(raw)
+        self.limits = mode.limits
 
     @classmethod
     async def connect(cls, engine: AsyncEngine, mode: Mode, context: contextvars.Context | None = None) -> Self:

@@ -53,7 +53,7 @@ class _Scope(BlockingScope):
     """A scope bound to the driver's connection."""
 
     def __init__(self, call: Call, driver: Driver) -> None:
-        super().__init__(**scope_arguments(call))
+        super().__init__(**scope_arguments(call), limits=driver.limits)
         self._driver = driver
         self.opened: Session | None = None
         self._lock = threading.RLock()
@@ -154,6 +154,7 @@ class Driver:
         self.opened: Session | None = None
         self.usable = True
         self.server = server_of(raw)
+        self.limits = mode.limits
 
     @classmethod
     def connect(cls, engine: Engine, mode: Mode, context: contextvars.Context | None = None) -> Self:

@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from scoop_outbox.core.delivery import read_home
 from scoop_outbox.core.statement import Statement, ask
 from scoop_outbox.forks import begins_anew
+from scoop_outbox.limits import Limits
 from scoop_outbox.message import uuid7
 from scoop_outbox.store import queries
 from scoop_outbox.store.aio import AsyncDriver
@@ -51,21 +52,22 @@ class Home:
         url: a PostgreSQL URL.
         schema: the schema of the tables.
         application: what the server's list of connections shows.
+        limits: how large what goes in may be.
 
     Raises:
         DatabaseError: the URL is not usable.
     """
 
-    def __init__(self, url: str, schema: str, application: str) -> None:
+    def __init__(self, url: str, schema: str, application: str, limits: Limits | None = None) -> None:
         """Check the URL and load the statements."""
         parsed(url)
         self.url = url
         self.schema = schema
         self.application = application
+        self.limits = limits or Limits()
         self.queries = queries.load(schema)
         self._pooler = Pooler(url)
-        compiled = queries.compiled(schema)
-        self._for_steps = Mode(compiled, self._pooler)
+        self._compiled = compiled = queries.compiled(schema)
         self._for_machinery = Mode(compiled, self._pooler, _MACHINERY)
         self._for_queues = Mode(compiled, self._pooler, _QUEUES)
         self._begin()
@@ -151,7 +153,10 @@ class Home:
         Args:
             context: the context variables that callbacks find; those of the caller unless given.
         """
-        return await AsyncDriver.connect(self._async_engine, self._for_steps, context)
+        return await AsyncDriver.connect(self._async_engine, self._for_steps(), context)
+
+    def _for_steps(self) -> Mode:
+        return Mode(self._compiled, self._pooler, limits=self.limits)
 
     async def _connect_patiently(self, mode: Mode) -> PatientDriver:
         driver = await PatientDriver.connect(self._async_engine, mode)
@@ -173,7 +178,7 @@ class Home:
         Args:
             context: the context variables that callbacks find; those of the caller unless given.
         """
-        return Driver.connect(self._engine, self._for_steps, context)
+        return Driver.connect(self._engine, self._for_steps(), context)
 
     def _connect_blocking(self, mode: Mode) -> Driver:
         driver = Driver.connect(self._engine, mode)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from scoop_outbox.core.statement import Statement
+from scoop_outbox.limits import Limits
 from scoop_outbox.store.pooler import Pooler
 from scoop_outbox.store.query import Query
 
@@ -18,11 +19,13 @@ class Mode:
         queries: the statements by name.
         pooler: what stands between, if anything does.
         settings: how connections behave on which no step ever runs. Others are as users expect theirs.
+        limits: how large what a step launches may be.
     """
 
     queries: Mapping[str, Query]
     pooler: Pooler
     settings: tuple[Statement, ...] = ()
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def pooled(self) -> bool:

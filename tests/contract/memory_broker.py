@@ -148,6 +148,10 @@ class MemoryBroker:
     def features(self) -> frozenset[Feature]:
         return frozenset({Feature.KNOWS_TOPICS, Feature.LIMITS_SIZE})
 
+    @property
+    def most_bytes(self) -> int | None:
+        return None
+
     def names(self, topic: str) -> Sequence[str]:
         return ()
 

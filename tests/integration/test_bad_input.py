@@ -73,7 +73,7 @@ BAD: list[tuple[Any, Any, dict[str, Any], type[ScoopError], str]] = [
     (ORDERS, {"id": 1}, {}, PayloadError, "topic 'orders' carries Order, not dict"),
     (ORDERS, Other(1), {}, PayloadError, "topic 'orders' carries Order, not Other"),
     (ORDERS, b"{}", {}, PayloadError, "topic 'orders' carries Order, not bytes"),
-    (ORDERS, Order(object()), {}, PayloadError, "object is not JSON serializable"),  # type: ignore[arg-type]
+    (ORDERS, Order(object()), {}, PayloadError, "does not fit Order: it cannot be written as JSON"),  # type: ignore[arg-type]
     (7, 1, {}, DefinitionError, "a topic name is text, not int"),
     (None, 1, {}, DefinitionError, "a topic name is text, not NoneType"),
     ("", 1, {}, DefinitionError, "a topic name must not be empty"),

@@ -223,3 +223,9 @@ def test_who_looks_connects_as_the_side_for_which_it_looks() -> None:
     assert (creates["sasl.username"], creates["sasl.password"]) == ("relay", "r")
     assert looks["security.protocol"] == creates["security.protocol"] == "SASL_SSL"
     assert "linger.ms" not in creates
+
+
+def test_what_the_client_sends_at_most_is_known_before_anything_is_launched() -> None:
+    assert open_broker("kafka://host", {}).most_bytes == 64 * 1024 * 1024
+    assert open_broker("kafka://host?message.max.bytes=1000", {}).most_bytes == 1000
+    assert open_broker("kafka://host", {"producer.message.max.bytes": 2000}).most_bytes == 2000

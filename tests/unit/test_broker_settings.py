@@ -12,6 +12,7 @@ from scoop_outbox import Scoop
 from scoop_outbox.broker import plugins
 from scoop_outbox.cli import main, processes
 from scoop_outbox.cli.processes import Serving
+from tests.fake_broker import FakeBroker
 
 APP = """
 from scoop_outbox import Scoop
@@ -38,7 +39,7 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Made:
 
     def load(url: str, settings: Mapping[str, object] | None = None) -> Any:
         made.settings = dict(settings or {})
-        return object()
+        return FakeBroker()
 
     def run(app: Scoop, serving: Serving) -> None:
         made.app, made.serving = app, serving

@@ -4,12 +4,16 @@ import dataclasses
 import threading
 import time
 import uuid
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from enum import Enum
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from scoop_outbox import DefinitionError, Message, PayloadError, Topic
 from scoop_outbox.message import BYTES, JSON, NAME_LIMIT, checked_name, dump_json, encode, topic_name, uuid7
@@ -27,21 +31,16 @@ class Order:
     lines: list[Line] = dataclasses.field(default_factory=list)
 
 
-class Model:
-    """What a pydantic model looks like from here."""
+class Model(BaseModel):
+    number: int
 
-    def __init__(self, number: int) -> None:
-        self.number = number
 
-    def model_dump(self, mode: str) -> dict[str, int]:
-        assert mode == "json"
-        return {"number": self.number}
+class Struct(msgspec.Struct):
+    number: int
 
-    @classmethod
-    def model_validate_json(cls, body: bytes) -> "Model":
-        if body != b'{"number":7}':
-            raise ValueError("the secret body is wrong")
-        return cls(7)
+
+class Colour(Enum):
+    RED = "red"
 
 
 def message(body: bytes, content_type: str = JSON, schema: Topic[Any] | None = None) -> Message:
@@ -146,7 +145,8 @@ def test_an_id_never_goes_back_when_the_clock_does(monkeypatch: pytest.MonkeyPat
         (memoryview(b"ab"), b"ab", BYTES),
         (Order(1, [Line("a")]), b'{"id":1,"lines":[{"sku":"a","count":1}]}', JSON),
         ({"order": Order(1)}, b'{"order":{"id":1,"lines":[]}}', JSON),
-        ([Model(3)], b'[{"number":3}]', JSON),
+        ([Model(number=3)], b'[{"number":3}]', JSON),
+        ({"struct": Struct(3)}, b'{"struct":{"number":3}}', JSON),
     ],
 )
 def test_payloads_that_travel(payload: object, body: bytes, content_type: str) -> None:
@@ -166,6 +166,25 @@ BAD = [object(), {1, 2}, {"a": b"bytes"}, float("nan"), float("-inf"), [complex(
 def test_payloads_that_cannot_travel_are_refused(payload: object) -> None:
     with pytest.raises(PayloadError, match=r"'orders' cannot be encoded as JSON: .*Use plain values"):
         encode("orders", payload)
+
+
+@pytest.mark.parametrize(
+    "value, instead",
+    [
+        (datetime(2026, 11, 29, tzinfo=UTC), r"value\.isoformat\(\), or give the topic a type"),
+        (date(2026, 11, 29), r"value\.isoformat\(\)"),
+        (timedelta(1), r"value\.total_seconds\(\)"),
+        (uuid.uuid4(), r"str\(value\), or give the topic a type"),
+        (Decimal("1.5"), r"str\(value\)"),
+        (Colour.RED, r"value\.value"),
+        ({1}, r"sorted\(value\)"),
+        (b"bytes", "base64"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_to_use_instead_of_a_plain_value_that_cannot_travel_is_said(value: object, instead: str) -> None:
+    with pytest.raises(PayloadError, match=f"{type(value).__name__} is not JSON serializable: pass .*{instead}"):
+        encode("orders", {"a": [value]})
 
 
 def test_what_cannot_be_encoded_is_named() -> None:
@@ -218,20 +237,14 @@ def test_a_typed_topic_decodes() -> None:
     assert message(b'{"number":7}', schema=Topic("orders", Model)).payload.number == 7
 
 
-@pytest.mark.parametrize("body", [b"{}", b'{"id":1,"more":2}', b"[]", b"7", b"{", b"null", b""])
+@pytest.mark.parametrize("body", [b"{}", b"[]", b"7", b"{", b"null", b""])
 def test_a_body_that_does_not_fit_the_topics_type_is_refused(body: bytes) -> None:
     with pytest.raises(PayloadError, match=r"a message on topic 'orders' does not fit Order"):
         message(body, schema=Topic("orders", Order)).payload  # noqa: B018 - decoded when looked at
 
 
-def test_what_a_model_says_of_a_body_stays_out_of_the_message() -> None:
-    with pytest.raises(PayloadError) as error:
-        message(b"{}", schema=Topic("orders", Model)).payload  # noqa: B018 - decoded when looked at
-    assert "secret" not in str(error.value)
-
-
-@pytest.mark.parametrize("payload", [{"id": 1}, Line("a"), None, b"{}", Model(1)])
-def test_a_typed_topic_carries_its_type_only(payload: object) -> None:
+@pytest.mark.parametrize("payload", [{"id": 1}, Line("a"), None, b"{}", Model(number=1)])
+def test_a_typed_topic_carries_its_type_only(payload: Any) -> None:
     with pytest.raises(PayloadError, match="topic 'orders' carries Order, not"):
         encode(Topic("orders", Order), payload)
 
@@ -242,12 +255,6 @@ def test_a_typed_topic_carries_subclasses() -> None:
         pass
 
     assert encode(Topic("orders", Order), Express(1))[0] == b'{"id":1,"lines":[]}'
-
-
-@pytest.mark.parametrize("kind", [int, dict, str, object, Order(1), None, "Order", list[int]])
-def test_a_topics_type_is_a_dataclass_or_a_model(kind: Any) -> None:
-    with pytest.raises(DefinitionError, match="neither a dataclass nor a pydantic model"):
-        Topic("orders", kind)
 
 
 def test_a_topics_name_is_checked() -> None:

@@ -36,6 +36,8 @@ class Made:
         self.there = {"orders"}
         self.error: str | None = None
 
+    most_bytes = None
+
     def names(self, topic: str) -> Sequence[str]:
         return ()
 

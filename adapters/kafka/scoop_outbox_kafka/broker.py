@@ -33,6 +33,11 @@ class KafkaBroker:
         """What Kafka can do: all of it."""
         return frozenset(Feature)
 
+    @property
+    def most_bytes(self) -> int | None:
+        """What librdkafka sends; what a topic takes (`max.message.bytes`) is the broker's to say."""
+        return self._settings.message_max_bytes
+
     def names(self, topic: str) -> Sequence[str]:  # noqa: ARG002 - of the protocol
         """Return nothing: a topic of Kafka has one name."""
         return ()

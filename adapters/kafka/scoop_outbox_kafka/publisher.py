@@ -298,7 +298,7 @@ class KafkaPublisher:
         reason: KafkaError = error.args[0]
         if reason.code() == KafkaError.MSG_SIZE_TOO_LARGE:
             # librdkafka refused this one alone, and sent nothing.
-            current.unfit.append((index, f"Kafka refuses it: {reason.str()}"))
+            current.unfit.append((index, f"Kafka's client refuses it: {reason.str()} (message.max.bytes)"))
             return True
         current.failed.append((index, reason))
         return False
@@ -341,7 +341,8 @@ class KafkaPublisher:
                 self._topics.refuse(batch[index].topic, error)
                 refused = progress = True
             elif code in _OF_MESSAGE and index in alone:
-                receipts[index] = Receipt(Verdict.FAILED_FOR_GOOD, f"Kafka refuses it: {error.str()}")
+                size = " (max.message.bytes of the topic)" if code == KafkaError.MSG_SIZE_TOO_LARGE else ""
+                receipts[index] = Receipt(Verdict.FAILED_FOR_GOOD, f"Kafka refuses it: {error.str()}{size}")
                 progress = True
             elif code in _OF_MESSAGE:
                 alone.add(index)

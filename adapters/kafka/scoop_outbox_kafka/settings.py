@@ -173,6 +173,11 @@ class Settings:
         """Seconds that a topic may need to become known to the broker that is asked."""
         return float(str({**PRODUCER, **self.producer}["topic.metadata.propagation.max.ms"])) / 1000
 
+    @property
+    def message_max_bytes(self) -> int:
+        """The most bytes that a publisher sends in one message."""
+        return int(str(self.producer.get("message.max.bytes", PRODUCER["message.max.bytes"])))
+
     def for_producer(self, name: str) -> dict[str, object]:
         """Return the configuration of a publisher."""
         return {**PRODUCER, **self._common(name), **self.producer, **PROMISED_PRODUCER}

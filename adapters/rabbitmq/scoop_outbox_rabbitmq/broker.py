@@ -48,6 +48,11 @@ class RabbitBroker:
         in_order = self._settings.single_active_consumer and not self._settings.pipeline
         return always | {Feature.ORDER_PER_KEY} if in_order else always
 
+    @property
+    def most_bytes(self) -> int | None:
+        """Nothing: what a body may have (`max_message_size`) is the broker's to say, when it is published."""
+        return None
+
     def names(self, topic: str) -> Sequence[str]:
         """Return the other names of a topic: its exchange may be written or left out, and with or without %xx.
 
