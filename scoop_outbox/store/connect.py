@@ -16,6 +16,9 @@ from scoop_outbox.errors import DatabaseError
 from scoop_outbox.store.adaptation import ADAPTERS, adapt_as_users_expect
 from scoop_outbox.store.calls import Interrupted
 
+MIGRATING = "scoop_outbox migrate"
+"""What the server's list of connections shows of those of `blocking_engine`."""
+
 _SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
 
 
@@ -104,7 +107,7 @@ def _options(url: URL, application: str) -> dict[str, Any]:
 
 def blocking_engine(url: str) -> sa.Engine:
     """Return an engine for migrations and other work in ordinary SQLAlchemy transactions."""
-    settings = {"context": ADAPTERS, **patience(parsed(url))}
+    settings = {"application_name": MIGRATING, "context": ADAPTERS, **patience(parsed(url))}
     return sa.create_engine(parsed(url), connect_args=settings, poolclass=sa.NullPool, use_native_hstore=False)
 
 
