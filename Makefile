@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+LOWEST ?= $(VENV)-lowest
 # Passed on to pytest, the demonstration or the benchmarks.
 ARGS ?=
 # Worker processes of pytest; each starts a Postgres of its own, and all share one broker of each kind.
@@ -15,7 +16,7 @@ export SCOOP_OUTBOX_CACHE ?= $(CURDIR)/.cache
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo servers test quick lint types check bench clean
+.PHONY: help venv demo servers test quick lowest lint types check bench clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -63,6 +64,17 @@ test: $(VENV)/.installed-dev servers ## Run the tests (ARGS="-k name", WORKERS=a
 quick: $(VENV)/.installed-dev ## Run the everyday tests: without Kafka, RabbitMQ, crashes and benchmarks
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not broker and not benchmark" --ignore tests/crash $(ARGS)
 
+# An environment of its own, with the lowest versions that are promised to do.
+$(LOWEST)/.installed: pyproject.toml $(wildcard adapters/*/pyproject.toml) .ci/lowest-versions $(VENV)/.created
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python .ci/lowest-versions >$(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --constraint $(LOWEST)/constraints.txt \
+	  --editable '.[test]' --editable adapters/kafka --editable adapters/rabbitmq
+	@touch $@
+
+lowest: $(LOWEST)/.installed ## Run the everyday tests with the lowest versions of all dependencies
+	$(LOWEST)/bin/python -m pytest -n $(WORKERS) -m "not broker" --ignore tests/crash $(ARGS)
+
 lint: $(VENV)/.installed-dev ## Check style, formatting and the direction of imports
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -77,6 +89,6 @@ bench: $(VENV)/.installed-dev ## Run the benchmarks (ARGS=...)
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## Remove what the other targets have made
-	rm -rf $(VENV) .cache build dist .coverage htmlcov
+	rm -rf $(VENV) $(LOWEST) .cache build dist .coverage htmlcov
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,41 +4,47 @@ A message handler is a *saga*: named steps, each one database transaction. The n
 handler of every message launched by the step before has finished, all the way down.
 """
 
-from scoop_outbox.answers import Answer
-from scoop_outbox.app import Scoop
-from scoop_outbox.context import Context
-from scoop_outbox.core.run import RunState, StepKind
-from scoop_outbox.daemon.running import Running
-from scoop_outbox.errors import (
-    BrokerError,
-    ConflictingMessage,
-    DatabaseError,
-    DefinitionError,
-    PayloadError,
-    ScoopError,
-    ScopeEnded,
-    StepError,
-    TransientError,
-    UnhandledMessage,
-    UnknownMessage,
-)
-from scoop_outbox.failure import (
-    CancellationRequested,
-    ChildRollbackFailed,
-    ChildRolledBack,
-    DistributedError,
-    Failure,
-    Frame,
-    GaveUp,
-    ParentSaidSo,
-    RollbackRequested,
-)
-from scoop_outbox.handle import Handle
-from scoop_outbox.message import Draft, Message, Topic
-from scoop_outbox.policy import Retry
-from scoop_outbox.saga import GoTo, Repeat, Saga, Step
-from scoop_outbox.scope import AsyncScope, BlockingScope, Result, Scope
-from scoop_outbox.status import RunStatus, Status, StepStatus
+import typing as _typing
+from importlib import import_module as _import_module
+
+if _typing.TYPE_CHECKING:
+    from scoop_outbox.answers import Answer
+    from scoop_outbox.app import Scoop
+    from scoop_outbox.context import Context
+    from scoop_outbox.core.run import RunState, StepKind
+    from scoop_outbox.daemon.running import Running
+    from scoop_outbox.errors import (
+        BrokerError,
+        ConflictingMessage,
+        DatabaseError,
+        DefinitionError,
+        PayloadError,
+        ScoopError,
+        ScopeEnded,
+        StepError,
+        TransientError,
+        UnhandledMessage,
+        UnknownMessage,
+    )
+    from scoop_outbox.failure import (
+        CancellationRequested,
+        ChildRollbackFailed,
+        ChildRolledBack,
+        DistributedError,
+        Failure,
+        Frame,
+        GaveUp,
+        ParentSaidSo,
+        RollbackRequested,
+    )
+    from scoop_outbox.handle import Handle
+    from scoop_outbox.message import Draft, Message, Topic
+    from scoop_outbox.policy import Retry
+    from scoop_outbox.saga import GoTo, Repeat, Saga, Step
+    from scoop_outbox.scope import AsyncScope, BlockingScope, Result, Scope
+    from scoop_outbox.status import RunStatus, Status, StepStatus
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Answer",
@@ -84,3 +90,57 @@ __all__ = [
     "UnhandledMessage",
     "UnknownMessage",
 ]
+
+# Imported when they are asked for: who only wants a command's help, or an error's name, needs no database driver. One
+# of them takes most of a second of processor time.
+_HOMES = {
+    "scoop_outbox.answers": ("Answer",),
+    "scoop_outbox.app": ("Scoop",),
+    "scoop_outbox.context": ("Context",),
+    "scoop_outbox.core.run": ("RunState", "StepKind"),
+    "scoop_outbox.daemon.running": ("Running",),
+    "scoop_outbox.errors": (
+        "BrokerError",
+        "ConflictingMessage",
+        "DatabaseError",
+        "DefinitionError",
+        "PayloadError",
+        "ScoopError",
+        "ScopeEnded",
+        "StepError",
+        "TransientError",
+        "UnhandledMessage",
+        "UnknownMessage",
+    ),
+    "scoop_outbox.failure": (
+        "CancellationRequested",
+        "ChildRollbackFailed",
+        "ChildRolledBack",
+        "DistributedError",
+        "Failure",
+        "Frame",
+        "GaveUp",
+        "ParentSaidSo",
+        "RollbackRequested",
+    ),
+    "scoop_outbox.handle": ("Handle",),
+    "scoop_outbox.message": ("Draft", "Message", "Topic"),
+    "scoop_outbox.policy": ("Retry",),
+    "scoop_outbox.saga": ("GoTo", "Repeat", "Saga", "Step"),
+    "scoop_outbox.scope": ("AsyncScope", "BlockingScope", "Result", "Scope"),
+    "scoop_outbox.status": ("RunStatus", "Status", "StepStatus"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+if not _typing.TYPE_CHECKING:  # a type checker would take it for a promise that every name is there
+
+    def __getattr__(name: str) -> object:
+        """Import the module of a public name, once."""
+        if name not in _HOME_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(_import_module(_HOME_OF[name]), name)
+        return value
+
+    def __dir__() -> list[str]:
+        """List what is there once it is asked for, too."""
+        return sorted({*globals(), *__all__})

@@ -26,7 +26,7 @@ from scoop_outbox.launcher import Launcher
 from scoop_outbox.message import Message, Topic, topic_name
 from scoop_outbox.policy import seconds
 from scoop_outbox.status import Status, read_message, read_status
-from scoop_outbox.store import migrate
+from scoop_outbox.store import revisions
 
 log = logging.getLogger(__name__)
 
@@ -144,13 +144,20 @@ class Scoop(Launcher):
 
     # -- running ------------------------------------------------------------------------------------------------
 
-    async def migrate(self) -> None:
+    async def migrate(self, *, wait: float | timedelta = 300.0, lock_timeout: float | timedelta = 2.0) -> None:
         """Create or upgrade the tables: the same as `scoop-outbox migrate`.
 
+        Args:
+            wait: for how long it is tried to lock tables that others use, in seconds or as a `timedelta`.
+            lock_timeout: for how long at a time others may have to wait behind that.
+
         Raises:
-            DatabaseError: the database cannot be reached, or its user may not create tables.
+            DatabaseError: the database cannot be reached, its user may not create tables, or others used the tables all
+                the time; it names them.
         """
-        await asyncio.to_thread(migrate.migrate, self.home.url, self._schema)
+        from scoop_outbox.store.migrate import migrate  # noqa: PLC0415 - nothing else needs Alembic
+
+        await asyncio.to_thread(migrate, self.home.url, self._schema, wait=wait, lock_timeout=lock_timeout)
 
     async def announce(self) -> None:
         """Make the subscriptions of this service's sagas known, so that its messages are waited for.
@@ -233,7 +240,7 @@ class Scoop(Launcher):
         self._seal(running=True)
         try:
             async with self.home.driver() as driver:
-                migrate.check(await driver.run(read_revision()), self.home.url)
+                revisions.check(await driver.run(read_revision()), self.home.url)
                 await driver.run(self._guard(relay=relay))
             async with daemons(
                 self.home,

@@ -148,13 +148,32 @@ def postgres(folder: Path) -> None:
 @main.command()
 @_database
 @_schema
-def migrate(database: str | None, schema: str) -> None:
-    """Create or upgrade the tables. Safe to run again at any time, and from several places at once."""
-    from scoop_outbox.store import migrate as migrations
+@click.option(
+    "--wait",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    default=300.0,
+    show_default=True,
+    help="How long to try to lock tables that others use.",
+)
+@click.option(
+    "--lock-timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    default=2.0,
+    show_default=True,
+    help="How long others may have to wait behind that at a time.",
+)
+def migrate(*, database: str | None, schema: str, wait: float, lock_timeout: float) -> None:
+    """Create or upgrade the tables. Safe to run again at any time, and from several places at once.
+
+    Tables that others use are tried again and again, so that nobody waits for long; it says who uses them.
+    """
+    from scoop_outbox.store.migrate import migrate
 
     url = required(database)
-    migrations.migrate(url, schema)
-    click.echo(f"schema {schema} is at revision {migrations.head()}")
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+    click.echo(f"schema {schema} is at revision {migrate(url, schema, wait=wait, lock_timeout=lock_timeout)}")
 
 
 @main.command()

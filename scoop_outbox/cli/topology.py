@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import shlex
 import sys
@@ -76,6 +75,8 @@ def print_(
     The exit code is 0 when nothing is missing, and 3 when something is. What the broker does not tell, as
     RabbitMQ does not of bindings, is shown as unknown and does not count as missing.
     """
+    import asyncio
+
     scoop = _load(app, group, broker, settings_of(settings, settings_file))
     items = asyncio.run(scoop.topology(*topics))
     _show(scoop, items, _TOLD)
@@ -101,6 +102,8 @@ def apply(
 
     What the broker does not tell, as RabbitMQ does not of bindings, is made whether or not it was there.
     """
+    import asyncio
+
     scoop = _load(app, group, broker, settings_of(settings, settings_file))
     _show(scoop, asyncio.run(scoop.apply_topology(*topics)), _DONE)
 

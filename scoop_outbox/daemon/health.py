@@ -24,7 +24,7 @@ from scoop_outbox.daemon.metrics import exposition
 from scoop_outbox.daemon.observed import Observed
 from scoop_outbox.daemon.port import Answer, listening
 from scoop_outbox.errors import DatabaseError
-from scoop_outbox.store import migrate
+from scoop_outbox.store import revisions
 from scoop_outbox.store.home import Home
 
 STALLED = 30.0
@@ -176,7 +176,7 @@ class Health:
 
     def _misfit(self, revision: str | None) -> str | None:
         try:
-            migrate.check(revision, self._home.url)
+            revisions.check(revision, self._home.url)
         except DatabaseError as error:
             return str(error)
         return None

@@ -20,6 +20,9 @@ from scoop_outbox.store.pooler import Pooler
 from scoop_outbox.store.raw import AsyncConnection, Connection
 from scoop_outbox.store.url import arguments, parsed, shown
 
+MIGRATING = "scoop_outbox migrate"
+"""What the server's list of connections shows of those of `blocking_engine`."""
+
 # A peer that is gone without a word is noticed within half a minute, not after the system's hours. In seconds, but for
 # the last one: milliseconds in which the peer has to acknowledge what was sent to it.
 _NOTICE_SILENCE = {
@@ -84,10 +87,10 @@ def _options(url: str, application: str) -> dict[str, Any]:
     }
 
 
-def blocking_engine(url: str, application: str = "scoop_outbox") -> sa.Engine:
+def blocking_engine(url: str) -> sa.Engine:
     """Return an engine for migrations and other work in ordinary SQLAlchemy transactions."""
     engine = sa.create_engine(
-        parsed(url), connect_args=settings(url, application), poolclass=sa.NullPool, use_native_hstore=False
+        parsed(url), connect_args=settings(url, MIGRATING), poolclass=sa.NullPool, use_native_hstore=False
     )
     pooler = Pooler(url)
     event.listen(engine, "do_connect", lambda _dialect, _record, _arguments, named: pooler.connect(**named))

@@ -9,7 +9,6 @@ is gone with it. It remembers what went wrong on it, which tells our connection'
 from __future__ import annotations
 
 import asyncio
-import copy
 import threading
 import weakref
 from typing import Any, ClassVar
@@ -278,13 +277,25 @@ def driver_connection(connection: sa.Connection) -> Any:
 _OPTIONS: dict[str, Any] = {"join_transaction_mode": "create_savepoint", "expire_on_commit": False}
 
 
+def _adapted(pattern: Any, lent: AsyncLentConnection) -> Any:
+    """Return what SQLAlchemy has around an async connection, around `lent`: there is no other way to have a second one.
+
+    Slot by slot. It hands everything that it lacks on to its connection, so that `copy.copy`, which looks at one that
+    has none yet, never ends with SQLAlchemy 2.0.
+    """
+    adapted = object.__new__(type(pattern))
+    for kind in type(pattern).__mro__:
+        for name in getattr(kind, "__slots__", ()):
+            setattr(adapted, name, lent if name == "_connection" else getattr(pattern, name))
+    return adapted
+
+
 def async_session(scope: Scope, lent: AsyncLentConnection, outer: AsyncConnection) -> AsyncSession:
     """Return a session that works on `lent`; `outer` is SQLAlchemy's connection to the server beneath it."""
     assert outer.sync_connection is not None  # noqa: S101 - the driver has opened it
     desk = _Desk.of(outer.sync_connection.engine)
     assert desk.async_engine is not None  # noqa: S101 - the engine is of this colour
-    adapted: Any = copy.copy(outer.sync_connection.connection.dbapi_connection)
-    adapted._connection = lent  # noqa: SLF001 - there is no other way to have a second one of its kind
+    adapted = _adapted(outer.sync_connection.connection.dbapi_connection, lent)
     bind = AsyncConnection(desk.async_engine, desk.wrapped(adapted))
     return AsyncSession(bind, sync_session_class=_LentSession, info={"scope": scope}, **_OPTIONS)
 

@@ -1,19 +1,33 @@
-"""Creates and upgrades the tables with Alembic."""
+"""Creates and upgrades the tables with Alembic, one revision a transaction, and keeps nobody waiting for long.
+
+A lock that changes a table waits for everybody who uses that, and everybody who comes later waits behind it: one report
+that takes an hour, and no message is launched for an hour. So all the locks of a revision are asked for before anything
+is changed, and if they are not had in a moment, they are given up, and asked for again a little later.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 
+import psycopg
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from scoop_outbox.errors import DatabaseError
+from scoop_outbox.errors import DatabaseError, DefinitionError
+from scoop_outbox.policy import seconds
+from scoop_outbox.store import queries
+from scoop_outbox.store.blockers import Blocker, Onlooker, told
 from scoop_outbox.store.connect import blocking_engine, explained
+from scoop_outbox.store.ddl import defining
+from scoop_outbox.store.revisions import following, head, note_newer
 from scoop_outbox.store.schema import DEFAULT_SCHEMA, checked_schema
 from scoop_outbox.store.url import shown
 
@@ -22,75 +36,185 @@ log = logging.getLogger(__name__)
 # Two migrations at the same time would trip over each other; the number is arbitrary but must never change.
 _LOCK = 0x5C00_0B0C
 
+WAIT = 300.0
+"""Seconds that locks are tried for, in all."""
 
-def migrate(url: str, schema: str = DEFAULT_SCHEMA) -> None:
+LOCK_TIMEOUT = 2.0
+"""Seconds for which others may wait behind locks that are asked for. Longer than the server waits (1 s, as a rule)
+until it ends an autovacuum that is in the way."""
+
+_FIRST = 0.5
+"""Seconds of the first try. Each one is longer, up to the limit."""
+
+_FREE = 2.0
+"""The pause behind a try, in units of that try: others have their way for most of the time."""
+
+_LONGEST_PAUSE = 5.0
+_REMINDER = 30.0
+"""Seconds until it is said again who is in the way."""
+
+
+def migrate(
+    url: str,
+    schema: str = DEFAULT_SCHEMA,
+    *,
+    wait: float | timedelta = WAIT,
+    lock_timeout: float | timedelta = LOCK_TIMEOUT,
+) -> str:
     """Create or upgrade the tables. Safe to run from several places at once, and again at any time.
+
+    Each revision is a transaction: whatever happens, the tables are at a revision, and running it again goes on there.
+    With nothing to do it only reads, and needs no other right.
 
     Args:
         url: the database, as for `Scoop`.
         schema: the Postgres schema that holds the tables; it is created if it is not there.
+        wait: for how long it is tried to lock tables that others use, in seconds or as a `timedelta`. What is done once
+            they are locked takes as long as it takes.
+        lock_timeout: for how long at a time others may have to wait behind that.
+
+    Returns:
+        The revision that the database has now.
 
     Raises:
-        DefinitionError: the schema's name cannot be used.
-        DatabaseError: the database cannot be reached, or its user may not create tables.
+        DefinitionError: the schema's name cannot be used, or one of the times.
+        DatabaseError: the database cannot be reached, its user may not create tables, or others used the tables all the
+            time; it names them.
     """
     checked_schema(schema)
-    with _connection(url) as connection:
-        connection.execute(sa.text("select pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
-        connection.execute(sa.schema.CreateSchema(schema, if_not_exists=True))
-        config = _config(schema)
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-
-
-def revisions(url: str, schema: str = DEFAULT_SCHEMA) -> tuple[str | None, str | None]:
-    """Return the revision that the database has, None if it was never migrated, and the one that this code needs.
-
-    Raises:
-        DatabaseError: the database cannot be reached.
-    """
-    with _connection(url) as connection:
-        context = MigrationContext.configure(connection, opts={"version_table_schema": schema})
-        return context.get_current_revision(), head()
-
-
-def head() -> str | None:
-    """Return the revision that this code needs."""
-    return ScriptDirectory.from_config(_config(DEFAULT_SCHEMA)).get_current_head()
-
-
-def check(revision: str | None, url: str) -> None:
-    """Refuse a database that is older than this code.
-
-    One that is newer is only warned of: while a new version is deployed, migrated first, the old one goes on.
-
-    Args:
-        revision: what the database has, None if its migration has been interrupted.
-        url: the database, for the message.
-
-    Raises:
-        DatabaseError: the database has to be migrated.
-    """
-    script = ScriptDirectory.from_config(_config(DEFAULT_SCHEMA))
-    needed = script.get_current_head()
-    if revision == needed:
-        return
-    if revision is None or revision in {known.revision for known in script.walk_revisions()}:
-        raise DatabaseError(
-            f"the database {shown(url)} is at revision {revision}, but this version of scoop_outbox needs {needed}: "
-            "run `scoop-outbox migrate --database URL`, or `await app.migrate()`"
-        )
-    log.warning("the database is at revision %s, which is newer than this code; it knows %s", revision, needed)
-
-
-@contextmanager
-def _connection(url: str) -> Iterator[sa.Connection]:
+    patience = _Patience(url, seconds(wait), seconds(lock_timeout))
     engine = blocking_engine(url)
+    onlooker = Onlooker(engine, schema)
     try:
-        with explained(url), engine.begin() as connection:
-            yield connection
+        with _explained(url), engine.connect() as connection:
+            return _upgraded(_Tables(connection, schema), onlooker, patience)
     finally:
+        onlooker.close()
         engine.dispose()
+
+
+def _upgraded(tables: _Tables, onlooker: Onlooker, patience: _Patience) -> str:
+    while True:
+        revision = tables.revision()
+        target = following(revision)
+        if target is None:
+            assert revision is not None  # noqa: S101 - else there is a first one to go to
+            if revision != head():
+                note_newer(revision)
+            return revision
+        began = time.monotonic()
+        try:
+            with tables.connection.begin():
+                with onlooker.watching(tables.backend()):
+                    tables.lock_for(target, patience.limit)
+                # Somebody else may have been at it while this one waited.
+                if tables.revision() == revision:
+                    tables.upgrade(target)
+        except sa.exc.OperationalError as error:
+            if not isinstance(error.orig, psycopg.errors.LockNotAvailable | psycopg.errors.DeadlockDetected):
+                raise
+            patience.pause(time.monotonic() - began, target, onlooker.seen, error)
+
+
+class _Patience:
+    """How long locks are tried for, and what is said meanwhile.
+
+    Attributes:
+        limit: how many seconds the next try may take.
+    """
+
+    def __init__(self, url: str, wait: float, lock_timeout: float) -> None:
+        if wait < 0 or lock_timeout <= 0:
+            raise DefinitionError(
+                f"wait={wait:g}, lock_timeout={lock_timeout:g}: neither is negative, nor the second 0"
+            )
+        self._url = url
+        self._left = self._wait = wait
+        self._longest = lock_timeout
+        self._told: tuple[frozenset[int], float] = (frozenset(), float("inf"))
+        self.limit = min(_FIRST, lock_timeout)
+
+    def pause(self, taken: float, target: str, blockers: Sequence[Blocker], error: Exception) -> None:
+        """Give others their way for a while, after a try that was in vain.
+
+        Raises:
+            DatabaseError: it has been tried for long enough.
+        """
+        self._left -= taken
+        if self._left <= 0:
+            raise DatabaseError(
+                f"{shown(self._url)} could not be migrated to revision {target}: its tables were in use for "
+                f"{self._wait:g} s, by {told(blockers)}. It is at the revision before, and what uses it goes on. "
+                "End that transaction, or wait until it has ended, and run this again: see docs/operations.md"
+            ) from error
+        self._tell(target, blockers)
+        pause = min(self.limit * _FREE * random.uniform(0.75, 1.25), _LONGEST_PAUSE, self._left)
+        self.limit = min(self.limit * 2, self._longest)
+        time.sleep(pause)
+        self._left -= pause
+
+    def _tell(self, target: str, blockers: Sequence[Blocker]) -> None:
+        who, left = self._told
+        now = frozenset(blocker.pid for blocker in blockers)
+        if now != who or left - self._left >= _REMINDER:
+            self._told = now, self._left
+            log.warning(
+                "migration to revision %s waits for tables in use by %s; it is tried for %.0f s more",
+                target,
+                told(blockers),
+                self._left,
+            )
+
+
+class _Tables:
+    """The tables of a schema, as one connection changes them."""
+
+    def __init__(self, connection: sa.Connection, schema: str) -> None:
+        self.connection = connection
+        self._schema = schema
+        self._queries = queries.load(schema)
+
+    def backend(self) -> int:
+        """Return the server process that works for the connection now; behind a pooler that is not always the same."""
+        return int(str(self._ask(self._queries["read_backend"]).scalar()))
+
+    def revision(self) -> str | None:
+        """Return the revision that they have, in a transaction of its own unless one has begun."""
+        with nullcontext() if self.connection.in_transaction() else self.connection.begin():
+            context = MigrationContext.configure(self.connection, opts={"version_table_schema": self._schema})
+            return context.get_current_revision()
+
+    def lock_for(self, target: str, limit: float) -> None:
+        """Take all the locks that a revision needs, within a time limit for all of them together.
+
+        In the order in which the engine's own transactions use the tables, so that it seldom comes to a deadlock.
+        """
+        deadline = time.monotonic() + limit
+        self._limit(limit)
+        self._ask(self._queries["lock_migrations"], lock=_LOCK)
+        for table in _script().get_revision(target).module.locks:
+            self._limit(deadline - time.monotonic())
+            statement = "lock table %(table)s in access exclusive mode"
+            self.connection.execute(defining(statement, self.connection, self._schema, table))
+
+    def upgrade(self, target: str) -> None:
+        """Bring them to a revision, in the transaction that has begun."""
+        if target == following(None) and not self._ask(self._queries["read_schema_exists"], name=self._schema).scalar():
+            self.connection.execute(sa.schema.CreateSchema(self._schema))
+        config = _config(self._schema)
+        config.attributes["connection"] = self.connection
+        command.upgrade(config, target)
+
+    def _limit(self, left: float) -> None:
+        # 0 would be no limit at all.
+        self._ask(self._queries["limit_lock_waits"], limit=str(max(1, round(left * 1000))))
+
+    def _ask(self, statement: bytes, **values: object) -> sa.CursorResult[tuple[object, ...]]:
+        return self.connection.exec_driver_sql(statement.decode(), values)
+
+
+def _script() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_config(DEFAULT_SCHEMA))
 
 
 def _config(schema: str) -> Config:
@@ -98,3 +222,19 @@ def _config(schema: str) -> Config:
     config.set_main_option("script_location", "scoop_outbox.store:migrations")
     config.attributes["schema"] = schema
     return config
+
+
+@contextmanager
+def _explained(url: str) -> Iterator[None]:
+    """Do as `explained`, and say which rights are needed: other ones than those that work with the tables."""
+    try:
+        with explained(url):
+            yield
+    except DatabaseError as error:
+        cause = error.__cause__
+        if not isinstance(getattr(cause, "orig", None), psycopg.errors.InsufficientPrivilege):
+            raise
+        raise DatabaseError(
+            f"{error}. Whoever migrates owns the tables, and may create in their schema; to create the schema itself "
+            "takes the right to create in the database: see docs/operations.md"
+        ) from cause

@@ -11,6 +11,7 @@ been. Time is the database's clock; order within a run is `seq`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sqlalchemy import (
@@ -19,6 +20,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Connection,
     Identity,
     Index,
     Integer,
@@ -28,12 +30,14 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
+    event,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSON, TIMESTAMP
 
 from scoop_outbox.errors import DefinitionError
 from scoop_outbox.message import checked_name
+from scoop_outbox.store.ddl import storing
 
 DEFAULT_SCHEMA = "scoop_outbox"
 
@@ -57,17 +61,16 @@ def checked_schema(name: str) -> str:
 
 _NOW = text("clock_timestamp()")
 # Rows of these tables are updated in place again and again: room on the page keeps the indexes out of it.
-_UPDATED: dict[str, Any] = {"postgresql_with": {"fillfactor": "80"}}
+_UPDATED = {"fillfactor": "80"}
 # Queues are emptied as fast as they fill: vacuum comes by how much has changed, not by what share of it. And it leaves
 # them their pages: a statement that is planned for a queue without any reads all of it, also when it is full.
-_QUEUE: dict[str, Any] = {
-    "postgresql_with": {
-        "autovacuum_vacuum_scale_factor": "0",
-        "autovacuum_vacuum_threshold": "5000",
-        "autovacuum_vacuum_cost_delay": "0",
-        "vacuum_truncate": "false",
-    }
+_QUEUE = {
+    "autovacuum_vacuum_scale_factor": "0",
+    "autovacuum_vacuum_threshold": "5000",
+    "autovacuum_vacuum_cost_delay": "0",
+    "vacuum_truncate": "false",
 }
+_STORED = {"run": _UPDATED, "child": _UPDATED, "outbox": _QUEUE, "mailbox": _QUEUE, "turn": _QUEUE}
 
 
 def _time(name: str, *, nullable: bool = True, default: bool = False) -> Column[Any]:
@@ -130,7 +133,6 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         Column("content_type", Text, nullable=False),
         Column("headers", JSON, nullable=False),
         _time("created_at", nullable=False, default=True),
-        **_QUEUE,
     )
 
     # Which relay publishes a shard. The epoch grows with every change of owner, and is checked again when published
@@ -229,7 +231,6 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
             "state in ('running', 'rolling_back', 'committed', 'rolled_back', 'rollback_failed', 'parked')",
             name="run_state",
         ),
-        **_UPDATED,
     )
     # Small, and found without looking at all that has ended. Of columns that a run which goes on leaves as they are:
     # an index on its state would be written to each time that a run ends.
@@ -289,7 +290,6 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         Column("obstacle", Uuid),
         Column("delivered", Boolean, nullable=False, server_default=text("false")),
         Index("child_of_instance", "run_id", "seq"),
-        **_UPDATED,
     )
     # The rule asks of this index alone whether a run still has to wait, however many children it had.
     Index("child_open", child.c.run_id, postgresql_where=child.c.open)
@@ -304,7 +304,6 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         Column("seq", BigInteger, Identity(always=True), nullable=False),
         Column("held", Boolean, nullable=False, server_default=text("false")),
         Index("turn_lane", "lane", "seq"),
-        **_QUEUE,
     )
     Index("turn_held", turn.c.lane, unique=True, postgresql_where=turn.c.held)
 
@@ -321,7 +320,6 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         Column("version", Text, nullable=False, server_default=text("''")),
         Index("mailbox_due", "service", "saga", "due"),
         Index("mailbox_run", "run_id"),
-        **_QUEUE,
     )
 
     # A process that executes runs, and what it knows: each of its sagas with the version that it has. It says every few
@@ -379,4 +377,13 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         unique=True,
         postgresql_where=text("origin = 'intake'"),
     )
+    for name, settings in _STORED.items():
+        event.listen(metadata.tables[f"{schema}.{name}"], "after_create", _stored(settings))
     return metadata
+
+
+def _stored(settings: Mapping[str, str]) -> Callable[..., None]:
+    def store(table: Table, connection: Connection, **_: object) -> None:
+        connection.execute(storing(settings, connection, str(table.schema), table.name))
+
+    return store

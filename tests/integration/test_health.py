@@ -22,7 +22,7 @@ from scoop_outbox.daemon import tally
 from scoop_outbox.daemon.health import Health, watched
 from scoop_outbox.errors import ScoopError
 from scoop_outbox.message import Envelope
-from scoop_outbox.store.migrate import head
+from scoop_outbox.store.revisions import head
 from tests.fake_broker import FakeBroker, message
 from tests.waiting import until, until_blocking
 

@@ -15,7 +15,6 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from psycopg import sql
 from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -23,11 +22,12 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from scoop_outbox import DatabaseError, DefinitionError, RunState, Scoop
 from scoop_outbox.failure import Failure, Frame
 from scoop_outbox.store import migrate as migrations
+from scoop_outbox.store import revisions
 from scoop_outbox.store.connect import blocking_engine
 from scoop_outbox.store.schema import DEFAULT_SCHEMA, SHARDS, tables
 from scoop_outbox.store.url import parsed
 
-HEAD = migrations.head()
+HEAD = revisions.head()
 OLD = ("message", "run", "step", "child")
 
 SCHEMAS = [DEFAULT_SCHEMA, "Odd Name", "o'clock", 'say "hi"', "select", "größe", "50% %(off)s", "x" * 63]
@@ -148,9 +148,15 @@ def test_a_new_database_has_an_identity_and_free_shards(database_url: str) -> No
 
 def test_migrating_again_changes_nothing(database_url: str) -> None:
     before = catalogue(database_url, DEFAULT_SCHEMA), ask(database_url, "select id from scoop_outbox.home")
-    migrations.migrate(database_url)
+    assert migrations.migrate(database_url) == HEAD
     assert (catalogue(database_url, DEFAULT_SCHEMA), ask(database_url, "select id from scoop_outbox.home")) == before
-    assert migrations.revisions(database_url) == (migrations.head(), migrations.head())
+    assert ask(database_url, "select version_num from scoop_outbox.alembic_version") == [(HEAD,)]
+
+
+def test_the_code_knows_the_revisions_that_alembic_does() -> None:
+    script = migrations._script()
+    assert list(revisions.known()) == [one.revision for one in script.walk_revisions()][::-1]
+    assert script.get_current_head() == HEAD
 
 
 def test_several_may_migrate_at_once(empty_url: str) -> None:
@@ -271,7 +277,7 @@ async def test_a_database_that_is_older_than_the_code_is_refused(
             pass
     set_revision(database_url, HEAD)
     with monkeypatch.context() as patched:
-        patched.setattr(ScriptDirectory, "get_current_head", lambda _: "9999")
+        patched.setattr(revisions, "known", lambda: (HEAD, "9999"))
         with pytest.raises(DatabaseError, match=rf"at revision {HEAD}, but .* needs 9999: run `scoop-outbox migrate"):
             async with app.running():
                 pass
@@ -290,6 +296,9 @@ async def test_a_database_that_is_newer_than_the_code_is_warned_of(
             await (await app.launch("orders", 1)).wait(20)
     assert "at revision 9999, which is newer than this code" in caplog.text
     await app.close()
+    caplog.clear()
+    assert migrations.migrate(database_url) == "9999"
+    assert "at revision 9999, which is newer than this code" in caplog.text
 
 
 def test_a_user_who_may_not_create_tables_is_told(empty_url: str) -> None:

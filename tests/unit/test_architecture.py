@@ -45,6 +45,8 @@ def test_a_public_name_says_what_it_is(name: str) -> None:
 
 def test_public_names_are_sorted_and_there() -> None:
     assert list(scoop_outbox.__all__) == sorted(scoop_outbox.__all__)
+    for name in scoop_outbox.__all__:  # they are imported when they are asked for
+        assert getattr(scoop_outbox, name)
     public = {
         name for name, value in vars(scoop_outbox).items() if not name.startswith("_") and not inspect.ismodule(value)
     }

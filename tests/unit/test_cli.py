@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from scoop_outbox import DefinitionError, Scoop
 from scoop_outbox.cli import main
 from scoop_outbox.cli.processes import load_app
-from scoop_outbox.store.migrate import head
+from scoop_outbox.store.revisions import head
 from tests.waiting import until_blocking
 
 NOWHERE = "postgresql://user:s3cr3t@127.0.0.1:1/nowhere"

@@ -7,10 +7,20 @@ import sqlalchemy as sa
 from alembic import context, op
 from sqlalchemy.dialects import postgresql
 
+from scoop_outbox.store.ddl import storing
+
 revision = "0001"
 down_revision = None
+locks: tuple[str, ...] = ()
 
 SHARDS = 8  # as they were then: a migration does not change with the code around it
+_UPDATED = {"fillfactor": "80"}
+_QUEUE = {
+    "autovacuum_vacuum_scale_factor": "0",
+    "autovacuum_vacuum_threshold": "5000",
+    "autovacuum_vacuum_cost_delay": "0",
+}
+_STORED = {"child": _UPDATED, "run": _UPDATED, "mailbox": _QUEUE, "outbox": _QUEUE}
 
 
 def upgrade() -> None:
@@ -33,7 +43,6 @@ def upgrade() -> None:
         sa.Column("consumed", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.PrimaryKeyConstraint("message_id", "service", "saga"),
         schema=schema,
-        postgresql_with={"fillfactor": "80"},
     )
     op.create_index("child_of_instance", "child", ["run_id", "seq"], unique=False, schema=schema)
     op.create_index("child_open", "child", ["run_id"], unique=False, schema=schema, postgresql_where="open")
@@ -78,11 +87,6 @@ def upgrade() -> None:
         sa.Column("due", postgresql.TIMESTAMP(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("id"),
         schema=schema,
-        postgresql_with={
-            "autovacuum_vacuum_scale_factor": "0",
-            "autovacuum_vacuum_threshold": "5000",
-            "autovacuum_vacuum_cost_delay": "0",
-        },
     )
     op.create_index("mailbox_due", "mailbox", ["service", "due"], unique=False, schema=schema)
     op.create_index("mailbox_run", "mailbox", ["run_id"], unique=False, schema=schema)
@@ -121,11 +125,6 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("shard", "seq"),
         schema=schema,
-        postgresql_with={
-            "autovacuum_vacuum_scale_factor": "0",
-            "autovacuum_vacuum_threshold": "5000",
-            "autovacuum_vacuum_cost_delay": "0",
-        },
     )
     op.create_table(
         "outbox_shard",
@@ -175,7 +174,6 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("id"),
         schema=schema,
-        postgresql_with={"fillfactor": "80"},
     )
     op.create_index("run_once", "run", ["message_id", "service", "saga"], unique=True, schema=schema)
     op.create_table(
@@ -209,6 +207,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("topic", "service", "saga"),
         schema=schema,
     )
+    for table, settings in _STORED.items():
+        op.execute(storing(settings, op.get_bind(), schema, table))
 
     quoted = sa.sql.quoted_name(schema, quote=True)
     home = sa.table("home", sa.column("id", sa.Uuid()), schema=quoted)

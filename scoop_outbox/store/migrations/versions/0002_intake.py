@@ -6,8 +6,17 @@ Revision 0002.
 import sqlalchemy as sa
 from alembic import context, op
 
+from scoop_outbox.store.ddl import storing
+
 revision = "0002"
 down_revision = "0001"
+locks = ("subscription", "run", "dead_letter")
+
+_QUEUE = {
+    "autovacuum_vacuum_scale_factor": "0",
+    "autovacuum_vacuum_threshold": "5000",
+    "autovacuum_vacuum_cost_delay": "0",
+}
 
 
 def upgrade() -> None:
@@ -34,11 +43,7 @@ def upgrade() -> None:
         sa.Column("held", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.PrimaryKeyConstraint("run_id"),
         schema=schema,
-        postgresql_with={
-            "autovacuum_vacuum_scale_factor": "0",
-            "autovacuum_vacuum_threshold": "5000",
-            "autovacuum_vacuum_cost_delay": "0",
-        },
     )
+    op.execute(storing(_QUEUE, op.get_bind(), schema, "turn"))
     op.create_index("turn_lane", "turn", ["lane", "seq"], unique=False, schema=schema)
     op.create_index("turn_held", "turn", ["lane"], unique=True, schema=schema, postgresql_where=sa.text("held"))

@@ -8,6 +8,7 @@ from alembic import context, op
 
 revision = "0003"
 down_revision = "0002"
+locks: tuple[str, ...] = ()
 
 
 def upgrade() -> None:

@@ -8,8 +8,11 @@ import uuid
 import sqlalchemy as sa
 from alembic import context, op
 
+from scoop_outbox.store.ddl import defining, storing
+
 revision = "0004"
 down_revision = "0003"
+locks = ("turn", "mailbox", "outbox")
 
 _NOBODY = uuid.UUID(int=0)
 # So wide that a few fill a page, and not so wide that they are stored elsewhere.
@@ -50,21 +53,15 @@ def upgrade() -> None:
         (turn, 7000, {"run_id": sa.func.gen_random_uuid(), "lane": _NOBODY}, turn.c.lane == _NOBODY),
     ]
     for table, count, values, ours in fillers:
-        op.execute(_about(table, "alter table %(name)s set (vacuum_truncate = false)"))
+        op.execute(storing({"vacuum_truncate": "false"}, op.get_bind(), schema, table.name))
         rows = sa.select(*(_literal(value) for value in values.values())).select_from(
             sa.func.generate_series(1, count).table_valued("n")
         )
         op.execute(sa.insert(table).from_select(list(values), rows))
         op.execute(sa.delete(table).where(ours))
         # Or the pages would be taken for full ones, until vacuum comes.
-        op.execute(_about(table, "analyze %(name)s"))
+        op.execute(defining("analyze %(table)s", op.get_bind(), schema, table.name))
 
 
 def _literal(value: object) -> sa.ColumnElement[object]:
     return value if isinstance(value, sa.ColumnElement) else sa.literal(value)
-
-
-def _about(table: sa.Table, statement: str) -> sa.DDL:
-    # As it is quoted for a statement with parameters, which this is not: DDL doubles percent signs itself.
-    name = op.get_bind().dialect.identifier_preparer.format_table(table).replace("%%", "%")
-    return sa.DDL(statement, context={"name": name})  # type: ignore[no-untyped-call]

@@ -8,6 +8,7 @@ from alembic import context, op
 
 revision = "0005"
 down_revision = "0004"
+locks = ("subscription",)
 
 
 def upgrade() -> None:

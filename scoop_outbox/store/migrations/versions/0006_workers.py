@@ -9,6 +9,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP
 
 revision = "0006"
 down_revision = "0005"
+locks = ("run", "mailbox")
 
 _NOW = sa.text("clock_timestamp()")
 

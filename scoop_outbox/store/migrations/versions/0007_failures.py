@@ -6,8 +6,11 @@ Revision 0007.
 import sqlalchemy as sa
 from alembic import context, op
 
+from scoop_outbox.store.ddl import defining
+
 revision = "0007"
 down_revision = "0006"
+locks = ("run", "step", "child")
 
 # What a row of each table is told apart by; the id of its failure is made of that.
 _KEYS = {"run": "id", "step": "concat_ws(' ', run_id, seq)", "child": "concat_ws(' ', message_id, service, saga)"}
@@ -15,17 +18,17 @@ _KEYS = {"run": "id", "step": "concat_ws(' ', run_id, seq)", "child": "concat_ws
 # A document that was stored whole stays whole: its causes are inside. Its texts are found as they are escaped.
 _COPY = """
     insert into %(schema)s.failure (id, causes, type, message, source, document)
-    select md5('%(table)s ' || %(key)s)::uuid, array[]::uuid[],
+    select md5('%(name)s ' || %(key)s)::uuid, array[]::uuid[],
            coalesce(left(substring(failure::text from '"type": "(([^"\\\\]|\\\\.)*)"'), 200), '<unknown type>'),
            left(substring(failure::text from '^[{]"message": "(([^"\\\\]|\\\\.)*)"'), 200),
            coalesce(left(substring(failure::text from '"source": "(([^"\\\\]|\\\\.)*)"'), 200), '<unknown source>'),
            failure
-    from %(schema)s.%(table)s
+    from %(table)s
     where failure is not null
 """
 _REFER = """
-    alter table %(schema)s.%(table)s
-    alter column failure type uuid using case when failure is not null then md5('%(table)s ' || %(key)s)::uuid end
+    alter table %(table)s
+    alter column failure type uuid using case when failure is not null then md5('%(name)s ' || %(key)s)::uuid end
 """
 
 
@@ -42,12 +45,9 @@ def upgrade() -> None:
         sa.Column("document", sa.JSON(), nullable=False),
         schema=schema,
     )
-    # As it is quoted for a statement with parameters, which these are not: DDL doubles percent signs itself.
-    quoted = op.get_bind().dialect.identifier_preparer.quote_schema(schema).replace("%%", "%")
     for table, key in _KEYS.items():
         for statement in (_COPY, _REFER):
-            values = {"schema": quoted, "table": table, "key": key}
-            op.execute(sa.DDL(statement, context=values))  # type: ignore[no-untyped-call]
+            op.execute(defining(statement, op.get_bind(), schema, table, name=table, key=key))
     op.add_column("run", sa.Column("obstacle", sa.Uuid()), schema=schema)
     op.add_column("run", sa.Column("handler_seq", sa.Integer()), schema=schema)
     op.add_column("child", sa.Column("obstacle", sa.Uuid()), schema=schema)

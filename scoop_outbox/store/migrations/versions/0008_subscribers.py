@@ -8,6 +8,7 @@ from alembic import context, op
 
 revision = "0008"
 down_revision = "0007"
+locks = ("subscription", "run")
 
 
 def upgrade() -> None:

@@ -8,6 +8,7 @@ from alembic import context, op
 
 revision = "0009"
 down_revision = "0008"
+locks = ("run",)
 
 
 def upgrade() -> None:

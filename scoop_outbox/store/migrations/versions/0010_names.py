@@ -9,6 +9,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 revision = "0010"
 down_revision = "0009"
+locks = ("subscription",)
 
 
 def upgrade() -> None:

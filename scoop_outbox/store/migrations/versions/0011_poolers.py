@@ -7,6 +7,7 @@ from alembic import context, op
 
 revision = "0011"
 down_revision = "0010"
+locks = ("worker",)
 
 
 def upgrade() -> None:

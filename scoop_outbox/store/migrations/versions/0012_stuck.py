@@ -8,6 +8,7 @@ from alembic import context, op
 
 revision = "0012"
 down_revision = "0011"
+locks = ("run",)
 
 
 def upgrade() -> None:

@@ -9,6 +9,7 @@ from sqlalchemy.dialects.postgresql import TIMESTAMP
 
 revision = "0013"
 down_revision = "0012"
+locks: tuple[str, ...] = ()
 
 
 def upgrade() -> None:
