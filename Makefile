@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 LOWEST ?= $(VENV)-lowest
+# The oldest Postgres that is supported; `make oldest OLDEST=16` runs on another one.
+OLDEST ?= 14
 # Passed on to pytest, the demonstration or the benchmarks.
 ARGS ?=
 # Worker processes of pytest; each starts a Postgres of its own, and all share one broker of each kind.
@@ -16,7 +18,7 @@ export SCOOP_OUTBOX_CACHE ?= $(CURDIR)/.cache
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo servers test quick lowest lint types check bench clean
+.PHONY: help venv demo servers test quick lowest oldest lint types check bench clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -73,7 +75,11 @@ $(LOWEST)/.installed: pyproject.toml $(wildcard adapters/*/pyproject.toml) .ci/l
 	@touch $@
 
 lowest: $(LOWEST)/.installed ## Run the everyday tests with the lowest versions of all dependencies
-	$(LOWEST)/bin/python -m pytest -n $(WORKERS) -m "not broker" --ignore tests/crash $(ARGS)
+	$(LOWEST)/bin/python -m pytest -n $(WORKERS) -m "not broker and not benchmark" --ignore tests/crash $(ARGS)
+
+oldest: $(VENV)/.installed-dev ## Run the everyday tests on the oldest Postgres
+	SCOOP_PG_BIN="$$($(BIN)/python .ci/postgres $(OLDEST) '$(SCOOP_OUTBOX_CACHE)')" \
+	  $(BIN)/python -m pytest -n $(WORKERS) -m "not broker and not benchmark" --ignore tests/crash $(ARGS)
 
 lint: $(VENV)/.installed-dev ## Check style, formatting and the direction of imports
 	$(BIN)/ruff check

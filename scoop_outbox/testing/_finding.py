@@ -26,6 +26,7 @@ def found(
     installed: Callable[[Path], AbstractContextManager[Started]],
     *,
     memory: Path | None = None,
+    named: bool = False,
 ) -> Iterator[str]:
     """Find or start a server, and yield its URL for as long as the block lasts.
 
@@ -37,12 +38,13 @@ def found(
         container: runs one, where a Docker engine answers.
         installed: starts one with what is installed, with its data in the folder that it is given.
         memory: where to make that folder; the system's place for temporary ones without it.
+        named: whether somebody has said which installed one to use; then no container is looked for.
     """
     url = os.environ.get(variable)
     if url:
         check(url)
         yield url
-    elif docker_answers():
+    elif not named and docker_answers():
         with container() as url:
             yield url
     else:

@@ -29,6 +29,7 @@ import psycopg
 from scoop_outbox.testing._docker import run_container
 from scoop_outbox.testing._finding import found
 from scoop_outbox.testing._installation import (
+    BINARIES,
     DATABASE_URL,
     Binaries,
     Identity,
@@ -292,15 +293,16 @@ def start_postgres(data: Path, *, settings: Mapping[str, str] = _NO_SETTINGS) ->
 def postgres_for_tests() -> Iterator[str]:
     """Find or start a Postgres and yield the URL of a role that may create databases.
 
-    The order is: the server named by ``SCOOP_OUTBOX_TEST_DATABASE_URL``; a container, when a Docker engine
-    answers; local binaries, with data in a temporary folder. What was started here is stopped and removed at
-    the end; a server that was named is left as it is.
+    The order is: the server named by ``SCOOP_OUTBOX_TEST_DATABASE_URL``; the binaries named by ``SCOOP_PG_BIN``; a
+    container, when a Docker engine answers; local binaries. Those have their data in a temporary folder. What was
+    started here is stopped and removed at the end; a server that was named is left as it is.
 
     Raises:
         PostgresNotFoundError: there is none, or the one named does not answer; the message says what to do.
     """
     start = partial(start_postgres, settings=TEST_SETTINGS)
-    with found(DATABASE_URL, _check_answers, _container, start, memory=_memory_folder()) as url:
+    named = BINARIES in os.environ
+    with found(DATABASE_URL, _check_answers, _container, start, memory=_memory_folder(), named=named) as url:
         yield url
 
 

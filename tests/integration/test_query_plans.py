@@ -39,7 +39,8 @@ UTILITY = {
 }
 UTILITY |= {"without_waiting_for_disk", "read_clock"}
 UTILITY |= {"reset_session_authorization", "reset_role", "reset_settings", "discard_temporary", "discard_sequences"}
-UTILITY |= {"release_session", "wait_for_backend"}  # they look at the server, and at no table of ours
+UTILITY |= {"release_session", "release_locks", "wait_for_backend"}  # they look at the server, and at no table of ours
+UTILITY |= {"read_schema_exists", "read_backend", "limit_lock_waits", "lock_migrations", "read_blockers"}
 LIVING = {"read_handlers", "read_under_way", "retire_waiting", "retire_runs", "take_over"}
 """What operators ask, and a saga that has another name: they look through all that lives, but not through what was.
 They are asked on connections that search indexes, as in `plan_once`."""
@@ -348,7 +349,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("read_hierarchy", {"message": message_id(OLD)}),
         ("read_steps", {"runs": [run_id(OLD + number) for number in range(FAMILY)]}),
         ("register_worker", {**worker, "versions": ["v2", "v1"], "sagas": ["saga 1", "saga 2"], "steps": ['["a"]'] * 2,
-                             "alive": LEASE}),
+                             "alive": LEASE, "pooled": False}),
         ("forget_dead_workers", {"service": "shop"}),
         ("read_workers", {"service": "shop"}),
         ("read_versions", {"service": "shop"}),
@@ -362,8 +363,9 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("list_parked", {"service": "shop", "most": 100}),
         ("read_state", {"run": run_id(OPEN)}),
         ("count_troubled", {"service": "shop", "most": 100}),
-        ("plan_once", {}),
-        ("search_indexes", {}),
+        ("plan_once", {"local": False}),
+        ("search_indexes", {"local": False}),
+        ("set_limits", {"local": False}),
     ]  # fmt: skip
 
 

@@ -190,7 +190,7 @@ async def test_rb_07_the_type_of_a_custom_exception_is_its_qualified_name(mixed:
     assert failure is not None
     assert failure.type == f"{__name__}.{kind.__qualname__}"
     assert failure.causes == ()
-    assert str(error).endswith(f"{kind.__qualname__}: no bicycles")
+    assert f"{kind.__qualname__}: no bicycles (service 'shop', saga 'root', step '0')" in str(error)
     assert error.failure == failure
 
 

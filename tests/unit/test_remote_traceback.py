@@ -107,7 +107,8 @@ The above exception was the direct cause of the following exception:
 Traceback (most recent call last):
   File "{HERE}", line {line_of('scope.launch("orders")')}, in place_order
     scope.launch("orders")
-scoop_outbox.ChildRolledBack: [shop[1]] ChildRolledBack: Child failure occurred while suspended in step [order]
+scoop_outbox.ChildRolledBack: root cause {__name__}.CardDeclined: no funds (saga 'charge'); [shop[1]] ChildRolledBack: \
+Child failure occurred while suspended in step [order]
 launched at /srv/web.py:7 in checkout
 """
 
