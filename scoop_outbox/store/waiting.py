@@ -16,6 +16,8 @@ from psycopg.abc import PQGen
 from psycopg.pq import TransactionStatus
 from psycopg.waiting import Ready, Wait
 
+from scoop_outbox.store.sever import async_abort
+
 T = TypeVar("T")
 
 _PATIENCE = 5.0
@@ -29,22 +31,39 @@ async def answered(connection: psycopg.AsyncConnection[Any], batch: PQGen[T]) ->
 
     Raises:
         psycopg.OperationalError: the connection is closed or breaks.
-        CancelledError: the task was cancelled; so was what the server was doing.
+        CancelledError: the task was cancelled. The server ends what it was doing, or has done all of it.
     """
     try:
         return await _driven(connection.pgconn.socket, batch)
     except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
-        if connection.pgconn.transaction_status is TransactionStatus.ACTIVE:
-            with suppress(psycopg.Error):
-                await connection.cancel_safe(timeout=_PATIENCE)
-                await connection.wait(batch)
+        await _call_off(connection, batch)
         raise
 
 
-async def _driven(descriptor: int, batch: PQGen[T]) -> T:
+async def _call_off(connection: psycopg.AsyncConnection[Any], batch: PQGen[T]) -> None:
+    """Have the server end what it is doing: else a launch that has timed out behind a lock is committed later."""
+    pgconn = connection.pgconn
+    if pgconn.transaction_status != TransactionStatus.ACTIVE:
+        return
+    try:
+        with suppress(psycopg.Error, TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                await connection.cancel_safe(timeout=_PATIENCE)
+                await _driven(pgconn.socket, batch, begun=True)
+    finally:
+        # A frozen server, or somebody who cancels once more.
+        if pgconn.transaction_status == TransactionStatus.ACTIVE:
+            try:
+                await async_abort(connection)
+            finally:
+                pgconn.finish()
+
+
+async def _driven(descriptor: int, batch: PQGen[T], *, begun: bool = False) -> T:
     loop = asyncio.get_running_loop()
     try:
-        wanted = next(batch)
+        # To begin a generator with a value is an error, and so is to go on with one of psycopg's without.
+        wanted = batch.send(Ready.NONE) if begun else next(batch)
         if wanted == Wait.R:
             await asyncio.sleep(0)
             wanted = batch.send(Ready.NONE)
