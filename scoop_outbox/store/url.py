@@ -16,7 +16,8 @@ POOLER = "pooler"
 """The option that tells of a pooler; it is ours, and no server sees it."""
 _SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
 # What stands between the user and the database's name, if there is a comma in it: SQLAlchemy knows one host there.
-_SEVERAL = re.compile(r"(?P<head>[\w+]+://(?:[^@]*@)?)(?P<hosts>[^/?@]*,[^/?@]*)/?(?P<tail>.*)", re.DOTALL)
+# Not what stands before an @: a password may hold commas, too.
+_SEVERAL = re.compile(r"(?P<head>[\w+]+://(?:[^@]*@)?)(?P<hosts>[^/?@]*,[^/?@]*)/?(?P<tail>[^?@]*(?:\?.*)?)", re.DOTALL)
 _HOST = re.compile(r"(?P<name>\[[^\[\]]+\]|[^:\[\]]*)(?::(?P<port>\d*))?")
 
 
@@ -69,7 +70,11 @@ def _several(url: str) -> tuple[str, list[str], list[str]]:
         return url, [], []
     found = [host for host in hosts if host is not None]
     names = [unquote(host["name"]).strip("[]") for host in found]
-    return f"{match['head']}/{match['tail']}", names, [host["port"] or "5432" for host in found]
+    return (
+        f"{match['head']}/{(match['tail'] or '').removeprefix('/')}",
+        names,
+        [host["port"] or "5432" for host in found],
+    )
 
 
 def arguments(url: str) -> dict[str, Any]:

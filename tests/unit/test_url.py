@@ -38,6 +38,14 @@ WRITTEN: list[tuple[str, str, dict[str, Any]]] = [
     ("postgresql://h,i?sslmode=require", "postgresql://h:5432,i:5432/",
      {"host": "h,i", "port": "5432,5432", "sslmode": "require"}),
     ("postgresql://u:a,{}@h/db", "postgresql://u:***@h/db", {"host": "h", "user": "u", "dbname": "db"}),
+    ("postgresql://u:1,{}@h/db", "postgresql://u:***@h/db", {"host": "h", "user": "u", "dbname": "db"}),
+    ("postgresql://u:1,2:{}@h/db", "postgresql://u:***@h/db", {"host": "h", "user": "u", "dbname": "db"}),
+    ("postgresql://u:s/1,{}@h/db", "postgresql://u:***@h/db", {"host": "h", "user": "u", "dbname": "db"}),
+    ("postgresql://u,v@h/db", "postgresql://u%2Cv@h/db", {"host": "h", "user": "u,v", "dbname": "db"}),
+    ("postgresql://h,i/db?user=u@v", "postgresql://h:5432,i:5432/db",
+     {"host": "h,i", "port": "5432,5432", "user": "u@v", "dbname": "db"}),
+    ("postgresql://u:{}@h,i/db?sslmode=require", "postgresql://u:***@h:5432,i:5432/db",
+     {"host": "h,i", "port": "5432,5432", "user": "u", "dbname": "db", "sslmode": "require"}),
     ("postgresql://h/db?pooler=transaction", "postgresql://h/db", {"host": "h", "dbname": "db"}),
 ]  # fmt: skip
 
