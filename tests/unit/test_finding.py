@@ -15,6 +15,7 @@ from scoop_outbox.testing import _finding as module
 from scoop_outbox.testing._docker import run_container
 from scoop_outbox.testing._errors import ServerNotFoundError, ServerStartError
 from scoop_outbox.testing._finding import Started, found
+from scoop_outbox.testing._installation import BINARIES
 from scoop_outbox.testing.kafka import KAFKA_URL, kafka_for_tests
 from scoop_outbox.testing.postgres import DATABASE_URL, postgres_for_tests
 from scoop_outbox.testing.rabbitmq import RABBITMQ_URL, rabbitmq_for_tests
@@ -120,6 +121,7 @@ def docker(monkeypatch: pytest.MonkeyPatch) -> type[FakeContainer]:
     monkeypatch.setattr("testcontainers.core.container.DockerContainer", Container)
     for variable in (DATABASE_URL, KAFKA_URL, RABBITMQ_URL):
         monkeypatch.delenv(variable, raising=False)
+    monkeypatch.delenv(BINARIES, raising=False)
     return Container
 
 

@@ -48,7 +48,8 @@ where locktype = 'relation' and mode = 'RowExclusiveLock' and granted
 -- name: delete_published
 -- A relay that lost its shard deletes nothing: what it published will be published again by the new owner, and
 -- taken in once. The numbers of a shard come as the text of an array: that is one search of the index for each shard.
--- In a subquery that stays one: what is known of a table that is empty most of the time would lead to another plan.
+-- In a subquery that stays one: what is known of a table that is empty most of the time would lead to another plan. And
+-- between the lowest and the highest: Postgres before 17 may search for the shard alone, and compare all that it finds.
 with deleted as (
     delete from {schema}.outbox
     where ctid = any (array(
@@ -57,7 +58,13 @@ with deleted as (
         join unnest(%(owned)s::smallint[], %(epochs)s::bigint[]) as e (shard, epoch) on e.shard = p.shard
         join {schema}.outbox_shard s on s.shard = e.shard and s.epoch = e.epoch
         cross join lateral (
-            select ctid from {schema}.outbox where shard = p.shard and seq = any (p.seqs::bigint[]) offset 0
+            select min(n) as low, max(n) as high, array_agg(n) as numbers from unnest(p.seqs::bigint[]) as n
+        ) b
+        cross join lateral (
+            select ctid
+            from {schema}.outbox
+            where shard = p.shard and seq between b.low and b.high and seq = any (b.numbers)
+            offset 0
         ) o
     ))
     returning 1
