@@ -6,6 +6,7 @@ handler of every message launched by the step before has finished, all the way d
 
 import typing as _typing
 from importlib import import_module as _import_module
+from importlib.util import find_spec as _find_spec
 
 if _typing.TYPE_CHECKING:
     from scoop_outbox.answers import Answer
@@ -137,6 +138,8 @@ if not _typing.TYPE_CHECKING:  # a type checker would take it for a promise that
     def __getattr__(name: str) -> object:
         """Import the module of a public name, once."""
         if name not in _HOME_OF:
+            if not name.startswith("_") and _find_spec(f"{__name__}.{name}") is not None:
+                return _import_module(f"{__name__}.{name}")  # a module that nobody has imported yet
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = globals()[name] = getattr(_import_module(_HOME_OF[name]), name)
         return value

@@ -153,7 +153,7 @@ class Launcher(Declaration):
         brokered, here = self._carried_by_broker, self._here(launched)
         unhandled: Unhandled
         if session is not None:
-            whose = await self.home.whose()
+            whose = self.home.whose
             with told_to_migrate(self.home.url):
                 plan = launch(launched, brokered=brokered, here=here)
                 unhandled = await run_joined(plan, session, self.home.queries, self.signals.outbox, whose)
@@ -168,7 +168,7 @@ class Launcher(Declaration):
         brokered, here = self._carried_by_broker, self._here(launched)
         unhandled: Unhandled
         if session is not None:
-            whose = self.home.whose_blocking()
+            whose = self.home.whose
             with told_to_migrate(self.home.url):
                 plan = launch(launched, brokered=brokered, here=here)
                 unhandled = run_joined_blocking(plan, session, self.home.queries, self.signals.outbox, whose)

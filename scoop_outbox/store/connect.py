@@ -164,15 +164,23 @@ def explained(url: str) -> Iterator[None]:
 
 @contextmanager
 def told_to_migrate(url: str) -> Iterator[None]:
-    """Explain that the tables are missing, and leave every other error as it is: the transaction is the caller's.
+    """Explain that tables or permissions are missing, whatever the driver, and leave every other error as it is.
+
+    The transaction is the caller's.
 
     Raises:
-        DatabaseError: the database is not migrated.
+        DatabaseError: the database is not migrated, or its user lacks a permission.
     """
     try:
         yield
-    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
-        raise DatabaseError(_UNMIGRATED.format(shown(url))) from error
+    except (psycopg.Error, sa.exc.DBAPIError) as error:
+        original = getattr(error, "orig", None) or error
+        state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+        if state in _MISSING:
+            raise DatabaseError(_UNMIGRATED.format(shown(url))) from error
+        if state == psycopg.errors.InsufficientPrivilege.sqlstate:
+            raise DatabaseError(_UNPERMITTED.format(shown(url), _first_line(error))) from error
+        raise
 
 
 def in_words(url: str, error: Exception) -> str:
@@ -189,6 +197,7 @@ def _in_words(url: str, error: BaseException | None) -> str | None:
     return None
 
 
+_MISSING = (psycopg.errors.UndefinedTable.sqlstate, psycopg.errors.InvalidSchemaName.sqlstate)
 _UNPERMITTED = (
     "the user of {} lacks a permission: {}. It needs usage of the schema, and select, insert, update and delete on all "
     "tables in it: see docs/operations.md"

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import functools
 import threading
+import uuid
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -76,29 +77,19 @@ class Home:
     def _begin(self) -> None:
         self.process_id = uuid7()
         self.failures = KnownFailures()
-        self._whose: Whose | None = None
+        self.whose = Whose(self._read_id, self._read_id_blocking, self.url, self.schema)
         self._lock = threading.Lock()
         self._blocking = _Pool(threading.BoundedSemaphore(LENT))
         self._pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _AsyncPool] = weakref.WeakKeyDictionary()
         self._opened: weakref.WeakSet[_Connection] = weakref.WeakSet()
 
-    async def whose(self) -> Whose:
-        """Return what tells whether a connection of a user's leads to this home.
+    async def _read_id(self) -> uuid.UUID:
+        async with self.driver() as driver:
+            return await driver.run(read_home())
 
-        Raises:
-            DatabaseError: the database cannot be reached or is not migrated.
-        """
-        if self._whose is None:
-            async with self.driver() as driver:
-                self._whose = Whose(await driver.run(read_home()), self.url, self.schema)
-        return self._whose
-
-    def whose_blocking(self) -> Whose:
-        """Do as `whose`, for code without an event loop."""
-        if self._whose is None:
-            with self.blocking_driver() as driver:
-                self._whose = Whose(driver.run(read_home()), self.url, self.schema)
-        return self._whose
+    def _read_id_blocking(self) -> uuid.UUID:
+        with self.blocking_driver() as driver:
+            return driver.run(read_home())
 
     def begin_anew(self) -> None:
         """Leave all connections to the process that has opened them, and open others when they are needed."""

@@ -58,7 +58,7 @@ async def run_joined(
     """
     joined = await _join(session, queries, after_commit)
     if whose is not None and not whose.knows(joined.beneath):
-        await _drive(whose.check(joined.beneath), joined.execute)
+        await _drive(whose.check(joined.beneath, await whose.mine()), joined.execute)
     return await _drive(plan, joined.execute)
 
 
@@ -76,7 +76,7 @@ def run_joined_blocking(
     """
     joined = _join_blocking(session, queries, after_commit)
     if whose is not None and not whose.knows(joined.beneath):
-        _drive_blocking(whose.check(joined.beneath), joined.execute)
+        _drive_blocking(whose.check(joined.beneath, whose.mine_blocking()), joined.execute)
     return _drive_blocking(plan, joined.execute)
 
 
@@ -118,17 +118,19 @@ async def _join(session: object, queries: Mapping[str, bytes], after_commit: Cal
     else:
         hint = "; for blocking ones there is launch_sync()" if isinstance(session, _BLOCKING_KINDS) else ""
         raise DatabaseError(f"launch() cannot join {type(session).__qualname__}: pass {_ASYNC}{hint}")
+    raw = await connection.run_sync(driver_connection)
+    if isinstance(raw, psycopg.AsyncConnection):
+        _refuse_autocommit(raw, autocommit=raw.autocommit)
+    else:
+        await connection.run_sync(_check_portable)
     # Both guards close a hole. Without this one, commit() of a connection that SQLAlchemy believes unused does nothing
     # and the message is lost; without the other, the driver would begin and commit a transaction of its own.
     if not connection.in_transaction():
         await connection.begin()
-    raw = await connection.run_sync(driver_connection)
     if isinstance(raw, psycopg.AsyncConnection):
-        if raw.info.transaction_status is TransactionStatus.IDLE and not raw.autocommit:
+        if raw.info.transaction_status is TransactionStatus.IDLE:
             await async_cursor(raw).execute("")
-        _refuse_autocommit(raw, autocommit=raw.autocommit)
         return _Joined(_AsyncPsycopg(raw, queries).execute, raw.pgconn)
-    await connection.run_sync(_check_portable)
 
     async def execute(name: str, params: Mapping[str, Any]) -> Rows:
         return await connection.run_sync(portable(queries[name]), params)
@@ -150,15 +152,17 @@ def _join_blocking(session: object, queries: Mapping[str, bytes], after_commit: 
     else:
         hint = "; for async ones there is launch()" if isinstance(session, _ASYNC_KINDS) else ""
         raise DatabaseError(f"launch_sync() cannot join {type(session).__qualname__}: pass {_BLOCKING}{hint}")
-    if not connection.in_transaction():  # as above
-        connection.begin()
     raw = driver_connection(connection)
     if isinstance(raw, psycopg.Connection):
-        if raw.info.transaction_status is TransactionStatus.IDLE and not raw.autocommit:
-            cursor(raw).execute("")
         _refuse_autocommit(raw, autocommit=raw.autocommit)
+    else:
+        _check_portable(connection)
+    if not connection.in_transaction():  # as above
+        connection.begin()
+    if isinstance(raw, psycopg.Connection):
+        if raw.info.transaction_status is TransactionStatus.IDLE:
+            cursor(raw).execute("")
         return _Joined(_Psycopg(raw, queries).execute, raw.pgconn)
-    _check_portable(connection)
     return _Joined(lambda name, params: portable(queries[name])(connection, params), raw)
 
 

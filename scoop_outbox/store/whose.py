@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 import weakref
+from collections.abc import Awaitable, Callable
 
 from scoop_outbox.core.delivery import read_home
 from scoop_outbox.core.statement import Plan, ask, statement
@@ -15,14 +16,22 @@ class Whose:
     """Compares the home that a connection leads to with the service's own, once for each connection.
 
     Args:
-        home: the id of the service's home.
-        url: its database, for messages.
+        mine: reads the id of the service's home. It is not kept: tables may be made anew under a program that runs.
+        mine_blocking: does so for code without an event loop.
+        url: the service's database, for messages.
         schema: the schema of the tables.
     """
 
-    def __init__(self, home: uuid.UUID, url: str, schema: str) -> None:
+    def __init__(
+        self,
+        mine: Callable[[], Awaitable[uuid.UUID]],
+        mine_blocking: Callable[[], uuid.UUID],
+        url: str,
+        schema: str,
+    ) -> None:
         """Know no connection yet."""
-        self._home = home
+        self.mine = mine
+        self.mine_blocking = mine_blocking
         self._url = url
         self._schema = schema
         self._known: weakref.WeakSet[object] = weakref.WeakSet()
@@ -31,15 +40,19 @@ class Whose:
         """Tell whether a connection has been found to lead to the home."""
         return connection in self._known
 
-    def check(self, connection: object) -> Plan[None]:
+    def check(self, connection: object, mine: uuid.UUID) -> Plan[None]:
         """Look where a connection leads to.
 
+        Args:
+            connection: the driver's, by which it is known again.
+            mine: the id of the service's home.
+
         Raises:
-            DatabaseError: not to the service's home. Nothing has been done to the transaction.
+            DatabaseError: not to the service's home. Nothing has been written.
         """
         (((database, is_there),),) = yield from ask(statement("find_home", schema=self._schema))
         found = (yield from read_home()) if is_there else None
-        if found != self._home:
+        if found != mine:
             raise DatabaseError(
                 f"the session is connected to the database {database!r}, which "
                 + (f"has no tables of scoop_outbox in schema {self._schema!r}" if found is None else "is another home")

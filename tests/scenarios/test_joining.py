@@ -197,8 +197,10 @@ async def test_a_session_in_autocommit_is_refused(make_shop: MakeShop, database_
     for driver in ("psycopg", "psycopg2"):
         url = sa.make_url(database_url).set(drivername=f"postgresql+{driver}")
         engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
-        with engine.connect() as connected, refused:
-            shop.app.launch_sync("ž", None, session=connected)
+        with engine.connect() as connected:
+            with refused:
+                shop.app.launch_sync("ž", None, session=connected)
+            assert not connected.in_transaction()
         engine.dispose()
     for driver in ("psycopg", "asyncpg"):
         url = sa.make_url(database_url).set(drivername=f"postgresql+{driver}")
@@ -207,6 +209,37 @@ async def test_a_session_in_autocommit_is_refused(make_shop: MakeShop, database_
             with refused:
                 await shop.app.launch("ž", None, session=joined)
         await async_engine.dispose()
+
+
+@by_name(ASYNC)
+async def test_a_home_that_was_made_anew_is_the_services_own(
+    make_shop: MakeShop, database_url: str, join: Joins
+) -> None:
+    shop = make_shop("shop")
+    declare(shop)
+    async with join(database_url, "") as session:
+        await shop.app.launch("ž", 1, session=session)
+        await session.commit()
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("update scoop_outbox.home set id = gen_random_uuid()")
+    async with join(database_url, "") as session:
+        await shop.app.launch("ž", 2, session=session)
+        await session.commit()
+
+
+@by_name(BLOCKING)
+def test_tables_and_permissions_that_are_missing_are_explained_whatever_the_driver(
+    make_shop: MakeShop, database_url: str, join: JoinsBlocking
+) -> None:
+    shop = make_shop("shop")
+    declare(shop)
+    shop.app.launch_sync("ž", 0)
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("alter table scoop_outbox.launched rename to gone")
+    with join(database_url, "") as session:
+        with pytest.raises(DatabaseError, match="lacks the tables of scoop_outbox"):
+            shop.app.launch_sync("ž", 1, id=uuid.uuid4(), session=session)
+        session.rollback()
 
 
 async def test_a_session_of_another_kind_of_database_is_refused(make_shop: MakeShop) -> None:
