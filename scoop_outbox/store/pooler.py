@@ -14,7 +14,7 @@ import psycopg
 
 from scoop_outbox.errors import DatabaseError
 from scoop_outbox.store.raw import AsyncConnection, Connection
-from scoop_outbox.store.url import POOLER, pooler_of, shown
+from scoop_outbox.store.url import POOLER, arguments, pooler_of, shown
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +93,8 @@ class Pooler:
         if not self._takes_options or _REFUSES_OPTIONS not in str(error):
             return False
         self._takes_options = False
+        if arguments(self._url).get(_OPTIONS):
+            log.warning("%s is behind a pooler that takes no options: those in its URL are left out", shown(self._url))
         return True
 
     def _note(self, connection: Connection | AsyncConnection, found: Any) -> None:
