@@ -97,9 +97,9 @@ uuid7 = _Uuid7()
 class Topic(Generic[T]):
     """A topic whose payloads have a type.
 
-    What does not fit it, or would arrive as something of another class, is refused at the launch. Fields that
-    the type does not have are ignored in what arrives. Those that it leaves out itself, excluded ones for example, arrive
-    as their defaults.
+    What does not fit it, or would arrive as something of another class, is refused at the launch. Fields that the type
+    does not have are ignored in what arrives. Those that it leaves out itself, excluded ones for example, arrive as
+    their defaults.
 
     Args:
         name: the topic as the broker knows it.
