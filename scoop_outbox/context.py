@@ -67,6 +67,14 @@ class Context(MutableMapping[str, Any]):
         merged = {**self._parsed, **more}
         return dump_json(merged, "the context") if merged else None
 
+    def has_grown(self) -> bool:
+        """Tell whether it takes more room than what it started from, written the same way."""
+        return self._values is not None and len(self.dumps() or "") > len(Context(self._text).rewritten())
+
+    def rewritten(self) -> str:
+        """Return it as JSON text that we have written: another program may write the same values otherwise."""
+        return dump_json(self._parsed, "the context")
+
 
 def merge(own: str | None, above: str | None) -> str | None:
     """Return the stored context `own` with the values of `above` on top: what a child rolls back with."""

@@ -22,7 +22,7 @@ MOST_AT_ONCE = 10_000
 """How many messages `launch_many` takes: one statement holds all of them in memory, here and on the server."""
 
 BYTES_AT_ONCE = CEILING
-"""How many bytes of bodies `launch_many` takes. Postgres reads no statement above 1 GiB."""
+"""How many bytes of bodies, contexts and headers `launch_many` takes. Postgres reads no statement above 1 GiB."""
 
 
 class Launcher(Declaration):
@@ -111,8 +111,9 @@ class Launcher(Declaration):
     ) -> list[Handle]:
         """Launch many messages in one statement: all of them or none, in this order.
 
-        Messages of one key are handed over in this order, as always. At most 10,000 messages with 64 MiB of bodies are
-        launched at once: what is more goes into another call, with the same `session` if it belongs together.
+        Messages of one key are handed over in this order, as always. At most 10,000 messages with 64 MiB of bodies,
+        contexts and headers are launched at once: what is more goes into another call, with the same `session` if it
+        belongs together.
 
         Args:
             messages: what `launch` takes for each, as `Draft(topic, payload, key=..., id=...)`.
@@ -189,11 +190,12 @@ def _emissions(drafts: Iterable[Draft], limits: Limits) -> list[Emission]:
     size = 0
     for draft in drafts:
         launched.append(_emission(draft, limits, depth=2))
-        size += len(launched[-1].body)
-        if len(launched) > MOST_AT_ONCE or size > BYTES_AT_ONCE:
+        size += launched[-1].size
+        # A message that `launch` takes is taken alone.
+        if len(launched) > MOST_AT_ONCE or (size > BYTES_AT_ONCE and len(launched) > 1):
             raise PayloadError(
-                f"launch_many takes at most {MOST_AT_ONCE} messages with {BYTES_AT_ONCE} bytes of bodies at once: "
-                "launch the others in another call, with the same session if they belong together"
+                f"launch_many takes at most {MOST_AT_ONCE} messages with {BYTES_AT_ONCE} bytes of bodies, contexts and "
+                "headers at once: launch the others in another call, with the same session if they belong together"
             )
     return launched
 
@@ -201,7 +203,8 @@ def _emissions(drafts: Iterable[Draft], limits: Limits) -> list[Emission]:
 def _emission(draft: Draft, limits: Limits, *, depth: int) -> Emission:
     """Return a message that is launched from outside any run, by the code `depth` frames above the caller."""
     text = None if draft.context is None else dump_json(dict(draft.context), "the context")
-    return emission(
+    limits.check(len(text or ""), "the context")
+    one = emission(
         draft.topic,
         draft.payload,
         key=draft.key,
@@ -214,3 +217,5 @@ def _emission(draft: Draft, limits: Limits, *, depth: int) -> Emission:
         message_id=draft.id,
         limits=limits,
     )
+    limits.check_together(one.size, "this launches")
+    return one

@@ -5,6 +5,7 @@ A body of 560 MB went into the database and did not come out again: its run was 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from scoop_outbox.errors import DefinitionError, PayloadError
@@ -14,7 +15,17 @@ MAX_BODY = CEILING = 64 * MIB
 """The limit unless it is set, and the highest one: a body of 128 MiB was not handled in two minutes, and with 256 MiB
 the server ended the connection, for it has a body in memory several times."""
 TOGETHER = 2 * CEILING
-"""Most bytes of bodies that one callback may launch: they are written by one statement."""
+"""Most bytes of bodies, contexts and headers that one callback may launch: they are written by one statement."""
+
+
+def written(text: str) -> int:
+    """Return how many bytes text of a header takes in the statement that launches it.
+
+    It is JSON within JSON there, so that each quote and each backslash is escaped twice. Seventy contexts of 16 MB, of
+    which nobody had taken account, broke the connection.
+    """
+    once = json.dumps(text)
+    return len(once) - 2 + once.count("\\") + once.count('"') - 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +49,11 @@ class Limits:
         if not 1 <= self.max_body <= CEILING:
             raise DefinitionError(f"max_body={self.max_body}: it is a number of bytes from 1 to {CEILING} (64 MiB)")
 
+    @property
+    def most(self) -> int:
+        """The most bytes that `check` lets pass."""
+        return self.max_body if self.client is None else min(self.max_body, self.client)
+
     def check(self, size: int, what: str) -> None:
         """Refuse what is too large to be launched.
 
@@ -56,16 +72,16 @@ class Limits:
                 "it is and launch what tells where that is, or change that setting of the client, and the broker's"
             )
 
-    def check_together(self, size: int, step: str) -> None:
-        """Refuse what is too much for one statement.
+    def check_together(self, size: int, who: str) -> None:
+        """Refuse what is too much for one statement; `who` launches it, in words.
 
         Raises:
             PayloadError: it is.
         """
         if size > TOGETHER:
             raise PayloadError(
-                f"step {step!r} launches bodies of {size} bytes in all, and {TOGETHER} is the most: launch less of "
-                "them in one step"
+                f"{who} bodies, contexts and headers of {size} bytes in all, and {TOGETHER} is the most: launch less "
+                "at once"
             )
 
     def defect(self, size: int) -> str | None:

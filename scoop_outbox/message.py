@@ -95,9 +95,11 @@ uuid7 = _Uuid7()
 
 @dataclass(frozen=True)
 class Topic(Generic[T]):
-    """A topic whose payloads have a type. What is launched on it arrives as it was, or is refused at the launch.
+    """A topic whose payloads have a type.
 
-    Fields that the type does not have are ignored in what arrives.
+    What does not fit it, or would arrive as something of another class, is refused at the launch. Fields that the type
+    does not have are ignored in what arrives. Those that it leaves out itself, excluded ones for example, arrive as
+    their defaults.
 
     Args:
         name: the topic as the broker knows it.

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from typing import Any, Protocol
+
+from scoop_outbox.payload_changes import arrives_changed
 
 MOST_MISFITS = 5
 """So many fields are named when more do not fit."""
@@ -60,10 +62,10 @@ class PayloadType(Protocol):
         """
 
     def check(self, payload: Any, body: bytes) -> None:
-        """See to it that what is launched is what arrives.
+        """See to it that what is launched arrives as what it is.
 
         Raises:
-            MisfitError: `body`, which was made of `payload`, would be refused, or become something else.
+            MisfitError: `body`, which was made of `payload`, would be refused, or become something of another class.
         """
 
 
@@ -139,8 +141,10 @@ class _Struct:
         except Exception as error:  # noqa: BLE001 - a type of the user's may raise what it likes
             raise MisfitError(type(error).__name__) from None
 
-    def check(self, payload: Any, body: bytes) -> None:  # noqa: ARG002 - unions of structs have tags, or are refused
-        self.load(body)
+    def check(self, payload: Any, body: bytes) -> None:
+        changed = arrives_changed(payload, self.load(body))
+        if changed is not None:
+            raise MisfitError(changed)
 
 
 def _said_by_msgspec(text: str) -> str:
@@ -204,7 +208,7 @@ class _Pydantic:
             raise MisfitError(type(error).__name__) from None
 
     def check(self, payload: Any, body: bytes) -> None:
-        changed = _changed(payload, self.load(body), "")
+        changed = arrives_changed(payload, self.load(body))
         if changed is not None:
             raise MisfitError(changed)
 
@@ -263,31 +267,3 @@ def _first_line(error: Exception) -> str:
 
 def _is_model(declared: type) -> bool:
     return hasattr(declared, "model_fields")
-
-
-def _fields(value: object) -> Sequence[str] | None:
-    kind = type(value)
-    known = getattr(kind, "__dataclass_fields__", None) or getattr(kind, "model_fields", None)
-    return None if known is None else list(known)
-
-
-def _changed(sent: Any, got: Any, path: str) -> str | None:
-    """Say which value of a payload has come back as something of another type, if one has."""
-    fields = _fields(sent)
-    numbers = isinstance(sent, int) and isinstance(got, float)
-    mappings = isinstance(sent, Mapping) and isinstance(got, Mapping)
-    plain = isinstance(got, str | int | float | dict) or fields is not None
-    if plain and not (isinstance(sent, type(got)) or numbers or mappings or (fields is None and got is None)):
-        where = path.removeprefix(".") or "it"
-        return (
-            f"{where} would arrive as {type(got).__qualname__}, not as {type(sent).__qualname__}: annotate it with its "
-            "type, and tell members of a union apart by a field of type Literal"
-        )
-    pairs: Iterator[tuple[str, Any, Any]] = iter(())
-    if fields is not None:
-        pairs = ((f".{name}", getattr(sent, name, None), getattr(got, name, None)) for name in _fields(got) or ())
-    elif mappings:
-        pairs = ((".*", value, got[key]) for key, value in sent.items() if key in got)
-    elif isinstance(sent, list | tuple) and isinstance(got, list | tuple):
-        pairs = ((f"[{index}]", *pair) for index, pair in enumerate(zip(sent, got, strict=False)))
-    return next((text for name, one, other in pairs if (text := _changed(one, other, path + name))), None)

@@ -5,22 +5,20 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
+from scoop_outbox.checked import checked_content_type, checked_id, checked_key, is_text
 from scoop_outbox.context import Context
 from scoop_outbox.errors import PayloadError, ScopeEnded
 from scoop_outbox.failure import Frame
-from scoop_outbox.headers import CONTENT_TYPE, PREFIX, key_text
-from scoop_outbox.limits import Limits
+from scoop_outbox.headers import CONTENT_TYPE, PREFIX
+from scoop_outbox.limits import Limits, written
 from scoop_outbox.message import Topic, dump_json, encode, saga_names, topic_name, uuid7
 
 if TYPE_CHECKING:  # only the types of what the drivers put in; the scope itself does no I/O
     from psycopg import AsyncConnection, Connection
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Session
-
-KEY_LIMIT = 1024
-CONTENT_TYPE_LIMIT = 255
 
 _LIMITS = Limits()
 
@@ -48,6 +46,12 @@ class Emission:
     launched_at: Frame
     handlers: tuple[str, ...] | None = None
     given: bool = False
+
+    @property
+    def size(self) -> int:
+        """How many bytes body, context and headers take in the statement that launches it."""
+        around = sum(written(name) + written(value) for name, value in self.headers.items())
+        return len(self.body) + written(self.context or "") + around
 
 
 def emission(
@@ -77,29 +81,28 @@ def emission(
         require_handlers: whether some saga has to be subscribed to the topic.
         handled_by: the sagas that have to be, or their names.
         message_id: the caller's id for it; one is drawn unless given.
-        limits: how large body and context may be.
+        limits: how large the body may be; the caller has checked the context.
 
     Raises:
         DefinitionError: the topic's name, or one in `handled_by`, cannot be used.
-        PayloadError: payload, key or a header cannot be encoded, payload or context are too large, or the id is none.
+        PayloadError: payload, key or a header cannot be encoded, the payload is too large, or the id is none.
     """
     body, content_type = encode(topic, payload)
     limits.check(len(body), f"the payload for topic {topic_name(topic)!r}")
-    limits.check(len(context or ""), "the context")
     others = {}
     for name, value in (headers or {}).items():
-        if not _is_text(name) or not _is_text(value):
+        if not is_text(name) or not is_text(value):
             raise PayloadError(f"header {name!r}: names and values are text; encode other values yourself")
         if name.lower().startswith(PREFIX):
             raise PayloadError(f"header {name!r}: names that start with {PREFIX!r} are ours; use another name")
         if name.lower() == CONTENT_TYPE:
-            content_type = _checked_content_type(value)
+            content_type = checked_content_type(value)
         else:
             others[name] = value
     return Emission(
-        uuid7() if message_id is None else _checked_id(message_id),
+        uuid7() if message_id is None else checked_id(message_id),
         topic_name(topic),
-        _checked_key(key),
+        checked_key(key),
         body,
         content_type,
         others,
@@ -111,22 +114,6 @@ def emission(
     )
 
 
-def _checked_id(message_id: object) -> uuid.UUID:
-    if isinstance(message_id, uuid.UUID) and message_id.int:
-        return message_id
-    raise PayloadError(f"a message's id is a uuid.UUID, of any version but the nil one, not {message_id!r:.60}")
-
-
-def _checked_content_type(value: str) -> str:
-    # AMQP has so many bytes for it, and Postgres no text with NUL.
-    if "\0" in value or len(value.encode()) > CONTENT_TYPE_LIMIT:
-        raise PayloadError(
-            f"header {CONTENT_TYPE!r}: a content type has at most {CONTENT_TYPE_LIMIT} bytes in UTF-8, without NUL, "
-            f"not {value!r:.60}"
-        )
-    return value
-
-
 def _required(
     topic: str | Topic[Any], require_handlers: object, handled_by: Sequence[object]
 ) -> tuple[str, ...] | None:
@@ -136,27 +123,6 @@ def _required(
         names = (*topic.handled_by, *names)
         require_handlers = require_handlers or topic.require_handlers
     return names if names or require_handlers else None
-
-
-def _checked_key(key: object) -> str | None:
-    if key is None:
-        return None
-    if isinstance(key, bytes):
-        if len(key) <= KEY_LIMIT:
-            return key_text(key)
-    elif _is_text(key) and "\0" not in key and len(key.encode()) <= KEY_LIMIT:
-        return key_text(key)
-    raise PayloadError(
-        f"a message key is text of at most {KEY_LIMIT} bytes in UTF-8, without NUL and lone surrogates, or that many "
-        f"bytes, not {key!r:.60}"
-    )
-
-
-def _is_text(value: object) -> TypeGuard[str]:
-    try:
-        return isinstance(value, str) and value.encode() is not None
-    except UnicodeEncodeError:
-        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +167,9 @@ class Scope:
         attempt: int,
         idempotency_key: str,
         limits: Limits = _LIMITS,
+        handles: bool = False,
     ) -> None:
-        """Called by the drivers, and by tests of steps."""
+        """Called by the drivers, and by tests of steps; `handles` says that the callback is there for a failure."""
         self.run_id = run_id
         self.saga = saga
         self.step = step
@@ -216,6 +183,7 @@ class Scope:
         self.result: str | None = None
         self._ended = False
         self._limits = limits
+        self._handles = handles
         self._launched = 0
 
     @property
@@ -253,11 +221,16 @@ class Scope:
     def left_context(self) -> str | None:
         """Return the context as JSON text, for the drivers, also after the end.
 
+        What was inherited is not measured: it was launched with a higher limit, and a lower one would fail steps that
+        did not touch it. Nor is anything in compensations and failure handlers: a rollback has to go on.
+
         Raises:
-            PayloadError: it cannot be stored, or is too large.
+            PayloadError: it cannot be stored, or the step has made it too large.
         """
         text = self._context.dumps()
-        self._limits.check(len(text or ""), "the context")
+        size = len(text or "")
+        if size > self._limits.most and not self._handles and self._context.has_grown():
+            self._limits.check(size, "the context")
         return text
 
     def launch(
@@ -293,8 +266,13 @@ class Scope:
                 step launches more than a statement can hold.
             ScopeEnded: the callback has ended.
         """
-        text, required = self.context.dumps(**(context or {})), (require_handlers, handled_by)
-        return self._launch(topic, payload, key, text, headers, awaited=True, required=required)
+        self.check()
+        own = self.left_context()
+        if context:
+            # Only what is added here: what was inherited is not this launch's to answer for.
+            self._limits.check(len(dump_json(dict(context), "the context")), "the context")
+            own = self._context.dumps(**context)
+        return self._launch(topic, payload, key, own, headers, awaited=True, required=(require_handlers, handled_by))
 
     def launch_on_global_scope(
         self,
@@ -313,6 +291,7 @@ class Scope:
         Arguments, return value and errors are those of `launch`; its context holds only what is passed.
         """
         own = None if context is None else dump_json(dict(context), "the context")
+        self._limits.check(len(own or ""), "the context")
         required = require_handlers, handled_by
         return self._launch(topic, payload, key, own, headers, awaited=False, required=required)
 
@@ -341,8 +320,9 @@ class Scope:
             handled_by=handled_by,
             limits=self._limits,
         )
-        self._limits.check_together(self._launched + len(launched.body), self.step)
-        self._launched += len(launched.body)
+        size = self._launched + launched.size
+        self._limits.check_together(size, f"step {self.step!r} launches")
+        self._launched = size
         self.emissions.append(launched)
         return launched.message_id
 

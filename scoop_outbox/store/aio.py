@@ -29,7 +29,6 @@ from scoop_outbox.store.calls import Interrupted, async_invoke, check_transactio
 from scoop_outbox.store.cleaning import after_rollback, cleaned, commits, ends, is_clean
 from scoop_outbox.store.faults import (
     NO_SAVEPOINT,
-    ends_the_worker,
     interruption,
     of_the_rows,
     rolled_back,
@@ -42,6 +41,7 @@ from scoop_outbox.store.mode import Mode
 from scoop_outbox.store.pipeline import Pipeline
 from scoop_outbox.store.session_events import async_tell
 from scoop_outbox.store.sever import async_abort
+from scoop_outbox.store.stop import ends_the_worker
 from scoop_outbox.store.waiting import answered
 
 T = TypeVar("T")
@@ -107,7 +107,9 @@ class _Scope(AsyncScope):
         try:
             if self.opened is not None:
                 await self.opened.close()
-        except Exception:  # noqa: BLE001 - whatever it is, it is of no use to the user
+        except BaseException as error:  # a listener may raise what it likes, and it is of no use to the user
+            if ends_the_worker(error):
+                raise
             return False
         return True
 

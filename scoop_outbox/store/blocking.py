@@ -29,7 +29,6 @@ from scoop_outbox.store.calls import Interrupted, check_transaction, invoke, rai
 from scoop_outbox.store.cleaning import after_rollback, cleaned, commits, ends, is_clean
 from scoop_outbox.store.faults import (
     NO_SAVEPOINT,
-    ends_the_worker,
     interruption,
     of_the_rows,
     rolled_back,
@@ -42,6 +41,7 @@ from scoop_outbox.store.mode import Mode
 from scoop_outbox.store.pipeline import Pipeline
 from scoop_outbox.store.session_events import tell
 from scoop_outbox.store.sever import abort
+from scoop_outbox.store.stop import ends_the_worker
 
 T = TypeVar("T")
 
@@ -106,7 +106,9 @@ class _Scope(BlockingScope):
         try:
             if self.opened is not None:
                 self.opened.close()
-        except Exception:  # noqa: BLE001 - whatever it is, it is of no use to the user
+        except BaseException as error:  # a listener may raise what it likes, and it is of no use to the user
+            if ends_the_worker(error):
+                raise
             return False
         return True
 

@@ -63,6 +63,7 @@ def scope_arguments(call: Call) -> dict[str, Any]:
         "iteration": call.iteration,
         "attempt": call.attempt,
         "idempotency_key": call.key,
+        "handles": call.error is not None,
     }
 
 

@@ -6,7 +6,6 @@ database that is down raises the same classes as ours.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -74,17 +73,6 @@ def server_of(raw: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> st
 def spoils(error: BaseException) -> bool:
     """Tell whether an error shows that the connection is not to be used again, although it works."""
     return any(isinstance(one, psycopg.Error) and one.sqlstate == READ_ONLY for one in _chain(error))
-
-
-def ends_the_worker(error: BaseException) -> bool:
-    """Tell whether an exception is meant for the worker, not a failure of what it executes: somebody stops it."""
-    if not isinstance(error, asyncio.CancelledError):
-        return isinstance(error, KeyboardInterrupt)
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:  # a thread: nobody cancels one
-        return False
-    return task is not None and task.cancelling() > 0
 
 
 def interruption(error: BaseException, lent: Lent | None, *, lost: bool) -> Interrupted | None:

@@ -15,6 +15,9 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
+from scoop_outbox.scope import Scope
+from scoop_outbox.store.stop import ends_the_worker
+
 log = logging.getLogger(__name__)
 
 
@@ -69,21 +72,22 @@ def is_held_back(session: Session) -> bool:
 def tell(session: Session, *, committed: bool) -> None:
     """Tell the listeners of a session how the transaction of its step has ended.
 
-    What they raise is logged: there is nobody else to be told, and what has been committed stays so.
+    What they raise is logged: there is nobody else to be told, and what has been committed stays so. That goes for
+    `SystemExit`, too: it ended the process of the worker. Only a stop that is meant for the worker is passed on.
     """
     name = _event(committed=committed)
     for listener in _listeners(session, name):
         try:
             listener(session)
-        except Exception:
-            scope = session.info["scope"]
+        except BaseException as error:
+            if ends_the_worker(error):
+                raise
+            scope = session.info.get("scope")  # unless the callback has emptied it
             what = "has been committed" if committed else "has been undone"
             log.exception(
                 "a listener of %s failed: step %r of saga %r, run %s, %s all the same",
                 name,
-                scope.step,
-                scope.saga,
-                scope.run_id,
+                *((scope.step, scope.saga, scope.run_id) if isinstance(scope, Scope) else ("?", "?", "?")),
                 what,
             )
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import psycopg
 import pytest
 
-from scoop_outbox import DefinitionError, PayloadError, Retry, RunState, Scoop
+from scoop_outbox import DefinitionError, Draft, PayloadError, Retry, RunState, Scoop
 from scoop_outbox.limits import CEILING, MAX_BODY, TOGETHER, Limits
 from scoop_outbox.scope import emission
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
@@ -92,10 +93,92 @@ async def test_a_step_that_launches_or_leaves_too_much_has_failed(
     assert ask(database_url, "select * from outbox") == []
 
 
+class Lower:
+    """A service that inherits a context which is larger than its own limit."""
+
+    def __init__(self, url: str, *, coroutines: bool) -> None:
+        self.called: list[str] = []
+        self.parent = Scoop("shop", database=url)
+        self.app = Scoop("warehouse", database=url, max_body=MOST)
+        self._coroutines = coroutines
+        self.parent.saga("root", on="orders").add_step(
+            "first", lambda scope, message: scope.launch("parts", 1) and None
+        )
+
+    def callback(self, name: str, then: Any = None) -> Any:
+        """A callback, in the colour of the test, that says that it was called."""
+
+        def blocking(scope: Any, message: Any, error: Any = None) -> None:
+            self.called.append(name)
+            if then is not None:
+                then(scope)
+
+        async def asynchronous(scope: Any, message: Any, error: Any = None) -> None:
+            blocking(scope, message, error)
+
+        return asynchronous if self._coroutines else blocking
+
+
+@pytest.mark.parametrize("coroutines", [True, False])
+async def test_an_inherited_context_above_a_lower_limit_holds_up_no_step_and_no_rollback(
+    database_url: str, coroutines: bool
+) -> None:
+    def fails(scope: Any) -> None:
+        raise ValueError("not today")
+
+    def changes(scope: Any) -> None:
+        scope.context["undone"] = True
+
+    lower = Lower(database_url, coroutines=coroutines)
+    child = lower.app.saga("child", on="parts")
+    look = lower.callback("looks", lambda scope: dict(scope.context))
+    child.add_step("looks", look, compensate=lower.callback("undone", changes))
+    child.add_step("launches", lower.callback("launches", lambda scope: scope.launch("nobody", 1, context={"a": 1})))
+    child.add_step("fails", lower.callback("fails", fails))
+    async with lower.parent.running(), lower.app.running(relay=False):
+        handle = await lower.parent.launch("orders", 1, context={"tenant": "x" * 2 * MOST})
+        with pytest.raises(Exception, match="not today"):
+            await handle.wait(20)
+        runs = (await lower.parent.status(handle.id)).runs
+    assert [run.state for run in runs] == [RunState.ROLLED_BACK, RunState.ROLLED_BACK]
+    assert lower.called == ["looks", "launches", "fails", "undone"]
+
+
 def test_what_one_step_launches_together_has_a_limit() -> None:
-    Limits().check_together(TOGETHER, "first")
-    with pytest.raises(PayloadError, match=f"step 'first' launches bodies of {TOGETHER + 1} bytes in all"):
-        Limits().check_together(TOGETHER + 1, "first")
+    Limits().check_together(TOGETHER, "this launches")
+    with pytest.raises(
+        PayloadError, match=f"^this launches bodies, contexts and headers of {TOGETHER + 1} bytes in all"
+    ):
+        Limits().check_together(TOGETHER + 1, "this launches")
+
+
+@pytest.mark.parametrize("text", ["", "x", '"', "\\", 'a"b\\"', "é", "🛒", "\n\x01", json.dumps({"a": ['"', "é"]})])
+def test_a_header_is_counted_as_it_is_written(text: str) -> None:
+    one = emission("t", b"123", key=None, headers={"h": text}, context=text, awaited=False, depth=0)
+    document = json.dumps([json.dumps({"h": text, "c": text})])
+    around = json.dumps([json.dumps({"h": "", "c": ""})])
+    assert one.size == len(b"123") + len("h") + len(document) - len(around)
+
+
+async def test_contexts_and_headers_count_in_what_is_launched_at_once(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scoop_outbox.launcher.BYTES_AT_ONCE", 2 * MOST)
+    app = Scoop("shop", database=database_url)
+    text = "x" * MOST
+    says = "with 2000 bytes of bodies, contexts and headers at once: launch the others in another call"
+    for draft in (Draft("orders", 1, context={"a": text}), Draft("orders", 1, headers={"a": text})):
+        with pytest.raises(PayloadError, match=says):
+            await app.launch_many([draft, draft])
+        with pytest.raises(PayloadError, match=says):
+            await asyncio.to_thread(app.launch_many_sync, [draft, draft])
+        await app.launch_many([draft])
+    await app.launch_many([Draft("orders", 2 * text)])  # as `launch` takes it
+    monkeypatch.setattr("scoop_outbox.limits.TOGETHER", 2 * MOST)
+    with pytest.raises(PayloadError, match=r"this launches bodies, contexts and headers of .* 2000 is the most"):
+        await app.launch("orders", text, headers={"a": text})
+    assert ask(database_url, "select count(*) from outbox") == [(3,)]
+    await app.close()
 
 
 async def test_what_one_step_launches_is_added_up(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,15 +189,17 @@ async def test_what_one_step_launches_is_added_up(database_url: str, monkeypatch
     async def step(scope: Any, message: Any) -> None:
         scope.launch("others", LARGE[:MOST])
         scope.launch_on_global_scope("others", LARGE[:MOST])
-        try:
-            scope.launch("others", b"x")
-        except PayloadError as error:
-            said.append(str(error))
+        for context in ({}, {"a": "x" * (MOST - len('{"a":""}') - 4 * 3)}):
+            try:
+                scope.launch("others", b"x", context=context)
+            except PayloadError as error:
+                said.append(str(error))
 
     app.saga("only", on="orders").add_step("first", step)
     async with app.running(grace=1):
         await (await app.launch("orders", 1)).wait(20)
-    assert "launches bodies of 2001 bytes in all" in said[0]
+    assert "step 'first' launches bodies, contexts and headers of 2001 bytes in all" in said[0]
+    assert "step 'first' launches bodies, contexts and headers of 3001 bytes in all" in said[1]
 
 
 async def test_a_body_that_comes_in_too_large_is_a_dead_letter_and_holds_up_nothing(database_url: str) -> None:

@@ -1,5 +1,6 @@
 """What listeners of `scope.session` hear: of the end of the step's transaction, when it has come."""
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from scoop_outbox import DistributedError, Retry, Scoop
 from scoop_outbox.core.statement import Batch
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.store.pipeline import Pipeline
+from scoop_outbox.store.session_events import hold_back, tell
 
 LONG = 20.0
 COLOURS = ("async", "blocking")
@@ -248,6 +250,66 @@ async def test_point_14_what_a_listener_raises_is_logged(
     text = record.getMessage()
     assert text.startswith("a listener of after_commit failed: step 'works' of saga 'root', run ")
     assert text.endswith(", has been committed all the same")
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+@pytest.mark.parametrize("error", [SystemExit(3), asyncio.CancelledError(), BaseException()], ids=repr)
+@pytest.mark.parametrize("name", ["after_commit", "after_rollback"])
+async def test_what_a_listener_raises_ends_no_worker(
+    url: str, heard: Heard, colour: str, error: BaseException, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A `sys.exit()` in a listener ended the process, with everything that it was executing."""
+
+    def breaks(session: Session) -> None:
+        raise error
+
+    def listens(scope: Any) -> None:
+        session = scope.session.sync_session if colour == "async" else scope.session
+        event.listen(session, name, breaks, insert=True)
+        session.info.clear()
+        if name == "after_rollback":
+            raise ValueError("not today")
+
+    app = Scoop("shop", database=url)
+    saga = app.saga("root", on="R")
+    saga.add_step("works", body_of(colour, ONE, heard, then=listens))
+    saga.add_step("goes on", lambda scope, message: None)
+    app.saga("other", on="O").add_step("only", lambda scope, message: None)
+    with caplog.at_level(logging.ERROR):
+        async with app.running():
+            handle = await app.launch("R", None)
+            if name == "after_commit":
+                await handle.wait(LONG)
+            else:
+                with pytest.raises(DistributedError, match="not today"):
+                    await handle.wait(LONG)
+            await (await app.launch("O", None)).wait(LONG)
+    assert heard.events == [("after_commit", 1) if name == "after_commit" else ("after_rollback", 0)]
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert record.getMessage().startswith(f"a listener of {name} failed: step ")
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), asyncio.CancelledError()], ids=repr)
+async def test_a_stop_of_the_worker_is_passed_on_through_listeners(stop: BaseException) -> None:
+    def breaks(_: Session) -> None:
+        raise stop
+
+    async def told() -> None:
+        session = Session()
+        hold_back(session)
+        event.listen(session, "after_commit", breaks)
+        if isinstance(stop, asyncio.CancelledError):
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+        try:
+            tell(session, committed=True)
+        except BaseException as error:  # noqa: BLE001 - asyncio would end the test run
+            passed_on.append(error)
+
+    passed_on: list[BaseException] = []
+    await asyncio.gather(asyncio.create_task(told()), return_exceptions=True)
+    assert passed_on == [stop]
 
 
 @pytest.fixture

@@ -283,7 +283,9 @@ async def test_many_are_launched_together_or_not_at_all(mixed: Shop, database_ur
 async def test_many_are_no_more_than_fit_into_a_statement(
     mixed: Shop, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(PayloadError, match="at most 10000 messages with 67108864 bytes of bodies at once"):
+    with pytest.raises(
+        PayloadError, match="at most 10000 messages with 67108864 bytes of bodies, contexts and headers at once"
+    ):
         mixed.app.launch_many_sync(Draft("R", 1) for _ in range(10_001))
     monkeypatch.setattr(launching, "BYTES_AT_ONCE", 100)
     with pytest.raises(PayloadError, match="launch the others in another call"):

@@ -1,4 +1,4 @@
-"""Types of payloads: what is launched arrives as it was, or is refused in words without values."""
+"""Types of payloads: what would arrive as something of another class is refused in words without values."""
 
 from __future__ import annotations
 
@@ -9,17 +9,28 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum, IntEnum
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Generic, Literal, NotRequired, TypeVar
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field, ValidationInfo, computed_field, field_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    SecretBytes,
+    SecretStr,
+    ValidationInfo,
+    computed_field,
+    field_serializer,
+    field_validator,
+)
 from typing_extensions import TypedDict
 
 from scoop_outbox import DefinitionError, PayloadError, Topic
 from scoop_outbox.message import JSON, encode
+
+T = TypeVar("T")
 
 SECRET = "s3cret"  # noqa: S105 - a value that must not be shown
 
@@ -91,6 +102,38 @@ class Box:
     content: Any
 
 
+@dataclass(frozen=True, slots=True)
+class WeighedLine(Line):
+    grams: int = 0
+
+
+@dataclass
+class Tags:
+    lines: frozenset[Line]
+
+
+@dataclass
+class Login:
+    user: str
+    password: SecretStr
+
+
+class Key(BaseModel):
+    parts: list[SecretBytes]
+
+
+class Shown(BaseModel):
+    password: SecretStr
+
+    @field_serializer("password")
+    def show(self, value: SecretStr) -> str:
+        return value.get_secret_value()
+
+
+class Page(BaseModel, Generic[T]):
+    items: list[T]
+
+
 class Entry(TypedDict):
     at: datetime
     note: NotRequired[str]
@@ -118,12 +161,25 @@ class Strict(BaseModel, extra="forbid"):
     number: int
 
 
+class LargerModel(Model):
+    more: int = 0
+
+
 class Struct(msgspec.Struct, frozen=True):
     number: int
     at: datetime | None = None
     colour: Colour = Colour.RED
     line: Line | None = None
     by_name: dict[str, int] = {}
+
+
+class LargerStruct(Struct, frozen=True):
+    more: int = 0
+
+
+class StructBox(msgspec.Struct):
+    content: Any = None
+    struct: Struct | None = None
 
 
 EVERYTHING = Everything(
@@ -159,6 +215,10 @@ SENT: list[tuple[Any, Any]] = [
     (list[Struct], [Struct(1)]),
     (Struct | None, None),
     (Box, Box({"a": [1, 2.5, None, True, "x"]})),
+    (Tags, Tags(frozenset({Line("a"), Line("b")}))),
+    (Shown, Shown(password=SecretStr(SECRET))),
+    (Page[int], Page[int](items=[1])),
+    (StructBox, StructBox({"a": [1, 2.5, None, True, "x"]}, Struct(1))),
 ]
 
 
@@ -243,6 +303,19 @@ LAUNCHED: list[tuple[Any, Any, str]] = [
     (Model, Model.model_construct(number=SECRET), "No: Input should be a valid integer"),
     (Struct, Struct(SECRET), "number: Expected `int`, got `str`"),  # type: ignore[arg-type]
     (Struct, Struct(1, object()), "cannot be written as JSON"),  # type: ignore[arg-type]
+    (Line, WeighedLine("a", 1, 5), "it would arrive as Line, not as WeighedLine"),
+    (Order, Order(1, Line("a"), [WeighedLine("b")]), r"lines\[0\] would arrive as Line, not as WeighedLine"),
+    (Tags, Tags(frozenset({Line("a"), WeighedLine("b")})), r"lines\[\*\] would arrive as Line, not as WeighedLine"),
+    (Model, LargerModel(No=1, more=2), "it would arrive as Model, not as LargerModel"),
+    (Struct, LargerStruct(1, more=2), "it would arrive as Struct, not as LargerStruct"),
+    (StructBox, StructBox(None, LargerStruct(1)), "struct would arrive as Struct, not as LargerStruct"),
+    (StructBox, StructBox({1}), "content would arrive as list, not as set"),
+    (StructBox, StructBox(Line(SECRET)), "content would arrive as dict, not as Line"),
+    (Box, Box({1, 2}), "content would arrive as list, not as set"),
+    (Login, Login("me", SecretStr(SECRET)), "password is a SecretStr and would arrive as stars"),
+    (Key, Key(parts=[SecretBytes(SECRET.encode())]), r"parts\[0\] is a SecretBytes and would arrive as stars"),
+    (frozenset[SecretStr], {SecretStr(SECRET)}, r"\[\*\] is a SecretStr and would arrive as stars"),
+    (float, 2**53 + 1, "it would arrive as float, not as int"),
     (float, float("nan"), "Out of range"),
     (str, "\ud800", "json invalid"),
 ]

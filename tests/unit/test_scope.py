@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from scoop_outbox import Context, DefinitionError, PayloadError, Result, Scope
-from scoop_outbox.scope import CONTENT_TYPE_LIMIT, KEY_LIMIT
+from scoop_outbox.checked import CONTENT_TYPE_LIMIT, KEY_LIMIT
+from scoop_outbox.limits import Limits
 
 RUN = uuid.UUID(int=1)
 
@@ -46,6 +47,41 @@ def test_a_launch_sees_the_context_as_it_is_now() -> None:
     one.context["a"] = 1
     one.launch("topic", 2)
     assert [emission.context for emission in one.emissions] == [None, '{"a":1}']
+
+
+def test_a_context_that_was_inherited_is_not_measured_by_a_lower_limit() -> None:
+    inherited = json.dumps({"tenant": "x" * 200})
+
+    def low(*, handles: bool = False) -> Scope:
+        return Scope(
+            run_id=RUN, saga="shop", step="first", lineage=[RUN], context=Context(inherited), results=[],
+            iteration=0, attempt=0, idempotency_key="key", limits=Limits(max_body=100), handles=handles,
+        )  # fmt: skip
+
+    looked = low()
+    assert looked.context["tenant"]
+    looked.launch("topic", 1)
+    looked.launch("topic", 1, context={"more": 1})
+    assert json.loads(looked.emissions[1].context or "") == {"tenant": "x" * 200, "more": 1}
+    assert json.loads(looked.left_context() or "") == json.loads(inherited)
+    with pytest.raises(PayloadError, match=r"the context takes .* max_body is 100"):
+        looked.launch("topic", 1, context={"more": "x" * 100})
+
+    made_less = low()
+    made_less.context["tenant"] = "x" * 150
+    assert made_less.left_context()
+
+    made_more = low()
+    made_more.context["more"] = 1
+    with pytest.raises(PayloadError, match=r"the context takes .* max_body is 100"):
+        made_more.left_context()
+    with pytest.raises(PayloadError, match=r"the context takes .* max_body is 100"):
+        made_more.launch("topic", 1)
+
+    rolls_back = low(handles=True)
+    rolls_back.context["undone"] = True
+    rolls_back.launch("topic", 1)
+    assert json.loads(rolls_back.left_context() or "")["undone"] is True
 
 
 def test_hp_13_a_launch_on_the_global_scope_takes_nothing_along() -> None:
