@@ -203,7 +203,12 @@ def _why(failure: Failure | None, saga: str) -> str:
 
 
 def _first_cause(failure: Failure) -> Failure | None:
-    return next((cause for cause in failure.causes if cause.type != CAUSES_LEFT_OUT), None)
+    for cause in failure.causes:
+        # What stands for levels that were left out has the root causes below it, or nothing.
+        known = cause if cause.type != CAUSES_LEFT_OUT else _first_cause(cause)
+        if known is not None:
+            return known
+    return None
 
 
 def _described(failure: Failure) -> str:
