@@ -61,7 +61,9 @@ class Launcher(Declaration):
             id: the message's id, a UUID of the caller's, of any version; one is drawn unless given. The same message
                 under the same id is launched once, however often and by however many it is tried: each time the handle
                 is that of the one message. Whoever tries while another transaction launches it waits for the end of
-                that one.
+                that one: without `session`, three launches at a time in each event loop, and three of blocking code,
+                each for 20 s at most, and as long for its turn. Draw ids of your own: one that was drawn here
+                (`handle.id`) is that message's, and another message launched under it may be lost.
 
         Raises:
             StepError: this is called inside a step, neither detached nor with the step's own session.
@@ -70,7 +72,8 @@ class Launcher(Declaration):
             ConflictingMessage: another message has the id: its topic, key or payload is not this one's. Nothing is
                 launched.
             UnhandledMessage: nothing is launched, for lack of a subscription that was required.
-            DatabaseError: the database cannot be reached or is not migrated, or `session` cannot be joined.
+            DatabaseError: the database cannot be reached or is not migrated, or `session` cannot be joined. Or another
+                transaction is launching under the id and does not end: nothing is launched then; try again.
         """
         refuse_launch(session, detached=detached)
         draft = Draft(topic, payload, key, context, headers, id, require_handlers, handled_by)
@@ -159,7 +162,7 @@ class Launcher(Declaration):
                 plan = launch(launched, brokered=brokered, here=here)
                 unhandled = await run_joined(plan, session, self.home.queries, self.signals.outbox, whose)
         else:
-            async with self.home.driver() as driver:
+            async with self.home.claiming_driver() if _claims(launched) else self.home.driver() as driver:
                 plan = launch_and_commit(launched, self.signals, brokered=brokered, here=here)
                 unhandled = await driver.run(plan)
         self._note_unhandled(unhandled)
@@ -174,7 +177,7 @@ class Launcher(Declaration):
                 plan = launch(launched, brokered=brokered, here=here)
                 unhandled = run_joined_blocking(plan, session, self.home.queries, self.signals.outbox, whose)
         else:
-            with self.home.blocking_driver() as driver:
+            with self.home.blocking_claiming_driver() if _claims(launched) else self.home.blocking_driver() as driver:
                 plan = launch_and_commit(launched, self.signals, brokered=brokered, here=here)
                 unhandled = driver.run(plan)
         self._note_unhandled(unhandled)
@@ -182,6 +185,11 @@ class Launcher(Declaration):
     def handle(self, message_id: uuid.UUID) -> Handle:
         """Return the handle of a message whose id was kept."""
         return Handle(message_id, self.home, self._outcomes_of_home())
+
+
+def _claims(launched: Sequence[Emission]) -> bool:
+    """Tell whether the caller has given one of the messages its id, so that others may be launching under it."""
+    return any(one.given for one in launched)
 
 
 def _emissions(drafts: Iterable[Draft], limits: Limits) -> list[Emission]:

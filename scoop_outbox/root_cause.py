@@ -88,7 +88,10 @@ def explained(failure: _Failure, origin: Origin | None = None) -> str:
 
 
 def _trails(failure: F) -> list[list[F]]:
-    """Return the ways from a failure to each of its root causes."""
+    """Return the ways from a failure to each of its root causes.
+
+    Where levels were left out of a deep failure, the way goes on with what was kept below them: the root causes.
+    """
     handed_on: dict[int, bool] = {}
 
     def hands_on(one: F) -> bool:
@@ -106,7 +109,7 @@ def _trails(failure: F) -> list[list[F]]:
         if id(one) in seen:
             return
         seen.add(id(one))
-        of_the_engine = one.type in _OF_THE_ENGINE
+        of_the_engine = one.type in _OF_THE_ENGINE or one.type == _LEFT_OUT
         below = [cause for cause in one.causes if (of_the_engine or hands_on(cause)) and not _stands_for_others(cause)]
         if not below and not (of_the_engine and one.causes):
             found.append(way)
@@ -119,4 +122,4 @@ def _trails(failure: F) -> list[list[F]]:
 
 def _stands_for_others(failure: _Failure) -> bool:
     """Tell whether a failure was put in place of causes that are elsewhere, or nowhere any more."""
-    return failure.type == _LEFT_OUT or tuple(failure.stack_trace) == (REPEATED,)
+    return (failure.type == _LEFT_OUT and not failure.causes) or tuple(failure.stack_trace) == (REPEATED,)

@@ -11,6 +11,7 @@ from datetime import datetime
 
 from scoop_outbox.core.claim import Unhandled
 from scoop_outbox.core.run import Run, RunState
+from scoop_outbox.daemon.quoting import first_line
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.daemon.tally import Ends
 from scoop_outbox.failure import (
@@ -203,12 +204,17 @@ def _why(failure: Failure | None, saga: str) -> str:
 
 
 def _first_cause(failure: Failure) -> Failure | None:
-    return next((cause for cause in failure.causes if cause.type != CAUSES_LEFT_OUT), None)
+    for cause in failure.causes:
+        # What stands for levels that were left out has the root causes below it, or nothing.
+        known = cause if cause.type != CAUSES_LEFT_OUT else _first_cause(cause)
+        if known is not None:
+            return known
+    return None
 
 
 def _described(failure: Failure) -> str:
-    # The first line alone: below it, databases and validators quote the values that they were given.
-    first = next(iter((failure.message or "").strip().splitlines()), "")
+    # The first line alone: the others are details. And not that one, where a library quotes in it what it was given.
+    first = first_line(failure.type, failure.message)
     return f"{line_of(failure.type)}: {line_of(first)}" if first else line_of(failure.type)
 
 

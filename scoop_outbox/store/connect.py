@@ -194,10 +194,21 @@ def _in_words(url: str, error: BaseException | None) -> str | None:
         return _UNPERMITTED.format(shown(url), _first_line(error))
     if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.InvalidSchemaName):
         return _UNMIGRATED.format(shown(url))
+    # Only who waits for another transaction to launch the same id is told of this table.
+    if isinstance(error, psycopg.errors.LockNotAvailable) and '"launched' in (error.diag.context or ""):
+        return CLAIMED
     return None
 
 
 _MISSING = (psycopg.errors.UndefinedTable.sqlstate, psycopg.errors.InvalidSchemaName.sqlstate)
+CLAIMED = (
+    "another transaction is launching under this id, or under one of these, and has not ended for 20 s: nothing was "
+    "launched. Try again, once it has been committed or rolled back"
+)
+CLAIMS_WAIT = (
+    "launches under ids wait for other transactions that are launching under the same ones, and have not ended: it was "
+    "not this one's turn within 20 s, and nothing was launched. Try again, once those have ended"
+)
 _UNPERMITTED = (
     "the user of {} lacks a permission: {}. It needs usage of the schema, and select, insert, update and delete on all "
     "tables in it: see docs/operations.md"

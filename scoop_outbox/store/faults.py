@@ -48,7 +48,10 @@ def rolled_back(error: BaseException) -> bool:
 
 
 def words(error: BaseException) -> str:
-    """Return an error in a line: its class, its SQL state, and what the server says, without its details."""
+    """Return an error in a line: its class, its SQL state, and what the server says, without its details.
+
+    What it says of rows is left out: it quotes their values (`invalid input syntax for type integer: "4111-1111"`).
+    """
     original = getattr(error, "orig", None)
     if isinstance(original, psycopg.Error):
         error = original
@@ -56,6 +59,8 @@ def words(error: BaseException) -> str:
     if not isinstance(error, psycopg.Error):
         return name
     said = error.diag.message_primary or next(iter(str(error).strip().splitlines()), "")
+    if (error.sqlstate or "").startswith(_ROWS):
+        said = ""
     return f"{name}{'' if error.sqlstate is None else f' {error.sqlstate}'}{said and f': {said}'}"
 
 

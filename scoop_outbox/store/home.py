@@ -18,13 +18,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from scoop_outbox.core.delivery import read_home
 from scoop_outbox.core.statement import Statement, ask
+from scoop_outbox.errors import DatabaseError
 from scoop_outbox.forks import begins_anew
 from scoop_outbox.limits import Limits
 from scoop_outbox.message import uuid7
 from scoop_outbox.store import queries
 from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.blocking import Driver
-from scoop_outbox.store.connect import async_driver_engine, bare_connection, driver_engine, explained
+from scoop_outbox.store.connect import CLAIMS_WAIT, async_driver_engine, bare_connection, driver_engine, explained
 from scoop_outbox.store.known import KnownFailures
 from scoop_outbox.store.mode import Mode
 from scoop_outbox.store.patient import PatientDriver
@@ -32,6 +33,11 @@ from scoop_outbox.store.pooler import Pooler
 from scoop_outbox.store.sever import disinherit, is_severed
 from scoop_outbox.store.url import parsed, shown
 from scoop_outbox.store.whose import Whose
+
+CLAIMING = 3
+"""How many of those are at a time in the hands of launches that may wait for another transaction to launch an id."""
+CLAIM_PATIENCE = 20.0
+"""Seconds for which such a launch waits for its turn; then it waits as long at most for the other transaction."""
 
 _Connection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
@@ -79,7 +85,7 @@ class Home:
         self.failures = KnownFailures()
         self.whose = Whose(self._read_id, self._read_id_blocking, self.url, self.schema)
         self._lock = threading.Lock()
-        self._blocking = _Pool(threading.BoundedSemaphore(LENT))
+        self._blocking = _Pool()
         self._pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _AsyncPool] = weakref.WeakKeyDictionary()
         self._opened: weakref.WeakSet[_Connection] = weakref.WeakSet()
 
@@ -178,16 +184,56 @@ class Home:
         return driver
 
     @asynccontextmanager
+    async def claiming_driver(self) -> AsyncIterator[AsyncDriver]:
+        """Lend an async driver to a launch under ids of the caller's; a few of them at a time.
+
+        Another transaction may have launched an id and stay open. If all drivers waited for it, nobody could launch
+        anything else, or ask, until it ends.
+
+        Raises:
+            DatabaseError: the database cannot be reached or used, or others wait for too long already.
+        """
+        turns = self._async_pool().claiming
+        try:
+            async with asyncio.timeout(CLAIM_PATIENCE):
+                await turns.acquire()
+        except TimeoutError:
+            raise DatabaseError(CLAIMS_WAIT) from None
+        try:
+            async with self.driver() as driver:
+                yield driver
+        finally:
+            turns.release()
+
+    @contextmanager
+    def blocking_claiming_driver(self) -> Iterator[Driver]:
+        """Do as `claiming_driver`, for code without an event loop."""
+        with self._lock:
+            turns = self._blocking.claiming
+        if not turns.acquire(timeout=CLAIM_PATIENCE):
+            raise DatabaseError(CLAIMS_WAIT)
+        try:
+            with self.blocking_driver() as driver:
+                yield driver
+        finally:
+            turns.release()
+
+    def _async_pool(self) -> _AsyncPool:
+        """Return the pool of the running loop."""
+        loop = asyncio.get_running_loop()
+        pool = self._pools.get(loop)
+        if pool is None:
+            pool = self._pools[loop] = _AsyncPool()
+        return pool
+
+    @asynccontextmanager
     async def driver(self) -> AsyncIterator[AsyncDriver]:
         """Lend an async driver from a small pool, and explain what goes wrong with the database.
 
         Raises:
             DatabaseError: the database cannot be reached or used.
         """
-        loop = asyncio.get_running_loop()
-        pool = self._pools.get(loop)
-        if pool is None:
-            pool = self._pools[loop] = _AsyncPool(asyncio.Semaphore(LENT))
+        pool = self._async_pool()
         async with pool.room:
             with explained(self.url):
                 while (driver := pool.take()) is not None and is_severed(driver.raw):
@@ -231,7 +277,7 @@ class Home:
     def dispose_blocking(self) -> None:
         """Close what the pool of blocking code holds, and what comes back to it later."""
         with self._lock:
-            pool, self._blocking = self._blocking, _Pool(threading.BoundedSemaphore(LENT))
+            pool, self._blocking = self._blocking, _Pool()
         for driver in pool.close():
             driver.close()
 
@@ -272,12 +318,14 @@ class _Drivers(Generic[D]):
 
 
 class _Pool(_Drivers[Driver]):
-    def __init__(self, room: threading.BoundedSemaphore) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.room = room
+        self.room = threading.BoundedSemaphore(LENT)
+        self.claiming = threading.BoundedSemaphore(CLAIMING)
 
 
 class _AsyncPool(_Drivers[AsyncDriver]):
-    def __init__(self, room: asyncio.Semaphore) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.room = room
+        self.room = asyncio.Semaphore(LENT)
+        self.claiming = asyncio.Semaphore(CLAIMING)

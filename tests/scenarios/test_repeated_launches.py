@@ -1,9 +1,11 @@
 """Launching under an id of the caller's, as often as it is tried; and launching many messages at once."""
 
 import asyncio
+import functools
 import threading
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -13,8 +15,10 @@ from sqlalchemy.orm import Session
 
 from scoop_outbox import (
     ConflictingMessage,
+    DatabaseError,
     DistributedError,
     Draft,
+    Handle,
     PayloadError,
     Scoop,
     StepError,
@@ -25,9 +29,10 @@ from scoop_outbox import launcher as launching
 from scoop_outbox.core.repeats import digest
 from scoop_outbox.message import uuid7
 from scoop_outbox.scope import Emission, emission
+from scoop_outbox.store import home
 from tests.scenarios.conftest import MakeShop
 from tests.scenarios.shop import LONG, Shop, launches
-from tests.waiting import until_blocking
+from tests.waiting import until, until_blocking
 
 VERSIONS: dict[str, Callable[[], uuid.UUID]] = {
     "1": uuid.uuid1,
@@ -56,6 +61,14 @@ def in_outbox(url: str) -> list[tuple[uuid.UUID, str]]:
 def claimed(url: str) -> list[uuid.UUID]:
     with psycopg.connect(url) as connection:
         return [one for (one,) in connection.execute("select message_id from scoop_outbox.launched")]
+
+
+def blocked(url: str) -> list[int]:
+    with psycopg.connect(url) as connection:
+        asked = connection.execute(
+            "select pid from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+        )
+        return [pid for (pid,) in asked]
 
 
 def session_of(url: str) -> Session:
@@ -136,6 +149,69 @@ def test_who_launches_meanwhile_waits_for_the_other_transaction(make_shop: MakeS
         with psycopg.connect(database_url) as connection:
             connection.execute("delete from scoop_outbox.outbox")
             connection.execute("delete from scoop_outbox.launched")
+
+
+async def test_others_launch_while_many_wait_for_another_transaction(mixed: Shop, database_url: str) -> None:
+    """Each that waits has one of ten connections in its hands. All ten waited, and nobody launched for 20 s."""
+    mine = uuid.uuid4()
+    app, loop = mixed.app, asyncio.get_running_loop()
+    with ThreadPoolExecutor(12) as executor, session_of(database_url) as session:
+        app.launch_sync("R", 1, id=mine, session=session)
+        waiting: list[asyncio.Future[Handle]] = [asyncio.create_task(app.launch("R", 1, id=mine)) for _ in range(12)]
+        same = functools.partial(app.launch_sync, "R", 1, id=mine)
+        waiting += [loop.run_in_executor(executor, same) for _ in range(12)]
+        try:
+            await until(lambda: len(blocked(database_url)) >= 2 * home.CLAIMING)
+            async with asyncio.timeout(LONG / 2):
+                await app.launch("R", 2)
+                await asyncio.to_thread(app.launch_sync, "R", 3)
+            assert not any(task.done() for task in waiting)
+            assert len(blocked(database_url)) == 2 * home.CLAIMING
+        finally:
+            session.commit()
+        assert {handle.id for handle in await asyncio.gather(*waiting)} == {mine}
+    assert sorted(body for _, body in in_outbox(database_url)) == ["1", "2", "3"]
+
+
+async def test_who_has_waited_for_too_long_is_told_that_nothing_was_launched(mixed: Shop, database_url: str) -> None:
+    mine = uuid.uuid4()
+    async with mixed.app.home.driver() as driver:
+        await driver.raw.execute("set lock_timeout = '50ms'")
+        await driver.raw.commit()
+    with mixed.app.home.blocking_driver() as blocking:
+        blocking.raw.execute("set lock_timeout = '50ms'")
+        blocking.raw.commit()
+    with session_of(database_url) as session:
+        mixed.app.launch_sync("R", 1, id=mine, session=session)
+        words = "^another transaction is launching under this id.*: nothing was launched. Try again"
+        with pytest.raises(DatabaseError, match=words):
+            await mixed.app.launch("R", 1, id=mine)
+        with pytest.raises(DatabaseError, match=words):
+            await asyncio.to_thread(mixed.app.launch_sync, "R", 1, id=mine)
+        session.rollback()
+    await mixed.app.launch("R", 1, id=mine)
+    assert in_outbox(database_url) == [(mine, "1")]
+
+
+async def test_who_waits_for_a_turn_for_too_long_is_told_that_nothing_was_launched(
+    mixed: Shop, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = uuid.uuid4()
+    with session_of(database_url) as session:
+        mixed.app.launch_sync("R", 1, id=mine, session=session)
+        waiting = [asyncio.create_task(mixed.app.launch("R", 1, id=mine)) for _ in range(home.CLAIMING)]
+        threads = [
+            asyncio.create_task(asyncio.to_thread(mixed.app.launch_sync, "R", 1, id=mine)) for _ in range(home.CLAIMING)
+        ]
+        await until(lambda: len(blocked(database_url)) == 2 * home.CLAIMING)
+        monkeypatch.setattr(home, "CLAIM_PATIENCE", 0.05)
+        with pytest.raises(DatabaseError, match="not this one's turn within 20 s, and nothing was launched"):
+            await mixed.app.launch("R", 1, id=uuid.uuid4())
+        with pytest.raises(DatabaseError, match="not this one's turn within 20 s, and nothing was launched"):
+            await asyncio.to_thread(mixed.app.launch_sync, "R", 1, id=uuid.uuid4())
+        session.commit()
+    await asyncio.gather(*waiting, *threads)
+    assert in_outbox(database_url) == [(mine, "1")]
 
 
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {

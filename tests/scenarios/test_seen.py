@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import psycopg
+import pydantic
 import pytest
 import pytest_asyncio
+import sqlalchemy as sa
 
 from scoop_outbox import DistributedError, Handle, Message, Running, RunState, Scoop, Scope, TransientError
 from scoop_outbox.daemon import reports, roster, surroundings
@@ -156,6 +158,45 @@ async def test_what_databases_quote_is_not_in_the_line(app: Scoop, lines: Lines,
     assert level == logging.WARNING
     assert 'duplicate key value violates unique constraint "sold_card_key"' in said
     assert SECRET not in said
+
+
+@pytest.mark.parametrize("by", ["psycopg", "sqlalchemy", "pydantic"])
+async def test_what_is_quoted_in_the_first_line_is_not_in_the_line_either(app: Scoop, lines: Lines, by: str) -> None:
+    async def refused(scope: Any, message: Message) -> None:
+        if by == "psycopg":
+            await scope.connection.execute("select %s::int", (message.payload,))
+        if by == "sqlalchemy":
+            await scope.session.execute(sa.text("select cast(:card as int)"), {"card": message.payload})
+        pydantic.TypeAdapter(dict[str, int]).validate_python({message.payload: "x"})
+
+    app.saga("order", on="orders").add_step("only", refused)
+    async with app.running():
+        with pytest.raises(DistributedError) as caught:
+            await (await app.launch("orders", SECRET)).wait(LONG)
+    ((_, said),) = lines.all
+    assert SECRET in (caught.value.message or "")
+    assert SECRET not in said
+    assert said.rpartition(".")[2] in ("InvalidTextRepresentation", "InvalidTextRepresentation)", "ValidationError")
+
+
+async def test_the_root_cause_is_told_however_deep_it_is(app: Scoop, lines: Lines) -> None:
+    """Of a failure deeper than 32 levels those in the middle are left out, and what was raised is below them."""
+
+    def deeper(scope: Scope, message: Message) -> None:
+        if message.payload == 0:
+            raise CardDeclined("no funds")
+        scope.launch("orders", message.payload - 1)
+
+    order = app.saga("order", on="orders")
+    order.add_step("deeper", deeper)
+    order.add_step("last", lambda scope, message: None)
+    async with app.running():
+        with pytest.raises(DistributedError, match=f"^root cause {DECLINED}: no funds ") as caught:
+            await (await app.launch("orders", 40)).wait(LONG)
+    assert caught.value.root_cause.type == DECLINED
+    failed = [text for _, text in lines.all if text.startswith("run rolls back:")]
+    assert len(failed) == 41
+    assert all(f": {DECLINED}: no funds" in text for text in failed)
 
 
 async def test_what_cannot_be_rolled_back_is_an_error_at_each_level_and_a_gauge(mixed: Shop, lines: Lines) -> None:

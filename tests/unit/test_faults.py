@@ -35,4 +35,7 @@ def test_q61_no_answer_at_all_is_the_machinery() -> None:
 
 def test_an_error_in_a_line_says_class_state_and_the_servers_words_and_no_values() -> None:
     assert words(error("55P03")) == "LockNotAvailable 55P03: the server's words"
+    # Of rows it may quote the values, in its first line, too.
+    assert words(error("22P02")) == "InvalidTextRepresentation 22P02"
+    assert words(error("P0001")) == "RaiseException P0001"
     assert words(ValueError("a value of the user's")) == "ValueError"

@@ -1,6 +1,7 @@
 """Which failures are root causes, and how a line names them."""
 
 import copy
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -18,6 +19,22 @@ def rolled_back(*causes: Failure, saga: str = "place") -> Failure:
     return Failure.child_rolled_back("place", causes, source=f"{saga}[w3]")
 
 
+def deep(levels: int) -> Failure:
+    """Return the failure of a root so many levels above the run that failed."""
+    failure = PALLETS
+    for _ in range(levels):
+        failure = rolled_back(failure)
+    return failure
+
+
+def chain(length: int) -> Failure:
+    """Return the failure of a step whose exception was raised from another one, and so on."""
+    failure = KEY
+    for number in range(length):
+        failure = Failure("Broken", str(number), "pick[w1]", causes=(failure,))
+    return failure
+
+
 HANDLED = Failure("Broken", "cannot reserve", "reserve[w4]", causes=(rolled_back(PALLETS, saga="reserve"),))
 ASKED = Failure("CancellationRequested", "no more wanted", "support")
 
@@ -32,6 +49,13 @@ CASES: dict[str, tuple[Failure, list[Failure]]] = {
     "somebody's who cancels": (Failure.gave_up([ASKED], source="place[w3]"), [ASKED]),
     "repeated": (rolled_back(Failure("ChildRolledBack", "x", "s[w]", (REPEATED,)), SCALES), [SCALES]),
     "nobody knows whose": ((lost := rolled_back()), [lost]),
+    "deeper than what is kept": (deep(40), [PALLETS]),
+    "deeper, of two children": (
+        rolled_back(*(Failure("CausesLeftOut", "levels", "scoop_outbox", causes=(one,)) for one in (PALLETS, SCALES))),
+        [PALLETS, SCALES],
+    ),
+    "deeper, of what a handler raised instead": (rolled_back(replace(HANDLED, causes=(deep(40),))), [PALLETS]),
+    "a step's own that was raised from too much": ((told := rolled_back(chain(40))), [told.causes[0]]),
     "left out": (rolled_back(Failure("CausesLeftOut", "more", "scoop_outbox"), SCALES), [SCALES]),
 }
 
