@@ -78,7 +78,7 @@ lowest: $(LOWEST)/.installed ## Run the everyday tests with the lowest versions 
 	$(LOWEST)/bin/python -m pytest -n $(WORKERS) -m "not broker and not benchmark" --ignore tests/crash $(ARGS)
 
 oldest: $(VENV)/.installed-dev ## Run the everyday tests on the oldest Postgres
-	SCOOP_PG_BIN="$$($(BIN)/python .ci/postgres $(OLDEST) '$(SCOOP_OUTBOX_CACHE)')" \
+	programs="$$($(BIN)/python .ci/postgres $(OLDEST) '$(SCOOP_OUTBOX_CACHE)')" && SCOOP_PG_BIN="$$programs" \
 	  $(BIN)/python -m pytest -n $(WORKERS) -m "not broker and not benchmark" --ignore tests/crash $(ARGS)
 
 lint: $(VENV)/.installed-dev ## Check style, formatting and the direction of imports
