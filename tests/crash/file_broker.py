@@ -28,6 +28,8 @@ class Published(NamedTuple):
 class FileBroker:
     """Implements what a relay needs of `broker.protocol.Broker` and `Publisher`."""
 
+    most_bytes: int | None = None
+
     def __init__(self, url: str, settings: Mapping[str, object]) -> None:
         self._path = urlsplit(url).path
         self._delay = float(str(settings.get("delay", 0)))
