@@ -183,14 +183,19 @@ async def test_a_connection_for_signals_that_cannot_be_had_is_a_warning(
     bare = app.home.listen
     refused = psycopg.OperationalError("FATAL: too many connections")
 
+    refusals = 0
+
     async def listen(application: str) -> Any:
+        nonlocal refusals
+        refusals += 1
         raise refused
 
     monkeypatch.setattr(app.home, "listen", listen)
     async with app.running():
         await (await app.launch("orders", 1)).wait(LONG)  # found by polling, or told directly
         await until(lambda: caplog.text.count("is missing") == 2)
-        await asyncio.sleep(0.2)
+        tried = refusals
+        await until(lambda: refusals >= tried + 4)
         monkeypatch.setattr(app.home, "listen", bare)
         await until(lambda: caplog.text.count("is there again") == 2)
     await app.close()
