@@ -195,7 +195,9 @@ def _new_database(admin_url: str, *, template: str) -> Iterator[str]:
     database = sql.Identifier(name)
     create = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(database, sql.Identifier(template))
     with psycopg.connect(admin_url, autocommit=True) as connection:
-        connection.execute(create)
+        # On a server that need not be durable it is quicker to copy the files than to log what is in them.
+        files = connection.info.server_version >= 150000
+        connection.execute(create + sql.SQL(" STRATEGY file_copy") if files else create)
     try:
         yield name
     finally:

@@ -30,6 +30,7 @@ from scoop_outbox.testing._docker import run_container
 from scoop_outbox.testing._finding import found
 from scoop_outbox.testing._installation import (
     BINARIES,
+    CHEAP_SCRAM,
     DATABASE_URL,
     Binaries,
     Identity,
@@ -208,7 +209,7 @@ class PostgresServer:
         # Made under another name and renamed at the end: what has the final name is a whole cluster.
         draft = self._home / "cluster.new"
         shutil.rmtree(draft, ignore_errors=True)
-        options = ["-U", _SUPERUSER, "-A", "scram-sha-256", "-E", "UTF8", "--locale=C"]
+        options = ["-U", _SUPERUSER, *binaries.authentication(), "-E", "UTF8", "--locale=C"]
         if self._settings.get("fsync") == "off":
             options.append("--no-sync")
         files = ("-D", draft, "--pwfile", self._home / "password")
@@ -335,7 +336,7 @@ def _container() -> Iterator[str]:
     settings = " ".join(f"-c {name}={value}" for name, value in TEST_SETTINGS.items())
     # It says so twice: the first server only sets the second one up, and serves nobody.
     ready = r"(?s)database system is ready.*database system is ready"
-    environment = {"POSTGRES_PASSWORD": password}
+    environment = {"POSTGRES_PASSWORD": password, "POSTGRES_INITDB_ARGS": f"--set {CHEAP_SCRAM}"}
     with run_container(_CONTAINER_IMAGE, _PORT, environment, ready, command=settings) as (host, port):
         yield f"postgresql://{_SUPERUSER}:{password}@{host}:{port}/postgres"
 
