@@ -15,7 +15,7 @@ from scoop_outbox.core.statement import Ask, Call, Plan, Rows
 from scoop_outbox.errors import DatabaseError
 from scoop_outbox.store.adaptation import async_cursor, cursor
 from scoop_outbox.store.after_commit import once_committed
-from scoop_outbox.store.lent import driver_connection
+from scoop_outbox.store.lent_engine import driver_connection
 from scoop_outbox.store.portable import portable
 from scoop_outbox.store.whose import Whose
 

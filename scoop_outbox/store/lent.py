@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import weakref
-from typing import Any, ClassVar
+from typing import Any
 
 import psycopg
 import sqlalchemy as sa
@@ -20,10 +19,11 @@ from psycopg._connection_base import BaseConnection
 from psycopg.abc import PQGen
 from psycopg.adapt import AdaptersMap
 from psycopg.pq import ConnStatus, PipelineStatus, TransactionStatus
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
 from scoop_outbox.scope import Scope
+from scoop_outbox.store.lent_engine import LentEngine, driver_connection
 from scoop_outbox.store.session_events import hold_back
 
 _IN_FAILED_TRANSACTION = "25P02"
@@ -52,10 +52,16 @@ class Lent(BaseConnection[Any]):
     """What wrappers of both colours share.
 
     Attributes:
+        asked: how often something has been asked of it.
+        as_lent: how often that was when it was last as it had been lent, behind the step's savepoint.
+        adopted: the savepoint of a session that the step's stands for, empty while it stands for none.
         closed_by_user: whether the callback has closed it. What is beneath stays open: that is the driver's to end.
         aborted_by: the error that the transaction was aborted by, if it is aborted.
     """
 
+    asked: int
+    as_lent: int
+    adopted: str
     closed_by_user: bool
     aborted_by: psycopg.Error | None
 
@@ -69,6 +75,8 @@ class Lent(BaseConnection[Any]):
         self._prepared.prepare_threshold = None
         self._gate = threading.Lock()
         self._using = 0
+        self.asked = self.as_lent = 0
+        self.adopted = ""
         self._only: object = None
         self._ended = False
         self._seen: dict[int, psycopg.Error] = {}
@@ -128,6 +136,7 @@ class Lent(BaseConnection[Any]):
             if self._ended or (self._only is not None and self._only != _doer()):
                 raise self._scope.late()
             self._using += 1
+            self.asked += 1
 
     def _leave(self, error: psycopg.Error | None = None) -> None:
         with self._gate:
@@ -205,45 +214,6 @@ class _LentSession(Session):
         return super().get_bind(*args, **options)
 
 
-class _Desk:
-    """SQLAlchemy's connections around connections that are open already; they are its caller's to close.
-
-    An engine of its own with the dialect of the one that has opened them, so nothing is asked of the server again.
-    """
-
-    _desks: ClassVar[weakref.WeakKeyDictionary[sa.Engine, _Desk]] = weakref.WeakKeyDictionary()
-    _lock: ClassVar[threading.Lock] = threading.Lock()
-
-    def __init__(self, engine: sa.Engine) -> None:
-        self._handed = threading.local()
-        self._engine = sa.Engine(sa.NullPool(self._take, dialect=engine.dialect), engine.dialect, engine.url)
-        self.async_engine = AsyncEngine(self._engine) if engine.dialect.is_async else None
-
-    @classmethod
-    def of(cls, engine: sa.Engine) -> _Desk:
-        with cls._lock:
-            if engine not in cls._desks:
-                cls._desks[engine] = cls(engine)
-            return cls._desks[engine]
-
-    def wrapped(self, dbapi_connection: Any) -> sa.Connection:
-        """Return a connection that believes to be inside a transaction, so that sessions only make savepoints."""
-        self._handed.over = dbapi_connection
-        connection = self._engine.connect()
-        connection.begin()
-        # Else SQLAlchemy would log an error about each one that is not closed; closing them is not its business.
-        connection.detach()
-        return connection
-
-    def _take(self) -> Any:
-        try:
-            return self._handed.__dict__.pop("over")
-        except KeyError:
-            raise RuntimeError(
-                "scope.session is lent with its one connection: to open others, use an engine of your own"
-            ) from None
-
-
 def is_invalidated(session: AsyncSession | Session | None) -> bool:
     """Tell whether SQLAlchemy has given up the connection of a session, as it does when a query is cancelled."""
     if session is None:
@@ -265,15 +235,6 @@ def works_on(joined: object, lent: Lent) -> bool:
     return joined is lent
 
 
-def driver_connection(connection: sa.Connection) -> Any:
-    """Return psycopg's connection beneath one of SQLAlchemy, also when it is a lent one.
-
-    Those are detached from their pool, and SQLAlchemy's own `driver_connection` is None then.
-    """
-    beneath: Any = connection.connection.dbapi_connection
-    return connection.dialect.get_driver_connection(beneath)
-
-
 _OPTIONS: dict[str, Any] = {"join_transaction_mode": "create_savepoint", "expire_on_commit": False}
 
 
@@ -293,13 +254,13 @@ def _adapted(pattern: Any, lent: AsyncLentConnection) -> Any:
 def async_session(scope: Scope, lent: AsyncLentConnection, outer: AsyncConnection) -> AsyncSession:
     """Return a session that works on `lent`; `outer` is SQLAlchemy's connection to the server beneath it."""
     assert outer.sync_connection is not None  # noqa: S101 - the driver has opened it
-    desk = _Desk.of(outer.sync_connection.engine)
-    assert desk.async_engine is not None  # noqa: S101 - the engine is of this colour
+    lent_engine = LentEngine.of(outer.sync_connection.engine)
+    assert lent_engine.async_engine is not None  # noqa: S101 - the engine is of this colour
     adapted = _adapted(outer.sync_connection.connection.dbapi_connection, lent)
-    bind = AsyncConnection(desk.async_engine, desk.wrapped(adapted))
+    bind = AsyncConnection(lent_engine.async_engine, lent_engine.wrapped(adapted))
     return AsyncSession(bind, sync_session_class=_LentSession, info={"scope": scope}, **_OPTIONS)
 
 
 def session(scope: Scope, lent: LentConnection, outer: sa.Connection) -> Session:
     """Do as `async_session`, in the other colour."""
-    return _LentSession(_Desk.of(outer.engine).wrapped(lent), info={"scope": scope}, **_OPTIONS)
+    return _LentSession(LentEngine.of(outer.engine).wrapped(lent), info={"scope": scope}, **_OPTIONS)
