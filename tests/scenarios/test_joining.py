@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy as sa
+from psycopg import sql
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
@@ -21,19 +22,19 @@ JoinsBlocking = Callable[[str, str], AbstractContextManager[Any]]
 BODY = bytes(range(256))
 HEADERS = {"kind": "ž", "broken": "a\\b'c"}
 SETTINGS = [
-    "client_encoding = latin1",
-    "client_encoding = sql_ascii",
-    "standard_conforming_strings = off",
-    "array_nulls = off",
-    "datestyle = German",
-    "default_transaction_isolation = serializable",
-    "plan_cache_mode = force_custom_plan",
+    "set client_encoding = latin1",
+    "set client_encoding = sql_ascii",
+    "set standard_conforming_strings = off",
+    "set array_nulls = off",
+    "set datestyle = German",
+    "set default_transaction_isolation = serializable",
+    "set plan_cache_mode = force_custom_plan",
 ]
 
 
 async def change(connection: Any, setting: str) -> None:
     if setting:
-        await connection.execute(sa.text(f"set {setting}"))
+        await connection.execute(sa.text(setting))
         await connection.commit()
 
 
@@ -65,7 +66,7 @@ async def async_scoped(url: str, setting: str) -> AsyncIterator[Any]:
 async def async_psycopg(url: str, setting: str) -> AsyncIterator[Any]:
     async with await psycopg.AsyncConnection.connect(url) as connection:
         if setting:
-            await connection.execute(f"set {setting}".encode())
+            await connection.execute(setting.encode())
             await connection.commit()
         yield connection
 
@@ -76,7 +77,7 @@ def blocking_sqlalchemy(driver: str, *, scoped: bool = False) -> JoinsBlocking:
         engine = sa.create_engine(sa.make_url(url).set(drivername=f"postgresql+{driver}"))
         with engine.connect() as connection:
             if setting:
-                connection.execute(sa.text(f"set {setting}"))
+                connection.execute(sa.text(setting))
                 connection.commit()
             session: Any = scoped_session(sessionmaker(connection)) if scoped else Session(connection)
             yield session
@@ -90,7 +91,7 @@ def blocking_sqlalchemy(driver: str, *, scoped: bool = False) -> JoinsBlocking:
 def blocking_psycopg(url: str, setting: str) -> Iterator[Any]:
     with psycopg.connect(url) as connection:
         if setting:
-            connection.execute(f"set {setting}".encode())
+            connection.execute(setting.encode())
             connection.commit()
         yield connection
 
@@ -256,12 +257,13 @@ def other_home(postgres_url: str, template_database: str) -> Iterator[str]:
     """A database with tables of ours that belongs to somebody else."""
     name = f"other_{uuid.uuid4().hex}"
     with psycopg.connect(postgres_url, autocommit=True) as admin:
-        admin.execute(f"create database {name} template {template_database}".encode())
+        names = (sql.Identifier(name), sql.Identifier(template_database))
+        admin.execute(sql.SQL("create database {} template {}").format(*names))
         url = sa.make_url(postgres_url).set(database=name).render_as_string(hide_password=False)
         with psycopg.connect(url) as connection:
             connection.execute("update scoop_outbox.home set id = gen_random_uuid()")
         yield url
-        admin.execute(f"drop database {name} with (force)".encode())
+        admin.execute(sql.SQL("drop database {} with (force)").format(names[0]))
 
 
 @by_name(BLOCKING)
@@ -272,7 +274,7 @@ async def test_ids_of_the_callers_and_many_at_once_join_every_session(
     seen = declare(shop)
     drafts = [Draft("ž", number, key="č", id=uuid.uuid4()) for number in range(5)]
     async with shop.running():
-        with join(database_url, "client_encoding = latin1") as session:
+        with join(database_url, "set client_encoding = latin1") as session:
             first = shop.app.launch_many_sync(drafts, session=session)
             again = shop.app.launch_many_sync(drafts, session=session)
             with pytest.raises(ConflictingMessage):
