@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import statistics
 from collections import defaultdict
 
@@ -54,8 +53,6 @@ async def _hops(control: Control, url: str | None, count: int) -> tuple[list[flo
     app = Scoop(SERVICE, database=control.url, broker=url, start="earliest")
     declare_hop(app)
     await app.apply_topology("hop.root", "hop.child")
-    ended = asyncio.Event()
-    app.signals.on_ended(asyncio.get_running_loop(), ended.set)
     async with app.running():
-        await one_by_one(control, app, ended, "hop.root", 10)
-        return await one_by_one(control, app, ended, "hop.root", count)
+        await one_by_one(control, app, "hop.root", 10)
+        return await one_by_one(control, app, "hop.root", count)

@@ -156,7 +156,9 @@ class _Nobody:
     """Hints that nobody takes."""
 
     outbox: Callable[[], None] = staticmethod(lambda: None)
-    ended: Callable[[], None] = staticmethod(lambda: None)
+
+    def ended(self, message_id: Any) -> None:
+        """Tell nobody."""
 
     def mail(self, service: str, saga: str, version: str, run_id: Any, delay: float) -> None:
         """Tell nobody."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import statistics
 import time
@@ -140,15 +141,13 @@ async def _idle(bench: Bench, columns: dict[str, list[float]]) -> None:
     async with bench.database() as control:
         await control.all(_TABLES)
         app = build(control.url)
-        ended = asyncio.Event()
-        app.signals.on_ended(asyncio.get_running_loop(), ended.set)
         async with app.running(slots=SLOTS):
-            await one_by_one(control, app, ended, "hop.root", 10)
-            hops, hop_commit = await one_by_one(control, app, ended, "hop.root", count)
+            await one_by_one(control, app, "hop.root", 10)
+            hops, hop_commit = await one_by_one(control, app, "hop.root", count)
         before = await control.commits()
         lasted = time.monotonic()
         async with app.running(slots=SLOTS):
-            trees, tree_commit = await one_by_one(control, app, ended, "tree.parent", count)
+            trees, tree_commit = await one_by_one(control, app, "tree.parent", count)
         lasted = time.monotonic() - lasted
         gross = await control.commits() - before
         async with app.running(slots=SLOTS):
@@ -170,14 +169,13 @@ async def _gaps(control: Control, name: str, columns: dict[str, list[float]]) ->
     columns[f"{name} p99"].append(percentile(gaps, 0.99))
 
 
-async def one_by_one(
-    control: Control, app: Scoop, ended: asyncio.Event, topic: str, count: int
-) -> tuple[list[float], float]:
+async def one_by_one(control: Control, app: Scoop, topic: str, count: int) -> tuple[list[float], float]:
     """Launch one message after the other, with pauses.
 
     Return the milliseconds of each from before the launch to the end, and those of a lone commit (median).
     """
     took, commits = [], []
+    ended, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in range(count):
         await asyncio.sleep(random.uniform(0.02, 0.06))
         started = time.perf_counter()
@@ -185,7 +183,8 @@ async def one_by_one(
         commits.append((time.perf_counter() - started) * 1000)
         started = time.perf_counter()
         ended.clear()
-        await app.launch(topic, {"number": number})
-        await ended.wait()
+        handle = await app.launch(topic, {"number": number})
+        with app.signals.awaiting(handle.id, functools.partial(loop.call_soon_threadsafe, ended.set)):
+            await ended.wait()
         took.append((time.perf_counter() - started) * 1000)
     return took, statistics.median(commits)

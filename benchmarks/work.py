@@ -82,7 +82,7 @@ async def prepare(control: Control, topic: str, count: int, warm_up: int = WARM_
 
 async def release(control: Control) -> datetime:
     """Give the runs that were held back their mail, wake the workers, and return the time."""
-    channel = build(control.url).signals._prefix + mail_channel(SERVICE)
+    channel = build(control.url).signals.channel(mail_channel(SERVICE))
     time: datetime = await control.one(_RELEASE, {"channel": channel})
     return time
 

@@ -266,11 +266,17 @@ class Scoop(Launcher):
 
         `running` does so at its end. What is used afterwards opens anew.
         """
-        if self._home is not None:
-            await self._home.dispose()
+        try:
+            if self._signals is not None:
+                await self._signals.close()
+        finally:
+            if self._home is not None:
+                await self._home.dispose()
 
     def close_sync(self) -> None:
         """Close the connections that `launch_sync` and the other blocking calls have left open."""
+        if self._signals is not None:
+            self._signals.close_blocking()
         if self._home is not None:
             self._home.dispose_blocking()
 

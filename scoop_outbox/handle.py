@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 import uuid
 from datetime import timedelta
@@ -14,9 +13,6 @@ from scoop_outbox.outcomes import Outcomes, read_outcomes
 from scoop_outbox.policy import seconds
 from scoop_outbox.standing import read_standing
 from scoop_outbox.store.home import Home
-
-_SHORTEST_LOOK = 0.002
-_LONGEST_LOOK = 0.1
 
 
 class Handle:
@@ -84,20 +80,11 @@ class Handle:
         """
         refuse_wait()
         deadline = None if timeout is None else time.monotonic() + seconds(timeout)
-        interval = _SHORTEST_LOOK
-        while True:
+        outcome = self._outcomes.of_blocking(self.id, deadline)
+        if outcome is None:
             with self._home.blocking_driver() as driver:
-                outcome = driver.run(read_outcomes([self.id], self._home.failures)).get(self.id)
-            if outcome is not None:
-                return outcome.answer()
-            pause = interval * random.uniform(0.8, 1.0)
-            if deadline is not None:
-                pause = min(pause, deadline - time.monotonic())
-                if pause <= 0:
-                    with self._home.blocking_driver() as driver:
-                        raise TimeoutError(self._late(timeout, driver.run(read_standing(self.id))))
-            time.sleep(pause)
-            interval = min(interval * 2, _LONGEST_LOOK)
+                raise TimeoutError(self._late(timeout, driver.run(read_standing(self.id))))
+        return outcome.answer()
 
     def _late(self, timeout: float | timedelta | None, standing: str) -> str:
         limit = "" if timeout is None else f" within {seconds(timeout):g} s"

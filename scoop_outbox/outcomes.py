@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+import threading
+import time
 import uuid
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 from scoop_outbox.core.failures import Known, recall
 from scoop_outbox.core.run import RunState
 from scoop_outbox.core.statement import Plan, ask, statement
+from scoop_outbox.daemon.loops import call_on
 from scoop_outbox.daemon.pace import Pace
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.failure import DistributedError, Failure
@@ -20,6 +23,10 @@ from scoop_outbox.root_cause import Origin, explained, in_a_line, trail
 from scoop_outbox.scope import Result
 from scoop_outbox.store.home import Home
 
+_SHORTEST_LOOK, _LONGEST_LOOK = 0.002, 0.1
+"""Seconds from one look to the next while other processes are not heard."""
+_LONGEST_IF_TOLD = 1.0
+"""Seconds from one look to the next otherwise: a signal may be lost."""
 _NAMED = 5
 """Of how many failures of several a line names the root cause."""
 
@@ -87,14 +94,14 @@ class Outcomes:
 
     Args:
         home: where the messages are.
-        signals: tells of hierarchies that end in this process.
+        signals: tells of messages that have been handled, in this process or another.
     """
 
     def __init__(self, home: Home, signals: Signals) -> None:
         """Look for nobody yet."""
         self._home = home
         self._signals = signals
-        self._lookouts: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Lookout] = weakref.WeakKeyDictionary()
+        self._lookouts: dict[asyncio.AbstractEventLoop, _Lookout] = {}
 
     async def of(self, message_id: uuid.UUID) -> Outcome:
         """Return how a message ended, once it has.
@@ -105,29 +112,77 @@ class Outcomes:
         loop = asyncio.get_running_loop()
         lookout = self._lookouts.get(loop)
         if lookout is None:
-            lookout = self._lookouts[loop] = _Lookout(self._home)
-            self._signals.on_ended(loop, lookout.wake)
-        return await lookout.of(message_id)
+            for other in [other for other in list(self._lookouts) if other.is_closed()]:
+                self._lookouts.pop(other, None)  # somebody still waited there
+            lookout = self._lookouts[loop] = _Lookout(self._home, self._signals)
+        try:
+            with self._signals.awaiting(message_id, lookout.wake):
+                return await lookout.of(message_id)
+        finally:
+            if not lookout.waited_for:
+                self._lookouts.pop(loop, None)
+
+    def of_blocking(self, message_id: uuid.UUID, deadline: float | None) -> Outcome | None:
+        """Do as `of`, for code without an event loop.
+
+        Args:
+            message_id: the message.
+            deadline: until when it is looked for, by `time.monotonic`; None is for ever.
+
+        Returns:
+            How the message ended, None if it has not until then.
+
+        Raises:
+            DatabaseError: the database cannot be reached.
+        """
+        woken = threading.Event()
+        pause = _SHORTEST_LOOK
+        with self._signals.awaiting(message_id, woken.set):
+            while True:
+                woken.clear()
+                with self._home.blocking_driver() as driver:
+                    outcome = driver.run(read_outcomes([message_id], self._home.failures)).get(message_id)
+                if outcome is not None:
+                    return outcome
+                longest = _LONGEST_IF_TOLD if self._signals.hears_of_ends else _LONGEST_LOOK
+                pause = longest if longest is _LONGEST_IF_TOLD else min(pause * 2, longest)
+                left = pause * random.uniform(0.8, 1.0)
+                if deadline is not None:
+                    left = min(left, deadline - time.monotonic())
+                    if left <= 0:
+                        return None
+                woken.wait(left)
 
 
 class _Lookout:
     """The waiting callers of one event loop."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, signals: Signals) -> None:
         self._home = home
+        self._signals = signals
+        self._loop = asyncio.get_running_loop()
         self._waiting: dict[uuid.UUID, list[asyncio.Future[Outcome]]] = {}
         self._task: asyncio.Task[None] | None = None
-        self._pace = Pace(0.002, 0.1)
+        self._pace = Pace(_SHORTEST_LOOK, _LONGEST_LOOK)
+        self._pace_if_told = Pace(_LONGEST_IF_TOLD, _LONGEST_IF_TOLD)
+
+    @property
+    def waited_for(self) -> bool:
+        """Whether anybody waits."""
+        return bool(self._waiting)
 
     def wake(self) -> None:
-        """Look at once, if anybody waits."""
-        if self._waiting:
-            self._pace.wake()
+        """Look at once. Safe to be called from any thread."""
+        call_on(self._loop, self._wake)
+
+    def _wake(self) -> None:
+        self._pace.wake()
+        self._pace_if_told.wake()
 
     async def of(self, message_id: uuid.UUID) -> Outcome:
-        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Outcome] = self._loop.create_future()
         self._waiting.setdefault(message_id, []).append(future)
-        self._pace.wake()
+        self._wake()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._look(), name="scoop_outbox outcomes")
         try:
@@ -141,6 +196,8 @@ class _Lookout:
             futures.remove(future)
         if not futures:
             self._waiting.pop(message_id, None)
+        if not self._waiting:
+            self._wake()  # the task ends
 
     async def _look(self) -> None:
         while self._waiting:
@@ -160,7 +217,7 @@ class _Lookout:
             if ended:
                 await asyncio.sleep(0)  # those who were answered go away before the next look
             else:
-                await self._pace.sleep()
+                await (self._pace_if_told if self._signals.hears_of_ends else self._pace).sleep()
 
 
 def read_outcomes(messages: Sequence[uuid.UUID], known: Known) -> Plan[dict[uuid.UUID, Outcome]]:

@@ -37,8 +37,8 @@ class Hints(Protocol):
     def outbox(self) -> None:
         """Messages were written to the outbox."""
 
-    def ended(self) -> None:
-        """A root run has ended, and with it its hierarchy."""
+    def ended(self, message_id: uuid.UUID) -> None:
+        """A root run has ended, and with it its hierarchy; or a message has been taken in that nobody handles."""
 
     def mail(self, service: str, saga: str, version: str, run_id: uuid.UUID, delay: float) -> None:
         """A run of `service`, of a version of its saga or of none yet, got mail that is due in `delay` seconds."""

@@ -103,7 +103,7 @@ def take_in(
 
     Args:
         envelopes: the messages.
-        hints: told which runs have mail.
+        hints: told which runs have mail, and which messages are handled by nobody.
         service: take in for this service only; None is all that share the home.
         home: this home's id: a message of another one is a root here. None when they cannot but be our own.
         unusable: messages that become dead letters of this service in the same transaction.
@@ -117,11 +117,12 @@ def take_in(
     _, started, *_ = yield from ask(BEGIN, *statements, COMMIT)
     for run_id, of, saga, _ in started:
         hints.mail(of, saga, "", run_id, 0.0)
-    if service is None:
-        return []
     begun = {str(message_id) for *_, message_id in started}
     left = [envelope.id for envelope in envelopes if envelope.id not in begun]
-    if not left:
+    if service is None:
+        for message_id in left:
+            hints.ended(uuid.UUID(message_id))
+    if service is None or not left:
         return []
     # Most of them come again.
     (unhandled,) = yield from ask(statement("read_unhandled", ids=left, service=service))

@@ -72,7 +72,7 @@ def _hint(claimed: Claim, change: Transition, rows: Mapping[str, Rows], worker: 
     if after.state is not claimed.run.state:
         worker.reports.changed(after, _step_of(claimed, change), claimed.message)
     if after.state.ended and after.parent_run is None and after.state is not RunState.PARKED:
-        worker.hints.ended()
+        worker.hints.ended(claimed.message.id)
 
 
 def _step_of(claimed: Claim, change: Transition) -> str | None:

@@ -1,7 +1,7 @@
-"""Signals: after a commit, tell whoever may have work that there is some.
+"""Signals: after a commit, tell whoever may have work that there is some, or that what he waits for has ended.
 
-Within a process they are direct; to other processes they are NOTIFY, empty, coalesced, on a connection of their own
-and never inside anybody's transaction, where it would serialise commits. Everything works without them, only later.
+Within a process they are direct. To other processes the notifier carries them, coalesced: who only launches or waits
+tells and hears, too. Everything works without them, only later.
 """
 
 from __future__ import annotations
@@ -9,29 +9,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import logging
 import threading
 import uuid
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-import psycopg
-from psycopg import sql
-
+from scoop_outbox.daemon.loops import call_on
 from scoop_outbox.daemon.unhandled import UnhandledLaunches
 from scoop_outbox.forks import begins_anew
-from scoop_outbox.store.connect import in_words
 from scoop_outbox.store.home import Home
-
-log = logging.getLogger(__name__)
+from scoop_outbox.store.notifier import Notifier
 
 OUTBOX = "outbox"
-_COALESCE = 0.005
-_RECONNECT = 1.0
-_TO_SEND = "that tells other processes of work"
-_TO_LISTEN = "that hears of work from other processes"
+ENDED = "ended"
 
 Mail = Callable[[uuid.UUID, str, str, float], bool]
+Wake = Callable[[], object]
 
 
 def mail_channel(service: str) -> str:
@@ -44,7 +39,7 @@ def _short(name: str) -> str:
 
 
 class Signals:
-    """The hints of one process. Safe to be called from any thread; acts on the loop that it was started on.
+    """The hints of one process. Safe to be called from any thread; relay and workers are woken on their own loop.
 
     Args:
         home: the database whose processes are told.
@@ -55,22 +50,24 @@ class Signals:
 
     def __init__(self, home: Home) -> None:
         """Start with nobody listening."""
-        self._home = home
-        self._flush: asyncio.Event
-        self._prefix = f"scoop_outbox:{_short(home.schema)}:"
-        self.begin_anew()
+        self._notifier = Notifier(home, f"scoop_outbox:{_short(home.schema)}:", self._heard, self._needs_to_hear)
+        # Not waited for: whoever happens to collect the garbage may be an event loop.
+        weakref.finalize(self, self._notifier.stop).atexit = False
+        self._forget()
         begins_anew(self)
 
     def begin_anew(self) -> None:
         """Have nobody to tell: in a forked child neither daemons nor event loops of its parent run."""
+        self._notifier.begin_anew()
+        self._forget()
+
+    def _forget(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = 0
         self._relay: Callable[[], bool] | None = None
         self._workers: dict[str, Mail] = {}
-        self._wakes: dict[str, Callable[[], object]] = {}
-        self._outcomes: list[tuple[asyncio.AbstractEventLoop, Callable[[], None]]] = []
-        self._pending: set[str] = set()
-        self._own_pid = 0
+        self._wakes: dict[str, Wake] = {}
+        self._awaited: dict[uuid.UUID, list[Wake]] = {}
+        self._lock = threading.RLock()  # who waits may be given up by whoever collects the garbage, at any moment
         self.unhandled = UnhandledLaunches()
 
     def on_outbox(self, wake: Callable[[], bool]) -> None:
@@ -78,7 +75,7 @@ class Signals:
         self._relay = wake
         self._wakes[OUTBOX] = wake
 
-    def on_mail(self, service: str, offer: Mail, wake: Callable[[], None]) -> None:
+    def on_mail(self, service: str, offer: Mail, wake: Wake) -> None:
         """Call `offer` for mail posted in this process; it answers whether this process will see to it itself.
 
         Call `wake` when another process says that the service has mail.
@@ -86,21 +83,56 @@ class Signals:
         self._workers[service] = offer
         self._wakes[mail_channel(service)] = wake
 
-    def on_ended(self, loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> None:
-        """Call `wake` on `loop` when a hierarchy has ended in this process."""
-        self._outcomes.append((loop, wake))
+    @contextmanager
+    def awaiting(self, message_id: uuid.UUID, wake: Wake) -> Iterator[None]:
+        """Call `wake`, in any thread, when a message may have been handled, here or in another process."""
+        with self._lock:
+            self._awaited.setdefault(message_id, []).append(wake)
+        self._notifier.listen(ENDED)
+        try:
+            yield
+        finally:
+            with self._lock:
+                waiting = self._awaited.get(message_id, [])
+                if wake in waiting:
+                    waiting.remove(wake)
+                if not waiting:
+                    self._awaited.pop(message_id, None)
 
-    def ended(self) -> None:
-        """A hierarchy has ended: a root run, and with it everything below."""
-        for entry in list(self._outcomes):
-            loop, wake = entry
-            if loop is self._loop and threading.get_ident() == self._thread:
-                wake()
-                continue
-            try:
-                loop.call_soon_threadsafe(wake)
-            except RuntimeError:  # it is closed: nobody waits there any more
-                self._outcomes.remove(entry)
+    @property
+    def listening(self) -> bool:
+        """Whether all that daemons and those who wait need to hear of other processes is heard."""
+        return self._notifier.listening
+
+    @property
+    def hears_of_ends(self) -> bool:
+        """Whether other processes are heard, so that who waits need not look often."""
+        return self._notifier.hears(ENDED)
+
+    def ended(self, message_id: uuid.UUID) -> None:
+        """A message that began a hierarchy has been handled by one of those who handle it, or by nobody."""
+        self._wake_awaiting(message_id)
+        self._notifier.notify(ENDED, message_id.hex)
+
+    def _wake_awaiting(self, message_id: uuid.UUID) -> None:
+        if not self._awaited:
+            return
+        with self._lock:
+            waiting = list(self._awaited.get(message_id, ()))
+        for wake in waiting:
+            wake()
+
+    def channel(self, name: str) -> str:
+        """Return what the server calls a channel."""
+        return self._notifier.prefix + name
+
+    async def close(self) -> None:
+        """Close the connection for signals, unless daemons run or somebody waits; what is told later opens another."""
+        await self._notifier.close()
+
+    def close_blocking(self) -> None:
+        """Do as `close`, for code without an event loop."""
+        self._notifier.close_blocking()
 
     def detach(self) -> None:
         """Forget relay and workers: they have stopped."""
@@ -111,85 +143,56 @@ class Signals:
 
     def outbox(self) -> None:
         """Messages were written to the outbox."""
-        self._on_loop(self._outbox)
+        if not self._on_loop(self._outbox):
+            self._notifier.notify(OUTBOX)
 
     def mail(self, service: str, saga: str, version: str, run_id: uuid.UUID, delay: float) -> None:
         """A run of `service`, of a version of its saga or of none yet, got mail that is due in `delay` seconds."""
-        self._on_loop(self._mail, service, saga, version, run_id, delay)
+        if not self._on_loop(self._mail, service, saga, version, run_id, delay):
+            self._notifier.notify(mail_channel(service))
 
-    def _on_loop(self, call: Callable[..., None], *args: Any) -> None:
+    def _on_loop(self, call: Callable[..., object], *args: Any) -> bool:
+        """Call on the loop of the daemons; answer whether there is one."""
         loop = self._loop
-        if loop is None:
-            return
-        if threading.get_ident() == self._thread:
-            call(*args)
-        else:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: there is nobody left to be told
-                loop.call_soon_threadsafe(call, *args)
+        return loop is not None and call_on(loop, call, *args)
 
     def _outbox(self) -> None:
         if self._relay is None or not self._relay():
-            self._notify(OUTBOX)
+            self._notifier.notify(OUTBOX)
 
     def _mail(self, service: str, saga: str, version: str, run_id: uuid.UUID, delay: float) -> None:
         offer = self._workers.get(service)
         if offer is None or not offer(run_id, saga, version, delay):
-            self._notify(mail_channel(service))
-
-    def _notify(self, channel: str) -> None:
-        self._pending.add(channel)
-        self._flush.set()
+            self._notifier.notify(mail_channel(service))
 
     async def run(self) -> None:
-        """Carry signals until cancelled."""
+        """Wake relay and workers of this loop until cancelled."""
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.get_ident()
-        self._flush = asyncio.Event()  # one application may run in one loop after the other; an event belongs to one
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._patiently(self._send, _TO_SEND), name="scoop_outbox signals: send")
-            group.create_task(self._patiently(self._listen, _TO_LISTEN), name="scoop_outbox signals: listen")
-
-    async def _patiently(self, carry: Callable[[psycopg.AsyncConnection[Any]], Any], what: str) -> None:
-        """Keep a connection for `carry`, and take a new one when it breaks."""
-        problem = ""
-        while True:
-            try:
-                connection = await self._home.listen(f"{self._home.application}:signals")
-                if problem:
-                    log.info("the connection %s is there again", what)
-                    problem = ""
-                async with connection:
-                    if what is _TO_LISTEN and self._home.pooled:
-                        return  # whoever has the connection next would hear it
-                    await carry(connection)
-            except psycopg.Error as error:
-                if (reason := in_words(self._home.url, error)) != problem:
-                    log.warning("the connection %s is missing: %s; meanwhile work is found by polling", what, reason)
-                    problem = reason
-                await asyncio.sleep(_RECONNECT)
-
-    async def _send(self, connection: psycopg.AsyncConnection[Any]) -> None:
-        self._own_pid = connection.info.backend_pid
-        while True:
-            await self._flush.wait()
-            self._flush.clear()
-            channels, self._pending = self._pending, set()
-            try:
-                for channel in channels:
-                    await connection.execute("select pg_notify(%s, '')", (self._prefix + channel,))
-            except psycopg.Error:
-                self._pending |= channels
-                self._flush.set()
-                raise
-            await asyncio.sleep(_COALESCE)
-
-    async def _listen(self, connection: psycopg.AsyncConnection[Any]) -> None:
         for channel in self._wakes:
-            await connection.execute(sql.SQL("listen {}").format(sql.Identifier(self._prefix + channel)))
-        # What came before LISTEN was active is found by this look.
-        for wake in self._wakes.values():
-            wake()
-        async for notify in connection.notifies():
-            wake_up = self._wakes.get(notify.channel.removeprefix(self._prefix))
-            if notify.pid != self._own_pid and wake_up is not None:
-                wake_up()
+            self._notifier.listen(channel)
+        await self._loop.create_future()
+
+    def _needs_to_hear(self) -> bool:
+        return self._loop is not None or bool(self._awaited)
+
+    def _heard(self, channel: str, payloads: Sequence[str]) -> None:
+        """Be told by the notifier; in its thread."""
+        if not channel:
+            self._wake_all()
+        elif channel == ENDED:
+            for payload in payloads:
+                if not payload:
+                    self._wake_all_awaiting()
+                with contextlib.suppress(ValueError):  # anybody may notify
+                    self._wake_awaiting(uuid.UUID(payload))
+        elif (wake := self._wakes.get(channel)) is not None:
+            self._on_loop(wake)
+
+    def _wake_all(self) -> None:
+        for wake in list(self._wakes.values()):
+            self._on_loop(wake)
+        self._wake_all_awaiting()
+
+    def _wake_all_awaiting(self) -> None:
+        for message_id in list(self._awaited):
+            self._wake_awaiting(message_id)

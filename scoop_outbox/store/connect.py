@@ -17,7 +17,7 @@ from scoop_outbox.store.adaptation import ADAPTERS, adapt_as_users_expect
 from scoop_outbox.store.calls import Interrupted
 from scoop_outbox.store.faults import words
 from scoop_outbox.store.pooler import Pooler
-from scoop_outbox.store.raw import AsyncConnection, Connection
+from scoop_outbox.store.raw import Connection
 from scoop_outbox.store.url import arguments, parsed, shown
 
 MIGRATING = "scoop_outbox migrate"
@@ -110,10 +110,10 @@ def async_driver_engine(url: str, application: str, pooler: Pooler) -> AsyncEngi
     return engine
 
 
-async def bare_connection(url: str, application: str, pooler: Pooler) -> AsyncConnection:
+def bare_connection(url: str, application: str, pooler: Pooler) -> Connection:
     """Open a bare connection in autocommit, for LISTEN or NOTIFY."""
     # Who only listens would never notice that the other side is gone, but for the keepalives in the settings.
-    return await pooler.connect_async(autocommit=True, **{**arguments(url), **settings(url, application)})
+    return pooler.connect(autocommit=True, **{**arguments(url), **settings(url, application)})
 
 
 def _for_steps(engine: sa.Engine, url: str, pooler: Pooler) -> sa.Engine:

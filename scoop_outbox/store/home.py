@@ -101,9 +101,7 @@ class Home:
         """Leave all connections to the process that has opened them, and open others when they are needed."""
         for connection in list(self._opened):
             disinherit(connection)
-        # Engines have locks, too.
-        for engine in ("_engine", "_async_engine"):
-            self.__dict__.pop(engine, None)
+        self.__dict__.pop("_engine", None)  # it has locks, too
         self._begin()
 
     def __repr__(self) -> str:
@@ -126,8 +124,8 @@ class Home:
         sa.event.listen(engine, "connect", self._note)
         return engine
 
-    @functools.cached_property
     def _async_engine(self) -> AsyncEngine:
+        """Return a new engine. Two loops that connected first with the same one waited for ever, on a lock of both."""
         engine = async_driver_engine(self.url, self.application, self._pooler)
         sa.event.listen(engine.sync_engine, "connect", self._note)
         return engine
@@ -150,13 +148,13 @@ class Home:
         Args:
             context: the context variables that callbacks find; those of the caller unless given.
         """
-        return await AsyncDriver.connect(self._async_engine, self._for_steps(), context)
+        return await AsyncDriver.connect(self._async_pool().engine, self._for_steps(), context)
 
     def _for_steps(self) -> Mode:
         return Mode(self._compiled, self._pooler, limits=self.limits)
 
     async def _connect_patiently(self, mode: Mode) -> PatientDriver:
-        driver = await PatientDriver.connect(self._async_engine, mode)
+        driver = await PatientDriver.connect(self._async_pool().engine, mode)
         if not driver.pooled:
             await driver.run(ask(*mode.set_up()))
         return driver
@@ -223,7 +221,7 @@ class Home:
         loop = asyncio.get_running_loop()
         pool = self._pools.get(loop)
         if pool is None:
-            pool = self._pools[loop] = _AsyncPool()
+            pool = self._pools[loop] = _AsyncPool(self._async_engine())
         return pool
 
     @asynccontextmanager
@@ -281,9 +279,9 @@ class Home:
         for driver in pool.close():
             driver.close()
 
-    async def listen(self, application: str) -> psycopg.AsyncConnection[Any]:
+    def connect_bare(self, application: str) -> psycopg.Connection[Any]:
         """Open a bare connection in autocommit, for LISTEN or NOTIFY. Behind a pooler it hears nothing."""
-        connection = await bare_connection(self.url, application, self._pooler)
+        connection = bare_connection(self.url, application, self._pooler)
         self._opened.add(connection)
         return connection
 
@@ -325,7 +323,8 @@ class _Pool(_Drivers[Driver]):
 
 
 class _AsyncPool(_Drivers[AsyncDriver]):
-    def __init__(self) -> None:
+    def __init__(self, engine: AsyncEngine) -> None:
         super().__init__()
+        self.engine = engine
         self.room = asyncio.Semaphore(LENT)
         self.claiming = asyncio.Semaphore(CLAIMING)

@@ -36,6 +36,13 @@ def backends(url: str) -> set[int]:
         return {pid for (pid,) in rows}
 
 
+def with_signals(url: str) -> set[int]:
+    """Return all connections, once the one for signals is there, which a thread opens."""
+    question = "select from pg_stat_activity where datname = current_database() and application_name like '%:signals'"
+    until(lambda: rows(url, question))
+    return backends(url)
+
+
 def rows(url: str, question: str) -> list[tuple[Any, ...]]:
     with psycopg.connect(url, options="-c search_path=scoop_outbox") as connection:
         return connection.execute(question.encode()).fetchall()
@@ -93,9 +100,9 @@ def all_arrived(url: str, extra: int) -> None:
 def blocking(url: str) -> None:
     app = Scoop("forks", database=url)
     app.launch_sync("strangers", "by the parent")
-    mine = backends(url)
+    mine = with_signals(url)
     joined(fork(launching(app, mine)))
-    assert backends(url) == mine, "a child has ended its parent's connection"
+    until(lambda: backends(url) == mine)
     app.launch_sync("strangers", "by the parent once more")
     assert backends(url) == mine
     all_arrived(url, 2)
@@ -115,9 +122,9 @@ def with_loop(url: str) -> None:
 
     async def main() -> None:
         await app.launch("strangers", "by the parent")
-        mine = backends(url)
+        mine = with_signals(url)
         joined(fork(launch))
-        assert backends(url) == mine, "a child has ended its parent's connection"
+        until(lambda: backends(url) == mine)
         await app.launch("strangers", "by the parent once more")
         assert backends(url) == mine
         await app.close()
@@ -236,6 +243,29 @@ def child_runs(url: str) -> None:
     joined(children)
 
 
+def hearing(url: str) -> None:
+    """A parent that hears of other processes goes on to hear; its children hear by themselves."""
+    app = Scoop("forks", database=url)
+
+    def hear(number: int) -> None:
+        message_id, heard = uuid7(), threading.Event()
+        with app.signals.awaiting(message_id, heard.set):
+            until(lambda: app.signals.hears_of_ends)
+            heard.clear()  # it is also called when this process begins to hear
+            with psycopg.connect(url) as other:
+                channel = app.signals.channel("ended")
+                other.execute("select pg_notify(%s, %s)", (channel, message_id.hex))
+            assert heard.wait(_PATIENCE)
+
+    hear(0)
+    mine = with_signals(url)
+    joined(fork(hear))
+    until(lambda: backends(url) == mine)
+    hear(0)
+    assert backends(url) == mine
+    app.close_sync()
+
+
 def processes(url: str) -> None:
     app = Scoop("forks", database=url)
     app.launch_sync("strangers", "by the parent")
@@ -250,7 +280,7 @@ def processes(url: str) -> None:
     all_arrived(url, 2)
 
 
-WHAT = {one.__name__: one for one in (blocking, with_loop, lent, identities, running, child_runs, processes)}
+WHAT = {one.__name__: one for one in (blocking, with_loop, lent, identities, running, child_runs, hearing, processes)}
 
 if __name__ == "__main__":
     WHAT[sys.argv[1]](sys.argv[2])

@@ -118,7 +118,7 @@ async def test_whoever_opens_a_connection_may_be_cancelled_wherever_he_waits(
     number: int, database_url: str, recwarn: pytest.WarningsRecorder
 ) -> None:
     home = Home(database_url, DEFAULT_SCHEMA, "cancelled")
-    for opening in (home.connect(), home.connect_for_steps(), home.listen("cancelled")):
+    for opening in (home.connect(), home.connect_for_steps()):
         with contextlib.suppress(asyncio.CancelledError):
             await (await CancelledAt(number, opening)).close()
     gc.collect()

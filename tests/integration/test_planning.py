@@ -1,5 +1,6 @@
 """Postgres keeps the plans of the engine's statements: to make one takes longer than to execute it."""
 
+import asyncio
 import contextlib
 from collections.abc import Sequence
 from typing import Any
@@ -54,3 +55,20 @@ async def test_a_statement_of_a_step_is_not_planned_each_time(database_url: str)
     often = {name: (kept, anew) for name, kept, anew in found if kept + anew >= RUNS}
     assert "scoop_advance_run_0" in often
     assert {name for name, plans in often.items() if plans[1] > PLANNED_ANEW} == set()
+
+
+async def test_a_statement_of_the_machinery_is_planned_once(database_url: str) -> None:
+    app = Scoop("shop", database=database_url)
+    app.saga("order", on="orders").add_step("only", lambda scope, message: None)
+    async with app.running():
+        for number in range(RUNS):
+            await (await app.launch("orders", number)).wait(20)
+            await asyncio.to_thread((await asyncio.to_thread(app.launch_sync, "orders", number)).wait_sync, 20)
+        async with app.home.driver() as driver:
+            found = await (await driver.raw.execute(LOOK)).fetchall()
+        with app.home.blocking_driver() as blocking:
+            found_blocking = blocking.raw.execute(LOOK).fetchall()
+    for plans in (found, found_blocking):
+        assert "scoop_launch_0" in {name for name, *_ in plans}
+        assert sum(kept for _, kept, _ in plans) >= RUNS
+        assert {name for name, _, anew in plans if anew > 1} == set()  # what sets the plans up is planned once itself

@@ -13,6 +13,7 @@ from scoop_outbox.daemon import relay as relay_module
 from scoop_outbox.daemon import signals as signals_module
 from scoop_outbox.daemon import worker as worker_module
 from scoop_outbox.daemon.pace import Pace
+from scoop_outbox.store import notifier
 from scoop_outbox.store.migrate import migrate
 from tests.waiting import until
 
@@ -33,7 +34,7 @@ def never_polls(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def never_signals(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection for signals that is lost is not replaced."""
-    monkeypatch.setattr(signals_module, "_RECONNECT", HOURS)
+    monkeypatch.setattr(notifier, "RECONNECT", HOURS)
 
 
 def app_of(url: str, service: str = "shop", schema: str = "scoop_outbox") -> Scoop:
@@ -61,13 +62,18 @@ def ask(url: str, question: str) -> list[tuple[Any, ...]]:
         return connection.execute(question.encode()).fetchall()
 
 
-SIGNALS = "datname = current_database() and application_name like '%:signals'"
+CONNECTIONS = (
+    "select pid from pg_stat_activity where datname = current_database() and application_name like '%:signals'"
+)
+BREAK = (
+    "select pg_terminate_backend(pid) from pg_stat_activity "
+    "where datname = current_database() and application_name like '%:signals'"
+)
 
 
-def listeners(url: str) -> set[int]:
-    """Return the connections that listen: what was executed last on them is a LISTEN."""
-    question = "select pid from pg_stat_activity where datname = current_database() and query ilike 'listen%'"
-    return {pid for (pid,) in ask(url, question)}
+def connections(url: str) -> set[int]:
+    """Return the connections for signals of all processes."""
+    return {pid for (pid,) in ask(url, CONNECTIONS)}
 
 
 @asynccontextmanager
@@ -76,7 +82,7 @@ async def two_processes(one: Scoop, other: Scoop, url: str) -> AsyncIterator[Non
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(one.running(worker=False))
         await stack.enter_async_context(other.running(relay=False))
-        await until(lambda: len(listeners(url)) == 2)
+        await until(lambda: one.signals.listening and other.signals.listening)
         yield
 
 
@@ -107,15 +113,15 @@ async def test_d10_names_of_any_kind_are_signalled(
 
 def test_two_schemas_do_not_wake_each_other(database_url: str) -> None:
     here, there = app_of(database_url).signals, app_of(database_url, schema="x" * 63).signals
-    channels = [signals._prefix + signals_module.mail_channel("x" * 255) for signals in (here, there)]
+    channels = [signals.channel(signals_module.mail_channel("x" * 255)) for signals in (here, there)]
     assert len(set(channels)) == 2
     assert all(len(channel) < 64 for channel in channels)
 
 
 def broken(url: str) -> Callable[[], bool]:
     def check() -> bool:
-        ask(url, f"select pg_terminate_backend(pid) from pg_stat_activity where {SIGNALS}")  # noqa: S608
-        return ask(url, f"select 1 from pg_stat_activity where {SIGNALS}") == []  # noqa: S608
+        ask(url, BREAK)
+        return not connections(url)
 
     return check
 
@@ -123,22 +129,21 @@ def broken(url: str) -> Callable[[], bool]:
 async def test_promise_39_everything_works_without_signals(database_url: str, never_signals: None) -> None:
     publishing, working = app_of(database_url), app_of(database_url)
     async with two_processes(publishing, working, database_url):
-        # Two for each process: one listens, one tells.
-        await until(lambda: len(ask(database_url, f"select 1 from pg_stat_activity where {SIGNALS}")) == 4)  # noqa: S608
+        await until(lambda: len(connections(database_url)) == 2)
         await until(broken(database_url))
         for _ in range(2):
             await (await publishing.launch("R", 1)).wait(20)
         await (await working.launch("R", 1)).wait(20)
-        assert ask(database_url, f"select 1 from pg_stat_activity where {SIGNALS}") == []  # noqa: S608
+        assert not connections(database_url)
 
 
 async def test_broken_signals_come_back(database_url: str, never_polls: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signals_module, "_RECONNECT", 0.05)
+    monkeypatch.setattr(notifier, "RECONNECT", 0.05)
     publishing, working = app_of(database_url), app_of(database_url)
     async with two_processes(publishing, working, database_url):
-        before = listeners(database_url)
-        ask(database_url, f"select pg_terminate_backend(pid) from pg_stat_activity where {SIGNALS}")  # noqa: S608
-        await until(lambda: len(listeners(database_url) - before) == 2)
+        before = connections(database_url)
+        ask(database_url, BREAK)
+        await until(lambda: len(connections(database_url) - before) == 2)
         await (await publishing.launch("R", 1)).wait(20)
 
 

@@ -50,7 +50,7 @@ class Told:
     mails: list[tuple[str, str, str, uuid.UUID, float]] = field(default_factory=list)
     hierarchies: int = 0
 
-    def ended(self) -> None:
+    def ended(self, message_id: uuid.UUID) -> None:
         self.hierarchies += 1
 
     def outbox(self) -> None:
