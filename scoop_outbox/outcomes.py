@@ -144,6 +144,7 @@ class Outcomes:
                     outcome = driver.run(read_outcomes([message_id], self._home.failures)).get(message_id)
                 if outcome is not None:
                     return outcome
+                self._signals.say_waiting()
                 longest = _LONGEST_IF_TOLD if self._signals.hears_of_ends else _LONGEST_LOOK
                 pause = longest if longest is _LONGEST_IF_TOLD else min(pause * 2, longest)
                 left = pause * random.uniform(0.8, 1.0)
@@ -217,6 +218,7 @@ class _Lookout:
             if ended:
                 await asyncio.sleep(0)  # those who were answered go away before the next look
             else:
+                self._signals.say_waiting()
                 await (self._pace_if_told if self._signals.hears_of_ends else self._pace).sleep()
 
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import threading
+import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,11 @@ from scoop_outbox.store.notifier import Notifier
 
 OUTBOX = "outbox"
 ENDED = "ended"
+WAITING = "waiting"
+SAID = 20.0
+"""Seconds after which a process says again that somebody waits in it."""
+BELIEVED = 60.0
+"""Seconds for which others believe it."""
 
 Mail = Callable[[uuid.UUID, str, str, float], bool]
 Wake = Callable[[], object]
@@ -67,6 +73,7 @@ class Signals:
         self._workers: dict[str, Mail] = {}
         self._wakes: dict[str, Wake] = {}
         self._awaited: dict[uuid.UUID, list[Wake]] = {}
+        self._say_again = self._told_until = 0.0
         self._lock = threading.RLock()  # who waits may be given up by whoever collects the garbage, at any moment
         self.unhandled = UnhandledLaunches()
 
@@ -89,6 +96,7 @@ class Signals:
         with self._lock:
             self._awaited.setdefault(message_id, []).append(wake)
         self._notifier.listen(ENDED)
+        self.say_waiting()
         try:
             yield
         finally:
@@ -98,6 +106,12 @@ class Signals:
                     waiting.remove(wake)
                 if not waiting:
                     self._awaited.pop(message_id, None)
+
+    def say_waiting(self) -> None:
+        """Say, now and then, that somebody waits here: else nobody tells of what has been handled elsewhere."""
+        if (now := time.monotonic()) >= self._say_again:
+            self._say_again = now + SAID
+            self._notifier.notify(WAITING)
 
     @property
     def listening(self) -> bool:
@@ -112,7 +126,9 @@ class Signals:
     def ended(self, message_id: uuid.UUID) -> None:
         """A message that began a hierarchy has been handled by one of those who handle it, or by nobody."""
         self._wake_awaiting(message_id)
-        self._notifier.notify(ENDED, message_id.hex)
+        # A notification for each hierarchy took a sixth of the rate of a busy worker. Most of the time nobody waits.
+        if time.monotonic() < self._told_until:
+            self._notifier.notify(ENDED, message_id.hex)
 
     def _wake_awaiting(self, message_id: uuid.UUID) -> None:
         if not self._awaited:
@@ -168,7 +184,8 @@ class Signals:
     async def run(self) -> None:
         """Wake relay and workers of this loop until cancelled."""
         self._loop = asyncio.get_running_loop()
-        for channel in self._wakes:
+        self._told_until = time.monotonic() + SAID  # whoever waits says so again until then
+        for channel in (*self._wakes, WAITING):
             self._notifier.listen(channel)
         await self._loop.create_future()
 
@@ -179,6 +196,11 @@ class Signals:
         """Be told by the notifier; in its thread."""
         if not channel:
             self._wake_all()
+        elif channel == WAITING:
+            now = time.monotonic()
+            if now >= self._told_until:
+                self._notifier.notify(ENDED)  # what has been handled a moment ago was told to nobody
+            self._told_until = now + BELIEVED
         elif channel == ENDED:
             for payload in payloads:
                 if not payload:

@@ -45,6 +45,8 @@ from scoop_outbox.store.stop import ends_the_worker
 
 T = TypeVar("T")
 
+_USER = b"session_authorization"
+"""What the server calls the user as whom a session works, and tells of by itself."""
 _LOOKS = 500
 """How often to look whether the server is done with a connection that was given up, at least 0.01 s apart."""
 
@@ -155,6 +157,7 @@ class Driver:
         self._committing = False
         self.opened: Session | None = None
         self.usable = True
+        self._user = raw.pgconn.parameter_status(_USER)
         self.server = server_of(raw)
         self.limits = mode.limits
 
@@ -196,6 +199,16 @@ class Driver:
     def pooled(self) -> bool:
         """Whether connections of the server's are lent for one transaction only."""
         return self._mode.pooled
+
+    @property
+    def _asks(self) -> bool:
+        """Whether to ask the server what has been left for good: a pooler keeps that, and it is rare."""
+        return not self.pooled and (self._lent is None or self._lent.suspects)
+
+    @property
+    def _is_another(self) -> bool:
+        """Whether the session may be that of another user: the server tells of it, which a pooler may keep back."""
+        return self.pooled or self.raw.pgconn.parameter_status(_USER) != self._user
 
     @property
     def _is_free(self) -> bool:
@@ -265,7 +278,7 @@ class Driver:
     def _batch(self, batch: Batch) -> list[Rows]:
         if not self._touched:
             return self.raw.wait(self._pipeline.run(batch))
-        extended, own = cleaned(batch, pooled=self.pooled)
+        extended, own = cleaned(batch, asks=self._asks, another=self._is_another)
         committed = commits(batch)
         self._committing = committed is True
         answers = self.raw.wait(self._pipeline.run(extended))
@@ -341,6 +354,7 @@ class Driver:
         except (psycopg.Error, sa.exc.SQLAlchemyError, OSError) as error:
             raise Interrupted(words(error)) from error
         self._pipeline = Pipeline(self.raw, self._mode)
+        self._user = self.raw.pgconn.parameter_status(_USER)
         self._lent, self.usable, self.server = None, True, server_of(self.raw)
         # The server undoes what was open when it notices, and holds the run's lock that long.
         for _ in range(_LOOKS if in_use else 0):

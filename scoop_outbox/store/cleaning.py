@@ -23,13 +23,17 @@ from scoop_outbox.core.statement import (
     Statement,
 )
 
-_OURSELVES = [Statement("reset_session_authorization", {}), Statement("reset_role", {})]
+_OURSELVES = {
+    False: [Statement("reset_role", {})],
+    True: [Statement("reset_session_authorization", {}), Statement("reset_role", {})],
+}
 """Ahead of our own writes: the role that a callback has taken on may not be allowed to make them."""
 
 _RELEASE = Statement("release_session", {})
+_RELEASE_LOCKS = Statement("release_locks", {})
 _AFTER_ROLLBACK = [Statement("discard_sequences", {}), _RELEASE]
 # What lies about on a connection that a pooler lends to many is not this callback's.
-_AFTER_ROLLBACK_POOLED = [Statement("discard_sequences", {}), Statement("release_locks", {})]
+_AFTER_ROLLBACK_POOLED = [Statement("discard_sequences", {}), _RELEASE_LOCKS]
 
 
 def after_rollback(*, pooled: bool) -> list[Statement]:
@@ -41,34 +45,43 @@ def after_rollback(*, pooled: bool) -> list[Statement]:
     return _AFTER_ROLLBACK_POOLED if pooled else _AFTER_ROLLBACK
 
 
-def _in_place(*, pooled: bool) -> dict[str, list[Statement]]:
-    left = after_rollback(pooled=pooled)
+def _in_place(*, asks: bool, another: bool) -> dict[str, list[Statement]]:
+    left = after_rollback(pooled=not asks)
     behind = [Statement("reset_settings", {}), Statement("discard_temporary", {}), *left]
     return {
-        RELEASE_SAVEPOINT.name: [RELEASE_SAVEPOINT, *_OURSELVES],
+        RELEASE_SAVEPOINT.name: [RELEASE_SAVEPOINT, *_OURSELVES[another]],
         COMMIT.name: [COMMIT, *behind],
         COMMIT_AND_BEGIN.name: [COMMIT, *behind, SYNC, BEGIN],
         ROLLBACK.name: [ROLLBACK, *left],
     }
 
 
-_IN_PLACE_OF = {pooled: _in_place(pooled=pooled) for pooled in (False, True)}
+_IN_PLACE_OF = {
+    (asks, another): _in_place(asks=asks, another=another) for asks in (False, True) for another in (False, True)
+}
 
 _ENDS = {COMMIT.name, COMMIT_AND_BEGIN.name, ROLLBACK.name}
 
 
-def cleaned(batch: Batch, *, pooled: bool = False) -> tuple[list[Statement], list[int]]:
+def cleaned(batch: Batch, *, asks: bool, another: bool) -> tuple[list[Statement], list[int]]:
     """Return a batch that settles what a callback did and cleans its connection, and where its own answers are.
+
+    Args:
+        batch: the batch.
+        asks: whether to ask if something is left for good.
+        another: whether the session may be that of another user.
 
     One that does not end the transaction cleans nothing: only the role of the callback is not that of its statements.
     """
     if not (ends(batch) or batch[0].name == ROLLBACK_TO_SAVEPOINT.name):
-        return [*_OURSELVES, *batch], list(range(len(_OURSELVES), len(_OURSELVES) + len(batch)))
+        ours = _OURSELVES[another]
+        return [*ours, *batch], list(range(len(ours), len(ours) + len(batch)))
+    in_place = _IN_PLACE_OF[asks, another]
     extended: list[Statement] = []
     own: list[int] = []
     for asked in batch:
         own.append(len(extended))
-        extended += _IN_PLACE_OF[pooled].get(asked.name, (asked,))
+        extended += in_place.get(asked.name, (asked,))
     return extended, own
 
 

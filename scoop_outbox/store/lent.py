@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -25,6 +26,7 @@ from sqlalchemy.orm import Session
 from scoop_outbox.scope import Scope
 from scoop_outbox.store.lent_engine import LentEngine, driver_connection
 from scoop_outbox.store.session_events import hold_back
+from scoop_outbox.store.watching import Watching
 
 _IN_FAILED_TRANSACTION = "25P02"
 
@@ -72,7 +74,7 @@ class Lent(BaseConnection[Any]):
         self._autocommit = True
         self._adapters = AdaptersMap(raw.adapters)  # what SQLAlchemy has set; a copy is made when it is changed
         self._notice_handlers = list(raw._notice_handlers)  # noqa: SLF001 - SQLAlchemy's, which logs notices
-        self._prepared.prepare_threshold = None
+        self._prepared = self._watching = Watching()
         self._gate = threading.Lock()
         self._using = 0
         self.asked = self.as_lent = 0
@@ -131,7 +133,13 @@ class Lent(BaseConnection[Any]):
             raise self._scope.late()
         super()._check_connection_ok()
 
-    def _enter(self) -> None:
+    @property
+    def suspects(self) -> bool:
+        """Whether the callback may have left something that is rare."""
+        return self._watching.suspects
+
+    def _enter(self, sending: Iterator[Any]) -> None:
+        self._watching.note(sending)
         with self._gate:
             if self._ended or (self._only is not None and self._only != _doer()):
                 raise self._scope.late()
@@ -161,7 +169,7 @@ class AsyncLentConnection(Lent, psycopg.AsyncConnection[Any]):
 
     async def wait(self, gen: PQGen[Any], *args: Any, **options: Any) -> Any:
         """Do as psycopg, as long as the callback lasts."""
-        self._enter()
+        self._enter(gen)
         error: psycopg.Error | None = None
         try:
             return await super().wait(gen, *args, **options)
@@ -186,7 +194,7 @@ class LentConnection(Lent, psycopg.Connection[Any]):
 
     def wait(self, gen: PQGen[Any], *args: Any, **options: Any) -> Any:
         """Do as psycopg, as long as the callback lasts."""
-        self._enter()
+        self._enter(gen)
         error: psycopg.Error | None = None
         try:
             return super().wait(gen, *args, **options)

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from scoop_outbox import Draft, Handle, Message, Scoop, Scope, outcomes
 from scoop_outbox.daemon import relay as relay_module
+from scoop_outbox.daemon import signals as signals_module
 from scoop_outbox.daemon import worker as worker_module
 from scoop_outbox.daemon.pace import Pace
 from scoop_outbox.daemon.signals import Signals
@@ -127,6 +128,43 @@ async def test_nt_who_waits_in_two_processes_hears_twice(database_url: str, neve
     answers = await asyncio.gather(handle.wait(LONG), other.handle(handle.id).wait(LONG))
     assert list(answers) == ["taken", "taken"]
     await other.close()
+
+
+async def test_nobody_tells_of_ends_while_nobody_waits(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals_module, "SAID", 0.0)
+    told: list[tuple[str, str]] = []
+    notify = Notifier.notify
+
+    def noted(hints: Notifier, channel: str, payload: str = "") -> None:
+        told.append((channel, payload))
+        notify(hints, channel, payload)
+
+    monkeypatch.setattr(Notifier, "notify", noted)
+    working, program = app_of(database_url), app_of(database_url)
+    async with working.running():
+        await until(lambda: working.signals.listening)
+        for number in range(5):
+            await program.launch("orders", number)
+        await until(lambda: runs(database_url) == 5)
+        assert {channel for channel, _ in told} == {"outbox"}
+        handle = await program.launch("orders", 5)
+        assert await handle.wait(LONG) == "taken"
+        assert ("waiting", "") in told
+        await until(lambda: working.signals._told_until > 0.0)
+        handle = await program.launch("orders", 6)
+        assert await handle.wait(LONG) == "taken"
+        assert ("ended", handle.id.hex) in told
+    await program.close()
+
+
+async def test_nt_who_begins_to_wait_is_told_though_nobody_was_told_before(never_polls: None, program: Scoop) -> None:
+    for working in [signals for signals in _signals() if signals._loop is not None]:
+        working._told_until = 0.0
+    assert await (await program.launch("orders", 1)).wait(LONG) == "taken"
+
+
+def _signals() -> list[Signals]:
+    return [one for one in gc.get_objects() if isinstance(one, Signals)]
 
 
 async def test_one_connection_is_opened_at_the_first_launch_and_closed_with_the_application(database_url: str) -> None:

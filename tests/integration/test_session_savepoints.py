@@ -48,9 +48,9 @@ def trips(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     asked: list[object] = []
     enter = Lent._enter
 
-    def count(lent: Lent) -> None:
+    def count(lent: Lent, sending: Iterator[Any]) -> None:
         asked.append(lent)
-        enter(lent)
+        enter(lent, sending)
 
     monkeypatch.setattr(Lent, "_enter", count)
     return asked
