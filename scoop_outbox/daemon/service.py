@@ -94,6 +94,13 @@ async def daemons(
 
 
 async def _drain(running: Running, grace: float, signals: Signals) -> None:
+    try:
+        await _stop(running, grace)
+    finally:
+        signals.detach()
+
+
+async def _stop(running: Running, grace: float) -> None:
     running.not_ready()
     tasks = running.tasks
     # The worker before the relay: what its last steps launch is relayed meanwhile.
@@ -110,7 +117,6 @@ async def _drain(running: Running, grace: float, signals: Signals) -> None:
     tasks[0].cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     await running.close()
-    signals.detach()
 
 
 def _start(running: Running, signals: Signals) -> list[asyncio.Task[None]]:

@@ -109,7 +109,7 @@ class Signals:
 
     def say_waiting(self) -> None:
         """Say, now and then, that somebody waits here: else nobody tells of what has been handled elsewhere."""
-        if (now := time.monotonic()) >= self._say_again:
+        if (now := time.monotonic()) >= self._say_again and not self._notifier.home.pooled:  # it would hear nothing
             self._say_again = now + SAID
             self._notifier.notify(WAITING)
 
@@ -127,7 +127,7 @@ class Signals:
         """A message that began a hierarchy has been handled by one of those who handle it, or by nobody."""
         self._wake_awaiting(message_id)
         # A notification for each hierarchy took a sixth of the rate of a busy worker. Most of the time nobody waits.
-        if time.monotonic() < self._told_until:
+        if time.monotonic() < self._told_until or not self._notifier.hears(WAITING):
             self._notifier.notify(ENDED, message_id.hex)
 
     def _wake_awaiting(self, message_id: uuid.UUID) -> None:
@@ -184,13 +184,14 @@ class Signals:
     async def run(self) -> None:
         """Wake relay and workers of this loop until cancelled."""
         self._loop = asyncio.get_running_loop()
-        self._told_until = time.monotonic() + SAID  # whoever waits says so again until then
+        # Whoever waits says so again until then.
+        self._told_until = max(self._told_until, time.monotonic() + 1.5 * SAID)
         for channel in (*self._wakes, WAITING):
             self._notifier.listen(channel)
         await self._loop.create_future()
 
     def _needs_to_hear(self) -> bool:
-        return self._loop is not None or bool(self._awaited)
+        return (self._loop is not None and not self._loop.is_closed()) or bool(self._awaited)
 
     def _heard(self, channel: str, payloads: Sequence[str]) -> None:
         """Be told by the notifier; in its thread."""

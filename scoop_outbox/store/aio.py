@@ -209,7 +209,7 @@ class AsyncDriver:
     @property
     def _is_another(self) -> bool:
         """Whether the session may be that of another user: the server tells of it, which a pooler may keep back."""
-        return self.pooled or self.raw.pgconn.parameter_status(_USER) != self._user
+        return self.pooled or self._user is None or self.raw.pgconn.parameter_status(_USER) != self._user
 
     @property
     def _is_free(self) -> bool:

@@ -139,7 +139,7 @@ class Lent(BaseConnection[Any]):
         return self._watching.suspects
 
     def _enter(self, sending: Iterator[Any]) -> None:
-        self._watching.note(sending)
+        self._watching.begins(sending)
         with self._gate:
             if self._ended or (self._only is not None and self._only != _doer()):
                 raise self._scope.late()
@@ -147,6 +147,7 @@ class Lent(BaseConnection[Any]):
             self.asked += 1
 
     def _leave(self, error: psycopg.Error | None = None) -> None:
+        self._watching.ends()
         with self._gate:
             self._using -= 1
         if self._real.status != ConnStatus.OK or self._real.transaction_status != TransactionStatus.INERROR:

@@ -147,6 +147,12 @@ class Notifier:
         self._carrier = carrier
         _carriers.add(carrier)
 
+    def revive(self) -> None:
+        """Begin another thread where one has ended by a surprise, if there is something to tell or to hear."""
+        with self._lock:
+            if self._carrier is None and (self._pending or self.is_needed()):
+                self._wake()
+
     def stop(self) -> threading.Thread | None:
         """Tell what is to be told yet, and close the connection, unless somebody needs to hear.
 
@@ -251,12 +257,15 @@ class _Carrier(threading.Thread):
         try:
             self._serve()
         except Exception:
-            log.exception("the thread that carries signals between processes has ended; the next signal begins another")
+            log.exception("the thread that carries signals between processes has failed; another one begins")
+            time.sleep(RECONNECT)
         finally:
             self.listened = set()
             self._notifier.leave(self, whatever=True)
             self._wakes.close()
             self._woken.close()
+        if not self._stopping:
+            self._notifier.revive()
 
     def _serve(self) -> None:
         problem = ""
@@ -344,7 +353,7 @@ class _Carrier(threading.Thread):
                 payloads.append(payload)
         try:
             connection.execute(_NOTIFY, (channels, payloads))
-        except psycopg.Error:
+        except BaseException:
             self._notifier.give_back(pending, self)
             raise
         return True

@@ -14,11 +14,14 @@ from psycopg._preparing import Prepare, PrepareManager
 from psycopg._queries import PostgresQuery
 
 # A word too many costs a question; `on conflict do nothing` is no block, and common.
-_SUSPECT = re.compile(rb"(?i)\b(?:(?:listen|prepare|declare|call|execute)\b|do\s*(?:language|/|-|\$|[eu&]*'))")
-# The generators of psycopg that send what passes by `get`, or only what psycopg itself has written.
-_KNOWN = frozenset(
-    {"_execute_gen", "_executemany_gen_no_pipeline", "_executemany_gen_pipeline", "_enter_gen", "_exit_gen"}
-)
+_WORDS = (b"listen", b"prepare", b"declare", b"call", b"execute", b"do")
+_SUSPECT = re.compile(rb"\b(?:(?:listen|prepare|declare|call|execute)\b|do\s*(?:language|/|-|\$|[eu&]*'))")
+_LONGEST = 20_000
+"""Bytes of a statement that are looked through: to ask the server is quicker than to read more."""
+_EXECUTE = frozenset({"_execute_gen", "_executemany_gen_no_pipeline", "_executemany_gen_pipeline"})
+"""The generators of psycopg that send a statement of the callback's, which is shown to `get`; not by all cursors."""
+_OWN = frozenset({"_enter_gen", "_exit_gen"})
+"""Those that send only what psycopg itself has written."""
 
 
 class Watching(PrepareManager):
@@ -33,14 +36,32 @@ class Watching(PrepareManager):
         super().__init__()
         self.prepare_threshold = None
         self.suspects = False
+        self._unseen = False
+        self._last = b""
 
     def get(self, query: PostgresQuery, prepare: bool | None = None) -> tuple[Prepare, bytes]:  # noqa: FBT001
         """Look at a statement that is about to be sent."""
-        if not self.suspects and _SUSPECT.search(query.query):
-            self.suspects = True
+        self._unseen = False
+        if not self.suspects and query.query is not self._last:  # the same one for all rows of an `executemany`
+            self._last = query.query
+            self.suspects = _is_suspect(query.query)
         return super().get(query, prepare)
 
-    def note(self, sending: Iterator[Any]) -> None:
+    def begins(self, sending: Iterator[Any]) -> None:
         """Look at what is about to be driven on the connection."""
-        if not self.suspects and getattr(sending, "__name__", "") not in _KNOWN:
+        name = getattr(sending, "__name__", "")
+        self._unseen = name in _EXECUTE
+        if not (self._unseen or name in _OWN):
             self.suspects = True
+
+    def ends(self) -> None:
+        """Suspect what has been driven without being shown, as a `ClientCursor` does."""
+        if self._unseen:
+            self.suspects = True
+
+
+def _is_suspect(statement: bytes) -> bool:
+    if len(statement) > _LONGEST:
+        return True
+    lowered = statement.lower()
+    return any(word in lowered for word in _WORDS) and _SUSPECT.search(lowered) is not None

@@ -17,6 +17,7 @@ from scoop_outbox.core.transition import Raised, Returned
 from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.calls import Interrupted
 from scoop_outbox.store.home import Home
+from scoop_outbox.store.pipeline import Pipeline
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from tests.integration.test_drivers import Twin
 from tests.scenarios.shop import callback
@@ -497,6 +498,49 @@ async def test_q70_nothing_of_a_step_is_left_on_its_connection(twin: Twin, what:
     (fresh,) = rows(twin, AS_NEW)
     assert found == [fresh]
     assert fresh[3] == owner
+
+
+KINDS: dict[str, list[Any]] = {
+    "async": [psycopg.AsyncCursor, psycopg.AsyncClientCursor, psycopg.AsyncRawCursor],
+    "blocking": [psycopg.Cursor, psycopg.ClientCursor, psycopg.RawCursor],
+}
+
+
+@pytest.mark.parametrize("what", ["a cursor", "a channel", "a prepared statement"])
+@pytest.mark.parametrize("kind", [0, 1, 2])
+@pytest.mark.parametrize("many", [False, True])
+async def test_q70_what_is_left_is_noticed_whatever_the_cursor(
+    twin: Twin, colour: str, what: str, kind: int, many: bool
+) -> None:
+    ((statement,),) = [LEFT[what]]
+
+    def body(scope: Any, _: Any) -> Any:
+        cursor = KINDS[colour][kind](scope.connection)
+        yield cursor.executemany(statement, [()]) if many else cursor.execute(statement)
+
+    assert isinstance(await execute(twin, body), Returned)
+    assert not twin.driver.usable
+
+
+async def test_q70_statements_that_leave_nothing_rare_cost_no_question(
+    twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    run = Pipeline.run
+
+    def noted(pipeline: Pipeline, batch: Batch) -> Any:
+        asked.extend(one.name for one in batch)
+        return run(pipeline, batch)
+
+    monkeypatch.setattr(Pipeline, "run", noted)
+
+    def body(scope: Any, _: Any) -> Any:
+        yield scope.connection.execute("insert into t values (1) on conflict do nothing")
+        yield scope.session.execute(sa.text("select 1"))
+
+    assert isinstance(await execute(twin, body), Returned)
+    assert "release_locks" in asked
+    assert not {"release_session", "reset_session_authorization"} & set(asked)
 
 
 async def test_q70_what_is_set_on_the_connection_itself_is_gone(twin: Twin) -> None:

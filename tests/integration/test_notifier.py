@@ -290,14 +290,20 @@ def test_a_hint_that_cannot_be_carried_fails_no_launch(
 def test_a_thread_that_has_ended_by_a_surprise_is_replaced(
     database_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr(notifier, "RECONNECT", 0.01)
+    serve = notifier._Carrier._serve
+    surprises = iter([ZeroDivisionError()])
+
+    def serves(carrier: notifier._Carrier) -> None:
+        for surprise in surprises:
+            raise surprise
+        serve(carrier)
+
+    monkeypatch.setattr(notifier._Carrier, "_serve", serves)
     app = app_of(database_url)
-    with monkeypatch.context() as patched:
-        patched.setattr(notifier._Carrier, "_serve", lambda _: 1 / 0)
-        app.launch_sync("orders", 1)
-        until_blocking(lambda: app.signals._notifier._carrier is None)
-    assert "ZeroDivisionError" in caplog.text
-    app.launch_sync("orders", 2)
+    app.launch_sync("orders", 1)
     until_blocking(lambda: app.signals._notifier._pending == {} and connections(database_url) == 1)
+    assert "ZeroDivisionError" in caplog.text
     app.close_sync()
 
 

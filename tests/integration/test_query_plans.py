@@ -1,6 +1,6 @@
 """What a statement costs does not depend on how much has been, nor on how much waits.
 
-One test, because what it needs takes long to build: tables with a million rows each.
+One test, because what it needs takes long to build: tables with hundreds of thousands of rows each.
 """
 
 import json
@@ -58,11 +58,11 @@ with these as (
 insert into scoop_outbox.mailbox (service, saga, run_id, due) select 'shop', 'orders', message_id, now() from these
 """
 
-FINISHED, WAITING, FAMILY = 1_000_000, 100_000, 10
+FINISHED, WAITING, FAMILY = 300_000, 100_000, 10
 FANOUT = 2_000_000
 """A run with 40,000 children, half of which have ended."""
 PAGES = 400
-"""Pages that one statement may touch, for a batch of at most ten. A scan of any big table takes 7,000 or more."""
+"""Pages that one statement may touch, for a batch of at most ten. A scan of any big table takes 2,000 or more."""
 SORTED = 100
 """Rows that a statement may sort: those of one hierarchy or batch."""
 

@@ -34,11 +34,15 @@ SUSPECT = [
 ]
 
 
+def query(statement: str) -> PostgresQuery:
+    converted = PostgresQuery(Transformer())
+    converted.convert(statement.encode(), None)
+    return converted
+
+
 def looked(statement: str) -> Watching:
     watching = Watching()
-    query = PostgresQuery(Transformer())
-    query.convert(statement.encode(), None)
-    watching.get(query)
+    watching.get(query(statement))
     return watching
 
 
@@ -60,10 +64,28 @@ def test_what_psycopg_sends_by_another_way_is_suspected() -> None:
         yield
 
     watching = Watching()
-    watching.note(_execute_gen())
+    watching.begins(_execute_gen())
+    watching.get(query("select 1"))
+    watching.ends()
     assert not watching.suspects
-    watching.note(_declare_gen())
+    watching.begins(_declare_gen())
     assert watching.suspects
+
+
+def test_a_cursor_that_does_not_show_what_it_sends_is_suspected() -> None:
+    def _execute_gen() -> Iterator[None]:
+        yield
+
+    watching = Watching()
+    watching.begins(_execute_gen())
+    assert not watching.suspects
+    watching.ends()
+    assert watching.suspects
+
+
+def test_a_statement_too_long_to_be_looked_through_is_suspected() -> None:
+    assert not looked("insert into t values " + "(1)," * 1_000).suspects
+    assert looked("insert into t values " + "(1)," * 10_000).suspects
 
 
 def test_the_ways_that_are_known_are_psycopgs() -> None:

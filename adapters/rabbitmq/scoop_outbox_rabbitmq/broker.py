@@ -66,8 +66,6 @@ class RabbitBroker:
         """Return the regular expression of the topics that a topic with wildcards stands for; see `names`."""
         if topic in self._settings.queues:
             return None
-        if topic in self._settings.queues:
-            return None
         return pattern(route(topic, self._settings.exchange), self._settings.exchange)
 
     async def publisher(self, name: str) -> Publisher:
