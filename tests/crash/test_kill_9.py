@@ -72,7 +72,8 @@ def test_kill_9_of_workers_and_relays_at_random(
         victim.kill()
         running[running.index(victim)] = fleet.start(*victim.arguments, **broker)
 
-    until_blocking(lambda: is_quiet(effects, PARENTS, topic), 40, 0.05)
+    # Ten seconds on a machine of its own; beside the brokers of other tests it was still at work after forty.
+    until_blocking(lambda: is_quiet(effects, PARENTS, topic), 150, 0.05)
     assert_exactly_once(effects)
     expected = Counter(end for n in range(1, PARENTS + 1) for end in flow.expected_ends(n).items())
     assert _ends(effects) == expected
