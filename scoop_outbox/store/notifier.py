@@ -49,8 +49,7 @@ where name in ('statement_timeout', 'lock_timeout', 'idle_session_timeout', 'tra
 """
 _NOTIFY = "select pg_notify(channel, payload) from unnest(%s::text[], %s::text[]) as told (channel, payload)"
 _MISSING = "the connection for signals between processes is missing: %s; meanwhile work is found by polling"
-# Without a descriptor of its own where there is poll(): there may be none left.
-_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
+_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # poll() needs no descriptor of its own
 
 Heard = Callable[[str, Sequence[str]], None]
 """Called with channel and payloads; with an empty channel when anything may have been missed."""
@@ -353,6 +352,8 @@ class _Carrier(threading.Thread):
                 payloads.append(payload)
         try:
             connection.execute(_NOTIFY, (channels, payloads))
+            for channel in sorted(self.listened)[:1]:  # once more: pg_stat_activity shows what it did last
+                connection.execute(sql.SQL("listen {}").format(sql.Identifier(self._notifier.prefix + channel)))
         except BaseException:
             self._notifier.give_back(pending, self)
             raise
