@@ -163,6 +163,16 @@ async def test_nt_who_begins_to_wait_is_told_though_nobody_was_told_before(never
     assert await (await program.launch("orders", 1)).wait(LONG) == "taken"
 
 
+def test_who_is_heard_to_wait_anew_is_had_look_once(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(Notifier, "notify", lambda _, channel, payload="": told.append(channel))
+    signals = Signals(app_of(database_url).home)
+    signals._heard("waiting", [""])
+    assert told == ["ended"]  # what was handled a moment ago was told to nobody
+    signals._heard("waiting", [""])
+    assert told == ["ended"]
+
+
 def _signals() -> list[Signals]:
     return [one for one in gc.get_objects() if isinstance(one, Signals)]
 
