@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 UNRELAYED = 15.0
 """Seconds without a relay after which something is said: three times as long as another one needs to take over."""
 
+_LOOKS = 2
+"""So many looks from the start on ask who has the sagas for which messages come."""
 _STRANGERS = 100
 """So many subscriptions of sagas that nobody has are told of."""
 
@@ -43,7 +45,8 @@ class Surroundings:
         self._roster = roster
         self._signals = signals
         self._relays = Relays()
-        self._started = False
+        self._looks = 0
+        self._missing: set[str] = set()
 
     async def look(self, driver: AsyncDriver) -> bool:
         """Look around; answer whether the mail is shared with other workers in another way now.
@@ -57,32 +60,39 @@ class Surroundings:
             log.info("run unparked: service %s, run %s: this worker knows what it needs", self._service, run_id)
         (rows,) = await driver.run(ask(statement("is_relayed")))
         self._relays.saw(there=rows[0][0])
-        if not self._started:
+        if self._looks < _LOOKS:
+            self._looks += 1
             await self._look_for_strangers(driver)
-            self._started = True
         return changed
 
     async def _look_for_strangers(self, driver: AsyncDriver) -> None:
-        """Warn of sagas of this service for which messages come, and which are not in the code."""
+        """Warn of sagas of this service for which messages come, and which are not in the code.
+
+        A worker that starts subscribes its sagas before it says that it is alive. So what nobody has is warned of only
+        if nobody has it at the next look either: else each start beside others warned of the one that started.
+        """
+        if self._looks > 1 and not self._missing:
+            return
         reading = statement("read_strangers", service=self._service, sagas=self._sagas, most=_STRANGERS)
         (rows,) = await driver.run(ask(reading))
         found: dict[str, list[str]] = {}
         for saga, topic, _ in rows:
             found.setdefault(saga, []).append(topic)
         alive = {saga for saga, _, is_alive in rows if is_alive}
-        for saga, topics in sorted(found.items()):
-            if saga in alive:
-                log.info(
-                    "saga %s of service %s is not in the code of this worker, but in that of another one that is alive",
-                    *(saga, self._service),
-                )
-                continue
+        for saga in sorted(alive if self._looks == 1 else alive & self._missing):
+            log.info(
+                "saga %s of service %s is not in the code of this worker, but in that of another one that is alive",
+                *(saga, self._service),
+            )
+        missing = found.keys() - alive
+        for saga in sorted(missing & self._missing):
             log.warning(
                 "saga %s of service %s is subscribed to %s, and neither this worker nor another living one has it "
                 "in its code: whoever launches there waits for it. Start a worker that has it, name it in formerly= of "
                 "the saga that it has become, or retire it: scoop-outbox handlers forget %s %s",
-                *(saga, self._service, ", ".join(sorted(topics)), self._service, saga),
+                *(saga, self._service, ", ".join(sorted(found[saga])), self._service, saga),
             )
+        self._missing = missing
 
 
 class Relays:

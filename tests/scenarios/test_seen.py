@@ -416,8 +416,9 @@ async def test_a_worker_with_a_relay_says_nothing(
 
 
 async def test_a_worker_warns_of_sagas_of_its_service_that_no_worker_has(
-    app: Scoop, database_url: str, caplog: pytest.LogCaptureFixture
+    app: Scoop, database_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(roster, "EVERY", 0.02)
     before = Scoop("shop", database=database_url)
     before.saga("gone", on="orders").add_step("only", lambda scope, message: None)
     before.saga("old-name", on="orders").add_step("only", lambda scope, message: None)
@@ -437,15 +438,35 @@ async def test_a_worker_warns_of_sagas_of_its_service_that_no_worker_has(
     assert said.endswith("scoop-outbox handlers forget shop gone")
 
 
-async def test_what_another_living_worker_has_is_no_warning(
-    app: Scoop, database_url: str, caplog: pytest.LogCaptureFixture
+async def test_what_another_living_worker_has_is_no_warning_at_either_of_them(
+    app: Scoop, database_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The worker that was there first sees the other's subscriptions before it sees the other.
     caplog.set_level(logging.INFO, "scoop_outbox")
+    monkeypatch.setattr(roster, "EVERY", 0.02)
+    looks: list[surroundings.Surroundings] = []
+    started = asyncio.Event()
+    look = surroundings.Surroundings.look
+
+    async def gated(self: surroundings.Surroundings, driver: Any) -> bool:
+        if looks and self is looks[0]:
+            await started.wait()
+        changed = await look(self, driver)
+        looks.append(self)
+        return changed
+
+    monkeypatch.setattr(surroundings.Surroundings, "look", gated)
     before = Scoop("shop", database=database_url)
     before.saga("theirs", on="orders").add_step("only", lambda scope, message: None)
     app.saga("order", on="orders").add_step("only", lambda scope, message: None)
+    await app.announce()
     async with before.running():
-        await until(lambda: ask(database_url, "select 1 from scoop_outbox.worker"))
+        await until(lambda: looks)
         async with app.running(relay=False):
             await until(lambda: around(caplog))
-    assert [level for level, _ in around(caplog)] == [logging.INFO]
+            started.set()
+            await until(lambda: looks.count(looks[0]) > 2)
+            assert [(level, said.split(" of service")[0]) for level, said in around(caplog)] == [
+                (logging.INFO, "saga theirs"),
+                (logging.INFO, "saga order"),
+            ]
