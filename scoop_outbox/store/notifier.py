@@ -43,9 +43,9 @@ LONGEST = 7_000
 """Characters of the payloads that are told in one. Postgres takes less than 8,000."""
 
 # Limits of the role are meant for statements, not for a connection that is idle on purpose.
-_UNLIMITED = """
-select set_config(name, '0', false) from pg_settings
-where name in ('statement_timeout', 'lock_timeout', 'idle_session_timeout', 'transaction_timeout')
+_SET_UP = """
+select set_config(name, case name when 'plan_cache_mode' then 'force_generic_plan' else '0' end, false) from pg_settings
+where name in ('statement_timeout', 'lock_timeout', 'idle_session_timeout', 'transaction_timeout', 'plan_cache_mode')
 """
 _NOTIFY = "select pg_notify(channel, payload) from unnest(%s::text[], %s::text[]) as told (channel, payload)"
 _MISSING = "the connection for signals between processes is missing: %s; meanwhile work is found by polling"
@@ -298,7 +298,8 @@ class _Carrier(threading.Thread):
     def _carry(self, connection: psycopg.Connection[Any]) -> None:
         """Send and hear on a connection, until it is not needed any more."""
         if not self._home.pooled:
-            connection.execute(_UNLIMITED)
+            connection.prepare_threshold = 0
+            connection.execute(_SET_UP, prepare=False)
         own = connection.info.backend_pid
         heard: list[PGnotify] = []
         connection.pgconn.notify_handler = heard.append
@@ -345,15 +346,13 @@ class _Carrier(threading.Thread):
         pending = self._notifier.take()
         if not pending:
             return False
-        channels, payloads = [], []
-        for channel, told in pending.items():
-            for payload in _joined(told):
-                channels.append(self._notifier.prefix + channel)
-                payloads.append(payload)
+        told = [(channel, joined) for channel, payloads in pending.items() for joined in _joined(payloads)]
+        channels, payloads = [self._notifier.prefix + channel for channel, _ in told], [joined for _, joined in told]
         try:
-            connection.execute(_NOTIFY, (channels, payloads))
-            for channel in sorted(self.listened)[:1]:  # once more: pg_stat_activity shows what it did last
-                connection.execute(sql.SQL("listen {}").format(sql.Identifier(self._notifier.prefix + channel)))
+            with connection.pipeline():
+                connection.execute(_NOTIFY, (channels, payloads))
+                for channel in sorted(self.listened)[:1]:  # once more: pg_stat_activity shows what it did last
+                    connection.execute(sql.SQL("listen {}").format(sql.Identifier(self._notifier.prefix + channel)))
         except BaseException:
             self._notifier.give_back(pending, self)
             raise

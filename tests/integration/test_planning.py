@@ -2,12 +2,17 @@
 
 import asyncio
 import contextlib
+import re
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import psycopg
 
-from scoop_outbox import AsyncScope, DistributedError, Message, Scoop
+from scoop_outbox import AsyncScope, BlockingScope, DistributedError, Message, Scoop
+from scoop_outbox.store.migrate import migrate
+from scoop_outbox.testing.postgres import PostgresServer
 
 PLANNED_ANEW = 5
 """How often Postgres plans a prepared statement for its values before it compares."""
@@ -72,3 +77,64 @@ async def test_a_statement_of_the_machinery_is_planned_once(database_url: str) -
         assert "scoop_launch_0" in {name for name, *_ in plans}
         assert sum(kept for _, kept, _ in plans) >= RUNS
         assert {name for name, _, anew in plans if anew > 1} == set()  # what sets the plans up is planned once itself
+
+
+PLANNINGS = {"log_planner_stats": "on", "log_line_prefix": "§%p ", "fsync": "off", "jit": "off"}
+"""Has Postgres write into its log whatever it plans. Its extension pg_stat_statements is not in every build of it."""
+OFTEN = PLANNED_ANEW + 3
+"""For its values, in general, and anew once or twice when statistics come or an index is made."""
+OF_THE_STEP = "insert into done"
+
+
+async def test_no_statement_but_the_steps_own_is_planned_often_on_a_connection(tmp_path: Path) -> None:
+    with PostgresServer(tmp_path, settings=PLANNINGS) as server:
+        await asyncio.to_thread(migrate, server.url)
+        with psycopg.connect(server.url, autocommit=True) as connection:
+            connection.execute("create table done (what text)")
+        begin = (tmp_path / "server.log").stat().st_size
+        app = Scoop("shop", database=server.url)
+        order = app.saga("order", on="orders")
+        payment = app.saga("payment", on="payments")
+
+        @order.step
+        async def pay(scope: AsyncScope, message: Message) -> None:
+            await scope.connection.execute(f"{OF_THE_STEP} values ('pay')")
+            scope.launch("payments", message.payload)
+
+        @pay.compensate
+        async def refund(scope: AsyncScope, message: Message, error: Exception) -> None: ...
+
+        @order.step
+        async def ship(scope: AsyncScope, message: Message) -> None:
+            await (await scope.session.connection()).exec_driver_sql(f"{OF_THE_STEP} values ('ship')")
+            if message.payload % 3 == 0:
+                raise ValueError
+
+        @payment.step
+        def book(scope: BlockingScope, message: Message) -> None:
+            scope.connection.execute(f"{OF_THE_STEP} values ('book')")
+
+        async with app.running(slots=1):
+            for number in range(2 * RUNS):
+                with contextlib.suppress(DistributedError):
+                    await (await app.launch("orders", number)).wait(20)
+        await app.close()
+    plannings = planned((tmp_path / "server.log").read_bytes()[begin:].decode())
+    assert max(count for (_, text), count in plannings.items() if text.startswith(OF_THE_STEP)) >= RUNS
+    ours = {one: count for one, count in plannings.items() if not one[1].startswith(OF_THE_STEP)}
+    assert len(ours) > 20
+    assert {one: count for one, count in ours.items() if count > OFTEN} == {}
+
+
+def planned(log: str) -> Counter[tuple[str, str]]:
+    """Return how often each statement was planned on each connection."""
+    entries = re.findall(r"^§(\d+) (\w+):  (.*?)(?=^§|\Z)", log, re.MULTILINE | re.DOTALL)
+    plannings: Counter[tuple[str, str]] = Counter()
+    waiting = set()
+    for pid, kind, text in entries:
+        if kind == "LOG" and text.startswith("PLANNER STATISTICS"):
+            waiting.add(pid)
+        elif kind == "STATEMENT" and pid in waiting:
+            waiting.discard(pid)
+            plannings[pid, " ".join(text.split())] += 1
+    return plannings
