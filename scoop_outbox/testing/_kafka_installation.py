@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
@@ -44,12 +45,24 @@ def find_java() -> str:
     if java is None:
         msg = f"No Kafka here: there is no java{f' in JAVA_HOME, {home}' if home else ''}. {_HOW_TO_GET_IT}"
         raise KafkaNotFoundError(msg)
-    told = subprocess.run([java, "-version"], capture_output=True, text=True, check=False)
-    version = re.search(r'version "(\d+)', told.stderr)
+    version = re.search(r'version "(\d+)', _version(java))
     if version is None or int(version[1]) < _JAVA_NEEDED:
         msg = f"No Kafka here: {java} is not Java {_JAVA_NEEDED} or newer. {_HOW_TO_GET_IT}"
         raise KafkaNotFoundError(msg)
     return java
+
+
+@lru_cache
+def _version(java: str) -> str:
+    return subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
+
+
+def class_archive() -> Path:
+    """Return where the archive of Kafka's classes is, or would be, for this Java and these libraries."""
+    libraries = kafka_libraries()
+    java = hashlib.sha256(_version(find_java()).encode()).hexdigest()[:12]
+    # Beside the libraries: Java checks that their folder lists them in the same order.
+    return libraries.with_name(f"{libraries.name}-java-{java}.jsa")
 
 
 def kafka_libraries() -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from scoop_outbox.testing._kafka_installation import KafkaStartError, find_java, kafka_libraries
+from scoop_outbox.testing._kafka_installation import KafkaStartError, class_archive, find_java, kafka_libraries
 from scoop_outbox.testing._server import LOOPBACK, OwnedProcess, end_of, size_of, wait_until_ready, write_secret
 
 _START_SECONDS: Final = 90.0
@@ -19,6 +19,9 @@ _JAVA_OPTIONS: Final = (
     "-XX:+UseSerialGC",
     "-XX:TieredStopAtLevel=1",
     "-Djava.awt.headless=true",
+    # An archive that does not fit is no reason to say anything: Java goes on without.
+    "-Xshare:auto",
+    "-Xlog:disable",
 )
 # In the log of a broker that serves its clients; the port opens before that.
 _READY: Final = b"Kafka Server started"
@@ -140,11 +143,11 @@ class KafkaNode:
 
         return finish
 
-    def spawn(self) -> None:
+    def spawn(self, *java_options: str) -> None:
         """Start the process, without waiting until it is ready."""
         self.kill()
         self._begin = size_of(self._log)
-        command = _java("kafka.Kafka", self._settings)
+        command = _java("kafka.Kafka", self._settings, options=java_options)
         self._process = OwnedProcess(command, cwd=self._folder, environment=_environment(), log=self._log)
 
     def wait_until_ready(self) -> None:
@@ -170,8 +173,10 @@ class KafkaNode:
         return self._process
 
 
-def _java(main: str, *arguments: str | Path) -> Sequence[str | Path]:
-    return [find_java(), *_JAVA_OPTIONS, "-cp", f"{kafka_libraries()}/*", main, *arguments]
+def _java(main: str, *arguments: str | Path, options: Sequence[str] = ()) -> Sequence[str | Path]:
+    archive = class_archive()
+    shared = [f"-XX:SharedArchiveFile={archive}"] if archive.exists() else []
+    return [find_java(), *_JAVA_OPTIONS, *shared, *options, "-cp", f"{kafka_libraries()}/*", main, *arguments]
 
 
 def _environment() -> dict[str, str]:

@@ -4,8 +4,6 @@ Everything a cluster owns is in one folder of the caller's choice: data, setting
 that keeps a second process away. Kafka itself is fetched once with Maven, into a cache that all share.
 """
 
-import base64
-import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Final, Literal, Self
 
 from scoop_outbox.testing._docker import run_container
 from scoop_outbox.testing._finding import found
+from scoop_outbox.testing._kafka_classes import make_class_archive
 from scoop_outbox.testing._kafka_installation import (
     KAFKA_URL,
     KafkaNotFoundError,
@@ -23,6 +22,7 @@ from scoop_outbox.testing._kafka_installation import (
 )
 from scoop_outbox.testing._kafka_node import KafkaNode, KafkaPorts
 from scoop_outbox.testing._kafka_security import USER, SaslSsl
+from scoop_outbox.testing._kafka_settings import SETTINGS, new_cluster_id, replication, settings_of_nodes
 from scoop_outbox.testing._server import LOOPBACK, check_named_server, free_ports, lock_folder
 
 __all__ = [
@@ -41,30 +41,6 @@ Security = Literal["sasl_ssl"]
 _CONTAINER_IMAGE: Final = "apache/kafka:4.3.1"
 _DEFAULT_PORT: Final = 9092
 _NO_SETTINGS: Final[Mapping[str, str]] = MappingProxyType({})
-_SETTINGS: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "process.roles": "broker,controller",
-        "listener.security.protocol.map": "CLIENT:PLAINTEXT,INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT",
-        "controller.listener.names": "CONTROLLER",
-        "inter.broker.listener.name": "INTERNAL",
-        "auto.create.topics.enable": "false",
-        # Three seconds that every new group would wait for further members.
-        "group.initial.rebalance.delay.ms": "0",
-        # A broker that was killed is let in again only once it has been missed.
-        "broker.session.timeout.ms": "3000",
-        "broker.heartbeat.interval.ms": "500",
-        "group.min.session.timeout.ms": "1000",
-        # With the newer protocol of groups it is the broker that says how soon a member hears of others.
-        "group.consumer.min.heartbeat.interval.ms": "500",
-        "group.consumer.heartbeat.interval.ms": "500",
-        # Every partition is a folder with files: with the usual 50 of each the first group waits for seconds.
-        "offsets.topic.num.partitions": "4",
-        "transaction.state.log.num.partitions": "1",
-        "share.coordinator.state.topic.num.partitions": "1",
-        "log.retention.ms": "-1",
-        "log.cleaner.dedupe.buffer.size": "4194304",
-    }
-)
 
 
 class KafkaCluster:
@@ -176,6 +152,7 @@ class KafkaCluster:
         self._held.close()
         self._held.enter_context(lock_folder(self._folder, KafkaStartError))
         try:
+            make_class_archive()
             if self._security is not None:
                 self._guard = SaslSsl(self._folder)
             if self._nodes:
@@ -236,19 +213,13 @@ class KafkaCluster:
             node.wait_until_ready()
 
     def _settings_of_all(self) -> dict[str, str]:
-        voters = ",".join(f"{node.number}@{LOOPBACK}:{node.ports.controller}" for node in self._nodes)
-        return {
-            **_SETTINGS,
-            "controller.quorum.voters": voters,
-            **_replication(self._count),
-            **(self._guard.settings if self._guard else {}),
-            **self._settings,
-        }
+        of_guard = self._guard.settings if self._guard else {}
+        return {**settings_of_nodes(self._nodes), **of_guard, **self._settings}
 
     def _cluster_id(self) -> str:
         file = self._folder / "cluster-id"
         if not file.exists():
-            file.write_text(base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("="), encoding="ascii")
+            file.write_text(new_cluster_id(), encoding="ascii")
         return file.read_text(encoding="ascii")
 
 
@@ -305,27 +276,14 @@ def _check(url: str) -> None:
 def _container() -> Iterator[str]:
     (port,) = free_ports(1)
     settings = {
-        **_SETTINGS,
+        **SETTINGS,
         "node.id": "1",
         "controller.quorum.voters": "1@localhost:9093",
         "listeners": "CLIENT://:9092,CONTROLLER://:9093,INTERNAL://:19092",
         # What a client is told to connect to, so it is the port outside of the container.
         "advertised.listeners": f"CLIENT://{LOOPBACK}:{port},INTERNAL://localhost:19092",
-        **_replication(1),
+        **replication(1),
     }
     environment = {f"KAFKA_{name.replace('.', '_').upper()}": value for name, value in settings.items()}
     with run_container(_CONTAINER_IMAGE, _DEFAULT_PORT, environment, "Kafka Server started", published=port):
         yield f"kafka://{LOOPBACK}:{port}"
-
-
-def _replication(nodes: int) -> dict[str, str]:
-    replicas, in_sync = str(min(nodes, 3)), str(min(nodes, 3) // 2 + 1)
-    return {
-        "default.replication.factor": replicas,
-        "min.insync.replicas": in_sync,
-        "offsets.topic.replication.factor": replicas,
-        "transaction.state.log.replication.factor": replicas,
-        "transaction.state.log.min.isr": in_sync,
-        "share.coordinator.state.topic.replication.factor": replicas,
-        "share.coordinator.state.topic.min.isr": in_sync,
-    }

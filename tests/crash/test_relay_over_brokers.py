@@ -15,12 +15,13 @@ import pytest
 from scoop_outbox import Scoop
 from scoop_outbox.broker import plugins
 from scoop_outbox.broker.protocol import Subscription
-from scoop_outbox.daemon.leases import LEASE
 from tests.carriers import REAL
 from tests.crash.ledger import count
 from tests.crash.processes import Fleet
 from tests.waiting import until_blocking
 
+SOON = 100
+"""Seconds: RabbitMQ confirms message by message within a key, and slowly while others use the machine."""
 KEYS = 4
 BACKLOG = 10_000
 LATER = 200
@@ -60,7 +61,7 @@ class Feed:
     async def _read(self) -> dict[str | None, list[int]]:
         seen: dict[str | None, dict[int, None]] = {}
         consumer = await self._broker.consumer(self._subscription)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(SOON):
             while sum(map(len, seen.values())) < self.launched:
                 deliveries = await consumer.receive(500, 0.5)
                 for one in deliveries:
@@ -87,6 +88,7 @@ def feed(database_url: str, url: str) -> Iterator[Feed]:
         yield feed
 
 
+@pytest.mark.timeout(3 * SOON)
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_an_owner_that_is_gone_is_succeeded_without_loss_and_in_order(
     effects: psycopg.Connection[Any], fleet: Fleet, feed: Feed, url: str, how: signal.Signals
@@ -96,22 +98,22 @@ def test_an_owner_that_is_gone_is_succeeded_without_loss_and_in_order(
 
     feed.launch(1)
     owner = fleet.start("relay", SCOOP_OUTBOX_BROKER=url)
-    until_blocking(lambda: waiting() == 0, 20)  # it is connected
+    until_blocking(lambda: waiting() == 0, SOON)  # it is connected
     standby = fleet.start("relay", SCOOP_OUTBOX_BROKER=url)
     standby.wait_until_ready()
     feed.launch(BACKLOG)
-    until_blocking(lambda: 0 < waiting() < BACKLOG, 20, 0.001)
+    until_blocking(lambda: 0 < waiting() < BACKLOG, SOON, 0.001)
     owner.send(how)
     assert waiting() > 0, "it was done before it was hit"
     feed.launch(LATER)
-    until_blocking(lambda: "relaying shards" in standby.log, LEASE.total_seconds() + 5)
-    until_blocking(lambda: waiting() == 0, 30)
+    until_blocking(lambda: "relaying shards" in standby.log, SOON)
+    until_blocking(lambda: waiting() == 0, SOON)
     owner.send(signal.SIGCONT)
     feed.launch(LATER)
-    until_blocking(lambda: waiting() == 0, 30)
+    until_blocking(lambda: waiting() == 0, SOON)
     if how is signal.SIGSTOP:
         # It has found out, and what it still had in hand lies behind what its successor has published.
-        until_blocking(lambda: "another relay has taken shards" in owner.log, 20)
+        until_blocking(lambda: "another relay has taken shards" in owner.log, SOON)
 
     expected = {f"key {k}": [n for n in range(1, feed.launched + 1) if n % KEYS == k] for k in range(KEYS)}
     assert feed.first_seen() == expected
