@@ -20,7 +20,7 @@ from benchmarks.sagas import STEPS, TREE_STEPS, build
 from benchmarks.server import Bench
 from benchmarks.table import Table, Target, ratios
 from benchmarks.work import WARM_UP, done_since, prepare, release, until_done, until_ended
-from scoop_outbox.daemon.roster import EVERY
+from scoop_outbox.daemon.worker.roster import EVERY
 
 PROCESSES = 4
 _LONGEST_SLEEP = 1.5

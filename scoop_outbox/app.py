@@ -17,10 +17,10 @@ from scoop_outbox.core import parking
 from scoop_outbox.core.announcing import read_revision
 from scoop_outbox.daemon.announcer import note
 from scoop_outbox.daemon.intake import HIGH_WATER
-from scoop_outbox.daemon.interruptions import MOST
+from scoop_outbox.daemon.process import daemons
 from scoop_outbox.daemon.running import Running
-from scoop_outbox.daemon.service import daemons
-from scoop_outbox.daemon.worker import SLOTS
+from scoop_outbox.daemon.worker.interruptions import MOST
+from scoop_outbox.daemon.worker.worker import SLOTS
 from scoop_outbox.errors import BrokerError, DefinitionError
 from scoop_outbox.launcher import Launcher
 from scoop_outbox.message import Message, Topic, topic_name

@@ -16,7 +16,7 @@ from scoop_outbox.core.failures import Known, recall
 from scoop_outbox.core.run import RunState
 from scoop_outbox.core.statement import Plan, ask, statement
 from scoop_outbox.daemon.loops import call_on
-from scoop_outbox.daemon.pace import Pace
+from scoop_outbox.daemon.polling import Pace
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.failure import DistributedError, Failure
 from scoop_outbox.root_cause import Origin, explained, in_a_line, trail

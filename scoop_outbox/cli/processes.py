@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scoop_outbox.app import Scoop
-from scoop_outbox.daemon.health import watched
+from scoop_outbox.daemon.monitoring.health import watched
 from scoop_outbox.errors import DefinitionError
 
 log = logging.getLogger(__name__)

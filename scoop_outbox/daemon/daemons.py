@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from scoop_outbox.daemon.intake import Intake
-from scoop_outbox.daemon.relay import Relay
+from scoop_outbox.daemon.relay.relay import Relay
 from scoop_outbox.daemon.signals import Signals
-from scoop_outbox.daemon.worker import Worker
+from scoop_outbox.daemon.worker.worker import Worker
 
 
 class Daemons:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from scoop_outbox.daemon.daemons import Daemons
 from scoop_outbox.daemon.intake import Intake
-from scoop_outbox.daemon.relay import Relay
-from scoop_outbox.daemon.worker import Worker
+from scoop_outbox.daemon.relay.relay import Relay
+from scoop_outbox.daemon.worker.worker import Worker
 from scoop_outbox.store.home import Home
 
 if TYPE_CHECKING:
-    from scoop_outbox.daemon.health import Health
+    from scoop_outbox.daemon.monitoring.health import Health
 
 
 class Running(Daemons):
@@ -44,7 +44,7 @@ class Running(Daemons):
     @functools.cached_property
     def _health(self) -> Health:
         # Most programs never ask, and need neither the client of Prometheus nor an HTTP server.
-        from scoop_outbox.daemon.health import Health  # noqa: PLC0415
+        from scoop_outbox.daemon.monitoring.health import Health  # noqa: PLC0415
 
         health = Health(self._home)
         health.watch(self)

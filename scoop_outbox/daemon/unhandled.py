@@ -7,7 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from scoop_outbox.daemon.tally import OTHER, TOPICS
+from scoop_outbox.daemon.counters import OTHER, TOPICS
 
 log = logging.getLogger(__name__)
 

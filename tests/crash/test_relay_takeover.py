@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from scoop_outbox.daemon.leases import LEASE
+from scoop_outbox.daemon.relay.leases import LEASE
 from tests.crash import file_broker
 from tests.crash.file_broker import Published, published
 from tests.crash.flow import stock

@@ -11,7 +11,7 @@ import psycopg
 from scoop_outbox import Scoop
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
 from scoop_outbox.core.delivery import launch, launch_and_commit
-from scoop_outbox.daemon.relay import Relay
+from scoop_outbox.daemon.relay.relay import Relay
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.message import Envelope
 from scoop_outbox.scope import Emission, emission

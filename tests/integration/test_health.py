@@ -17,9 +17,9 @@ from psycopg import sql
 
 from scoop_outbox import Message, Running, Scoop, Scope
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, Publisher, Receipt, Verdict
-from scoop_outbox.daemon import health as health_module
-from scoop_outbox.daemon import tally
-from scoop_outbox.daemon.health import Health, watched
+from scoop_outbox.daemon import counters
+from scoop_outbox.daemon.monitoring import health as health_module
+from scoop_outbox.daemon.monitoring.health import Health, watched
 from scoop_outbox.errors import ScoopError
 from scoop_outbox.message import Envelope
 from scoop_outbox.store.revisions import head
@@ -332,12 +332,12 @@ async def metric(port: int, name: str, expected: float) -> bool:
 
 
 def test_topics_do_not_grow_without_end() -> None:
-    counted = tally.Tally()
+    counted = counters.Tally()
     counted.acknowledged(f"topic {number}" for number in range(1000))
     counted.acknowledged(["topic 0"])
-    assert len(counted.published) == tally.TOPICS + 1
+    assert len(counted.published) == counters.TOPICS + 1
     assert counted.published["topic 0"] == 2
-    assert counted.published[tally.OTHER] == 1000 - tally.TOPICS
+    assert counted.published[counters.OTHER] == 1000 - counters.TOPICS
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_topics_do_not_grow_without_end() -> None:
     ],
 )
 def test_reasons_are_of_few_classes(reason: str, expected: str) -> None:
-    assert tally.reason_class(reason) == expected
+    assert counters.reason_class(reason) == expected
 
 
 async def test_a_port_that_is_taken_is_told_in_words(database_url: str) -> None:

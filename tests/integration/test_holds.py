@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
-from scoop_outbox.daemon import floors as floors_module
-from scoop_outbox.daemon import holds as holds_module
-from scoop_outbox.daemon import relay as relay_module
-from scoop_outbox.daemon.leases import Leases
-from scoop_outbox.daemon.reader import Reader
+from scoop_outbox.daemon.relay.leases import Leases
+from scoop_outbox.daemon.relay.prefetch import Reader
+from scoop_outbox.daemon.relay.relay import relay as relay_module
+from scoop_outbox.daemon.relay.relay import topic_backoff as holds_module
+from scoop_outbox.daemon.relay.relay import watermark as floors_module
 from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.calls import Interrupted
 from scoop_outbox.store.schema import SHARDS

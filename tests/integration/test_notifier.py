@@ -14,11 +14,11 @@ from psycopg import sql
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from scoop_outbox import Draft, Handle, Message, Scoop, Scope, outcomes
-from scoop_outbox.daemon import relay as relay_module
 from scoop_outbox.daemon import signals as signals_module
-from scoop_outbox.daemon import worker as worker_module
-from scoop_outbox.daemon.pace import Pace
+from scoop_outbox.daemon.polling import Pace
+from scoop_outbox.daemon.relay.relay import relay as relay_module
 from scoop_outbox.daemon.signals import Signals
+from scoop_outbox.daemon.worker.worker import worker as worker_module
 from scoop_outbox.store import notifier
 from scoop_outbox.store.notifier import LONGEST, MOST, Notifier
 from scoop_outbox.store.url import parsed

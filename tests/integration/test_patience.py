@@ -11,8 +11,8 @@ import pytest
 from sqlalchemy import make_url
 
 from scoop_outbox import Scoop
-from scoop_outbox.daemon import reader as reader_module
-from scoop_outbox.daemon.worker import Worker
+from scoop_outbox.daemon.relay.relay import prefetch as reader_module
+from scoop_outbox.daemon.worker.worker import Worker
 from scoop_outbox.store import patient as patient_module
 from scoop_outbox.store.connect import driver_engine
 from scoop_outbox.store.pooler import Pooler
@@ -58,7 +58,7 @@ async def test_a_relay_whose_connection_does_not_answer_says_so_and_takes_anothe
 async def test_what_reads_ahead_is_not_waited_for_for_ever_either(
     database_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("scoop_outbox.daemon.relay.BATCH", 10)
+    monkeypatch.setattr("scoop_outbox.daemon.relay.relay.BATCH", 10)
     write(database_url, *(made(number, "k") for number in range(100)))
     publisher = FakePublisher()
     publisher.open.clear()
@@ -136,7 +136,7 @@ async def test_workers_of_the_same_service_in_another_schema_are_no_peers(databa
 
 DYING = """
 from scoop_outbox import Scoop
-from scoop_outbox.daemon.relay import Relay
+from scoop_outbox.daemon.relay.relay import Relay
 
 
 async def die(relay):

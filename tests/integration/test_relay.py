@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from sqlalchemy import make_url
 
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
-from scoop_outbox.daemon import floors as floors_module
-from scoop_outbox.daemon import holds as holds_module
-from scoop_outbox.daemon import leases as leases_module
-from scoop_outbox.daemon import relay as relay_module
-from scoop_outbox.daemon.floors import Floors
+from scoop_outbox.daemon.relay.relay import leases as leases_module
+from scoop_outbox.daemon.relay.relay import relay as relay_module
+from scoop_outbox.daemon.relay.relay import topic_backoff as holds_module
+from scoop_outbox.daemon.relay.relay import watermark as floors_module
+from scoop_outbox.daemon.relay.watermark import Floors
 from scoop_outbox.message import Envelope
 from scoop_outbox.scope import emission
 from scoop_outbox.store.aio import AsyncDriver

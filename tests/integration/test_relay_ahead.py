@@ -9,11 +9,11 @@ import pytest
 
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
 from scoop_outbox.core.outbox import read_outbox
-from scoop_outbox.daemon import floors as floors_module
-from scoop_outbox.daemon import leases as leases_module
-from scoop_outbox.daemon import relay as relay_module
-from scoop_outbox.daemon.reader import Reader
-from scoop_outbox.daemon.relay import Relay
+from scoop_outbox.daemon.relay.prefetch import Reader
+from scoop_outbox.daemon.relay.relay import Relay
+from scoop_outbox.daemon.relay.relay import leases as leases_module
+from scoop_outbox.daemon.relay.relay import relay as relay_module
+from scoop_outbox.daemon.relay.relay import watermark as floors_module
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.message import Envelope
 from scoop_outbox.store.home import Home

@@ -19,10 +19,10 @@ import pytest
 
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
 from scoop_outbox.core.delivery import launch
-from scoop_outbox.daemon import floors as floors_module
-from scoop_outbox.daemon import holds as holds_module
-from scoop_outbox.daemon import leases as leases_module
-from scoop_outbox.daemon import relay as relay_module
+from scoop_outbox.daemon.relay.relay import leases as leases_module
+from scoop_outbox.daemon.relay.relay import relay as relay_module
+from scoop_outbox.daemon.relay.relay import topic_backoff as holds_module
+from scoop_outbox.daemon.relay.relay import watermark as floors_module
 from scoop_outbox.message import Envelope
 from scoop_outbox.store import queries
 from scoop_outbox.store.joined import run_joined

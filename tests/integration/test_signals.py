@@ -9,10 +9,10 @@ import psycopg
 import pytest
 
 from scoop_outbox import Message, Retry, Scoop, Scope
-from scoop_outbox.daemon import relay as relay_module
 from scoop_outbox.daemon import signals as signals_module
-from scoop_outbox.daemon import worker as worker_module
-from scoop_outbox.daemon.pace import Pace
+from scoop_outbox.daemon.polling import Pace
+from scoop_outbox.daemon.relay.relay import relay as relay_module
+from scoop_outbox.daemon.worker.worker import worker as worker_module
 from scoop_outbox.store import notifier
 from scoop_outbox.store.migrate import migrate
 from tests.waiting import until

@@ -24,7 +24,7 @@ from scoop_outbox import (
     UnknownMessage,
 )
 from scoop_outbox.core.plans import STEPS_IN_A_ROW
-from scoop_outbox.daemon.interruptions import DIED, MACHINERY, OF_DEATH, WANTED
+from scoop_outbox.daemon.worker.interruptions import DIED, MACHINERY, OF_DEATH, WANTED
 from tests.waiting import until
 
 COLOURS = ["async", "def"]

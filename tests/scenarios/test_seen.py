@@ -13,13 +13,13 @@ import pytest_asyncio
 import sqlalchemy as sa
 
 from scoop_outbox import DistributedError, Handle, Message, Running, RunState, Scoop, Scope, TransientError
-from scoop_outbox.daemon import reports, roster, surroundings
-from scoop_outbox.daemon.tally import Ends
+from scoop_outbox.daemon.counters import Ends
+from scoop_outbox.daemon.worker.worker import reports, roster, surroundings
 from tests.scenarios.conftest import MakeShop
 from tests.scenarios.shop import LONG, Shop, launches, raises
 from tests.waiting import until
 
-LOGGER = "scoop_outbox.daemon.reports"
+LOGGER = "scoop_outbox.daemon.worker.reports"
 SECRET = "4111-1111"  # noqa: S105 - of nobody
 
 

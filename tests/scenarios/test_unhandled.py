@@ -13,10 +13,10 @@ from sqlalchemy.orm import Session
 
 from scoop_outbox import DefinitionError, DistributedError, Message, Retry, Scoop, Scope, Topic, UnhandledMessage
 from scoop_outbox.daemon import unhandled as unhandled_module
+from scoop_outbox.daemon.counters import OTHER, TOPICS
 from scoop_outbox.daemon.daemons import Daemons
-from scoop_outbox.daemon.metrics import exposition
-from scoop_outbox.daemon.observed import Observed
-from scoop_outbox.daemon.tally import OTHER, TOPICS
+from scoop_outbox.daemon.monitoring.metrics import exposition
+from scoop_outbox.daemon.monitoring.snapshot import Observed
 from scoop_outbox.daemon.unhandled import UnhandledLaunches
 from tests.integration.relaying import ask, left
 

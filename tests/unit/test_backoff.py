@@ -4,7 +4,7 @@ import uuid
 
 import pytest
 
-from scoop_outbox.daemon.backoff import Backoff
+from scoop_outbox.daemon.worker.run_backoff import Backoff
 
 RUN = uuid.UUID(int=1)
 
@@ -35,7 +35,7 @@ def test_news_ends_it() -> None:
 
 def test_runs_that_another_worker_is_done_with_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr("scoop_outbox.daemon.backoff.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("scoop_outbox.daemon.worker.run_backoff.time.monotonic", lambda: clock[0])
     backoff = Backoff()
     for number in range(100):
         backoff.note(uuid.UUID(int=number))

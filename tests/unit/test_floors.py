@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scoop_outbox.core.outbox import Place
-from scoop_outbox.daemon import floors as floors_module
-from scoop_outbox.daemon import sweep as sweep_module
-from scoop_outbox.daemon.floors import MANY, Floors
+from scoop_outbox.daemon import full_scan as sweep_module
+from scoop_outbox.daemon.relay.relay import watermark as floors_module
+from scoop_outbox.daemon.relay.watermark import MANY, Floors
 from tests.clock import Clock
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from scoop_outbox.daemon import holds as holds_module
-from scoop_outbox.daemon.holds import Holds
+from scoop_outbox.daemon.relay.relay import topic_backoff as holds_module
+from scoop_outbox.daemon.relay.topic_backoff import Holds
 from tests.clock import Clock
 
 BEHIND = dict.fromkeys(range(8), 1000)

@@ -4,9 +4,9 @@ from datetime import timedelta
 
 import pytest
 
-from scoop_outbox.daemon import horizon as horizon_module
-from scoop_outbox.daemon import sweep as sweep_module
-from scoop_outbox.daemon.horizon import Horizon
+from scoop_outbox.daemon import full_scan as sweep_module
+from scoop_outbox.daemon.worker.lookback import Horizon
+from scoop_outbox.daemon.worker.worker import lookback as horizon_module
 from tests.clock import Clock
 
 

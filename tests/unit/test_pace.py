@@ -3,7 +3,7 @@
 import asyncio
 import time
 
-from scoop_outbox.daemon.pace import Pace
+from scoop_outbox.daemon.polling import Pace
 
 
 async def slept(pace: Pace, at_most: float | None = None) -> float:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scoop_outbox.daemon.ready import Ready
+from scoop_outbox.daemon.worker.ready import Ready
 
 
 def run(number: int) -> uuid.UUID:

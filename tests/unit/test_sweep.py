@@ -2,8 +2,8 @@
 
 import pytest
 
-from scoop_outbox.daemon import sweep as sweep_module
-from scoop_outbox.daemon.sweep import Sweep
+from scoop_outbox.daemon import full_scan as sweep_module
+from scoop_outbox.daemon.full_scan import Sweep
 from tests.clock import Clock
 
 

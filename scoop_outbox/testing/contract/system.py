@@ -12,7 +12,7 @@ from typing import Self
 from scoop_outbox import Scoop
 from scoop_outbox.broker.protocol import Feature, Publisher
 from scoop_outbox.daemon.daemons import Daemons
-from scoop_outbox.daemon.home_publisher import HomePublisher
+from scoop_outbox.daemon.relay.home_publisher import HomePublisher
 from scoop_outbox.message import Envelope
 from scoop_outbox.testing.contract.harness import Harness
 

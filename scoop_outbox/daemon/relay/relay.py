@@ -26,15 +26,15 @@ import sqlalchemy as sa
 from scoop_outbox.broker.protocol import Publisher, Receipt
 from scoop_outbox.core.delivery import read_home
 from scoop_outbox.core.outbox import Outgoing, Place, bury_unpublishable, delete_published, read_outbox
-from scoop_outbox.daemon.batch_outcome import batch_outcome, publish
-from scoop_outbox.daemon.floors import Floors
-from scoop_outbox.daemon.holds import Holds
-from scoop_outbox.daemon.leases import Leases
-from scoop_outbox.daemon.pace import Pace
-from scoop_outbox.daemon.probe import Probe
-from scoop_outbox.daemon.reader import Reader
+from scoop_outbox.daemon.counters import Tally
+from scoop_outbox.daemon.polling import Pace
+from scoop_outbox.daemon.relay.leases import Leases
+from scoop_outbox.daemon.relay.prefetch import Reader
+from scoop_outbox.daemon.relay.probe import Probe
+from scoop_outbox.daemon.relay.receipts import batch_outcome, publish
+from scoop_outbox.daemon.relay.topic_backoff import Holds
+from scoop_outbox.daemon.relay.watermark import Floors
 from scoop_outbox.daemon.signals import Signals
-from scoop_outbox.daemon.tally import Tally
 from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.calls import Interrupted
 from scoop_outbox.store.connect import in_words

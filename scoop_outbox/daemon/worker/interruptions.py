@@ -17,7 +17,7 @@ import psycopg
 
 from scoop_outbox.core.run import RunState
 from scoop_outbox.core.statement import ask, statement
-from scoop_outbox.daemon.reports import Reports, Subject
+from scoop_outbox.daemon.worker.reports import Reports, Subject
 from scoop_outbox.headers import key_seen, storable
 from scoop_outbox.saga import Saga
 from scoop_outbox.store.aio import AsyncDriver

@@ -23,18 +23,18 @@ import sqlalchemy as sa
 from scoop_outbox.cancellation import StrayCancellationError, own_cancellation_only
 from scoop_outbox.core import claim, plans
 from scoop_outbox.core.plans import Execution
-from scoop_outbox.daemon.backoff import Backoff
-from scoop_outbox.daemon.connections import StepConnections
-from scoop_outbox.daemon.contained import contain_exits, let_exits_through
-from scoop_outbox.daemon.interruptions import MACHINERY, MOST, Interruption, Interruptions, refusals_interrupt
-from scoop_outbox.daemon.mail import MailReader
-from scoop_outbox.daemon.pace import Pace
-from scoop_outbox.daemon.ready import Ready
-from scoop_outbox.daemon.reports import Reports
-from scoop_outbox.daemon.roster import Roster
+from scoop_outbox.daemon.polling import Pace
 from scoop_outbox.daemon.signals import Signals
-from scoop_outbox.daemon.slot import Counters, Slot, mostly_async
-from scoop_outbox.daemon.surroundings import Surroundings
+from scoop_outbox.daemon.worker.connections import StepConnections
+from scoop_outbox.daemon.worker.exits import contain_exits, let_exits_through
+from scoop_outbox.daemon.worker.interruptions import MACHINERY, MOST, Interruption, Interruptions, refusals_interrupt
+from scoop_outbox.daemon.worker.mail import MailReader
+from scoop_outbox.daemon.worker.ready import Ready
+from scoop_outbox.daemon.worker.reports import Reports
+from scoop_outbox.daemon.worker.roster import Roster
+from scoop_outbox.daemon.worker.run_backoff import Backoff
+from scoop_outbox.daemon.worker.slot import Counters, Slot, mostly_async
+from scoop_outbox.daemon.worker.surroundings import Surroundings
 from scoop_outbox.saga import Saga
 from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.calls import Interrupted

@@ -20,9 +20,9 @@ from scoop_outbox.core.delivery import count_due
 from scoop_outbox.core.outbox import look_at_outbox
 from scoop_outbox.core.parking import count_troubled
 from scoop_outbox.daemon.daemons import Daemons
-from scoop_outbox.daemon.metrics import exposition
-from scoop_outbox.daemon.observed import Observed
-from scoop_outbox.daemon.port import Answer, listening
+from scoop_outbox.daemon.monitoring.http import Answer, listening
+from scoop_outbox.daemon.monitoring.metrics import exposition
+from scoop_outbox.daemon.monitoring.snapshot import Observed
 from scoop_outbox.errors import DatabaseError
 from scoop_outbox.store import revisions
 from scoop_outbox.store.home import Home

@@ -17,7 +17,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from scoop_outbox.core.outbox import Place
-from scoop_outbox.daemon.sweep import Sweep
+from scoop_outbox.daemon.full_scan import Sweep
 
 MANY = 1000
 """With so many messages found it is asked again who is writing: that is what each look passes over."""

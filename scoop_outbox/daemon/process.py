@@ -13,13 +13,13 @@ from contextlib import asynccontextmanager
 from scoop_outbox.broker.protocol import Broker, Publisher, Subscription
 from scoop_outbox.daemon.announcer import Announcer
 from scoop_outbox.daemon.daemons import error_of
-from scoop_outbox.daemon.home_publisher import HomePublisher
 from scoop_outbox.daemon.intake import HIGH_WATER, Intake
-from scoop_outbox.daemon.interruptions import MOST
-from scoop_outbox.daemon.relay import Relay
+from scoop_outbox.daemon.relay.home_publisher import HomePublisher
+from scoop_outbox.daemon.relay.relay import Relay
 from scoop_outbox.daemon.running import Running
 from scoop_outbox.daemon.signals import Signals
-from scoop_outbox.daemon.worker import SLOTS, Worker
+from scoop_outbox.daemon.worker.interruptions import MOST
+from scoop_outbox.daemon.worker.worker import SLOTS, Worker
 from scoop_outbox.errors import BrokerError
 from scoop_outbox.saga import Saga
 from scoop_outbox.store.home import Home

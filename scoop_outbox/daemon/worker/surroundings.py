@@ -12,8 +12,8 @@ from collections.abc import Mapping
 
 from scoop_outbox.core import parking
 from scoop_outbox.core.statement import ask, statement
-from scoop_outbox.daemon.roster import Roster
 from scoop_outbox.daemon.signals import Signals
+from scoop_outbox.daemon.worker.roster import Roster
 from scoop_outbox.saga import Saga
 from scoop_outbox.store.aio import AsyncDriver
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from datetime import timedelta
 
-from scoop_outbox.daemon.sweep import Sweep
+from scoop_outbox.daemon.full_scan import Sweep
 
 _FURTHER = 10.0
 _BEGINNING = timedelta(days=36_500)

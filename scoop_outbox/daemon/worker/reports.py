@@ -11,9 +11,9 @@ from datetime import datetime
 
 from scoop_outbox.core.claim import Unhandled
 from scoop_outbox.core.run import Run, RunState
-from scoop_outbox.daemon.quoting import first_line
+from scoop_outbox.daemon.counters import Ends
 from scoop_outbox.daemon.signals import Signals
-from scoop_outbox.daemon.tally import Ends
+from scoop_outbox.daemon.worker.quoting import first_line
 from scoop_outbox.failure import (
     CAUSES_LEFT_OUT,
     ChildRollbackFailed,

@@ -14,12 +14,12 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
+from scoop_outbox.daemon.counters import Ends, Histogram
 from scoop_outbox.daemon.daemons import Daemons
 from scoop_outbox.daemon.intake import Intake
-from scoop_outbox.daemon.observed import Observed
-from scoop_outbox.daemon.relay import Relay
-from scoop_outbox.daemon.tally import Ends, Histogram
-from scoop_outbox.daemon.worker import Worker
+from scoop_outbox.daemon.monitoring.snapshot import Observed
+from scoop_outbox.daemon.relay.relay import Relay
+from scoop_outbox.daemon.worker.worker import Worker
 
 _PREFIX = "scoop_outbox_"
 

@@ -9,9 +9,9 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from scoop_outbox.core.statement import ask, statement
-from scoop_outbox.daemon.horizon import Horizon
-from scoop_outbox.daemon.interruptions import DIED, OF_DEATH, Interruption, Interruptions
-from scoop_outbox.daemon.roster import Roster
+from scoop_outbox.daemon.worker.interruptions import DIED, OF_DEATH, Interruption, Interruptions
+from scoop_outbox.daemon.worker.lookback import Horizon
+from scoop_outbox.daemon.worker.roster import Roster
 from scoop_outbox.store.aio import AsyncDriver
 
 _STEAL = timedelta(milliseconds=50)

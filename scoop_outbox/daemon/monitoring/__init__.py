@@ -1,0 +1,1 @@
+"""Monitoring: what a process answers when somebody asks how it is."""

@@ -1,0 +1,1 @@
+"""The relay: publishes the outbox of one home."""

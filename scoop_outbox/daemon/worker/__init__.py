@@ -1,0 +1,1 @@
+"""The worker: executes the runs of one service."""
