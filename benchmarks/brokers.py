@@ -13,7 +13,7 @@ from typing import Protocol
 
 from benchmarks.control import Control
 from scoop_outbox import Scoop
-from scoop_outbox.broker.protocol import Publisher, Receipt, Subscription, Verdict
+from scoop_outbox.broker.protocol import Publisher, PublishStatus, Receipt, Subscription
 from scoop_outbox.core.delivery import launch_and_commit
 from scoop_outbox.daemon.daemons import Daemons
 from scoop_outbox.message import Envelope
@@ -168,9 +168,9 @@ class Watched:
         receipts = await self._publisher.publish(batch)
         now = time.monotonic()
         for envelope, receipt in zip(batch, receipts, strict=True):
-            if receipt.verdict is Verdict.FAILED_FOR_GOOD:
+            if receipt.status is PublishStatus.PERMANENT:
                 raise RuntimeError(receipt.reason)
-            if receipt.verdict is Verdict.ACKNOWLEDGED and envelope.topic == self._topic:
+            if receipt.status is PublishStatus.ACKNOWLEDGED and envelope.topic == self._topic:
                 self.acknowledged.setdefault(envelope.id, now)
         return receipts
 

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 import psycopg
 
 from scoop_outbox.core import dead_letters as plans
-from scoop_outbox.core.dead_letters import Contents, DeadLetter, Origin, Replay, Selection, Verdict
+from scoop_outbox.core.dead_letters import Contents, DeadLetter, Origin, Replay, ReplayStatus, Selection
 from scoop_outbox.store.opened import OpenedDatabase
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 
-__all__ = ["Contents", "DeadLetter", "DeadLetters", "Origin", "Replay", "Selection", "Verdict"]
+__all__ = ["Contents", "DeadLetter", "DeadLetters", "Origin", "Replay", "ReplayStatus", "Selection"]
 
 PAGE = 100
 """How many dead letters are listed at once unless more are asked for."""
@@ -84,7 +84,7 @@ class DeadLetters(OpenedDatabase):
             try:
                 return driver.run(plans.replay(letter))
             except (psycopg.DataError, psycopg.IntegrityError) as error:
-                return Replay(letter, Verdict.REFUSED, f"it cannot be stored: {type(error).__name__}")
+                return Replay(letter, ReplayStatus.REFUSED, f"it cannot be stored: {type(error).__name__}")
 
     def drop(self, letters: Iterable[int]) -> list[int]:
         """Delete dead letters for good.

@@ -7,12 +7,12 @@ import time
 from dataclasses import replace
 
 from scoop_outbox.core import handlers as plans
-from scoop_outbox.core.handlers import Forgetting, Handler, Pending, UnderWay, Verdict
+from scoop_outbox.core.handlers import ForgetStatus, Forgetting, Handler, Pending, UnderWay
 from scoop_outbox.store.blocking import Driver
 from scoop_outbox.store.opened import OpenedDatabase
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 
-__all__ = ["Forgetting", "Handler", "Handlers", "Pending", "UnderWay", "Verdict"]
+__all__ = ["ForgetStatus", "Forgetting", "Handler", "Handlers", "Pending", "UnderWay"]
 
 log = logging.getLogger(__name__)
 
@@ -82,18 +82,18 @@ class Handlers(OpenedDatabase):
             if topic is not None:
                 found = tuple(one for one in found if topic in one.topics)
             if not found:
-                return Forgetting(Verdict.UNKNOWN)
+                return Forgetting(ForgetStatus.UNKNOWN)
             if any(one.alive for one in found) and not force:
-                return Forgetting(Verdict.REFUSED_ALIVE, found)
+                return Forgetting(ForgetStatus.REFUSED_ALIVE, found)
             if topic is not None:
                 driver.run(plans.unsubscribe(service, saga, topic))
-                done = Forgetting(Verdict.FORGOTTEN, found)
+                done = Forgetting(ForgetStatus.FORGOTTEN, found)
             else:
                 active = tuple(driver.run(plans.read_under_way(service, saga)))
                 if active and not abandon:
-                    return Forgetting(Verdict.REFUSED_ACTIVE, found, active)
+                    return Forgetting(ForgetStatus.REFUSED_ACTIVE, found, active)
                 if pending is None and any(one.pending for one in found):
-                    return Forgetting(Verdict.REFUSED_PENDING, found, active)
+                    return Forgetting(ForgetStatus.REFUSED_PENDING, found, active)
                 ended = driver.run(plans.unsubscribe(service, saga, None))
                 done = self._retire(driver, service, saga, pending or Pending.FAIL, ended, begun=abandon)
                 done = replace(done, handlers=found, active=active)
@@ -129,7 +129,7 @@ class Handlers(OpenedDatabase):
             one.waiting + one.unstarted + one.under_way for one in driver.run(plans.read_handlers(service, saga))
         )
         return Forgetting(
-            Verdict.FORGOTTEN, waiting=waiting, unstarted=unstarted, abandoned=abandoned, left=left, open=is_open
+            ForgetStatus.FORGOTTEN, waiting=waiting, unstarted=unstarted, abandoned=abandoned, left=left, open=is_open
         )
 
     def _read(self, driver: Driver, service: str | None, saga: str | None) -> list[Handler]:

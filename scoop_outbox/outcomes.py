@@ -16,7 +16,7 @@ from scoop_outbox.core.failures import Known, recall
 from scoop_outbox.core.run import RunState
 from scoop_outbox.core.statement import Plan, ask, statement
 from scoop_outbox.daemon.loops import call_on
-from scoop_outbox.daemon.polling import Pace
+from scoop_outbox.daemon.polling import AdaptivePolling
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.failure import DistributedError, Failure
 from scoop_outbox.root_cause import Origin, explained, in_a_line, trail
@@ -164,8 +164,8 @@ class _Lookout:
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[uuid.UUID, list[asyncio.Future[Outcome]]] = {}
         self._task: asyncio.Task[None] | None = None
-        self._pace = Pace(_SHORTEST_LOOK, _LONGEST_LOOK)
-        self._pace_if_told = Pace(_LONGEST_IF_TOLD, _LONGEST_IF_TOLD)
+        self._polling = AdaptivePolling(_SHORTEST_LOOK, _LONGEST_LOOK)
+        self._polling_if_told = AdaptivePolling(_LONGEST_IF_TOLD, _LONGEST_IF_TOLD)
 
     @property
     def waited_for(self) -> bool:
@@ -177,8 +177,8 @@ class _Lookout:
         call_on(self._loop, self._wake)
 
     def _wake(self) -> None:
-        self._pace.wake()
-        self._pace_if_told.wake()
+        self._polling.wake()
+        self._polling_if_told.wake()
 
     async def of(self, message_id: uuid.UUID) -> Outcome:
         future: asyncio.Future[Outcome] = self._loop.create_future()
@@ -219,7 +219,7 @@ class _Lookout:
                 await asyncio.sleep(0)  # those who were answered go away before the next look
             else:
                 self._signals.say_waiting()
-                await (self._pace_if_told if self._signals.hears_of_ends else self._pace).sleep()
+                await (self._polling_if_told if self._signals.hears_of_ends else self._polling).sleep()
 
 
 def read_outcomes(messages: Sequence[uuid.UUID], known: Known) -> Plan[dict[uuid.UUID, Outcome]]:

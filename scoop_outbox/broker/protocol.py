@@ -23,23 +23,23 @@ class Feature(Enum):
     STARTS_ANYWHERE = auto()  # a topic keeps what was published before a group came: where to begin must be said
 
 
-class Verdict(Enum):
+class PublishStatus(Enum):
     """What a broker says of one message."""
 
     ACKNOWLEDGED = auto()  # it is the broker's now, durably
-    FAILED_FOR_NOW = auto()  # the same message may go through later: no connection, no leader, no room
-    FAILED_FOR_GOOD = auto()  # it will never go through: too large, no such topic, not permitted
+    RETRIABLE = auto()  # the same message may go through later: no connection, no leader, no room
+    PERMANENT = auto()  # it will never go through: too large, no such topic, not permitted
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The verdict on one message, with the broker's reason when it failed."""
+    """The status on one message, with the broker's reason when it failed."""
 
-    verdict: Verdict
+    status: PublishStatus
     reason: str = ""
 
 
-ACKNOWLEDGED = Receipt(Verdict.ACKNOWLEDGED)
+ACKNOWLEDGED = Receipt(PublishStatus.ACKNOWLEDGED)
 
 
 class Publisher(Protocol):
@@ -49,7 +49,7 @@ class Publisher(Protocol):
         """Publish messages in order, and return a receipt for each, in the same order.
 
         A message that fails for now takes the later messages of its key with it: they are not published, and get
-        the same verdict, so that the order within a key is kept when the relay tries again. A message may reach the
+        the same status, so that the order within a key is kept when the relay tries again. A message may reach the
         broker more than once; it must never be acknowledged without having reached it. Returns within about ten
         seconds even if the broker does not answer: what is still unanswered failed for now.
         """

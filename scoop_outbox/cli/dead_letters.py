@@ -163,8 +163,8 @@ def replay(
         counts = {"replayed": 0, "refused": 0, "unknown": 0}
         for number in letters.numbers(selection) if selection is not None else ids:
             answer = letters.replay(number)
-            counts[answer.verdict.value] += 1
-            click.echo(f"{number}\t{answer.verdict.value}\t{in_one_line(answer.reason)}")
+            counts[answer.status.value] += 1
+            click.echo(f"{number}\t{answer.status.value}\t{in_one_line(answer.reason)}")
     click.echo(", ".join(f"{count} {what}" for what, count in counts.items()), err=True)
     if counts["refused"] or counts["unknown"]:
         sys.exit(NOT_ALL)

@@ -92,15 +92,15 @@ def forget(
 
     Says what it did, and exits with 1 when it was refused or something is left. It can be called again.
     """
-    from scoop_outbox.handlers import Pending, Verdict
+    from scoop_outbox.handlers import ForgetStatus, Pending
 
     pending = None if given is None else Pending(given)
     with _opened(database, schema) as opened:
         answer = opened.forget(service, saga, topic=topic, pending=pending, force=force, abandon=abandon)
-        if answer.verdict is Verdict.REFUSED_PENDING and _is_answered():
+        if answer.status is ForgetStatus.REFUSED_PENDING and _is_answered():
             pending = _ask(answer)
             answer = opened.forget(service, saga, topic=topic, pending=pending, force=force, abandon=abandon)
-    if answer.verdict is not Verdict.FORGOTTEN:
+    if answer.status is not ForgetStatus.FORGOTTEN:
         raise click.ClickException(_refusal(answer, service, saga, topic))
     for one in answer.handlers:
         topics = in_one_line(topic or ", ".join(one.topics))
@@ -137,16 +137,16 @@ def _pending(answer: Forgetting) -> str:
 
 
 def _refusal(answer: Forgetting, service: str, saga: str | None, topic: str | None) -> str:
-    from scoop_outbox.handlers import Verdict
+    from scoop_outbox.handlers import ForgetStatus
 
-    if answer.verdict is Verdict.REFUSED_ALIVE:
+    if answer.status is ForgetStatus.REFUSED_ALIVE:
         return (
             f"workers of {service} are alive. Stop them; or deploy a version without what is to be forgotten, and say "
             "--force"
         )
-    if answer.verdict is Verdict.REFUSED_PENDING:
+    if answer.status is ForgetStatus.REFUSED_PENDING:
         return f"{_pending(answer)}. Say --pending fail or --pending skip"
-    if answer.verdict is Verdict.REFUSED_ACTIVE:
+    if answer.status is ForgetStatus.REFUSED_ACTIVE:
         runs = "\n".join(
             f"  {run.id}  {in_one_line(run.saga)}  {run.state}  after {run.step!r}" for run in answer.active
         )

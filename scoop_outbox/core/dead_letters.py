@@ -90,7 +90,7 @@ class Contents:
         return Envelope(str(message_id), self.letter.topic, self.key, self.body, self.content_type, self.headers)
 
 
-class Verdict(StrEnum):
+class ReplayStatus(StrEnum):
     """What became of a replay."""
 
     REPLAYED = "replayed"
@@ -104,12 +104,12 @@ class Replay:
 
     Attributes:
         letter: the number that was asked for.
-        verdict: whether it was replayed; there may be no such letter, or it may still be defective.
+        status: whether it was replayed; there may be no such letter, or it may still be defective.
         reason: why it was refused, or where it went.
     """
 
     letter: int
-    verdict: Verdict
+    status: ReplayStatus
     reason: str
 
 
@@ -156,16 +156,16 @@ def replay(letter: int) -> Plan[Replay]:
     _, rows, home = yield from ask(BEGIN, statement("read_dead_letter", letter=letter), statement("read_home"))
     if not rows:
         yield from ask(ROLLBACK)
-        return Replay(letter, Verdict.UNKNOWN, "there is no such dead letter")
+        return Replay(letter, ReplayStatus.UNKNOWN, "there is no such dead letter")
     contents = _contents(rows[0])
     drop = statement("drop_dead_letters", letters=[letter])
     if contents.letter.origin is Origin.RELAY:
         yield from ask(statement("relaunch", letter=letter), drop, COMMIT)
-        return Replay(letter, Verdict.REPLAYED, "it is in the outbox again")
+        return Replay(letter, ReplayStatus.REPLAYED, "it is in the outbox again")
     defect = _defect(contents.envelope)
     if defect is not None:
         yield from ask(ROLLBACK)
-        return Replay(letter, Verdict.REFUSED, defect)
+        return Replay(letter, ReplayStatus.REFUSED, defect)
     service = contents.letter.service
     started, handled, _ = yield from ask(
         statement("take_in", **arrived([contents.envelope], service, home[0][0])),
@@ -174,9 +174,9 @@ def replay(letter: int) -> Plan[Replay]:
     )
     if not handled[0][0]:
         yield from ask(ROLLBACK)
-        return Replay(letter, Verdict.REFUSED, _nobody(contents.envelope, service))
+        return Replay(letter, ReplayStatus.REFUSED, _nobody(contents.envelope, service))
     yield from ask(COMMIT)
-    return Replay(letter, Verdict.REPLAYED, f"{service} has taken it in" + ("" if started else " before"))
+    return Replay(letter, ReplayStatus.REPLAYED, f"{service} has taken it in" + ("" if started else " before"))
 
 
 def _nobody(envelope: Envelope, service: str | None) -> str:

@@ -77,7 +77,7 @@ class UnderWay:
     step: str | None
 
 
-class Verdict(StrEnum):
+class ForgetStatus(StrEnum):
     """What became of the wish to forget handlers."""
 
     FORGOTTEN = "forgotten"
@@ -92,7 +92,7 @@ class Forgetting:
     """The answer to the wish to forget handlers.
 
     Attributes:
-        verdict: whether they are forgotten, or why not: there are none of that name; workers of the service are alive;
+        status: whether they are forgotten, or why not: there are none of that name; workers of the service are alive;
             it was not said what becomes of what is pending; runs are under way.
         handlers: those that were meant, as they were before.
         active: runs under way, at most `LISTED` of them.
@@ -103,7 +103,7 @@ class Forgetting:
         open: whether a transaction is still open that began before: what it launches for them is not among these.
     """
 
-    verdict: Verdict
+    status: ForgetStatus
     handlers: tuple[Handler, ...] = ()
     active: tuple[UnderWay, ...] = ()
     waiting: int = 0

@@ -50,7 +50,7 @@ class Histogram:
         self.total += duration
 
 
-class Tally:
+class RelayCounters:
     """What became of messages that a relay handed to its publisher.
 
     Attributes:
@@ -78,7 +78,7 @@ class Tally:
         self.dead_letters.update(map(reason_class, reasons))
 
 
-class Ends:
+class RunCounters:
     """How runs have ended, and how long they took. Threads and the event loop count at the same time.
 
     Args:

@@ -15,7 +15,7 @@ RAREST = 60.0
 """A look is long also when the event loop or the database stood still, and that says nothing of the next one."""
 
 
-class Sweep:
+class FullScan:
     """Says when the next look has to be from the beginning.
 
     Args:

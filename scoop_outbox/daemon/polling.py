@@ -1,4 +1,4 @@
-"""Pace: how often to look. Short while there is work, longer and longer while there is none."""
+"""AdaptivePolling: how often to look. Short while there is work, longer and longer while there is none."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 import time
 
 
-class Pace:
+class AdaptivePolling:
     """Adaptive polling that can be woken.
 
     Args:

@@ -14,9 +14,9 @@ from scoop_outbox.broker.protocol import (
     Feature,
     Item,
     Publisher,
+    PublishStatus,
     Receipt,
     Subscription,
-    Verdict,
 )
 from scoop_outbox.errors import BrokerError
 from scoop_outbox.message import Envelope
@@ -76,9 +76,9 @@ class MemoryPublisher:
 
     def _publish(self, one: Envelope) -> Receipt:
         if not self._server.groups.get(one.topic):
-            return Receipt(Verdict.FAILED_FOR_GOOD, f"nobody can receive topic {one.topic!r}: create it")
+            return Receipt(PublishStatus.PERMANENT, f"nobody can receive topic {one.topic!r}: create it")
         if len(one.body) > LIMIT:
-            return Receipt(Verdict.FAILED_FOR_GOOD, f"its body has {len(one.body)} bytes; {LIMIT} is the limit")
+            return Receipt(PublishStatus.PERMANENT, f"its body has {len(one.body)} bytes; {LIMIT} is the limit")
         key = None if one.key is None else wire.key_octets(one.key)
         headers = {name: wire.octets(value) for name, value in wire.outgoing(one).items()}
         self._server.put(one.topic, key, one.body, one.content_type, headers)

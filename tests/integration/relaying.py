@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 
 from scoop_outbox import Scoop
-from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
+from scoop_outbox.broker.protocol import ACKNOWLEDGED, PublishStatus, Receipt
 from scoop_outbox.core.delivery import launch, launch_and_commit
 from scoop_outbox.daemon.relay.relay import Relay
 from scoop_outbox.daemon.signals import Signals
@@ -23,8 +23,8 @@ from scoop_outbox.store.schema import DEFAULT_SCHEMA, SHARDS
 class FakePublisher:
     """Implements `broker.protocol.Publisher`: keeps what it acknowledged."""
 
-    def __init__(self, verdict: Callable[[Envelope], Receipt] = lambda _: ACKNOWLEDGED) -> None:
-        self.verdict = verdict
+    def __init__(self, status: Callable[[Envelope], Receipt] = lambda _: ACKNOWLEDGED) -> None:
+        self.status = status
         self.batches: list[list[str]] = []
         self.acknowledged: list[tuple[str | None, str]] = []
         self.open = asyncio.Event()
@@ -40,10 +40,10 @@ class FakePublisher:
         receipts = []
         for one in batch:
             lane = one.topic, one.key
-            receipt = Receipt(Verdict.FAILED_FOR_NOW) if lane in failed else self.verdict(one)
-            if receipt.verdict is Verdict.FAILED_FOR_NOW:
+            receipt = Receipt(PublishStatus.RETRIABLE) if lane in failed else self.status(one)
+            if receipt.status is PublishStatus.RETRIABLE:
                 failed.add(lane)
-            elif receipt.verdict is Verdict.ACKNOWLEDGED:
+            elif receipt.status is PublishStatus.ACKNOWLEDGED:
                 self.acknowledged.append((one.key, one.body.decode()))
             receipts.append(receipt)
         return receipts

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from scoop_outbox import DatabaseError, DefinitionError
 from scoop_outbox.broker.protocol import Delivery
 from scoop_outbox.cli import main
-from scoop_outbox.dead_letters import DeadLetters, Origin, Replay, Selection, Verdict
+from scoop_outbox.dead_letters import DeadLetters, Origin, Replay, ReplayStatus, Selection
 from scoop_outbox.message import uuid7
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from tests.fake_broker import FakeBroker, message
@@ -104,7 +104,7 @@ async def test_what_could_not_be_published_goes_back_into_the_outbox_as_it_was(
     database_url: str, letters: DeadLetters
 ) -> None:
     with_key, without = bury_unpublishable(database_url, 1, key="k"), bury_unpublishable(database_url, 2)
-    assert [letters.replay(number).verdict for number in (1, 2)] == [Verdict.REPLAYED] * 2
+    assert [letters.replay(number).status for number in (1, 2)] == [ReplayStatus.REPLAYED] * 2
     headers = {"h": "v", "scoop-context": '{"a": 1}'}
     assert outbox(database_url) == [
         (with_key, "orders", "k", b"1", "application/json", headers),
@@ -140,7 +140,7 @@ async def test_what_could_not_be_taken_in_is_taken_in_again_for_that_service(
         uuid7(),
     )
     answer = letters.replay(1)
-    assert (answer.verdict, answer.reason) == (Verdict.REPLAYED, "shop has taken it in")
+    assert (answer.status, answer.reason) == (ReplayStatus.REPLAYED, "shop has taken it in")
     assert left(database_url) == []
     assert ask(database_url, "select service, saga, context from run") == [("shop", "a", {})]
     assert ask(database_url, "select key, headers from message") == [("k", {"h": "v"})]
@@ -164,7 +164,7 @@ async def test_what_is_still_defective_is_refused_and_stays(
     await bury(database_url, message(1, **defect))
     before = letters.read(1)
     answer = letters.replay(1)
-    assert answer.verdict is Verdict.REFUSED
+    assert answer.status is ReplayStatus.REFUSED
     assert answer.reason
     assert letters.read(1) == before
     assert ask(database_url, "select count(*) from message") == [(0,)]
@@ -180,7 +180,7 @@ async def test_what_has_been_taken_in_meanwhile_is_not_started_twice(database_ur
            values (%s, 'orders', '1', 'application/json', '{}', 'intake', 'shop', 'p', 'r') returning 1""",
         one.envelope.id,
     )
-    assert letters.replay(1) == Replay(1, Verdict.REPLAYED, "shop has taken it in before")
+    assert letters.replay(1) == Replay(1, ReplayStatus.REPLAYED, "shop has taken it in before")
     assert ask(database_url, "select count(*) from run") == [(1,)]
     assert left(database_url) == []
 
@@ -193,8 +193,8 @@ async def test_what_no_saga_handles_stays_a_dead_letter(database_url: str, lette
            returning 1""",
     )
     answer = letters.replay(1)
-    assert (answer.verdict, answer.reason) == (
-        Verdict.REFUSED,
+    assert (answer.status, answer.reason) == (
+        ReplayStatus.REFUSED,
         "no saga of shop is subscribed to 'another': start the service with one, then replay this",
     )
     assert ask(database_url, "select (select count(*) from dead_letter), (select count(*) from message)") == [(1, 0)]
@@ -216,7 +216,7 @@ async def test_a_parent_waits_for_a_child_that_could_not_be_published_until_its_
         await until(lambda: ask(database_url, to_dead_letter))
     async with app.running():
         assert not (await app.status(root.id)).ended
-        assert (await asyncio.to_thread(letters.replay, 1)).verdict is Verdict.REPLAYED
+        assert (await asyncio.to_thread(letters.replay, 1)).status is ReplayStatus.REPLAYED
         await root.wait(10)
 
 
@@ -224,14 +224,14 @@ def test_only_one_of_several_replays_a_letter(database_url: str) -> None:
     for number in range(20):
         bury_unpublishable(database_url, number)
 
-    def replay_all(_: int) -> list[Verdict]:
+    def replay_all(_: int) -> list[ReplayStatus]:
         with DeadLetters(database_url) as letters:
-            return [letters.replay(number).verdict for number in range(1, 21)]
+            return [letters.replay(number).status for number in range(1, 21)]
 
     with ThreadPoolExecutor(4) as threads:
-        verdicts = [verdict for one in threads.map(replay_all, range(4)) for verdict in one]
-    assert verdicts.count(Verdict.REPLAYED) == 20
-    assert verdicts.count(Verdict.UNKNOWN) == 60
+        verdicts = [status for one in threads.map(replay_all, range(4)) for status in one]
+    assert verdicts.count(ReplayStatus.REPLAYED) == 20
+    assert verdicts.count(ReplayStatus.UNKNOWN) == 60
     assert len(outbox(database_url)) == 20
 
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from scoop_outbox import DistributedError, Message, RunState, Scoop, Scope
 from scoop_outbox.cli import main
 from scoop_outbox.core.delivery import take_in
-from scoop_outbox.handlers import Handlers, Pending, Verdict
+from scoop_outbox.handlers import ForgetStatus, Handlers, Pending
 from scoop_outbox.message import Envelope
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from tests.fake_broker import FakeBroker
@@ -115,16 +115,16 @@ async def test_who_is_subscribed_and_what_is_pending_is_listed(database_url: str
 async def test_what_is_not_there_cannot_be_forgotten(database_url: str, handlers: Handlers) -> None:
     await announced(stock(database_url))
     for name in (("nobody",), ("stock", "nobody")):
-        assert handlers.forget(*name).verdict is Verdict.UNKNOWN
-    assert handlers.forget("stock", topic="elsewhere").verdict is Verdict.UNKNOWN
+        assert handlers.forget(*name).status is ForgetStatus.UNKNOWN
+    assert handlers.forget("stock", topic="elsewhere").status is ForgetStatus.UNKNOWN
     assert ask(database_url, "select count(*) from subscription") == [(1,)]
 
 
 async def test_rev_07_who_is_forgotten_is_not_waited_for(database_url: str, handlers: Handlers) -> None:
     await announced(stock(database_url))
     done = handlers.forget("stock", "reserve")
-    assert (done.verdict, done.waiting, done.unstarted, done.abandoned, done.left, done.open) == (
-        *(Verdict.FORGOTTEN, 0, 0, 0, 0, False),
+    assert (done.status, done.waiting, done.unstarted, done.abandoned, done.left, done.open) == (
+        *(ForgetStatus.FORGOTTEN, 0, 0, 0, 0, False),
     )
     assert [one.topics for one in done.handlers] == [("reserve",)]
     assert handlers.read() == []
@@ -142,7 +142,7 @@ async def test_what_is_pending_has_to_be_decided(database_url: str, handlers: Ha
     await launcher.launches()
     before = [ask(database_url, f"select * from {table}") for table in ("subscription", "child", "run")]  # noqa: S608
     refused = handlers.forget("stock")
-    assert (refused.verdict, [one.pending for one in refused.handlers]) == (Verdict.REFUSED_PENDING, [1])
+    assert (refused.status, [one.pending for one in refused.handlers]) == (ForgetStatus.REFUSED_PENDING, [1])
     assert before == [ask(database_url, f"select * from {table}") for table in ("subscription", "child", "run")]  # noqa: S608
 
 
@@ -158,7 +158,7 @@ async def test_q13_what_waits_fails_and_the_parent_handles_it(
     if started:
         await taken_in(app, database_url)
     done = handlers.forget("stock", pending=Pending.FAIL)
-    assert (done.verdict, done.waiting, done.unstarted) == (Verdict.FORGOTTEN, int(not started), int(started))
+    assert (done.status, done.waiting, done.unstarted) == (ForgetStatus.FORGOTTEN, int(not started), int(started))
     async with launcher.app.running():
         if copes:
             await handle.wait(20)
@@ -188,7 +188,7 @@ async def test_q13_what_waits_is_skipped_and_is_never_asked_to_undo(
     if started:
         await taken_in(app, database_url)
     done = handlers.forget("stock", pending=Pending.SKIP)
-    assert (done.verdict, done.waiting, done.unstarted) == (Verdict.FORGOTTEN, int(not started), int(started))
+    assert (done.status, done.waiting, done.unstarted) == (ForgetStatus.FORGOTTEN, int(not started), int(started))
     async with launcher.app.running():
         if payload == "fails":
             with pytest.raises(DistributedError, match="after all"):
@@ -220,7 +220,7 @@ async def test_a_topic_that_a_saga_has_left_is_forgotten_alone(database_url: str
     launcher = Launcher(database_url)
     await launcher.launches()
     done = handlers.forget("stock", "reserve", topic="reserve")
-    assert (done.verdict, done.waiting) == (Verdict.FORGOTTEN, 0)
+    assert (done.status, done.waiting) == (ForgetStatus.FORGOTTEN, 0)
     assert [(one.topics, one.waiting) for one in handlers.read("stock")] == [(("reserve.new",), 1)]
 
 
@@ -230,9 +230,9 @@ async def test_a_service_whose_workers_are_alive_is_forgotten_by_force_only(
     app = stock(database_url)
     async with app.running():
         await until(lambda: all(one.alive for one in handlers.read("stock")))
-        assert handlers.forget("stock").verdict is Verdict.REFUSED_ALIVE
+        assert handlers.forget("stock").status is ForgetStatus.REFUSED_ALIVE
         assert ask(database_url, "select count(*) from subscription") == [(1,)]
-        assert handlers.forget("stock", force=True).verdict is Verdict.FORGOTTEN
+        assert handlers.forget("stock", force=True).status is ForgetStatus.FORGOTTEN
     assert ask(database_url, "select count(*) from subscription") == [(0,)]
 
 
@@ -250,13 +250,13 @@ async def test_runs_under_way_are_named_and_only_abandoned_when_that_is_said(
            returning 1""",
     )
     refused = handlers.forget("stock", pending=Pending.FAIL)
-    assert (refused.verdict, [(run.saga, run.state, run.step) for run in refused.active]) == (
-        Verdict.REFUSED_ACTIVE,
+    assert (refused.status, [(run.saga, run.state, run.step) for run in refused.active]) == (
+        ForgetStatus.REFUSED_ACTIVE,
         [("reserve", RunState.RUNNING, "step 0")],
     )
     assert ask(database_url, "select count(*) from subscription where service = 'stock'") == [(1,)]
     done = handlers.forget("stock", abandon=True)
-    assert (done.verdict, done.abandoned, done.unstarted) == (Verdict.FORGOTTEN, 1, 0)
+    assert (done.status, done.abandoned, done.unstarted) == (ForgetStatus.FORGOTTEN, 1, 0)
     async with launcher.app.running():
         with pytest.raises(DistributedError) as caught:
             await handle.wait(20)
@@ -278,7 +278,7 @@ async def test_what_is_parked_or_rolls_back_is_under_way(database_url: str, hand
         ask(database_url, "update run set reason = 'why' where service = 'stock' returning 1")
         ask(database_url, "delete from mailbox returning 1")
         ask(database_url, "delete from turn returning 1")
-    assert handlers.forget("stock").verdict is Verdict.REFUSED_ACTIVE
+    assert handlers.forget("stock").status is ForgetStatus.REFUSED_ACTIVE
     assert handlers.forget("stock", abandon=True).abandoned == 1
 
 
@@ -291,10 +291,10 @@ async def test_what_is_being_executed_at_this_moment_is_left_and_said(database_u
     with psycopg.connect(database_url) as worker:
         worker.execute("select from scoop_outbox.run where service = 'stock' for update")
         done = handlers.forget("stock", pending=Pending.SKIP)
-    assert (done.verdict, done.unstarted, done.left) == (Verdict.FORGOTTEN, 0, 1)
+    assert (done.status, done.unstarted, done.left) == (ForgetStatus.FORGOTTEN, 0, 1)
     # It can be called again, though nobody is subscribed.
     again = handlers.forget("stock", pending=Pending.SKIP)
-    assert (again.verdict, again.unstarted, again.left) == (Verdict.FORGOTTEN, 1, 0)
+    assert (again.status, again.unstarted, again.left) == (ForgetStatus.FORGOTTEN, 1, 0)
     assert handlers.read("stock") == []
 
 

@@ -16,7 +16,7 @@ import pytest
 from psycopg import sql
 
 from scoop_outbox import Message, Running, Scoop, Scope
-from scoop_outbox.broker.protocol import ACKNOWLEDGED, Publisher, Receipt, Verdict
+from scoop_outbox.broker.protocol import ACKNOWLEDGED, Publisher, PublishStatus, Receipt
 from scoop_outbox.daemon import counters
 from scoop_outbox.daemon.monitoring import health as health_module
 from scoop_outbox.daemon.monitoring.health import Health, watched
@@ -35,7 +35,7 @@ def always_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Verdicts(FakeBroker):
-    """A broker that gives one verdict for everything."""
+    """A broker that gives one status for everything."""
 
     receipt = ACKNOWLEDGED
 
@@ -139,7 +139,7 @@ async def test_what_starts_or_stops_is_alive_and_not_ready(database_url: str) ->
 async def test_a_broker_in_trouble_is_no_reason_to_restart(database_url: str) -> None:
     app = shop(database_url)
     broker = Verdicts()
-    broker.receipt = Receipt(Verdict.FAILED_FOR_NOW, "no leader")
+    broker.receipt = Receipt(PublishStatus.RETRIABLE, "no leader")
     async with served(app, broker) as (port, _):
         assert await problems(port) == {}
         await app.launch("orders", SECRET, key=SECRET)
@@ -277,7 +277,7 @@ async def test_numbers_of_relay_worker_and_intake(database_url: str) -> None:
         assert await value(port, 'publish_seconds_bucket{le="+Inf"}') == await value(port, "publish_seconds_count")
         assert await value(port, "outbox_rows") == 0
         assert (await value(port, "process_resident_memory_bytes") or 0) > 1e6
-        broker.receipt = Receipt(Verdict.FAILED_FOR_GOOD, f"{SECRET} is too large")
+        broker.receipt = Receipt(PublishStatus.PERMANENT, f"{SECRET} is too large")
         await app.launch("orders", SECRET)
         await until(lambda: metric(port, 'dead_letters_total{origin="relay",reason="too_large"}', 1))
         broker.put(replace(message(9), defect="its header is no UUID"))
@@ -332,7 +332,7 @@ async def metric(port: int, name: str, expected: float) -> bool:
 
 
 def test_topics_do_not_grow_without_end() -> None:
-    counted = counters.Tally()
+    counted = counters.RelayCounters()
     counted.acknowledged(f"topic {number}" for number in range(1000))
     counted.acknowledged(["topic 0"])
     assert len(counted.published) == counters.TOPICS + 1

@@ -15,10 +15,10 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from scoop_outbox import Draft, Handle, Message, Scoop, Scope, outcomes
 from scoop_outbox.daemon import signals as signals_module
-from scoop_outbox.daemon.polling import Pace
-from scoop_outbox.daemon.relay.relay import relay as relay_module
+from scoop_outbox.daemon.polling import AdaptivePolling
+from scoop_outbox.daemon.relay import relay as relay_module
 from scoop_outbox.daemon.signals import Signals
-from scoop_outbox.daemon.worker.worker import worker as worker_module
+from scoop_outbox.daemon.worker import worker as worker_module
 from scoop_outbox.store import notifier
 from scoop_outbox.store.notifier import LONGEST, MOST, Notifier
 from scoop_outbox.store.url import parsed
@@ -32,11 +32,11 @@ LONG = 20.0
 def never_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Relays, workers and those who wait look once, and then only when they are told to."""
 
-    def pace(*args: Any, **kwargs: Any) -> Pace:
-        return Pace(HOURS, HOURS)
+    def polling(*args: Any, **kwargs: Any) -> AdaptivePolling:
+        return AdaptivePolling(HOURS, HOURS)
 
     for module in (relay_module, worker_module, outcomes):
-        monkeypatch.setattr(module, "Pace", pace)
+        monkeypatch.setattr(module, "AdaptivePolling", polling)
     for name in ("_SHORTEST_LOOK", "_LONGEST_LOOK", "_LONGEST_IF_TOLD"):
         monkeypatch.setattr(outcomes, name, HOURS)
 

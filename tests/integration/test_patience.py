@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import make_url
 
 from scoop_outbox import Scoop
-from scoop_outbox.daemon.relay.relay import prefetch as reader_module
+from scoop_outbox.daemon.relay import prefetch as reader_module
 from scoop_outbox.daemon.worker.worker import Worker
 from scoop_outbox.store import patient as patient_module
 from scoop_outbox.store.connect import driver_engine
@@ -64,16 +64,16 @@ async def test_what_reads_ahead_is_not_waited_for_for_ever_either(
     publisher.open.clear()
     with psycopg.connect(database_url) as holder:
         # Not what has been read already: only the second batch is waited for.
-        read = reader_module.Reader._run
+        read = reader_module.Prefetch._run
 
         def late(reader: Any, plan: Any) -> Any:
             holder.execute("lock table scoop_outbox.outbox")
             return read(reader, plan)
 
-        monkeypatch.setattr(reader_module.Reader, "_run", late)
+        monkeypatch.setattr(reader_module.Prefetch, "_run", late)
         async with relaying(database_url, publisher):
             await until(lambda: "cannot read ahead (Interrupted)" in caplog.text)
-            monkeypatch.setattr(reader_module.Reader, "_run", read)
+            monkeypatch.setattr(reader_module.Prefetch, "_run", read)
             holder.rollback()
             publisher.open.set()
             await until(lambda: left(database_url) == 0)
@@ -127,7 +127,7 @@ async def test_workers_of_the_same_service_in_another_schema_are_no_peers(databa
         for worker in workers:
             assert worker is not None
             worker._roster._due_at = 0.0
-            worker._pace.wake()
+            worker._polling.wake()
         await until(lambda: all(worker is not None and worker._roster.left for worker in workers))
         assert [worker._roster.others for worker in workers if worker is not None] == [0, 0]
     for app in shops:

@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import make_url
 
-from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
-from scoop_outbox.daemon.relay.relay import leases as leases_module
-from scoop_outbox.daemon.relay.relay import relay as relay_module
-from scoop_outbox.daemon.relay.relay import topic_backoff as holds_module
-from scoop_outbox.daemon.relay.relay import watermark as floors_module
-from scoop_outbox.daemon.relay.watermark import Floors
+from scoop_outbox.broker.protocol import ACKNOWLEDGED, PublishStatus, Receipt
+from scoop_outbox.daemon.relay import leases as leases_module
+from scoop_outbox.daemon.relay import relay as relay_module
+from scoop_outbox.daemon.relay import topic_backoff as backoff_module
+from scoop_outbox.daemon.relay import watermark as watermark_module
+from scoop_outbox.daemon.relay.watermark import Watermarks
 from scoop_outbox.message import Envelope
 from scoop_outbox.scope import emission
 from scoop_outbox.store.aio import AsyncDriver
@@ -42,7 +42,7 @@ from tests.waiting import until
 @pytest.fixture
 def without_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is found just because all is looked through now and then."""
-    monkeypatch.setattr(floors_module, "SWEEP_EVERY", 3600.0)
+    monkeypatch.setattr(watermark_module, "FULL_SCAN_EVERY", 3600.0)
 
 
 async def test_messages_of_a_key_are_published_in_order_and_then_deleted(database_url: str) -> None:
@@ -111,7 +111,7 @@ async def test_a_relay_that_lost_its_lease_while_it_published_deletes_nothing(da
 
 async def test_a_relay_that_lost_its_lease_buries_nothing(database_url: str) -> None:
     write(database_url, made(1, "k"))
-    slow = FakePublisher(lambda _: Receipt(Verdict.FAILED_FOR_GOOD, "too large"))
+    slow = FakePublisher(lambda _: Receipt(PublishStatus.PERMANENT, "too large"))
     slow.open.clear()
     async with relaying(database_url, slow) as loser:
         await until(lambda: slow.batches)
@@ -128,13 +128,13 @@ async def test_what_fails_for_now_holds_its_own_shard_back_and_keeps_its_order(d
     stuck, fine = keys_of_different_shards(database_url, 2)
     down = True
     publisher = FakePublisher(
-        lambda one: Receipt(Verdict.FAILED_FOR_NOW, "no leader") if down and one.key == stuck else ACKNOWLEDGED
+        lambda one: Receipt(PublishStatus.RETRIABLE, "no leader") if down and one.key == stuck else ACKNOWLEDGED
     )
     write(database_url, *(made(number, key) for number in range(10) for key in (stuck, fine)))
     async with relaying(database_url, publisher) as relay:
         await until(lambda: publisher.of(fine) == list(range(10)))
-        await until(lambda: relay._holds)
-        assert {shard for shard, _ in relay._holds._flows} == {shard_of(database_url, stuck)}
+        await until(lambda: relay._backoff)
+        assert {shard for shard, _ in relay._backoff._flows} == {shard_of(database_url, stuck)}
         write(database_url, *(made(number, key) for number in range(10, 20) for key in (stuck, fine)))
         await until(lambda: publisher.of(fine) == list(range(20)))
         assert publisher.of(stuck) == []
@@ -147,7 +147,7 @@ async def test_what_fails_for_now_holds_its_own_shard_back_and_keeps_its_order(d
 
 async def test_what_fails_for_good_is_a_dead_letter_and_others_go_on(database_url: str) -> None:
     publisher = FakePublisher(
-        lambda one: Receipt(Verdict.FAILED_FOR_GOOD, "too large: o'clock") if one.body == b"3" else ACKNOWLEDGED
+        lambda one: Receipt(PublishStatus.PERMANENT, "too large: o'clock") if one.body == b"3" else ACKNOWLEDGED
     )
     bad = made(3, "k")
     write(
@@ -271,7 +271,7 @@ async def test_a_message_that_commits_late_is_published_though_later_ones_were(d
 async def test_what_a_transaction_writes_is_published_in_order_however_long_it_takes(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(floors_module, "_EVERY", 0.0)
+    monkeypatch.setattr(watermark_module, "_EVERY", 0.0)
     publisher = FakePublisher()
     async with relaying(database_url, publisher):
         with written_late(database_url, made(0, "k")) as write_more:
@@ -344,10 +344,10 @@ async def test_transactions_that_launch_now_and_then_keep_the_order_of_what_they
 async def test_what_nobody_was_known_to_write_is_found_all_the_same(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writing = Floors.writing
-    monkeypatch.setattr(Floors, "writing", lambda self, ends, _: writing(self, ends, set()))
-    monkeypatch.setattr(floors_module, "_EVERY", 0.0)
-    monkeypatch.setattr(floors_module, "SWEEP_EVERY", 0.5)
+    writing = Watermarks.record_writers
+    monkeypatch.setattr(Watermarks, "record_writers", lambda self, ends, _: writing(self, ends, set()))
+    monkeypatch.setattr(watermark_module, "_EVERY", 0.0)
+    monkeypatch.setattr(watermark_module, "FULL_SCAN_EVERY", 0.5)
     publisher = FakePublisher()
     async with relaying(database_url, publisher) as relay:
         with written_late(database_url, made(0, "k")):
@@ -355,7 +355,7 @@ async def test_what_nobody_was_known_to_write_is_found_all_the_same(
             for number in range(1, 6):
                 write(database_url, made(number, "k"))
                 await until(lambda: left(database_url) == 0)
-            await until(lambda: relay._floors.of(shard_of(database_url, "k")) > late[0])
+            await until(lambda: relay._watermarks.low(shard_of(database_url, "k")) > late[0])
         await until(lambda: publisher.of("k") == [*range(1, 6), 0])
 
 
@@ -425,10 +425,10 @@ async def test_a_reason_is_logged_when_it_changes_and_not_for_each_message(
     database_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO", "scoop_outbox.daemon")
-    monkeypatch.setattr(holds_module, "LONGEST", 0.01)
-    monkeypatch.setattr(holds_module, "_LONGEST_FOR_ALL", 0.01)
+    monkeypatch.setattr(backoff_module, "LONGEST", 0.01)
+    monkeypatch.setattr(backoff_module, "_LONGEST_FOR_ALL", 0.01)
     reason = ["no leader"]
-    publisher = FakePublisher(lambda _: Receipt(Verdict.FAILED_FOR_NOW, reason[0]) if reason else ACKNOWLEDGED)
+    publisher = FakePublisher(lambda _: Receipt(PublishStatus.RETRIABLE, reason[0]) if reason else ACKNOWLEDGED)
     write(database_url, *(made(number, "k") for number in range(3)))
     async with relaying(database_url, publisher) as relay:
         await until(lambda: len(publisher.batches) > 5)
@@ -445,7 +445,7 @@ async def test_a_reason_is_logged_when_it_changes_and_not_for_each_message(
 
 async def test_a_topic_that_is_missing_does_not_slow_the_others_of_its_shard(database_url: str) -> None:
     publisher = FakePublisher(
-        lambda one: Receipt(Verdict.FAILED_FOR_GOOD, "there is no topic gone") if one.topic == "gone" else ACKNOWLEDGED
+        lambda one: Receipt(PublishStatus.PERMANENT, "there is no topic gone") if one.topic == "gone" else ACKNOWLEDGED
     )
     gone = [
         emission("gone", number, key="k", headers=None, context=None, awaited=False, depth=0) for number in range(800)
@@ -466,12 +466,12 @@ async def test_a_topic_that_is_missing_does_not_slow_the_others_of_its_shard(dat
     assert publisher.of("k") == list(range(800))
     assert ask(database_url, "select count(*), count(distinct message_id) from dead_letter") == [(800, 800)]
     assert sum(batches) == len(publisher.batches) == 2
-    assert relay.tally.dead_letters == {"no_topic": 800}
-    assert relay.tally.published == {"topic": 800}
+    assert relay.counters.dead_letters == {"no_topic": 800}
+    assert relay.counters.published == {"topic": 800}
 
 
 VERDICTS = st.lists(
-    st.sampled_from([Verdict.ACKNOWLEDGED] * 4 + [Verdict.FAILED_FOR_NOW, Verdict.FAILED_FOR_GOOD]), max_size=40
+    st.sampled_from([PublishStatus.ACKNOWLEDGED] * 4 + [PublishStatus.RETRIABLE, PublishStatus.PERMANENT]), max_size=40
 )
 
 
@@ -482,15 +482,17 @@ VERDICTS = st.lists(
     batch=st.integers(1, 8),
 )
 async def test_messages_of_a_key_on_a_topic_keep_their_order_whatever_the_broker_says(
-    database_url: str, verdicts: list[Verdict], messages: list[tuple[str, str]], batch: int
+    database_url: str, verdicts: list[PublishStatus], messages: list[tuple[str, str]], batch: int
 ) -> None:
     left_to_say = list(reversed(verdicts))
-    publisher = FakePublisher(lambda _: Receipt(left_to_say.pop() if left_to_say else Verdict.ACKNOWLEDGED, "why"))
+    publisher = FakePublisher(
+        lambda _: Receipt(left_to_say.pop() if left_to_say else PublishStatus.ACKNOWLEDGED, "why")
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(relay_module, "BATCH", batch)
-        patch.setattr(holds_module, "LONGEST", 0.001)
-        patch.setattr(holds_module, "_LONGEST_FOR_ALL", 0.001)
-        patch.setattr(floors_module, "SWEEP_EVERY", 0.03)
+        patch.setattr(backoff_module, "LONGEST", 0.001)
+        patch.setattr(backoff_module, "_LONGEST_FOR_ALL", 0.001)
+        patch.setattr(watermark_module, "FULL_SCAN_EVERY", 0.03)
         with psycopg.connect(database_url) as connection:
             connection.execute("truncate scoop_outbox.outbox, scoop_outbox.dead_letter")
         write(database_url, *(made(number, *message) for number, message in enumerate(messages)))

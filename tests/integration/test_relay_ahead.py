@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
+from scoop_outbox.broker.protocol import ACKNOWLEDGED, PublishStatus, Receipt
 from scoop_outbox.core.outbox import read_outbox
-from scoop_outbox.daemon.relay.prefetch import Reader
+from scoop_outbox.daemon.relay import leases as leases_module
+from scoop_outbox.daemon.relay import relay as relay_module
+from scoop_outbox.daemon.relay import watermark as watermark_module
+from scoop_outbox.daemon.relay.prefetch import Prefetch
 from scoop_outbox.daemon.relay.relay import Relay
-from scoop_outbox.daemon.relay.relay import leases as leases_module
-from scoop_outbox.daemon.relay.relay import relay as relay_module
-from scoop_outbox.daemon.relay.relay import watermark as floors_module
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.message import Envelope
 from scoop_outbox.store.home import Home
@@ -56,12 +56,12 @@ async def test_what_was_published_is_deleted_while_the_next_batch_is_published(
         publisher.open.clear()
         return ACKNOWLEDGED
 
-    publisher.verdict = close_behind_the_first
+    publisher.status = close_behind_the_first
     write(database_url, *(made(number, "k") for number in range(100)))
     async with relaying(database_url, publisher):
         await until(lambda: len(publisher.batches) == 2)
         await until(lambda: left(database_url) == 90)
-        publisher.verdict = lambda _: ACKNOWLEDGED
+        publisher.status = lambda _: ACKNOWLEDGED
         publisher.open.set()
         await until(lambda: left(database_url) == 0)
     assert publisher.of("k") == list(range(100))
@@ -75,7 +75,7 @@ async def test_what_was_read_ahead_is_thrown_away_when_the_shard_fails_for_now(
     failing = [b"2"]
     publisher = FakePublisher(
         lambda one: (
-            Receipt(Verdict.FAILED_FOR_NOW, "no leader") if one.key == stuck and one.body in failing else ACKNOWLEDGED
+            Receipt(PublishStatus.RETRIABLE, "no leader") if one.key == stuck and one.body in failing else ACKNOWLEDGED
         )
     )
     publisher.open.clear()
@@ -128,16 +128,16 @@ async def test_a_shard_that_is_lost_while_it_is_read_is_begun_anew_when_it_is_wo
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relay_module, "BATCH", 2)
-    monkeypatch.setattr(floors_module, "SWEEP_EVERY", 3600.0)
+    monkeypatch.setattr(watermark_module, "FULL_SCAN_EVERY", 3600.0)
     monkeypatch.setattr(leases_module, "LEASE", timedelta(seconds=0.6))
     write(database_url, *(made(number, "k") for number in range(6)))
-    read, may_read = Reader._run, threading.Event()
+    read, may_read = Prefetch._run, threading.Event()
 
     def hold(reader: Any, plan: Any) -> Any:
         assert may_read.wait(30)
         return read(reader, plan)
 
-    monkeypatch.setattr(Reader, "_run", hold)
+    monkeypatch.setattr(Prefetch, "_run", hold)
     publisher = FakePublisher()
     publisher.open.clear()
     async with relaying(database_url, publisher) as relay:

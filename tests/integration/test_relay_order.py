@@ -17,12 +17,12 @@ from datetime import timedelta
 import psycopg
 import pytest
 
-from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
+from scoop_outbox.broker.protocol import ACKNOWLEDGED, PublishStatus, Receipt
 from scoop_outbox.core.delivery import launch
-from scoop_outbox.daemon.relay.relay import leases as leases_module
-from scoop_outbox.daemon.relay.relay import relay as relay_module
-from scoop_outbox.daemon.relay.relay import topic_backoff as holds_module
-from scoop_outbox.daemon.relay.relay import watermark as floors_module
+from scoop_outbox.daemon.relay import leases as leases_module
+from scoop_outbox.daemon.relay import relay as relay_module
+from scoop_outbox.daemon.relay import topic_backoff as backoff_module
+from scoop_outbox.daemon.relay import watermark as watermark_module
 from scoop_outbox.message import Envelope
 from scoop_outbox.store import queries
 from scoop_outbox.store.joined import run_joined
@@ -32,7 +32,7 @@ from tests.waiting import until
 
 SECONDS = float(os.environ.get("SCOOP_OUTBOX_FUZZ_SECONDS", "3"))
 SEED = int(os.environ.get("SCOOP_OUTBOX_FUZZ_SEED", "1"))
-DOWN = Receipt(Verdict.FAILED_FOR_NOW, "no leader")
+DOWN = Receipt(PublishStatus.RETRIABLE, "no leader")
 TOPICS = ("A", "B")
 Flow = tuple[str, str | None]
 FLOWS: list[Flow] = list(itertools.product(TOPICS, ("k1", "k2")))
@@ -61,7 +61,7 @@ class World:
     def pause(self, *longest: float) -> float:
         return self.random.random() * self.random.choice(longest)
 
-    def verdict(self, one: Envelope) -> Receipt:
+    def status(self, one: Envelope) -> Receipt:
         if one.topic in self.down or self.random.random() < self.flaky:
             return DOWN
         self.first.setdefault(int(one.body), len(self.first))
@@ -129,7 +129,7 @@ class SlowPublisher(FakePublisher):
     """Takes a moment for each batch."""
 
     def __init__(self, world: World) -> None:
-        super().__init__(world.verdict)
+        super().__init__(world.status)
         self._world = world
 
     async def publish(self, batch: Sequence[Envelope]) -> Sequence[Receipt]:
@@ -162,9 +162,9 @@ async def test_rev_01_d17_the_order_within_a_key_survives(
     name: str, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = CASES[name]
-    monkeypatch.setattr(floors_module, "SWEEP_EVERY", case.sweep)
-    monkeypatch.setattr(floors_module, "_EVERY", 0.1)
-    monkeypatch.setattr(holds_module, "LONGEST", 0.5)
+    monkeypatch.setattr(watermark_module, "FULL_SCAN_EVERY", case.sweep)
+    monkeypatch.setattr(watermark_module, "_EVERY", 0.1)
+    monkeypatch.setattr(backoff_module, "LONGEST", 0.5)
     monkeypatch.setattr(leases_module, "LEASE", timedelta(seconds=1))
     monkeypatch.setattr(relay_module, "BATCH", case.batch)
     world = World(SEED, flaky=case.flaky, outages=case.outages)

@@ -10,9 +10,9 @@ import pytest
 
 from scoop_outbox import Message, Retry, Scoop, Scope
 from scoop_outbox.daemon import signals as signals_module
-from scoop_outbox.daemon.polling import Pace
-from scoop_outbox.daemon.relay.relay import relay as relay_module
-from scoop_outbox.daemon.worker.worker import worker as worker_module
+from scoop_outbox.daemon.polling import AdaptivePolling
+from scoop_outbox.daemon.relay import relay as relay_module
+from scoop_outbox.daemon.worker import worker as worker_module
 from scoop_outbox.store import notifier
 from scoop_outbox.store.migrate import migrate
 from tests.waiting import until
@@ -24,11 +24,11 @@ HOURS = 3600.0
 def never_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Relays and workers look once, and then only when they are told to."""
 
-    def pace(*args: Any, **kwargs: Any) -> Pace:
-        return Pace(HOURS, HOURS)
+    def polling(*args: Any, **kwargs: Any) -> AdaptivePolling:
+        return AdaptivePolling(HOURS, HOURS)
 
-    monkeypatch.setattr(relay_module, "Pace", pace)
-    monkeypatch.setattr(worker_module, "Pace", pace)
+    monkeypatch.setattr(relay_module, "AdaptivePolling", polling)
+    monkeypatch.setattr(worker_module, "AdaptivePolling", polling)
 
 
 @pytest.fixture

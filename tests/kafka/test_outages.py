@@ -24,7 +24,7 @@ async def publish_all(publisher: KafkaPublisher, batch: list[Envelope], tried: l
         while batch:
             receipts = await publisher.publish(batch[:100])
             tried.append(verdicts(receipts).count(ACKNOWLEDGED))
-            failed = [one for one, receipt in zip(batch, receipts, strict=False) if receipt.verdict is FOR_NOW]
+            failed = [one for one, receipt in zip(batch, receipts, strict=False) if receipt.status is FOR_NOW]
             batch = failed + batch[100:]
 
 

@@ -203,7 +203,7 @@ async def test_a_message_that_is_too_large_for_the_topic_fails_alone(trial: Tria
     batch.insert(100, envelope(topic, "k2", secrets.token_bytes(30_000)))
     batch.insert(200, envelope(other, "k2", b"other"))
     receipts = await publisher.publish(batch)
-    assert [index for index, verdict in enumerate(verdicts(receipts)) if verdict is not ACKNOWLEDGED] == [100]
+    assert [index for index, status in enumerate(verdicts(receipts)) if status is not ACKNOWLEDGED] == [100]
     assert verdicts(receipts)[100] is FOR_GOOD
     assert "Kafka refuses it" in receipts[100].reason
     found = [message for part in range(partitions) for message in trial.read(topic, part)]

@@ -109,7 +109,7 @@ async def test_a_host_that_can_be_none_is_said_and_the_next_one_is_tried(trial: 
         (receipt,) = await (await nowhere.publisher()).publish([envelope("t")])
         assert verdicts(await (await other.publisher()).publish([envelope(topic)])) == [ACKNOWLEDGED]
 
-    assert receipt.verdict is FOR_NOW
+    assert receipt.status is FOR_NOW
     assert f"host '{host}' in the broker URL" in receipt.reason
 
 

@@ -36,9 +36,9 @@ async def test_killed_in_the_middle_and_started_again_nothing_acknowledged_is_lo
                 assert FOR_GOOD not in verdicts(receipts), receipts
                 refused = refused or FOR_NOW in verdicts(receipts)
                 acknowledged.extend(
-                    one for one, said in zip(batch, receipts, strict=True) if said.verdict is ACKNOWLEDGED
+                    one for one, said in zip(batch, receipts, strict=True) if said.status is ACKNOWLEDGED
                 )
-                batch = [one for one, said in zip(batch, receipts, strict=True) if said.verdict is FOR_NOW]
+                batch = [one for one, said in zip(batch, receipts, strict=True) if said.status is FOR_NOW]
                 if batch:
                     await asyncio.sleep(0.05)
             number += 50
@@ -125,7 +125,7 @@ async def test_what_is_asked_of_a_frozen_broker_is_not_taken_for_a_cancellation(
     finally:
         server.thaw()
 
-    assert receipt.verdict is FOR_NOW
+    assert receipt.status is FOR_NOW
     await until(lambda: consumer.trouble is None, 20)
     assert [one.envelope.body for one in await received(consumer, 1)] == [b"0"]
     assert verdicts(await publisher.publish([envelope(topic, body=b"1")])) == [ACKNOWLEDGED]
@@ -145,7 +145,7 @@ async def test_a_broker_that_is_short_of_memory_takes_nothing_until_it_has_some(
         (receipt,) = await publisher.publish([envelope(topic, body=b"1")])
     finally:
         await asyncio.to_thread(server.ctl, "set_vm_memory_high_watermark", "0.4")
-    assert receipt.verdict is FOR_NOW
+    assert receipt.status is FOR_NOW
     assert "rabbitmqctl status shows whether it is short of memory or disk" in receipt.reason
 
     async def taken() -> bool:

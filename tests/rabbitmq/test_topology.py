@@ -165,7 +165,7 @@ async def test_who_may_not_ask_for_an_exchange_or_a_queue_may_publish_and_receiv
     with pytest.raises(BrokerError, match="topology apply"):
         await trial.broker().prepare(Subscription("s", name("missing"), (topic,)))
     (receipt,) = await (await trial.publisher()).publish([envelope(f"{name('exchange')}/a")])
-    assert receipt.verdict is FOR_GOOD
+    assert receipt.status is FOR_GOOD
     assert "there is no exchange" in receipt.reason
 
 

@@ -17,10 +17,10 @@ from scoop_outbox_rabbitmq import RabbitBroker, open_broker
 from scoop_outbox_rabbitmq.consumer import RabbitConsumer
 from scoop_outbox_rabbitmq.publisher import RabbitPublisher
 
-from scoop_outbox.broker.protocol import Delivery, Receipt, Subscription, Verdict
+from scoop_outbox.broker.protocol import Delivery, PublishStatus, Receipt, Subscription
 from scoop_outbox.message import BYTES, Envelope, uuid7
 
-ACKNOWLEDGED, FOR_NOW, FOR_GOOD = Verdict.ACKNOWLEDGED, Verdict.FAILED_FOR_NOW, Verdict.FAILED_FOR_GOOD
+ACKNOWLEDGED, FOR_NOW, FOR_GOOD = PublishStatus.ACKNOWLEDGED, PublishStatus.RETRIABLE, PublishStatus.PERMANENT
 
 
 def name(stem: str = "topic") -> str:
@@ -33,9 +33,9 @@ def envelope(topic: str, key: str | None = None, body: bytes = b"{}", **headers:
     return Envelope(str(uuid7()), topic, key, body, BYTES, headers)
 
 
-def verdicts(receipts: Sequence[Receipt]) -> list[Verdict]:
+def verdicts(receipts: Sequence[Receipt]) -> list[PublishStatus]:
     """What the broker said."""
-    return [receipt.verdict for receipt in receipts]
+    return [receipt.status for receipt in receipts]
 
 
 class Trial:

@@ -12,7 +12,7 @@ import pytest
 
 from scoop_outbox import Answer, DistributedError, Scoop
 from scoop_outbox.core import placing
-from scoop_outbox.daemon.worker.worker import roster
+from scoop_outbox.daemon.worker import roster
 from tests.waiting import until
 
 LONG = 60.0

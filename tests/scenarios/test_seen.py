@@ -13,8 +13,8 @@ import pytest_asyncio
 import sqlalchemy as sa
 
 from scoop_outbox import DistributedError, Handle, Message, Running, RunState, Scoop, Scope, TransientError
-from scoop_outbox.daemon.counters import Ends
-from scoop_outbox.daemon.worker.worker import reports, roster, surroundings
+from scoop_outbox.daemon.counters import RunCounters
+from scoop_outbox.daemon.worker import reports, roster, surroundings
 from tests.scenarios.conftest import MakeShop
 from tests.scenarios.shop import LONG, Shop, launches, raises
 from tests.waiting import until
@@ -123,7 +123,7 @@ async def test_the_duration_of_a_run_ends_with_its_last_step(app: Scoop) -> None
     async with app.running() as running:
         await (await app.launch("orders", {})).wait(LONG)
         assert running.worker is not None
-        (seen,) = running.worker.reports.ends.seconds.values()
+        (seen,) = running.worker.reports.counters.seconds.values()
     assert 0.25 < seen.total < LONG
 
 
@@ -349,7 +349,7 @@ async def parked(app: Scoop, handle: Handle) -> bool:
 
 
 def test_ends_are_counted_and_timed_but_for_those_that_may_go_on() -> None:
-    ends = Ends(["order"])
+    ends = RunCounters(["order"])
     assert ends.counts["order", RunState.COMMITTED] == 0
     ends.note("order", RunState.COMMITTED, 0.5)
     ends.note("order", RunState.PARKED, None)

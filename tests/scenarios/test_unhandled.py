@@ -16,7 +16,7 @@ from scoop_outbox.daemon import unhandled as unhandled_module
 from scoop_outbox.daemon.counters import OTHER, TOPICS
 from scoop_outbox.daemon.daemons import Daemons
 from scoop_outbox.daemon.monitoring.metrics import exposition
-from scoop_outbox.daemon.monitoring.snapshot import Observed
+from scoop_outbox.daemon.monitoring.snapshot import Snapshot
 from scoop_outbox.daemon.unhandled import UnhandledLaunches
 from tests.integration.relaying import ask, left
 
@@ -60,7 +60,7 @@ async def test_q71_a_step_that_launches_where_nobody_listens_goes_on(
         for number in range(3):
             await (await app.launch("orders", number)).wait(LONG)
         assert app.unhandled == running.unhandled == {"nowhere": 6, "elsewhere": 3}
-        _, text = exposition(running, Observed(), "")
+        _, text = exposition(running, Snapshot(), "")
     assert b'scoop_outbox_unhandled_launches_total{topic="nowhere"} 6.0' in text
     assert sorted(one.split(", ")[0] for one in told(caplog)) == [
         "service 'shop' launches on topic 'elsewhere'",

@@ -29,8 +29,8 @@ def worker_of(steps: list[Execution | BaseException]) -> Worker:
             return step
 
     worker = Driven(app.home, "shop", app.sagas, Signals(app.home), 1)
-    worker._mail.horizon.look()
-    worker._mail.horizon.looked(None)
+    worker._mail.lookback.look()
+    worker._mail.lookback.looked(None)
     return worker
 
 
@@ -40,7 +40,7 @@ async def executed(worker: Worker) -> timedelta:
     assert worker._start(run, "a")
     await worker._tasks[run]
     assert not worker._tasks
-    return worker._mail.horizon.look()
+    return worker._mail.lookback.look()
 
 
 FAILURES = [Interrupted("the database went away"), OSError("no route"), asyncio.CancelledError(), ValueError("a bug")]

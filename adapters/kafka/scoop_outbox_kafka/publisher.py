@@ -27,7 +27,7 @@ from itertools import groupby
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from scoop_outbox import headers as wire
-from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
+from scoop_outbox.broker.protocol import ACKNOWLEDGED, PublishStatus, Receipt
 from scoop_outbox.message import Envelope
 from scoop_outbox_kafka.client import ClientThread, make
 from scoop_outbox_kafka.record import Records
@@ -202,7 +202,7 @@ class KafkaPublisher:
                 self._renew(done)
             if not progress:
                 break
-        left = Receipt(Verdict.FAILED_FOR_NOW, self._trouble or "Kafka has not answered")
+        left = Receipt(PublishStatus.RETRIABLE, self._trouble or "Kafka has not answered")
         return [receipt or left for receipt in receipts]
 
     def _waiting(self, batch: Sequence[Envelope], without: list[int], receipts: list[Receipt | None]) -> list[int]:
@@ -334,7 +334,7 @@ class KafkaPublisher:
         for index in acknowledged:
             receipts[index] = ACKNOWLEDGED
         for index, reason in done.unfit:
-            receipts[index] = Receipt(Verdict.FAILED_FOR_GOOD, reason)
+            receipts[index] = Receipt(PublishStatus.PERMANENT, reason)
         for index, error in done.failed:
             code = error.code()
             if code in OF_TOPIC:
@@ -342,7 +342,7 @@ class KafkaPublisher:
                 refused = progress = True
             elif code in _OF_MESSAGE and index in alone:
                 size = " (max.message.bytes of the topic)" if code == KafkaError.MSG_SIZE_TOO_LARGE else ""
-                receipts[index] = Receipt(Verdict.FAILED_FOR_GOOD, f"Kafka refuses it: {error.str()}{size}")
+                receipts[index] = Receipt(PublishStatus.PERMANENT, f"Kafka refuses it: {error.str()}{size}")
                 progress = True
             elif code in _OF_MESSAGE:
                 alone.add(index)

@@ -9,7 +9,7 @@ import time
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from scoop_outbox.broker.protocol import Receipt, Verdict
+from scoop_outbox.broker.protocol import PublishStatus, Receipt
 
 _LOOK_AGAIN = 0.1
 _EVERYWHERE = "__consumer_offsets"
@@ -70,7 +70,7 @@ class Topics:
             unknown = (unknown & self._missing.keys()) - self.refused.keys()
             if unknown and time.monotonic() >= until:
                 for topic in unknown:
-                    self.refused[topic] = Receipt(Verdict.FAILED_FOR_NOW, _refusal(topic, self._missing[topic][1]))
+                    self.refused[topic] = Receipt(PublishStatus.RETRIABLE, _refusal(topic, self._missing[topic][1]))
                 return
             if unknown:
                 time.sleep(_LOOK_AGAIN)
@@ -95,7 +95,7 @@ class Topics:
         """Note that a topic cannot be published on."""
         self._known.discard(topic)
         self._missing.pop(topic, None)
-        self.refused[topic] = Receipt(Verdict.FAILED_FOR_GOOD, _refusal(topic, error))
+        self.refused[topic] = Receipt(PublishStatus.PERMANENT, _refusal(topic, error))
 
     def forget(self) -> None:
         """Ask for each topic again."""

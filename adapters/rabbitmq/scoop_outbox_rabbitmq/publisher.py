@@ -24,7 +24,7 @@ from aiormq.exceptions import (
 )
 from pamqp.commands import Basic
 
-from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
+from scoop_outbox.broker.protocol import ACKNOWLEDGED, PublishStatus, Receipt
 from scoop_outbox.cancellation import own_cancellation_only
 from scoop_outbox.errors import BrokerError
 from scoop_outbox.message import Envelope
@@ -106,7 +106,7 @@ class RabbitPublisher:
                 check_exchange_name(where.exchange)
                 items[index] = _Item(envelope, where, outgoing(envelope, where))
             except (UnpublishableError, BrokerError) as error:
-                receipts[index] = Receipt(Verdict.FAILED_FOR_GOOD, str(error))
+                receipts[index] = Receipt(PublishStatus.PERMANENT, str(error))
         trouble = None
         self._begin_until = time.monotonic() + BEGIN_WITHIN
         try:
@@ -124,7 +124,7 @@ class RabbitPublisher:
         if trouble is not None and trouble != self._trouble:
             log.warning("nothing can be published: %s", trouble)
         self._trouble = trouble
-        waiting = Receipt(Verdict.FAILED_FOR_NOW, trouble or "the connection was lost")
+        waiting = Receipt(PublishStatus.RETRIABLE, trouble or "the connection was lost")
         for index, item in items.items():
             receipts[index] = item.receipt
         return [receipt or waiting for receipt in receipts]
@@ -154,7 +154,7 @@ class RabbitPublisher:
             try:
                 check_size(item.envelope, item.properties, link.connection_tune.frame_max)
             except UnpublishableError as error:
-                item.receipt = Receipt(Verdict.FAILED_FOR_GOOD, str(error))
+                item.receipt = Receipt(PublishStatus.PERMANENT, str(error))
         missing = await self._missing(items)
         for item in items:
             item.receipt = item.receipt or missing.get(item.route.exchange)
@@ -181,14 +181,14 @@ class RabbitPublisher:
                 held[key] = item.receipt
 
     async def _missing(self, items: Sequence[_Item]) -> dict[str, Receipt]:
-        """Open what channels are needed; return the verdict on what is for exchanges that do not exist."""
+        """Open what channels are needed; return the status on what is for exchanges that do not exist."""
         missing = {}
         needed = {item.route.exchange for item in items if item.receipt is None}
         for item in items:
             exchange = item.route.exchange
             if item.receipt is None and exchange not in missing and not self._has_channel(exchange):
                 if not await self._may_open_another(needed):
-                    missing[exchange] = Receipt(Verdict.FAILED_FOR_NOW, _TOO_MANY)
+                    missing[exchange] = Receipt(PublishStatus.RETRIABLE, _TOO_MANY)
                     continue
                 try:
                     channel = await self._channel(exchange)
@@ -198,7 +198,7 @@ class RabbitPublisher:
                     # Some versions demand more of whoever asks than of whoever publishes. Publishing will tell.
                     await self._channel(exchange)
                 except REFUSED as error:
-                    missing[exchange] = Receipt(Verdict.FAILED_FOR_GOOD, _refusal(error, item))
+                    missing[exchange] = Receipt(PublishStatus.PERMANENT, _refusal(error, item))
         for exchange in needed & self._channels.keys():
             self._channels[exchange] = self._channels.pop(exchange)
         return missing
@@ -260,7 +260,7 @@ class RabbitPublisher:
 
     def _too_late(self) -> Receipt | None:
         """Return what becomes of a message that is not sent any more, when it is too late to."""
-        return Receipt(Verdict.FAILED_FOR_NOW, _SLOW) if time.monotonic() >= self._begin_until else None
+        return Receipt(PublishStatus.RETRIABLE, _SLOW) if time.monotonic() >= self._begin_until else None
 
     async def _alone(self, item: _Item, missing: dict[str, Receipt]) -> Receipt:
         """Publish one message with nothing else in flight: what happens to the channel is its doing."""
@@ -268,12 +268,12 @@ class RabbitPublisher:
             channel = await self._channel(item.route.exchange)
             return await self._one(item, channel)
         except (*REFUSED, *_FATAL) as error:
-            receipt = Receipt(Verdict.FAILED_FOR_GOOD, _refusal(error, item))
+            receipt = Receipt(PublishStatus.PERMANENT, _refusal(error, item))
             if isinstance(error, ChannelNotFoundEntity):
                 missing[item.route.exchange] = receipt
             return receipt
         except LOST as error:
-            return Receipt(Verdict.FAILED_FOR_NOW, f"the connection was lost ({explain(error)})")
+            return Receipt(PublishStatus.RETRIABLE, f"the connection was lost ({explain(error)})")
         except Exception as error:  # noqa: BLE001 - it is logged, and costs no other message
             return _stumbled(error)
 
@@ -290,11 +290,11 @@ class RabbitPublisher:
                     wait=False,
                 )
         except PublishError:
-            return Receipt(Verdict.FAILED_FOR_GOOD, _unroutable(item.route))
+            return Receipt(PublishStatus.PERMANENT, _unroutable(item.route))
         except DeliveryError:
-            return Receipt(Verdict.FAILED_FOR_NOW, "a queue does not take it: it is full, or has no leader")
+            return Receipt(PublishStatus.RETRIABLE, "a queue does not take it: it is full, or has no leader")
         except (ValueError, TypeError) as error:
-            return Receipt(Verdict.FAILED_FOR_GOOD, f"it cannot be written as AMQP: {error}")
+            return Receipt(PublishStatus.PERMANENT, f"it cannot be written as AMQP: {error}")
         return ACKNOWLEDGED
 
     @staticmethod
@@ -336,7 +336,7 @@ class RabbitPublisher:
 
 
 def _failed_for_now(receipt: Receipt) -> bool:
-    return receipt.verdict is Verdict.FAILED_FOR_NOW
+    return receipt.status is PublishStatus.RETRIABLE
 
 
 def _hold_back(items: Iterable[_Item]) -> None:
@@ -354,7 +354,7 @@ def _hold_back(items: Iterable[_Item]) -> None:
 def _stumbled(error: Exception) -> Receipt:
     """Return what becomes of a message when nobody knows what is wrong: no other one may fail for it."""
     log.error("a message could not be published", exc_info=error)
-    return Receipt(Verdict.FAILED_FOR_NOW, f"it could not be published ({type(error).__name__}: {error})")
+    return Receipt(PublishStatus.RETRIABLE, f"it could not be published ({type(error).__name__}: {error})")
 
 
 def _unroutable(to: Route) -> str:

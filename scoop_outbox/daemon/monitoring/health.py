@@ -22,7 +22,7 @@ from scoop_outbox.core.parking import count_troubled
 from scoop_outbox.daemon.daemons import Daemons
 from scoop_outbox.daemon.monitoring.http import Answer, listening
 from scoop_outbox.daemon.monitoring.metrics import exposition
-from scoop_outbox.daemon.monitoring.snapshot import Observed
+from scoop_outbox.daemon.monitoring.snapshot import Snapshot
 from scoop_outbox.errors import DatabaseError
 from scoop_outbox.store import revisions
 from scoop_outbox.store.home import Home
@@ -38,12 +38,12 @@ _FRESH = 1.0
 _PATIENCE = 3.0
 
 
-_UNASKED = Observed()
+_UNASKED = Snapshot()
 """What is seen of a database that is left alone: no problem, and no numbers."""
 
 
-def _unanswered() -> Observed:
-    return Observed(problem=f"it has not answered within {_PATIENCE:.0f} s")
+def _unanswered() -> Snapshot:
+    return Snapshot(problem=f"it has not answered within {_PATIENCE:.0f} s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class _Found:
     """What was last seen in the database."""
 
     at: float
-    seen: Observed
+    seen: Snapshot
 
 
 class Health:
@@ -71,7 +71,7 @@ class Health:
         self._loop = asyncio.get_running_loop()
         self._daemons: Daemons | None = None
         self._beat: float | None = None
-        self._looking: asyncio.Task[Observed] | None = None
+        self._looking: asyncio.Task[Snapshot] | None = None
         self._found: _Found | None = None
         self._revisions: dict[str | None, str | None] = {}
         self.stopping = self.closed = False
@@ -110,7 +110,7 @@ class Health:
             found[name] = "has died, see the log"
         return found
 
-    def _problems(self, look: Observed) -> dict[str, str]:
+    def _problems(self, look: Snapshot) -> dict[str, str]:
         found = self.deaths()
         if self.stopping:
             found["process"] = "it is stopping"
@@ -125,14 +125,14 @@ class Health:
                     found[name] = trouble
         return found
 
-    async def _look(self) -> Observed:
+    async def _look(self) -> Snapshot:
         try:
             async with asyncio.timeout(_PATIENCE):
                 return await self._look_once()
         except TimeoutError:
             return _unanswered()
 
-    def _look_from_thread(self) -> Observed:
+    def _look_from_thread(self) -> Snapshot:
         looking = asyncio.run_coroutine_threadsafe(self._look_once(), self._loop)
         try:
             return looking.result(_PATIENCE)
@@ -140,7 +140,7 @@ class Health:
             looking.cancel()
             return _unanswered()
 
-    async def _look_once(self) -> Observed:
+    async def _look_once(self) -> Snapshot:
         if self.closed:
             return _UNASKED
         if self._found is not None and time.monotonic() - self._found.at < _FRESH:
@@ -150,24 +150,24 @@ class Health:
             self._looking = asyncio.create_task(self._look_at_database(), name="scoop_outbox health: look")
         return await asyncio.shield(self._looking)
 
-    async def _look_at_database(self) -> Observed:
+    async def _look_at_database(self) -> Snapshot:
         try:
             seen = await self._ask()
         except DatabaseError as error:
-            seen = Observed(problem=str(error))
+            seen = Snapshot(problem=str(error))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer to what was asked
-            seen = Observed(problem=f"it cannot be asked: {type(error).__name__}")
+            seen = Snapshot(problem=f"it cannot be asked: {type(error).__name__}")
         self._found = _Found(time.monotonic(), seen)
         return seen
 
-    async def _ask(self) -> Observed:
+    async def _ask(self) -> Snapshot:
         daemons = self._daemons
         async with self._home.driver() as driver:
             revision = await driver.run(read_revision())
             if revision not in self._revisions:
                 self._revisions[revision] = await asyncio.to_thread(self._misfit, revision)
             count, age = await driver.run(look_at_outbox(COUNTED))
-            seen = Observed(self._revisions[revision], count, age)
+            seen = Snapshot(self._revisions[revision], count, age)
             if daemons is None or daemons.worker is None:
                 return seen
             due = await driver.run(count_due(daemons.service, daemons.sagas, COUNTED_DUE))

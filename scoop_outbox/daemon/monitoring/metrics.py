@@ -14,17 +14,17 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from scoop_outbox.daemon.counters import Ends, Histogram
+from scoop_outbox.daemon.counters import Histogram, RunCounters
 from scoop_outbox.daemon.daemons import Daemons
 from scoop_outbox.daemon.intake import Intake
-from scoop_outbox.daemon.monitoring.snapshot import Observed
+from scoop_outbox.daemon.monitoring.snapshot import Snapshot
 from scoop_outbox.daemon.relay.relay import Relay
 from scoop_outbox.daemon.worker.worker import Worker
 
 _PREFIX = "scoop_outbox_"
 
 
-def exposition(daemons: Daemons | None, seen: Observed, accept: str) -> tuple[str, bytes]:
+def exposition(daemons: Daemons | None, seen: Snapshot, accept: str) -> tuple[str, bytes]:
     """Return the kind and the text of all metrics.
 
     Args:
@@ -40,7 +40,7 @@ def exposition(daemons: Daemons | None, seen: Observed, accept: str) -> tuple[st
 
 
 class _Collector(Collector):
-    def __init__(self, daemons: Daemons | None, seen: Observed) -> None:
+    def __init__(self, daemons: Daemons | None, seen: Snapshot) -> None:
         self._daemons = daemons
         self._seen = seen
 
@@ -58,7 +58,7 @@ class _Collector(Collector):
                 yield from _intake(self._daemons.intake)
             if self._daemons.worker is not None:
                 yield from _worker(self._daemons.worker)
-                yield from _runs(self._daemons.service, self._daemons.worker.reports.ends)
+                yield from _runs(self._daemons.service, self._daemons.worker.reports.counters)
             yield _dead_letters(self._daemons)
             yield _unhandled(self._daemons)
 
@@ -71,7 +71,7 @@ def _counter(name: str, text: str, value: float) -> Metric:
     return CounterMetricFamily(_PREFIX + name, text, value)
 
 
-def _database(seen: Observed) -> Iterator[Metric]:
+def _database(seen: Snapshot) -> Iterator[Metric]:
     yield _gauge("database_up", "Whether the database can be used.", float(seen.problem is None))
     if seen.waiting is not None:
         yield _gauge("outbox_rows", "Messages that wait to be published, counted up to 10000.", seen.waiting)
@@ -91,17 +91,17 @@ def _database(seen: Observed) -> Iterator[Metric]:
 
 
 def _relay(relay: Relay) -> Iterator[Metric]:
-    tally = relay.tally
+    counters = relay.counters
     yield _gauge("relay_shards", "Shards of the outbox that this relay owns.", relay.shards)
     yield _gauge("relay_in_trouble", "Whether the broker does not take messages just now.", relay.trouble is not None)
     published = CounterMetricFamily(
         _PREFIX + "published", "Messages that the broker has acknowledged.", None, ["topic"]
     )
-    for topic, count in tally.published.copy().items():
+    for topic, count in counters.published.copy().items():
         published.add_metric([topic], count)
     yield published
-    yield _histogram("publish_seconds", "How long it took to publish a batch.", tally.seconds)
-    yield _counter("failed_for_now", "How often a message failed and is tried again.", tally.failed_for_now)
+    yield _histogram("publish_seconds", "How long it took to publish a batch.", counters.seconds)
+    yield _counter("failed_for_now", "How often a message failed and is tried again.", counters.failed_for_now)
 
 
 def _intake(intake: Intake) -> Iterator[Metric]:
@@ -129,16 +129,16 @@ def _worker(worker: Worker) -> Iterator[Metric]:
     yield interrupted
 
 
-def _runs(service: str, ends: Ends) -> Iterator[Metric]:
+def _runs(service: str, counters: RunCounters) -> Iterator[Metric]:
     labels = ["service", "saga", "state"]
     counts = CounterMetricFamily(_PREFIX + "runs", "How often runs got into a state in which they end.", None, labels)
-    for (saga, state), count in ends.counts.copy().items():
+    for (saga, state), count in counters.counts.copy().items():
         counts.add_metric([service, saga, state], count)
     yield counts
     seconds = HistogramMetricFamily(
         _PREFIX + "run_seconds", "How long runs took from the taking in of their messages.", labels=labels
     )
-    for (saga, state), seen in ends.seconds.items():
+    for (saga, state), seen in counters.seconds.items():
         seconds.add_metric([service, saga, state], _buckets(seen), seen.total)
     yield seconds
 
@@ -148,7 +148,7 @@ def _dead_letters(daemons: Daemons) -> Metric:
         _PREFIX + "dead_letters", "Messages that became dead letters.", None, ["origin", "reason"]
     )
     if daemons.relay is not None:
-        for reason, count in daemons.relay.tally.dead_letters.copy().items():
+        for reason, count in daemons.relay.counters.dead_letters.copy().items():
             family.add_metric(["relay", reason], count)
     if daemons.intake is not None:
         family.add_metric(["intake", "unusable"], daemons.intake.dead_letters)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
+class Snapshot:
     """One look at the database.
 
     Attributes:

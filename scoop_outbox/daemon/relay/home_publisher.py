@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import psycopg
 import sqlalchemy as sa
 
-from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
+from scoop_outbox.broker.protocol import ACKNOWLEDGED, PublishStatus, Receipt
 from scoop_outbox.core.claim import Hints
 from scoop_outbox.core.delivery import take_in
 from scoop_outbox.message import Envelope
@@ -41,7 +41,7 @@ class HomePublisher:
             # Not the messages' fault, as far as we know: they stay where they are.
             log.warning("messages cannot be taken in for now: %s", error)
             await self.close()
-            return [Receipt(Verdict.FAILED_FOR_NOW, type(error).__name__)] * len(batch)
+            return [Receipt(PublishStatus.RETRIABLE, type(error).__name__)] * len(batch)
 
     async def _publish(self, batch: Sequence[Envelope]) -> Sequence[Receipt]:
         if self._driver is None or not self._driver.usable:
@@ -52,7 +52,7 @@ class HomePublisher:
             # One message that cannot be stored must not stop the others: halve the batch until it is alone.
             if len(batch) == 1:
                 log.warning("message %s cannot be taken in: %s", batch[0].id, type(error).__name__)
-                return [Receipt(Verdict.FAILED_FOR_GOOD, str(error))]
+                return [Receipt(PublishStatus.PERMANENT, str(error))]
             middle = len(batch) // 2
             return [*await self._publish(batch[:middle]), *await self._publish(batch[middle:])]
         return [ACKNOWLEDGED] * len(batch)

@@ -20,7 +20,7 @@ from scoop_outbox.store.patient import PATIENCE
 T = TypeVar("T")
 
 
-class Reader:
+class Prefetch:
     """Executes plans beside the loop, one at a time; it connects when there is one.
 
     Args:
@@ -47,7 +47,7 @@ class Reader:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
             self._abort()
-            running.add_done_callback(_heed)
+            running.add_done_callback(consume_exception)
             raise
         finally:
             giving_up.cancel()
@@ -78,7 +78,7 @@ class Reader:
                 driver.close()
 
 
-def _heed(running: asyncio.Future[Any]) -> None:
+def consume_exception(running: asyncio.Future[Any]) -> None:
     """Take notice of how it ended: nobody else is interested any more."""
     if not running.cancelled():
         running.exception()

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from scoop_outbox.broker.protocol import ACKNOWLEDGED, Publisher, Receipt, Verdict
+from scoop_outbox.broker.protocol import ACKNOWLEDGED, Publisher, PublishStatus, Receipt
 from scoop_outbox.cancellation import own_cancellation_only
 from scoop_outbox.core.outbox import Flow, Outgoing, Place
 from scoop_outbox.errors import BrokerError
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class BatchOutcome:
+class SortedReceipts:
     """What became of a batch.
 
     Attributes:
@@ -38,20 +38,20 @@ class BatchOutcome:
     reason: str = ""
 
 
-def batch_outcome(batch: Outgoing, receipts: Sequence[Receipt]) -> BatchOutcome:
+def sort_receipts(batch: Outgoing, receipts: Sequence[Receipt]) -> SortedReceipts:
     """Sort a batch by its receipts."""
     if receipts.count(ACKNOWLEDGED) == len(batch):  # the rule, and there are many
-        return BatchOutcome(batch.places, [one.topic for one in batch.envelopes])
-    found = BatchOutcome()
+        return SortedReceipts(batch.places, [one.topic for one in batch.envelopes])
+    found = SortedReceipts()
     for place, envelope, receipt in zip(batch.places, batch.envelopes, receipts, strict=True):
         flow = place[0], envelope.topic
-        if receipt.verdict is Verdict.FAILED_FOR_NOW:
+        if receipt.status is PublishStatus.RETRIABLE:
             found.failed += 1
             found.firsts.setdefault(flow, place[1])
             found.reason = found.reason or receipt.reason or "the broker does not take messages"
             continue
         found.progress.add(flow)
-        if receipt.verdict is Verdict.ACKNOWLEDGED:
+        if receipt.status is PublishStatus.ACKNOWLEDGED:
             found.published.append(place)
             found.topics.append(envelope.topic)
         else:
@@ -65,11 +65,11 @@ async def publish(publisher: Publisher, batch: Sequence[Envelope]) -> Sequence[R
         with own_cancellation_only():
             receipts = await publisher.publish(batch)
     except BrokerError as error:
-        return [Receipt(Verdict.FAILED_FOR_NOW, str(error))] * len(batch)
+        return [Receipt(PublishStatus.RETRIABLE, str(error))] * len(batch)
     except Exception as error:
         log.exception("the publisher has failed; its messages stay in the outbox")
-        return [Receipt(Verdict.FAILED_FOR_NOW, type(error).__name__)] * len(batch)
+        return [Receipt(PublishStatus.RETRIABLE, type(error).__name__)] * len(batch)
     if len(receipts) != len(batch):
         log.error("the publisher returned %d receipts for %d messages", len(receipts), len(batch))
-        return [Receipt(Verdict.FAILED_FOR_NOW, "no receipts")] * len(batch)
+        return [Receipt(PublishStatus.RETRIABLE, "no receipts")] * len(batch)
     return receipts

@@ -26,14 +26,14 @@ import sqlalchemy as sa
 from scoop_outbox.broker.protocol import Publisher, Receipt
 from scoop_outbox.core.delivery import read_home
 from scoop_outbox.core.outbox import Outgoing, Place, bury_unpublishable, delete_published, read_outbox
-from scoop_outbox.daemon.counters import Tally
-from scoop_outbox.daemon.polling import Pace
+from scoop_outbox.daemon.counters import RelayCounters
+from scoop_outbox.daemon.polling import AdaptivePolling
 from scoop_outbox.daemon.relay.leases import Leases
-from scoop_outbox.daemon.relay.prefetch import Reader
+from scoop_outbox.daemon.relay.prefetch import Prefetch
 from scoop_outbox.daemon.relay.probe import Probe
-from scoop_outbox.daemon.relay.receipts import batch_outcome, publish
-from scoop_outbox.daemon.relay.topic_backoff import Holds
-from scoop_outbox.daemon.relay.watermark import Floors
+from scoop_outbox.daemon.relay.receipts import publish, sort_receipts
+from scoop_outbox.daemon.relay.topic_backoff import TopicBackoff
+from scoop_outbox.daemon.relay.watermark import Watermarks
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.calls import Interrupted
@@ -70,7 +70,7 @@ class Relay:
 
     Attributes:
         published: how many rows were published and deleted.
-        tally: what became of messages, in numbers.
+        counters: what became of messages, in numbers.
     """
 
     def __init__(self, home: Home, publisher: Publisher, signals: Signals) -> None:
@@ -78,13 +78,13 @@ class Relay:
         self._home = home
         self._publisher = publisher
         self._probe = Probe(publisher)
-        self._pace = Pace(longest=0.5)
+        self._polling = AdaptivePolling(longest=0.5)
         self._driver: PatientDriver | None = None
-        self._reader = Reader(home)
+        self._prefetch = Prefetch(home)
         self._leases = Leases(home)
-        self._floors = Floors()
+        self._watermarks = Watermarks()
         self._on_trial = False  # whether a topic is tried again with the next batch
-        self._holds = Holds()
+        self._backoff = TopicBackoff()
         self._aside = False  # the shards are left to whoever can reach the broker
         self._draining: set[int] = set()  # shards of which there is more than was read
         self._ahead = Outgoing()  # was read, and is published next
@@ -97,11 +97,11 @@ class Relay:
         self._publishing_since: float | None = None
         self._database: str | None = None  # why it cannot be used
         self.published = 0
-        self.tally = Tally()
+        self.counters = RelayCounters()
         signals.on_outbox(self._wake)
 
     def _wake(self) -> bool:
-        self._pace.wake()
+        self._polling.wake()
         return bool(self._leases.epochs)
 
     @property
@@ -118,7 +118,7 @@ class Relay:
         since = self._publishing_since
         if since is not None and time.monotonic() - since > _OVERDUE:
             return f"the broker has not answered for {time.monotonic() - since:.0f} s"
-        return self._holds.reason if self._holds else self._probe.trouble
+        return self._backoff.reason if self._backoff else self._probe.trouble
 
     async def check(self) -> None:
         """See whether the broker would take messages. One that is merely down will come back: `trouble` tells of it.
@@ -135,7 +135,7 @@ class Relay:
     def stop(self) -> None:
         """End after the batch in hand; what is in the outbox stays there."""
         self._stopping = True
-        self._pace.wake()
+        self._polling.wake()
 
     async def run(self) -> None:
         """Relay until stopped, whatever happens to the database and the broker meanwhile."""
@@ -147,12 +147,12 @@ class Relay:
                     failures, self._database = 0, None
                     if not more:
                         self._probe.ask_if_due()
-                        await self._pace.sleep(self._next_due())
+                        await self._polling.sleep(self._next_due())
                 except _DATABASE_ERRORS as error:
                     failures += 1
                     self._note(error)
                     await self._drop_driver()
-                    await self._pace.sleep(min(0.1 * 2.0 ** min(failures, 60), 5.0))
+                    await self._polling.sleep(min(0.1 * 2.0 ** min(failures, 60), 5.0))
         finally:
             await self._release()
             await self._probe.close()
@@ -175,7 +175,7 @@ class Relay:
         if self._leases.due and not await self._stand_aside(driver):
             # Behind the delete, which notices when another relay has our shards.
             await self._keep_leases(driver)
-        if self._holds.pause:
+        if self._backoff.pause:
             return False
         batch, self._ahead = self._ahead or await self._read(driver), Outgoing()
         if not batch:
@@ -186,7 +186,7 @@ class Relay:
             self._leases.doubt()
             return True
         self._settle(batch, await self._publish_and_look_ahead(batch))
-        self._pace.busy()
+        self._polling.busy()
         return bool(self._draining or self._ahead)
 
     async def _publish_and_look_ahead(self, batch: Outgoing) -> Sequence[Receipt]:
@@ -214,14 +214,14 @@ class Relay:
             for task in waited_for:
                 task.cancel()
             await asyncio.gather(*waited_for, return_exceptions=True)
-            self.tally.seconds.observe(time.monotonic() - self._publishing_since)
+            self.counters.seconds.observe(time.monotonic() - self._publishing_since)
             self._in_flight = ()
             self._publishing_since = None
 
     async def _look_ahead(self) -> None:
         """Read the next batch while this one is being published."""
         try:
-            self._ahead = await self._read(self._reader)
+            self._ahead = await self._read(self._prefetch)
         except _DATABASE_ERRORS as error:
             log.warning("the relay cannot read ahead (%s)", type(error).__name__)
 
@@ -241,7 +241,7 @@ class Relay:
         await self._probe.wait()
         return await publish(self._publisher, batch.envelopes)
 
-    async def _read(self, executor: AsyncDriver | Reader) -> Outgoing:
+    async def _read(self, executor: AsyncDriver | Prefetch) -> Outgoing:
         """Read all that is there and not in hand: published and not yet deleted, or about to be."""
         # A few shards, or one busy key, fill a batch as well as all of them do.
         shards = len(self._draining) or SHARDS
@@ -251,44 +251,44 @@ class Relay:
         self._draining, self._on_trial = set(), False
         if not self._leases.epochs or self._origin is None:
             return Outgoing()
-        floors, started = self._floors.look(self._leases.epochs), time.monotonic()
+        low, started = self._watermarks.start_scan(self._leases.epochs), time.monotonic()
         found = await executor.run(
             read_outbox(
-                floors,
+                low,
                 limit,
                 most_bytes,
                 self._origin,
-                self._holds.closed,
-                self._in_hand(floors),
-                ask_who_writes=self._floors.due,
+                self._backoff.blocked,
+                self._in_hand(low),
+                ask_who_writes=self._watermarks.due,
             )
         )
         # Shards that have changed their owner meanwhile are read from the beginning, if they are ours.
-        stale = floors.keys() - self._floors.still(floors)
+        stale = low.keys() - self._watermarks.still_valid(low)
         if found.writing is not None:
-            self._floors.writing(*found.writing)
+            self._watermarks.record_writers(*found.writing)
         full = found.full(limit, most_bytes) - stale
-        self._floors.reached(found.places, full, time.monotonic() - started)
+        self._watermarks.record_scan(found.places, full, time.monotonic() - started)
         self._draining = full
         if stale:
             found = found.without(stale)
-        if self._holds and not self._in_flight:
+        if self._backoff and not self._in_flight:
             # Nothing is there any more of a topic that was to be tried again.
-            self._holds.let_go(self._holds.tried(floors.keys() - stale - full) - found.flows)
+            self._backoff.unblock(self._backoff.half_open(low.keys() - stale - full) - found.flows)
         return found
 
-    def _in_hand(self, floors: Mapping[int, int]) -> list[int]:
-        """Return the numbers above the floors that were read and are still there."""
+    def _in_hand(self, low: Mapping[int, int]) -> list[int]:
+        """Return the numbers above the low watermarks that were read and are still there."""
         places = (*self._in_flight, *self._undeleted, *self._unburied)
-        return sorted(seq for shard, seq in places if seq > floors.get(shard, seq))
+        return sorted(seq for shard, seq in places if seq > low.get(shard, seq))
 
     def _note_what_to_read_again(self) -> None:
-        again = self._holds.try_again()
+        again = self._backoff.try_due()
         self._on_trial |= bool(again)
-        if self._floors.sweep.due:
+        if self._watermarks.full_scan.due:
             again = dict.fromkeys(self._leases.epochs, 0)
-            self._floors.sweep.begin()
-        self._floors.begin({shard: min(above, self._floors.of(shard)) for shard, above in again.items()})
+            self._watermarks.full_scan.begin()
+        self._watermarks.lower({shard: min(above, self._watermarks.low(shard)) for shard, above in again.items()})
 
     async def _bury(self, driver: AsyncDriver) -> None:
         """Make dead letters of what can never be published."""
@@ -296,7 +296,7 @@ class Relay:
         if buried < len(self._unburied):
             self._leases.doubt()
         if buried:
-            self.tally.buried(self._unburied.values())
+            self.counters.buried(self._unburied.values())
             for reason, count in Counter(self._unburied.values()).most_common(_SHOWN):
                 log.error("dead letters that cannot be published, %d more of them: %s", count, reason)
         self._unburied = {}
@@ -317,34 +317,34 @@ class Relay:
         if not self._undeleted:
             # Not at once: whoever was told of mail is at work now, and what it launches is more urgent.
             self._delete_at = time.monotonic() + _DELETE_AFTER
-        found = batch_outcome(batch, receipts)
+        found = sort_receipts(batch, receipts)
         if found.published:
             self._probe.published()
         self._undeleted += found.published
         self._unburied |= found.unpublishable
-        self.tally.acknowledged(found.topics)
-        self.tally.failed_for_now += found.failed
-        if self._holds:
-            self._holds.let_go(batch.flows - found.firsts.keys())
+        self.counters.acknowledged(found.topics)
+        self.counters.failed_for_now += found.failed
+        if self._backoff:
+            self._backoff.unblock(batch.flows - found.firsts.keys())
         # Whoever has a shard now that was ours has to see to it.
         firsts = {flow: seq for flow, seq in found.firsts.items() if flow[0] in self._leases.epochs}
         if firsts:
             # What came to light later may stand before it.
             firsts |= {flow: min(seq, firsts[flow]) for flow, seq in self._ahead.firsts(firsts).items()}
-            floors = {shard: self._floors.of(shard) for shard, _ in firsts}
-            self._holds.failed(firsts, found.progress, found.reason, floors)
+            low = {shard: self._watermarks.low(shard) for shard, _ in firsts}
+            self._backoff.block(firsts, found.progress, found.reason, low)
             # What was read of them ahead is read again when their time comes.
             self._ahead = self._ahead.without(flows=firsts)
 
     def _next_due(self) -> float | None:
-        due = [self._holds.next_due, self._holds.pause or None]
+        due = [self._backoff.next_due, self._backoff.pause or None]
         if self._undeleted:
             due.append(self._delete_at - time.monotonic())
         return min((one for one in due if one is not None), default=None)
 
     async def _stand_aside(self, driver: AsyncDriver) -> bool:
         """Leave the shards to other relays while this one cannot reach the broker; answer whether it does."""
-        stalled = not self._aside and self._holds.stalled > _STAND_ASIDE_AFTER
+        stalled = not self._aside and self._backoff.stalled > _STAND_ASIDE_AFTER
         if stalled and await self._probe.look() is not None:
             log.warning("this relay leaves its shards to others until it can reach the broker")
             await self._delete(driver)
@@ -359,8 +359,8 @@ class Relay:
     async def _connected(self) -> PatientDriver:
         if self._driver is None or not self._driver.usable:
             self._driver = await self._home.connect_to_queues()
-            self._floors.distrust()
-            self._holds.distrust()
+            self._watermarks.reset()
+            self._backoff.reset()
         if self._origin is None:
             self._origin = await self._driver.run(read_home())
         return self._driver
@@ -368,7 +368,7 @@ class Relay:
     async def _keep_leases(self, driver: AsyncDriver) -> None:
         gained, lost = await self._leases.keep(driver)
         self._disown(lost)
-        self._floors.begin(dict.fromkeys(gained, 0))
+        self._watermarks.lower(dict.fromkeys(gained, 0))
 
     def _disown(self, shards: set[int]) -> None:
         """Forget shards: whoever has them now publishes all that is there, what we published last too."""
@@ -376,8 +376,8 @@ class Relay:
             self._undeleted = [place for place in self._undeleted if place[0] not in shards]
             self._unburied = {place: why for place, why in self._unburied.items() if place[0] not in shards}
             self._ahead = self._ahead.without(shards)
-            self._holds.forget(shards)
-            self._floors.begin(dict.fromkeys(shards, 0))
+            self._backoff.forget(shards)
+            self._watermarks.lower(dict.fromkeys(shards, 0))
 
     async def _release(self) -> None:
         """Let a standby take over at once."""
@@ -388,7 +388,7 @@ class Relay:
         except (Interrupted, psycopg.Error):
             log.info("the leases of this relay run out by themselves")
         await self._drop_driver()
-        await self._reader.close()
+        await self._prefetch.close()
 
     async def _drop_driver(self) -> None:
         driver, self._driver = self._driver, None

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from scoop_outbox.core.statement import ask, statement
 from scoop_outbox.daemon.worker.interruptions import DIED, OF_DEATH, Interruption, Interruptions
-from scoop_outbox.daemon.worker.lookback import Horizon
+from scoop_outbox.daemon.worker.lookback import Lookback
 from scoop_outbox.daemon.worker.roster import Roster
 from scoop_outbox.store.aio import AsyncDriver
 
@@ -56,7 +56,7 @@ class MailReader:
         interruptions: told of runs that a process died of.
 
     Attributes:
-        horizon: how far back it looks.
+        lookback: how far back it looks.
     """
 
     def __init__(self, service: str, sagas: Sequence[str], roster: Roster, interruptions: Interruptions) -> None:
@@ -66,12 +66,12 @@ class MailReader:
         self._roster = roster
         self._interruptions = interruptions
         self._marked: set[uuid.UUID] = set()
-        self.horizon = Horizon()
-        self._back = self.horizon.look()
+        self.lookback = Lookback()
+        self._back = self.lookback.look()
 
     async def read(self, driver: AsyncDriver, most: int) -> Look:
         """Read the oldest mail of each saga, `most` runs in all."""
-        self._back = self.horizon.look()
+        self._back = self.lookback.look()
         reading = statement("read_due", **self._where(), **self._roster.shares(), most=most)
         (rows,) = await driver.run(ask(reading))
         *found, (_, _, next_due, _) = rows

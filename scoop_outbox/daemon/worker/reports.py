@@ -11,7 +11,7 @@ from datetime import datetime
 
 from scoop_outbox.core.claim import Unhandled
 from scoop_outbox.core.run import Run, RunState
-from scoop_outbox.daemon.counters import Ends
+from scoop_outbox.daemon.counters import RunCounters
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.daemon.worker.quoting import first_line
 from scoop_outbox.failure import (
@@ -86,7 +86,7 @@ class Reports:
         self._seconds_since = seconds_since
         self._brokered = brokered
         self._interrupted = Seldom(QUIET)
-        self.ends = Ends(sagas)
+        self.counters = RunCounters(sagas)
 
     def unhandled(self, topics: Unhandled) -> None:
         """Say once for each topic that nobody listens to what was launched."""
@@ -97,7 +97,7 @@ class Reports:
         state = run.state
         if state.ended:
             parked = state is RunState.PARKED
-            self.ends.note(run.saga, state, None if parked else self._seconds_since(message.created_at))
+            self.counters.note(run.saga, state, None if parked else self._seconds_since(message.created_at))
         level = _level(run)
         if level is not None and log.isEnabledFor(level):
             subject = Subject(run.service, run.saga, run.id, message.id, message.key, step)
@@ -121,7 +121,7 @@ class Reports:
 
     def parked(self, subject: Subject, reason: str, count: int, host: str) -> None:
         """Say that a run was interrupted so often that it is parked."""
-        self.ends.note(subject.saga, RunState.PARKED, None)
+        self.counters.note(subject.saga, RunState.PARKED, None)
         log.error(
             "run parked: %s, at %s: interrupted %d times in a row without progress, the last time: %s; mend the cause, "
             "then: scoop-outbox retry %s",

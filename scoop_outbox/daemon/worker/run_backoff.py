@@ -1,4 +1,4 @@
-"""Backoff: runs that a worker leaves alone for a while, because they are held by others or cannot go on."""
+"""RunBackoff: runs that a worker leaves alone for a while, because they are held by others or cannot go on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LONGEST = 30.0
 _STALE = 1.0
 
 
-class Backoff:
+class RunBackoff:
     """Remembers in this process only: another worker may try, and after a restart so does this one."""
 
     def __init__(self) -> None:

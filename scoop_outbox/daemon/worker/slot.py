@@ -9,7 +9,7 @@ from scoop_outbox.saga import Saga, is_async
 
 
 @dataclass(slots=True)
-class Counters:
+class WorkerCounters:
     """What this worker has done since it started."""
 
     claims: int = 0

@@ -23,7 +23,7 @@ import sqlalchemy as sa
 from scoop_outbox.cancellation import StrayCancellationError, own_cancellation_only
 from scoop_outbox.core import claim, plans
 from scoop_outbox.core.plans import Execution
-from scoop_outbox.daemon.polling import Pace
+from scoop_outbox.daemon.polling import AdaptivePolling
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.daemon.worker.connections import StepConnections
 from scoop_outbox.daemon.worker.exits import contain_exits, let_exits_through
@@ -32,8 +32,8 @@ from scoop_outbox.daemon.worker.mail import MailReader
 from scoop_outbox.daemon.worker.ready import Ready
 from scoop_outbox.daemon.worker.reports import Reports
 from scoop_outbox.daemon.worker.roster import Roster
-from scoop_outbox.daemon.worker.run_backoff import Backoff
-from scoop_outbox.daemon.worker.slot import Counters, Slot, mostly_async
+from scoop_outbox.daemon.worker.run_backoff import RunBackoff
+from scoop_outbox.daemon.worker.slot import Slot, WorkerCounters, mostly_async
 from scoop_outbox.daemon.worker.surroundings import Surroundings
 from scoop_outbox.saga import Saga
 from scoop_outbox.store.aio import AsyncDriver
@@ -82,7 +82,7 @@ class Worker:
         self._sagas = dict(sagas)
         self._slots = slots
         self._signals = signals
-        self._pace = Pace()
+        self._polling = AdaptivePolling()
         self._roster = Roster(home.process_id, service, self._sagas)
         self._surroundings = Surroundings(service, self._sagas, self._roster, signals)
         self.reports = Reports(service, self._sagas, signals, self._roster.seconds_since, brokered=brokered)
@@ -93,7 +93,7 @@ class Worker:
         self._lock = threading.RLock()
         self._tasks: dict[uuid.UUID, asyncio.Task[None]] = {}
         self._again: set[uuid.UUID] = set()
-        self._backoff = Backoff()
+        self._backoff = RunBackoff()
         self._done: set[uuid.UUID] = set()  # since the feeder last began to read: what it reads of them is old
         self._freed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -106,8 +106,8 @@ class Worker:
         self._connections = StepConnections(home, service, slots, self._context)
         self._workers: dict[bool, claim.Worker] = {}
         self._coroutines = {name: mostly_async(saga) for name, saga in self._sagas.items()}
-        self.counters = Counters()
-        signals.on_mail(service, self._offer, self._pace.wake)
+        self.counters = WorkerCounters()
+        signals.on_mail(service, self._offer, self._polling.wake)
 
     @property
     def busy(self) -> int:
@@ -142,7 +142,7 @@ class Worker:
                 if driver is None or not driver.usable:
                     self._feeder = driver = await self._home.connect_to_queues()
                     await self._roster.introduce(driver)
-                    self._mail.horizon.forget()  # what was asked last may not have been answered
+                    self._mail.lookback.forget()  # what was asked last may not have been answered
                 await self._feed(driver)
                 failures, problem = 0, ""
             except (Interrupted, psycopg.Error, sa.exc.SQLAlchemyError, OSError) as error:
@@ -151,7 +151,7 @@ class Worker:
                     log.warning("the worker cannot use the database: %s; trying again", reason)
                     problem = reason
                 await self._drop_feeder()
-                await self._pace.sleep(min(0.1 * 2.0 ** min(failures, 60), 5.0))
+                await self._polling.sleep(min(0.1 * 2.0 ** min(failures, 60), 5.0))
         await self._leave()
 
     async def _leave(self) -> None:
@@ -181,7 +181,7 @@ class Worker:
         undone, and any other worker executes it again.
         """
         self._stopping = True
-        self._pace.wake()
+        self._polling.wake()
         self._freed.set()
         with self._lock:
             tasks = dict(self._tasks)
@@ -213,11 +213,11 @@ class Worker:
         if not self._ready and self._roster.others and self.busy < self._slots:
             await self._help_others(driver)
         if self._fill():
-            self._pace.busy()
+            self._polling.busy()
         if self.interruptions:
             return
         if self._low:
-            await self._pace.sleep(self._roster.left if wait is None else min(wait, self._roster.left))
+            await self._polling.sleep(self._roster.left if wait is None else min(wait, self._roster.left))
             return
         self._freed.clear()
         with contextlib.suppress(TimeoutError):
@@ -226,7 +226,7 @@ class Worker:
 
     async def _look_around(self, driver: AsyncDriver) -> None:
         if await self._surroundings.look(driver):
-            self._mail.horizon.forget()  # what was another's may lie further back
+            self._mail.lookback.forget()  # what was another's may lie further back
 
     @property
     def _low(self) -> bool:
@@ -246,7 +246,7 @@ class Worker:
             self._behind = {due.saga for due in look.due} if len(look.due) >= most else set()
             # What has been in hand for long has mail that is as old.
             lies = [due.age for due in look.due if due.age < _LONG or due.run_id not in self._tasks]
-            self._mail.horizon.looked(max(lies, default=None))
+            self._mail.lookback.looked(max(lies, default=None))
             for due in allowed:
                 if (delay := self._backoff.left(due.run_id)) > 0:
                     wait = delay if wait is None else min(wait, delay)
@@ -304,11 +304,11 @@ class Worker:
 
     def _take(self, run_id: uuid.UUID, saga: str, delay: float) -> bool:
         if delay > 0:
-            self._loop.call_later(delay, self._pace.wake)
+            self._loop.call_later(delay, self._polling.wake)
         elif run_id in self._tasks:
             self._again.add(run_id)
         elif saga in self._behind or self._ready.has(saga):
-            self._pace.wake()  # behind what has been waiting for longer: the feeder reads in order of time
+            self._polling.wake()  # behind what has been waiting for longer: the feeder reads in order of time
             return self.busy < self._slots
         elif self.busy >= self._slots:
             # Its saga's turn comes next. Another worker that has a slot may be faster.
@@ -352,7 +352,7 @@ class Worker:
             self._interrupted(slot, Interruption(slot.saga, reason, MACHINERY))
         finally:
             if done is None or done is Execution.OTHER_COLOUR:
-                self._mail.horizon.forget()  # its mail lies where it did
+                self._mail.lookback.forget()  # its mail lies where it did
             self._finished(slot, done or Execution.NOTHING)
 
     def _interrupted(self, slot: Slot, why: Interruption) -> None:
@@ -378,7 +378,7 @@ class Worker:
             if self.interruptions or self._low:
                 self._freed.set()
                 if self.interruptions or self._behind:
-                    self._pace.wake()
+                    self._polling.wake()
 
     async def _drive(self, slot: Slot, *, coroutines: bool) -> Execution:
         if not coroutines:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from scoop_outbox.broker.protocol import Feature, Verdict
+from scoop_outbox.broker.protocol import Feature, PublishStatus
 from scoop_outbox.message import Envelope
 from scoop_outbox.testing.contract.harness import Power
 from scoop_outbox.testing.contract.selection import Contract, needs
@@ -37,7 +37,7 @@ class Outages(Contract):
         await until(lambda: member.consumer.trouble is None, "the consumer is well")
         assert await sender.trouble() is None
 
-        assert all(receipt.verdict is Verdict.FAILED_FOR_NOW for receipt in receipts)
+        assert all(receipt.status is PublishStatus.RETRIABLE for receipt in receipts)
         assert received == []
         assert all(troubles), "both say what is wrong"
 

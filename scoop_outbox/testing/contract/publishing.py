@@ -1,10 +1,10 @@
-"""Publishing: every message gets a verdict, and comes through as it was."""
+"""Publishing: every message gets a status, and comes through as it was."""
 
 from __future__ import annotations
 
 import secrets
 
-from scoop_outbox.broker.protocol import Feature, Verdict
+from scoop_outbox.broker.protocol import Feature, PublishStatus
 from scoop_outbox.headers import PREFIX, key_text, text
 from scoop_outbox.message import BYTES, JSON, Envelope, uuid7
 from scoop_outbox.testing.contract.selection import Contract, needs
@@ -128,9 +128,12 @@ class Publishing(Contract):
         again = await sender.all([envelope(topic, "a", b"10"), lost], 45)
         await member.take(good)
 
-        verdicts = [receipt.verdict for receipt in receipts]
-        assert verdicts == [Verdict.ACKNOWLEDGED] * 10 + [Verdict.FAILED_FOR_GOOD] + [Verdict.ACKNOWLEDGED] * 10
-        assert [receipt.verdict for receipt in again] == [Verdict.ACKNOWLEDGED, Verdict.FAILED_FOR_GOOD]
+        verdicts = [receipt.status for receipt in receipts]
+        assert (
+            verdicts
+            == [PublishStatus.ACKNOWLEDGED] * 10 + [PublishStatus.PERMANENT] + [PublishStatus.ACKNOWLEDGED] * 10
+        )
+        assert [receipt.status for receipt in again] == [PublishStatus.ACKNOWLEDGED, PublishStatus.PERMANENT]
         assert lost.topic in receipts[10].reason, "the reason names the topic"
 
     @needs(Feature.KNOWS_TOPICS, Feature.ORDER_PER_KEY)
@@ -163,8 +166,8 @@ class Publishing(Contract):
         await sender.deliver(after)
         await member.take([*good, *after])
 
-        assert receipts[4].verdict is Verdict.FAILED_FOR_GOOD
-        assert all(receipt.verdict is Verdict.ACKNOWLEDGED for receipt in [*receipts[:4], *receipts[5:]])
+        assert receipts[4].status is PublishStatus.PERMANENT
+        assert all(receipt.status is PublishStatus.ACKNOWLEDGED for receipt in [*receipts[:4], *receipts[5:]])
         assert large.id not in {one.id for one in member.got}
         if Feature.ORDER_PER_KEY in self.features:
             assert in_order(member.got) == {"a": list(range(10)), "b": list(range(10))}

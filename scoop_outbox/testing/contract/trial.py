@@ -10,7 +10,16 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
 
-from scoop_outbox.broker.protocol import Broker, Consumer, Delivery, Feature, Publisher, Receipt, Subscription, Verdict
+from scoop_outbox.broker.protocol import (
+    Broker,
+    Consumer,
+    Delivery,
+    Feature,
+    Publisher,
+    PublishStatus,
+    Receipt,
+    Subscription,
+)
 from scoop_outbox.message import BYTES, Envelope, uuid7
 from scoop_outbox.testing.contract.harness import Harness
 
@@ -64,12 +73,12 @@ def judge(batch: Sequence[Envelope], receipts: Sequence[Receipt]) -> None:
     assert len(receipts) == len(batch), "there is one receipt for each message"
     waiting: set[tuple[str, str]] = set()
     for one, receipt in zip(batch, receipts, strict=True):
-        assert receipt.verdict is Verdict.ACKNOWLEDGED or receipt.reason, "what failed has a reason"
+        assert receipt.status is PublishStatus.ACKNOWLEDGED or receipt.reason, "what failed has a reason"
         if one.key is None:
             continue
         if (one.topic, one.key) in waiting:
-            assert receipt.verdict is Verdict.FAILED_FOR_NOW, "a message was published although one before it was not"
-        if receipt.verdict is Verdict.FAILED_FOR_NOW:
+            assert receipt.status is PublishStatus.RETRIABLE, "a message was published although one before it was not"
+        if receipt.status is PublishStatus.RETRIABLE:
             waiting.add((one.topic, one.key))
 
 
@@ -101,7 +110,7 @@ class Sender:
         while pending:
             receipts = await self.once([batch[index] for index in pending])
             last.update(zip(pending, receipts, strict=True))
-            pending = [index for index in pending if last[index].verdict is Verdict.FAILED_FOR_NOW]
+            pending = [index for index in pending if last[index].status is PublishStatus.RETRIABLE]
             if pending:
                 self.refused += 1
                 assert time.monotonic() < deadline, f"{last[pending[0]].reason} for {seconds} s"
@@ -111,7 +120,7 @@ class Sender:
     async def deliver(self, batch: Sequence[Envelope], seconds: float = LONG) -> None:
         """Publish a batch all of which must be acknowledged."""
         receipts = await self.all(batch, seconds)
-        bad = {receipt.reason for receipt in receipts if receipt.verdict is not Verdict.ACKNOWLEDGED}
+        bad = {receipt.reason for receipt in receipts if receipt.status is not PublishStatus.ACKNOWLEDGED}
         assert not bad, bad
 
     async def trouble(self) -> str | None:

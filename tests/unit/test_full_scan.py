@@ -2,19 +2,19 @@
 
 import pytest
 
-from scoop_outbox.daemon import full_scan as sweep_module
-from scoop_outbox.daemon.full_scan import Sweep
+from scoop_outbox.daemon import full_scan as full_scan_module
+from scoop_outbox.daemon.full_scan import FullScan
 from tests.clock import Clock
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(sweep_module, "time", clock)
+    monkeypatch.setattr(full_scan_module, "time", clock)
     return clock
 
 
-def due(sweep: Sweep) -> bool:
+def due(sweep: FullScan) -> bool:
     return sweep.due
 
 
@@ -22,7 +22,7 @@ def due(sweep: Sweep) -> bool:
 def test_the_longer_it_takes_the_less_often_but_at_least_once_in_a_minute(
     clock: Clock, took: float, pause: float
 ) -> None:
-    sweep = Sweep()
+    sweep = FullScan()
     assert due(sweep)
     sweep.begin()
     assert not due(sweep), "nobody else is to begin another one"
@@ -34,7 +34,7 @@ def test_the_longer_it_takes_the_less_often_but_at_least_once_in_a_minute(
 
 
 def test_a_look_that_is_none_from_the_beginning_says_nothing_of_how_long_one_takes(clock: Clock) -> None:
-    sweep = Sweep()
+    sweep = FullScan()
     sweep.begin()
     sweep.looked(0.01)
     sweep.looked(2.0)
@@ -43,7 +43,7 @@ def test_a_look_that_is_none_from_the_beginning_says_nothing_of_how_long_one_tak
 
 
 def test_when_something_may_be_left_behind_it_is_due_at_once(clock: Clock) -> None:
-    sweep = Sweep()
+    sweep = FullScan()
     sweep.begin()
     sweep.soon()
     assert due(sweep)

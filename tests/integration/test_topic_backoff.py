@@ -6,19 +6,19 @@ from typing import Any
 
 import pytest
 
-from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt, Verdict
+from scoop_outbox.broker.protocol import ACKNOWLEDGED, PublishStatus, Receipt
+from scoop_outbox.daemon.relay import relay as relay_module
+from scoop_outbox.daemon.relay import topic_backoff as backoff_module
+from scoop_outbox.daemon.relay import watermark as watermark_module
 from scoop_outbox.daemon.relay.leases import Leases
-from scoop_outbox.daemon.relay.prefetch import Reader
-from scoop_outbox.daemon.relay.relay import relay as relay_module
-from scoop_outbox.daemon.relay.relay import topic_backoff as holds_module
-from scoop_outbox.daemon.relay.relay import watermark as floors_module
+from scoop_outbox.daemon.relay.prefetch import Prefetch
 from scoop_outbox.store.aio import AsyncDriver
 from scoop_outbox.store.calls import Interrupted
 from scoop_outbox.store.schema import SHARDS
 from tests.integration.relaying import FakePublisher, ask, left, made, relaying, shard_of, write, written_late
 from tests.waiting import until
 
-FULL = Receipt(Verdict.FAILED_FOR_NOW, "the queue is full")
+FULL = Receipt(PublishStatus.RETRIABLE, "the queue is full")
 
 
 async def test_a_topic_that_is_not_taken_does_not_stop_the_others(
@@ -50,7 +50,7 @@ async def test_a_topic_that_is_not_taken_is_tried_again_with_a_few_messages(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relay_module, "TRIAL", 2)
-    monkeypatch.setattr(holds_module, "LONGEST", 0.2)
+    monkeypatch.setattr(backoff_module, "LONGEST", 0.2)
     full = True
     publisher = FakePublisher(lambda one: FULL if full and one.topic == "full" else ACKNOWLEDGED)
     write(database_url, *(made(number, "k", "full") for number in range(100)))
@@ -66,8 +66,8 @@ async def test_a_topic_that_is_not_taken_is_tried_again_with_a_few_messages(
 async def test_a_long_backlog_that_is_held_back_is_not_passed_over_with_each_look(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(floors_module, "_EVERY", 0.0)
-    monkeypatch.setattr(floors_module, "SWEEP_EVERY", 3600.0)
+    monkeypatch.setattr(watermark_module, "_EVERY", 0.0)
+    monkeypatch.setattr(watermark_module, "FULL_SCAN_EVERY", 3600.0)
     monkeypatch.setattr(relay_module, "BATCH", 2)
     full = True
     publisher = FakePublisher(lambda one: FULL if full and one.topic == "full" else ACKNOWLEDGED)
@@ -75,7 +75,7 @@ async def test_a_long_backlog_that_is_held_back_is_not_passed_over_with_each_loo
     shard = shard_of(database_url, "k")
     (last,) = ask(database_url, "select max(seq) from outbox where topic = 'full'")[0]
     async with relaying(database_url, publisher) as relay:
-        await until(lambda: relay._floors.of(shard) >= last, 30)
+        await until(lambda: relay._watermarks.low(shard) >= last, 30)
         full = False
         await until(lambda: left(database_url) == 0)
     assert publisher.of("k") == list(range(50))
@@ -84,8 +84,8 @@ async def test_a_long_backlog_that_is_held_back_is_not_passed_over_with_each_loo
 async def test_what_comes_to_light_below_a_message_that_is_not_taken_is_tried_with_it(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(floors_module, "SWEEP_EVERY", 3600.0)
-    monkeypatch.setattr(floors_module, "_EVERY", 0.0)
+    monkeypatch.setattr(watermark_module, "FULL_SCAN_EVERY", 3600.0)
+    monkeypatch.setattr(watermark_module, "_EVERY", 0.0)
     monkeypatch.setattr(relay_module, "BATCH", 2)
     full = True
     publisher = FakePublisher(lambda one: FULL if full else ACKNOWLEDGED)
@@ -93,13 +93,13 @@ async def test_what_comes_to_light_below_a_message_that_is_not_taken_is_tried_wi
     with ExitStack() as late:
         late.enter_context(written_late(database_url, made(0, "k")))
         write(database_url, *(made(number, "k") for number in range(1, 7)))
-        read = Reader._run
+        read = Prefetch._run
 
         def read_behind_the_commit(reader: Any, plan: Any) -> Any:
             late.close()
             return read(reader, plan)
 
-        monkeypatch.setattr(Reader, "_run", read_behind_the_commit)
+        monkeypatch.setattr(Prefetch, "_run", read_behind_the_commit)
         async with relaying(database_url, publisher) as relay:
             await until(lambda: relay._ahead)
             publisher.open.set()
@@ -112,10 +112,10 @@ async def test_what_comes_to_light_below_a_message_that_is_not_taken_is_tried_wi
 async def test_rev_01_what_commits_while_its_topic_is_held_back_is_not_passed_over(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(floors_module, "SWEEP_EVERY", 3600.0)
-    monkeypatch.setattr(floors_module, "_EVERY", 0.0)
-    monkeypatch.setattr(holds_module, "_SHORTEST", 1.5)
-    monkeypatch.setattr(holds_module, "_LONGEST_FOR_ALL", 0.01)
+    monkeypatch.setattr(watermark_module, "FULL_SCAN_EVERY", 3600.0)
+    monkeypatch.setattr(watermark_module, "_EVERY", 0.0)
+    monkeypatch.setattr(backoff_module, "_SHORTEST", 1.5)
+    monkeypatch.setattr(backoff_module, "_LONGEST_FOR_ALL", 0.01)
     full = True
     publisher = FakePublisher(lambda one: FULL if full and one.topic == "full" else ACKNOWLEDGED)
     shard = shard_of(database_url, "k")
@@ -132,7 +132,7 @@ async def test_rev_01_what_commits_while_its_topic_is_held_back_is_not_passed_ov
 
         def passed() -> bool:
             write(database_url, made(next(numbers), "k", "other"))
-            return relay._floors.of(shard) > int(last)
+            return relay._watermarks.low(shard) > int(last)
 
         await until(passed, 30, 0.1)
         full = False
@@ -144,7 +144,7 @@ async def test_rev_01_what_commits_while_its_topic_is_held_back_is_not_passed_ov
 async def test_a_topic_of_which_nothing_is_left_is_held_back_no_more(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(holds_module, "LONGEST", 0.2)
+    monkeypatch.setattr(backoff_module, "LONGEST", 0.2)
     publisher = FakePublisher(lambda one: FULL if one.topic == "full" else ACKNOWLEDGED)
     write(database_url, made(0, "k", "full"), made(1, "k"))
     async with relaying(database_url, publisher) as relay:
@@ -158,7 +158,7 @@ async def test_a_relay_that_cannot_reach_the_broker_leaves_its_shards_to_one_tha
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relay_module, "_STAND_ASIDE_AFTER", 0.2)
-    cut_off = FakePublisher(lambda _: Receipt(Verdict.FAILED_FOR_NOW, "no route to host"))
+    cut_off = FakePublisher(lambda _: Receipt(PublishStatus.RETRIABLE, "no route to host"))
     cut_off.trouble = "no route to host"
     write(database_url, *(made(number, str(number)) for number in range(40)))
     async with relaying(database_url, cut_off) as first:
@@ -176,7 +176,7 @@ async def test_a_relay_that_is_alone_takes_its_shards_back_when_it_can_reach_the
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relay_module, "_STAND_ASIDE_AFTER", 0.2)
-    publisher = FakePublisher(lambda _: Receipt(Verdict.FAILED_FOR_NOW, "down") if publisher.trouble else ACKNOWLEDGED)
+    publisher = FakePublisher(lambda _: Receipt(PublishStatus.RETRIABLE, "down") if publisher.trouble else ACKNOWLEDGED)
     publisher.trouble = "down"
     write(database_url, made(0, "k"))
     async with relaying(database_url, publisher) as relay:
@@ -202,7 +202,7 @@ async def test_a_database_that_fails_while_a_relay_leaves_its_shards_costs_nothi
         await release(leases, driver)
 
     monkeypatch.setattr(Leases, "release", fail_first)
-    publisher = FakePublisher(lambda _: Receipt(Verdict.FAILED_FOR_NOW, "down") if publisher.trouble else ACKNOWLEDGED)
+    publisher = FakePublisher(lambda _: Receipt(PublishStatus.RETRIABLE, "down") if publisher.trouble else ACKNOWLEDGED)
     publisher.trouble = "down"
     write(database_url, made(0, "k"))
     async with relaying(database_url, publisher) as relay:
@@ -220,7 +220,7 @@ async def test_a_relay_whose_broker_answers_keeps_its_shards(
     publisher = FakePublisher(lambda _: FULL)
     write(database_url, made(0, "k"))
     async with relaying(database_url, publisher) as relay:
-        await until(lambda: relay._holds.stalled > 0.5)
+        await until(lambda: relay._backoff.stalled > 0.5)
         probed = publisher.probed
         await until(lambda: publisher.probed > probed)
         assert relay.shards == SHARDS

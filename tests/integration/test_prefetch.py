@@ -9,7 +9,7 @@ import pytest
 
 from scoop_outbox.core.outbox import Outgoing, read_outbox
 from scoop_outbox.core.statement import Plan
-from scoop_outbox.daemon.relay.prefetch import Reader
+from scoop_outbox.daemon.relay.prefetch import Prefetch
 from scoop_outbox.message import uuid7
 from scoop_outbox.store.calls import Interrupted
 from scoop_outbox.store.home import Home
@@ -34,8 +34,8 @@ def everything() -> Plan[Outgoing]:
 
 
 @asynccontextmanager
-async def reading(url: str) -> AsyncIterator[Reader]:
-    reader = Reader(Home(url, DEFAULT_SCHEMA, "reader test"))
+async def reading(url: str) -> AsyncIterator[Prefetch]:
+    reader = Prefetch(Home(url, DEFAULT_SCHEMA, "reader test"))
     try:
         yield reader
     finally:

@@ -1,20 +1,20 @@
-"""Backoff: longer each time, up to a limit, and over at once when there is news."""
+"""RunBackoff: longer each time, up to a limit, and over at once when there is news."""
 
 import uuid
 
 import pytest
 
-from scoop_outbox.daemon.worker.run_backoff import Backoff
+from scoop_outbox.daemon.worker.run_backoff import RunBackoff
 
 RUN = uuid.UUID(int=1)
 
 
 def test_a_run_that_is_not_known_may_be_tried() -> None:
-    assert Backoff().left(RUN) <= 0
+    assert RunBackoff().left(RUN) <= 0
 
 
 def test_each_time_is_longer_than_half_of_twice_the_one_before() -> None:
-    backoff = Backoff()
+    backoff = RunBackoff()
     for failures in range(20):
         backoff.note(RUN)
         longest = min(0.04 * 2**failures, 30.0)
@@ -23,7 +23,7 @@ def test_each_time_is_longer_than_half_of_twice_the_one_before() -> None:
 
 
 def test_news_ends_it() -> None:
-    backoff = Backoff()
+    backoff = RunBackoff()
     for _ in range(10):
         backoff.note(RUN)
     backoff.forget(RUN)
@@ -36,7 +36,7 @@ def test_news_ends_it() -> None:
 def test_runs_that_another_worker_is_done_with_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr("scoop_outbox.daemon.worker.run_backoff.time.monotonic", lambda: clock[0])
-    backoff = Backoff()
+    backoff = RunBackoff()
     for number in range(100):
         backoff.note(uuid.UUID(int=number))
     assert len(backoff) == 100
