@@ -16,11 +16,11 @@ from scoop_outbox import Scoop
 from scoop_outbox.broker.protocol import Publisher, PublishStatus, Receipt, Subscription
 from scoop_outbox.core.delivery import launch_and_commit
 from scoop_outbox.daemon.daemons import Daemons
+from scoop_outbox.devservers._errors import ServerNotFoundError
+from scoop_outbox.devservers.kafka import start_kafka
+from scoop_outbox.devservers.rabbitmq import start_rabbitmq
 from scoop_outbox.message import Envelope
 from scoop_outbox.scope import emission
-from scoop_outbox.testing._errors import ServerNotFoundError
-from scoop_outbox.testing.kafka import start_kafka
-from scoop_outbox.testing.rabbitmq import start_rabbitmq
 
 KEYS = 64
 BODY_BYTES = 1000

@@ -12,7 +12,7 @@ from sqlalchemy import make_url
 
 from benchmarks.control import Control
 from benchmarks.sagas import SERVICE, STEPS
-from scoop_outbox.testing._installation import PostgresNotFoundError, find_binaries
+from scoop_outbox.devservers._postgres_installation import PostgresNotFoundError, find_binaries
 
 # Ids are made of the numbers of the client and the run: nothing is read, as in the ceiling of psycopg.
 _ID = "('01920000-0000-7000-8000-' || lpad(to_hex({}), 12, '0'))::uuid"

@@ -15,8 +15,8 @@ from psycopg import sql
 from sqlalchemy import make_url
 
 from benchmarks.control import Control
+from scoop_outbox.devservers.postgres import start_postgres
 from scoop_outbox.store.migrate import migrate
-from scoop_outbox.testing.postgres import start_postgres
 
 SETTINGS = {"max_connections": "200"}
 """Everything else is Postgres's default: fsync, full_page_writes and synchronous_commit are on."""

@@ -99,7 +99,7 @@ LEFT_OUT = Frame("<frames left out>", None, None, "...")
 """Stands where frames were cut out of a stack."""
 
 _HIDDEN = frozenset({"scoop_outbox", "asyncio", "concurrent", "contextlib", "threading"})
-_SHOWN = ("scoop_outbox.demo", "scoop_outbox.testing")
+_SHOWN = ("scoop_outbox.demo", "scoop_outbox.testing", "scoop_outbox.devservers")
 """Modules of ours that hold sagas: what runs there is the user's code, so to speak."""
 
 

@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, settings
 from psycopg import sql
 from sqlalchemy import make_url
 
+from scoop_outbox.devservers._errors import ServerNotFoundError
+from scoop_outbox.devservers.kafka import KAFKA_URL, kafka_here
+from scoop_outbox.devservers.postgres import DATABASE_URL, PostgresNotFoundError, postgres_for_tests
+from scoop_outbox.devservers.rabbitmq import RABBITMQ_URL, rabbitmq_here
 from scoop_outbox.testing import servers_required
-from scoop_outbox.testing._errors import ServerNotFoundError
-from scoop_outbox.testing.kafka import KAFKA_URL, kafka_here
-from scoop_outbox.testing.postgres import DATABASE_URL, PostgresNotFoundError, postgres_for_tests
-from scoop_outbox.testing.rabbitmq import RABBITMQ_URL, rabbitmq_here
 from tests.servers import SharedServers, ask
 
 # It says which tests of the contract of an adapter are not run, and why.

@@ -12,8 +12,8 @@ from pathlib import Path
 import psycopg
 from sqlalchemy import make_url
 
-from scoop_outbox.testing._errors import ServerNotFoundError, ServerStartError
-from scoop_outbox.testing._server import free_ports
+from scoop_outbox.devservers._errors import ServerNotFoundError, ServerStartError
+from scoop_outbox.devservers._server import free_ports
 
 _START_SECONDS = 30.0
 _PROGRAM = "pgbouncer"

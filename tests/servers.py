@@ -10,9 +10,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from scoop_outbox.testing._errors import ServerNotFoundError
-from scoop_outbox.testing.kafka import KafkaNotFoundError, kafka_for_tests
-from scoop_outbox.testing.rabbitmq import RabbitNotFoundError, rabbitmq_for_tests
+from scoop_outbox.devservers._errors import ServerNotFoundError
+from scoop_outbox.devservers.kafka import KafkaNotFoundError, kafka_for_tests
+from scoop_outbox.devservers.rabbitmq import RabbitNotFoundError, rabbitmq_for_tests
 
 Finder = Callable[[], AbstractContextManager[str]]
 

@@ -115,7 +115,7 @@ def demo(
         names.choose(broker)
         os.environ.pop("SCOOP_OUTBOX_BROKER", None)
         from scoop_outbox.demo.demonstration import Options, demonstrate
-        from scoop_outbox.testing.postgres import PostgresNotFoundError, PostgresStartError
+        from scoop_outbox.devservers.postgres import PostgresNotFoundError, PostgresStartError
 
         try:
             code = demonstrate(Options(database, broker, orders, count, keep, chosen))
@@ -132,7 +132,7 @@ def postgres(folder: Path) -> None:
     """Start a Postgres to try things with. It keeps its data in FOLDER, and runs until Ctrl-C."""
     import signal
 
-    from scoop_outbox.testing.postgres import PostgresNotFoundError, PostgresStartError, start_postgres
+    from scoop_outbox.devservers.postgres import PostgresNotFoundError, PostgresStartError, start_postgres
 
     ended = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, ended)  # waited for below, and no traceback until then

@@ -17,9 +17,9 @@ from scoop_outbox.broker import plugins
 from scoop_outbox.broker.protocol import Broker, Consumer, Subscription
 from scoop_outbox.demo import names
 from scoop_outbox.demo.runner import in_thread
-from scoop_outbox.testing._errors import ServerNotFoundError, ServerStartError
-from scoop_outbox.testing.kafka import KAFKA_URL, kafka_for_tests
-from scoop_outbox.testing.rabbitmq import RABBITMQ_URL, rabbitmq_for_tests
+from scoop_outbox.devservers._errors import ServerNotFoundError, ServerStartError
+from scoop_outbox.devservers.kafka import KAFKA_URL, kafka_for_tests
+from scoop_outbox.devservers.rabbitmq import RABBITMQ_URL, rabbitmq_for_tests
 
 _LAST_MESSAGES = 10.0
 """Seconds that the onlooker gets at the end to see what has been handled already."""

@@ -15,8 +15,8 @@ from typing import TypeVar
 
 from scoop_outbox.declaration import BROKER_SETTINGS_VARIABLE, BROKER_VARIABLE, DATABASE_VARIABLE
 from scoop_outbox.demo.tables import SCHEMA
+from scoop_outbox.devservers.postgres import TEST_SETTINGS, PostgresServer
 from scoop_outbox.errors import ScoopError
-from scoop_outbox.testing.postgres import TEST_SETTINGS, PostgresServer
 
 Entered = TypeVar("Entered")
 

@@ -1,4 +1,4 @@
-"""What tests need and production does not: real servers, started and stopped by the test run itself."""
+"""What the tests of users and of adapters need, and production does not."""
 
 import os
 

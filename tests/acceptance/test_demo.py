@@ -20,9 +20,9 @@ from scoop_outbox.demo import demonstration, runner, tables
 from scoop_outbox.demo.carrier import Onlooker
 from scoop_outbox.demo.count import read_closing_count
 from scoop_outbox.demo.orders import app
-from scoop_outbox.testing._processes import _process_table, _running
-from scoop_outbox.testing.kafka import KAFKA_URL
-from scoop_outbox.testing.rabbitmq import RABBITMQ_URL
+from scoop_outbox.devservers._processes import _process_table, _running
+from scoop_outbox.devservers.kafka import KAFKA_URL
+from scoop_outbox.devservers.rabbitmq import RABBITMQ_URL
 from tests.carriers import BUILTIN, KAFKA, RABBITMQ, REAL
 from tests.waiting import until_blocking
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 import aio_pika
 from confluent_kafka import Producer
 
+from scoop_outbox.devservers.kafka import KafkaCluster
+from scoop_outbox.devservers.rabbitmq import RabbitServer
 from scoop_outbox.testing.contract import Harness
-from scoop_outbox.testing.kafka import KafkaCluster
-from scoop_outbox.testing.rabbitmq import RabbitServer
 
 
 class RabbitHarness(Harness):

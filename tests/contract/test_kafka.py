@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from scoop_outbox.broker.protocol import Feature
+from scoop_outbox.devservers.kafka import KafkaCluster, start_kafka
 from scoop_outbox.testing.contract import BrokerContract, Harness, Power, ServiceContract
-from scoop_outbox.testing.kafka import KafkaCluster, start_kafka
 from tests.contract.harnesses import KafkaHarness
 
 FEATURES = frozenset(Feature)

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from scoop_outbox.broker.protocol import Feature
+from scoop_outbox.devservers.rabbitmq import RabbitServer, start_rabbitmq
 from scoop_outbox.testing.contract import BrokerContract, Harness, Power, ServiceContract
-from scoop_outbox.testing.rabbitmq import RabbitServer, start_rabbitmq
 from tests.contract.harnesses import RabbitHarness
 
 FEATURES = frozenset({Feature.KNOWS_TOPICS, Feature.LIMITS_SIZE})

@@ -14,10 +14,10 @@ import psycopg
 import pytest
 
 from scoop_outbox import Scoop
+from scoop_outbox.devservers.postgres import PostgresNotFoundError, PostgresServer, start_postgres
 from scoop_outbox.errors import DatabaseError
 from scoop_outbox.store.migrate import migrate
 from scoop_outbox.testing import servers_required
-from scoop_outbox.testing.postgres import PostgresNotFoundError, PostgresServer, start_postgres
 from tests.crash import flow
 from tests.crash.ledger import assert_exactly_once, count, is_quiet
 from tests.crash.processes import Fleet, Process

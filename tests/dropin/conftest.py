@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from scoop_outbox.devservers.kafka import KafkaCluster, start_kafka
+from scoop_outbox.devservers.rabbitmq import RabbitServer, start_rabbitmq
 from scoop_outbox.testing import servers_required
-from scoop_outbox.testing.kafka import KafkaCluster, start_kafka
-from scoop_outbox.testing.rabbitmq import RabbitServer, start_rabbitmq
 from tests.kafka.trial import Trial as KafkaTrial
 from tests.rabbitmq.trial import Trial as RabbitTrial
 

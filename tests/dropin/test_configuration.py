@@ -13,7 +13,7 @@ import pytest
 
 from scoop_outbox import BrokerError, Scoop
 from scoop_outbox.broker import plugins
-from scoop_outbox.handlers import Handlers, PublishStatus
+from scoop_outbox.handlers import Handlers, ForgetStatus
 from tests.dropin.listener import Listener
 from tests.dropin.refusals import SECRET, log_of, refusal_of, refusal_of_worker, refusal_to_run, said
 from tests.kafka.trial import Trial as KafkaTrial
@@ -189,7 +189,7 @@ async def test_a_relay_that_was_told_of_no_broker_does_not_keep_messages_from_it
             pass
     # The service has left its broker for good.
     with Handlers(database_url) as handlers:
-        assert (await asyncio.to_thread(handlers.forget, shop.service)).status is PublishStatus.FORGOTTEN
+        assert (await asyncio.to_thread(handlers.forget, shop.service)).status is ForgetStatus.FORGOTTEN
     async with Listener(database_url, "postgresql://", shop.service, "orders").running(), other.running():
         pass
 

@@ -12,7 +12,7 @@ from confluent_kafka.admin import AdminClient
 
 from scoop_outbox import Message as Handled
 from scoop_outbox import Scope, Topic
-from scoop_outbox.testing.kafka import KafkaCluster
+from scoop_outbox.devservers.kafka import KafkaCluster
 from tests.dropin.listener import Listener
 from tests.kafka.trial import Trial, name
 from tests.waiting import until

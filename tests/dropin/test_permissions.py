@@ -15,8 +15,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from scoop_outbox import BrokerError
-from scoop_outbox.testing.kafka import KafkaCluster
-from scoop_outbox.testing.rabbitmq import RabbitServer
+from scoop_outbox.devservers.kafka import KafkaCluster
+from scoop_outbox.devservers.rabbitmq import RabbitServer
 from tests.dropin.listener import Listener
 from tests.dropin.refusals import SECRET, refusal_of_relay, refusal_of_worker, refusal_to_run, said
 from tests.kafka.trial import name

@@ -8,7 +8,7 @@ import pytest
 from aio_pika.abc import AbstractIncomingMessage
 
 from scoop_outbox import Message, Scope, Topic
-from scoop_outbox.testing.rabbitmq import RabbitServer
+from scoop_outbox.devservers.rabbitmq import RabbitServer
 from tests.dropin.listener import Listener
 from tests.rabbitmq.trial import Trial, name, publish_plainly
 from tests.waiting import until

@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 from scoop_outbox import Message, Scoop, Scope
-from scoop_outbox.dead_letters import DeadLetters, PublishStatus
+from scoop_outbox.dead_letters import DeadLetters, ReplayStatus
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from tests.dropin.listener import Listener
 from tests.rabbitmq.trial import Trial, name, publish_plainly
@@ -72,9 +72,9 @@ async def test_what_was_buried_can_be_replayed_once_a_saga_is_there(
         with DeadLetters(database_url) as letters:
             return [letters.replay(number).status for number in list(letters.numbers())]
 
-    assert await asyncio.to_thread(replay) == [PublishStatus.REFUSED] * 2
+    assert await asyncio.to_thread(replay) == [ReplayStatus.REFUSED] * 2
     async with new.running():
-        assert await asyncio.to_thread(replay) == [PublishStatus.REPLAYED] * 2
+        assert await asyncio.to_thread(replay) == [ReplayStatus.REPLAYED] * 2
         await new.sees(2)
         # What a broker delivers again has been handled.
         await publish_plainly(rabbit, "amq.topic", topic, b"1", message_id="m-1")

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 import psycopg
 
-from scoop_outbox.testing.kafka import start_kafka
-from scoop_outbox.testing.rabbitmq import RabbitServer
+from scoop_outbox.devservers.kafka import start_kafka
+from scoop_outbox.devservers.rabbitmq import RabbitServer
 from tests.docs.markdown import ROOT, blocks, programs
 from tests.waiting import until_blocking
 

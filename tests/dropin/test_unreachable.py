@@ -12,9 +12,9 @@ import pytest
 from confluent_kafka import Consumer, Producer
 
 from scoop_outbox import BrokerError, Scoop
-from scoop_outbox.testing._server import free_ports
-from scoop_outbox.testing.kafka import KafkaCluster
-from scoop_outbox.testing.rabbitmq import RabbitServer
+from scoop_outbox.devservers._server import free_ports
+from scoop_outbox.devservers.kafka import KafkaCluster
+from scoop_outbox.devservers.rabbitmq import RabbitServer
 from tests.dropin.listener import Listener
 from tests.dropin.refusals import (
     NOWHERE,

@@ -13,9 +13,9 @@ from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartit
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from scoop_outbox.testing import _kafka_installation
-from scoop_outbox.testing._server import CACHE
-from scoop_outbox.testing.kafka import (
+from scoop_outbox.devservers import _kafka_installation
+from scoop_outbox.devservers._server import CACHE
+from scoop_outbox.devservers.kafka import (
     KAFKA_URL,
     KafkaCluster,
     KafkaNotFoundError,
@@ -186,7 +186,7 @@ def test_two_clusters_do_not_share_a_folder(cluster: KafkaCluster, folder: Path)
 @pytest.mark.parametrize("frozen", [False, True])
 def test_nothing_outlives_an_owner_that_is_killed(folder: Path, frozen: bool) -> None:
     code = (
-        "import sys, signal; from pathlib import Path; from scoop_outbox.testing.kafka import start_kafka\n"
+        "import sys, signal; from pathlib import Path; from scoop_outbox.devservers.kafka import start_kafka\n"
         "cluster = start_kafka(Path(sys.argv[1])); sys.argv[2] and cluster.nodes[0].freeze()\n"
         "print(cluster.nodes[0].pid, flush=True); signal.pause()"
     )
@@ -300,7 +300,7 @@ def test_processes_that_need_kafka_at_once_fetch_it_once(monkeypatch: pytest.Mon
         encoding="utf-8",
     )
     maven.chmod(0o755)
-    code = "from scoop_outbox.testing._kafka_installation import kafka_libraries; print(kafka_libraries())"
+    code = "from scoop_outbox.devservers._kafka_installation import kafka_libraries; print(kafka_libraries())"
     environment = {**os.environ, CACHE: str(cache), "PATH": f"{programs}:{os.environ['PATH']}"}
     processes = [
         subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)

@@ -11,8 +11,8 @@ from typing import Any
 import psycopg
 
 from scoop_outbox import AsyncScope, BlockingScope, DistributedError, Message, Scoop
+from scoop_outbox.devservers.postgres import PostgresServer
 from scoop_outbox.store.migrate import migrate
-from scoop_outbox.testing.postgres import PostgresServer
 
 PLANNED_ANEW = 5
 """How often Postgres plans a prepared statement for its values before it compares."""

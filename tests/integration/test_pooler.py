@@ -11,8 +11,8 @@ from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from scoop_outbox import AsyncScope, BlockingScope, DatabaseError, DistributedError, Message, Retry, Scoop
+from scoop_outbox.devservers._errors import ServerNotFoundError
 from scoop_outbox.testing import servers_required
-from scoop_outbox.testing._errors import ServerNotFoundError
 from tests.pgbouncer import pgbouncer
 from tests.waiting import until
 

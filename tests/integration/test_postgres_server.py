@@ -12,8 +12,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from scoop_outbox.testing import _installation
-from scoop_outbox.testing.postgres import (
+from scoop_outbox.devservers import _postgres_installation
+from scoop_outbox.devservers.postgres import (
     TEST_SETTINGS,
     PostgresNotFoundError,
     PostgresServer,
@@ -23,7 +23,7 @@ from scoop_outbox.testing.postgres import (
 )
 from tests.waiting import until_blocking
 
-INSTALLED = list(dict.fromkeys(candidate.folder for candidate in _installation.candidates()))
+INSTALLED = list(dict.fromkeys(candidate.folder for candidate in _postgres_installation.candidates()))
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_folders_above_the_data_keep_their_permissions(tmp_path: Path) -> None:
 def test_the_server_ends_with_its_owner(data: Path, ending: str) -> None:
     program = f"""
 from pathlib import Path
-from scoop_outbox.testing.postgres import TEST_SETTINGS, start_postgres
+from scoop_outbox.devservers.postgres import TEST_SETTINGS, start_postgres
 server = start_postgres(Path({str(data)!r}), settings=TEST_SETTINGS)
 print(server.pid, flush=True)
 {ending}

@@ -16,7 +16,7 @@ import pytest
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from aiormq.abc import FieldTable
 
-from scoop_outbox.testing.rabbitmq import (
+from scoop_outbox.devservers.rabbitmq import (
     RABBITMQ_URL,
     RabbitNotFoundError,
     RabbitServer,
@@ -158,7 +158,7 @@ def test_two_servers_do_not_share_a_folder_and_run_side_by_side(
 @pytest.mark.parametrize("frozen", [False, True])
 def test_nothing_outlives_an_owner_that_is_killed(folder: Path, frozen: bool) -> None:
     code = (
-        "import sys, signal; from pathlib import Path; from scoop_outbox.testing.rabbitmq import start_rabbitmq\n"
+        "import sys, signal; from pathlib import Path; from scoop_outbox.devservers.rabbitmq import start_rabbitmq\n"
         "server = start_rabbitmq(Path(sys.argv[1])); sys.argv[2] and server.freeze()\n"
         "print(server.pid, flush=True); signal.pause()"
     )

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from scoop_outbox.testing.kafka import KafkaCluster, start_kafka
+from scoop_outbox.devservers.kafka import KafkaCluster, start_kafka
 from tests.kafka.trial import Trial
 
 

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
-from scoop_outbox.testing._kafka_node import KafkaNode
-from scoop_outbox.testing.kafka import KafkaCluster, start_kafka
+from scoop_outbox.devservers._kafka_node import KafkaNode
+from scoop_outbox.devservers.kafka import KafkaCluster, start_kafka
 from tests.kafka.test_outages import first_seen, publish_all
 from tests.kafka.trial import ACKNOWLEDGED, FOR_NOW, Trial, envelope, verdicts
 from tests.waiting import until

@@ -9,8 +9,8 @@ from scoop_outbox_kafka import topology
 from scoop_outbox_kafka.publisher import KafkaPublisher
 
 from scoop_outbox.broker.protocol import Subscription
+from scoop_outbox.devservers.kafka import KafkaCluster
 from scoop_outbox.message import Envelope
-from scoop_outbox.testing.kafka import KafkaCluster
 from tests.kafka.trial import ACKNOWLEDGED, FOR_NOW, Trial, bodies, envelope, joined, name, received, verdicts
 from tests.waiting import until
 

@@ -18,8 +18,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from scoop_outbox_kafka import preparing, topology
 
 from scoop_outbox.broker.protocol import Subscription
+from scoop_outbox.devservers.kafka import KafkaCluster, start_kafka
 from scoop_outbox.errors import BrokerError
-from scoop_outbox.testing.kafka import KafkaCluster, start_kafka
 from tests.kafka.trial import ACKNOWLEDGED, FOR_GOOD, FOR_NOW, Trial, bodies, envelope, name, received, verdicts
 
 

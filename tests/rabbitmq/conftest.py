@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from scoop_outbox.testing.rabbitmq import RabbitServer, start_rabbitmq
+from scoop_outbox.devservers.rabbitmq import RabbitServer, start_rabbitmq
 from tests.rabbitmq.trial import Trial
 
 MOST = 300_000

@@ -8,8 +8,8 @@ import pytest
 from scoop_outbox_rabbitmq import publisher as publisher_module
 
 from scoop_outbox.broker.protocol import Subscription
+from scoop_outbox.devservers.rabbitmq import RabbitServer
 from scoop_outbox.message import Envelope
-from scoop_outbox.testing.rabbitmq import RabbitServer
 from tests.rabbitmq.trial import ACKNOWLEDGED, FOR_GOOD, FOR_NOW, Trial, envelope, name, received, verdicts
 from tests.waiting import until
 

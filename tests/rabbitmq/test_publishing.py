@@ -9,8 +9,8 @@ from aiormq.channel import Channel
 from pamqp.commands import Basic
 from scoop_outbox_rabbitmq import publisher as publisher_module
 
+from scoop_outbox.devservers.rabbitmq import RabbitServer
 from scoop_outbox.message import BYTES, Envelope, uuid7
-from scoop_outbox.testing.rabbitmq import RabbitServer
 from tests.rabbitmq.trial import ACKNOWLEDGED, FOR_GOOD, FOR_NOW, Trial, envelope, name, verdicts
 
 

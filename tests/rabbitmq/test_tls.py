@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from scoop_outbox.broker.protocol import Subscription
+from scoop_outbox.devservers._errors import ServerNotFoundError
+from scoop_outbox.devservers._tls import certificates
+from scoop_outbox.devservers.rabbitmq import RabbitServer, start_rabbitmq
 from scoop_outbox.errors import BrokerError
 from scoop_outbox.testing import servers_required
-from scoop_outbox.testing._errors import ServerNotFoundError
-from scoop_outbox.testing._tls import certificates
-from scoop_outbox.testing.rabbitmq import RabbitServer, start_rabbitmq
 from tests.rabbitmq.trial import ACKNOWLEDGED, Trial, envelope, name, received, verdicts
 
 SUBSCRIPTION = Subscription("s", "q", ("t",))

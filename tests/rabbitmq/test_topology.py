@@ -15,8 +15,8 @@ from scoop_outbox_rabbitmq.settings import read_settings
 from scoop_outbox_rabbitmq.topology import queue_arguments
 
 from scoop_outbox.broker.protocol import Subscription
+from scoop_outbox.devservers.rabbitmq import RabbitServer
 from scoop_outbox.errors import BrokerError
-from scoop_outbox.testing.rabbitmq import RabbitServer
 from tests.rabbitmq.trial import ACKNOWLEDGED, FOR_GOOD, Trial, envelope, name, received, verdicts
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "rabbitmq.md"

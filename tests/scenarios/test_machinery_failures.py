@@ -15,7 +15,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from scoop_outbox import DatabaseError, DistributedError, Handle, Retry, RunState, Scoop, TransientError
-from scoop_outbox.testing.postgres import start_postgres
+from scoop_outbox.devservers.postgres import start_postgres
 from tests.scenarios.shop import LONG, Journal, Shop, events, raises
 from tests.waiting import until
 

@@ -11,14 +11,14 @@ from typing import Any, Self
 
 import pytest
 
-from scoop_outbox.testing import _finding as module
-from scoop_outbox.testing._docker import run_container
-from scoop_outbox.testing._errors import ServerNotFoundError, ServerStartError
-from scoop_outbox.testing._finding import Started, found
-from scoop_outbox.testing._installation import BINARIES
-from scoop_outbox.testing.kafka import KAFKA_URL, kafka_for_tests
-from scoop_outbox.testing.postgres import DATABASE_URL, postgres_for_tests
-from scoop_outbox.testing.rabbitmq import RABBITMQ_URL, rabbitmq_for_tests
+from scoop_outbox.devservers import _finding as module
+from scoop_outbox.devservers._docker import run_container
+from scoop_outbox.devservers._errors import ServerNotFoundError, ServerStartError
+from scoop_outbox.devservers._finding import Started, found
+from scoop_outbox.devservers._postgres_installation import BINARIES
+from scoop_outbox.devservers.kafka import KAFKA_URL, kafka_for_tests
+from scoop_outbox.devservers.postgres import DATABASE_URL, postgres_for_tests
+from scoop_outbox.devservers.rabbitmq import RABBITMQ_URL, rabbitmq_for_tests
 
 NAMED = "SCOOP_OUTBOX_TEST_FINDING"
 

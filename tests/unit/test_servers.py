@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from scoop_outbox.testing._errors import ServerNotFoundError, ServerStartError
+from scoop_outbox.devservers._errors import ServerNotFoundError, ServerStartError
 from tests.servers import SharedServers, ask
 
 

@@ -16,8 +16,8 @@ from psycopg import sql
 from sqlalchemy import make_url
 
 from scoop_outbox import Scoop
+from scoop_outbox.devservers.postgres import postgres_for_tests
 from scoop_outbox.testing.contract.selection import Contract, summary
-from scoop_outbox.testing.postgres import postgres_for_tests
 
 _KEY: Final = "scoop_outbox_contract"
 _told = pytest.StashKey[dict[str, None]]()

@@ -4,8 +4,8 @@ import secrets
 from pathlib import Path
 from typing import Final
 
-from scoop_outbox.testing._server import write_secret
-from scoop_outbox.testing._tls import certificates
+from scoop_outbox.devservers._server import write_secret
+from scoop_outbox.devservers._tls import certificates
 
 USER: Final = "scoop"
 

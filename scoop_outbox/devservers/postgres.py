@@ -26,9 +26,9 @@ from typing import Final, Self
 
 import psycopg
 
-from scoop_outbox.testing._docker import run_container
-from scoop_outbox.testing._finding import found
-from scoop_outbox.testing._installation import (
+from scoop_outbox.devservers._docker import run_container
+from scoop_outbox.devservers._finding import found
+from scoop_outbox.devservers._postgres_installation import (
     BINARIES,
     CHEAP_SCRAM,
     DATABASE_URL,
@@ -39,8 +39,8 @@ from scoop_outbox.testing._installation import (
     choose_identity,
     find_binaries,
 )
-from scoop_outbox.testing._processes import end_leftovers, kill_family, wait_for
-from scoop_outbox.testing._server import free_ports
+from scoop_outbox.devservers._processes import end_leftovers, kill_family, wait_for
+from scoop_outbox.devservers._server import free_ports
 
 __all__ = [
     "DATABASE_URL",

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from scoop_outbox.testing._kafka_installation import KafkaStartError, class_archive, find_java, kafka_libraries
-from scoop_outbox.testing._server import LOOPBACK, OwnedProcess, end_of, size_of, wait_until_ready, write_secret
+from scoop_outbox.devservers._kafka_installation import KafkaStartError, class_archive, find_java, kafka_libraries
+from scoop_outbox.devservers._server import LOOPBACK, OwnedProcess, end_of, size_of, wait_until_ready, write_secret
 
 _START_SECONDS: Final = 90.0
 _STOP_SECONDS: Final = 20.0

@@ -16,8 +16,8 @@ from typing import IO, Final
 from urllib.parse import urlsplit
 
 import scoop_outbox
-from scoop_outbox.testing._errors import ServerNotFoundError, ServerStartError
-from scoop_outbox.testing._processes import wait_for
+from scoop_outbox.devservers._errors import ServerNotFoundError, ServerStartError
+from scoop_outbox.devservers._processes import wait_for
 
 CACHE: Final = "SCOOP_OUTBOX_CACHE"
 LOOPBACK: Final = "127.0.0.1"

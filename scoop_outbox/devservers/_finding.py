@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from scoop_outbox.testing._docker import docker_answers
+from scoop_outbox.devservers._docker import docker_answers
 
 
 class Started(Protocol):

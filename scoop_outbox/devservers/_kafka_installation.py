@@ -12,8 +12,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
-from scoop_outbox.testing._errors import ServerNotFoundError, ServerStartError
-from scoop_outbox.testing._server import CACHE, cache_folder
+from scoop_outbox.devservers._errors import ServerNotFoundError, ServerStartError
+from scoop_outbox.devservers._server import CACHE, cache_folder
 
 KAFKA_URL: Final = "SCOOP_OUTBOX_TEST_KAFKA_URL"
 
@@ -73,7 +73,7 @@ def kafka_libraries() -> Path:
     Raises:
         KafkaNotFoundError: they are not in the cache, and Maven is missing or could not fetch them.
     """
-    pom = files("scoop_outbox.testing").joinpath("kafka-server", "pom.xml").read_bytes()
+    pom = files("scoop_outbox.devservers").joinpath("kafka-server", "pom.xml").read_bytes()
     cache = cache_folder()
     # What has the final name is whole, and is what this pom asks for.
     libraries = cache / f"kafka-{hashlib.sha256(pom).hexdigest()[:12]}"

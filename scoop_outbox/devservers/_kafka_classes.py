@@ -9,10 +9,10 @@ import logging
 import tempfile
 from pathlib import Path
 
-from scoop_outbox.testing._kafka_installation import KafkaStartError, class_archive
-from scoop_outbox.testing._kafka_node import KafkaNode, KafkaPorts
-from scoop_outbox.testing._kafka_settings import new_cluster_id, settings_of_nodes
-from scoop_outbox.testing._server import free_ports
+from scoop_outbox.devservers._kafka_installation import KafkaStartError, class_archive
+from scoop_outbox.devservers._kafka_node import KafkaNode, KafkaPorts
+from scoop_outbox.devservers._kafka_settings import new_cluster_id, settings_of_nodes
+from scoop_outbox.devservers._server import free_ports
 
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from scoop_outbox.testing._installation import PostgresStartError
+from scoop_outbox.devservers._postgres_installation import PostgresStartError
 
 _END_SECONDS: Final = 30.0
 

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-from scoop_outbox.testing._errors import ServerNotFoundError, ServerStartError
+from scoop_outbox.devservers._errors import ServerNotFoundError, ServerStartError
 
 RABBITMQ_URL: Final = "SCOOP_OUTBOX_TEST_RABBITMQ_URL"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from typing import Final
 
-from scoop_outbox.testing._errors import ServerStartError
+from scoop_outbox.devservers._errors import ServerStartError
 
 _START_SECONDS: Final = 120
 

@@ -16,16 +16,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
-from scoop_outbox.testing._docker import run_container
-from scoop_outbox.testing._finding import found
-from scoop_outbox.testing._rabbitmq_installation import (
+from scoop_outbox.devservers._docker import run_container
+from scoop_outbox.devservers._finding import found
+from scoop_outbox.devservers._rabbitmq_installation import (
     RABBITMQ_URL,
     RabbitNotFoundError,
     RabbitStartError,
     find_mapper,
     find_scripts,
 )
-from scoop_outbox.testing._server import (
+from scoop_outbox.devservers._server import (
     LOOPBACK,
     OwnedProcess,
     answers,
@@ -37,7 +37,7 @@ from scoop_outbox.testing._server import (
     wait_until_ready,
     write_secret,
 )
-from scoop_outbox.testing._tls import Certificates, certificates
+from scoop_outbox.devservers._tls import Certificates, certificates
 
 __all__ = [
     "RABBITMQ_URL",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from scoop_outbox.testing._errors import ServerNotFoundError, ServerStartError
+from scoop_outbox.devservers._errors import ServerNotFoundError, ServerStartError
 
 BINARIES: Final = "SCOOP_PG_BIN"
 DATABASE_URL: Final = "SCOOP_OUTBOX_TEST_DATABASE_URL"

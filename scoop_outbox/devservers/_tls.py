@@ -6,8 +6,8 @@ import subprocess
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from scoop_outbox.testing._errors import ServerNotFoundError, ServerStartError
-from scoop_outbox.testing._server import LOOPBACK
+from scoop_outbox.devservers._errors import ServerNotFoundError, ServerStartError
+from scoop_outbox.devservers._server import LOOPBACK
 
 _DAYS: Final = "3650"
 _NEW_KEY: Final = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")

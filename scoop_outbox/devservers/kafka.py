@@ -10,20 +10,20 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Final, Literal, Self
 
-from scoop_outbox.testing._docker import run_container
-from scoop_outbox.testing._finding import found
-from scoop_outbox.testing._kafka_classes import make_class_archive
-from scoop_outbox.testing._kafka_installation import (
+from scoop_outbox.devservers._docker import run_container
+from scoop_outbox.devservers._finding import found
+from scoop_outbox.devservers._kafka_classes import make_class_archive
+from scoop_outbox.devservers._kafka_installation import (
     KAFKA_URL,
     KafkaNotFoundError,
     KafkaStartError,
     find_java,
     kafka_libraries,
 )
-from scoop_outbox.testing._kafka_node import KafkaNode, KafkaPorts
-from scoop_outbox.testing._kafka_security import USER, SaslSsl
-from scoop_outbox.testing._kafka_settings import SETTINGS, new_cluster_id, replication, settings_of_nodes
-from scoop_outbox.testing._server import LOOPBACK, check_named_server, free_ports, lock_folder
+from scoop_outbox.devservers._kafka_node import KafkaNode, KafkaPorts
+from scoop_outbox.devservers._kafka_security import USER, SaslSsl
+from scoop_outbox.devservers._kafka_settings import SETTINGS, new_cluster_id, replication, settings_of_nodes
+from scoop_outbox.devservers._server import LOOPBACK, check_named_server, free_ports, lock_folder
 
 __all__ = [
     "KAFKA_URL",

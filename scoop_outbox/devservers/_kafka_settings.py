@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
-from scoop_outbox.testing._kafka_node import KafkaNode
-from scoop_outbox.testing._server import LOOPBACK
+from scoop_outbox.devservers._kafka_node import KafkaNode
+from scoop_outbox.devservers._server import LOOPBACK
 
 SETTINGS: Final[Mapping[str, str]] = MappingProxyType(
     {
