@@ -77,6 +77,57 @@ def _with_adopted_savepoints(dialect: sa.Dialect) -> sa.Dialect:
     return adopting
 
 
+class _LentProxy(sa.PoolProxiedConnection):
+    """What SQLAlchemy's pool would put around a connection: here it comes from no pool, and goes back to none.
+
+    To have it made by a pool, and detached, took a tenth of the Python of a step through `scope.session`.
+    """
+
+    _connection_record = None
+
+    def __init__(self, dbapi_connection: Any, dialect: sa.Dialect) -> None:
+        self.dbapi_connection = dbapi_connection
+        self._dialect = dialect
+        self._info: dict[Any, Any] = {}
+
+    @property
+    def info(self) -> dict[Any, Any]:
+        return self._info
+
+    @property
+    def driver_connection(self) -> Any:  # type: ignore[override]
+        beneath = self.dbapi_connection
+        return None if beneath is None else self._dialect.get_driver_connection(beneath)
+
+    @property
+    def is_valid(self) -> bool:
+        return self.dbapi_connection is not None
+
+    @property
+    def is_detached(self) -> bool:
+        return True
+
+    @property
+    def record_info(self) -> None:
+        return None
+
+    def invalidate(self, *_: Any, **__: Any) -> None:
+        self.dbapi_connection = None
+
+    def detach(self) -> None:
+        pass
+
+    def close(self) -> None:
+        if self.dbapi_connection is not None:
+            self._dialect.do_close(self.dbapi_connection)
+
+    def _close_special(self, **_: Any) -> None:
+        self.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.dbapi_connection, name)
+
+
 class LentEngine:
     """SQLAlchemy's connections around connections that are open already; they are its caller's to close.
 
@@ -88,10 +139,9 @@ class LentEngine:
 
     def __init__(self, engine: sa.Engine) -> None:
         """Made by `of`."""
-        self._handed = threading.local()
-        dialect = _with_adopted_savepoints(engine.dialect)
-        self._engine = sa.Engine(sa.NullPool(self._take, dialect=dialect), dialect, engine.url)
-        self.async_engine = AsyncEngine(self._engine) if dialect.is_async else None
+        self._dialect = _with_adopted_savepoints(engine.dialect)
+        self._engine = sa.Engine(sa.NullPool(_refuse, dialect=self._dialect), self._dialect, engine.url)
+        self.async_engine = AsyncEngine(self._engine) if self._dialect.is_async else None
 
     @classmethod
     def of(cls, engine: sa.Engine) -> LentEngine:
@@ -103,26 +153,19 @@ class LentEngine:
 
     def wrapped(self, dbapi_connection: Any) -> sa.Connection:
         """Return a connection that believes to be inside a transaction, so that sessions only make savepoints."""
-        self._handed.over = dbapi_connection
-        connection = self._engine.connect()
+        connection = sa.Connection(self._engine, _LentProxy(dbapi_connection, self._dialect))
         connection.begin()
-        # Else SQLAlchemy would log an error about each one that is not closed; closing them is not its business.
-        connection.detach()
         return connection
 
-    def _take(self) -> Any:
-        try:
-            return self._handed.__dict__.pop("over")
-        except KeyError:
-            raise RuntimeError(
-                "scope.session is lent with its one connection: to open others, use an engine of your own"
-            ) from None
+
+def _refuse() -> Any:
+    raise RuntimeError("scope.session is lent with its one connection: to open others, use an engine of your own")
 
 
 def driver_connection(connection: sa.Connection) -> Any:
-    """Return psycopg's connection beneath one of SQLAlchemy, also when it is a lent one.
+    """Return psycopg's connection beneath one of SQLAlchemy, also when it is detached from its pool.
 
-    Those are detached from their pool, and SQLAlchemy's own `driver_connection` is None then.
+    SQLAlchemy's own `driver_connection` is None then.
     """
     beneath: Any = connection.connection.dbapi_connection
     return connection.dialect.get_driver_connection(beneath)
