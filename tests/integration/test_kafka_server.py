@@ -13,7 +13,7 @@ from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartit
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from scoop_outbox.devservers import _kafka_installation
+from scoop_outbox.devservers import _kafka_classes, _kafka_installation, _kafka_node
 from scoop_outbox.devservers._server import CACHE
 from scoop_outbox.devservers.kafka import (
     KAFKA_URL,
@@ -315,3 +315,18 @@ def test_processes_that_need_kafka_at_once_fetch_it_once(monkeypatch: pytest.Mon
 def test_the_pom_names_no_host() -> None:
     pom = Path(_kafka_installation.__file__).with_name("kafka-server") / "pom.xml"
     assert "://" not in pom.read_text(encoding="utf-8")
+
+
+def test_the_classes_are_archived_once_and_an_archive_that_is_none_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tmp_path / "classes.jsa"
+    for module in (_kafka_classes, _kafka_node):
+        monkeypatch.setattr(module, "class_archive", lambda: archive)
+    with start_kafka(tmp_path / "first"):
+        assert archive.stat().st_size > 1_000_000
+    archive.chmod(0o600)
+    archive.write_bytes(b"")
+    with start_kafka(tmp_path / "second") as cluster:
+        assert all(node.pid for node in cluster.nodes)
+    assert archive.read_bytes() == b""
