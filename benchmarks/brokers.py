@@ -14,7 +14,7 @@ from typing import Protocol
 from benchmarks.control import Control
 from scoop_outbox import Scoop
 from scoop_outbox.broker.protocol import Publisher, PublishStatus, Receipt, Subscription
-from scoop_outbox.core.delivery import launch_and_commit
+from scoop_outbox.core.plans.launch import launch_and_commit
 from scoop_outbox.daemon.daemons import Daemons
 from scoop_outbox.devservers._errors import ServerNotFoundError
 from scoop_outbox.devservers.kafka import start_kafka

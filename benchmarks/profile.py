@@ -15,8 +15,8 @@ from benchmarks.sagas import SERVICE, STEPS, build
 from benchmarks.server import Bench
 from benchmarks.table import Table
 from benchmarks.work import prepare, release, until_ended, warm
-from scoop_outbox.core.claim import Worker
-from scoop_outbox.core.plans import execute
+from scoop_outbox.core.plans.claim import Worker
+from scoop_outbox.core.plans.execute import execute
 from scoop_outbox.core.rows import CLOCK
 from scoop_outbox.core.statement import (
     BEGIN,
@@ -32,9 +32,9 @@ from scoop_outbox.core.statement import (
     statement,
 )
 from scoop_outbox.scope import Scope
-from scoop_outbox.store.calls import returned, scope_arguments
+from scoop_outbox.store.callbacks import returned, scope_arguments
+from scoop_outbox.store.failure_cache import KnownFailures
 from scoop_outbox.store.home import Home
-from scoop_outbox.store.known import KnownFailures
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 
 _NOW = datetime.now(UTC)

@@ -11,7 +11,7 @@ from datetime import datetime
 from benchmarks.control import Control
 from benchmarks.sagas import SERVICE, build
 from scoop_outbox import Scoop
-from scoop_outbox.core.delivery import launch_and_commit
+from scoop_outbox.core.plans.launch import launch_and_commit
 from scoop_outbox.daemon.daemons import Daemons
 from scoop_outbox.daemon.signals import mail_channel
 from scoop_outbox.scope import emission

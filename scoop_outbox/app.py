@@ -13,8 +13,8 @@ from typing import Any
 
 from scoop_outbox.answers import Answer
 from scoop_outbox.broker.protocol import Broker, Item, Subscription
-from scoop_outbox.core import parking
-from scoop_outbox.core.announcing import read_revision
+from scoop_outbox.core.plans import parking
+from scoop_outbox.core.plans.subscriptions import read_revision
 from scoop_outbox.daemon.announcer import note
 from scoop_outbox.daemon.intake import HIGH_WATER
 from scoop_outbox.daemon.process import daemons

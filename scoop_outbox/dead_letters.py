@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 
 import psycopg
 
-from scoop_outbox.core import dead_letters as plans
-from scoop_outbox.core.dead_letters import Contents, DeadLetter, Origin, Replay, ReplayStatus, Selection
+from scoop_outbox.core.plans import dead_letters as plans
+from scoop_outbox.core.plans.dead_letters import Contents, DeadLetter, Origin, Replay, ReplayStatus, Selection
 from scoop_outbox.store.opened import OpenedDatabase
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from scoop_outbox.broker import plugins
 from scoop_outbox.broker.protocol import Broker, Subscription
-from scoop_outbox.core.announcing import TakenOver, check_unbrokered, read_brokered
-from scoop_outbox.core.claim import Unhandled
-from scoop_outbox.core.delivery import Here
+from scoop_outbox.core.plans.claim import Unhandled
+from scoop_outbox.core.plans.launch import Here
+from scoop_outbox.core.plans.subscriptions import TakenOver, check_unbrokered, read_brokered
 from scoop_outbox.core.statement import Plan
 from scoop_outbox.daemon.announcer import Announcer, note
 from scoop_outbox.daemon.signals import Signals

@@ -43,7 +43,7 @@ from scoop_outbox.remote_traceback import (
     traceback_of,
     type_of,
 )
-from scoop_outbox.root_cause import Origin, explained, root_causes
+from scoop_outbox.root_cause import Origin, root_cause_text, root_causes
 
 UNKNOWN_TYPE = "<unknown type>"
 UNKNOWN_SOURCE = "<unknown source>"
@@ -299,7 +299,7 @@ class DistributedError(Exception):
         return self.failure.to_json()
 
     def __str__(self) -> str:
-        return explained(self.failure, self.origin) if self.outermost else str(self.failure)
+        return root_cause_text(self.failure, self.origin) if self.outermost else str(self.failure)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Pickle knows nothing of causes and tracebacks; the failure has them all.

@@ -6,9 +6,9 @@ import logging
 import time
 from dataclasses import replace
 
-from scoop_outbox.core import handlers as plans
-from scoop_outbox.core.handlers import ForgetStatus, Forgetting, Handler, Pending, UnderWay
-from scoop_outbox.store.blocking import Driver
+from scoop_outbox.core.plans import handlers as plans
+from scoop_outbox.core.plans.handlers import ForgetStatus, Forgetting, Handler, Pending, UnderWay
+from scoop_outbox.store.blocking_driver import BlockingDriver
 from scoop_outbox.store.opened import OpenedDatabase
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 
@@ -109,7 +109,7 @@ class Handlers(OpenedDatabase):
         return done
 
     def _retire(
-        self, driver: Driver, service: str, saga: str | None, pending: Pending, ended: str, *, begun: bool
+        self, driver: BlockingDriver, service: str, saga: str | None, pending: Pending, ended: str, *, begun: bool
     ) -> Forgetting:
         """End what is pending, and what transactions add to it that had seen the subscriptions."""
         waiting = unstarted = abandoned = 0
@@ -132,7 +132,7 @@ class Handlers(OpenedDatabase):
             ForgetStatus.FORGOTTEN, waiting=waiting, unstarted=unstarted, abandoned=abandoned, left=left, open=is_open
         )
 
-    def _read(self, driver: Driver, service: str | None, saga: str | None) -> list[Handler]:
+    def _read(self, driver: BlockingDriver, service: str | None, saga: str | None) -> list[Handler]:
         found = driver.run(plans.read_handlers(service, saga))
         alive = driver.run(plans.read_alive(service))
         return [replace(one, alive=(one.service, one.saga) in alive) for one in found]

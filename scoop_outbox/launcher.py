@@ -6,8 +6,8 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from scoop_outbox.core.claim import Unhandled
-from scoop_outbox.core.delivery import launch, launch_and_commit
+from scoop_outbox.core.plans.claim import Unhandled
+from scoop_outbox.core.plans.launch import launch, launch_and_commit
 from scoop_outbox.declaration import Declaration
 from scoop_outbox.errors import PayloadError
 from scoop_outbox.handle import Handle
@@ -15,8 +15,8 @@ from scoop_outbox.inside import refuse_launch
 from scoop_outbox.limits import CEILING, Limits
 from scoop_outbox.message import Draft, Topic, dump_json
 from scoop_outbox.scope import Emission, emission
-from scoop_outbox.store.connect import told_to_migrate
-from scoop_outbox.store.joined import AsyncTransaction, Transaction, run_joined, run_joined_blocking
+from scoop_outbox.store.connect import map_missing_tables
+from scoop_outbox.store.external_transaction import AsyncTransaction, Transaction, run_joined, run_joined_blocking
 
 MOST_AT_ONCE = 10_000
 """How many messages `launch_many` takes: one statement holds all of them in memory, here and on the server."""
@@ -158,7 +158,7 @@ class Launcher(Declaration):
         unhandled: Unhandled
         if session is not None:
             whose = self.home.whose
-            with told_to_migrate(self.home.url):
+            with map_missing_tables(self.home.url):
                 plan = launch(launched, brokered=brokered, here=here)
                 unhandled = await run_joined(plan, session, self.home.queries, self.signals.outbox, whose)
         else:
@@ -173,7 +173,7 @@ class Launcher(Declaration):
         unhandled: Unhandled
         if session is not None:
             whose = self.home.whose
-            with told_to_migrate(self.home.url):
+            with map_missing_tables(self.home.url):
                 plan = launch(launched, brokered=brokered, here=here)
                 unhandled = run_joined_blocking(plan, session, self.home.queries, self.signals.outbox, whose)
         else:

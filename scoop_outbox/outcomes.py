@@ -13,13 +13,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from scoop_outbox.core.failures import Known, recall
+from scoop_outbox.core.plans.inspect import read_origins, read_roots
 from scoop_outbox.core.run import RunState
-from scoop_outbox.core.statement import Plan, ask, statement
+from scoop_outbox.core.statement import Plan
 from scoop_outbox.daemon.loops import call_on
 from scoop_outbox.daemon.polling import AdaptivePolling
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.failure import DistributedError, Failure
-from scoop_outbox.root_cause import Origin, explained, in_a_line, trail
+from scoop_outbox.root_cause import Origin, in_a_line, root_cause_text, trail
 from scoop_outbox.scope import Result
 from scoop_outbox.store.home import Home
 
@@ -50,7 +51,7 @@ class Failed:
         error = self.failure.to_exception()
         error.origin = self.origin
         if self.reason is not None and not self.failure.contains(self.reason):
-            error.add_note(f"It could not be rolled back. It was to be, because of: {explained(self.reason)}")
+            error.add_note(f"It could not be rolled back. It was to be, because of: {root_cause_text(self.reason)}")
             error.__context__ = self.reason.to_exception()
         return error
 
@@ -224,7 +225,7 @@ class _Lookout:
 
 def read_outcomes(messages: Sequence[uuid.UUID], known: Known) -> Plan[dict[uuid.UUID, Outcome]]:
     """Ask which messages have ended, all their own runs with them, and how."""
-    (rows,) = yield from ask(statement("read_roots", messages=list(messages)))
+    rows = yield from read_roots(messages)
     failures = yield from recall([one for row in rows for one in row[4:6]], known)
     outcomes: dict[uuid.UUID, Outcome] = {}
     unfinished: set[uuid.UUID] = set()
@@ -255,7 +256,7 @@ def _locate(outcomes: Sequence[Outcome]) -> Plan[None]:
                 trails.update(ids)
                 ends.setdefault(ids[-1], []).append((outcome, place))
     messages = [outcome.message_id for outcome in outcomes]
-    (rows,) = yield from ask(statement("read_origins", messages=messages, trails=list(trails), origins=list(ends)))
+    rows = yield from read_origins(messages, list(trails), list(ends))
     for failure_id, service, saga, step in rows:
         for outcome, place in ends[failure_id]:
             outcome.failed[place] = replace(outcome.failed[place], origin=Origin(service, saga, step))

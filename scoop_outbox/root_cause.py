@@ -75,7 +75,7 @@ def in_a_line(failure: _Failure, origin: Origin | None = None) -> str:
     return f"{failure.type}: {text} ({place})"
 
 
-def explained(failure: _Failure, origin: Origin | None = None) -> str:
+def root_cause_text(failure: _Failure, origin: Origin | None = None) -> str:
     """Return the text of a failure behind its root cause; `origin` is where that happened, if it is known."""
     roots = root_causes(failure)
     if roots[0] is not failure:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import uuid
 
 from scoop_outbox.answers import Answer
-from scoop_outbox.core import parking
-from scoop_outbox.core.parking import ParkedRun
+from scoop_outbox.core.plans import parking
+from scoop_outbox.core.plans.parking import ParkedRun
 from scoop_outbox.store.opened import OpenedDatabase
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 

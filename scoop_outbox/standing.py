@@ -6,18 +6,16 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+from scoop_outbox.core.plans.inspect import read_open
 from scoop_outbox.core.run import RunState
-from scoop_outbox.core.statement import Plan, ask, statement
+from scoop_outbox.core.statement import Plan
 
 _SHOWN = 5
 
 
 def read_standing(message_id: uuid.UUID) -> Plan[str]:
     """Return what a hierarchy waits for, in lines; empty when nothing of it is open."""
-    runs, missing = yield from ask(
-        statement("read_open_runs", message=message_id, most=_SHOWN),
-        statement("read_not_taken_in", message=message_id, most=_SHOWN),
-    )
+    runs, missing = yield from read_open(message_id, _SHOWN)
     lines = [_run(row) for row in runs] + [_missing(row) for row in missing]
     left_out = sum(rows[0][-1] - len(rows) for rows in (runs, missing) if rows)
     if left_out:

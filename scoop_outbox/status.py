@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from scoop_outbox.core.failures import Known, recall
+from scoop_outbox.core.plans.inspect import read_hierarchy, read_steps, read_taken_in
 from scoop_outbox.core.rows import Failures, Row, failure_of, message_of
 from scoop_outbox.core.run import RunState, StepKind
-from scoop_outbox.core.statement import Plan, ask, statement
+from scoop_outbox.core.statement import Plan
 from scoop_outbox.errors import UnknownMessage
 from scoop_outbox.failure import Failure
 from scoop_outbox.message import Message
@@ -112,12 +113,10 @@ def read_status(message_id: uuid.UUID, known: Known) -> Plan[Status]:
     Raises:
         UnknownMessage: the message has not been taken in here, or has been pruned.
     """
-    rows, roots = yield from ask(
-        statement("read_hierarchy", message=message_id), statement("read_roots", messages=[message_id])
-    )
+    rows, roots = yield from read_hierarchy(message_id)
     if not any(known for _, known, *_ in roots):
         raise UnknownMessage(f"message {message_id} has not been taken in here, or it has been pruned")
-    (steps,) = yield from ask(statement("read_steps", runs=[row[0] for row in rows]))
+    steps = yield from read_steps([row[0] for row in rows])
     named = [one for row in rows for one in row[_FAILURE : _FAILURE + 2]] + [row[_STEP_FAILURE] for row in steps]
     failures = yield from recall(named, known)
     by_run: dict[uuid.UUID, list[StepStatus]] = {}
@@ -132,10 +131,10 @@ def read_message(message_id: uuid.UUID) -> Plan[Message]:
     Raises:
         UnknownMessage: it has not been taken in here, or has been pruned.
     """
-    (rows,) = yield from ask(statement("read_taken_in", message=message_id))
-    if not rows:
+    row = yield from read_taken_in(message_id)
+    if row is None:
         raise UnknownMessage(f"message {message_id} has not been taken in here, or it has been pruned")
-    return message_of(rows[0], None)
+    return message_of(row, None)
 
 
 def _step_of(row: Row, failures: Failures) -> StepStatus:

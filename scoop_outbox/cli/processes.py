@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scoop_outbox.app import Scoop
-from scoop_outbox.daemon.monitoring.health import watched
+from scoop_outbox.daemon.monitoring.health import serve_health
 from scoop_outbox.errors import DefinitionError
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ async def _serve(app: Scoop, serving: Serving) -> list[str]:
         health = None
         if serving.port is not None:
             # Around the daemons: it answers while they start and while they drain, too.
-            health = await stack.enter_async_context(watched(app.home, serving.host, serving.port))
+            health = await stack.enter_async_context(serve_health(app.home, serving.host, serving.port))
         daemons = await stack.enter_async_context(
             app.running(
                 worker=serving.worker,
@@ -126,7 +126,7 @@ async def _serve(app: Scoop, serving: Serving) -> list[str]:
         )
         if health is not None:
             health.watch(daemons)
-        _spare_the_collector()
+        _freeze_gc()
         log.info("ready: service %s, %s", app.service, app.home)
         await _first(stopping.wait(), daemons.until_one_dies())
         if health is not None:
@@ -144,7 +144,7 @@ async def _first(*waiting: Coroutine[Any, Any, object]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _spare_the_collector() -> None:
+def _freeze_gc() -> None:
     """Let Python's garbage collector pass over what stays until the end.
 
     Otherwise it looks at every imported module again whenever a relay has read a few thousand messages: that was a

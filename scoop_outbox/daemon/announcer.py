@@ -10,10 +10,10 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 from scoop_outbox.broker.protocol import Broker, Subscription
-from scoop_outbox.core.announcing import Spelling, TakenOver, announce, read_subscribed
+from scoop_outbox.core.plans.subscriptions import Spelling, TakenOver, announce, read_subscribed
 from scoop_outbox.core.statement import Plan
 from scoop_outbox.saga import Saga
-from scoop_outbox.store.aio import AsyncDriver
+from scoop_outbox.store.async_driver import AsyncDriver
 
 log = logging.getLogger(__name__)
 

@@ -18,17 +18,19 @@ import sqlalchemy as sa
 
 from scoop_outbox.broker.protocol import Broker, Consumer, Delivery, Subscription
 from scoop_outbox.cancellation import own_cancellation_only
-from scoop_outbox.core.claim import Hints
-from scoop_outbox.core.delivery import Unusable, bury, count_due, read_home, read_listening, take_in
+from scoop_outbox.core.plans.claim import Hints
+from scoop_outbox.core.plans.home import read_home
+from scoop_outbox.core.plans.intake import Unusable, bury, read_listening, take_in
+from scoop_outbox.core.plans.mail import count_due
 from scoop_outbox.daemon.announcer import Announcer, spellings
 from scoop_outbox.errors import BrokerError
 from scoop_outbox.headers import ID, unstorable
 from scoop_outbox.message import Envelope
 from scoop_outbox.saga import Saga
-from scoop_outbox.store.aio import AsyncDriver
-from scoop_outbox.store.calls import Interrupted
+from scoop_outbox.store.async_driver import AsyncDriver
+from scoop_outbox.store.callbacks import Interrupted
 from scoop_outbox.store.home import Home
-from scoop_outbox.store.patient import PatientDriver
+from scoop_outbox.store.time_limit import TimeLimitedDriver
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +89,7 @@ class Intake:
         self._announcer = announcer
         self._high = high
         self._low = low
-        self._driver: PatientDriver | None = None
+        self._driver: TimeLimitedDriver | None = None
         self._consumer: Consumer | None = None
         self._home_id: uuid.UUID | None = None
         self._received: list[Delivery] = []  # the broker has not been told of these
@@ -304,7 +306,7 @@ class Intake:
                     return None
         return reason
 
-    async def _connected(self) -> PatientDriver:
+    async def _connected(self) -> TimeLimitedDriver:
         if self._driver is None or not self._driver.usable:
             await self._drop_driver()
             self._driver = await self._home.connect()

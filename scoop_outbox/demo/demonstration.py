@@ -35,8 +35,8 @@ from scoop_outbox.demo.screen import (
     print_traceback,
 )
 from scoop_outbox.demo.trees import tree_of
-from scoop_outbox.store.connect import explained
-from scoop_outbox.store.url import parsed, shown
+from scoop_outbox.store.connect import map_database_errors
+from scoop_outbox.store.url import parse_url, redact_url
 
 _CUSTOMERS = 16
 _ITEMS = 2
@@ -136,7 +136,7 @@ async def _demonstrate(options: Options, console: Console) -> int:
         )
         through = None if title is None else await _broker(options, title, stack, console)
         url = await _database(options.database, stack, console)
-        stack.enter_context(explained(url))
+        stack.enter_context(map_database_errors(url))
         connection = await stack.enter_async_context(await _connect(url))
         await tables.claim(connection)
         await asyncio.to_thread(tables.create, url)
@@ -162,7 +162,7 @@ async def _demonstrate(options: Options, console: Console) -> int:
         count = replace(count, problems=(*count.problems, *problems))
         print_closing_count(console, count)
         if options.keep:
-            await _keep(url if options.database is None else shown(url), processes, console)
+            await _keep(url if options.database is None else redact_url(url), processes, console)
         return 1 if count.problems else 0
 
 
@@ -190,7 +190,7 @@ async def _database(given: str | None, stack: AsyncExitStack, console: Console) 
     if given is None:
         console.print("  database   a Postgres of its own, in a temporary folder")
         return await stack.enter_async_context(runner.postgres())
-    console.print(f"  database   {shown(given)}, in the schema {tables.SCHEMA}")
+    console.print(f"  database   {redact_url(given)}, in the schema {tables.SCHEMA}")
     return given
 
 
@@ -234,7 +234,7 @@ def read_orders(file: Path | None, count: int | None) -> list[dict[str, Any]]:
 
 
 async def _connect(url: str) -> Connection:
-    plain = parsed(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    plain = parse_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
     return await psycopg.AsyncConnection.connect(plain, autocommit=True, connect_timeout=10)
 
 
@@ -267,7 +267,7 @@ async def _follow(
 
 async def _see_through(url: str, orders: Sequence[dict[str, Any]]) -> list[Placed]:
     """Have customers place all orders, each one after the other, and wait until each has ended, however it does."""
-    engine = create_async_engine(parsed(url))
+    engine = create_async_engine(parse_url(url))
     to_be_placed = iter(orders)
     placed: list[Placed] = []
 

@@ -14,11 +14,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from scoop_outbox.errors import DatabaseError
 from scoop_outbox.store.adaptation import ADAPTERS, adapt_as_users_expect
-from scoop_outbox.store.calls import Interrupted
+from scoop_outbox.store.callbacks import Interrupted
+from scoop_outbox.store.engine_connection import Connection
 from scoop_outbox.store.faults import words
 from scoop_outbox.store.pooler import Pooler
-from scoop_outbox.store.raw import Connection
-from scoop_outbox.store.url import arguments, parsed, shown
+from scoop_outbox.store.url import arguments, parse_url, redact_url
 
 MIGRATING = "scoop_outbox migrate"
 """What the server's list of connections shows of those of `blocking_engine`."""
@@ -72,8 +72,8 @@ def check_encoding(connection: psycopg.Connection[Any] | psycopg.AsyncConnection
     encoding = connection.info.parameter_status("server_encoding")
     if encoding is not None and encoding not in _ENCODINGS:
         raise DatabaseError(
-            f"the database {shown(url)} is encoded in {encoding}, in which some texts cannot be stored: use one in "
-            "UTF8 (create database ... encoding 'UTF8' template template0)"
+            f"the database {redact_url(url)} is encoded in {encoding}, in which some texts cannot be stored: use one "
+            "in UTF8 (create database ... encoding 'UTF8' template template0)"
         )
 
 
@@ -90,7 +90,7 @@ def _options(url: str, application: str) -> dict[str, Any]:
 def blocking_engine(url: str) -> sa.Engine:
     """Return an engine for migrations and other work in ordinary SQLAlchemy transactions."""
     engine = sa.create_engine(
-        parsed(url), connect_args=settings(url, MIGRATING), poolclass=sa.NullPool, use_native_hstore=False
+        parse_url(url), connect_args=settings(url, MIGRATING), poolclass=sa.NullPool, use_native_hstore=False
     )
     pooler = Pooler(url)
     event.listen(engine, "do_connect", lambda _dialect, _record, _arguments, named: pooler.connect(**named))
@@ -100,12 +100,12 @@ def blocking_engine(url: str) -> sa.Engine:
 
 def driver_engine(url: str, application: str, pooler: Pooler) -> sa.Engine:
     """Return an engine whose connections the blocking driver uses."""
-    return _for_steps(sa.create_engine(parsed(url), **_options(url, application)), url, pooler)
+    return _for_steps(sa.create_engine(parse_url(url), **_options(url, application)), url, pooler)
 
 
 def async_driver_engine(url: str, application: str, pooler: Pooler) -> AsyncEngine:
     """Return an engine whose connections the async driver uses."""
-    engine = create_async_engine(parsed(url), **_options(url, application))
+    engine = create_async_engine(parse_url(url), **_options(url, application))
     _for_steps(engine.sync_engine, url, pooler)
     return engine
 
@@ -136,7 +136,7 @@ def _for_steps(engine: sa.Engine, url: str, pooler: Pooler) -> sa.Engine:
 
 
 @contextmanager
-def explained(url: str) -> Iterator[None]:
+def map_database_errors(url: str) -> Iterator[None]:
     """Turn what the driver raises when a database cannot be used into a `DatabaseError` that says what to do."""
     try:
         yield
@@ -144,12 +144,12 @@ def explained(url: str) -> Iterator[None]:
         if (known := _in_words(url, error.__cause__)) is not None:
             raise DatabaseError(known) from error
         raise DatabaseError(
-            f"{shown(url)} was lost or had to give up in the midst of it: {_first_line(error.__cause__ or error)}. "
-            "Whether what was to be written has been committed is not known: try again, or look"
+            f"the connection to {redact_url(url)} was lost during the transaction: "
+            f"{_first_line(error.__cause__ or error)}. Whether it was committed is not known: look, or try again"
         ) from error
     except (psycopg.OperationalError, sa.exc.OperationalError) as error:
         raise DatabaseError(
-            f"cannot connect to {shown(url)}: {_first_line(error)}. Is the server running, and are host, port, "
+            f"cannot connect to {redact_url(url)}: {_first_line(error)}. Is the server running, and are host, port, "
             "user, password and database right?"
         ) from error
     except psycopg.Error as error:
@@ -158,12 +158,12 @@ def explained(url: str) -> Iterator[None]:
         raise
     except sa.exc.ProgrammingError as error:
         if isinstance(error.orig, psycopg.errors.UndefinedTable | psycopg.errors.InvalidSchemaName):
-            raise DatabaseError(_UNMIGRATED.format(shown(url))) from error
-        raise DatabaseError(f"{shown(url)} refused a statement: {_first_line(error)}") from error
+            raise DatabaseError(_UNMIGRATED.format(redact_url(url))) from error
+        raise DatabaseError(f"{redact_url(url)} refused a statement: {_first_line(error)}") from error
 
 
 @contextmanager
-def told_to_migrate(url: str) -> Iterator[None]:
+def map_missing_tables(url: str) -> Iterator[None]:
     """Explain that tables or permissions are missing, whatever the driver, and leave every other error as it is.
 
     The transaction is the caller's.
@@ -177,23 +177,23 @@ def told_to_migrate(url: str) -> Iterator[None]:
         original = getattr(error, "orig", None) or error
         state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
         if state in _MISSING:
-            raise DatabaseError(_UNMIGRATED.format(shown(url))) from error
+            raise DatabaseError(_UNMIGRATED.format(redact_url(url))) from error
         if state == psycopg.errors.InsufficientPrivilege.sqlstate:
-            raise DatabaseError(_UNPERMITTED.format(shown(url), _first_line(error))) from error
+            raise DatabaseError(_UNPERMITTED.format(redact_url(url), _first_line(error))) from error
         raise
 
 
 def in_words(url: str, error: Exception) -> str:
     """Return what keeps a database from being used: what to do if somebody has to act, else what the server says."""
     cause = error.__cause__ if isinstance(error, Interrupted) else error
-    return _in_words(url, cause) or f"{shown(url)} cannot be used: {words(cause or error)}"
+    return _in_words(url, cause) or f"{redact_url(url)} cannot be used: {words(cause or error)}"
 
 
 def _in_words(url: str, error: BaseException | None) -> str | None:
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
-        return _UNPERMITTED.format(shown(url), _first_line(error))
+        return _UNPERMITTED.format(redact_url(url), _first_line(error))
     if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.InvalidSchemaName):
-        return _UNMIGRATED.format(shown(url))
+        return _UNMIGRATED.format(redact_url(url))
     # Only who waits for another transaction to launch the same id is told of this table.
     if isinstance(error, psycopg.errors.LockNotAvailable) and '"launched' in (error.diag.context or ""):
         return CLAIMED

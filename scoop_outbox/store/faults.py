@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 
 from scoop_outbox.errors import TransientError
-from scoop_outbox.store.calls import Interrupted
+from scoop_outbox.store.callbacks import Interrupted
 from scoop_outbox.store.lent import Lent
 
 READ_ONLY = "25006"

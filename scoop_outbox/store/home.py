@@ -16,23 +16,29 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from scoop_outbox.core.delivery import read_home
+from scoop_outbox.core.plans.home import read_home
 from scoop_outbox.core.statement import Statement, ask
 from scoop_outbox.errors import DatabaseError
 from scoop_outbox.forks import begins_anew
 from scoop_outbox.limits import Limits
 from scoop_outbox.message import uuid7
 from scoop_outbox.store import queries
-from scoop_outbox.store.aio import AsyncDriver
-from scoop_outbox.store.blocking import Driver
-from scoop_outbox.store.connect import CLAIMS_WAIT, async_driver_engine, bare_connection, driver_engine, explained
-from scoop_outbox.store.known import KnownFailures
+from scoop_outbox.store.async_driver import AsyncDriver
+from scoop_outbox.store.blocking_driver import BlockingDriver
+from scoop_outbox.store.connect import (
+    CLAIMS_WAIT,
+    async_driver_engine,
+    bare_connection,
+    driver_engine,
+    map_database_errors,
+)
+from scoop_outbox.store.disconnect import disinherit, is_severed
+from scoop_outbox.store.failure_cache import KnownFailures
 from scoop_outbox.store.mode import Mode
-from scoop_outbox.store.patient import PatientDriver
 from scoop_outbox.store.pooler import Pooler
-from scoop_outbox.store.sever import disinherit, is_severed
-from scoop_outbox.store.url import parsed, shown
-from scoop_outbox.store.whose import Whose
+from scoop_outbox.store.same_home import Whose
+from scoop_outbox.store.time_limit import TimeLimitedDriver
+from scoop_outbox.store.url import parse_url, redact_url
 
 CLAIMING = 3
 """How many of those are at a time in the hands of launches that may wait for another transaction to launch an id."""
@@ -46,7 +52,7 @@ LENT = 10
 _MACHINERY = (Statement("set_limits", {}), Statement("plan_once", {}))
 _QUEUES = (*_MACHINERY, Statement("search_indexes", {}))
 
-D = TypeVar("D", bound=AsyncDriver | Driver)
+D = TypeVar("D", bound=AsyncDriver | BlockingDriver)
 
 
 class Home:
@@ -67,7 +73,7 @@ class Home:
 
     def __init__(self, url: str, schema: str, application: str, limits: Limits | None = None) -> None:
         """Check the URL and load the statements."""
-        parsed(url)
+        parse_url(url)
         self.url = url
         self.schema = schema
         self.application = application
@@ -106,7 +112,7 @@ class Home:
 
     def __repr__(self) -> str:
         """Show the URL without its password."""
-        return f"<home {shown(self.url)} schema {self.schema!r}>"
+        return f"<home {redact_url(self.url)} schema {self.schema!r}>"
 
     @property
     def pooled(self) -> bool:
@@ -134,11 +140,11 @@ class Home:
         """Remember a connection, also one that a driver opens in place of another: it is not a forked child's."""
         self._opened.add(getattr(opened, "driver_connection", opened))
 
-    async def connect(self) -> PatientDriver:
+    async def connect(self) -> TimeLimitedDriver:
         """Open an async driver on which no step ever runs; the caller keeps it, and closes it."""
         return await self._connect_patiently(self._for_machinery)
 
-    async def connect_to_queues(self) -> PatientDriver:
+    async def connect_to_queues(self) -> TimeLimitedDriver:
         """Open an async driver that reads queues in order, and on which no step ever runs; the caller closes it."""
         return await self._connect_patiently(self._for_queues)
 
@@ -153,30 +159,30 @@ class Home:
     def _for_steps(self) -> Mode:
         return Mode(self._compiled, self._pooler, limits=self.limits)
 
-    async def _connect_patiently(self, mode: Mode) -> PatientDriver:
-        driver = await PatientDriver.connect(self._async_pool().engine, mode)
+    async def _connect_patiently(self, mode: Mode) -> TimeLimitedDriver:
+        driver = await TimeLimitedDriver.connect(self._async_pool().engine, mode)
         if not driver.pooled:
             await driver.run(ask(*mode.set_up()))
         return driver
 
-    def connect_blocking(self) -> Driver:
+    def connect_blocking(self) -> BlockingDriver:
         """Open a blocking driver on which no step ever runs; the caller keeps it, and closes it."""
         return self._connect_blocking(self._for_machinery)
 
-    def connect_to_queues_blocking(self) -> Driver:
+    def connect_to_queues_blocking(self) -> BlockingDriver:
         """Open a blocking driver that reads queues in order, and on which no step ever runs; the caller closes it."""
         return self._connect_blocking(self._for_queues)
 
-    def connect_for_steps_blocking(self, context: contextvars.Context | None = None) -> Driver:
+    def connect_for_steps_blocking(self, context: contextvars.Context | None = None) -> BlockingDriver:
         """Open a blocking driver whose connection is as users expect theirs to be; the caller keeps and closes it.
 
         Args:
             context: the context variables that callbacks find; those of the caller unless given.
         """
-        return Driver.connect(self._engine, self._for_steps(), context)
+        return BlockingDriver.connect(self._engine, self._for_steps(), context)
 
-    def _connect_blocking(self, mode: Mode) -> Driver:
-        driver = Driver.connect(self._engine, mode)
+    def _connect_blocking(self, mode: Mode) -> BlockingDriver:
+        driver = BlockingDriver.connect(self._engine, mode)
         if not driver.pooled:
             driver.run(ask(*mode.set_up()))
         return driver
@@ -204,7 +210,7 @@ class Home:
             turns.release()
 
     @contextmanager
-    def blocking_claiming_driver(self) -> Iterator[Driver]:
+    def blocking_claiming_driver(self) -> Iterator[BlockingDriver]:
         """Do as `claiming_driver`, for code without an event loop."""
         with self._lock:
             turns = self._blocking.claiming
@@ -233,7 +239,7 @@ class Home:
         """
         pool = self._async_pool()
         async with pool.room:
-            with explained(self.url):
+            with map_database_errors(self.url):
                 while (driver := pool.take()) is not None and is_severed(driver.raw):
                     await driver.close()
                 if driver is None:
@@ -245,7 +251,7 @@ class Home:
                         await driver.close()
 
     @contextmanager
-    def blocking_driver(self) -> Iterator[Driver]:
+    def blocking_driver(self) -> Iterator[BlockingDriver]:
         """Lend a blocking driver from a small pool, and explain what goes wrong with the database.
 
         Raises:
@@ -253,7 +259,7 @@ class Home:
         """
         with self._lock:
             pool = self._blocking
-        with pool.room, explained(self.url):
+        with pool.room, map_database_errors(self.url):
             while (driver := pool.take()) is not None and is_severed(driver.raw):
                 driver.close()
             if driver is None:
@@ -315,7 +321,7 @@ class _Drivers(Generic[D]):
             return idle
 
 
-class _Pool(_Drivers[Driver]):
+class _Pool(_Drivers[BlockingDriver]):
     def __init__(self) -> None:
         super().__init__()
         self.room = threading.BoundedSemaphore(LENT)

@@ -24,9 +24,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
 from scoop_outbox.scope import Scope
+from scoop_outbox.store.leftovers import Watching
 from scoop_outbox.store.lent_engine import LentEngine, driver_connection
 from scoop_outbox.store.session_events import hold_back
-from scoop_outbox.store.watching import Watching
 
 _IN_FAILED_TRANSACTION = "25P02"
 

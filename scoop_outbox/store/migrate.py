@@ -25,11 +25,11 @@ from scoop_outbox.errors import DatabaseError, DefinitionError
 from scoop_outbox.policy import seconds
 from scoop_outbox.store import queries
 from scoop_outbox.store.blockers import Blocker, Onlooker, told
-from scoop_outbox.store.connect import blocking_engine, explained
+from scoop_outbox.store.connect import blocking_engine, map_database_errors
 from scoop_outbox.store.ddl import defining
 from scoop_outbox.store.revisions import following, head, note_newer
 from scoop_outbox.store.schema import DEFAULT_SCHEMA, checked_schema
-from scoop_outbox.store.url import shown
+from scoop_outbox.store.url import redact_url
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ class _Patience:
         self._left -= taken
         if self._left <= 0:
             raise DatabaseError(
-                f"{shown(self._url)} could not be migrated to revision {target}: its tables were in use for "
+                f"{redact_url(self._url)} could not be migrated to revision {target}: its tables were in use for "
                 f"{self._wait:g} s, by {told(blockers)}. It is at the revision before, and what uses it goes on. "
                 "End that transaction, or wait until it has ended, and run this again: see docs/operations.md"
             ) from error
@@ -226,9 +226,9 @@ def _config(schema: str) -> Config:
 
 @contextmanager
 def _explained(url: str) -> Iterator[None]:
-    """Do as `explained`, and say which rights are needed: other ones than those that work with the tables."""
+    """Do as `map_database_errors`, and say which rights are needed: other ones than those that work with the tables."""
     try:
-        with explained(url):
+        with map_database_errors(url):
             yield
     except DatabaseError as error:
         cause = error.__cause__

@@ -13,8 +13,8 @@ from typing import Any
 import psycopg
 
 from scoop_outbox.errors import DatabaseError
-from scoop_outbox.store.raw import AsyncConnection, Connection
-from scoop_outbox.store.url import POOLER, arguments, pooler_of, shown
+from scoop_outbox.store.engine_connection import AsyncConnection, Connection
+from scoop_outbox.store.url import POOLER, arguments, pooler_of, redact_url
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,9 @@ class Pooler:
             return False
         self._takes_options = False
         if arguments(self._url).get(_OPTIONS):
-            log.warning("%s is behind a pooler that takes no options: those in its URL are left out", shown(self._url))
+            log.warning(
+                "%s is behind a pooler that takes no options: those in its URL are left out", redact_url(self._url)
+            )
         return True
 
     def _note(self, connection: Connection | AsyncConnection, found: Any) -> None:
@@ -105,6 +107,6 @@ class Pooler:
                 "%s is behind a pooler, which is taken to lend connections for one transaction: nothing is prepared or "
                 "listened to, and work of other processes is found by polling. If it lends them for a session, say "
                 "?%s=session in the URL",
-                shown(self._url),
+                redact_url(self._url),
                 POOLER,
             )

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from scoop_outbox.errors import DatabaseError
-from scoop_outbox.store.url import shown
+from scoop_outbox.store.url import redact_url
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +56,8 @@ def check(revision: str | None, url: str) -> None:
         return
     if revision is None or revision in known():
         raise DatabaseError(
-            f"the database {shown(url)} is at revision {revision}, but this version of scoop_outbox needs {head()}: "
-            "run `scoop-outbox migrate --database URL`, or `await app.migrate()`"
+            f"the database {redact_url(url)} is at revision {revision}, but this version of scoop_outbox needs {head()}"
+            ": run `scoop-outbox migrate --database URL`, or `await app.migrate()`"
         )
     note_newer(revision)
 

@@ -31,7 +31,7 @@ def pooler_of(url: str) -> str | None:
     return said if said is None or isinstance(said, str) else said[-1]
 
 
-def parsed(url: str) -> URL:
+def parse_url(url: str) -> URL:
     """Return a database URL for psycopg.
 
     Several hosts may stand where one does, with commas, as libpq has it, or in the options, as SQLAlchemy has it.
@@ -79,14 +79,14 @@ def _several(url: str) -> tuple[str, list[str], list[str]]:
 
 def arguments(url: str) -> dict[str, Any]:
     """Return a database URL as psycopg's arguments, as SQLAlchemy makes them."""
-    parsed_url = parsed(url)
+    parsed_url = parse_url(url)
     _, named = parsed_url.get_dialect()().create_connect_args(parsed_url)
     return dict(named)
 
 
-def shown(url: str) -> str:
+def redact_url(url: str) -> str:
     """Return a database URL without its password, for messages; its options may hold one too."""
-    parsed_url = parsed(url)
+    parsed_url = parse_url(url)
     plain = parsed_url.set(drivername="postgresql", query={}).render_as_string(hide_password=True)
     if parsed_url.host is not None:
         return plain

@@ -16,7 +16,7 @@ from psycopg.abc import PQGen
 from psycopg.pq import TransactionStatus
 from psycopg.waiting import Ready, Wait
 
-from scoop_outbox.store.sever import async_abort
+from scoop_outbox.store.disconnect import async_abort
 
 T = TypeVar("T")
 

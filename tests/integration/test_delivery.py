@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from scoop_outbox import Message, RunState, Scoop, Scope
-from scoop_outbox.core.delivery import take_in
+from scoop_outbox.core.plans.intake import take_in
 from scoop_outbox.message import Envelope, uuid7
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.schema import DEFAULT_SCHEMA

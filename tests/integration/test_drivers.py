@@ -17,10 +17,10 @@ from scoop_outbox.core.statement import BEGIN, COMMIT, ROLLBACK, SAVEPOINT, Call
 from scoop_outbox.core.transition import Raised, Returned
 from scoop_outbox.errors import StepError, TransientError
 from scoop_outbox.message import Message
-from scoop_outbox.store import aio, blocking
-from scoop_outbox.store.aio import AsyncDriver
-from scoop_outbox.store.blocking import Driver
-from scoop_outbox.store.calls import Interrupted
+from scoop_outbox.store import async_driver, blocking_driver
+from scoop_outbox.store.async_driver import AsyncDriver
+from scoop_outbox.store.blocking_driver import BlockingDriver
+from scoop_outbox.store.callbacks import Interrupted
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from tests.waiting import until
@@ -57,7 +57,7 @@ def colourless(path: str) -> list[str]:
 
 
 def test_the_drivers_are_the_same_but_for_their_colour() -> None:
-    one, other = colourless(aio.__file__), colourless(blocking.__file__)
+    one, other = colourless(async_driver.__file__), colourless(blocking_driver.__file__)
     assert len(one) > 100
     assert list(difflib.unified_diff(one, other, "aio.py", "blocking.py", lineterm="", n=2)) == []
 
@@ -68,7 +68,7 @@ def test_the_drivers_are_the_same_but_for_their_colour() -> None:
 class Twin:
     """A driver of either colour, to be used in one way."""
 
-    def __init__(self, home: Home, driver: AsyncDriver | Driver) -> None:
+    def __init__(self, home: Home, driver: AsyncDriver | BlockingDriver) -> None:
         self.home = home
         self.driver = driver
         self.closed = False
@@ -262,7 +262,7 @@ async def test_a_callback_that_returns_commits_what_it_wrote(twin: Twin) -> None
 async def test_a_callback_that_raises_loses_what_it_wrote_and_keeps_its_context(twin: Twin) -> None:
     def does(scope: Any) -> Any:
         scope.context["b"] = 3
-        if isinstance(twin.driver, Driver):
+        if isinstance(twin.driver, BlockingDriver):
             scope.connection.execute("insert into t values (1)")
         raise ValueError("no")
 

@@ -13,8 +13,8 @@ from scoop_outbox.core import failures as kept
 from scoop_outbox.core.failures import Writing, id_of, recall
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, ask
 from scoop_outbox.failure import DEPTH_LIMIT, SIZE_LIMIT
+from scoop_outbox.store.failure_cache import KnownFailures
 from scoop_outbox.store.home import Home
-from scoop_outbox.store.known import KnownFailures
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from scoop_outbox import DistributedError, Message, RunState, Scoop, Scope
 from scoop_outbox.cli import main
-from scoop_outbox.core.delivery import take_in
+from scoop_outbox.core.plans.intake import take_in
 from scoop_outbox.handlers import ForgetStatus, Handlers, Pending
 from scoop_outbox.message import Envelope
 from scoop_outbox.store.schema import DEFAULT_SCHEMA

@@ -14,8 +14,8 @@ import sqlalchemy as sa
 from scoop_outbox import ScopeEnded, StepError, TransientError
 from scoop_outbox.core.statement import BEGIN, COMMIT, RELEASE_SAVEPOINT, SAVEPOINT, Batch, Call, Plan, ask, statement
 from scoop_outbox.core.transition import Raised, Returned
-from scoop_outbox.store.aio import AsyncDriver
-from scoop_outbox.store.calls import Interrupted
+from scoop_outbox.store.async_driver import AsyncDriver
+from scoop_outbox.store.callbacks import Interrupted
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.pipeline import Pipeline
 from scoop_outbox.store.schema import DEFAULT_SCHEMA

@@ -25,7 +25,7 @@ from scoop_outbox.store import migrate as migrations
 from scoop_outbox.store import revisions
 from scoop_outbox.store.connect import blocking_engine
 from scoop_outbox.store.schema import DEFAULT_SCHEMA, SHARDS, tables
-from scoop_outbox.store.url import parsed
+from scoop_outbox.store.url import parse_url
 
 HEAD = revisions.head()
 OLD = ("message", "run", "step", "child")
@@ -250,7 +250,7 @@ async def test_an_unmigrated_database_says_what_to_do(empty_url: str, sagas: boo
 @pytest.mark.parametrize("sagas", [True, False])
 async def test_an_unmigrated_database_says_what_to_do_when_a_transaction_is_joined(empty_url: str, sagas: bool) -> None:
     app = an_app(empty_url, sagas=sagas)
-    engine = create_async_engine(parsed(empty_url))
+    engine = create_async_engine(parse_url(empty_url))
     async with engine.connect() as connection:
         with pytest.raises(DatabaseError, match=UNMIGRATED):
             await app.launch("orders", 1, session=connection)

@@ -21,7 +21,7 @@ from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.daemon.worker import worker as worker_module
 from scoop_outbox.store import notifier
 from scoop_outbox.store.notifier import LONGEST, MOST, Notifier
-from scoop_outbox.store.url import parsed
+from scoop_outbox.store.url import parse_url
 from tests.waiting import until, until_blocking
 
 HOURS = 3600.0
@@ -84,7 +84,7 @@ async def blocking(app: Scoop, url: str) -> Handle:
 
 
 async def joining(app: Scoop, url: str) -> Handle:
-    engine = create_async_engine(parsed(url))
+    engine = create_async_engine(parse_url(url))
     async with AsyncSession(engine) as session, session.begin():
         handle = await app.launch("orders", 1, session=session)
     await engine.dispose()
@@ -93,7 +93,7 @@ async def joining(app: Scoop, url: str) -> Handle:
 
 async def joining_blocking(app: Scoop, url: str) -> Handle:
     def launch() -> Handle:
-        engine = sa.create_engine(parsed(url))
+        engine = sa.create_engine(parse_url(url))
         with sa.orm.Session(engine) as session, session.begin():
             handle = app.launch_sync("orders", 1, session=session)
         engine.dispose()

@@ -13,7 +13,7 @@ from sqlalchemy import make_url
 from scoop_outbox import Scoop
 from scoop_outbox.daemon.relay import prefetch as reader_module
 from scoop_outbox.daemon.worker.worker import Worker
-from scoop_outbox.store import patient as patient_module
+from scoop_outbox.store import time_limit as patient_module
 from scoop_outbox.store.connect import driver_engine
 from scoop_outbox.store.pooler import Pooler
 from tests.integration.relaying import FakePublisher, left, made, relaying, write

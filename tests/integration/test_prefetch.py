@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 import psycopg
 import pytest
 
-from scoop_outbox.core.outbox import Outgoing, read_outbox
+from scoop_outbox.core.plans.outbox import Outgoing, read_outbox
 from scoop_outbox.core.statement import Plan
 from scoop_outbox.daemon.relay.prefetch import Prefetch
 from scoop_outbox.message import uuid7
-from scoop_outbox.store.calls import Interrupted
+from scoop_outbox.store.callbacks import Interrupted
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.schema import DEFAULT_SCHEMA, SHARDS
 from tests.waiting import until

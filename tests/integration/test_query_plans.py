@@ -20,7 +20,7 @@ from psycopg.adapt import PyFormat, Transformer
 from sqlalchemy import make_url
 
 from scoop_outbox import BlockingScope, Message, Scoop
-from scoop_outbox.core.settle import emitted
+from scoop_outbox.core.plans.launch import launch_params
 from scoop_outbox.core.statement import document
 from scoop_outbox.failure import Frame
 from scoop_outbox.scope import Emission
@@ -181,7 +181,7 @@ def launch(*, size: int, awaited: bool = False, run: UUID | None = None, brokere
         Emission(uuid4(), "topic 1", None, b"1", "application/json", {}, None, awaited, Frame("f.py", 1, None, "f"))
         for _ in range(size)
     ]
-    params = emitted(sent, None, 1, brokered=brokered)
+    params = launch_params(sent, None, 1, brokered=brokered)
     return params if run is None else {**params, "run": run}
 
 

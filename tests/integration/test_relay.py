@@ -23,7 +23,7 @@ from scoop_outbox.daemon.relay import watermark as watermark_module
 from scoop_outbox.daemon.relay.watermark import Watermarks
 from scoop_outbox.message import Envelope
 from scoop_outbox.scope import emission
-from scoop_outbox.store.aio import AsyncDriver
+from scoop_outbox.store.async_driver import AsyncDriver
 from scoop_outbox.store.schema import SHARDS
 from tests.integration.relaying import (
     FakePublisher,

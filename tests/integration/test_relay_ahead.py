@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, PublishStatus, Receipt
-from scoop_outbox.core.outbox import read_outbox
+from scoop_outbox.core.plans.outbox import read_outbox
 from scoop_outbox.daemon.relay import leases as leases_module
 from scoop_outbox.daemon.relay import relay as relay_module
 from scoop_outbox.daemon.relay import watermark as watermark_module

@@ -18,14 +18,14 @@ import psycopg
 import pytest
 
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, PublishStatus, Receipt
-from scoop_outbox.core.delivery import launch
+from scoop_outbox.core.plans.launch import launch
 from scoop_outbox.daemon.relay import leases as leases_module
 from scoop_outbox.daemon.relay import relay as relay_module
 from scoop_outbox.daemon.relay import topic_backoff as backoff_module
 from scoop_outbox.daemon.relay import watermark as watermark_module
 from scoop_outbox.message import Envelope
 from scoop_outbox.store import queries
-from scoop_outbox.store.joined import run_joined
+from scoop_outbox.store.external_transaction import run_joined
 from scoop_outbox.store.schema import DEFAULT_SCHEMA, SHARDS
 from tests.integration.relaying import FakePublisher, ask, left, made, relaying
 from tests.waiting import until

@@ -12,8 +12,8 @@ import pytest
 from psycopg.pq.abc import PGconn
 from sqlalchemy import make_url
 
-from scoop_outbox.store import sever as module
-from scoop_outbox.store.sever import abort
+from scoop_outbox.store import disconnect as module
+from scoop_outbox.store.disconnect import abort
 from tests.waiting import until_blocking
 
 SLEEPING = b"select pid from pg_stat_activity where datname = current_database() and query = 'select pg_sleep(60)'"

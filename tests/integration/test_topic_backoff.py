@@ -12,8 +12,8 @@ from scoop_outbox.daemon.relay import topic_backoff as backoff_module
 from scoop_outbox.daemon.relay import watermark as watermark_module
 from scoop_outbox.daemon.relay.leases import Leases
 from scoop_outbox.daemon.relay.prefetch import Prefetch
-from scoop_outbox.store.aio import AsyncDriver
-from scoop_outbox.store.calls import Interrupted
+from scoop_outbox.store.async_driver import AsyncDriver
+from scoop_outbox.store.callbacks import Interrupted
 from scoop_outbox.store.schema import SHARDS
 from tests.integration.relaying import FakePublisher, ask, left, made, relaying, shard_of, write, written_late
 from tests.waiting import until

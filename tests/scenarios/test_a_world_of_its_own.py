@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from scoop_outbox import DistributedError, RunState, Scoop, StepError
-from scoop_outbox.store.url import parsed
+from scoop_outbox.store.url import parse_url
 from tests.scenarios.shop import LONG, Shop, raises
 from tests.waiting import until
 
@@ -253,7 +253,7 @@ async def test_q72_to_launch_in_the_steps_own_transaction_is_allowed(shop: Shop,
 
 
 async def test_q72_a_session_of_ones_own_is_none_of_the_step(mixed: Shop, database_url: str) -> None:
-    url = parsed(database_url)
+    url = parse_url(database_url)
     refused: list[str] = []
 
     async def step(scope: Any, _: Any) -> None:

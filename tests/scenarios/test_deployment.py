@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from scoop_outbox import Answer, DistributedError, Scoop
-from scoop_outbox.core import placing
+from scoop_outbox.core.plans import placing
 from scoop_outbox.daemon.worker import roster
 from tests.waiting import until
 

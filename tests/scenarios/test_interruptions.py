@@ -23,7 +23,7 @@ from scoop_outbox import (
     TransientError,
     UnknownMessage,
 )
-from scoop_outbox.core.plans import STEPS_IN_A_ROW
+from scoop_outbox.core.plans.execute import STEPS_IN_A_ROW
 from scoop_outbox.daemon.worker.interruptions import DIED, MACHINERY, OF_DEATH, WANTED
 from tests.waiting import until
 

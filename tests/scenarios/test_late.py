@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from scoop_outbox import Message, RunState, Scoop, Scope, Status
-from scoop_outbox.core.delivery import take_in
+from scoop_outbox.core.plans.intake import take_in
 from scoop_outbox.message import Envelope
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from tests.waiting import until

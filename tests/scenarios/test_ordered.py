@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scoop_outbox import DefinitionError, DistributedError, Repeat, RunState, Scoop
-from scoop_outbox.core import placing
+from scoop_outbox.core.plans import placing
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from tests.carriers import BUILTIN, KAFKA
 from tests.scenarios.conftest import MakeShop

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from scoop_outbox import Message, RunState, Scoop, Scope
-from scoop_outbox.core.delivery import take_in
+from scoop_outbox.core.plans.intake import take_in
 from scoop_outbox.message import Envelope
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from tests.fake_broker import FakeBroker
@@ -383,7 +383,7 @@ async def test_q68_whoever_waits_for_a_root_waits_for_whatever_its_saga_is_calle
 
 
 async def test_q68_no_more_is_taken_over_at_once_than_fits(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scoop_outbox.core.announcing.TAKEN_OVER_AT_ONCE", 2)
+    monkeypatch.setattr("scoop_outbox.core.plans.subscriptions.TAKEN_OVER_AT_ONCE", 2)
     old = Version(database_url, "order")
     async with old.app.running(worker=False):
         handles = [await old.app.launch("orders", number) for number in range(5)]

@@ -8,12 +8,12 @@ from datetime import timedelta
 import pytest
 
 from scoop_outbox import Scoop
-from scoop_outbox.core.plans import Execution
+from scoop_outbox.core.plans.execute import Execution
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.daemon.worker.slot import Slot
 from scoop_outbox.daemon.worker.worker import Worker
 from scoop_outbox.message import uuid7
-from scoop_outbox.store.calls import Interrupted
+from scoop_outbox.store.callbacks import Interrupted
 
 
 def worker_of(steps: list[Execution | BaseException]) -> Worker:

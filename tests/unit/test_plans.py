@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from scoop_outbox.context import Context
-from scoop_outbox.core.claim import Worker
-from scoop_outbox.core.plans import STEPS_IN_A_ROW, Execution, execute
+from scoop_outbox.core.plans.claim import Worker
+from scoop_outbox.core.plans.execute import STEPS_IN_A_ROW, Execution, execute
 from scoop_outbox.core.run import RunState
 from scoop_outbox.core.statement import Batch, Call, Plan, Refused, Rows
 from scoop_outbox.core.transition import Raised, Returned
 from scoop_outbox.failure import Failure
 from scoop_outbox.saga import GoTo, Repeat, Saga
 from scoop_outbox.scope import Emission, emission
-from scoop_outbox.store.known import KnownFailures
+from scoop_outbox.store.failure_cache import KnownFailures
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 RUN, MESSAGE, PARENT = (uuid.UUID(int=number) for number in (1, 2, 3))

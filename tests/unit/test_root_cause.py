@@ -8,7 +8,7 @@ import pytest
 
 from scoop_outbox.bounds import REPEATED
 from scoop_outbox.failure import Failure
-from scoop_outbox.root_cause import Origin, explained, in_a_line, root_causes, trail
+from scoop_outbox.root_cause import Origin, in_a_line, root_cause_text, root_causes, trail
 
 KEY = Failure("KeyError", "'x'", "pick[w1]")
 PALLETS = Failure("OutOfPallets", "no pallet", "pick[w1]", causes=(KEY,))
@@ -104,7 +104,7 @@ def test_point_8_the_text_of_an_exception_begins_with_the_root_cause() -> None:
 
 
 def test_point_8_a_root_cause_itself_is_told_with_its_place() -> None:
-    assert explained(SCALES) == str(SCALES)
+    assert root_cause_text(SCALES) == str(SCALES)
     origin = Origin("depot", "weigh", "put on")
     expected = "[weigh[w2]] Broken: the scales (service 'depot', saga 'weigh', step 'put on')\nare broken"
-    assert explained(SCALES, origin) == expected
+    assert root_cause_text(SCALES, origin) == expected

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from scoop_outbox.errors import DatabaseError
-from scoop_outbox.store.url import arguments, parsed, pooler_of, shown
+from scoop_outbox.store.url import arguments, parse_url, pooler_of, redact_url
 
 SECRET = "s3cret"  # noqa: S105 - it is looked for in what is shown
 
@@ -56,8 +56,8 @@ def test_a_url_is_read_as_it_is_meant(url: str, text: str, named: dict[str, Any]
     found = arguments(given)
     found.pop("password", None)
     assert found == named
-    assert shown(given) == text
-    assert SECRET not in shown(given)
+    assert redact_url(given) == text
+    assert SECRET not in redact_url(given)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_url_is_read_as_it_is_meant(url: str, text: str, named: dict[str, Any]
 )
 def test_a_url_that_cannot_be_read_is_refused_without_its_password(url: str, reason: str) -> None:
     with pytest.raises(DatabaseError, match=reason) as refused:
-        parsed(url.format(SECRET))
+        parse_url(url.format(SECRET))
     assert SECRET not in str(refused.value)
 
 

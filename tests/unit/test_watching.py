@@ -7,7 +7,7 @@ import pytest
 from psycopg._queries import PostgresQuery
 from psycopg.adapt import Transformer
 
-from scoop_outbox.store.watching import Watching
+from scoop_outbox.store.leftovers import Watching
 
 HARMLESS = [
     "insert into orders values (%s) on conflict (id) do nothing",

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scoop_outbox.core.outbox import Place
+from scoop_outbox.core.plans.outbox import Place
 from scoop_outbox.daemon import full_scan as full_scan_module
 from scoop_outbox.daemon.relay import watermark as watermark_module
 from scoop_outbox.daemon.relay.watermark import MANY, Watermarks

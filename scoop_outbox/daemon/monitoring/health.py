@@ -15,12 +15,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
-from scoop_outbox.core.announcing import read_revision
-from scoop_outbox.core.delivery import count_due
-from scoop_outbox.core.outbox import look_at_outbox
-from scoop_outbox.core.parking import count_troubled
+from scoop_outbox.core.plans.mail import count_due
+from scoop_outbox.core.plans.outbox import look_at_outbox
+from scoop_outbox.core.plans.parking import count_troubled
+from scoop_outbox.core.plans.subscriptions import read_revision
 from scoop_outbox.daemon.daemons import Daemons
-from scoop_outbox.daemon.monitoring.http import Answer, listening
+from scoop_outbox.daemon.monitoring.http import Answer, serve_http
 from scoop_outbox.daemon.monitoring.metrics import exposition
 from scoop_outbox.daemon.monitoring.snapshot import Snapshot
 from scoop_outbox.errors import DatabaseError
@@ -196,7 +196,7 @@ class Health:
 
 
 @asynccontextmanager
-async def watched(home: Home, host: str, port: int) -> AsyncIterator[Health]:
+async def serve_health(home: Home, host: str, port: int) -> AsyncIterator[Health]:
     """Answer `/livez`, `/readyz` and `/metrics` for as long as the block lasts.
 
     Args:
@@ -210,7 +210,7 @@ async def watched(home: Home, host: str, port: int) -> AsyncIterator[Health]:
     health = Health(home)
     beating = asyncio.create_task(health.beat(), name="scoop_outbox health: beat")
     try:
-        with listening(host, port, health.answer):
+        with serve_http(host, port, health.answer):
             yield health
     finally:
         beating.cancel()

@@ -9,11 +9,11 @@ import psycopg
 import sqlalchemy as sa
 
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, PublishStatus, Receipt
-from scoop_outbox.core.claim import Hints
-from scoop_outbox.core.delivery import take_in
+from scoop_outbox.core.plans.claim import Hints
+from scoop_outbox.core.plans.intake import take_in
 from scoop_outbox.message import Envelope
-from scoop_outbox.store.aio import AsyncDriver
-from scoop_outbox.store.calls import Interrupted
+from scoop_outbox.store.async_driver import AsyncDriver
+from scoop_outbox.store.callbacks import Interrupted
 from scoop_outbox.store.home import Home
 
 log = logging.getLogger(__name__)

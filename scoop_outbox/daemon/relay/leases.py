@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from datetime import timedelta
 from types import MappingProxyType
 
-from scoop_outbox.core.statement import ask, statement
-from scoop_outbox.store.aio import AsyncDriver
+from scoop_outbox.core.plans.leases import acquire_shards, release_shards, renew_shards
+from scoop_outbox.store.async_driver import AsyncDriver
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.schema import SHARDS
 
@@ -74,12 +74,10 @@ class Leases:
         started = time.monotonic()
         held: dict[int, int] = {}
         if self._epochs:
-            (renewed,) = await driver.run(ask(statement("renew_shards", lease=LEASE, **self._mine())))
-            held = dict(renewed)
+            held = await driver.run(renew_shards(self._epochs, LEASE))
         gained: dict[int, int] = {}
         if len(held) < SHARDS:
-            (rows,) = await driver.run(ask(statement("acquire_shards", owner=self._home.process_id, lease=LEASE)))
-            gained = dict(rows)
+            gained = await driver.run(acquire_shards(self._home.process_id, LEASE))
         lost = set(self._epochs) - set(held)
         if lost - set(gained):
             log.warning("another relay has taken shards %s", sorted(lost - set(gained)))
@@ -94,8 +92,5 @@ class Leases:
     async def release(self, driver: AsyncDriver) -> None:
         """Let a standby take over at once."""
         if self._epochs:
-            await driver.run(ask(statement("release_shards", **self._mine())))
+            await driver.run(release_shards(self._epochs))
         self._epochs = {}
-
-    def _mine(self) -> dict[str, list[int]]:
-        return {"shards": list(self._epochs), "epochs": list(self._epochs.values())}

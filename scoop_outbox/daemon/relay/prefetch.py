@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from scoop_outbox.core.statement import Plan
-from scoop_outbox.store.blocking import Driver
+from scoop_outbox.store.blocking_driver import BlockingDriver
 from scoop_outbox.store.home import Home
-from scoop_outbox.store.patient import PATIENCE
+from scoop_outbox.store.time_limit import ANSWER_TIMEOUT
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ class Prefetch:
     def __init__(self, home: Home) -> None:
         """Connect to nothing yet."""
         self._home = home
-        self._driver: Driver | None = None
+        self._driver: BlockingDriver | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="scoop-outbox-reader")
 
     async def run(self, plan: Plan[T]) -> T:
@@ -42,7 +42,7 @@ class Prefetch:
         """
         loop = asyncio.get_running_loop()
         running = loop.run_in_executor(self._thread, self._run, plan)
-        giving_up = loop.call_later(PATIENCE, self._abort)
+        giving_up = loop.call_later(ANSWER_TIMEOUT, self._abort)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:

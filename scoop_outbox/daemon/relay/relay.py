@@ -24,8 +24,8 @@ import psycopg
 import sqlalchemy as sa
 
 from scoop_outbox.broker.protocol import Publisher, Receipt
-from scoop_outbox.core.delivery import read_home
-from scoop_outbox.core.outbox import Outgoing, Place, bury_unpublishable, delete_published, read_outbox
+from scoop_outbox.core.plans.home import read_home
+from scoop_outbox.core.plans.outbox import Outgoing, Place, bury_unpublishable, delete_published, read_outbox
 from scoop_outbox.daemon.counters import RelayCounters
 from scoop_outbox.daemon.polling import AdaptivePolling
 from scoop_outbox.daemon.relay.leases import Leases
@@ -35,12 +35,12 @@ from scoop_outbox.daemon.relay.receipts import publish, sort_receipts
 from scoop_outbox.daemon.relay.topic_backoff import TopicBackoff
 from scoop_outbox.daemon.relay.watermark import Watermarks
 from scoop_outbox.daemon.signals import Signals
-from scoop_outbox.store.aio import AsyncDriver
-from scoop_outbox.store.calls import Interrupted
+from scoop_outbox.store.async_driver import AsyncDriver
+from scoop_outbox.store.callbacks import Interrupted
 from scoop_outbox.store.connect import in_words
 from scoop_outbox.store.home import Home
-from scoop_outbox.store.patient import PatientDriver
 from scoop_outbox.store.schema import SHARDS
+from scoop_outbox.store.time_limit import TimeLimitedDriver
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Relay:
         self._publisher = publisher
         self._probe = Probe(publisher)
         self._polling = AdaptivePolling(longest=0.5)
-        self._driver: PatientDriver | None = None
+        self._driver: TimeLimitedDriver | None = None
         self._prefetch = Prefetch(home)
         self._leases = Leases(home)
         self._watermarks = Watermarks()
@@ -356,7 +356,7 @@ class Relay:
             self._leases.doubt()
         return self._aside
 
-    async def _connected(self) -> PatientDriver:
+    async def _connected(self) -> TimeLimitedDriver:
         if self._driver is None or not self._driver.usable:
             self._driver = await self._home.connect_to_queues()
             self._watermarks.reset()

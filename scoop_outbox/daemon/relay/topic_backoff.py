@@ -16,7 +16,7 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from scoop_outbox.core.outbox import Flow
+from scoop_outbox.core.plans.outbox import Flow
 
 log = logging.getLogger(__name__)
 

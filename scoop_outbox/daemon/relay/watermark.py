@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from scoop_outbox.core.outbox import Place
+from scoop_outbox.core.plans.outbox import Place
 from scoop_outbox.daemon.full_scan import FullScan
 
 MANY = 1000

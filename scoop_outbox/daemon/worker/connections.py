@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 
-from scoop_outbox.store.aio import AsyncDriver
-from scoop_outbox.store.blocking import Driver
+from scoop_outbox.store.async_driver import AsyncDriver
+from scoop_outbox.store.blocking_driver import BlockingDriver
 from scoop_outbox.store.home import Home
 
 
@@ -31,8 +31,8 @@ class StepConnections:
         self._home = home
         self._context = context
         self._idle: list[AsyncDriver] = []
-        self._idle_blocking: list[Driver] = []
-        self._at_work: dict[uuid.UUID, Driver] = {}
+        self._idle_blocking: list[BlockingDriver] = []
+        self._at_work: dict[uuid.UUID, BlockingDriver] = {}
         self._closed = False
         self.threads = ThreadPoolExecutor(slots, thread_name_prefix=f"scoop_outbox {service}")
 
@@ -49,7 +49,7 @@ class StepConnections:
                 await driver.close()
 
     @contextmanager
-    def lend_blocking(self) -> Iterator[Driver]:
+    def lend_blocking(self) -> Iterator[BlockingDriver]:
         """Lend a connection for `def` callbacks to the thread that asks."""
         try:
             driver = self._idle_blocking.pop()
@@ -64,7 +64,7 @@ class StepConnections:
                 driver.close()
 
     @contextmanager
-    def at_work(self, run_id: uuid.UUID, driver: Driver) -> Iterator[None]:
+    def at_work(self, run_id: uuid.UUID, driver: BlockingDriver) -> Iterator[None]:
         """Note that a thread executes a run on a connection."""
         self._at_work[run_id] = driver
         try:
@@ -72,7 +72,7 @@ class StepConnections:
         finally:
             del self._at_work[run_id]
 
-    def of_thread(self, run_id: uuid.UUID) -> Driver | None:
+    def of_thread(self, run_id: uuid.UUID) -> BlockingDriver | None:
         """Return the connection on which a thread executes a run; None when no thread does."""
         return self._at_work.get(run_id)
 

@@ -15,13 +15,13 @@ from typing import Self
 
 import psycopg
 
+from scoop_outbox.core.plans.mail import NotedInterruption, note_interruptions
 from scoop_outbox.core.run import RunState
-from scoop_outbox.core.statement import ask, statement
 from scoop_outbox.daemon.worker.reports import Reports, Subject
 from scoop_outbox.headers import key_seen, storable
 from scoop_outbox.saga import Saga
-from scoop_outbox.store.aio import AsyncDriver
-from scoop_outbox.store.calls import Interrupted
+from scoop_outbox.store.async_driver import AsyncDriver
+from scoop_outbox.store.callbacks import Interrupted
 from scoop_outbox.store.faults import words
 
 MOST = 20
@@ -102,21 +102,16 @@ class Interruptions:
         if not self._pending:
             return
         pending = dict(self._pending)
-        (rows,) = await driver.run(
-            ask(
-                statement(
-                    "note_interruptions",
-                    runs=list(pending),
-                    # NUL and broken characters cannot be stored as text.
-                    reasons=[storable(one.reason) for one in pending.values()],
-                    parks=[one.kind != WANTED for one in pending.values()],
-                    takers=[_NOT_ALIVE if one.kind == DIED else None for one in pending.values()],
-                    # So that runs which were interrupted together do not come back together.
-                    chances=[random.uniform(0.5, 1.0) for _ in pending],
-                    most=self._most,
-                )
+        noted = {
+            run_id: NotedInterruption(
+                storable(one.reason),  # NUL and broken characters cannot be stored as text
+                one.kind != WANTED,
+                _NOT_ALIVE if one.kind == DIED else None,
+                random.uniform(0.5, 1.0),  # so that runs which were interrupted together do not come back together
             )
-        )
+            for run_id, one in pending.items()
+        }
+        rows = await driver.run(note_interruptions(noted, self._most))
         for run_id, count, state, message_id, key, seq, step in rows:
             one = pending[run_id]
             at = one.step or step or (self._sagas[one.saga].steps[0].name if seq == 0 else None)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from scoop_outbox.core.statement import ask, statement
+from scoop_outbox.core.plans.mail import mark_taken, read_due, read_left_lying
 from scoop_outbox.daemon.worker.interruptions import DIED, OF_DEATH, Interruption, Interruptions
 from scoop_outbox.daemon.worker.lookback import Lookback
 from scoop_outbox.daemon.worker.roster import Roster
-from scoop_outbox.store.aio import AsyncDriver
+from scoop_outbox.store.async_driver import AsyncDriver
 
 _STEAL = timedelta(milliseconds=50)
 _STUCK = 2.0
@@ -72,8 +72,7 @@ class MailReader:
     async def read(self, driver: AsyncDriver, most: int) -> Look:
         """Read the oldest mail of each saga, `most` runs in all."""
         self._back = self.lookback.look()
-        reading = statement("read_due", **self._where(), **self._roster.shares(), most=most)
-        (rows,) = await driver.run(ask(reading))
+        rows = await driver.run(read_due(self._where(), self._roster.shares(), most))
         *found, (_, _, next_due, _) = rows
         return Look([Due(*row) for row in found], next_due)
 
@@ -82,9 +81,7 @@ class MailReader:
 
         As much of the oldest as `theirs` is left alone, unless it has been lying so long that they seem to be stuck.
         """
-        lying = statement("read_left_lying", **self._where(), steal=_STEAL, most=theirs + wanted)
-        (rows,) = await driver.run(ask(lying))
-        found = [Due(*row) for row in rows]
+        found = [Due(*row) for row in await driver.run(read_left_lying(self._where(), _STEAL, theirs + wanted))]
         spare = len(found) - theirs
         return [due for index, due in enumerate(found) if index < spare or due.age > _STUCK]
 
@@ -99,8 +96,7 @@ class MailReader:
         self._marked.intersection_update(suspects)
         unmarked = [run_id for run_id in suspects if run_id not in self._marked and run_id not in in_hand]
         if unmarked:
-            marking = statement("mark_taken", worker=self._roster.worker, runs=unmarked)
-            (rows,) = await driver.run(ask(marking))
+            rows = await driver.run(mark_taken(self._roster.worker, unmarked))
             self._marked.update(run_id for run_id, died in rows if not died)
             for run_id in (run_id for run_id, died in rows if died):
                 self._interruptions.note(run_id, Interruption(suspects[run_id].saga, OF_DEATH, DIED))

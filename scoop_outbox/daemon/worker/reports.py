@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from scoop_outbox.core.claim import Unhandled
+from scoop_outbox.core.plans.claim import Unhandled
 from scoop_outbox.core.run import Run, RunState
 from scoop_outbox.daemon.counters import RunCounters
 from scoop_outbox.daemon.signals import Signals

@@ -6,16 +6,15 @@ that have a saga share its mail. Sharing is a hint: whoever counts wrong is late
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
-from scoop_outbox.core.statement import BEGIN, COMMIT, ask, statement
+from scoop_outbox.core.plans.workers import forget_dead_workers, read_workers, register_worker, unregister_worker
 from scoop_outbox.core.versions import Deployment, Version
 from scoop_outbox.saga import Saga
-from scoop_outbox.store.aio import AsyncDriver
+from scoop_outbox.store.async_driver import AsyncDriver
 
 EVERY = 5.0
 """Seconds from one word of a worker to its next."""
@@ -86,15 +85,13 @@ class Roster:
     async def introduce(self, driver: AsyncDriver) -> None:
         """Say what this worker knows, on a connection by which its death is noticed."""
         await self._say(driver)
-        await driver.run(ask(statement("forget_dead_workers", service=self._service)))
+        await driver.run(forget_dead_workers(self._service))
         self._due_at = 0.0
 
     async def refresh(self, driver: AsyncDriver) -> bool:
         """Say that this worker is alive and look who else is; answer whether the mail is shared in another way now."""
         now = await self._say(driver)
-        workers, versions = await driver.run(
-            ask(statement("read_workers", service=self._service), statement("read_versions", service=self._service))
-        )
+        workers, versions = await driver.run(read_workers(self._service))
         self._due_at = time.monotonic() + EVERY
         alive: dict[str, list[Version]] = {}
         for version_id, saga, steps in versions:
@@ -118,23 +115,8 @@ class Roster:
         return (workers.index(self.worker), len(workers)) if self.worker in workers else (0, 1)
 
     async def _say(self, driver: AsyncDriver) -> datetime:
-        _, rows, _ = await driver.run(
-            ask(
-                BEGIN,
-                statement(
-                    "register_worker",
-                    worker=self.worker,
-                    service=self._service,
-                    sagas=list(self._mine),
-                    versions=[version.id for version in self._mine.values()],
-                    steps=[json.dumps(version.steps) for version in self._mine.values()],
-                    alive=ALIVE_FOR,
-                    pooled=driver.pooled,
-                ),
-                COMMIT,
-            )
-        )
-        now: datetime = rows[0][0]
+        mine = list(self._mine), list(self._mine.values())
+        now = await driver.run(register_worker(self.worker, self._service, *mine, ALIVE_FOR, pooled=driver.pooled))
         self._ahead = now.timestamp() - time.monotonic()
         if self.suspect is None:
             self.suspect = now
@@ -143,4 +125,4 @@ class Roster:
 
     async def leave(self, driver: AsyncDriver) -> None:
         """Say that this worker has ended, so that others need not wait for it."""
-        await driver.run(ask(statement("unregister_worker", worker=self.worker)))
+        await driver.run(unregister_worker(self.worker))

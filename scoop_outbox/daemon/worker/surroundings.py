@@ -10,12 +10,12 @@ import logging
 import time
 from collections.abc import Mapping
 
-from scoop_outbox.core import parking
-from scoop_outbox.core.statement import ask, statement
+from scoop_outbox.core.plans import parking
+from scoop_outbox.core.plans.workers import is_relayed, read_strangers
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.daemon.worker.roster import Roster
 from scoop_outbox.saga import Saga
-from scoop_outbox.store.aio import AsyncDriver
+from scoop_outbox.store.async_driver import AsyncDriver
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +58,7 @@ class Surroundings:
         freed = await driver.run(parking.unpark(self._service, self._roster.deployment, self._signals))
         for run_id in freed:
             log.info("run unparked: service %s, run %s: this worker knows what it needs", self._service, run_id)
-        (rows,) = await driver.run(ask(statement("is_relayed")))
-        self._relays.saw(there=rows[0][0])
+        self._relays.saw(there=await driver.run(is_relayed()))
         if self._looks < _LOOKS:
             self._looks += 1
             await self._look_for_strangers(driver)
@@ -73,8 +72,7 @@ class Surroundings:
         """
         if self._looks > 1 and not self._missing:
             return
-        reading = statement("read_strangers", service=self._service, sagas=self._sagas, most=_STRANGERS)
-        (rows,) = await driver.run(ask(reading))
+        rows = await driver.run(read_strangers(self._service, self._sagas, _STRANGERS))
         found: dict[str, list[str]] = {}
         for saga, topic, _ in rows:
             found.setdefault(saga, []).append(topic)

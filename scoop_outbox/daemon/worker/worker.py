@@ -21,8 +21,8 @@ import psycopg
 import sqlalchemy as sa
 
 from scoop_outbox.cancellation import StrayCancellationError, own_cancellation_only
-from scoop_outbox.core import claim, plans
-from scoop_outbox.core.plans import Execution
+from scoop_outbox.core.plans import claim, execute
+from scoop_outbox.core.plans.execute import Execution
 from scoop_outbox.daemon.polling import AdaptivePolling
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.daemon.worker.connections import StepConnections
@@ -36,12 +36,12 @@ from scoop_outbox.daemon.worker.run_backoff import RunBackoff
 from scoop_outbox.daemon.worker.slot import Slot, WorkerCounters, mostly_async
 from scoop_outbox.daemon.worker.surroundings import Surroundings
 from scoop_outbox.saga import Saga
-from scoop_outbox.store.aio import AsyncDriver
-from scoop_outbox.store.calls import Interrupted
+from scoop_outbox.store.async_driver import AsyncDriver
+from scoop_outbox.store.callbacks import Interrupted
 from scoop_outbox.store.connect import in_words
 from scoop_outbox.store.faults import words
 from scoop_outbox.store.home import Home
-from scoop_outbox.store.patient import PatientDriver
+from scoop_outbox.store.time_limit import TimeLimitedDriver
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Worker:
         self.reports = Reports(service, self._sagas, signals, self._roster.seconds_since, brokered=brokered)
         self.interruptions = Interruptions(service, self._sagas, self.reports, max_interruptions)
         self._mail = MailReader(service, list(self._sagas), self._roster, self.interruptions)
-        self._feeder: PatientDriver | None = None
+        self._feeder: TimeLimitedDriver | None = None
         # Threads move on to the next run by themselves; what they and the loop share is behind this lock.
         self._lock = threading.RLock()
         self._tasks: dict[uuid.UUID, asyncio.Task[None]] = {}
@@ -385,13 +385,13 @@ class Worker:
             return await self._loop.run_in_executor(self._connections.threads, self._drive_blocking, slot)
         async with self._connections.lend() as driver:
             with refusals_interrupt():
-                return await driver.run(plans.execute(slot.run_id, self._worker(coroutines=True)))
+                return await driver.run(execute.execute(slot.run_id, self._worker(coroutines=True)))
 
     def _drive_blocking(self, slot: Slot) -> Execution:
         worker = self._worker(coroutines=False)
         with self._connections.lend_blocking() as driver:
             while True:
                 with self._connections.at_work(slot.run_id, driver), refusals_interrupt():
-                    done = driver.run(plans.execute(slot.run_id, worker))
+                    done = driver.run(execute.execute(slot.run_id, worker))
                 if done is not Execution.DONE or not driver.usable or not self._move_on(slot):
                     return done

@@ -12,11 +12,11 @@ from typing import Any
 
 from scoop_outbox.core import decide as rule
 from scoop_outbox.core import transition
-from scoop_outbox.core.claim import Claim, Worker, claim
-from scoop_outbox.core.placing import place_run
-from scoop_outbox.core.required import check_handlers
+from scoop_outbox.core.plans.claim import Claim, Worker, claim
+from scoop_outbox.core.plans.placing import place_run
+from scoop_outbox.core.plans.required import check_handlers
+from scoop_outbox.core.plans.settle import settle
 from scoop_outbox.core.run import ChildState, changed
-from scoop_outbox.core.settle import settle
 from scoop_outbox.core.statement import (
     READ_CLOCK,
     ROLLBACK,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import accumulate
 from typing import Any
 
-from scoop_outbox.core.claim import Claim, Worker, claim, claimed_again, claiming_again
 from scoop_outbox.core.failures import Known, Writing, id_of
+from scoop_outbox.core.plans.claim import Claim, Worker, claim, claimed_again, reclaim_statements
+from scoop_outbox.core.plans.launch import launch_params
 from scoop_outbox.core.run import Run, RunState, StepKind, changed
 from scoop_outbox.core.statement import (
     COMMIT,
@@ -19,12 +18,9 @@ from scoop_outbox.core.statement import (
     Rows,
     Statement,
     ask,
-    document,
     statement,
 )
 from scoop_outbox.core.transition import Mail, Record, Transition
-from scoop_outbox.headers import CONTEXT, LAUNCHED_AT, LINEAGE
-from scoop_outbox.scope import Emission
 
 
 def settle(
@@ -41,7 +37,7 @@ def settle(
     writes += _writes_run(claimed, change, worker)
     writes += _writes_mail(claimed, change, go_on=go_on)
     ahead = go_on and change.mail is Mail.KEEP
-    again = claiming_again(after, children=change.consumes is not None) if ahead else []
+    again = reclaim_statements(after, children=change.consumes is not None) if ahead else []
     answers = yield from ask(*writes, COMMIT_AND_BEGIN if ahead else COMMIT, *again)
     rows = {write.name: answer for write, answer in zip(writes, answers, strict=False)}
     if writing is not None:
@@ -111,7 +107,7 @@ def _writes_run(claimed: Claim, change: Transition, worker: Worker) -> Iterator[
     yield from _marks(change)
     if change.emissions:
         seq = after.seq if record is None else record.seq
-        yield statement("launch", **emitted(change.emissions, after, seq, brokered=worker.brokered))
+        yield statement("launch", **launch_params(change.emissions, after, seq, brokered=worker.brokered))
     if change.asks is not None:
         seq, reason = change.asks
         yield statement("ask_children", run=after.id, seq=seq, failure=id_of(reason), context=after.context)
@@ -232,43 +228,3 @@ def _outcome(run: Run) -> dict[str, Any]:
         "obstacle": id_of(run.obstacle) if failed else None,
         "run": run.id,
     }
-
-
-def emitted(emissions: Sequence[Emission], run: Run | None, seq: int, *, brokered: bool) -> dict[str, Any]:
-    """Return the parameters of `launch` for messages of a run, or for messages from outside when there is none.
-
-    If services take them in at different times, who is to handle a root is written down, for those who wait for it.
-    """
-    lineage = "" if run is None else ",".join(map(str, run.lineage))
-    starts = accumulate((len(emission.body) for emission in emissions), initial=0)
-    messages = [
-        {
-            "id": str(emission.message_id),
-            "topic": emission.topic,
-            "key": emission.key,
-            "start": start,
-            "size": len(emission.body),
-            "content_type": emission.content_type,
-            # Text within text: Postgres looks for broken characters in what it takes apart, and headers may hold such.
-            "headers": json.dumps(_headers(emission, lineage)),
-            "awaited": emission.awaited and run is not None,
-        }
-        for emission, start in zip(emissions, starts, strict=False)
-    ]
-    return {
-        "document": document(messages),
-        "bodies": b"".join(emission.body for emission in emissions),
-        "run": None if run is None else run.id,
-        "seq": seq,
-        "brokered": brokered,
-    }
-
-
-def _headers(emission: Emission, lineage: str) -> dict[str, str]:
-    headers = dict(emission.headers)
-    if emission.awaited and lineage:
-        headers[LINEAGE] = lineage
-    if emission.context is not None:
-        headers[CONTEXT] = emission.context
-    headers[LAUNCHED_AT] = json.dumps(emission.launched_at.to_json())
-    return headers

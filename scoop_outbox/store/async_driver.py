@@ -25,8 +25,8 @@ from scoop_outbox.core.statement import (
     Statement,
 )
 from scoop_outbox.scope import AsyncScope
-from scoop_outbox.store.calls import Interrupted, async_invoke, check_transaction, raised, returned, scope_arguments
-from scoop_outbox.store.cleaning import after_rollback, cleaned, commits, ends, is_clean
+from scoop_outbox.store.callbacks import Interrupted, async_invoke, check_transaction, raised, returned, scope_arguments
+from scoop_outbox.store.disconnect import async_abort
 from scoop_outbox.store.faults import (
     NO_SAVEPOINT,
     interruption,
@@ -40,7 +40,7 @@ from scoop_outbox.store.lent import NOWHERE, AsyncLentConnection, async_session,
 from scoop_outbox.store.mode import Mode
 from scoop_outbox.store.pipeline import Pipeline
 from scoop_outbox.store.session_events import async_tell
-from scoop_outbox.store.sever import async_abort
+from scoop_outbox.store.session_reset import after_rollback, cleaned, commits, ends, is_clean
 from scoop_outbox.store.stop import ends_the_worker
 from scoop_outbox.store.waiting import answered
 

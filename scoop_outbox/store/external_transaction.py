@@ -16,8 +16,8 @@ from scoop_outbox.errors import DatabaseError
 from scoop_outbox.store.adaptation import async_cursor, cursor
 from scoop_outbox.store.after_commit import once_committed
 from scoop_outbox.store.lent_engine import driver_connection
-from scoop_outbox.store.portable import portable
-from scoop_outbox.store.whose import Whose
+from scoop_outbox.store.other_drivers import portable
+from scoop_outbox.store.same_home import Whose
 
 AsyncTransaction = AsyncSession | async_scoped_session[Any] | AsyncConnection | psycopg.AsyncConnection[Any]
 Transaction = Session | scoped_session[Any] | sa.Connection | psycopg.Connection[Any]

@@ -163,7 +163,7 @@ def _take_turn(run: Run, lane: uuid.UUID, mail: list[int]) -> Plan[bool]:
     return bool(taken[0][0])
 
 
-def claiming_again(run: Run, *, children: bool) -> list[Statement]:
+def reclaim_statements(run: Run, *, children: bool) -> list[Statement]:
     """Lock a run that goes straight on, in the round trip that commits what it did."""
     claim = statement("claim_again", run=run.id, seq=run.seq, state=run.state.value, saga=run.saga)
     statements = [claim, SAVEPOINT]
@@ -175,7 +175,7 @@ def claiming_again(run: Run, *, children: bool) -> list[Statement]:
 
 
 def claimed_again(claim: Claim, run: Run, rows: Sequence[Rows], worker: Worker) -> Plan[Claim | None]:
-    """Return the claim on `run`, as it stands now, from what the statements of `claiming_again` answered."""
+    """Return the claim on `run`, as it stands now, from what the statements of `reclaim_statements` answered."""
     locked, _, *found = rows
     if not locked:
         yield from ask(ROLLBACK)  # somebody was faster, or has asked for something: the mail is still there

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from scoop_outbox import headers as wire
-from scoop_outbox.core.delivery import arrived
+from scoop_outbox.core.plans.intake import intake_params
 from scoop_outbox.core.statement import BEGIN, COMMIT, ROLLBACK, Plan, ask, statement
 from scoop_outbox.errors import PayloadError
 from scoop_outbox.message import Envelope
@@ -168,7 +168,7 @@ def replay(letter: int) -> Plan[Replay]:
         return Replay(letter, ReplayStatus.REFUSED, defect)
     service = contents.letter.service
     started, handled, _ = yield from ask(
-        statement("take_in", **arrived([contents.envelope], service, home[0][0])),
+        statement("take_in", **intake_params([contents.envelope], service, home[0][0])),
         statement("is_handled", message=contents.envelope.id, service=service),
         drop,
     )

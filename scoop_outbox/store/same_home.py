@@ -6,10 +6,10 @@ import uuid
 import weakref
 from collections.abc import Awaitable, Callable
 
-from scoop_outbox.core.delivery import read_home
-from scoop_outbox.core.statement import Plan, ask, statement
+from scoop_outbox.core.plans.home import find_home, read_home
+from scoop_outbox.core.statement import Plan
 from scoop_outbox.errors import DatabaseError
-from scoop_outbox.store.url import shown
+from scoop_outbox.store.url import redact_url
 
 
 class Whose:
@@ -50,13 +50,13 @@ class Whose:
         Raises:
             DatabaseError: not to the service's home. Nothing has been written.
         """
-        (((database, is_there),),) = yield from ask(statement("find_home", schema=self._schema))
+        database, is_there = yield from find_home(self._schema)
         found = (yield from read_home()) if is_there else None
         if found != mine:
             raise DatabaseError(
                 f"the session is connected to the database {database!r}, which "
                 + (f"has no tables of scoop_outbox in schema {self._schema!r}" if found is None else "is another home")
-                + f": the message would never be published. This service's database is {shown(self._url)}; pass a "
+                + f": the message would never be published. This service's database is {redact_url(self._url)}; pass a "
                 "session on it"
             )
         self._known.add(connection)

@@ -25,8 +25,8 @@ from scoop_outbox.core.statement import (
     Statement,
 )
 from scoop_outbox.scope import BlockingScope
-from scoop_outbox.store.calls import Interrupted, check_transaction, invoke, raised, returned, scope_arguments
-from scoop_outbox.store.cleaning import after_rollback, cleaned, commits, ends, is_clean
+from scoop_outbox.store.callbacks import Interrupted, check_transaction, invoke, raised, returned, scope_arguments
+from scoop_outbox.store.disconnect import abort
 from scoop_outbox.store.faults import (
     NO_SAVEPOINT,
     interruption,
@@ -40,7 +40,7 @@ from scoop_outbox.store.lent import NOWHERE, LentConnection, is_invalidated, ses
 from scoop_outbox.store.mode import Mode
 from scoop_outbox.store.pipeline import Pipeline
 from scoop_outbox.store.session_events import tell
-from scoop_outbox.store.sever import abort
+from scoop_outbox.store.session_reset import after_rollback, cleaned, commits, ends, is_clean
 from scoop_outbox.store.stop import ends_the_worker
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ _LOOKS = 500
 class _Scope(BlockingScope):
     """A scope bound to the driver's connection."""
 
-    def __init__(self, call: Call, driver: Driver) -> None:
+    def __init__(self, call: Call, driver: BlockingDriver) -> None:
         super().__init__(**scope_arguments(call), limits=driver.limits)
         self._driver = driver
         self.opened: Session | None = None
@@ -122,7 +122,7 @@ class _Scope(BlockingScope):
                 self.lent.end()
 
 
-class Driver:
+class BlockingDriver:
     """One connection that executes plans, one at a time.
 
     Args:

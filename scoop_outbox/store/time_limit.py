@@ -10,16 +10,16 @@ import asyncio
 import time
 
 from scoop_outbox.core.statement import Batch, Rows
-from scoop_outbox.store.aio import AsyncDriver
-from scoop_outbox.store.sever import sever
+from scoop_outbox.store.async_driver import AsyncDriver
+from scoop_outbox.store.disconnect import sever
 
-PATIENCE = 60.0
+ANSWER_TIMEOUT = 60.0
 """Seconds after which a connection that does not answer is given up."""
 _LONG = 10.0
 
 
-class PatientDriver(AsyncDriver):
-    """An async driver whose connection breaks when the database does not answer within `PATIENCE`."""
+class TimeLimitedDriver(AsyncDriver):
+    """An async driver whose connection breaks when the database does not answer within `ANSWER_TIMEOUT`."""
 
     _asked_at: float | None = None
 
@@ -33,7 +33,7 @@ class PatientDriver(AsyncDriver):
 
     async def _batch(self, batch: Batch) -> list[Rows]:
         self._asked_at = time.monotonic()
-        giving_up = asyncio.get_running_loop().call_later(PATIENCE, self._give_up)
+        giving_up = asyncio.get_running_loop().call_later(ANSWER_TIMEOUT, self._give_up)
         try:
             return await super()._batch(batch)
         finally:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from scoop_outbox.answers import Answer
-from scoop_outbox.core.claim import Hints
+from scoop_outbox.core.plans.claim import Hints
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, Rows, ask, statement
 from scoop_outbox.core.versions import Deployment, executor, left_out
 

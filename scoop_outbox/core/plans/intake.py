@@ -1,81 +1,17 @@
-"""Plans of launching and taking in: how a message gets from one transaction into others."""
+"""Plans of intake: messages from the outbox or a broker become runs of this home, each once."""
 
 from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scoop_outbox.core.claim import Hints, Unhandled
-from scoop_outbox.core.repeats import claim_ids
-from scoop_outbox.core.required import check_handlers
-from scoop_outbox.core.settle import emitted
-from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, Rows, Statement, ask, document, statement
+from scoop_outbox.core.plans.claim import Hints
+from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, ask, statement
 from scoop_outbox.headers import CONTEXT, HOME, LAUNCHED_AT, LINEAGE, PREFIX, storable
 from scoop_outbox.message import Envelope
-from scoop_outbox.scope import Emission
-
-
-@dataclass(frozen=True, slots=True)
-class Here:
-    """A service that launches, and will handle what it launches, though nobody but its own process knows that yet.
-
-    Attributes:
-        service: its name.
-        sagas: those that listen on each topic that is launched on.
-    """
-
-    service: str
-    sagas: Mapping[str, Sequence[str]]
-
-
-def launch(emissions: Sequence[Emission], *, brokered: bool = False, here: Here | None = None) -> Plan[Unhandled]:
-    """Write messages from outside any run into the outbox, in whatever transaction is open.
-
-    Returns the topics of those that no saga is subscribed to. Raises `UnhandledMessage` if one of them must not be, and
-    `ConflictingMessage` if another message has the id that a caller gave one; one that was launched under it is left.
-
-    Args:
-        emissions: the messages.
-        brokered: whether a broker carries them, and not this home itself.
-        here: who handles them and has not been announced; whoever waits for a message waits for them, too.
-    """
-    yield from check_handlers(emissions)
-    fresh = yield from claim_ids(emissions)
-    if not fresh:
-        return []
-    unhandled, *_ = yield from ask(*_launching(fresh, here, brokered=brokered))
-    return _unhandled(unhandled, fresh, here)
-
-
-def launch_and_commit(
-    emissions: Sequence[Emission], hints: Hints, *, brokered: bool = False, here: Here | None = None
-) -> Plan[Unhandled]:
-    """Do as `launch` in a transaction of its own."""
-    yield from check_handlers(emissions)
-    fresh = yield from claim_ids(emissions, BEGIN)
-    if not fresh:
-        yield from ask(COMMIT)
-        return []
-    begin = [] if any(one.given for one in emissions) else [BEGIN]
-    *_, unhandled = (yield from ask(*begin, *_launching(fresh, here, brokered=brokered), COMMIT))[: len(begin) + 1]
-    hints.outbox()
-    return _unhandled(unhandled, fresh, here)
-
-
-def _unhandled(places: Rows, emissions: Sequence[Emission], here: Here | None) -> Unhandled:
-    topics = [emissions[place - 1].topic for (place,) in places]
-    return [topic for topic in topics if here is None or not here.sagas.get(topic)]
-
-
-def _launching(emissions: Sequence[Emission], here: Here | None, *, brokered: bool) -> Iterator[Statement]:
-    yield statement("launch", **emitted(emissions, None, 0, brokered=brokered))
-    expected = [] if here is None else [(one.message_id, saga) for one in emissions for saga in here.sagas[one.topic]]
-    if here is not None and expected:
-        handlers = [{"id": str(message_id), "saga": saga} for message_id, saga in expected]
-        yield statement("expect_here", document=document({"service": here.service, "handlers": handlers}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +47,7 @@ def take_in(
     Returns:
         The ids of messages that nobody of the service handles, has handled or was to handle.
     """
-    statements = [statement("take_in", **arrived(envelopes, service, home))]
+    statements = [statement("take_in", **intake_params(envelopes, service, home))]
     if unusable:
         statements.append(statement("bury_incoming", **_buried(unusable, service)))
     _, started, *_ = yield from ask(BEGIN, *statements, COMMIT)
@@ -143,7 +79,7 @@ def read_listening(service: str, topics: Sequence[str]) -> Plan[dict[str, set[st
     return found
 
 
-def arrived(envelopes: Sequence[Envelope], service: str | None, home: uuid.UUID | None) -> dict[str, Any]:
+def intake_params(envelopes: Sequence[Envelope], service: str | None, home: uuid.UUID | None) -> dict[str, Any]:
     """Return the parameters of `take_in`; see the plan of that name."""
 
     def lineage(envelope: Envelope) -> str | None:
@@ -182,17 +118,3 @@ def _buried(unusable: Sequence[Unusable], service: str | None) -> dict[str, Any]
 def _own(envelope: Envelope) -> dict[str, str]:
     """Return the launcher's headers without ours."""
     return {name: value for name, value in envelope.headers.items() if not name.startswith(PREFIX)}
-
-
-def read_home() -> Plan[uuid.UUID]:
-    """Return this home's id."""
-    (rows,) = yield from ask(statement("read_home"))
-    home: uuid.UUID = rows[0][0]
-    return home
-
-
-def count_due(service: str, sagas: Sequence[str], limit: int) -> Plan[int]:
-    """Return how many pieces of mail could be seen to now if there were slots, counted up to `limit`."""
-    (rows,) = yield from ask(statement("count_due", service=service, sagas=list(sagas), most=limit))
-    count: int = rows[0][0]
-    return count

@@ -1,0 +1,68 @@
+"""Plans of looking: how a hierarchy stands, what it waits for, and how it ended. Nothing is written."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from scoop_outbox.core.statement import Plan, Rows, ask, statement
+
+
+def read_hierarchy(message_id: uuid.UUID) -> Plan[tuple[Rows, Rows]]:
+    """Return the runs below a message, parents first, and who was to handle it."""
+    runs, roots = yield from ask(
+        statement("read_hierarchy", message=message_id), statement("read_roots", messages=[message_id])
+    )
+    return runs, roots
+
+
+def read_steps(runs: Sequence[uuid.UUID]) -> Plan[Rows]:
+    """Return the executions of runs, in order."""
+    (rows,) = yield from ask(statement("read_steps", runs=list(runs)))
+    return rows
+
+
+def read_taken_in(message_id: uuid.UUID) -> Plan[tuple[Any, ...] | None]:
+    """Return a message that has been taken in, or None."""
+    (rows,) = yield from ask(statement("read_taken_in", message=message_id))
+    return rows[0] if rows else None
+
+
+def read_open(message_id: uuid.UUID, most: int) -> Plan[tuple[Rows, Rows]]:
+    """Return the runs below a message that have not ended, and the messages that have not been taken in.
+
+    Args:
+        message_id: the message at the top.
+        most: of each; the last column of a row says how many there are.
+    """
+    runs, missing = yield from ask(
+        statement("read_open_runs", message=message_id, most=most),
+        statement("read_not_taken_in", message=message_id, most=most),
+    )
+    return runs, missing
+
+
+def read_roots(messages: Sequence[uuid.UUID]) -> Plan[Rows]:
+    """Return who was to handle messages, and how each of these runs stands."""
+    (rows,) = yield from ask(statement("read_roots", messages=list(messages)))
+    return rows
+
+
+def read_origins(
+    messages: Sequence[uuid.UUID], trails: Sequence[uuid.UUID], origins: Sequence[uuid.UUID]
+) -> Plan[Rows]:
+    """Return where failures happened.
+
+    Args:
+        messages: at the top of the hierarchies.
+        trails: the failures on the way down to them.
+        origins: the failures that are asked for.
+
+    Returns:
+        Of each failure its id, and service, saga and step.
+    """
+    (rows,) = yield from ask(
+        statement("read_origins", messages=list(messages), trails=list(trails), origins=list(origins))
+    )
+    return rows
