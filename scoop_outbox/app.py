@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 from scoop_outbox.answers import Answer
-from scoop_outbox.broker.protocol import Broker, Item, Subscription
+from scoop_outbox.broker.protocol import Broker, Resource, Subscription
 from scoop_outbox.core.plans import parking
 from scoop_outbox.core.plans.subscriptions import read_revision
 from scoop_outbox.daemon.announcer import note
@@ -109,7 +109,7 @@ class Scoop(Launcher):
 
     # -- at the broker ------------------------------------------------------------------------------------------
 
-    async def topology(self, *topics: str | Topic[Any]) -> list[Item]:
+    async def topology(self, *topics: str | Topic[Any]) -> list[Resource]:
         """Tell what has to exist at the broker for this service, and whether it does; create nothing.
 
         Args:
@@ -125,7 +125,7 @@ class Scoop(Launcher):
         """
         return await self._topology(topics, create=False)
 
-    async def apply_topology(self, *topics: str | Topic[Any]) -> list[Item]:
+    async def apply_topology(self, *topics: str | Topic[Any]) -> list[Resource]:
         """Create what does not exist of `topology`: the same as `scoop-outbox topology apply`. Can be run again.
 
         Returns:
@@ -136,7 +136,7 @@ class Scoop(Launcher):
         """
         return await self._topology(topics, create=True)
 
-    async def _topology(self, topics: Iterable[str | Topic[Any]], *, create: bool) -> list[Item]:
+    async def _topology(self, topics: Iterable[str | Topic[Any]], *, create: bool) -> list[Resource]:
         published = list(dict.fromkeys(map(topic_name, topics)))
         if self.broker is None or not (published or self.sagas):
             return []

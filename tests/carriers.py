@@ -8,7 +8,7 @@ import pytest
 
 from scoop_outbox import Scoop
 from scoop_outbox.broker import plugins
-from scoop_outbox.broker.protocol import Broker, Consumer, Delivery, Feature, Item, Publisher, Receipt, Subscription
+from scoop_outbox.broker.protocol import Broker, Consumer, Delivery, Feature, Publisher, Receipt, Resource, Subscription
 from scoop_outbox.message import Envelope
 
 BUILTIN, KAFKA, RABBITMQ = "builtin", "kafka", "rabbitmq"
@@ -75,7 +75,9 @@ class _OwnTopics:
         self._created.update(mine.topics)
         return await self._broker.prepare(mine)
 
-    async def topology(self, topics: Sequence[str], subscription: Subscription | None, *, create: bool) -> list[Item]:
+    async def topology(
+        self, topics: Sequence[str], subscription: Subscription | None, *, create: bool
+    ) -> list[Resource]:
         mine = None if subscription is None else self._mine(subscription)
         return await self._broker.topology([self._prefix + topic for topic in topics], mine, create=create)
 

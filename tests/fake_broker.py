@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from scoop_outbox.broker.incoming import delivery
-from scoop_outbox.broker.protocol import Consumer, Delivery, Feature, Item, Publisher, Subscription
+from scoop_outbox.broker.protocol import Consumer, Delivery, Feature, Publisher, Resource, Subscription
 from scoop_outbox.errors import BrokerError
 from scoop_outbox.headers import derived_id
 
@@ -110,7 +110,9 @@ class FakeBroker:
             raise self.refusal
         return None if self.reachable else "it is down"
 
-    async def topology(self, topics: Sequence[str], subscription: Subscription | None, *, create: bool) -> list[Item]:
+    async def topology(
+        self, topics: Sequence[str], subscription: Subscription | None, *, create: bool
+    ) -> list[Resource]:
         return []
 
 

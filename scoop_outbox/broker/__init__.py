@@ -1,1 +1,44 @@
-"""What an adapter has to know, and how it is found."""
+"""The door for adapters: all that an adapter imports of scoop_outbox.
+
+docs/writing-an-adapter.md tells what an adapter has to do; `scoop_outbox.testing.contract` tests that it does.
+"""
+
+from scoop_outbox import headers as wire
+from scoop_outbox.broker.incoming import delivery
+from scoop_outbox.broker.protocol import (
+    ACKNOWLEDGED,
+    Broker,
+    Consumer,
+    Delivery,
+    Feature,
+    Publisher,
+    PublishStatus,
+    Receipt,
+    Resource,
+    Subscription,
+)
+from scoop_outbox.cancellation import StrayCancellationError, own_cancellation_only
+from scoop_outbox.errors import BrokerError
+from scoop_outbox.message import BYTES, JSON, Envelope, uuid7
+
+__all__ = [
+    "ACKNOWLEDGED",
+    "BYTES",
+    "JSON",
+    "Broker",
+    "BrokerError",
+    "Consumer",
+    "Delivery",
+    "Envelope",
+    "Feature",
+    "PublishStatus",
+    "Publisher",
+    "Receipt",
+    "Resource",
+    "StrayCancellationError",
+    "Subscription",
+    "delivery",
+    "own_cancellation_only",
+    "uuid7",
+    "wire",
+]

@@ -136,7 +136,7 @@ class Consumer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class Resource:
     """A thing that has to exist at the broker: a topic, an exchange, a queue, a binding.
 
     Attributes:
@@ -204,7 +204,9 @@ class Broker(Protocol):
                 given and one is needed; what is wrong, and how to mend it.
         """
 
-    async def topology(self, topics: Sequence[str], subscription: Subscription | None, *, create: bool) -> list[Item]:
+    async def topology(
+        self, topics: Sequence[str], subscription: Subscription | None, *, create: bool
+    ) -> list[Resource]:
         """Return what has to exist to publish on `topics` and to receive a subscription, and create what does not.
 
         Args:

@@ -15,7 +15,7 @@ from scoop_outbox.cli.settings import HIDDEN, broker_settings, settings_of, with
 
 if TYPE_CHECKING:
     from scoop_outbox.app import Scoop
-    from scoop_outbox.broker.protocol import Item
+    from scoop_outbox.broker.protocol import Resource
 
 MISSING = 3
 """The exit code of `print` when something is missing. 1 and 2 are errors."""
@@ -140,7 +140,7 @@ def _load(path: str, group: str | None, broker: str | None, settings: Mapping[st
     return scoop
 
 
-def _show(scoop: Scoop, items: Sequence[Item], words: dict[bool | None, str]) -> None:
+def _show(scoop: Scoop, items: Sequence[Resource], words: dict[bool | None, str]) -> None:
     for item in items:
         click.echo(f"{words[item.exists]:<7}  {item.text}")
     if scoop.broker is None:

@@ -5,21 +5,21 @@ from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scoop_outbox import headers as wire
-from scoop_outbox.broker.incoming import delivery
-from scoop_outbox.broker.protocol import (
+from scoop_outbox.broker import (
     ACKNOWLEDGED,
+    BrokerError,
     Consumer,
     Delivery,
+    Envelope,
     Feature,
-    Item,
     Publisher,
     PublishStatus,
     Receipt,
+    Resource,
     Subscription,
+    delivery,
+    wire,
 )
-from scoop_outbox.errors import BrokerError
-from scoop_outbox.message import Envelope
 
 LIMIT = 4_000_000
 
@@ -170,12 +170,14 @@ class MemoryBroker:
             raise BrokerError(f"not there: {', '.join(missing)}. Create it with: scoop-outbox topology apply")
         return None
 
-    async def topology(self, topics: Sequence[str], subscription: Subscription | None, *, create: bool) -> list[Item]:
+    async def topology(
+        self, topics: Sequence[str], subscription: Subscription | None, *, create: bool
+    ) -> list[Resource]:
         groups = self._server.groups
-        items = [Item(f"topic {topic}", topic in groups) for topic in topics]
+        items = [Resource(f"topic {topic}", topic in groups) for topic in topics]
         wanted = () if subscription is None else subscription.topics
         group = "" if subscription is None else subscription.group
-        items += [Item(f"topic {topic} for group {group}", group in groups.get(topic, ())) for topic in wanted]
+        items += [Resource(f"topic {topic} for group {group}", group in groups.get(topic, ())) for topic in wanted]
         if create:
             for topic in topics:
                 groups.setdefault(topic, set())

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from scoop_outbox_kafka import preparing, topology
 
-from scoop_outbox.broker.protocol import Item, Subscription
+from scoop_outbox.broker.protocol import Resource, Subscription
 from scoop_outbox.errors import BrokerError
 from tests.kafka.trial import Trial, name
 
@@ -15,8 +15,8 @@ async def test_topics_are_created_only_when_asked_for(trial: Trial) -> None:
     broker = trial.broker(topology__partitions=3, topology__replication__factor=1)
     subscription = Subscription("test", name("g"), (other, topic), "earliest")
     items = [
-        Item(f"topic {topic} (3 partitions, 1 replicas)", exists=True),
-        Item(f"topic {other} (3 partitions, 1 replicas)", exists=False),
+        Resource(f"topic {topic} (3 partitions, 1 replicas)", exists=True),
+        Resource(f"topic {other} (3 partitions, 1 replicas)", exists=False),
     ]
     assert await broker.topology([topic], subscription, create=False) == items
     assert other not in trial.admin.list_topics(timeout=10).topics

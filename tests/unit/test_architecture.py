@@ -9,6 +9,7 @@ import pytest
 import scoop_outbox
 
 ROOT = Path(scoop_outbox.__file__).parent
+ADAPTERS = sorted(ROOT.parent.glob("adapters/*/scoop_outbox_*/**/*.py"))
 MODULES = sorted(path for path in ROOT.rglob("*.py") if "versions" not in path.parts)
 MODULE_LIMIT = 400
 FUNCTION_LIMIT = 60
@@ -63,3 +64,27 @@ def test_only_the_store_writes_sql() -> None:
                 first, *more = [*node.value.lower().split(), ""]
                 is_sql = first in ("select", "insert", "update", "delete") and {"from", "into", "set"} & set(more)
                 assert not is_sql, f"{path}: {node.value}"
+
+
+def test_nobody_but_the_core_asks_a_statement() -> None:
+    for path in MODULES:
+        if "core" in path.relative_to(ROOT).parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            is_one = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "statement"
+            assert not is_one, f"{path}: plans are in core/plans"
+
+
+@pytest.mark.parametrize("path", ADAPTERS, ids=lambda path: path.name)
+def test_an_adapter_has_one_door(path: Path) -> None:
+    of_its_own = path.relative_to(ROOT.parent / "adapters").parts[1]
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        for name in names:
+            if name.split(".")[0].startswith("scoop_outbox"):
+                assert name == "scoop_outbox.broker" or name.split(".")[0] == of_its_own, f"{path}: {name}"
+
+
+def test_there_are_adapters_to_look_at() -> None:
+    assert {path.parent.name for path in ADAPTERS} == {"scoop_outbox_kafka", "scoop_outbox_rabbitmq"}

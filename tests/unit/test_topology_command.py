@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from scoop_outbox import DefinitionError, Scoop, Topic
 from scoop_outbox.broker import plugins
-from scoop_outbox.broker.protocol import Item, Subscription
+from scoop_outbox.broker.protocol import Resource, Subscription
 from scoop_outbox.cli import main
 from scoop_outbox.errors import BrokerError
 
@@ -44,15 +44,17 @@ class Made:
     def pattern(self, topic: str) -> str | None:
         return None
 
-    async def topology(self, topics: Sequence[str], subscription: Subscription | None, *, create: bool) -> list[Item]:
+    async def topology(
+        self, topics: Sequence[str], subscription: Subscription | None, *, create: bool
+    ) -> list[Resource]:
         self.asked.append((list(topics), subscription, create))
         if self.error is not None:
             raise BrokerError(self.error)
         received = () if subscription is None else subscription.topics
-        items = [Item(f"topic {topic}", topic in self.there) for topic in dict.fromkeys((*topics, *received))]
+        items = [Resource(f"topic {topic}", topic in self.there) for topic in dict.fromkeys((*topics, *received))]
         if create:
             self.there.update(topics, received)
-        return [*items, *(Item(f"binding for {topic}", None) for topic in received)]
+        return [*items, *(Resource(f"binding for {topic}", None) for topic in received)]
 
 
 @pytest.fixture
@@ -250,9 +252,9 @@ async def test_code_can_do_the_same(made: Made) -> None:
         before
         == applied
         == [
-            Item("topic invoices", exists=False),
-            Item("topic orders", exists=True),
-            Item("binding for orders", exists=None),
+            Resource("topic invoices", exists=False),
+            Resource("topic orders", exists=True),
+            Resource("binding for orders", exists=None),
         ]
     )
     assert [item.exists for item in after] == [True, True, None]

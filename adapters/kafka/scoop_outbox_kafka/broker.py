@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from scoop_outbox.broker.protocol import Consumer, Feature, Item, Publisher, Subscription
+from scoop_outbox.broker import Consumer, Feature, Publisher, Resource, Subscription
 from scoop_outbox_kafka import topology as existing
 from scoop_outbox_kafka.consumer import KafkaConsumer
 from scoop_outbox_kafka.preparing import prepare
@@ -59,7 +59,9 @@ class KafkaBroker:
         parse_start(subscription.start)
         return await asyncio.to_thread(prepare, self._settings, subscription)
 
-    async def topology(self, topics: Sequence[str], subscription: Subscription | None, *, create: bool) -> list[Item]:
+    async def topology(
+        self, topics: Sequence[str], subscription: Subscription | None, *, create: bool
+    ) -> list[Resource]:
         """Return the topics that have to exist, and create those that do not; see the protocol."""
         received = () if subscription is None else subscription.topics
         return await existing.topology(self._settings, [*topics, *received], create=create)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from confluent_kafka import KafkaException
 
-from scoop_outbox.errors import BrokerError
+from scoop_outbox.broker import BrokerError
 from scoop_outbox_kafka.settings import Settings
 
 T = TypeVar("T")

@@ -13,8 +13,7 @@ from datetime import UTC, datetime
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from scoop_outbox.broker.protocol import Delivery, Subscription
-from scoop_outbox.errors import BrokerError
+from scoop_outbox.broker import BrokerError, Delivery, Subscription
 from scoop_outbox_kafka.assignment import Assignment
 from scoop_outbox_kafka.client import ClientThread, make
 from scoop_outbox_kafka.record import delivery_of

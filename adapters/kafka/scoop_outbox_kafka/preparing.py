@@ -10,8 +10,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AclOperation, AdminClient  # type: ignore[attr-defined]
 
-from scoop_outbox.broker.protocol import Subscription
-from scoop_outbox.errors import BrokerError
+from scoop_outbox.broker import BrokerError, Subscription
 from scoop_outbox_kafka.client import make
 from scoop_outbox_kafka.settings import Settings
 from scoop_outbox_kafka.start import (

@@ -26,9 +26,7 @@ from itertools import groupby
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from scoop_outbox import headers as wire
-from scoop_outbox.broker.protocol import ACKNOWLEDGED, PublishStatus, Receipt
-from scoop_outbox.message import Envelope
+from scoop_outbox.broker import ACKNOWLEDGED, Envelope, PublishStatus, Receipt, wire
 from scoop_outbox_kafka.client import ClientThread, make
 from scoop_outbox_kafka.record import Records
 from scoop_outbox_kafka.settings import Settings

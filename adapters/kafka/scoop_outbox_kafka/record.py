@@ -8,10 +8,7 @@ from typing import NamedTuple
 
 from confluent_kafka import Message
 
-from scoop_outbox import headers as wire
-from scoop_outbox.broker.incoming import delivery
-from scoop_outbox.broker.protocol import Delivery
-from scoop_outbox.message import Envelope
+from scoop_outbox.broker import Delivery, Envelope, delivery, wire
 
 TOMBSTONE = "kafka-tombstone"
 """A message with this header is published with a null value, and one that came with a null value has it."""

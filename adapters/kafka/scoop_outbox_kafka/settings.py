@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 from confluent_kafka import Consumer, KafkaException, Producer
 
-from scoop_outbox.errors import BrokerError
+from scoop_outbox.broker import BrokerError
 
 log = logging.getLogger("scoop_outbox_kafka.librdkafka")
 # It calls a setting of ours experimental, and fatal what publisher.py mends.

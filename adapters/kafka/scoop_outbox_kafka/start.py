@@ -10,7 +10,7 @@ from typing import TypeVar
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from scoop_outbox.errors import BrokerError
+from scoop_outbox.broker import BrokerError
 from scoop_outbox_kafka.client import make
 from scoop_outbox_kafka.settings import Settings
 

@@ -9,7 +9,7 @@ import time
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from scoop_outbox.broker.protocol import PublishStatus, Receipt
+from scoop_outbox.broker import PublishStatus, Receipt
 
 _LOOK_AGAIN = 0.1
 _EVERYWHERE = "__consumer_offsets"

@@ -9,8 +9,7 @@ from concurrent.futures import Future
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
-from scoop_outbox.broker.protocol import Item
-from scoop_outbox.errors import BrokerError
+from scoop_outbox.broker import BrokerError, Resource
 from scoop_outbox_kafka.client import make
 from scoop_outbox_kafka.settings import Settings
 
@@ -38,7 +37,7 @@ def raise_if_refused(settings: Settings, told: Iterable[KafkaError]) -> None:
             )
 
 
-async def topology(settings: Settings, topics: Sequence[str], *, create: bool) -> list[Item]:
+async def topology(settings: Settings, topics: Sequence[str], *, create: bool) -> list[Resource]:
     """Return the topics, and whether they exist; create what does not if asked to.
 
     Raises:
@@ -47,11 +46,11 @@ async def topology(settings: Settings, topics: Sequence[str], *, create: bool) -
     return await asyncio.to_thread(_topology, settings, list(dict.fromkeys(topics)), create=create)
 
 
-def _topology(settings: Settings, topics: list[str], *, create: bool) -> list[Item]:
+def _topology(settings: Settings, topics: list[str], *, create: bool) -> list[Resource]:
     told: list[KafkaError] = []
     admin = make(AdminClient, settings, {**settings.for_admin(settings.producer), "error_cb": told.append})
     try:
-        items = [Item(_text(settings, topic), _exists(admin, topic)) for topic in topics]
+        items = [Resource(_text(settings, topic), _exists(admin, topic)) for topic in topics]
         missing = [topic for topic, item in zip(topics, items, strict=True) if not item.exists]
         if create and missing:
             _create(admin, settings, missing)

@@ -7,9 +7,7 @@ import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from scoop_outbox.broker.protocol import Consumer, Feature, Item, Publisher, Subscription
-from scoop_outbox.cancellation import own_cancellation_only
-from scoop_outbox.errors import BrokerError
+from scoop_outbox.broker import BrokerError, Consumer, Feature, Publisher, Resource, Subscription, own_cancellation_only
 from scoop_outbox_rabbitmq import topology as existing
 from scoop_outbox_rabbitmq.connection import LOST, Link, UnreachableError, close, explain, open_link
 from scoop_outbox_rabbitmq.consumer import RabbitConsumer
@@ -86,7 +84,9 @@ class RabbitBroker:
             return str(error)
         return None
 
-    async def topology(self, topics: Sequence[str], subscription: Subscription | None, *, create: bool) -> list[Item]:
+    async def topology(
+        self, topics: Sequence[str], subscription: Subscription | None, *, create: bool
+    ) -> list[Resource]:
         """Return what has to exist, and create what does not; see the protocol."""
         wanted = None if subscription is None else self._routes(subscription)
         try:

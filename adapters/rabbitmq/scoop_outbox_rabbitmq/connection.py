@@ -27,8 +27,7 @@ from pamqp.base import Frame
 from pamqp.frame import FrameTypes
 from yarl import URL
 
-from scoop_outbox.cancellation import StrayCancellationError, own_cancellation_only
-from scoop_outbox.errors import BrokerError
+from scoop_outbox.broker import BrokerError, StrayCancellationError, own_cancellation_only
 from scoop_outbox_rabbitmq.frames import tolerate
 from scoop_outbox_rabbitmq.settings import Settings
 

@@ -15,9 +15,7 @@ from functools import lru_cache, partial
 from aiormq.abc import AbstractChannel, DeliveredMessage
 from pamqp.commands import Basic
 
-from scoop_outbox.broker.protocol import Delivery
-from scoop_outbox.cancellation import own_cancellation_only
-from scoop_outbox.errors import BrokerError
+from scoop_outbox.broker import BrokerError, Delivery, own_cancellation_only
 from scoop_outbox_rabbitmq.connection import LOST, REFUSED, Link, UnreachableError, close, explain, open_link
 from scoop_outbox_rabbitmq.properties import incoming
 from scoop_outbox_rabbitmq.route import Route, Routes, route

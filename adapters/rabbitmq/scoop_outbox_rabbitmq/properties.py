@@ -11,11 +11,7 @@ from typing import Any
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from scoop_outbox import headers as wire
-from scoop_outbox.broker.incoming import delivery
-from scoop_outbox.broker.protocol import Delivery
-from scoop_outbox.errors import BrokerError
-from scoop_outbox.message import Envelope, uuid7
+from scoop_outbox.broker import BrokerError, Delivery, Envelope, delivery, uuid7, wire
 from scoop_outbox_rabbitmq.frames import UNREADABLE
 from scoop_outbox_rabbitmq.route import Arrival, Route, route
 

@@ -24,10 +24,7 @@ from aiormq.exceptions import (
 )
 from pamqp.commands import Basic
 
-from scoop_outbox.broker.protocol import ACKNOWLEDGED, PublishStatus, Receipt
-from scoop_outbox.cancellation import own_cancellation_only
-from scoop_outbox.errors import BrokerError
-from scoop_outbox.message import Envelope
+from scoop_outbox.broker import ACKNOWLEDGED, BrokerError, Envelope, PublishStatus, Receipt, own_cancellation_only
 from scoop_outbox_rabbitmq.connection import LOST, REFUSED, Link, UnreachableError, close, explain, open_link
 from scoop_outbox_rabbitmq.properties import UnpublishableError, check_size, outgoing
 from scoop_outbox_rabbitmq.route import Route, check_exchange_name, route

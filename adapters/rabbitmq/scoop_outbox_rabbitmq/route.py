@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
-from scoop_outbox.errors import BrokerError
+from scoop_outbox.broker import BrokerError
 
 _ONE, _ANY = "*", "#"
 _WORD = "[^.]*"

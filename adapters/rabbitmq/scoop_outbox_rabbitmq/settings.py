@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from scoop_outbox.errors import BrokerError
+from scoop_outbox.broker import BrokerError
 
 PORTS = {"amqp": 5672, "amqps": 5671}
 _SECURE = "amqps"

@@ -9,8 +9,7 @@ from typing import Any
 from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource, ChannelNotFoundEntity
 
-from scoop_outbox.broker.protocol import Item
-from scoop_outbox.errors import BrokerError
+from scoop_outbox.broker import BrokerError, Resource
 from scoop_outbox_rabbitmq.connection import REFUSED, Link, explain
 from scoop_outbox_rabbitmq.route import Routes, check_exchange_name, check_queue_name, route
 from scoop_outbox_rabbitmq.settings import Settings
@@ -90,7 +89,7 @@ async def check(link: Link, routes: Routes, settings: Settings) -> None:
 
 async def topology(
     link: Link, topics: Sequence[str], routes: Routes | None, settings: Settings, bound: set[Binding], *, create: bool
-) -> list[Item]:
+) -> list[Resource]:
     """Return what has to exist, and create what does not.
 
     Args:
@@ -118,19 +117,19 @@ async def topology(
         if create and not there:
             kind = settings.exchange_type
             await _create(link, "exchange_declare", exchange=exchange, exchange_type=kind, durable=True)
-        items.append(Item(f"exchange {exchange} ({settings.exchange_type}, durable)", there))
+        items.append(Resource(f"exchange {exchange} ({settings.exchange_type}, durable)", there))
     for queue in sorted(queues):
         there = await queue_exists(link, queue)
         if create and not there:
             await _create(link, "queue_declare", queue=queue, durable=True, arguments=queue_arguments(link, settings))
-        items.append(Item(f"queue {queue} (quorum)", there))
+        items.append(Resource(f"queue {queue} (quorum)", there))
     for one in wanted.values():
         if routes is None or one.is_queue:
             continue
         binding = (routes.queue, one.exchange, one.key)
         # AMQP cannot ask for bindings.
         known = True if binding in bound else None
-        items.append(Item(f"binding of queue {routes.queue} to exchange {one.exchange} for {one.key}", known))
+        items.append(Resource(f"binding of queue {routes.queue} to exchange {one.exchange} for {one.key}", known))
         if create:
             await _create(link, "queue_bind", queue=routes.queue, exchange=one.exchange, routing_key=one.key)
             bound.add(binding)
