@@ -23,8 +23,8 @@ from benchmarks.table import Table, Target, ratios
 from benchmarks.writer import writing
 from scoop_outbox import Scoop
 from scoop_outbox.daemon.intake import BATCH, Intake
-from scoop_outbox.headers import LAUNCHED_AT
 from scoop_outbox.message import JSON, Envelope, dump_json, uuid7
+from scoop_outbox.wire.headers import LAUNCHED_AT
 
 TOPIC, OTHER = "intake", "intake.other"
 WRITES = 200

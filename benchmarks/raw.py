@@ -19,8 +19,8 @@ from scoop_outbox_rabbitmq.properties import outgoing
 from scoop_outbox_rabbitmq.route import route
 
 from benchmarks.brokers import SERVICE
-from scoop_outbox import headers as wire
 from scoop_outbox.message import Envelope
+from scoop_outbox.wire import headers as wire
 
 WINDOW = 500
 _POLL_EVERY = 200

@@ -11,6 +11,7 @@ from importlib.util import find_spec as _find_spec
 if _typing.TYPE_CHECKING:
     from scoop_outbox.answers import Answer
     from scoop_outbox.app import Scoop
+    from scoop_outbox.client.handle import Handle
     from scoop_outbox.context import Context
     from scoop_outbox.core.run import RunState, StepKind
     from scoop_outbox.daemon.running import Running
@@ -38,7 +39,6 @@ if _typing.TYPE_CHECKING:
         ParentSaidSo,
         RollbackRequested,
     )
-    from scoop_outbox.handle import Handle
     from scoop_outbox.message import Draft, Message, Topic
     from scoop_outbox.policy import Retry
     from scoop_outbox.saga import GoTo, Repeat, Saga, Step
@@ -124,7 +124,7 @@ _HOMES = {
         "ParentSaidSo",
         "RollbackRequested",
     ),
-    "scoop_outbox.handle": ("Handle",),
+    "scoop_outbox.client.handle": ("Handle",),
     "scoop_outbox.message": ("Draft", "Message", "Topic"),
     "scoop_outbox.policy": ("Retry",),
     "scoop_outbox.saga": ("GoTo", "Repeat", "Saga", "Step"),

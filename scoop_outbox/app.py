@@ -13,6 +13,7 @@ from typing import Any
 
 from scoop_outbox.answers import Answer
 from scoop_outbox.broker.protocol import Broker, Resource, Subscription
+from scoop_outbox.client.launcher import Launcher
 from scoop_outbox.core.plans import parking
 from scoop_outbox.core.plans.subscriptions import read_revision
 from scoop_outbox.daemon.announcer import note
@@ -22,7 +23,6 @@ from scoop_outbox.daemon.running import Running
 from scoop_outbox.daemon.worker.interruptions import MOST
 from scoop_outbox.daemon.worker.worker import SLOTS
 from scoop_outbox.errors import BrokerError, DefinitionError
-from scoop_outbox.launcher import Launcher
 from scoop_outbox.message import Message, Topic, topic_name
 from scoop_outbox.policy import seconds
 from scoop_outbox.status import Status, read_message, read_status

@@ -23,17 +23,18 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from scoop_outbox import bounds
-from scoop_outbox.bounds import BRIEF_MESSAGE_LIMIT as BRIEF_MESSAGE_LIMIT  # noqa: PLC0414  # this module's interface
-from scoop_outbox.bounds import DEPTH_LIMIT as DEPTH_LIMIT  # noqa: PLC0414
-from scoop_outbox.bounds import FRAME_LIMIT as FRAME_LIMIT  # noqa: PLC0414
-from scoop_outbox.bounds import LEAN_MESSAGE_LIMIT as LEAN_MESSAGE_LIMIT  # noqa: PLC0414
-from scoop_outbox.bounds import MESSAGE_LIMIT as MESSAGE_LIMIT  # noqa: PLC0414
-from scoop_outbox.bounds import NAME_LIMIT as NAME_LIMIT  # noqa: PLC0414
-from scoop_outbox.bounds import REPEATED as REPEATED  # noqa: PLC0414
-from scoop_outbox.bounds import SIZE_LIMIT as SIZE_LIMIT  # noqa: PLC0414
-from scoop_outbox.remote_traceback import Frame as Frame  # noqa: PLC0414
-from scoop_outbox.remote_traceback import (
+from scoop_outbox._failure import bounds
+from scoop_outbox._failure.bounds import BRIEF_MESSAGE_LIMIT as BRIEF_MESSAGE_LIMIT  # noqa: PLC0414  # this module's interface
+from scoop_outbox._failure.bounds import DEPTH_LIMIT as DEPTH_LIMIT  # noqa: PLC0414
+from scoop_outbox._failure.bounds import FRAME_LIMIT as FRAME_LIMIT  # noqa: PLC0414
+from scoop_outbox._failure.bounds import LEAN_MESSAGE_LIMIT as LEAN_MESSAGE_LIMIT  # noqa: PLC0414
+from scoop_outbox._failure.bounds import MESSAGE_LIMIT as MESSAGE_LIMIT  # noqa: PLC0414
+from scoop_outbox._failure.bounds import NAME_LIMIT as NAME_LIMIT  # noqa: PLC0414
+from scoop_outbox._failure.bounds import REPEATED as REPEATED  # noqa: PLC0414
+from scoop_outbox._failure.bounds import SIZE_LIMIT as SIZE_LIMIT  # noqa: PLC0414
+from scoop_outbox._failure.root_cause import Origin, root_cause_text, root_causes
+from scoop_outbox._failure.traceback import Frame as Frame  # noqa: PLC0414
+from scoop_outbox._failure.traceback import (
     causes_of,
     cut_frames,
     frames_from_json,
@@ -43,7 +44,6 @@ from scoop_outbox.remote_traceback import (
     traceback_of,
     type_of,
 )
-from scoop_outbox.root_cause import Origin, root_cause_text, root_causes
 
 UNKNOWN_TYPE = "<unknown type>"
 UNKNOWN_SOURCE = "<unknown source>"

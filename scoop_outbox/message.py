@@ -21,9 +21,9 @@ from decimal import Decimal
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 
+from scoop_outbox._forks import begins_anew
 from scoop_outbox.errors import DefinitionError, PayloadError
-from scoop_outbox.forks import begins_anew
-from scoop_outbox.payload_types import (
+from scoop_outbox.payloads.types import (
     MisfitError,
     PayloadType,
     UnusableTypeError,

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from scoop_outbox.checked import checked_content_type, checked_id, checked_key, is_text
 from scoop_outbox.context import Context
 from scoop_outbox.errors import PayloadError, ScopeEnded
 from scoop_outbox.failure import Frame
-from scoop_outbox.headers import CONTENT_TYPE, PREFIX
-from scoop_outbox.limits import Limits, written
 from scoop_outbox.message import Topic, dump_json, encode, saga_names, topic_name, uuid7
+from scoop_outbox.wire.headers import CONTENT_TYPE, PREFIX
+from scoop_outbox.wire.limits import Limits, written
+from scoop_outbox.wire.validation import checked_content_type, checked_id, checked_key, is_text
 
 if TYPE_CHECKING:  # only the types of what the drivers put in; the scope itself does no I/O
     from psycopg import AsyncConnection, Connection

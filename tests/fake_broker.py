@@ -10,7 +10,7 @@ from typing import Any
 from scoop_outbox.broker.incoming import delivery
 from scoop_outbox.broker.protocol import Consumer, Delivery, Feature, Publisher, Resource, Subscription
 from scoop_outbox.errors import BrokerError
-from scoop_outbox.headers import derived_id
+from scoop_outbox.wire.headers import derived_id
 
 
 @dataclass

@@ -3,7 +3,7 @@
 docs/writing-an-adapter.md tells what an adapter has to do; `scoop_outbox.testing.contract` tests that it does.
 """
 
-from scoop_outbox import headers as wire
+from scoop_outbox._cancellation import StrayCancellationError, own_cancellation_only
 from scoop_outbox.broker.incoming import delivery
 from scoop_outbox.broker.protocol import (
     ACKNOWLEDGED,
@@ -17,9 +17,9 @@ from scoop_outbox.broker.protocol import (
     Resource,
     Subscription,
 )
-from scoop_outbox.cancellation import StrayCancellationError, own_cancellation_only
 from scoop_outbox.errors import BrokerError
 from scoop_outbox.message import BYTES, JSON, Envelope, uuid7
+from scoop_outbox.wire import headers as wire
 
 __all__ = [
     "ACKNOWLEDGED",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from scoop_outbox import headers as wire
 from scoop_outbox.broker.protocol import Delivery
 from scoop_outbox.message import Envelope
+from scoop_outbox.wire import headers as wire
 
 
 def delivery(

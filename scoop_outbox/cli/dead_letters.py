@@ -12,7 +12,7 @@ import click
 from scoop_outbox.cli.options import in_one_line, on_a_database, required
 
 if TYPE_CHECKING:
-    from scoop_outbox.dead_letters import Contents, DeadLetter, DeadLetters, Selection
+    from scoop_outbox.operations.dead_letters import Contents, DeadLetter, DeadLetters, Selection
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -204,14 +204,14 @@ def drop(
 
 
 def _selection(origin: str | None, topic: str | None, service: str | None) -> Selection:
-    from scoop_outbox.dead_letters import Origin, Selection
+    from scoop_outbox.operations.dead_letters import Origin, Selection
 
     return Selection(None if origin is None else Origin(origin), topic, service)
 
 
 def _chosen(ids: tuple[int, ...], everything: bool, selection: Selection) -> Selection | None:  # noqa: FBT001
     """Return the selection that is meant, or None when letters are named by their numbers."""
-    from scoop_outbox.dead_letters import Selection
+    from scoop_outbox.operations.dead_letters import Selection
 
     if everything and ids:
         raise click.UsageError("name dead letters by their numbers, or select them with --all: not both")
@@ -225,6 +225,6 @@ def _chosen(ids: tuple[int, ...], everything: bool, selection: Selection) -> Sel
 
 
 def _opened(database: str | None, schema: str) -> DeadLetters:
-    from scoop_outbox.dead_letters import DeadLetters
+    from scoop_outbox.operations.dead_letters import DeadLetters
 
     return DeadLetters(required(database), schema=schema)

@@ -11,7 +11,7 @@ import click
 from scoop_outbox.cli.options import in_one_line, on_a_database, required
 
 if TYPE_CHECKING:
-    from scoop_outbox.handlers import Forgetting, Handler, Handlers, Pending
+    from scoop_outbox.operations.handlers import Forgetting, Handler, Handlers, Pending
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -92,7 +92,7 @@ def forget(
 
     Says what it did, and exits with 1 when it was refused or something is left. It can be called again.
     """
-    from scoop_outbox.handlers import ForgetStatus, Pending
+    from scoop_outbox.operations.handlers import ForgetStatus, Pending
 
     pending = None if given is None else Pending(given)
     with _opened(database, schema) as opened:
@@ -122,7 +122,7 @@ def _is_answered() -> bool:
 
 
 def _ask(answer: Forgetting) -> Pending:
-    from scoop_outbox.handlers import Pending
+    from scoop_outbox.operations.handlers import Pending
 
     click.echo(_pending(answer))
     return Pending(click.prompt("What becomes of them?", type=click.Choice(["fail", "skip"])))
@@ -137,7 +137,7 @@ def _pending(answer: Forgetting) -> str:
 
 
 def _refusal(answer: Forgetting, service: str, saga: str | None, topic: str | None) -> str:
-    from scoop_outbox.handlers import ForgetStatus
+    from scoop_outbox.operations.handlers import ForgetStatus
 
     if answer.status is ForgetStatus.REFUSED_ALIVE:
         return (
@@ -162,6 +162,6 @@ def _left(answer: Forgetting) -> str:
 
 
 def _opened(database: str | None, schema: str) -> Handlers:
-    from scoop_outbox.handlers import Handlers
+    from scoop_outbox.operations.handlers import Handlers
 
     return Handlers(required(database), schema=schema)

@@ -19,7 +19,7 @@ NOT_ALL = 1
 @on_a_database
 def retry(*, runs: Sequence[uuid.UUID], service: str | None, database: str | None, schema: str) -> None:
     """Take parked runs on again, where they were parked, once what kept them from going on has been mended."""
-    from scoop_outbox.runs import Answer, Runs
+    from scoop_outbox.operations.runs import Answer, Runs
 
     if bool(runs) == bool(service):
         raise click.UsageError("name runs by their ids, or a service with --service")

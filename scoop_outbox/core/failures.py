@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from scoop_outbox.core.statement import Plan, Statement, ask, statement
 from scoop_outbox.failure import CAUSES_LEFT_OUT, Failure, Stored
-from scoop_outbox.headers import storable
+from scoop_outbox.wire.headers import storable
 
 MOST_READ = 20_000
 """How many failures are read below those that are asked for, the outer ones first."""

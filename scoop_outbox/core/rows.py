@@ -8,8 +8,8 @@ from typing import Any
 
 from scoop_outbox.core.run import Child, ChildState, Instance, Run, RunState, StepKind
 from scoop_outbox.failure import Failure, Frame
-from scoop_outbox.headers import key_seen
 from scoop_outbox.message import Message, Topic
+from scoop_outbox.wire.headers import key_seen
 
 Row = Sequence[Any]
 Failures = Mapping[uuid.UUID, Failure]

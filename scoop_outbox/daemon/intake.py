@@ -16,21 +16,21 @@ from collections.abc import Mapping, Sequence
 import psycopg
 import sqlalchemy as sa
 
+from scoop_outbox._cancellation import own_cancellation_only
 from scoop_outbox.broker.protocol import Broker, Consumer, Delivery, Subscription
-from scoop_outbox.cancellation import own_cancellation_only
 from scoop_outbox.core.plans.claim import Hints
 from scoop_outbox.core.plans.home import read_home
 from scoop_outbox.core.plans.intake import Unusable, bury, read_listening, take_in
 from scoop_outbox.core.plans.mail import count_due
 from scoop_outbox.daemon.announcer import Announcer, spellings
 from scoop_outbox.errors import BrokerError
-from scoop_outbox.headers import ID, unstorable
 from scoop_outbox.message import Envelope
 from scoop_outbox.saga import Saga
 from scoop_outbox.store.async_driver import AsyncDriver
 from scoop_outbox.store.callbacks import Interrupted
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.time_limit import TimeLimitedDriver
+from scoop_outbox.wire.headers import ID, unstorable
 
 log = logging.getLogger(__name__)
 

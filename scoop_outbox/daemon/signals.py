@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from scoop_outbox._forks import begins_anew
 from scoop_outbox.daemon.loops import call_on
 from scoop_outbox.daemon.unhandled import UnhandledLaunches
-from scoop_outbox.forks import begins_anew
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.notifier import Notifier
 

@@ -11,13 +11,13 @@ from typing import Any, Self
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from scoop_outbox import inside
+from scoop_outbox import _inside
+from scoop_outbox._failure.traceback import keep_root
 from scoop_outbox.context import Context
 from scoop_outbox.core.statement import Call
 from scoop_outbox.core.transition import Raised, Returned
 from scoop_outbox.errors import PayloadError, StepError
 from scoop_outbox.failure import Failure
-from scoop_outbox.remote_traceback import keep_root
 from scoop_outbox.scope import Scope
 from scoop_outbox.store.lent import Lent
 
@@ -82,7 +82,7 @@ async def async_invoke(call: Call, scope: Scope, context: contextvars.Context) -
         CancelledError: the task that waits here is being cancelled; so was the callback.
     """
     own = context.copy()
-    own.run(inside.enter, scope)
+    own.run(_inside.enter, scope)
     task = asyncio.get_running_loop().create_task(_caught(call, scope), context=own)
     value, error = await task
     if error is None:
@@ -110,7 +110,7 @@ def invoke(call: Call, scope: Scope, context: contextvars.Context) -> object:
         BaseException: whatever it raised.
     """
     own = context.copy()
-    own.run(inside.enter, scope)
+    own.run(_inside.enter, scope)
     return own.run(call.callback, *arguments(call, scope))
 
 

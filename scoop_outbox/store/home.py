@@ -16,11 +16,10 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from scoop_outbox._forks import begins_anew
 from scoop_outbox.core.plans.home import read_home
 from scoop_outbox.core.statement import Statement, ask
 from scoop_outbox.errors import DatabaseError
-from scoop_outbox.forks import begins_anew
-from scoop_outbox.limits import Limits
 from scoop_outbox.message import uuid7
 from scoop_outbox.store import queries
 from scoop_outbox.store.async_driver import AsyncDriver
@@ -39,6 +38,7 @@ from scoop_outbox.store.pooler import Pooler
 from scoop_outbox.store.same_home import Whose
 from scoop_outbox.store.time_limit import TimeLimitedDriver
 from scoop_outbox.store.url import parse_url, redact_url
+from scoop_outbox.wire.limits import Limits
 
 CLAIMING = 3
 """How many of those are at a time in the hands of launches that may wait for another transaction to launch an id."""

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from scoop_outbox.core.statement import Statement
-from scoop_outbox.limits import Limits
 from scoop_outbox.store.pooler import Pooler
 from scoop_outbox.store.query import Query
+from scoop_outbox.wire.limits import Limits
 
 
 @dataclass(frozen=True, slots=True)

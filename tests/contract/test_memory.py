@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from scoop_outbox import headers as wire
 from scoop_outbox.broker.protocol import Feature
 from scoop_outbox.testing.contract import BrokerContract, Harness, Power, ServiceContract
 from scoop_outbox.testing.contract.selection import summary
+from scoop_outbox.wire import headers as wire
 from tests.contract.memory_broker import SERVERS
 
 FEATURES = frozenset({Feature.KNOWS_TOPICS, Feature.LIMITS_SIZE})

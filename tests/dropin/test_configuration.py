@@ -13,7 +13,7 @@ import pytest
 
 from scoop_outbox import BrokerError, Scoop
 from scoop_outbox.broker import plugins
-from scoop_outbox.handlers import ForgetStatus, Handlers
+from scoop_outbox.operations.handlers import ForgetStatus, Handlers
 from tests.dropin.listener import Listener
 from tests.dropin.refusals import SECRET, log_of, refusal_of, refusal_of_worker, refusal_to_run, said
 from tests.kafka.trial import Trial as KafkaTrial

@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 from scoop_outbox import Message, Scoop, Scope
-from scoop_outbox.dead_letters import DeadLetters, ReplayStatus
+from scoop_outbox.operations.dead_letters import DeadLetters, ReplayStatus
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from tests.dropin.listener import Listener
 from tests.rabbitmq.trial import Trial, name, publish_plainly

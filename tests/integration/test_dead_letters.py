@@ -17,8 +17,8 @@ from click.testing import CliRunner, Result
 from scoop_outbox import DatabaseError, DefinitionError
 from scoop_outbox.broker.protocol import Delivery
 from scoop_outbox.cli import main
-from scoop_outbox.dead_letters import DeadLetters, Origin, Replay, ReplayStatus, Selection
 from scoop_outbox.message import uuid7
+from scoop_outbox.operations.dead_letters import DeadLetters, Origin, Replay, ReplayStatus, Selection
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from tests.fake_broker import FakeBroker, message
 from tests.integration.test_intake import launch_below, service, take_all_in

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from scoop_outbox import DistributedError, Message, RunState, Scoop, Scope
 from scoop_outbox.cli import main
 from scoop_outbox.core.plans.intake import take_in
-from scoop_outbox.handlers import ForgetStatus, Handlers, Pending
 from scoop_outbox.message import Envelope
+from scoop_outbox.operations.handlers import ForgetStatus, Handlers, Pending
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from tests.fake_broker import FakeBroker
 from tests.waiting import until
@@ -325,7 +325,7 @@ async def test_what_a_transaction_adds_that_saw_the_subscription_is_ended_too(
 async def test_a_transaction_that_stays_open_is_told_of(
     database_url: str, handlers: Handlers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scoop_outbox.handlers._PATIENCE", 0.3)
+    monkeypatch.setattr("scoop_outbox.operations.handlers._PATIENCE", 0.3)
     await announced(stock(database_url))
     with psycopg.connect(database_url) as slow:
         slow.execute("update scoop_outbox.home set created_at = created_at")
@@ -335,7 +335,7 @@ async def test_a_transaction_that_stays_open_is_told_of(
 async def test_more_than_one_transaction_can_end_is_ended(
     database_url: str, handlers: Handlers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scoop_outbox.handlers._AT_ONCE", 3)
+    monkeypatch.setattr("scoop_outbox.operations.handlers._AT_ONCE", 3)
     await announced(stock(database_url))
     launcher = Launcher(database_url)
     await launcher.launches()

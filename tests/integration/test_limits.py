@@ -10,9 +10,9 @@ import psycopg
 import pytest
 
 from scoop_outbox import DefinitionError, Draft, PayloadError, Retry, RunState, Scoop
-from scoop_outbox.limits import CEILING, MAX_BODY, TOGETHER, Limits
 from scoop_outbox.scope import emission
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
+from scoop_outbox.wire.limits import CEILING, MAX_BODY, TOGETHER, Limits
 from tests.fake_broker import FakeBroker, message
 from tests.waiting import until
 
@@ -163,7 +163,7 @@ def test_a_header_is_counted_as_it_is_written(text: str) -> None:
 async def test_contexts_and_headers_count_in_what_is_launched_at_once(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scoop_outbox.launcher.BYTES_AT_ONCE", 2 * MOST)
+    monkeypatch.setattr("scoop_outbox.client.launcher.BYTES_AT_ONCE", 2 * MOST)
     app = Scoop("shop", database=database_url)
     text = "x" * MOST
     says = "with 2000 bytes of bodies, contexts and headers at once: launch the others in another call"
@@ -174,7 +174,7 @@ async def test_contexts_and_headers_count_in_what_is_launched_at_once(
             await asyncio.to_thread(app.launch_many_sync, [draft, draft])
         await app.launch_many([draft])
     await app.launch_many([Draft("orders", 2 * text)])  # as `launch` takes it
-    monkeypatch.setattr("scoop_outbox.limits.TOGETHER", 2 * MOST)
+    monkeypatch.setattr("scoop_outbox.wire.limits.TOGETHER", 2 * MOST)
     with pytest.raises(PayloadError, match=r"this launches bodies, contexts and headers of .* 2000 is the most"):
         await app.launch("orders", text, headers={"a": text})
     assert ask(database_url, "select count(*) from outbox") == [(3,)]
@@ -182,7 +182,7 @@ async def test_contexts_and_headers_count_in_what_is_launched_at_once(
 
 
 async def test_what_one_step_launches_is_added_up(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scoop_outbox.limits.TOGETHER", 2 * MOST)
+    monkeypatch.setattr("scoop_outbox.wire.limits.TOGETHER", 2 * MOST)
     app = Scoop("shop", database=database_url)
     said: list[str] = []
 

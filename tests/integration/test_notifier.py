@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from psycopg import sql
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
-from scoop_outbox import Draft, Handle, Message, Scoop, Scope, outcomes
+from scoop_outbox import Draft, Handle, Message, Scoop, Scope
+from scoop_outbox.client import waiters
 from scoop_outbox.daemon import signals as signals_module
 from scoop_outbox.daemon.polling import AdaptivePolling
 from scoop_outbox.daemon.relay import relay as relay_module
@@ -35,10 +36,10 @@ def never_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     def polling(*args: Any, **kwargs: Any) -> AdaptivePolling:
         return AdaptivePolling(HOURS, HOURS)
 
-    for module in (relay_module, worker_module, outcomes):
+    for module in (relay_module, worker_module, waiters):
         monkeypatch.setattr(module, "AdaptivePolling", polling)
     for name in ("_SHORTEST_LOOK", "_LONGEST_LOOK", "_LONGEST_IF_TOLD"):
-        monkeypatch.setattr(outcomes, name, HOURS)
+        monkeypatch.setattr(waiters, name, HOURS)
 
 
 def app_of(url: str) -> Scoop:
@@ -330,8 +331,8 @@ def test_who_waited_in_a_loop_that_is_closed_harms_nobody(database_url: str) -> 
     app = app_of(database_url)
     message_id = asyncio.run(launched(app))
 
-    async def lookout() -> outcomes._Lookout:
-        return outcomes._Lookout(app.home, app.signals)
+    async def lookout() -> waiters._Lookout:
+        return waiters._Lookout(app.home, app.signals)
 
     async def run() -> Any:
         async with app.running():

@@ -10,9 +10,9 @@ import pytest
 from confluent_kafka import TIMESTAMP_CREATE_TIME
 from scoop_outbox_kafka.publisher import KafkaPublisher
 
-from scoop_outbox import headers as wire
 from scoop_outbox.errors import BrokerError
 from scoop_outbox.message import JSON, Envelope, uuid7
+from scoop_outbox.wire import headers as wire
 from tests.kafka.trial import ACKNOWLEDGED, FOR_GOOD, FOR_NOW, Trial, envelope, name, verdicts
 
 

@@ -11,9 +11,9 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from scoop_outbox_kafka.consumer import KafkaConsumer
 
-from scoop_outbox import headers as wire
 from scoop_outbox.broker.protocol import Delivery, Subscription
 from scoop_outbox.errors import BrokerError
+from scoop_outbox.wire import headers as wire
 from tests.kafka.trial import ACKNOWLEDGED, Trial, bodies, envelope, joined, name, nothing, received, verdicts
 from tests.waiting import until
 

@@ -17,7 +17,7 @@ from pamqp.commands import Basic
 
 from scoop_outbox.broker.protocol import Feature, Subscription
 from scoop_outbox.errors import BrokerError
-from scoop_outbox.headers import octets
+from scoop_outbox.wire.headers import octets
 from tests.rabbitmq.trial import Trial, envelope, name, publish_plainly, received
 from tests.waiting import until
 

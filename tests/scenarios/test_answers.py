@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from scoop_outbox import DistributedError, Handle, Result, Retry, RunStatus, Scoop, UnknownMessage
-from scoop_outbox.standing import read_standing
+from scoop_outbox.client.progress import read_standing
 from tests.scenarios.conftest import MakeShop
 from tests.scenarios.shop import LONG, Shop, launches, nothing, raises
 from tests.waiting import until
@@ -326,7 +326,7 @@ async def test_point_8_waiting_costs_nothing_more(mixed: Shop, monkeypatch: pyte
         asked.append(message_id)
         return read_standing(message_id)
 
-    monkeypatch.setattr("scoop_outbox.handle.read_standing", counted)
+    monkeypatch.setattr("scoop_outbox.client.handle.read_standing", counted)
     mixed.saga("root", "R", None)
     async with mixed.running():
         handle = await mixed.app.launch("R", None)

@@ -25,7 +25,7 @@ from scoop_outbox import (
     UnhandledMessage,
     UnknownMessage,
 )
-from scoop_outbox import launcher as launching
+from scoop_outbox.client import launcher as launching
 from scoop_outbox.core.plans.repeats import digest
 from scoop_outbox.message import uuid7
 from scoop_outbox.scope import Emission, emission

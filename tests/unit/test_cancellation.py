@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from scoop_outbox.cancellation import StrayCancellationError, own_cancellation_only
+from scoop_outbox._cancellation import StrayCancellationError, own_cancellation_only
 
 
 async def test_what_was_awaited_and_cancelled_is_an_error() -> None:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import scoop_outbox
-from scoop_outbox import bounds
 from scoop_outbox import failure as limits
+from scoop_outbox._failure import bounds
 from scoop_outbox.failure import (
     CancellationRequested,
     ChildRollbackFailed,

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scoop_outbox import headers as wire
 from scoop_outbox.broker.incoming import delivery
 from scoop_outbox.broker.protocol import Delivery
 from scoop_outbox.message import Envelope, uuid7
+from scoop_outbox.wire import headers as wire
 
 
 @given(st.binary())

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from scoop_outbox._failure.places import file_of
 from scoop_outbox.failure import Failure
-from scoop_outbox.places import file_of
 
 BUILD = "/home/ci/build-4711"
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from scoop_outbox._failure.traceback import LEFT_OUT, cut, cut_frames, frames_of, traceback_of
 from scoop_outbox.failure import ChildRolledBack, DistributedError, Failure, Frame
-from scoop_outbox.remote_traceback import LEFT_OUT, cut, cut_frames, frames_of, traceback_of
 
 HERE = "tests/unit/test_remote_traceback.py"
 """How this file is called in failures: as its module is, whatever folder it lies in."""

@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import pytest
 
-from scoop_outbox.bounds import REPEATED
+from scoop_outbox._failure.bounds import REPEATED
+from scoop_outbox._failure.root_cause import Origin, in_a_line, root_cause_text, root_causes, trail
 from scoop_outbox.failure import Failure
-from scoop_outbox.root_cause import Origin, in_a_line, root_cause_text, root_causes, trail
 
 KEY = Failure("KeyError", "'x'", "pick[w1]")
 PALLETS = Failure("OutOfPallets", "no pallet", "pick[w1]", causes=(KEY,))

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from scoop_outbox import Context, DefinitionError, PayloadError, Result, Scope
-from scoop_outbox.checked import CONTENT_TYPE_LIMIT, KEY_LIMIT
-from scoop_outbox.limits import Limits
+from scoop_outbox.wire.limits import Limits
+from scoop_outbox.wire.validation import CONTENT_TYPE_LIMIT, KEY_LIMIT
 
 RUN = uuid.UUID(int=1)
 

@@ -9,11 +9,11 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from scoop_outbox import headers as wire
 from scoop_outbox.core.plans.intake import intake_params
 from scoop_outbox.core.statement import BEGIN, COMMIT, ROLLBACK, Plan, ask, statement
 from scoop_outbox.errors import PayloadError
 from scoop_outbox.message import Envelope
+from scoop_outbox.wire import headers as wire
 
 
 class Origin(StrEnum):

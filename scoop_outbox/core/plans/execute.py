@@ -10,6 +10,7 @@ from datetime import datetime
 from enum import Enum, auto
 from typing import Any
 
+from scoop_outbox._failure.traceback import keep_root
 from scoop_outbox.core import decide as rule
 from scoop_outbox.core import transition
 from scoop_outbox.core.plans.claim import Claim, Worker, claim
@@ -30,7 +31,6 @@ from scoop_outbox.core.statement import (
 from scoop_outbox.core.transition import Mail, Raised, Returned, Transition
 from scoop_outbox.errors import StepError, UnhandledMessage
 from scoop_outbox.failure import Failure
-from scoop_outbox.remote_traceback import keep_root
 from scoop_outbox.saga import Callback, is_async
 from scoop_outbox.scope import Result
 

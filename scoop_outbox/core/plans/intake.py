@@ -10,8 +10,8 @@ from typing import Any
 
 from scoop_outbox.core.plans.claim import Hints
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, ask, statement
-from scoop_outbox.headers import CONTEXT, HOME, LAUNCHED_AT, LINEAGE, PREFIX, storable
 from scoop_outbox.message import Envelope
+from scoop_outbox.wire.headers import CONTEXT, HOME, LAUNCHED_AT, LINEAGE, PREFIX, storable
 
 
 @dataclass(frozen=True, slots=True)

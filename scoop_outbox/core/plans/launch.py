@@ -13,8 +13,8 @@ from scoop_outbox.core.plans.repeats import claim_ids
 from scoop_outbox.core.plans.required import check_handlers
 from scoop_outbox.core.run import Run
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, Rows, Statement, ask, document, statement
-from scoop_outbox.headers import CONTEXT, LAUNCHED_AT, LINEAGE
 from scoop_outbox.scope import Emission
+from scoop_outbox.wire.headers import CONTEXT, LAUNCHED_AT, LINEAGE
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, ask, statement
-from scoop_outbox.headers import HOME
 from scoop_outbox.message import Envelope
+from scoop_outbox.wire.headers import HOME
 
 Place = tuple[int, int]
 """Where a message stands in the outbox: its shard, and its number there."""

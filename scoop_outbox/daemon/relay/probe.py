@@ -10,8 +10,8 @@ import asyncio
 import logging
 import time
 
+from scoop_outbox._cancellation import own_cancellation_only
 from scoop_outbox.broker.protocol import Publisher
-from scoop_outbox.cancellation import own_cancellation_only
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from scoop_outbox._cancellation import own_cancellation_only
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, Publisher, PublishStatus, Receipt
-from scoop_outbox.cancellation import own_cancellation_only
 from scoop_outbox.core.plans.outbox import Flow, Outgoing, Place
 from scoop_outbox.errors import BrokerError
 from scoop_outbox.message import Envelope

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
-from scoop_outbox import inside
+from scoop_outbox import _inside
 from scoop_outbox.errors import StepError
 from scoop_outbox.scope import Scope
 
@@ -61,7 +61,7 @@ class _Factory:
         self.workers = 0
 
     def __call__(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> Any:
-        scope = inside.current()
+        scope = _inside.current()
         if scope is not None and asyncio.iscoroutine(coroutine) and not isinstance(coroutine, _Contained):
             coroutine = _Contained(coroutine, scope)
         if self.before is not None:

@@ -18,11 +18,11 @@ import psycopg
 from scoop_outbox.core.plans.mail import NotedInterruption, note_interruptions
 from scoop_outbox.core.run import RunState
 from scoop_outbox.daemon.worker.reports import Reports, Subject
-from scoop_outbox.headers import key_seen, storable
 from scoop_outbox.saga import Saga
 from scoop_outbox.store.async_driver import AsyncDriver
 from scoop_outbox.store.callbacks import Interrupted
 from scoop_outbox.store.faults import words
+from scoop_outbox.wire.headers import key_seen, storable
 
 MOST = 20
 """After so many interruptions in a row a run is parked, unless told otherwise."""

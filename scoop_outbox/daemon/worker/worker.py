@@ -20,7 +20,7 @@ from collections.abc import Mapping
 import psycopg
 import sqlalchemy as sa
 
-from scoop_outbox.cancellation import StrayCancellationError, own_cancellation_only
+from scoop_outbox._cancellation import StrayCancellationError, own_cancellation_only
 from scoop_outbox.core.plans import claim, execute
 from scoop_outbox.core.plans.execute import Execution
 from scoop_outbox.daemon.polling import AdaptivePolling

@@ -5,10 +5,10 @@ from __future__ import annotations
 import secrets
 
 from scoop_outbox.broker.protocol import Feature, PublishStatus
-from scoop_outbox.headers import PREFIX, key_text, text
 from scoop_outbox.message import BYTES, JSON, Envelope, uuid7
 from scoop_outbox.testing.contract.selection import Contract, needs
 from scoop_outbox.testing.contract.trial import Trial, envelope, ids, in_order, named, numbered
+from scoop_outbox.wire.headers import PREFIX, key_text, text
 
 # The last one is about as large as a Kafka takes that nobody has told to take more.
 _BODIES = (b"", b"\0", b" \r\n padded\0\t\r\n ", b"\xff\xfe\x80", b'{"a":"\xc3\xa9"}', bytes(range(256)) * 3867)

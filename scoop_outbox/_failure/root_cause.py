@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, Self, TypeVar
 
-from scoop_outbox.bounds import REPEATED
-from scoop_outbox.remote_traceback import Frame
+from scoop_outbox._failure.bounds import REPEATED
+from scoop_outbox._failure.traceback import Frame
 
 _OF_THE_ENGINE = frozenset({"ChildRolledBack", "ChildRollbackFailed", "ParentSaidSo", "GaveUp"})
 """Types of failures that only hand on what happened elsewhere."""

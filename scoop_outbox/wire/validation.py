@@ -6,7 +6,7 @@ import uuid
 from typing import TypeGuard
 
 from scoop_outbox.errors import PayloadError
-from scoop_outbox.headers import CONTENT_TYPE, key_text
+from scoop_outbox.wire.headers import CONTENT_TYPE, key_text
 
 KEY_LIMIT = 1024
 CONTENT_TYPE_LIMIT = 255

@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
-from scoop_outbox.remote_traceback import Frame, cut, cut_frames, levels
+from scoop_outbox._failure.traceback import Frame, cut, cut_frames, levels
 
 FRAME_LIMIT = 64
 MESSAGE_LIMIT = 64 * 1024
@@ -71,16 +71,16 @@ class Part(Protocol):
     """What a failure holds."""
 
     @property
-    def type(self) -> str: ...  # noqa: D102
+    def type(self) -> str: ...
     @property
-    def message(self) -> str | None: ...  # noqa: D102
+    def message(self) -> str | None: ...
     @property
-    def source(self) -> str: ...  # noqa: D102
+    def source(self) -> str: ...
     @property
-    def stack_trace(self) -> tuple[Frame, ...]: ...  # noqa: D102
+    def stack_trace(self) -> tuple[Frame, ...]: ...
     @property
-    def launched_at(self) -> Frame | None: ...  # noqa: D102
-    def dumps(self) -> str: ...  # noqa: D102
+    def launched_at(self) -> Frame | None: ...
+    def dumps(self) -> str: ...
 
 
 F = TypeVar("F", bound=Part)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import CodeType, FunctionType, TracebackType
 from typing import Any, TypeVar
 
-from scoop_outbox.places import file_of
+from scoop_outbox._failure.places import file_of
 
 T = TypeVar("T")
 D = TypeVar("D", str, None)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from scoop_outbox._failure.root_cause import Origin, in_a_line, root_cause_text, trail
 from scoop_outbox.core.failures import Known, recall
 from scoop_outbox.core.plans.inspect import read_origins, read_roots
 from scoop_outbox.core.run import RunState
@@ -20,7 +21,6 @@ from scoop_outbox.daemon.loops import call_on
 from scoop_outbox.daemon.polling import AdaptivePolling
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.failure import DistributedError, Failure
-from scoop_outbox.root_cause import Origin, in_a_line, root_cause_text, trail
 from scoop_outbox.scope import Result
 from scoop_outbox.store.home import Home
 

@@ -6,8 +6,10 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+from scoop_outbox._forks import begins_anew
 from scoop_outbox.broker import plugins
 from scoop_outbox.broker.protocol import Broker, Subscription
+from scoop_outbox.client.waiters import Outcomes
 from scoop_outbox.core.plans.claim import Unhandled
 from scoop_outbox.core.plans.launch import Here
 from scoop_outbox.core.plans.subscriptions import TakenOver, check_unbrokered, read_brokered
@@ -15,14 +17,12 @@ from scoop_outbox.core.statement import Plan
 from scoop_outbox.daemon.announcer import Announcer, note
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.errors import DatabaseError, DefinitionError
-from scoop_outbox.forks import begins_anew
-from scoop_outbox.limits import MAX_BODY, Limits
 from scoop_outbox.message import Topic, checked_name
-from scoop_outbox.outcomes import Outcomes
 from scoop_outbox.saga import Saga
 from scoop_outbox.scope import Emission
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.schema import DEFAULT_SCHEMA, checked_schema
+from scoop_outbox.wire.limits import MAX_BODY, Limits
 
 DATABASE_VARIABLE = "SCOOP_OUTBOX_DATABASE"
 BROKER_VARIABLE = "SCOOP_OUTBOX_BROKER"

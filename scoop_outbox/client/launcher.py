@@ -6,17 +6,17 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from scoop_outbox._inside import refuse_launch
+from scoop_outbox.client.declaration import Declaration
+from scoop_outbox.client.handle import Handle
 from scoop_outbox.core.plans.claim import Unhandled
 from scoop_outbox.core.plans.launch import launch, launch_and_commit
-from scoop_outbox.declaration import Declaration
 from scoop_outbox.errors import PayloadError
-from scoop_outbox.handle import Handle
-from scoop_outbox.inside import refuse_launch
-from scoop_outbox.limits import CEILING, Limits
 from scoop_outbox.message import Draft, Topic, dump_json
 from scoop_outbox.scope import Emission, emission
 from scoop_outbox.store.connect import map_missing_tables
 from scoop_outbox.store.external_transaction import AsyncTransaction, Transaction, run_joined, run_joined_blocking
+from scoop_outbox.wire.limits import CEILING, Limits
 
 MOST_AT_ONCE = 10_000
 """How many messages `launch_many` takes: one statement holds all of them in memory, here and on the server."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from typing import Any, Protocol
 
-from scoop_outbox.payload_changes import arrives_changed
+from scoop_outbox.payloads.changes import arrives_changed
 
 MOST_MISFITS = 5
 """So many fields are named when more do not fit."""

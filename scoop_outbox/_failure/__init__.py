@@ -1,0 +1,1 @@
+"""How failures are told: stack frames as data, root causes, and how much of each is kept."""

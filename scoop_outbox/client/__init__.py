@@ -1,0 +1,1 @@
+"""How the world outside of sagas talks to them: declaring, launching, waiting."""

@@ -1,0 +1,1 @@
+"""What operators do, and their programs: each needs a database's URL, and no application."""

@@ -1,0 +1,1 @@
+"""Payloads: what a typed topic makes of a body."""
