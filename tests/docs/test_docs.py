@@ -190,7 +190,7 @@ def test_every_command_and_option_is_explained() -> None:
 
 
 def test_every_header_of_ours_is_explained() -> None:
-    modules = [ROOT / "scoop_outbox" / "headers.py", *(ROOT / "adapters").glob("*/scoop_*/*.py")]
+    modules = [ROOT / "scoop_outbox" / "wire" / "headers.py", *(ROOT / "adapters").glob("*/scoop_*/*.py")]
     text = "\n".join(path.read_text("utf-8") for path in modules)
     used = set(re.findall(r'^[A-Z_]+ = "(scoop-[a-z-]+[a-z])"$', text, re.MULTILINE))
     explained = set(re.findall(r"`(scoop-[a-z-]+)`", (DOCS / "protocol.md").read_text(encoding="utf-8")))
