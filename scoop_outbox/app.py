@@ -195,8 +195,8 @@ class Scoop(Launcher):
                 with ThreadPoolExecutor(1) as thread:
                     # This thread may have a loop that runs.
                     preparing = thread.submit(asyncio.run, _prepared(self._broker, self.subscription))
-                    announcer.trouble = preparing.result()
-                if announcer.trouble is not None:
+                    announcer.problem = preparing.result()
+                if announcer.problem is not None:
                     raise BrokerError(self._unasked)
             note(self.service, driver.run(announcer.plan()))
         announcer.done = True

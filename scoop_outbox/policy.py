@@ -13,6 +13,11 @@ def seconds(duration: float | timedelta) -> float:
     return duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
 
 
+def exponential(first: float, failures: int, longest: float) -> float:
+    """Return how long to wait after so many failures in a row: `first` seconds after one, twice as long each time."""
+    return min(first * 2.0 ** min(failures - 1, 60), longest)
+
+
 @dataclass(frozen=True, slots=True)
 class Retry:
     """How often a callback is tried, and how long to wait in between.
@@ -48,7 +53,7 @@ class Retry:
 
     def delay(self, failed: int, chance: float) -> timedelta:
         """Return the wait after `failed` attempts (1 or more); `chance` in [0, 1) decides the jitter."""
-        longest = min(seconds(self.backoff) * 2.0 ** min(failed - 1, 60), seconds(self.max_backoff))
+        longest = exponential(seconds(self.backoff), failed, seconds(self.max_backoff))
         return timedelta(seconds=longest * (1 - self.jitter * chance))
 
 

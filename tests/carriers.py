@@ -115,8 +115,8 @@ class _OwnConsumer:
         self.close = consumer.close
 
     @property
-    def trouble(self) -> str | None:
-        return self._consumer.trouble
+    def problem(self) -> str | None:
+        return self._consumer.problem
 
     async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
         return [

@@ -22,7 +22,7 @@ class FakeConsumer:
     closed: bool = False
     received: int = 0
     handed_out: list[Delivery] = field(default_factory=list)
-    trouble: str | None = None
+    problem: str | None = None
 
     async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
         assert not self.closed

@@ -131,7 +131,7 @@ class Consumer(Protocol):
         """Leave; what was not acknowledged is delivered again, to this service."""
 
     @property
-    def trouble(self) -> str | None:
+    def problem(self) -> str | None:
         """What keeps this consumer from receiving just now; None when all is well."""
 
 

@@ -237,7 +237,7 @@ class Declaration:
     def _unasked(self) -> str:
         return (
             f"service {self.service!r} is not announced, for its broker cannot be asked whether it can receive "
-            f"({self.announcer.trouble}): try again when it can be reached"
+            f"({self.announcer.problem}): try again when it can be reached"
         )
 
     def _guard(self, *, relay: bool) -> Plan[None]:

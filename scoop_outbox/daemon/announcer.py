@@ -29,7 +29,7 @@ class Announcer:
     Attributes:
         names: of these sagas.
         done: whether it has been announced.
-        trouble: what kept its broker from being asked when that was last tried; None when nothing did.
+        problem: what kept its broker from being asked when that was last tried; None when nothing did.
     """
 
     def __init__(self, broker: Broker | None, subscription: Subscription, sagas: Mapping[str, Saga]) -> None:
@@ -40,7 +40,7 @@ class Announcer:
         self._spellings = {} if broker is None else spellings(broker, subscription.topics)
         self.names = frozenset(sagas)
         self.done = not sagas
-        self.trouble: str | None = None
+        self.problem: str | None = None
 
     async def announce(self, driver: AsyncDriver) -> bool:
         """Announce the service if it can receive, and answer whether it has been announced now or before.
@@ -53,8 +53,8 @@ class Announcer:
         if self.done:
             return True
         if self._broker is not None:
-            self.trouble = await self._broker.prepare(self._subscription)
-            if self.trouble is not None:
+            self.problem = await self._broker.prepare(self._subscription)
+            if self.problem is not None:
                 return False
         note(self._subscription.service, await driver.run(self.plan()))
         self.done = True

@@ -25,6 +25,7 @@ from scoop_outbox.core.plans.mail import count_due
 from scoop_outbox.daemon.announcer import Announcer, spellings
 from scoop_outbox.errors import BrokerError
 from scoop_outbox.message import Envelope
+from scoop_outbox.policy import exponential
 from scoop_outbox.saga import Saga
 from scoop_outbox.store.async_driver import AsyncDriver
 from scoop_outbox.store.callbacks import Interrupted
@@ -102,10 +103,10 @@ class Intake:
         self._error: str | None = None
 
     @property
-    def trouble(self) -> str | None:
+    def problem(self) -> str | None:
         """What keeps messages from being taken in just now; None when all is well."""
-        silent = None if self._driver is None else self._driver.trouble
-        return self._error or silent or (None if self._consumer is None else self._consumer.trouble)
+        silent = None if self._driver is None else self._driver.problem
+        return self._error or silent or (None if self._consumer is None else self._consumer.problem)
 
     def stop(self) -> None:
         """End after the batch in hand, and leave the group."""
@@ -118,7 +119,7 @@ class Intake:
             while not self._stopping.is_set():
                 try:
                     with own_cancellation_only():
-                        await self._turn()
+                        await self._cycle()
                     failures = 0
                     if self._consumer is not None:
                         self._error = None
@@ -137,12 +138,12 @@ class Intake:
                     await self._drop_driver()
                     await self._drop_consumer()
                 failures += 1
-                await self._hold_out(min(0.1 * 2.0 ** min(failures, 60), _LONGEST_BACKOFF))
+                await self._hold_out(exponential(0.2, failures, _LONGEST_BACKOFF))
         finally:
             await self._drop_consumer()
             await self._drop_driver()
 
-    async def _turn(self) -> None:
+    async def _cycle(self) -> None:
         """Take in one batch, or see whether there is room for more."""
         driver = await self._connected()
         if self._consumer is None:
@@ -169,10 +170,10 @@ class Intake:
         announcer = self._announcer
         if announcer is None or await announcer.announce(driver) or await announcer.is_known(driver):
             return True
-        trouble = f"it is not announced yet, for its broker cannot be asked: {announcer.trouble}"
-        if trouble != self._error:
-            log.warning("service %s receives nothing: %s", self._subscription.service, trouble)
-        self._error = trouble
+        problem = f"it is not announced yet, for its broker cannot be asked: {announcer.problem}"
+        if problem != self._error:
+            log.warning("service %s receives nothing: %s", self._subscription.service, problem)
+        self._error = problem
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_ASK_AGAIN):
                 await self._stopping.wait()

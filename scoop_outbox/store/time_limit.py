@@ -24,7 +24,7 @@ class TimeLimitedDriver(AsyncDriver):
     _asked_at: float | None = None
 
     @property
-    def trouble(self) -> str | None:
+    def problem(self) -> str | None:
         """Say so when the database has not answered for long."""
         since = self._asked_at
         if since is None or (waits := time.monotonic() - since) < _LONG:

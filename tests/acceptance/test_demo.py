@@ -195,7 +195,7 @@ def test_orders_that_are_none_are_refused_with_their_line(tmp_path: Path) -> Non
 
 async def test_an_onlooker_who_has_not_seen_a_message_that_was_handled_says_which() -> None:
     class Silent:
-        trouble = None
+        problem = None
 
         async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
             await asyncio.sleep(0.01)

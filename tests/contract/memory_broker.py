@@ -136,7 +136,7 @@ class MemoryConsumer:
         self._held.clear()
 
     @property
-    def trouble(self) -> str | None:
+    def problem(self) -> str | None:
         return None
 
 

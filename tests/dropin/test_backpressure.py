@@ -42,14 +42,14 @@ async def leaves_the_rest(
         await until(lambda: intake.paused, 30)
         await publish(FIRST, FIRST + MORE)
         turns: list[None] = []
-        turn = intake._turn
+        cycle = intake._cycle
 
         async def counting() -> None:
-            await turn()
+            await cycle()
             turns.append(None)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(intake, "_turn", counting)
+            patch.setattr(intake, "_cycle", counting)
             await until(lambda: len(turns) > 4, 30)  # it goes on asking the broker, and is given nothing
         assert intake.taken_in == FIRST
         assert await left() == MORE

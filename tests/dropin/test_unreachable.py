@@ -106,14 +106,14 @@ async def test_kafka_is_not_there_yet(lenient_kafka: KafkaCluster, database_url:
         topic = kafka.topic()
     lenient_kafka.stop()
     try:
-        trouble = await starts_without_and_works_with(
+        problem = await starts_without_and_works_with(
             *(tmp_path, database_url, topic, lenient_kafka.url, partial(start_until_it_serves, lenient_kafka)),
             *("--start", "earliest"),
         )
     finally:
         lenient_kafka.start()
 
-    assert "it is not announced yet, for its broker cannot be asked: no broker of 127.0.0.1:" in trouble
+    assert "it is not announced yet, for its broker cannot be asked: no broker of 127.0.0.1:" in problem
 
 
 async def test_rabbitmq_is_not_there_yet(own_rabbit: RabbitServer, database_url: str, tmp_path: Path) -> None:
@@ -121,11 +121,11 @@ async def test_rabbitmq_is_not_there_yet(own_rabbit: RabbitServer, database_url:
     await Listener(database_url, own_rabbit.url, "shop", topic).app.apply_topology()
     own_rabbit.stop()
     try:
-        trouble = await starts_without_and_works_with(tmp_path, database_url, topic, own_rabbit.url, own_rabbit.start)
+        problem = await starts_without_and_works_with(tmp_path, database_url, topic, own_rabbit.url, own_rabbit.start)
     finally:
         own_rabbit.start()
 
-    assert "it is not announced yet, for its broker cannot be asked: RabbitMQ cannot be reached (127.0.0.1:" in trouble
+    assert "it is not announced yet, for its broker cannot be asked: RabbitMQ cannot be reached (127.0.0.1:" in problem
 
 
 @pytest.mark.parametrize("scheme", ["kafka", "amqp"])

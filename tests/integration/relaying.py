@@ -31,7 +31,7 @@ class FakePublisher:
         self.open.set()
         self.closed = False
         self.probed = 0
-        self.trouble: str | None = None
+        self.problem: str | None = None
 
     async def publish(self, batch: Sequence[Envelope]) -> Sequence[Receipt]:
         self.batches.append([one.body.decode() for one in batch])
@@ -50,7 +50,7 @@ class FakePublisher:
 
     async def probe(self) -> str | None:
         self.probed += 1
-        return self.trouble
+        return self.problem
 
     async def close(self) -> None:
         self.closed = True

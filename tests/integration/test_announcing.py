@@ -145,13 +145,13 @@ async def test_a_service_whose_broker_is_down_is_announced_when_it_is_there_and_
     app = service(database_url, broker)
     with caplog.at_level(logging.WARNING):
         async with app.running(relay=False) as running:
-            await until(lambda: intake_of(running).trouble is not None)
+            await until(lambda: intake_of(running).problem is not None)
             assert subscribed(database_url) == []
             assert broker.consumers == []
             broker.reachable = True
             await until(lambda: subscribed(database_url) == [("shop", "order", True)])
             await until(lambda: ask(database_url, "select state from run") == [("committed",)])
-            await until(lambda: intake_of(running).trouble is None)
+            await until(lambda: intake_of(running).problem is None)
     said = "service shop receives nothing: it is not announced yet, for its broker cannot be asked: it is down"
     assert caplog.messages.count(said) == 1
 

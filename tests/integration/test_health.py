@@ -146,12 +146,12 @@ async def test_a_broker_in_trouble_is_no_reason_to_restart(database_url: str) ->
         await until(lambda: broker_says(port, {"relay": "no leader"}))
         assert await problems(port, "/livez") == {}
         assert (await value(port, "failed_for_now_total") or 0) >= 1
-        assert await value(port, "relay_in_trouble") == 1
+        assert await value(port, "relay_problem") == 1
         assert await value(port, "outbox_rows") == 1
         assert (await value(port, "outbox_oldest_age_seconds") or 0) > 0
         broker.receipt = ACKNOWLEDGED
         await until(lambda: broker_says(port, {}))
-        broker.consumers[0].trouble = "the group has no coordinator"
+        broker.consumers[0].problem = "the group has no coordinator"
         assert await problems(port) == {"intake": "the group has no coordinator"}
         assert await problems(port, "/livez") == {}
 
@@ -297,10 +297,10 @@ async def test_a_program_that_embeds_gets_the_same_answers_as_the_port(
         assert isinstance(running, Running)
         assert await running.ready()
         assert await running.problems() == {}
-        broker.consumers[0].trouble = "the group has no coordinator"
+        broker.consumers[0].problem = "the group has no coordinator"
         assert not await running.ready()
         assert await running.problems() == await problems(port) == {"intake": "the group has no coordinator"}
-        broker.consumers[0].trouble = None
+        broker.consumers[0].problem = None
 
         def names(text: str) -> set[str]:
             return set(re.findall(r"^# TYPE (.*)$", text, re.MULTILINE))

@@ -96,7 +96,7 @@ async def test_messages_become_runs_and_are_acknowledged(database_url: str) -> N
     intake = await take_all_in(database_url, broker, app)
     assert runs(database_url) == once(range(6), "shop", "a", "b")
     assert broker.acknowledged == [f"orders[0]@{n}" for n in range(6)]
-    assert (intake.taken_in, intake.dead_letters, intake.trouble) == (6, 0, None)
+    assert (intake.taken_in, intake.dead_letters, intake.problem) == (6, 0, None)
     assert ask(database_url, "select count(*) from mailbox") == [(12,)]
 
 
@@ -476,7 +476,7 @@ async def test_a_database_that_is_down_is_waited_for_and_the_place_in_the_group_
         monkeypatch.setattr(Home, "connect", connecting)
         kill(database_url)
         broker.put(message(1))
-        await until(lambda: "cannot be stored" in str(intake.trouble))
+        await until(lambda: "cannot be stored" in str(intake.problem))
         broker.put(message(2))
         polls = broker.consumers[0].received
         await until(lambda: broker.consumers[0].received > polls + 3)
@@ -484,7 +484,7 @@ async def test_a_database_that_is_down_is_waited_for_and_the_place_in_the_group_
         assert broker.acknowledged == []
         down.clear()
         await until(lambda: len(broker.acknowledged) == 2, 20)
-        await until(lambda: intake.trouble is None)
+        await until(lambda: intake.problem is None)
         await until(lambda: not broker.consumers[0].paused)
     assert runs(database_url) == once([1, 2])
     assert len(broker.consumers) == 1
@@ -498,10 +498,10 @@ async def test_a_broker_that_refuses_is_asked_again_and_says_why(
     broker.failure = BrokerError("topic orders does not exist: create it")
     async with taking_in(database_url, broker, app) as intake:
         await until(lambda: len(broker.consumers) > 1)
-        await until(lambda: intake.trouble == "topic orders does not exist: create it")
+        await until(lambda: intake.problem == "topic orders does not exist: create it")
         broker.failure = None
         await until(lambda: broker.acknowledged)
-        await until(lambda: intake.trouble is None)
+        await until(lambda: intake.problem is None)
     assert "service shop receives nothing: topic orders does not exist: create it" in caplog.text
     assert all(consumer.closed for consumer in broker.consumers)
 
@@ -516,7 +516,7 @@ async def test_an_adapter_with_a_bug_does_not_end_intake(database_url: str, fail
     broker.failure = failure
     async with taking_in(database_url, broker, app) as intake:
         await until(lambda: len(broker.consumers) > 1)
-        await until(lambda: intake.trouble == f"{name}, see the log")
+        await until(lambda: intake.problem == f"{name}, see the log")
         broker.failure = None
         await until(lambda: broker.acknowledged)
     assert runs(database_url) == once([1])

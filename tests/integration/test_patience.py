@@ -46,11 +46,11 @@ async def test_a_relay_whose_connection_does_not_answer_says_so_and_takes_anothe
         await until(lambda: relay.shards)
         with psycopg.connect(database_url) as holder:
             holder.execute("lock table scoop_outbox.outbox")
-            await until(lambda: "has not answered for" in (relay.trouble or ""))
+            await until(lambda: "has not answered for" in (relay.problem or ""))
             await until(lambda: "cannot be used: " in caplog.text)
         write(database_url, made(1, "k"))
         await until(lambda: left(database_url) == 0)
-        await until(lambda: relay.trouble is None)
+        await until(lambda: relay.problem is None)
     assert publisher.of("k") == [1]
 
 
@@ -90,11 +90,11 @@ async def test_a_worker_whose_connection_does_not_answer_says_so_and_takes_anoth
         assert worker is not None
         with psycopg.connect(database_url) as holder:
             holder.execute("lock table scoop_outbox.mailbox")
-            await until(lambda: "has not answered for" in (worker.trouble or ""))
+            await until(lambda: "has not answered for" in (worker.problem or ""))
             await until(lambda: "the worker cannot use the database" in caplog.text)
         handle = await app.launch("orders", 1)
         await handle.wait(timeout=10)
-        await until(lambda: worker.trouble is None)
+        await until(lambda: worker.problem is None)
     await app.close()
 
 
@@ -146,7 +146,7 @@ async def die(relay):
 async def nothing(scope, message): ...
 
 
-Relay._turn = die
+Relay._cycle = die
 app = Scoop("shop")
 app.saga("only", on="orders").add_step("only", nothing)
 """

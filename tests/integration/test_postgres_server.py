@@ -198,7 +198,7 @@ def test_a_server_whose_owner_died_is_stopped_before_the_next_starts(data: Path)
     program = f"""
 import os, signal
 from pathlib import Path
-from scoop_outbox.testing import postgres
+from scoop_outbox.devservers import postgres
 postgres._WATCHDOG = "exit"
 server = postgres.start_postgres(Path({str(data)!r}), settings=postgres.TEST_SETTINGS)
 print(server.pid, flush=True)

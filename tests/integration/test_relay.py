@@ -163,16 +163,16 @@ async def test_what_fails_for_good_is_a_dead_letter_and_others_go_on(database_ur
 
 async def test_a_relay_with_nothing_to_publish_knows_whether_it_could(database_url: str) -> None:
     publisher = FakePublisher()
-    publisher.trouble = "no broker answers"
+    publisher.problem = "no broker answers"
     async with relaying(database_url, publisher) as relay:
-        await until(lambda: relay.trouble == "no broker answers")
+        await until(lambda: relay.problem == "no broker answers")
         # Nor does it ask again and again.
         assert publisher.probed == 1
         write(database_url, made(0))
-        await until(lambda: relay.trouble is None)
+        await until(lambda: relay.problem is None)
         assert publisher.of(None) == [0]
         relay._probe._due = 0.0
-        await until(lambda: relay.trouble == "no broker answers")
+        await until(lambda: relay.problem == "no broker answers")
 
 
 async def test_nothing_is_published_while_the_broker_is_asked_for_a_sign_of_life(database_url: str) -> None:
@@ -209,20 +209,20 @@ async def test_a_database_user_that_may_only_read_is_told_what_it_needs(
     reads = make_url(database_url).set(username="only_reads", password="reads")  # noqa: S106 - it stands for one
     try:
         async with relaying(reads.render_as_string(hide_password=False), FakePublisher()) as relay:
-            await until(lambda: relay.trouble)
+            await until(lambda: relay.problem)
             await until(lambda: len(relay_warnings(caplog)) == 1)
-            trouble = relay.trouble
-            assert trouble is not None
-            assert "only_reads" in trouble
-            assert "permission denied for table outbox_shard" in trouble
-            assert "needs usage of the schema, and select, insert, update and delete on all tables" in trouble
-            assert "reads@" not in trouble
+            problem = relay.problem
+            assert problem is not None
+            assert "only_reads" in problem
+            assert "permission denied for table outbox_shard" in problem
+            assert "needs usage of the schema, and select, insert, update and delete on all tables" in problem
+            assert "reads@" not in problem
             with psycopg.connect(database_url) as connection:
                 connection.execute(
                     "grant select, insert, update, delete on all tables in schema scoop_outbox to only_reads"
                 )
             await until(lambda: relay.shards == SHARDS)
-            await until(lambda: relay.trouble is None)
+            await until(lambda: relay.problem is None)
         assert len(relay_warnings(caplog)) == 1, "once, however often it tries"
     finally:
         with psycopg.connect(database_url) as connection:
@@ -252,7 +252,7 @@ async def test_a_publisher_that_raises_is_a_broker_that_is_down(database_url: st
 
     publisher = Broken()
     async with relaying(database_url, publisher) as relay:
-        await until(lambda: relay.trouble == "what was waited for has been cancelled")
+        await until(lambda: relay.problem == "what was waited for has been cancelled")
         write(database_url, *(made(number, "k") for number in range(3)))
         await until(lambda: left(database_url) == 0)
     assert publisher.of("k") == [0, 1, 2, 0, 1, 2]
@@ -432,13 +432,13 @@ async def test_a_reason_is_logged_when_it_changes_and_not_for_each_message(
     write(database_url, *(made(number, "k") for number in range(3)))
     async with relaying(database_url, publisher) as relay:
         await until(lambda: len(publisher.batches) > 5)
-        assert relay.trouble == "no leader"
+        assert relay.problem == "no leader"
         reason[:] = ["no room"]
-        await until(lambda: relay.trouble == "no room")
+        await until(lambda: relay.problem == "no room")
         await until(lambda: len(publisher.batches) > 10)
         reason.clear()
         await until(lambda: left(database_url) == 0)
-        await until(lambda: relay.trouble is None)
+        await until(lambda: relay.problem is None)
     said = [record.getMessage() for record in caplog.records if "shards [0" not in record.getMessage()]
     assert [text.rpartition(": ")[2] for text in said] == ["no leader", "no room", "the broker takes messages again"]
 
@@ -462,7 +462,7 @@ async def test_a_topic_that_is_missing_does_not_slow_the_others_of_its_shard(dat
         patch.setattr(AsyncDriver, "run", counting)
         async with relaying(database_url, publisher) as relay:
             await until(lambda: left(database_url) == 0)
-            assert relay.trouble is None
+            assert relay.problem is None
     assert publisher.of("k") == list(range(800))
     assert ask(database_url, "select count(*), count(distinct message_id) from dead_letter") == [(800, 800)]
     assert sum(batches) == len(publisher.batches) == 2

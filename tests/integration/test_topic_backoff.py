@@ -33,13 +33,13 @@ async def test_a_topic_that_is_not_taken_does_not_stop_the_others(
     write(database_url, *(made(number, keys[number % 16]) for number in range(480, 560)))
     async with relaying(database_url, publisher) as relay:
         await until(lambda: len(publisher.acknowledged) == 80)
-        assert relay.trouble == "the queue is full"
+        assert relay.problem == "the queue is full"
         # What comes now is published as quickly as ever.
         write(database_url, *(made(number, keys[number % 16], "other") for number in range(560, 640)))
         await until(lambda: left(database_url) == 480)
         full = False
         await until(lambda: left(database_url) == 0)
-        await until(lambda: relay.trouble is None)
+        await until(lambda: relay.problem is None)
     for key in keys:
         published = publisher.of(key)
         assert [one for one in published if one < 480] == list(range(int(key), 480, 16))
@@ -103,7 +103,7 @@ async def test_what_comes_to_light_below_a_message_that_is_not_taken_is_tried_wi
         async with relaying(database_url, publisher) as relay:
             await until(lambda: relay._ahead)
             publisher.open.set()
-            await until(lambda: relay.trouble == "the queue is full")
+            await until(lambda: relay.problem == "the queue is full")
             full = False
             await until(lambda: left(database_url) == 0)
     assert publisher.of("k") == list(range(7))
@@ -114,7 +114,7 @@ async def test_rev_01_what_commits_while_its_topic_is_held_back_is_not_passed_ov
 ) -> None:
     monkeypatch.setattr(watermark_module, "FULL_SCAN_EVERY", 3600.0)
     monkeypatch.setattr(watermark_module, "_EVERY", 0.0)
-    monkeypatch.setattr(backoff_module, "_SHORTEST", 1.5)
+    monkeypatch.setattr(backoff_module, "_SHORTEST", 3.0)
     monkeypatch.setattr(backoff_module, "_LONGEST_FOR_ALL", 0.01)
     full = True
     publisher = FakePublisher(lambda one: FULL if full and one.topic == "full" else ACKNOWLEDGED)
@@ -124,7 +124,7 @@ async def test_rev_01_what_commits_while_its_topic_is_held_back_is_not_passed_ov
         with written_late(database_url, made(0, "k", "full")) as write_more:
             # It has a higher number, commits first, and is what the topic is held back for.
             write(database_url, made(1, "k", "full"))
-            await until(lambda: relay.trouble == "the queue is full")
+            await until(lambda: relay.problem == "the queue is full")
             write_more(made(2, "k", "full"))
         last = ask(database_url, "select max(seq) from outbox")[0][0]
         # Others go on, and the floor with them.
@@ -148,9 +148,9 @@ async def test_a_topic_of_which_nothing_is_left_is_held_back_no_more(
     publisher = FakePublisher(lambda one: FULL if one.topic == "full" else ACKNOWLEDGED)
     write(database_url, made(0, "k", "full"), made(1, "k"))
     async with relaying(database_url, publisher) as relay:
-        await until(lambda: relay.trouble == "the queue is full")
+        await until(lambda: relay.problem == "the queue is full")
         ask(database_url, "delete from outbox where topic = 'full' returning 1")
-        await until(lambda: relay.trouble is None)
+        await until(lambda: relay.problem is None)
     assert publisher.of("k") == [1]
 
 
@@ -159,7 +159,7 @@ async def test_a_relay_that_cannot_reach_the_broker_leaves_its_shards_to_one_tha
 ) -> None:
     monkeypatch.setattr(relay_module, "_STAND_ASIDE_AFTER", 0.2)
     cut_off = FakePublisher(lambda _: Receipt(PublishStatus.RETRIABLE, "no route to host"))
-    cut_off.trouble = "no route to host"
+    cut_off.problem = "no route to host"
     write(database_url, *(made(number, str(number)) for number in range(40)))
     async with relaying(database_url, cut_off) as first:
         await until(lambda: first.shards == SHARDS and cut_off.batches)
@@ -168,7 +168,7 @@ async def test_a_relay_that_cannot_reach_the_broker_leaves_its_shards_to_one_tha
             await until(lambda: left(database_url) == 0)
             assert second.shards == SHARDS
             assert first.shards == 0
-            assert first.trouble == "no route to host"
+            assert first.problem == "no route to host"
     assert sorted(int(body) for _, body in well.acknowledged) == list(range(40))
 
 
@@ -176,16 +176,16 @@ async def test_a_relay_that_is_alone_takes_its_shards_back_when_it_can_reach_the
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relay_module, "_STAND_ASIDE_AFTER", 0.2)
-    publisher = FakePublisher(lambda _: Receipt(PublishStatus.RETRIABLE, "down") if publisher.trouble else ACKNOWLEDGED)
-    publisher.trouble = "down"
+    publisher = FakePublisher(lambda _: Receipt(PublishStatus.RETRIABLE, "down") if publisher.problem else ACKNOWLEDGED)
+    publisher.problem = "down"
     write(database_url, made(0, "k"))
     async with relaying(database_url, publisher) as relay:
         await until(lambda: relay._aside)
-        assert relay.trouble == "down"
+        assert relay.problem == "down"
         write(database_url, made(1, "k"))
-        publisher.trouble = None
+        publisher.problem = None
         await until(lambda: left(database_url) == 0)
-        await until(lambda: relay.trouble is None)
+        await until(lambda: relay.problem is None)
     assert publisher.of("k") == [0, 1]
 
 
@@ -202,14 +202,14 @@ async def test_a_database_that_fails_while_a_relay_leaves_its_shards_costs_nothi
         await release(leases, driver)
 
     monkeypatch.setattr(Leases, "release", fail_first)
-    publisher = FakePublisher(lambda _: Receipt(PublishStatus.RETRIABLE, "down") if publisher.trouble else ACKNOWLEDGED)
-    publisher.trouble = "down"
+    publisher = FakePublisher(lambda _: Receipt(PublishStatus.RETRIABLE, "down") if publisher.problem else ACKNOWLEDGED)
+    publisher.problem = "down"
     write(database_url, made(0, "k"))
     async with relaying(database_url, publisher) as relay:
         await until(lambda: not failures)
-        publisher.trouble = None
+        publisher.problem = None
         await until(lambda: left(database_url) == 0)
-        await until(lambda: relay.trouble is None)
+        await until(lambda: relay.problem is None)
     assert publisher.of("k") == [0]
 
 

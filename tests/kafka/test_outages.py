@@ -77,16 +77,16 @@ async def test_a_consumer_says_that_no_broker_can_be_reached_until_one_can(
     topic, group = own_trial.topic(), name("g")
     consumer = await own_trial.consumer(group, topic)
     await joined(consumer)
-    assert consumer.trouble is None
+    assert consumer.problem is None
     (node,) = cluster.nodes
     await asyncio.to_thread(node.kill)
 
     async def troubled() -> bool:
         await consumer.receive(1, 0.1)
-        return consumer.trouble is not None
+        return consumer.problem is not None
 
     await until(troubled)
-    assert "no broker can be reached since " in str(consumer.trouble)
+    assert "no broker can be reached since " in str(consumer.problem)
     # What was acknowledged meanwhile is committed when it is back, and checks say nothing of a broker that is down.
     await own_trial.broker().prepare(Subscription("test", group, (topic,), "latest"))
     await asyncio.to_thread(node.start)
@@ -108,10 +108,10 @@ async def test_a_broker_that_is_down_at_the_start_is_waited_for(own_trial: Trial
     consumer = await own_trial.consumer(group, topic)
     assert verdicts(await publisher.publish([envelope(topic)])) == [FOR_NOW]
     assert await consumer.receive(1, 0.1) == []
-    assert consumer.trouble is not None
+    assert consumer.problem is not None
     await asyncio.to_thread(node.start)
     assert bodies(await received(consumer, 1)) == [b"1"]
-    assert str(consumer.trouble) == "None"
+    assert str(consumer.problem) == "None"
     await publish_all(publisher, [envelope(topic, None, b"2")], [])
     assert bodies(await received(consumer, 1)) == [b"2"]
 

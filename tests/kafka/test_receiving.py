@@ -425,9 +425,9 @@ async def test_a_member_is_well_once_it_is_in_its_group_even_with_nothing_to_do(
 ) -> None:
     topic, group = trial.topic(1), name("g")
     members = [await trial.consumer(group, topic, **protocol) for _ in range(2)]
-    assert f"it is not in the group {group} yet" in str(members[0].trouble)
+    assert f"it is not in the group {group} yet" in str(members[0].problem)
     async with asyncio.timeout(20):
-        while any(member.trouble for member in members):
+        while any(member.problem for member in members):
             for member in members:
                 await member.receive(1, 0.05)
 

@@ -149,10 +149,10 @@ async def test_a_wrong_password_is_told_and_not_shown(
         assert verdicts(receipts) == [FOR_NOW]
         assert "uthentication" in receipts[0].reason
         consumer = await trial.consumer("g", "topic")
-        while "uthentication" not in str(consumer.trouble):
+        while "uthentication" not in str(consumer.problem):
             assert await consumer.receive(1, 0.1) == []
-        assert "no broker can be reached since" in str(consumer.trouble)
-        for text in (*said, receipts[0].reason, str(consumer.trouble), caplog.text, repr(trial.broker())):
+        assert "no broker can be reached since" in str(consumer.problem)
+        for text in (*said, receipts[0].reason, str(consumer.problem), caplog.text, repr(trial.broker())):
             assert wrong not in text
 
 
@@ -221,9 +221,9 @@ async def test_permission_that_is_taken_away_is_told(trial: SecuredTrial) -> Non
     trial.produce(other, b"1")
     await received(consumer, 2)
     trial.allow(ResourceType.TOPIC, other, AclOperation.READ, user="somebody-else")
-    while consumer.trouble is None:
+    while consumer.problem is None:
         await consumer.receive(10, 0.2)
-    assert f"not permitted to read the topic {other}" in str(consumer.trouble)
+    assert f"not permitted to read the topic {other}" in str(consumer.problem)
     trial.produce(topic, b"2")
     assert bodies(await received(consumer, 1)) == [b"2"]
 

@@ -76,13 +76,13 @@ async def test_a_topic_that_is_deleted_is_told_until_it_is_there_again(trial: Tr
         while came < 2:
             came += len(await consumer.receive(10, 0.2))
         trial.admin.delete_topics([other], operation_timeout=10)[other].result(10)
-        while consumer.trouble is None:
+        while consumer.problem is None:
             await consumer.receive(10, 0.2)
-        assert f"there is no topic {other}" in str(consumer.trouble)
+        assert f"there is no topic {other}" in str(consumer.problem)
         # The others go on.
         trial.produce(topic, b"3")
         while not await consumer.receive(10, 0.2):
             pass
         trial.create(other)
-        while consumer.trouble is not None:
+        while consumer.problem is not None:
             await consumer.receive(10, 0.2)

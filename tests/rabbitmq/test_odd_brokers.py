@@ -62,7 +62,7 @@ async def test_nothing_more_is_sent_to_a_broker_that_blocks_publishers(monkeypat
     async with FakeBroker(block) as broker, Trial(broker.url) as trial:
         publisher = await trial.publisher()
         first, *later = [await publisher.publish([envelope("t", body=b"%d" % number)]) for number in range(3)]
-        trouble = await publisher.probe()
+        problem = await publisher.probe()
         enough.set()
 
         async def taken() -> bool:
@@ -72,7 +72,7 @@ async def test_nothing_more_is_sent_to_a_broker_that_blocks_publishers(monkeypat
 
         assert verdicts((*first, *later[0], *later[1])) == [FOR_NOW] * 3
         said = "RabbitMQ blocks publishers: it is short of memory or disk; rabbitmqctl status shows it"
-        assert [later[0][0].reason, later[1][0].reason, trouble] == [said] * 3
+        assert [later[0][0].reason, later[1][0].reason, problem] == [said] * 3
         assert [peer.published for peer in broker.peers] == [[b"0", b"last"]]
 
 
@@ -122,7 +122,7 @@ async def test_a_connection_that_ends_again_and_again_is_opened_more_and_more_se
             return False
         opened.append(time.monotonic())
         peer.send(channel, commands.Basic.ConsumeOk(frame.consumer_tag))
-        await until(lambda: consumers[0].trouble is None)
+        await until(lambda: consumers[0].problem is None)
         peer.send(0, commands.Connection.Close(320, "CONNECTION_FORCED - as in this test", 0, 0))
         return True
 

@@ -54,7 +54,7 @@ async def test_killed_in_the_middle_and_started_again_nothing_acknowledged_is_lo
     await until(lambda: len(came) > 300)
     await asyncio.to_thread(server.kill)
     await until(lambda: refused)
-    await until(lambda: consumer.trouble)
+    await until(lambda: consumer.problem)
     await asyncio.to_thread(server.start)
     count = len(came) + 300
     await until(lambda: len(came) > count, 30)
@@ -64,7 +64,7 @@ async def test_killed_in_the_middle_and_started_again_nothing_acknowledged_is_lo
     consuming.cancel()
     await asyncio.wait((consuming,))
 
-    assert consumer.trouble is None
+    assert consumer.problem is None
     # The first arrival of each counts: what the dying broker has not confirmed may have come twice.
     numbers = [int(body) for body in came.values()]
     for key in range(3):
@@ -86,12 +86,12 @@ async def test_a_frozen_broker_is_given_up_in_time_and_found_again(server: Rabbi
         began = time.monotonic()
         receipts = await publisher.publish(batch[10:])
         took = time.monotonic() - began
-        await until(lambda: consumer.trouble)
+        await until(lambda: consumer.problem)
         await consumer.acknowledge(first)
     finally:
         server.thaw()
     again = await publisher.publish(batch[10:])
-    await until(lambda: consumer.trouble is None, 20)
+    await until(lambda: consumer.problem is None, 20)
     ids: set[str] = set()
     while len(ids) < 20:
         some = await consumer.receive(100, 5)
@@ -121,12 +121,12 @@ async def test_what_is_asked_of_a_frozen_broker_is_not_taken_for_a_cancellation(
     server.freeze()
     try:
         _, (receipt,) = await asyncio.gather(consumer.resume(), publisher.publish([envelope(other)]))
-        await until(lambda: consumer.trouble)
+        await until(lambda: consumer.problem)
     finally:
         server.thaw()
 
     assert receipt.status is FOR_NOW
-    await until(lambda: consumer.trouble is None, 20)
+    await until(lambda: consumer.problem is None, 20)
     assert [one.envelope.body for one in await received(consumer, 1)] == [b"0"]
     assert verdicts(await publisher.publish([envelope(topic, body=b"1")])) == [ACKNOWLEDGED]
 
@@ -164,7 +164,7 @@ async def test_nobody_there_is_no_error_but_trouble(unused_tcp_port: int) -> Non
         await trial.broker().prepare(Subscription("s", "q", ("t",)))
 
         assert verdicts(receipts) == [FOR_NOW]
-        for text in (receipts[0].reason, consumer.trouble or ""):
+        for text in (receipts[0].reason, consumer.problem or ""):
             assert "127.0.0.1" in text
             assert "127.0.0.2" in text
             assert "secret" not in text
@@ -238,7 +238,7 @@ async def test_acknowledging_after_the_connection_was_lost_is_passed_over(trial:
     if paused:
         await consumer.pause()
     consumer._lose()
-    await until(lambda: consumer._channel is not came[0].tag.channel and consumer.trouble is None)
+    await until(lambda: consumer._channel is not came[0].tag.channel and consumer.problem is None)
     await consumer.acknowledge(came)
     if paused:
         assert await consumer.receive(2, 0.2) == []

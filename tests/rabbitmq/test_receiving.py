@@ -309,7 +309,7 @@ async def test_a_pause_that_falls_into_the_beginning_of_a_consumer_holds(
     await until(lambda: consumer._paused or len(begun) > 1 or changing.done())
     go_on.set()
     await changing
-    await until(lambda: consumer.trouble is None)
+    await until(lambda: consumer.problem is None)
     await (await trial.publisher()).publish([envelope(topic) for _ in range(5)])
 
     assert await consumers_of(trial, group) == (1 if resumed else 0)
@@ -371,7 +371,7 @@ async def test_a_consumer_has_the_arguments_that_are_given(trial: Trial) -> None
     first = await trial.consumer(group, topic, **{"arguments.consumer.x-priority": 10})
     for consumer in (second, first):
         assert await consumer.receive(1, 0.1) == []
-    await until(lambda: second.trouble is None and first.trouble is None)
+    await until(lambda: second.problem is None and first.problem is None)
     await (await trial.publisher()).publish([envelope(topic) for _ in range(5)])
 
     assert len(await received(first, 5)) == 5
@@ -444,11 +444,11 @@ async def test_the_queue_is_deleted_under_a_consumer_and_comes_back(trial: Trial
     await (await trial.channel()).queue_delete(group)
     with pytest.raises(BrokerError, match=f"no queue '{group}' for {topic}.*topology apply"):
         await received(consumer, 1)
-    assert consumer.trouble is not None
+    assert consumer.problem is not None
     await trial.create(group, topic)
     await (await trial.publisher()).publish([envelope(topic)])
 
-    await until(lambda: consumer.trouble is None)
+    await until(lambda: consumer.problem is None)
     assert len(await received(consumer, 1)) == 1
 
 
@@ -457,9 +457,9 @@ async def test_what_was_wrong_and_is_mended_is_no_error_any_more(trial: Trial) -
     consumer = await trial.consumer(group, topic)
     # What arrives at once is nothing, so that whoever asks does not see the error when it comes.
     assert await consumer.receive(1, 0) == []
-    await until(lambda: "no queue" in (consumer.trouble or ""))
+    await until(lambda: "no queue" in (consumer.problem or ""))
     await trial.create(group, topic)
-    await until(lambda: consumer.trouble is None)
+    await until(lambda: consumer.problem is None)
 
     assert await consumer.receive(1, 0.1) == []
 
@@ -472,7 +472,7 @@ async def test_an_argument_that_amqp_cannot_carry_is_said_and_not_waited_for(tri
     for _ in range(2):
         with pytest.raises(BrokerError, match=r"nothing can be received.*TypeError"):
             await received(consumer, 1)
-    assert "nothing can be received" in (consumer.trouble or "")
+    assert "nothing can be received" in (consumer.problem or "")
 
 
 async def test_whatever_ends_what_keeps_the_connection_it_begins_anew(trial: Trial) -> None:

@@ -50,7 +50,7 @@ async def test_a_missing_client_certificate_is_said(secured: RabbitServer) -> No
         with suppress(BrokerError):
             assert await consumer.receive(1, 1) == []
 
-        assert "certfile and keyfile" in (consumer.trouble or "")
+        assert "certfile and keyfile" in (consumer.problem or "")
 
 
 async def test_a_certificate_says_who_it_is_instead_of_a_password(secured: RabbitServer) -> None:

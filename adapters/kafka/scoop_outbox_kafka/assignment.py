@@ -18,40 +18,40 @@ class Assignment:
 
     def __init__(self) -> None:
         """Have nothing yet."""
-        self._turns: dict[Part, int] = {}
-        self._turn = 0
+        self._generations: dict[Part, int] = {}
+        self._generation = 0
         self._acknowledged: dict[Part, tuple[int, int]] = {}
         self._committed: dict[Part, int] = {}
 
     def __contains__(self, part: Part) -> bool:
-        return part in self._turns
+        return part in self._generations
 
     def gain(self, parts: Iterable[Part]) -> None:
         """Have some more."""
-        self._turn += 1
+        self._generation += 1
         for part in parts:
-            self._turns[part] = self._turn
+            self._generations[part] = self._generation
 
     def lose(self, parts: Iterable[Part]) -> None:
         """Have some no longer; what was acknowledged there and not committed is forgotten."""
         for part in parts:
-            self._turns.pop(part, None)
+            self._generations.pop(part, None)
             self._acknowledged.pop(part, None)
             self._committed.pop(part, None)
 
     def clear(self) -> None:
         """Have nothing."""
-        self.lose(list(self._turns))
+        self.lose(list(self._generations))
 
-    def turn(self, part: Part) -> int:
+    def generation(self, part: Part) -> int:
         """Return which assignment of a partition this is; 0 if it is not here."""
-        return self._turns.get(part, 0)
+        return self._generations.get(part, 0)
 
     def acknowledge(self, places: Iterable[Place]) -> None:
         """Note that messages are stored. Those of partitions that were lost since, or lost and gained, are left out."""
         for place in places:
             part = place.topic, place.partition
-            if self._turns.get(part) == place.turn:
+            if self._generations.get(part) == place.generation:
                 self._acknowledged[part] = place.offset + 1, place.epoch
 
     def uncommitted(self, parts: Iterable[Part] | None = None) -> list[TopicPartition]:

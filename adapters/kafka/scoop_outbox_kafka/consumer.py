@@ -81,7 +81,7 @@ class KafkaConsumer:
         self._thread = ClientThread("scoop-outbox-kafka-consumer")
 
     @property
-    def trouble(self) -> str | None:
+    def problem(self) -> str | None:
         """What keeps this consumer from receiving just now."""
         found = list(self._topics.values())
         if not self._home:
@@ -164,7 +164,7 @@ class KafkaConsumer:
                 self._on_message_error(message, error)
                 continue
             part = str(message.topic()), int(message.partition() or 0)
-            self._ready.append(delivery_of(message, self._assignment.turn(part), self._settings.identity_header))
+            self._ready.append(delivery_of(message, self._assignment.generation(part), self._settings.identity_header))
             self._since = None
             if self._topics:
                 self._topics.pop(part[0], None)

@@ -122,7 +122,7 @@ class KafkaPublisher:
         self._settings = settings
         self._name = name
         self._topics = Topics(settings.propagation)
-        self._trouble = ""
+        self._problem = ""
         self._told: deque[KafkaError] = deque(maxlen=10)  # what librdkafka said of the connections
         self._unanswered = 0  # how often in a row the broker has not said which topics there are
         self._records = Records()
@@ -160,8 +160,8 @@ class KafkaPublisher:
 
     def _on_error(self, error: KafkaError) -> None:
         self._told.append(error)
-        if not self._trouble or error.code() != KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001 - its public name
-            self._trouble = self._settings.redacted(error.str())
+        if not self._problem or error.code() != KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001 - its public name
+            self._problem = self._settings.redacted(error.str())
 
     def _drop(self) -> None:
         producer, self._producer = self._producer, None
@@ -177,8 +177,8 @@ class KafkaPublisher:
         except KafkaException as error:
             self._producer.poll(0.1)  # what is behind it is told to _on_error
             raise_if_refused(self._settings, self._told)
-            return self._trouble or self._settings.redacted(error.args[0].str())
-        self._trouble = ""
+            return self._problem or self._settings.redacted(error.args[0].str())
+        self._problem = ""
         return None
 
     def _publish(self, batch: Sequence[Envelope]) -> Sequence[Receipt]:
@@ -200,7 +200,7 @@ class KafkaPublisher:
                 self._renew(done)
             if not progress:
                 break
-        left = Receipt(PublishStatus.RETRIABLE, self._trouble or "Kafka has not answered")
+        left = Receipt(PublishStatus.RETRIABLE, self._problem or "Kafka has not answered")
         return [receipt or left for receipt in receipts]
 
     def _waiting(self, batch: Sequence[Envelope], without: list[int], receipts: list[Receipt | None]) -> list[int]:
@@ -221,13 +221,13 @@ class KafkaPublisher:
             self._unreachable(error.args[0])
             return False
         self._unanswered = 0
-        self._trouble = ""
+        self._problem = ""
         return True
 
     def _unreachable(self, error: KafkaError) -> None:
         assert self._producer is not None  # noqa: S101 - it was opened
         self._producer.poll(0.1)  # what is behind it is told to _on_error
-        self._trouble = self._trouble or self._settings.redacted(error.str())
+        self._problem = self._problem or self._settings.redacted(error.str())
         self._unanswered += 1
         if self._unanswered >= _RENEW_AFTER:
             # Seen once after a freeze: a producer that did not find its broker again. It holds nothing now.
@@ -308,7 +308,7 @@ class KafkaPublisher:
             (self._producer.flush if flush else self._producer.poll)(seconds)
         except KafkaException as error:
             # This producer has had it. The reports that it still has are for _purge.
-            self._trouble = self._settings.redacted(error.args[0].str())
+            self._problem = self._settings.redacted(error.args[0].str())
             current.dead = True
 
     def _wait(self, current: _Round, deadline: float) -> None:
@@ -346,7 +346,7 @@ class KafkaPublisher:
                 alone.add(index)
                 progress = True
             elif code not in _PURGED:
-                self._trouble = self._settings.redacted(error.str())
+                self._problem = self._settings.redacted(error.str())
         if refused:
             # Now: a topic that may be seen and not written to looks well when it is looked up again.
             self._waiting(batch, [index for index, one in enumerate(receipts) if one is None], receipts)

@@ -24,13 +24,13 @@ Encoded = list[tuple[str, str | bytes | None]]
 
 
 class Place(NamedTuple):
-    """Where a message stood, for its acknowledgement; `turn` tells one assignment of a partition from the next."""
+    """Where a message stood, for its acknowledgement; `generation` tells assignments of a partition apart."""
 
     topic: str
     partition: int
     offset: int
     epoch: int
-    turn: int
+    generation: int
 
 
 class Records:
@@ -80,12 +80,12 @@ def _checked(name: str) -> str:
     return name
 
 
-def delivery_of(message: Message, turn: int, identity_header: str | None) -> Delivery:
+def delivery_of(message: Message, generation: int, identity_header: str | None) -> Delivery:
     """Return the delivery that a record becomes.
 
     Args:
         message: as librdkafka returned it, without an error.
-        turn: which assignment of its partition it belongs to.
+        generation: which assignment of its partition it belongs to.
         identity_header: the header that identifies messages of other producers.
     """
     topic, partition, offset = message.topic(), message.partition(), message.offset()
@@ -120,7 +120,7 @@ def delivery_of(message: Message, turn: int, identity_header: str | None) -> Del
         headers=headers,
         otherwise=otherwise,
         position=f"{topic}[{partition}]@{offset}",
-        tag=Place(topic, partition, offset, -1 if epoch is None else epoch, turn),
+        tag=Place(topic, partition, offset, -1 if epoch is None else epoch, generation),
         defect=defect,
     )
 

@@ -28,7 +28,7 @@ _ANSWER = 10.0
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 5.0
 _STEADY = 10.0
-"""Seconds after which a connection is no sign of trouble when it ends."""
+"""Seconds after which a connection is no sign of a problem when it ends."""
 _REMEMBERED = 10_000
 
 
@@ -65,7 +65,7 @@ class RabbitConsumer:
         self._changing = asyncio.Lock()
         self._keeper: asyncio.Task[None] | None = None
         self._error: BrokerError | None = None
-        self._trouble: str | None = "it has not connected yet"
+        self._problem: str | None = "it has not connected yet"
         self._topic = lru_cache(_REMEMBERED)(routes.topic)
 
     async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
@@ -125,9 +125,9 @@ class RabbitConsumer:
         self._arrived.clear()
 
     @property
-    def trouble(self) -> str | None:
+    def problem(self) -> str | None:
         """What keeps this consumer from receiving just now."""
-        return self._trouble
+        return self._problem
 
     @property
     def _may_hand_out(self) -> bool:
@@ -146,21 +146,21 @@ class RabbitConsumer:
                     held.callback(self._forget)
                     await self._open(link)
                     # An error that is over would cost a consumer that is well.
-                    self._error = self._trouble = None
+                    self._error = self._problem = None
                     opened = time.monotonic()
-                    self._trouble = f"the connection was lost ({await self._end(link)})"
+                    self._problem = f"the connection was lost ({await self._end(link)})"
             except BrokerError as error:
-                self._error, self._trouble = error, str(error)
+                self._error, self._problem = error, str(error)
             except UnreachableError as error:
-                self._trouble = str(error)
+                self._problem = str(error)
             except LOST as error:
-                self._trouble = f"the connection was lost ({explain(error)})"
+                self._problem = f"the connection was lost ({explain(error)})"
             except Exception as error:
-                # Nobody else would say so: nothing more was received, and the trouble stayed what it was before.
+                # Nobody else would say so: nothing more was received, and the problem stayed what it was before.
                 log.exception("what receives from RabbitMQ has stumbled")
-                self._trouble = f"nothing can be received from RabbitMQ ({type(error).__name__}: {error})"
-                self._error = BrokerError(self._trouble)
-            log.warning("nothing is received from RabbitMQ: %s", self._trouble)
+                self._problem = f"nothing can be received from RabbitMQ ({type(error).__name__}: {error})"
+                self._error = BrokerError(self._problem)
+            log.warning("nothing is received from RabbitMQ: %s", self._problem)
             self._woken.set()
             if time.monotonic() - opened >= _STEADY:
                 pause = _FIRST_PAUSE

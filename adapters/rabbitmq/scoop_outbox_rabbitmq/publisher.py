@@ -91,7 +91,7 @@ class RabbitPublisher:
         # are the last ones.
         self._channels: dict[str, Channel] = {}
         self._window = Window(WINDOW)
-        self._trouble: str | None = None
+        self._problem: str | None = None
 
     async def publish(self, batch: Sequence[Envelope]) -> Sequence[Receipt]:
         """Publish messages and return a receipt for each; see the protocol."""
@@ -104,24 +104,24 @@ class RabbitPublisher:
                 items[index] = _Item(envelope, where, outgoing(envelope, where))
             except (UnpublishableError, BrokerError) as error:
                 receipts[index] = Receipt(PublishStatus.PERMANENT, str(error))
-        trouble = None
+        problem = None
         self._begin_until = time.monotonic() + BEGIN_WITHIN
         try:
             with own_cancellation_only():
                 async with asyncio.timeout(ANSWER_WITHIN):
                     await self._publish(list(items.values()))
         except TimeoutError:
-            trouble = _SILENT
+            problem = _SILENT
             await self._drop_unless_blocked()
         except (UnreachableError, BrokerError) as error:
-            trouble = str(error)
+            problem = str(error)
         except LOST as error:
-            trouble = f"the connection was lost ({explain(error)})"
+            problem = f"the connection was lost ({explain(error)})"
             await self._drop()
-        if trouble is not None and trouble != self._trouble:
-            log.warning("nothing can be published: %s", trouble)
-        self._trouble = trouble
-        waiting = Receipt(PublishStatus.RETRIABLE, trouble or "the connection was lost")
+        if problem is not None and problem != self._problem:
+            log.warning("nothing can be published: %s", problem)
+        self._problem = problem
+        waiting = Receipt(PublishStatus.RETRIABLE, problem or "the connection was lost")
         for index, item in items.items():
             receipts[index] = item.receipt
         return [receipt or waiting for receipt in receipts]

@@ -25,13 +25,13 @@ class Window:
         if not self._waiting and places <= self._free:
             self._free -= places
             return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((turn, places))
+        admission: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((admission, places))
         try:
-            await turn
+            await admission
         except asyncio.CancelledError:
             # They may have been given just before.
-            if turn.done() and not turn.cancelled():
+            if admission.done() and not admission.cancelled():
                 self._free += places
             self._give()
             raise
@@ -43,10 +43,10 @@ class Window:
 
     def _give(self) -> None:
         while self._waiting:
-            turn, places = self._waiting[0]
-            if not turn.done():
+            admission, places = self._waiting[0]
+            if not admission.done():
                 if places > self._free:
                     return
                 self._free -= places
-                turn.set_result(None)
+                admission.set_result(None)
             self._waiting.popleft()

@@ -53,7 +53,7 @@ def execute(run_id: uuid.UUID, worker: Worker) -> Plan[Execution]:
     claimed = yield from claim(run_id, worker)
     if claimed is None:
         return Execution.NOTHING
-    for turn in range(1, STEPS_IN_A_ROW + 1):
+    for count in range(1, STEPS_IN_A_ROW + 1):
         due = rule.decide(claimed.saga, claimed.run, claimed.facts, claimed.source)
         mine = worker.deployment.mine.get(claimed.run.saga)
         if isinstance(due, rule.Park) or (mine is not None and claimed.run.version != mine.id):
@@ -70,7 +70,7 @@ def execute(run_id: uuid.UUID, worker: Worker) -> Plan[Execution]:
             outcome = yield call
             if isinstance(outcome, Returned):
                 outcome = yield from _handled(call, outcome)
-        more = turn < STEPS_IN_A_ROW and not worker.draining()
+        more = count < STEPS_IN_A_ROW and not worker.draining()
         if isinstance(outcome, Raised) and not outcome.open:
             go_on = yield from _settle_failure(claimed, due, outcome, worker, go_on=more)
         else:

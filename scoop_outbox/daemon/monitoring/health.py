@@ -121,8 +121,8 @@ class Health:
         if self._daemons is not None:
             named = {"relay": self._daemons.relay, "worker": self._daemons.worker, "intake": self._daemons.intake}
             for name, daemon in named.items():
-                if daemon is not None and (trouble := daemon.trouble) is not None:
-                    found[name] = trouble
+                if daemon is not None and (problem := daemon.problem) is not None:
+                    found[name] = problem
         return found
 
     async def _look(self) -> Snapshot:

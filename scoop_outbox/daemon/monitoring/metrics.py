@@ -93,7 +93,7 @@ def _database(seen: Snapshot) -> Iterator[Metric]:
 def _relay(relay: Relay) -> Iterator[Metric]:
     counters = relay.counters
     yield _gauge("relay_shards", "Shards of the outbox that this relay owns.", relay.shards)
-    yield _gauge("relay_in_trouble", "Whether the broker does not take messages just now.", relay.trouble is not None)
+    yield _gauge("relay_problem", "Whether the broker does not take messages just now.", relay.problem is not None)
     published = CounterMetricFamily(
         _PREFIX + "published", "Messages that the broker has acknowledged.", None, ["topic"]
     )
@@ -107,7 +107,7 @@ def _relay(relay: Relay) -> Iterator[Metric]:
 def _intake(intake: Intake) -> Iterator[Metric]:
     yield _counter("intake_taken_in", "Messages taken in, those that came again too.", intake.taken_in)
     yield _gauge("intake_paused", "Whether no more is taken in because of the work that waits.", intake.paused)
-    yield _gauge("intake_in_trouble", "Whether the broker does not deliver just now.", intake.trouble is not None)
+    yield _gauge("intake_problem", "Whether the broker does not deliver just now.", intake.problem is not None)
 
 
 def _worker(worker: Worker) -> Iterator[Metric]:

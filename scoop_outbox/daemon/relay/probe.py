@@ -16,7 +16,7 @@ from scoop_outbox.broker.protocol import Publisher
 log = logging.getLogger(__name__)
 
 _EVERY = 10.0
-_IN_TROUBLE = 2.0
+_WHILE_DOWN = 2.0
 
 
 class Probe:
@@ -26,7 +26,7 @@ class Probe:
         publisher: whom to ask.
 
     Attributes:
-        trouble: what keeps the broker from taking messages, as it was last seen; None when nothing does.
+        problem: what keeps the broker from taking messages, as it was last seen; None when nothing does.
     """
 
     def __init__(self, publisher: Publisher) -> None:
@@ -34,7 +34,7 @@ class Probe:
         self._publisher = publisher
         self._asking: asyncio.Task[None] | None = None
         self._due = 0.0
-        self.trouble: str | None = None
+        self.problem: str | None = None
 
     async def ask(self) -> None:
         """Ask once, and wait for the answer.
@@ -46,11 +46,11 @@ class Probe:
             self._note(await self._publisher.probe())
 
     async def look(self) -> str | None:
-        """Ask now, and return what the trouble is, whatever the answer."""
+        """Ask now, and return what the problem is, whatever the answer."""
         self._due = 0.0
         self.ask_if_due()
         await self.wait()
-        return self.trouble
+        return self.problem
 
     def ask_if_due(self) -> None:
         """Ask in the background, if it is time to."""
@@ -80,11 +80,11 @@ class Probe:
         finally:
             self._asking = None
 
-    def _note(self, trouble: str | None) -> None:
-        self._due = time.monotonic() + (_EVERY if trouble is None else _IN_TROUBLE)
-        if trouble != self.trouble:
-            if trouble is not None:
-                log.warning("nothing can be published: %s", trouble)
-            elif self.trouble is not None:
+    def _note(self, problem: str | None) -> None:
+        self._due = time.monotonic() + (_EVERY if problem is None else _WHILE_DOWN)
+        if problem != self.problem:
+            if problem is not None:
+                log.warning("nothing can be published: %s", problem)
+            elif self.problem is not None:
                 log.info("the broker answers again")
-        self.trouble = trouble
+        self.problem = problem

@@ -35,6 +35,7 @@ from scoop_outbox.daemon.relay.receipts import publish, sort_receipts
 from scoop_outbox.daemon.relay.topic_backoff import TopicBackoff
 from scoop_outbox.daemon.relay.watermark import Watermarks
 from scoop_outbox.daemon.signals import Signals
+from scoop_outbox.policy import exponential
 from scoop_outbox.store.async_driver import AsyncDriver
 from scoop_outbox.store.callbacks import Interrupted
 from scoop_outbox.store.connect import in_words
@@ -110,18 +111,18 @@ class Relay:
         return len(self._leases.epochs)
 
     @property
-    def trouble(self) -> str | None:
+    def problem(self) -> str | None:
         """What keeps messages from being published just now; None when all is well."""
-        found = self._database or (None if self._driver is None else self._driver.trouble)
+        found = self._database or (None if self._driver is None else self._driver.problem)
         if found is not None:
             return found
         since = self._publishing_since
         if since is not None and time.monotonic() - since > _OVERDUE:
             return f"the broker has not answered for {time.monotonic() - since:.0f} s"
-        return self._backoff.reason if self._backoff else self._probe.trouble
+        return self._backoff.reason if self._backoff else self._probe.problem
 
     async def check(self) -> None:
-        """See whether the broker would take messages. One that is merely down will come back: `trouble` tells of it.
+        """See whether the broker would take messages. One that is merely down will come back: `problem` tells of it.
 
         Raises:
             BrokerError: it never will; what is wrong, and how to mend it.
@@ -143,7 +144,7 @@ class Relay:
         try:
             while not self._stopping:
                 try:
-                    more = await self._turn()
+                    more = await self._cycle()
                     failures, self._database = 0, None
                     if not more:
                         self._probe.ask_if_due()
@@ -152,7 +153,7 @@ class Relay:
                     failures += 1
                     self._note(error)
                     await self._drop_driver()
-                    await self._polling.sleep(min(0.1 * 2.0 ** min(failures, 60), 5.0))
+                    await self._polling.sleep(exponential(0.2, failures, 5.0))
         finally:
             await self._release()
             await self._probe.close()
@@ -165,7 +166,7 @@ class Relay:
             log.warning("%s; trying again", reason)
             self._database = reason
 
-    async def _turn(self) -> bool:
+    async def _cycle(self) -> bool:
         """Publish one batch; answer whether there seem to be more."""
         driver = await self._connected()
         now = time.monotonic()
@@ -351,7 +352,7 @@ class Relay:
             await self._leases.release(driver)
             self._disown(set(range(SHARDS)))
             self._aside = True  # now: with shards whose leases nobody renews it would turn round and round
-        elif self._aside and self._probe.trouble is None:
+        elif self._aside and self._probe.problem is None:
             self._aside = False
             self._leases.doubt()
         return self._aside

@@ -17,12 +17,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from scoop_outbox.core.plans.outbox import Flow
+from scoop_outbox.policy import exponential
 
 log = logging.getLogger(__name__)
 
 LONGEST = 30.0
 _LONGEST_FOR_ALL = 1.0
-_SHORTEST = 0.05
+_SHORTEST = 0.1
 _SHOWN = 5
 
 
@@ -84,12 +85,12 @@ class TopicBackoff:
         else:
             self._stalled_since = self._stalled_since if self._stalls else now
             self._stalls += 1
-            self._go_on_at = now + min(_SHORTEST * 2.0 ** min(self._stalls, 60), _LONGEST_FOR_ALL)
+            self._go_on_at = now + exponential(_SHORTEST, self._stalls, _LONGEST_FOR_ALL)
         for flow, seq in firsts.items():
             known = self._flows.get(flow)
             # Not for others that went through: those of another key do each time, and the broker may take its time.
             failures = 1 if known is None or seq > known.seq else known.failures + 1
-            pause = min(_SHORTEST * 2.0 ** min(failures, 60), LONGEST)
+            pause = exponential(_SHORTEST, failures, LONGEST)
             self._flows[flow] = _Blocked(seq, min(seq - 1, low[flow[0]]), failures, now + pause)
         if (self.reason, self.topics) != before:
             topics = ", ".join(self.topics[:_SHOWN]) + (", ..." if len(self.topics) > _SHOWN else "")

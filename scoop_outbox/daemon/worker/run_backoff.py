@@ -6,6 +6,8 @@ import random
 import time
 import uuid
 
+from scoop_outbox.policy import exponential
+
 _SHORTEST = 0.04
 _LONGEST = 30.0
 _STALE = 1.0
@@ -38,7 +40,7 @@ class RunBackoff:
     def note(self, run_id: uuid.UUID) -> None:
         """Leave a run alone, each time for twice as long as before."""
         failures = self._until.get(run_id, (0.0, 0))[1] + 1
-        pause = min(_SHORTEST * 2.0 ** min(failures - 1, 60), _LONGEST) * random.uniform(0.5, 1.0)
+        pause = exponential(_SHORTEST, failures, _LONGEST) * random.uniform(0.5, 1.0)
         self._until[run_id] = (time.monotonic() + pause, failures)
 
     def forget(self, run_id: uuid.UUID) -> None:

@@ -35,6 +35,7 @@ from scoop_outbox.daemon.worker.roster import Roster
 from scoop_outbox.daemon.worker.run_backoff import RunBackoff
 from scoop_outbox.daemon.worker.slot import Slot, WorkerCounters, mostly_async
 from scoop_outbox.daemon.worker.surroundings import Surroundings
+from scoop_outbox.policy import exponential
 from scoop_outbox.saga import Saga
 from scoop_outbox.store.async_driver import AsyncDriver
 from scoop_outbox.store.callbacks import Interrupted
@@ -151,7 +152,7 @@ class Worker:
                     log.warning("the worker cannot use the database: %s; trying again", reason)
                     problem = reason
                 await self._drop_feeder()
-                await self._polling.sleep(min(0.1 * 2.0 ** min(failures, 60), 5.0))
+                await self._polling.sleep(exponential(0.2, failures, 5.0))
         await self._leave()
 
     async def _leave(self) -> None:
@@ -170,9 +171,9 @@ class Worker:
             await driver.close()
 
     @property
-    def trouble(self) -> str | None:
+    def problem(self) -> str | None:
         """What keeps runs from being found just now; None when all is well."""
-        return None if self._feeder is None else self._feeder.trouble
+        return None if self._feeder is None else self._feeder.problem
 
     async def stop(self, grace: float) -> None:
         """Claim nothing more, and give running steps `grace` seconds to finish.

@@ -27,15 +27,15 @@ class Outages(Contract):
             sender, member = await trial.sender(), await trial.member(topic)
             receipts = await sender.once(messages)
             received = await member.receive(wait=1)
-            troubles = member.consumer.trouble, await sender.trouble()
+            troubles = member.consumer.problem, await sender.problem()
             async with within(20, "preparing while the broker is down"):
                 assert await trial.broker.prepare(trial.subscription(topic)), "what is wrong"
         finally:
             await trial.harness.start()
         await sender.deliver(messages)
         await member.take(messages, acknowledge=True)
-        await until(lambda: member.consumer.trouble is None, "the consumer is well")
-        assert await sender.trouble() is None
+        await until(lambda: member.consumer.problem is None, "the consumer is well")
+        assert await sender.problem() is None
 
         assert all(receipt.status is PublishStatus.RETRIABLE for receipt in receipts)
         assert received == []
@@ -72,14 +72,14 @@ class Outages(Contract):
             await trial.harness.stop()
             try:
                 await until(lambda: sender.refused, "the publisher notices", 30)
-                await until(lambda: member.consumer.trouble, "the consumer notices", 30)
+                await until(lambda: member.consumer.problem, "the consumer notices", 30)
             finally:
                 await trial.harness.start()
             count = len(published) + 40
             await until(lambda: len(published) >= count, "the publisher goes on")
         async with member.working():
             await until(lambda: ids(published) <= ids(trial.arrivals), "nothing acknowledged is lost")
-            await until(lambda: member.consumer.trouble is None, "the consumer is well")
+            await until(lambda: member.consumer.problem is None, "the consumer is well")
 
         self._check_order(trial)
 

@@ -41,7 +41,7 @@ class Receiving(Contract):
         assert nothing == []
         assert 0.3 < waited < 5
         assert [one.envelope.id for one in came] == [second.id]
-        assert member.consumer.trouble is None
+        assert member.consumer.problem is None
 
     async def test_no_more_comes_than_was_asked_for(self, trial: Trial) -> None:
         topic = await trial.topic()
@@ -213,7 +213,7 @@ class Receiving(Contract):
         sender, member = await trial.sender(), await trial.member(old, start="latest")
         both = trial.subscription(old, new, start="latest")
         async with member.working():
-            await until(lambda: member.consumer.trouble is None, "the old version is at work")
+            await until(lambda: member.consumer.problem is None, "the old version is at work")
             await sender.deliver(numbered(new, _KEYS, range(3)))
             assert await trial.broker.prepare(both) is None
             messages = numbered(new, _KEYS, range(3, 6))
@@ -277,6 +277,6 @@ class Receiving(Contract):
         more = numbered(topic, ["k"], range(10, 20))
         await sender.deliver(more)
         await member.take(more, acknowledge=True)
-        await until(lambda: member.consumer.trouble is None, "the consumer is well again")
+        await until(lambda: member.consumer.problem is None, "the consumer is well again")
 
         assert ids(member.got) == ids([*messages, *more])

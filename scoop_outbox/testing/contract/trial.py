@@ -123,7 +123,7 @@ class Sender:
         bad = {receipt.reason for receipt in receipts if receipt.status is not PublishStatus.ACKNOWLEDGED}
         assert not bad, bad
 
-    async def trouble(self) -> str | None:
+    async def problem(self) -> str | None:
         """Ask the publisher what keeps the broker from taking messages."""
         async with within(ANSWER, "asking whether the broker is there"):
             return await self._publisher.probe()
@@ -181,12 +181,12 @@ class Member:
             missing -= {one.envelope.id for one in await self.receive()}
             if acknowledge and self.open:
                 await self.acknowledge()
-            assert time.monotonic() < deadline or not missing, f"{len(missing)} messages missing; {self.trouble}"
+            assert time.monotonic() < deadline or not missing, f"{len(missing)} messages missing; {self.problem}"
 
     @property
-    def trouble(self) -> str:
+    def problem(self) -> str:
         """What the consumer says is wrong."""
-        return f"the consumer says: {self.consumer.trouble}"
+        return f"the consumer says: {self.consumer.problem}"
 
     @asynccontextmanager
     async def working(self, limit: int = 100) -> AsyncIterator[None]:
