@@ -8,8 +8,8 @@ import psycopg
 
 from scoop_outbox.core.plans import dead_letters as plans
 from scoop_outbox.core.plans.dead_letters import Contents, DeadLetter, Origin, Replay, ReplayStatus, Selection
-from scoop_outbox.store.opened import OpenedDatabase
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
+from scoop_outbox.store.standalone import OpenedDatabase
 
 __all__ = ["Contents", "DeadLetter", "DeadLetters", "Origin", "Replay", "ReplayStatus", "Selection"]
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 from scoop_outbox.core.plans import handlers as plans
 from scoop_outbox.core.plans.handlers import ForgetStatus, Forgetting, Handler, Pending, UnderWay
 from scoop_outbox.store.blocking_driver import BlockingDriver
-from scoop_outbox.store.opened import OpenedDatabase
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
+from scoop_outbox.store.standalone import OpenedDatabase
 
 __all__ = ["ForgetStatus", "Forgetting", "Handler", "Handlers", "Pending", "UnderWay"]
 

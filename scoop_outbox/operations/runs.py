@@ -7,8 +7,8 @@ import uuid
 from scoop_outbox.answers import Answer
 from scoop_outbox.core.plans import parking
 from scoop_outbox.core.plans.parking import ParkedRun
-from scoop_outbox.store.opened import OpenedDatabase
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
+from scoop_outbox.store.standalone import OpenedDatabase
 
 __all__ = ["Answer", "ParkedRun", "Runs"]
 

@@ -8,7 +8,7 @@ ONE, TWO = ("topic", 0), ("topic", 1)
 
 
 def place(assignment: Assignment, part: tuple[str, int], offset: int, epoch: int = -1) -> Place:
-    return Place(*part, offset, epoch, assignment.turn(part))
+    return Place(*part, offset, epoch, assignment.generation(part))
 
 
 def offsets(found: list[TopicPartition]) -> dict[int, int]:

@@ -184,5 +184,5 @@ async def nothing(consumer: KafkaConsumer) -> None:
 async def joined(consumer: KafkaConsumer) -> None:
     """Wait until the consumer has been assigned something."""
     async with asyncio.timeout(20):
-        while not consumer._assignment._turns:
+        while not consumer._assignment._generations:
             assert await consumer.receive(1, 0.05) == []

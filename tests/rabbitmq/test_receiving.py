@@ -413,7 +413,8 @@ async def test_a_single_active_consumer_that_stands_still_is_succeeded_in_order(
         "acknowledge": 4,
     }
     still = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "scoop_outbox.testing.contract.victim", json.dumps(facts)), stdout=subprocess.PIPE
+        *(sys.executable, "-m", "scoop_outbox.testing.contract.killed_consumer", json.dumps(facts)),
+        stdout=subprocess.PIPE,
     )
     try:
         assert still.stdout is not None

@@ -26,7 +26,7 @@ from scoop_outbox import (
     UnknownMessage,
 )
 from scoop_outbox.client import launcher as launching
-from scoop_outbox.core.plans.repeats import digest
+from scoop_outbox.core.plans.idempotency import digest
 from scoop_outbox.message import uuid7
 from scoop_outbox.scope import Emission, emission
 from scoop_outbox.store import home

@@ -14,8 +14,8 @@ from scoop_outbox._failure.traceback import keep_root
 from scoop_outbox.core import decide as rule
 from scoop_outbox.core import transition
 from scoop_outbox.core.plans.claim import Claim, Worker, claim
-from scoop_outbox.core.plans.placing import place_run
-from scoop_outbox.core.plans.required import check_handlers
+from scoop_outbox.core.plans.placement import place_run
+from scoop_outbox.core.plans.required_handlers import check_handlers
 from scoop_outbox.core.plans.settle import settle
 from scoop_outbox.core.run import ChildState, changed
 from scoop_outbox.core.statement import (

@@ -9,8 +9,8 @@ from itertools import accumulate
 from typing import Any
 
 from scoop_outbox.core.plans.claim import Hints, Unhandled
-from scoop_outbox.core.plans.repeats import claim_ids
-from scoop_outbox.core.plans.required import check_handlers
+from scoop_outbox.core.plans.idempotency import claim_ids
+from scoop_outbox.core.plans.required_handlers import check_handlers
 from scoop_outbox.core.run import Run
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, Rows, Statement, ask, document, statement
 from scoop_outbox.scope import Emission

@@ -13,7 +13,7 @@ from scoop_outbox.core.plans.claim import Unhandled
 from scoop_outbox.core.run import Run, RunState
 from scoop_outbox.daemon.counters import RunCounters
 from scoop_outbox.daemon.signals import Signals
-from scoop_outbox.daemon.worker.quoting import first_line
+from scoop_outbox.daemon.worker.redaction import first_line
 from scoop_outbox.failure import (
     CAUSES_LEFT_OUT,
     ChildRollbackFailed,

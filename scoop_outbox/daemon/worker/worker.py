@@ -29,10 +29,10 @@ from scoop_outbox.daemon.worker.connections import StepConnections
 from scoop_outbox.daemon.worker.exits import contain_exits, let_exits_through
 from scoop_outbox.daemon.worker.interruptions import MACHINERY, MOST, Interruption, Interruptions, refusals_interrupt
 from scoop_outbox.daemon.worker.mail import MailReader
-from scoop_outbox.daemon.worker.ready import Ready
 from scoop_outbox.daemon.worker.reports import Reports
 from scoop_outbox.daemon.worker.roster import Roster
 from scoop_outbox.daemon.worker.run_backoff import RunBackoff
+from scoop_outbox.daemon.worker.run_queue import RunQueue
 from scoop_outbox.daemon.worker.slot import Slot, WorkerCounters, mostly_async
 from scoop_outbox.daemon.worker.surroundings import Surroundings
 from scoop_outbox.policy import exponential
@@ -101,7 +101,7 @@ class Worker:
         # What callbacks find in context variables, whoever posts their mail.
         self._context = contextvars.copy_context()
         contain_exits(self._loop)
-        self._ready = Ready()  # runs that have mail
+        self._ready = RunQueue()  # runs that have mail
         self._behind: set[str] = set(self._sagas)  # sagas of which mail may lie waiting that has not been read
         self._stopping = False
         self._connections = StepConnections(home, service, slots, self._context)

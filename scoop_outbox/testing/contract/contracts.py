@@ -12,8 +12,8 @@ from scoop_outbox.testing.contract.harness import Harness
 from scoop_outbox.testing.contract.outages import Outages
 from scoop_outbox.testing.contract.publishing import Publishing
 from scoop_outbox.testing.contract.receiving import Receiving
+from scoop_outbox.testing.contract.service_outages import Storms
 from scoop_outbox.testing.contract.services import Services
-from scoop_outbox.testing.contract.storms import Storms
 from scoop_outbox.testing.contract.system import System
 from scoop_outbox.testing.contract.trial import Trial
 

@@ -94,7 +94,7 @@ class Receiving(Contract):
         victim = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "scoop_outbox.testing.contract.victim",
+            "scoop_outbox.testing.contract.killed_consumer",
             json.dumps(facts),
             stdout=asyncio.subprocess.PIPE,
         )

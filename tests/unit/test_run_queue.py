@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scoop_outbox.daemon.worker.ready import Ready
+from scoop_outbox.daemon.worker.run_queue import RunQueue
 
 
 def run(number: int) -> uuid.UUID:
     return uuid.UUID(int=number)
 
 
-def taken(ready: Ready) -> list[tuple[int, str]]:
+def taken(ready: RunQueue) -> list[tuple[int, str]]:
     found = []
     while ready:
         run_id, saga = ready.take()
@@ -22,7 +22,7 @@ def taken(ready: Ready) -> list[tuple[int, str]]:
 
 
 def test_q32_a_saga_with_many_runs_does_not_keep_the_others_waiting() -> None:
-    ready = Ready()
+    ready = RunQueue()
     for number in range(4):
         ready.put(run(number), "busy")
     ready.put(run(10), "quiet")
@@ -31,7 +31,7 @@ def test_q32_a_saga_with_many_runs_does_not_keep_the_others_waiting() -> None:
 
 
 def test_a_run_that_is_there_is_not_taken_twice() -> None:
-    ready = Ready()
+    ready = RunQueue()
     ready.put(run(1), "a")
     ready.put(run(1), "a")
     assert (len(ready), ready.has("a"), ready.has("b")) == (1, True, False)
@@ -40,7 +40,7 @@ def test_a_run_that_is_there_is_not_taken_twice() -> None:
 
 
 def test_what_is_forgotten_can_be_put_again() -> None:
-    ready = Ready()
+    ready = RunQueue()
     ready.put(run(1), "a")
     ready.clear()
     assert not ready
@@ -52,7 +52,7 @@ def test_what_is_forgotten_can_be_put_again() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from("abc"))))
 def test_no_saga_is_taken_twice_while_another_one_waits(puts: list[tuple[int, str]]) -> None:
-    ready = Ready()
+    ready = RunQueue()
     sagas: dict[int, str] = {}
     for number, saga in puts:
         ready.put(run(number), sagas.setdefault(number, saga))

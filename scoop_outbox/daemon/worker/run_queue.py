@@ -1,4 +1,4 @@
-"""Ready: runs that a worker may execute now. Sagas take turns, and each saga's runs are taken oldest first.
+"""The run queue: runs that a worker may execute now. Sagas take turns, and each saga's runs are taken oldest first.
 
 One saga whose runs all wait for another system, a second each, kept a service from everything else for minutes.
 """
@@ -9,7 +9,7 @@ import uuid
 from collections import deque
 
 
-class Ready:
+class RunQueue:
     """Runs by saga, in the order in which they are to be executed."""
 
     def __init__(self) -> None:

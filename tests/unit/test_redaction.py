@@ -2,7 +2,7 @@
 
 import pytest
 
-from scoop_outbox.daemon.worker.quoting import first_line
+from scoop_outbox.daemon.worker.redaction import first_line
 
 SECRET = "4111-1111"  # noqa: S105 - of nobody
 
