@@ -297,6 +297,7 @@ async def test_a_program_that_embeds_gets_the_same_answers_as_the_port(
         assert isinstance(running, Running)
         assert await running.ready()
         assert await running.problems() == {}
+        await until(lambda: broker.consumers)
         broker.consumers[0].problem = "the group has no coordinator"
         assert not await running.ready()
         assert await running.problems() == await problems(port) == {"intake": "the group has no coordinator"}

@@ -11,8 +11,7 @@ MODULES = [
     for path in (*ROOT.rglob("*.py"), *ROOT.parent.glob("adapters/*/scoop_outbox_*/**/*.py"))
     if "versions" not in path.parts and not path.stem.startswith("__")
 ]
-WORDS = set(
-    """
+OF_THE_FIELD = """
     adaptation after announcer answers app arrays assignment async blockers blocking bounds cache cancellation
     carrier changes classes client commit connect consumer contracts count counters daemons ddl decide declaration
     demonstration diagram disconnect docker engine env errors events execute exits external faults finding forks
@@ -24,9 +23,9 @@ WORDS = set(
     selection server session settings shipping snapshot standalone start statement status stock stop surroundings
     system tables time tls topology traceback transaction trees trial types unhandled url validation waiters waiting
     window
-    """.split()
-)
+"""
 """Words of the field that need no explanation. Whoever adds one asks first whether the field has another."""
+WORDS = set(OF_THE_FIELD.split())
 
 
 def of_the_glossary() -> set[str]:
