@@ -1,8 +1,5 @@
 -- What people and waiting callers ask.
 
--- name: read_revision
-select version_num from {schema}.alembic_version
-
 -- name: read_roots
 -- Whether messages have been taken in, and how their own runs ended. One row at least for each. A run that is to be
 -- and is not there yet counts as running. Results may be large: they are read when all runs of a message have ended.

@@ -127,16 +127,6 @@ from names n
 -- name: read_brokered
 select distinct service from {schema}.subscription where brokered order by service
 
--- name: read_strangers
--- Sagas of a service that a worker of it does not have, what they are subscribed to, and whether another worker has them.
-select s.saga, s.topic, exists (
-           select from {schema}.worker w
-           where w.service = %(service)s and s.saga = any(w.sagas) and w.alive_until > clock_timestamp()
-       )
-from {schema}.subscription s
-where s.service = %(service)s and s.saga <> all(%(sagas)s::text[])
-limit %(most)s
-
 -- name: read_subscribed
 select distinct saga from {schema}.subscription
 where service = %(service)s

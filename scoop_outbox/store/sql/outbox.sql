@@ -1,4 +1,4 @@
--- The relay: reading what is to be published, deleting what was, and who publishes which shard.
+-- The outbox: reading what is to be published, and deleting what was.
 
 -- name: read_outbox
 -- No more bytes of a shard than are asked for, but for the one row with which they are reached: what lies behind it is
@@ -85,30 +85,6 @@ with buried as (
     returning 1
 )
 select count(*) from written
-
--- name: acquire_shards
-update {schema}.outbox_shard
-set owner = %(owner)s, epoch = epoch + 1, expires_at = clock_timestamp() + %(lease)s::interval
-where shard in (
-    select shard from {schema}.outbox_shard where expires_at < clock_timestamp() for update skip locked
-)
-returning shard, epoch
-
--- name: renew_shards
-update {schema}.outbox_shard s
-set expires_at = clock_timestamp() + %(lease)s::interval
-from unnest(%(shards)s::smallint[], %(epochs)s::bigint[]) as mine (shard, epoch)
-where s.shard = mine.shard and s.epoch = mine.epoch
-returning s.shard, s.epoch
-
--- name: is_relayed
-select exists (select from {schema}.outbox_shard where expires_at > clock_timestamp())
-
--- name: release_shards
-update {schema}.outbox_shard s
-set owner = null, expires_at = '-infinity'
-from unnest(%(shards)s::smallint[], %(epochs)s::bigint[]) as mine (shard, epoch)
-where s.shard = mine.shard and s.epoch = mine.epoch
 
 -- name: look_at_outbox
 -- How many rows wait, counted no further than `most` in each shard, and for how long the oldest one has: what this
