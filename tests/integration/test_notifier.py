@@ -20,8 +20,9 @@ from scoop_outbox.daemon.polling import AdaptivePolling
 from scoop_outbox.daemon.relay import relay as relay_module
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.daemon.worker import worker as worker_module
-from scoop_outbox.store import notifier
-from scoop_outbox.store.notifier import LONGEST, MOST, Notifier
+from scoop_outbox.store import carrier as carrier_module
+from scoop_outbox.store.carrier import LONGEST
+from scoop_outbox.store.notifier import MOST, Notifier
 from scoop_outbox.store.url import parse_url
 from tests.waiting import until, until_blocking
 
@@ -196,7 +197,7 @@ async def test_one_connection_is_opened_at_the_first_launch_and_closed_with_the_
 async def test_a_connection_that_nobody_needs_is_closed_after_a_while(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notifier, "IDLE", 0.05)
+    monkeypatch.setattr(carrier_module, "IDLE", 0.05)
     app = app_of(database_url)
     handle = await app.launch("orders", 1)
     await until(lambda: app.signals._notifier._carrier is None)
@@ -225,11 +226,11 @@ def test_an_application_that_is_dropped_leaves_neither_connection_nor_thread(dat
 
 def test_payloads_are_told_together_as_long_as_they_fit() -> None:
     payloads = [f"{number:032x}" for number in range(1_000)]
-    joined = list(notifier._joined(payloads))
+    joined = list(carrier_module._joined(payloads))
     assert ",".join(joined).split(",") == payloads
     assert all(len(one) <= LONGEST for one in joined)
     assert len(joined) == 5
-    assert list(notifier._joined([""])) == [""]
+    assert list(carrier_module._joined([""])) == [""]
 
 
 def test_of_too_many_payloads_it_is_told_that_there_were_some(
@@ -245,7 +246,7 @@ def test_of_too_many_payloads_it_is_told_that_there_were_some(
 def test_a_failure_that_nobody_thought_of_is_said_and_does_not_end_the_thread(
     database_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(notifier, "RECONNECT", 0.01)
+    monkeypatch.setattr(carrier_module, "RECONNECT", 0.01)
     app = app_of(database_url)
     connect = app.home.connect_bare
     tries = threading.Event()
@@ -287,7 +288,7 @@ def test_a_hint_that_cannot_be_carried_fails_no_launch(
 
     app = app_of(database_url)
     with monkeypatch.context() as patched:
-        patched.setattr(notifier._Carrier, "start", fails)
+        patched.setattr(carrier_module.Carrier, "start", fails)
         for number in range(3):
             app.launch_sync("orders", number)
         app.close_sync()
@@ -301,16 +302,16 @@ def test_a_hint_that_cannot_be_carried_fails_no_launch(
 def test_a_thread_that_has_ended_by_a_surprise_is_replaced(
     database_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(notifier, "RECONNECT", 0.01)
-    serve = notifier._Carrier._serve
+    monkeypatch.setattr(carrier_module, "RECONNECT", 0.01)
+    serve = carrier_module.Carrier._serve
     surprises = iter([ZeroDivisionError()])
 
-    def serves(carrier: notifier._Carrier) -> None:
+    def serves(carrier: carrier_module.Carrier) -> None:
         for surprise in surprises:
             raise surprise
         serve(carrier)
 
-    monkeypatch.setattr(notifier._Carrier, "_serve", serves)
+    monkeypatch.setattr(carrier_module.Carrier, "_serve", serves)
     app = app_of(database_url)
     app.launch_sync("orders", 1)
     until_blocking(lambda: app.signals._notifier._pending == {} and connections(database_url) == 1)
@@ -378,7 +379,7 @@ def test_an_application_is_dropped_without_waiting_for_its_server(
     assert entered.wait(LONG)
     app.home.dispose_blocking()
     joined: list[object] = []
-    monkeypatch.setattr(notifier._Carrier, "join", lambda *_: joined.append(1))
+    monkeypatch.setattr(carrier_module.Carrier, "join", lambda *_: joined.append(1))
     del app
     gc.collect()
     assert joined == []

@@ -13,7 +13,7 @@ from psycopg import sql
 from sqlalchemy import make_url
 
 from scoop_outbox import AsyncScope, DatabaseError, DistributedError, Message, Scoop
-from scoop_outbox.store import notifier
+from scoop_outbox.store import carrier as carrier_module
 from tests.waiting import until
 
 LONG = 30.0
@@ -178,8 +178,8 @@ async def test_bug_09_several_hosts_serve_everything(database_url: str, form: st
 async def test_a_connection_for_signals_that_cannot_be_had_is_a_warning(
     database_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    caplog.set_level(logging.INFO, "scoop_outbox.store.notifier")
-    monkeypatch.setattr(notifier, "RECONNECT", 0.05)
+    caplog.set_level(logging.INFO, "scoop_outbox.store.carrier")
+    monkeypatch.setattr(carrier_module, "RECONNECT", 0.05)
     app = Scoop("shop", database=database_url)
     app.saga("only", on="orders").add_step("only", lambda *_: None)
     bare = app.home.connect_bare

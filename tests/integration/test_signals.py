@@ -13,7 +13,7 @@ from scoop_outbox.daemon import signals as signals_module
 from scoop_outbox.daemon.polling import AdaptivePolling
 from scoop_outbox.daemon.relay import relay as relay_module
 from scoop_outbox.daemon.worker import worker as worker_module
-from scoop_outbox.store import notifier
+from scoop_outbox.store import carrier as carrier_module
 from scoop_outbox.store.migrate import migrate
 from tests.waiting import until
 
@@ -34,7 +34,7 @@ def never_polls(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def never_signals(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection for signals that is lost is not replaced."""
-    monkeypatch.setattr(notifier, "RECONNECT", HOURS)
+    monkeypatch.setattr(carrier_module, "RECONNECT", HOURS)
 
 
 def app_of(url: str, service: str = "shop", schema: str = "scoop_outbox") -> Scoop:
@@ -138,7 +138,7 @@ async def test_promise_39_everything_works_without_signals(database_url: str, ne
 
 
 async def test_broken_signals_come_back(database_url: str, never_polls: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notifier, "RECONNECT", 0.05)
+    monkeypatch.setattr(carrier_module, "RECONNECT", 0.05)
     publishing, working = app_of(database_url), app_of(database_url)
     async with two_processes(publishing, working, database_url):
         before = connections(database_url)

@@ -13,7 +13,7 @@ MODULES = [
 ]
 OF_THE_FIELD = """
     adaptation after announcer answers app arrays assignment async blockers blocking bounds cache cancellation
-    carrier changes classes client commit connect consumer contracts count counters daemons ddl decide declaration
+    changes classes client commit connect consumer contracts count counters daemons ddl decide declaration
     demonstration diagram disconnect docker engine env errors events execute exits external faults finding forks
     frames groups handlers harness headers health http idempotency incoming inside inspect installation kafka killed
     launch launcher leases leftovers limit limits loops metrics migrate migrations mode names node options orders
