@@ -11,9 +11,9 @@ import pytest
 from sqlalchemy import make_url
 
 from scoop_outbox import Scoop
-from scoop_outbox.daemon.relay import prefetch as reader_module
+from scoop_outbox.daemon.relay import prefetch as prefetch_module
 from scoop_outbox.daemon.worker.worker import Worker
-from scoop_outbox.store import time_limit as patient_module
+from scoop_outbox.store import time_limit as time_limit_module
 from scoop_outbox.store.connect import driver_engine
 from scoop_outbox.store.pooler import Pooler
 from tests.integration.relaying import FakePublisher, left, made, relaying, write
@@ -22,9 +22,9 @@ from tests.waiting import until
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patient_module, "PATIENCE", 0.5)
-    monkeypatch.setattr(reader_module, "PATIENCE", 0.5)
-    monkeypatch.setattr(patient_module, "_LONG", 0.1)
+    monkeypatch.setattr(time_limit_module, "ANSWER_TIMEOUT", 0.5)
+    monkeypatch.setattr(prefetch_module, "ANSWER_TIMEOUT", 0.5)
+    monkeypatch.setattr(time_limit_module, "_LONG", 0.1)
 
 
 def listening(url: str, *sagas: str) -> Scoop:
@@ -64,16 +64,16 @@ async def test_what_reads_ahead_is_not_waited_for_for_ever_either(
     publisher.open.clear()
     with psycopg.connect(database_url) as holder:
         # Not what has been read already: only the second batch is waited for.
-        read = reader_module.Prefetch._run
+        read = prefetch_module.Prefetch._run
 
         def late(reader: Any, plan: Any) -> Any:
             holder.execute("lock table scoop_outbox.outbox")
             return read(reader, plan)
 
-        monkeypatch.setattr(reader_module.Prefetch, "_run", late)
+        monkeypatch.setattr(prefetch_module.Prefetch, "_run", late)
         async with relaying(database_url, publisher):
             await until(lambda: "cannot read ahead (Interrupted)" in caplog.text)
-            monkeypatch.setattr(reader_module.Prefetch, "_run", read)
+            monkeypatch.setattr(prefetch_module.Prefetch, "_run", read)
             holder.rollback()
             publisher.open.set()
             await until(lambda: left(database_url) == 0)
