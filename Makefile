@@ -18,7 +18,7 @@ export SCOOP_OUTBOX_CACHE ?= $(CURDIR)/.cache
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo servers test quick lowest oldest lint types check bench clean
+.PHONY: help venv demo servers test quick matrix lowest oldest lint types check bench clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -65,6 +65,9 @@ test: $(VENV)/.installed-dev servers ## Run the tests (ARGS="-k name", WORKERS=a
 
 quick: $(VENV)/.installed-dev ## Run the everyday tests: without Kafka, RabbitMQ, crashes and benchmarks
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not broker and not benchmark" --ignore tests/crash $(ARGS)
+
+matrix: $(VENV)/.installed-dev servers ## Run all scenarios on all brokers, in all colours
+	SCOOP_OUTBOX_MATRIX=1 $(BIN)/python -m pytest -n $(WORKERS) tests/scenarios $(ARGS)
 
 # An environment of its own, with the lowest versions that are promised to do.
 $(LOWEST)/.installed: pyproject.toml $(wildcard adapters/*/pyproject.toml) .ci/lowest-versions $(VENV)/.created

@@ -1,5 +1,6 @@
 """Fixtures of the scenarios; what they are made of is in `tests.scenarios.shop`."""
 
+import os
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -11,9 +12,11 @@ from tests.scenarios.shop import COLOURS, Journal, Shop
 
 MakeShop = Callable[..., Shop]
 
-EVERYWHERE = {"test_happy_path", "test_rollback", "test_seed", "test_child_failure", "test_ordered"}
-"""The modules whose scenarios run on every broker, as do those that are marked `everywhere`; the others are about what
-happens inside a database."""
+MATRIX = os.environ.get("SCOOP_OUTBOX_MATRIX", "") not in {"", "0"}
+"""Whether all scenarios run on every broker, in every colour: `make matrix`."""
+EVERYWHERE = {"test_happy_path", "test_seed", "test_ordered"}
+"""Modules whose scenarios run on every broker, as do those that are marked `everywhere`. Messages of the others take
+the same way through a broker as one of these do; what they are about happens inside a database."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -23,12 +26,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     everywhere = metafunc.module.__name__.rpartition(".")[2] in EVERYWHERE or any(
         metafunc.definition.iter_markers("everywhere")
     )
-    real = REAL if carried and everywhere else ()
+    real = REAL if carried and (everywhere or MATRIX) else ()
     chosen = any("colour" in one for one in named)
     if "colour" in metafunc.fixturenames and not chosen:
         if carried:
             # The broker does not know of colours: one mix of them is enough there.
-            pairs = [*((BUILTIN, colour) for colour in COLOURS), *((name, "mixed") for name in real)]
+            there = COLOURS if MATRIX else ["mixed"]
+            pairs = [(BUILTIN, colour) for colour in COLOURS] + [(name, colour) for name in real for colour in there]
             metafunc.parametrize("carrier, colour", pairs, indirect=True)
         else:
             metafunc.parametrize("colour", COLOURS, indirect=True)

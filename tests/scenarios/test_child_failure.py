@@ -37,6 +37,7 @@ def fails_for(*payloads: object) -> Any:
     return body
 
 
+@pytest.mark.everywhere
 async def test_cf_01_cf_12_a_handler_may_retry_by_emitting_again(shop: Shop) -> None:
     def handles(scope: Any, _: Any, error: Any) -> None:
         if "marker" in scope.context:
@@ -176,6 +177,7 @@ async def test_cf_04_cf_13_a_handler_that_returns_nothing_keeps_the_choice_of_it
     assert attempts == [0]
 
 
+@pytest.mark.everywhere
 async def test_cf_05_a_handler_that_returns_has_handled_the_failure(shop: Shop) -> None:
     root = shop.app.saga("root", "R")
     shop.step(root, "0", launches("C"), on_child_failure=nothing)
@@ -219,6 +221,7 @@ async def test_cf_06_a_retry_that_succeeds_lets_the_saga_go_on(shop: Shop) -> No
     assert await shop.states(handle) == {"root": COMMITTED, "child": [ROLLED_BACK, COMMITTED]}
 
 
+@pytest.mark.everywhere
 async def test_cf_07_q5_a_replacement_keeps_the_original_as_its_cause(shop: Shop) -> None:
     seen: list[Any] = []
 
@@ -293,6 +296,7 @@ async def test_cf_08_what_a_raising_handler_emitted_is_not_published(shop: Shop)
         await shop.app.status(emitted[0])
 
 
+@pytest.mark.everywhere
 async def test_cf_09_without_a_handler_a_child_failure_rolls_back(shop: Shop) -> None:
     root = shop.app.saga("root", "R")
     shop.step(root, "0", launches("C"))
@@ -306,6 +310,7 @@ async def test_cf_09_without_a_handler_a_child_failure_rolls_back(shop: Shop) ->
     assert await shop.states(handle) == {"root": ROLLED_BACK, "child": ROLLED_BACK}
 
 
+@pytest.mark.everywhere
 async def test_cf_10_a_handler_is_called_once_for_an_instance_after_all_its_children(shop: Shop) -> None:
     def declares(name: str, body: Any) -> None:
         shop.saga(name, "C", None, body)
@@ -397,6 +402,7 @@ async def test_q2_a_handled_failure_does_not_come_back(shop: Shop) -> None:
     assert shape(error.failure) == simulated("root", "later")
 
 
+@pytest.mark.everywhere
 async def test_q2_only_failures_of_what_the_handler_emitted_call_it_again(shop: Shop) -> None:
     delivered: list[tuple[str, ...]] = []
 
@@ -435,6 +441,7 @@ async def test_q3_after_a_handled_failure_only_what_succeeded_is_rolled_back(sho
     assert shape((await shop.only(handle, "fine")).failure) == parent_said_so("root", simulated("root"))
 
 
+@pytest.mark.everywhere
 async def test_r6_a_handled_failure_stops_where_it_is_handled(shop: Shop) -> None:
     shop.saga("root", "R", launches("C"), None)
     child = shop.app.saga("child", "C")

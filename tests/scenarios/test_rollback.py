@@ -104,6 +104,7 @@ async def test_rb_02_only_what_was_committed_is_compensated(shop: Shop, carrier:
         await shop.app.message(emitted[1])
 
 
+@pytest.mark.everywhere
 async def test_rb_03_a_failing_child_rolls_back_before_its_parent(shop: Shop) -> None:
     root = shop.app.saga("root", "R")
     shop.step(root, "0", launches("C"), on_child_failure=True)
@@ -139,6 +140,7 @@ async def test_rb_04_children_that_committed_are_rolled_back_by_their_parent(sho
     assert shape((await shop.only(handle, "child")).failure) == parent_said_so("root", simulated("root"))
 
 
+@pytest.mark.everywhere
 async def test_rb_05_n_deep(shop: Shop) -> None:
     declare_n_deep(shop)
 
@@ -249,6 +251,7 @@ async def test_rb_09_which_step_a_rollback_names(shop: Shop) -> None:
     ]
 
 
+@pytest.mark.everywhere
 async def test_rb_11_children_roll_back_side_by_side_and_their_parent_waits_for_all(shop: Shop) -> None:
     children = ("c1", "c2", "c3")
 
@@ -345,6 +348,7 @@ async def test_rb_12_q46_the_retries_of_a_compensation_whose_child_fails_end(sho
     assert (await shop.only(handle, "root")).state is RunState.ROLLBACK_FAILED
 
 
+@pytest.mark.everywhere
 async def test_rb_12_what_a_compensation_emits_is_waited_for(shop: Shop) -> None:
     root = shop.saga("root", "R", None)
     shop.step(root, "1", compensate=launches("C"))
@@ -358,6 +362,7 @@ async def test_rb_12_what_a_compensation_emits_is_waited_for(shop: Shop) -> None
     assert await shop.states(handle) == {"root": ROLLED_BACK, "child": RunState.COMMITTED, "gc": RunState.COMMITTED}
 
 
+@pytest.mark.everywhere
 async def test_rb_13_no_rollback_reaches_the_global_scope(shop: Shop) -> None:
     launched: list[uuid.UUID] = []
 
@@ -385,6 +390,7 @@ async def test_rb_13_no_rollback_reaches_the_global_scope(shop: Shop) -> None:
         await shop.app.status(launched[1])
 
 
+@pytest.mark.everywhere
 async def test_rb_14_a_saga_that_launches_itself_unwinds_level_by_level(shop: Shop) -> None:
     def into(scope: Any, message: Any) -> None:
         depth = message.payload
@@ -431,6 +437,7 @@ async def test_rb_15_q22_siblings_of_a_failed_child_run_to_their_end(shop: Shop)
     assert shape(error.failure) == child_rolled_back("root", "0", simulated("a"))
 
 
+@pytest.mark.everywhere
 async def test_rb_16_cf_10_all_failures_are_delivered_at_once_in_the_order_they_happened(shop: Shop) -> None:
     delivered: list[Any] = []
 
@@ -455,6 +462,7 @@ async def test_rb_16_cf_10_all_failures_are_delivered_at_once_in_the_order_they_
     assert [cause.message for cause in error.causes] == ["first boom", "second boom"]
 
 
+@pytest.mark.everywhere
 async def test_r4_r5_every_committed_step_is_compensated_exactly_once_newest_first(shop: Shop) -> None:
     shop.saga("root", "R", launches("C"), None, launches("C"), None, fails)
     shop.saga("child", "C", None)
