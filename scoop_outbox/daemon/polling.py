@@ -1,4 +1,4 @@
-"""AdaptivePolling: how often to look. Short while there is work, longer and longer while there is none."""
+"""Adaptive polling: how often to look. Short while there is work, longer and longer while there is none."""
 
 from __future__ import annotations
 

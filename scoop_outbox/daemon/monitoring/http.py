@@ -113,7 +113,7 @@ def serve_http(host: str, port: int, answers: Answers) -> Iterator[int]:
     server.answers = answers
     thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="scoop_outbox port", daemon=True)
     thread.start()
-    log.info("serve_http on %s port %d for /livez, /readyz and /metrics", host, server.server_port)
+    log.info("listening on %s port %d for /livez, /readyz and /metrics", host, server.server_port)
     try:
         yield server.server_port
     finally:

@@ -1,4 +1,4 @@
-"""RunBackoff: runs that a worker leaves alone for a while, because they are held by others or cannot go on."""
+"""Run backoff: runs that a worker leaves alone for a while, because they are held by others or cannot go on."""
 
 from __future__ import annotations
 
