@@ -11,6 +11,7 @@ from importlib.util import find_spec as _find_spec
 if _typing.TYPE_CHECKING:
     from scoop_outbox.answers import Answer
     from scoop_outbox.app import Scoop
+    from scoop_outbox.broker.protocol import Resource
     from scoop_outbox.client.handle import Handle
     from scoop_outbox.context import Context
     from scoop_outbox.core.run import RunState, StepKind
@@ -40,6 +41,8 @@ if _typing.TYPE_CHECKING:
         RollbackRequested,
     )
     from scoop_outbox.message import Draft, Message, Topic
+    from scoop_outbox.operations.dead_letters import DeadLetters
+    from scoop_outbox.operations.handlers import Handlers
     from scoop_outbox.policy import Retry
     from scoop_outbox.saga import GoTo, Repeat, Saga, Step
     from scoop_outbox.scope import AsyncScope, BlockingScope, Result, Scope
@@ -58,6 +61,7 @@ __all__ = [
     "ConflictingMessage",
     "Context",
     "DatabaseError",
+    "DeadLetters",
     "DefinitionError",
     "DistributedError",
     "Draft",
@@ -66,10 +70,12 @@ __all__ = [
     "GaveUp",
     "GoTo",
     "Handle",
+    "Handlers",
     "Message",
     "ParentSaidSo",
     "PayloadError",
     "Repeat",
+    "Resource",
     "Result",
     "Retry",
     "RollbackRequested",
@@ -97,6 +103,7 @@ __all__ = [
 _HOMES = {
     "scoop_outbox.answers": ("Answer",),
     "scoop_outbox.app": ("Scoop",),
+    "scoop_outbox.broker.protocol": ("Resource",),
     "scoop_outbox.context": ("Context",),
     "scoop_outbox.core.run": ("RunState", "StepKind"),
     "scoop_outbox.daemon.running": ("Running",),
@@ -126,6 +133,8 @@ _HOMES = {
     ),
     "scoop_outbox.client.handle": ("Handle",),
     "scoop_outbox.message": ("Draft", "Message", "Topic"),
+    "scoop_outbox.operations.dead_letters": ("DeadLetters",),
+    "scoop_outbox.operations.handlers": ("Handlers",),
     "scoop_outbox.policy": ("Retry",),
     "scoop_outbox.saga": ("GoTo", "Repeat", "Saga", "Step"),
     "scoop_outbox.scope": ("AsyncScope", "BlockingScope", "Result", "Scope"),
