@@ -72,11 +72,17 @@ class KafkaNode:
             self.spawn()
             self.wait_until_ready()
 
-    def stop(self) -> None:
-        """Let the broker hand over to the others and end; return once it has ended."""
-        if self._process is not None and not self._process.end(_STOP_SECONDS):
-            _log.warning("Kafka did not stop within %s s and was killed; see %s", _STOP_SECONDS, self._log)
+    def stop(self, seconds: float = _STOP_SECONDS) -> bool:
+        """Let the broker hand over to the others and end; return once it has ended, and whether by itself.
+
+        Args:
+            seconds: after which it is killed.
+        """
+        ended = self._process is None or self._process.end(seconds)
+        if not ended:
+            _log.warning("Kafka did not stop within %s s and was killed; see %s", seconds, self._log)
         self._process = None
+        return ended
 
     def kill(self) -> None:
         """End the broker as ``kill -9`` does; return once it is gone. Its data stay."""
@@ -175,7 +181,8 @@ class KafkaNode:
 
 def _java(main: str, *arguments: str | Path, options: Sequence[str] = ()) -> Sequence[str | Path]:
     archive = class_archive()
-    shared = [f"-XX:SharedArchiveFile={archive}"] if archive.exists() else []
+    # An empty one would take Java's own away, too.
+    shared = [f"-XX:SharedArchiveFile={archive}"] if size_of(archive) else []
     return [find_java(), *_JAVA_OPTIONS, *shared, *options, "-cp", f"{kafka_libraries()}/*", main, *arguments]
 
 

@@ -144,8 +144,8 @@ def map_database_errors(url: str) -> Iterator[None]:
         if (known := _in_words(url, error.__cause__)) is not None:
             raise DatabaseError(known) from error
         raise DatabaseError(
-            f"the connection to {redact_url(url)} was lost during the transaction: "
-            f"{_first_line(error.__cause__ or error)}. Whether it was committed is not known: look, or try again"
+            f"the transaction on {redact_url(url)} was interrupted: {_first_line(error.__cause__ or error)}. "
+            "Whether it was committed is not known: look, or try again"
         ) from error
     except (psycopg.OperationalError, sa.exc.OperationalError) as error:
         raise DatabaseError(

@@ -265,11 +265,14 @@ def async_session(scope: Scope, lent: AsyncLentConnection, outer: AsyncConnectio
     assert outer.sync_connection is not None  # noqa: S101 - the driver has opened it
     lent_engine = LentEngine.of(outer.sync_connection.engine)
     assert lent_engine.async_engine is not None  # noqa: S101 - the engine is of this colour
-    adapted = _adapted(outer.sync_connection.connection.dbapi_connection, lent)
-    bind = AsyncConnection(lent_engine.async_engine, lent_engine.wrapped(adapted))
+    beneath = outer.sync_connection.connection
+    adapted = _adapted(beneath.dbapi_connection, lent)
+    bind = AsyncConnection(lent_engine.async_engine, lent_engine.wrapped(adapted, beneath.info))
     return AsyncSession(bind, sync_session_class=_LentSession, info={"scope": scope}, **_OPTIONS)
 
 
 def session(scope: Scope, lent: LentConnection, outer: sa.Connection) -> Session:
     """Do as `async_session`, in the other colour."""
-    return _LentSession(LentEngine.of(outer.engine).wrapped(lent), info={"scope": scope}, **_OPTIONS)
+    return _LentSession(
+        LentEngine.of(outer.engine).wrapped(lent, outer.connection.info), info={"scope": scope}, **_OPTIONS
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, cast
 
 import sqlalchemy as sa
@@ -80,15 +81,16 @@ def _with_adopted_savepoints(dialect: sa.Dialect) -> sa.Dialect:
 class _LentProxy(sa.PoolProxiedConnection):
     """What SQLAlchemy's pool would put around a connection: here it comes from no pool, and goes back to none.
 
-    To have it made by a pool, and detached, took a tenth of the Python of a step through `scope.session`.
+    To have it made by a pool, and detached, took a tenth of the Python of a step through `scope.session`. So listeners
+    to the events of pools hear nothing of it; what they have noted of the connection beneath is in `info`.
     """
 
     _connection_record = None
 
-    def __init__(self, dbapi_connection: Any, dialect: sa.Dialect) -> None:
+    def __init__(self, dbapi_connection: Any, dialect: sa.Dialect, info: dict[Any, Any]) -> None:
         self.dbapi_connection = dbapi_connection
         self._dialect = dialect
-        self._info: dict[Any, Any] = {}
+        self._info = info
 
     @property
     def info(self) -> dict[Any, Any]:
@@ -111,15 +113,21 @@ class _LentProxy(sa.PoolProxiedConnection):
     def record_info(self) -> None:
         return None
 
-    def invalidate(self, *_: Any, **__: Any) -> None:
-        self.dbapi_connection = None
+    @property
+    def connection(self) -> Any:
+        return self.dbapi_connection
+
+    def invalidate(self, e: BaseException | None = None, soft: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002
+        if not soft:  # that is for the pool, when the connection is back
+            self.dbapi_connection = None
 
     def detach(self) -> None:
         pass
 
     def close(self) -> None:
-        if self.dbapi_connection is not None:
-            self._dialect.do_close(self.dbapi_connection)
+        closing, self.dbapi_connection = self.dbapi_connection, None
+        if closing is not None:
+            self._dialect.do_close(closing)
 
     def _close_special(self, **_: Any) -> None:
         self.close()
@@ -151,9 +159,14 @@ class LentEngine:
                 cls._known[engine] = cls(engine)
             return cls._known[engine]
 
-    def wrapped(self, dbapi_connection: Any) -> sa.Connection:
-        """Return a connection that believes to be inside a transaction, so that sessions only make savepoints."""
-        connection = sa.Connection(self._engine, _LentProxy(dbapi_connection, self._dialect))
+    def wrapped(self, dbapi_connection: Any, info: Mapping[Any, Any]) -> sa.Connection:
+        """Return a connection that believes to be inside a transaction, so that sessions only make savepoints.
+
+        Args:
+            dbapi_connection: what it works on.
+            info: what the program's listeners have noted of the connection beneath.
+        """
+        connection = sa.Connection(self._engine, _LentProxy(dbapi_connection, self._dialect, dict(info)))
         connection.begin()
         return connection
 

@@ -83,7 +83,9 @@ PLANNINGS = {"log_planner_stats": "on", "log_line_prefix": "§%p ", "fsync": "of
 """Has Postgres write into its log whatever it plans. Its extension pg_stat_statements is not in every build of it."""
 OFTEN = PLANNED_ANEW + 3
 """For its values, in general, and anew once or twice when statistics come or an index is made."""
-OF_THE_STEP = "insert into done"
+DONE = "insert into done values (%s)"
+OF_THE_STEP = "insert into done values"
+"""Begins what the step itself asks, with whichever parameter."""
 
 
 async def test_no_statement_but_the_steps_own_is_planned_often_on_a_connection(tmp_path: Path) -> None:
@@ -98,7 +100,7 @@ async def test_no_statement_but_the_steps_own_is_planned_often_on_a_connection(t
 
         @order.step
         async def pay(scope: AsyncScope, message: Message) -> None:
-            await scope.connection.execute(f"{OF_THE_STEP} values ('pay')")
+            await scope.connection.execute(DONE, ["pay"])
             scope.launch("payments", message.payload)
 
         @pay.compensate
@@ -106,13 +108,13 @@ async def test_no_statement_but_the_steps_own_is_planned_often_on_a_connection(t
 
         @order.step
         async def ship(scope: AsyncScope, message: Message) -> None:
-            await (await scope.session.connection()).exec_driver_sql(f"{OF_THE_STEP} values ('ship')")
+            await (await scope.session.connection()).exec_driver_sql(DONE, ("ship",))
             if message.payload % 3 == 0:
                 raise ValueError
 
         @payment.step
         def book(scope: BlockingScope, message: Message) -> None:
-            scope.connection.execute(f"{OF_THE_STEP} values ('book')")
+            scope.connection.execute(DONE, ["book"])
 
         async with app.running(slots=1):
             for number in range(2 * RUNS):

@@ -5,10 +5,9 @@ sets savepoints of its own.
 """
 
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import psycopg
 import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
@@ -16,11 +15,9 @@ from hypothesis import strategies as st
 from sqlalchemy.orm import Session
 
 from scoop_outbox.core.transition import Raised, Returned
-from scoop_outbox.store.home import Home
 from scoop_outbox.store.lent import Lent
-from scoop_outbox.store.schema import DEFAULT_SCHEMA
+from tests.integration.lending import execute, rows
 from tests.integration.test_drivers import Twin
-from tests.integration.test_lent_connections import execute, rows
 
 pytestmark = pytest.mark.parametrize("colour", ["async", "blocking"])
 
@@ -29,17 +26,6 @@ NO_SUCH = sa.text("select * from nowhere")
 
 Operation = Any
 """A word, a tuple of `nested` with operations and how they end, or `loop` with a table that cannot be read."""
-
-
-@pytest.fixture
-async def twin(colour: str, database_url: str) -> AsyncIterator[Twin]:
-    with psycopg.connect(database_url) as connection:
-        connection.execute("create table t (n int)")
-    home = Home(database_url, DEFAULT_SCHEMA, f"test {colour}")
-    twin = Twin(home, await home.connect_for_steps() if colour == "async" else home.connect_for_steps_blocking())
-    yield twin
-    await twin.close()
-    await home.dispose()
 
 
 @pytest.fixture
@@ -166,3 +152,45 @@ async def test_it_behaves_as_any_session_that_has_joined_a_transaction(twin: Twi
     assert isinstance(outcome, Returned), outcome
     assert rows(twin, "select n from t order by n") == expected
     rows(twin, "delete from t")
+
+
+async def around(scope: Any) -> Any:
+    """Return what SQLAlchemy has around the connection of a session, as its pool would make it."""
+    return await (await scope.session.connection()).get_raw_connection()
+
+
+async def test_what_listeners_have_noted_of_a_connection_is_there_in_a_session(twin: Twin, colour: str) -> None:
+    # The recipe of SQLAlchemy's documentation for noting what a connection was opened by.
+    outer: Any = twin.driver.outer
+    (outer.sync_connection if colour == "async" else outer).connection.info["pid"] = 4711
+    seen: list[dict[Any, Any]] = []
+
+    def noted(connection: sa.Connection, *_: Any) -> None:
+        seen.append(dict(connection.info))
+
+    def body(scope: Any, _: Any) -> Any:
+        yield scope.session.execute(INSERT, {"n": 1})
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", noted)
+    try:
+        await execute(twin, body)
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", noted)
+    assert [one["pid"] for one in seen] == [4711]
+
+
+async def test_a_connection_of_a_session_is_as_one_of_sqlalchemys_pool(twin: Twin, colour: str) -> None:
+    found: dict[str, Any] = {}
+
+    def body(scope: Any, _: Any) -> Any:
+        proxy = (yield around(scope)) if colour == "async" else scope.session.connection().connection
+        found["driver"] = proxy.driver_connection is scope.connection
+        found["same"] = proxy.connection is proxy.dbapi_connection
+        found["states"] = proxy.is_valid, proxy.is_detached, proxy.record_info
+        proxy.invalidate(soft=True)
+        found["soft"] = proxy.is_valid
+        yield scope.session.execute(INSERT, {"n": 1})
+
+    assert isinstance(await execute(twin, body), Returned)
+    assert rows(twin, "select n from t") == [(1,)]
+    assert found == {"driver": True, "same": True, "states": (True, True, None), "soft": True}

@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-import time
+import itertools
+import threading
 import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -25,7 +26,7 @@ from scoop_outbox import (
 )
 from scoop_outbox.core.plans.execute import STEPS_IN_A_ROW
 from scoop_outbox.daemon.worker.interruptions import DIED, MACHINERY, OF_DEATH, WANTED
-from tests.waiting import until
+from tests.waiting import until, until_blocking
 
 COLOURS = ["async", "def"]
 LONG = 30.0
@@ -85,28 +86,34 @@ def lose_connection(url: str) -> Callable[[Any], None]:
 
 
 @pytest.mark.parametrize("colour", COLOURS)
-async def test_q32_runs_that_say_not_now_do_not_keep_another_saga_waiting(app: Scoop, colour: str) -> None:
+async def test_q32_runs_that_say_not_now_do_not_keep_another_saga_waiting(
+    app: Scoop, database_url: str, colour: str
+) -> None:
     needy, healthy = app.saga("needy", on="needy"), app.saga("healthy", on="healthy")
-    entered: list[float] = []
+    entered: list[int] = []
+    launched = threading.Event()
 
     async def slow(scope: Any, message: Any) -> None:
-        entered.append(time.monotonic())
-        await asyncio.sleep(0.2)
+        entered.append(message.payload)
+        await until(lambda: len(entered) <= 8 or launched.is_set(), LONG)
         raise TransientError("the other system is down")
 
     def slow_thread(scope: Any, message: Any) -> None:
-        entered.append(time.monotonic())
-        time.sleep(0.2)
+        entered.append(message.payload)
+        until_blocking(lambda: len(entered) <= 8 or launched.is_set(), LONG)
         raise TransientError("the other system is down")
 
     needy.add_step("call", slow if colour == "async" else slow_thread)
     add_step(healthy, colour, "work", nothing)
     async with app.running(slots=4, grace=1):
-        for _ in range(300):
-            await app.launch("needy", {})
-        await until(lambda: len(entered) >= 8)
+        for number in range(300):
+            await app.launch("needy", number)
+        await until(lambda: len(entered) >= 12)  # they have all slots, and keep them
         before = len(entered)
-        await (await app.launch("healthy", {})).wait(LONG)
+        handle = await app.launch("healthy", {})
+        await until(lambda: ask(database_url, "select 1 from scoop_outbox.run where saga = 'healthy'"))
+        launched.set()
+        await handle.wait(LONG)
         # By order and not by the clock: at most two rounds of the four slots came before it.
         assert len(entered) - before <= 8
 
@@ -307,11 +314,14 @@ async def test_q65_what_a_run_asked_for_itself_does_not_count_towards_its_parkin
 
 
 async def test_q65_a_worker_that_lives_or_leaves_in_good_order_is_not_taken_for_dead(database_url: str) -> None:
+    begun, allowed = itertools.count(), 4
+
     def service() -> Scoop:
         one = Scoop("shop", database=database_url)
 
         async def work(scope: Any, message: Any) -> None:
-            await asyncio.sleep(0.1)
+            number = next(begun)
+            await until(lambda: number < allowed, LONG)
 
         one.saga("order", on="orders").add_step("work", work)
         return one
@@ -329,7 +339,9 @@ async def test_q65_a_worker_that_lives_or_leaves_in_good_order_is_not_taken_for_
     async with apps[0].running(slots=2, relay=False) as first:
         await until(lambda: done() >= 4)
         async with apps[1].running(slots=2, relay=False) as second:
+            allowed = 12
             await until(lambda: done() >= 12)
+            allowed = 40
     async with apps[2].running(slots=2, relay=False) as third:
         await until(lambda: done() == 40, LONG)
     for daemons in (first, second, third):

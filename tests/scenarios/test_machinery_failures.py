@@ -477,7 +477,7 @@ async def grouped() -> None:
 
     async with asyncio.TaskGroup() as group:
         group.create_task(exits())
-        group.create_task(asyncio.sleep(60))
+        group.create_task(asyncio.Event().wait())
 
 
 async def threaded() -> None:
@@ -492,7 +492,7 @@ async def cancels_itself() -> None:
 
 
 async def awaits_what_was_cancelled() -> None:
-    task = asyncio.create_task(asyncio.sleep(60))
+    task = asyncio.create_task(asyncio.Event().wait())
     task.cancel()
     await task
 

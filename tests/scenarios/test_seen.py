@@ -115,9 +115,11 @@ async def test_what_commits_is_counted_and_nothing_is_said(app: Scoop, lines: Li
     assert 0 < float(seconds[1]) < 3 * LONG
 
 
-async def test_the_duration_of_a_run_ends_with_its_last_step(app: Scoop) -> None:
+async def test_the_duration_of_a_run_ends_with_its_last_step(app: Scoop, database_url: str) -> None:
+    old = "select 1 from scoop_outbox.message where clock_timestamp() - created_at > interval '0.3 s'"
+
     async def slow(scope: Scope, message: Message) -> None:
-        await asyncio.sleep(0.3)
+        await until(lambda: ask(database_url, old))
 
     app.saga("order", on="orders").add_step("slow", slow)
     async with app.running() as running:

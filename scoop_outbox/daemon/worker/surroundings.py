@@ -7,12 +7,14 @@ messages come for sagas that it does not have.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 
 from scoop_outbox.core.plans import parking
 from scoop_outbox.core.plans.workers import is_relayed, read_strangers
 from scoop_outbox.daemon.signals import Signals
+from scoop_outbox.daemon.worker import roster
 from scoop_outbox.daemon.worker.roster import Roster
 from scoop_outbox.saga import Saga
 from scoop_outbox.store.async_driver import AsyncDriver
@@ -22,8 +24,6 @@ log = logging.getLogger(__name__)
 UNRELAYED = 15.0
 """Seconds without a relay after which something is said: three times as long as another one needs to take over."""
 
-_LOOKS = 2
-"""So many looks from the start on ask who has the sagas for which messages come."""
 _STRANGERS = 100
 """So many subscriptions of sagas that nobody has are told of."""
 
@@ -45,8 +45,8 @@ class Surroundings:
         self._roster = roster
         self._signals = signals
         self._relays = Relays()
-        self._looks = 0
-        self._missing: set[str] = set()
+        self._missing: set[str] | None = None  # as it was at the first look
+        self._look_for_strangers_at = 0.0  # never again once both looks are done
 
     async def look(self, driver: AsyncDriver) -> bool:
         """Look around; answer whether the mail is shared with other workers in another way now.
@@ -54,36 +54,37 @@ class Surroundings:
         Raises:
             Interrupted: the database failed.
         """
+        now = time.monotonic()
         changed = await self._roster.refresh(driver)
         freed = await driver.run(parking.unpark(self._service, self._roster.deployment, self._signals))
         for run_id in freed:
             log.info("run unparked: service %s, run %s: this worker knows what it needs", self._service, run_id)
         self._relays.saw(there=await driver.run(is_relayed()))
-        if self._looks < _LOOKS:
-            self._looks += 1
-            await self._look_for_strangers(driver)
+        if now >= self._look_for_strangers_at:
+            # Behind it: a look that failed does not count.
+            self._look_for_strangers_at = await self._look_for_strangers(driver, now)
         return changed
 
-    async def _look_for_strangers(self, driver: AsyncDriver) -> None:
-        """Warn of sagas of this service for which messages come, and which are not in the code.
+    async def _look_for_strangers(self, driver: AsyncDriver, now: float) -> float:
+        """Warn of sagas of this service for which messages come and which nobody has; return when to look again.
 
         A worker that starts subscribes its sagas before it says that it is alive. So what nobody has is warned of only
-        if nobody has it at the next look either: else each start beside others warned of the one that started.
+        if nobody has it at the next look either, which is as late after a new connection: else each start beside others
+        warned of the one that started.
         """
-        if self._looks > 1 and not self._missing:
-            return
         rows = await driver.run(read_strangers(self._service, self._sagas, _STRANGERS))
         found: dict[str, list[str]] = {}
         for saga, topic, _ in rows:
             found.setdefault(saga, []).append(topic)
         alive = {saga for saga, _, is_alive in rows if is_alive}
-        for saga in sorted(alive if self._looks == 1 else alive & self._missing):
+        before = self._missing
+        for saga in sorted(alive if before is None else alive & before):
             log.info(
                 "saga %s of service %s is not in the code of this worker, but in that of another one that is alive",
                 *(saga, self._service),
             )
         missing = found.keys() - alive
-        for saga in sorted(missing & self._missing):
+        for saga in sorted(missing & (before or set())):
             log.warning(
                 "saga %s of service %s is subscribed to %s, and neither this worker nor another living one has it "
                 "in its code: whoever launches there waits for it. Start a worker that has it, name it in formerly= of "
@@ -91,6 +92,7 @@ class Surroundings:
                 *(saga, self._service, ", ".join(sorted(found[saga])), self._service, saga),
             )
         self._missing = missing
+        return now + roster.EVERY if before is None and missing else math.inf
 
 
 class Relays:
