@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from scoop_outbox.core.failures import Known, recall
+from scoop_outbox.core.plans.failures import Known, recall
 from scoop_outbox.core.plans.inspect import read_hierarchy, read_steps, read_taken_in
 from scoop_outbox.core.rows import Failures, Row, failure_of, message_of
 from scoop_outbox.core.run import RunState, StepKind

@@ -33,7 +33,7 @@ class PublishStatus(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The status on one message, with the broker's reason when it failed."""
+    """What the broker says of one message, with the broker's reason when it failed."""
 
     status: PublishStatus
     reason: str = ""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from scoop_outbox._failure.root_cause import Origin, in_a_line, root_cause_text, trail
-from scoop_outbox.core.failures import Known, recall
+from scoop_outbox.core.plans.failures import Known, recall
 from scoop_outbox.core.plans.inspect import read_origins, read_roots
 from scoop_outbox.core.run import RunState
 from scoop_outbox.core.statement import Plan

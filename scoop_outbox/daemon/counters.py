@@ -55,7 +55,7 @@ class RelayCounters:
 
     Attributes:
         published: how many were acknowledged, by topic.
-        failed_for_now: how many times a message failed for now.
+        retriable: how many times a message failed that may go through later.
         dead_letters: how many became dead letters, by class of reason.
         seconds: how long the publisher took for a batch.
     """
@@ -63,7 +63,7 @@ class RelayCounters:
     def __init__(self) -> None:
         """Have counted nothing."""
         self.published: Counter[str] = Counter()
-        self.failed_for_now = 0
+        self.retriable = 0
         self.dead_letters: Counter[str] = Counter()
         self.seconds = Histogram()
 

@@ -15,7 +15,7 @@ _EACH, _FRAME = 500, 100
 
 
 class KnownFailures:
-    """See `scoop_outbox.core.failures.Known`. Safe to be used by several threads.
+    """See `scoop_outbox.core.plans.failures.Known`. Safe to be used by several threads.
 
     Args:
         room: how many bytes they may take up, roughly.

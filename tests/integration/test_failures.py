@@ -9,8 +9,8 @@ import pytest
 import pytest_asyncio
 
 from scoop_outbox import Failure
-from scoop_outbox.core import failures as kept
-from scoop_outbox.core.failures import Writing, id_of, recall
+from scoop_outbox.core.plans import failures as kept
+from scoop_outbox.core.plans.failures import Writing, id_of, recall
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, ask
 from scoop_outbox.failure import DEPTH_LIMIT, SIZE_LIMIT
 from scoop_outbox.store.failure_cache import KnownFailures

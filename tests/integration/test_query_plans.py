@@ -213,7 +213,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         "message": message_id(OPEN + 1),
         "service": "shop", "saga": "saga 1",
     }  # fmt: skip
-    outbox = {"bytes": 100_000, "closed_shards": [3], "closed_topics": ["held"], "in_hand": [3, 4, 11]}
+    outbox = {"bytes": 100_000, "blocked_shards": [3], "blocked_topics": ["held"], "in_hand": [3, 4, 11]}
     due = {
         "back": timedelta(hours=1),
         "service": "shop",
@@ -294,9 +294,9 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("drop_dead_letters", {"letters": [1, 2]}),
         ("relaunch", {"letter": 1}),
         ("is_handled", {"message": message_id(OLD), "service": "shop"}),
-        ("read_outbox", outbox | {"shards": SHARDS, "floors": [0] * 8, "most": 10}),
-        ("read_outbox", outbox | {"shards": [3], "floors": [500_000], "most": 10, "bytes": 5}),
-        ("read_ends", {"shards": SHARDS, "floors": [0] * 8}),
+        ("read_outbox", outbox | {"shards": SHARDS, "low": [0] * 8, "most": 10}),
+        ("read_outbox", outbox | {"shards": [3], "low": [500_000], "most": 10, "bytes": 5}),
+        ("read_ends", {"shards": SHARDS, "low": [0] * 8}),
         ("read_writers", {}),
         ("delete_published",
          {"shards": SHARDS, "seqs": [f"{{{n},{n + 8}}}" for n in (8, *range(1, 8))], "owned": SHARDS,

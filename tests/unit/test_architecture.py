@@ -66,9 +66,9 @@ def test_only_the_store_writes_sql() -> None:
                 assert not is_sql, f"{path}: {node.value}"
 
 
-def test_nobody_but_the_core_asks_a_statement() -> None:
+def test_nobody_but_plans_asks_a_statement() -> None:
     for path in MODULES:
-        if "core" in path.relative_to(ROOT).parts:
+        if path.relative_to(ROOT).parts[:2] == ("core", "plans"):
             continue
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             is_one = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "statement"

@@ -167,18 +167,18 @@ class RabbitPublisher:
         """Publish what is unsettled: one of it has cost us the channel, and only that one may fail for it."""
         held: dict[str, Receipt] = {}
         for item in items:
-            if item.envelope.key is not None and item.receipt is not None and _failed_for_now(item.receipt):
+            if item.envelope.key is not None and item.receipt is not None and _is_retriable(item.receipt):
                 held[item.envelope.key] = item.receipt
         for item in unsettled:
             key, exchange = item.envelope.key, item.route.exchange
             item.receipt = missing.get(exchange) or (None if key is None else held.get(key)) or self._too_late()
             if item.receipt is None:
                 item.receipt = await self._alone(item, missing)
-            if key is not None and _failed_for_now(item.receipt):
+            if key is not None and _is_retriable(item.receipt):
                 held[key] = item.receipt
 
     async def _missing(self, items: Sequence[_Item]) -> dict[str, Receipt]:
-        """Open what channels are needed; return the status on what is for exchanges that do not exist."""
+        """Open what channels are needed; return what becomes of what is for exchanges that do not exist."""
         missing = {}
         needed = {item.route.exchange for item in items if item.receipt is None}
         for item in items:
@@ -250,7 +250,7 @@ class RabbitPublisher:
                 item.receipt = _stumbled(error)
             finally:
                 self._window.leave(places)
-            if _failed_for_now(item.receipt):
+            if _is_retriable(item.receipt):
                 for later in items[index + 1 :]:
                     later.receipt = item.receipt
                 return
@@ -332,7 +332,7 @@ class RabbitPublisher:
             await close(link)
 
 
-def _failed_for_now(receipt: Receipt) -> bool:
+def _is_retriable(receipt: Receipt) -> bool:
     return receipt.status is PublishStatus.RETRIABLE
 
 
@@ -344,7 +344,7 @@ def _hold_back(items: Iterable[_Item]) -> None:
         if key is None:
             continue
         item.receipt = item.receipt or held.get(key)
-        if item.receipt is not None and _failed_for_now(item.receipt):
+        if item.receipt is not None and _is_retriable(item.receipt):
             held[key] = item.receipt
 
 

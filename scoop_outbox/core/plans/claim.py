@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from scoop_outbox.context import merge
-from scoop_outbox.core.failures import Known, recall
+from scoop_outbox.core.plans.failures import Known, recall
 from scoop_outbox.core.rows import (
     CLOCK,
     MAIL,

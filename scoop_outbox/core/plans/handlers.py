@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from scoop_outbox.core.failures import Known, Writing, id_of
+from scoop_outbox.core.plans.failures import Known, Writing, id_of
 from scoop_outbox.core.run import ChildState, RunState
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, ask, statement
 from scoop_outbox.failure import Failure

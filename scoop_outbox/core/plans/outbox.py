@@ -89,11 +89,11 @@ class Outgoing:
 
 
 def read_outbox(
-    floors: Mapping[int, int],
+    low: Mapping[int, int],
     limit: int,
     most_bytes: int,
     home: uuid.UUID,
-    closed: Sequence[Flow] = (),
+    blocked: Sequence[Flow] = (),
     in_hand: Sequence[int] = (),
     *,
     ask_who_writes: bool = False,
@@ -101,29 +101,29 @@ def read_outbox(
     """Read messages to be published, oldest first, without locking them.
 
     Args:
-        floors: the shards to read, and the number above which.
+        low: the shards to read, and the number above which.
         limit: most rows of a shard.
         most_bytes: of a shard, no row is read behind the one with which its bodies have so many bytes.
         home: this home's id, which messages carry.
-        closed: topics within shards of which nothing is to be read.
+        blocked: topics within shards of which nothing is to be read.
         in_hand: numbers of messages that are not to be read again, in order.
         ask_who_writes: whether to ask, before that, who is writing into the outbox.
     """
-    shards, numbers = list(floors), list(floors.values())
+    shards, numbers = list(low), list(low.values())
     reading = statement(
         "read_outbox",
         shards=shards,
-        floors=numbers,
+        low=numbers,
         most=limit,
         bytes=most_bytes,
-        closed_shards=[shard for shard, _ in closed],
-        closed_topics=[topic for _, topic in closed],
+        blocked_shards=[shard for shard, _ in blocked],
+        blocked_topics=[topic for _, topic in blocked],
         in_hand=list(in_hand),
     )
     writing = None
     if ask_who_writes:
         # In this order: see `Writing`.
-        ends, writers = yield from ask(statement("read_ends", shards=shards, floors=numbers), statement("read_writers"))
+        ends, writers = yield from ask(statement("read_ends", shards=shards, low=numbers), statement("read_writers"))
         writing = Writing([seq for (seq,) in ends], {transaction for (transaction,) in writers})
     # Alone: a long answer in a batch is read piece by piece, which took a third of a relay's rate.
     (rows,) = yield from ask(reading)

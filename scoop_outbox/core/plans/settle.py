@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from scoop_outbox.core.failures import Known, Writing, id_of
 from scoop_outbox.core.plans.claim import Claim, Worker, claim, claimed_again, reclaim_statements
+from scoop_outbox.core.plans.failures import Known, Writing, id_of
 from scoop_outbox.core.plans.launch import launch_params
 from scoop_outbox.core.run import Run, RunState, StepKind, changed
 from scoop_outbox.core.statement import (

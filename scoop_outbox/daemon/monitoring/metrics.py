@@ -101,7 +101,7 @@ def _relay(relay: Relay) -> Iterator[Metric]:
         published.add_metric([topic], count)
     yield published
     yield _histogram("publish_seconds", "How long it took to publish a batch.", counters.seconds)
-    yield _counter("failed_for_now", "How often a message failed and is tried again.", counters.failed_for_now)
+    yield _counter("publish_retriable", "How often a message failed and is tried again.", counters.retriable)
 
 
 def _intake(intake: Intake) -> Iterator[Metric]:

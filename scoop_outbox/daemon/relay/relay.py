@@ -324,7 +324,7 @@ class Relay:
         self._undeleted += found.published
         self._unburied |= found.unpublishable
         self.counters.acknowledged(found.topics)
-        self.counters.failed_for_now += found.failed
+        self.counters.retriable += found.failed
         if self._backoff:
             self._backoff.unblock(batch.flows - found.firsts.keys())
         # Whoever has a shard now that was ours has to see to it.

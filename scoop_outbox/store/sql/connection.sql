@@ -18,7 +18,7 @@ select set_config('statement_timeout', '50s', %(local)s::bool),
 select set_config('enable_bitmapscan', 'off', %(local)s::bool),
        set_config('enable_sort', 'off', %(local)s::bool)
 
--- What a user's callback may leave on a connection, and how it is removed: see store/cleaning.py.
+-- What a user's callback may leave on a connection, and how it is removed: see store/session_reset.py.
 
 -- name: reset_session_authorization
 reset session authorization

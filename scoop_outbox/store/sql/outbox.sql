@@ -5,19 +5,19 @@
 -- looked at, but its body is not fetched. In coalesce, because nothing is known of how many rows a condition leaves there:
 -- believed to leave few, of an outbox with one topic, it led to a plan that sorts everything.
 select shard, seq, message_id::text, topic, key, body, content_type, headers::text
-from unnest(%(shards)s::smallint[], %(floors)s::bigint[]) as s (of, floor)
+from unnest(%(shards)s::smallint[], %(low)s::bigint[]) as s (of, low)
 cross join lateral (
     select array(
-        select topic from unnest(%(closed_shards)s::smallint[], %(closed_topics)s::text[]) as c (shard, topic)
+        select topic from unnest(%(blocked_shards)s::smallint[], %(blocked_topics)s::text[]) as c (shard, topic)
         where c.shard = s.of
     ) as topics
-) closed
+) blocked
 cross join lateral (
     select *, sum(octet_length(body)) over (order by seq rows unbounded preceding) - octet_length(body) as before
     from (
         select shard, seq, message_id, topic, key, body, content_type, headers
         from {schema}.outbox
-        where shard = s.of and seq > s.floor and coalesce(topic <> all (closed.topics), true)
+        where shard = s.of and seq > s.low and coalesce(topic <> all (blocked.topics), true)
           -- Searched for, in a sorted array: compared with all of them, a thousand in hand took longer than the rest.
           and (%(in_hand)s::bigint[])[width_bucket(seq, %(in_hand)s::bigint[])] is distinct from seq
         order by seq
@@ -27,11 +27,11 @@ cross join lateral (
 where before < %(bytes)s
 
 -- name: read_ends
--- Where the shards end now, if that is above their floors.
+-- Where the shards end now, if that is above their low watermarks.
 select o.seq
-from unnest(%(shards)s::smallint[], %(floors)s::bigint[]) as s (of, floor)
+from unnest(%(shards)s::smallint[], %(low)s::bigint[]) as s (of, low)
 cross join lateral (
-    select seq from {schema}.outbox where shard = s.of and seq > s.floor order by seq desc limit 1
+    select seq from {schema}.outbox where shard = s.of and seq > s.low order by seq desc limit 1
 ) o
 
 -- name: read_writers
