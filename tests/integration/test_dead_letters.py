@@ -21,7 +21,7 @@ from scoop_outbox.message import uuid7
 from scoop_outbox.operations.dead_letters import DeadLetters, Origin, Replay, ReplayStatus, Selection
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from tests.fake_broker import FakeBroker, message
-from tests.integration.test_intake import launch_below, service, take_all_in
+from tests.integration.taking_in import launch_below, service, take_all_in
 from tests.waiting import until
 
 

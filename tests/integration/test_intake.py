@@ -1,13 +1,11 @@
 """Intake with a broker that hands out what the test wants: each message once, and told only when it is stored."""
 
 import asyncio
-import json
 import random
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
@@ -16,78 +14,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scoop_outbox import Scoop, Topic
-from scoop_outbox.broker.protocol import Delivery, Subscription
+from scoop_outbox import Scoop
+from scoop_outbox.broker.protocol import Delivery
 from scoop_outbox.daemon import intake as module
-from scoop_outbox.daemon.intake import Intake
 from scoop_outbox.errors import BrokerError
 from scoop_outbox.message import uuid7
 from scoop_outbox.store.home import Home
-from scoop_outbox.store.schema import DEFAULT_SCHEMA
-from tests.fake_broker import FakeBroker, again, message
+from tests.fake_broker import FakeBroker, message
+from tests.integration.taking_in import ask, kill, once, runs, service, take_all_in, taking_in
 from tests.waiting import until
-
-
-@dataclass(frozen=True)
-class Order:
-    sku: str
-
-
-class Silent:
-    def outbox(self) -> None: ...
-    def ended(self, message_id: uuid.UUID) -> None: ...
-    def mail(self, service: str, saga: str, version: str, run_id: uuid.UUID, delay: float) -> None: ...
-
-
-def ask(url: str, question: str, *values: Any) -> list[tuple[Any, ...]]:
-    with psycopg.connect(url, options=f"-c search_path={DEFAULT_SCHEMA}") as connection:
-        return connection.execute(question.encode(), values).fetchall()
-
-
-def service(url: str, name: str = "shop", *, on: str | Topic[Any] = "orders", sagas: Sequence[str] = ("a",)) -> Scoop:
-    """A service whose sagas are known."""
-    app = Scoop(name, database=url)
-    for saga in sagas:
-        app.saga(saga, on=on).add_step("only", lambda scope, message: None)
-    app.announce_sync()
-    app.close_sync()
-    return app
-
-
-@asynccontextmanager
-async def taking_in(url: str, broker: FakeBroker, app: Scoop, **options: Any) -> AsyncIterator[Intake]:
-    home = Home(url, DEFAULT_SCHEMA, "intake test")
-    subscription = Subscription(app.service, app.service, tuple(saga.topic for saga in app.sagas.values()))
-    intake = Intake(home, broker, subscription, app.sagas, Silent(), **options)
-    task = asyncio.create_task(intake.run())
-    try:
-        yield intake
-    finally:
-        intake.stop()
-        async with asyncio.timeout(10):
-            await task
-        await home.dispose()
-
-
-async def take_all_in(url: str, broker: FakeBroker, app: Scoop, **options: Any) -> Intake:
-    count = sum(map(len, broker.batches))
-    async with taking_in(url, broker, app, **options) as intake:
-        await until(lambda: len(broker.acknowledged) >= count)
-    return intake
-
-
-def runs(url: str) -> Counter[tuple[str, str, bytes]]:
-    """How many runs each saga has for a body."""
-    return Counter(ask(url, "select r.service, r.saga, m.body from run r join message m on m.id = r.message_id"))
-
-
-def once(numbers: Sequence[int], of: str = "shop", *sagas: str) -> dict[tuple[str, str, bytes], int]:
-    return {(of, saga, str(number).encode()): 1 for number in numbers for saga in sagas or ("a",)}
-
-
-def kill(url: str) -> None:
-    """End the connections of intake."""
-    ask(url, "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'intake test'")
 
 
 async def test_messages_become_runs_and_are_acknowledged(database_url: str) -> None:
@@ -177,207 +112,6 @@ async def test_members_of_a_group_may_be_given_the_same_messages_at_the_same_tim
     assert runs(database_url) == once(range(200), "shop", "a", "b")
     assert ask(database_url, "select count(*) from mailbox") == [(400,)]
     assert ask(database_url, "select deadlocks from pg_stat_database where datname = current_database()") == [(0,)]
-
-
-# Headers as they may come from anywhere: JSON for Python and not for Postgres, or text that no column can hold.
-REFUSED = {
-    "what Postgres refuses": {"scoop_context": '{"a": NaN}'},
-    "a half of a character": {"scoop_context": '{"a": "\udcff"}'},
-}
-
-
-@pytest.mark.parametrize("headers", REFUSED.values(), ids=REFUSED)
-async def test_a_message_that_cannot_be_stored_does_not_keep_out_the_others(
-    database_url: str, headers: dict[str, Any]
-) -> None:
-    app = service(database_url)
-    batch = [message(n) for n in range(20)]
-    batch[11] = message(11, **headers)
-    broker = FakeBroker(batch)
-    intake = await take_all_in(database_url, broker, app)
-    assert runs(database_url) == once([n for n in range(20) if n != 11])
-    ((position, body, given),) = ask(database_url, "select position, body, headers from dead_letter")
-    assert (position, body, given) == ("orders[0]@11", b"11", {"scoop-context": headers["scoop_context"]})
-    assert (intake.taken_in, intake.dead_letters) == (19, 1)
-
-
-@pytest.mark.parametrize("content_type", ["text/plain\0", "text/\udcff"])
-async def test_a_content_type_that_is_no_text_makes_a_dead_letter(database_url: str, content_type: str) -> None:
-    app = service(database_url)
-    await take_all_in(database_url, FakeBroker([message(1), message(2, content_type=content_type), message(3)]), app)
-    assert runs(database_url) == once([1, 3])
-    ((body, stored, reason),) = ask(database_url, "select body, content_type, reason from dead_letter")
-    assert body == b"2"
-    assert stored == content_type.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
-    assert "content type is no text" in reason
-
-
-MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
-    "id": ({"scoop_id": "17"}, "scoop-id is no UUID"),
-    "lineage": ({"scoop_lineage": "a,b"}, "scoop-lineage is no list of run ids"),
-    "context": ({"scoop_context": "[1]"}, "scoop-context is no JSON object"),
-    "launched at": ({"scoop_launched_at": "{"}, "scoop-launched-at is no JSON object"),
-    "home": ({"scoop_home": "here"}, "scoop-home is no UUID"),
-}
-
-
-@pytest.mark.parametrize("headers, reason", MALFORMED.values(), ids=MALFORMED)
-async def test_malformed_headers_make_a_dead_letter_with_all_that_came(
-    database_url: str, headers: dict[str, Any], reason: str
-) -> None:
-    app = service(database_url)
-    body = b"\x00\xff bytes"
-    odd = message(7, key=b"\xff\x00", body=body, content_type=None, tenant="acme", **headers)
-    broker = FakeBroker([message(1), odd, message(2)], [odd], [again(odd, 9)])
-    intake = await take_all_in(database_url, broker, app)
-    assert runs(database_url) == once([1, 2])
-    rows = ask(
-        database_url,
-        "select origin, service, topic, key, body, content_type, headers, position, reason from dead_letter",
-    )
-    sent = {"tenant": "acme", **{name.replace("_", "-"): value for name, value in headers.items()}}
-    assert [row[:8] for row in rows] == [
-        ("intake", "shop", "orders", "\\xff00", body, "", sent, "orders[0]@7"),
-    ]
-    assert reason in rows[0][8]
-    assert len(broker.acknowledged) == 5
-    assert intake.dead_letters == 3
-
-
-async def test_each_service_has_a_dead_letter_of_its_own(database_url: str) -> None:
-    for name in ("shop", "books"):
-        await take_all_in(database_url, FakeBroker([message(1, scoop_id="?")]), service(database_url, name))
-    assert sorted(ask(database_url, "select service from dead_letter")) == [("books",), ("shop",)]
-
-
-async def test_json_that_does_not_parse_is_a_dead_letter_unless_it_is_our_own(database_url: str) -> None:
-    app = service(database_url)
-    launched = message(3, body=b"{", message_id=uuid7())
-    await take_all_in(database_url, FakeBroker([message(1, body=b"{"), message(2, body=b"[" * 100_000), launched]), app)
-    rows = ask(database_url, "select position, reason from dead_letter order by id")
-    assert [position for position, _ in rows] == ["orders[0]@1", "orders[0]@2"]
-    assert "does not parse as JSON" in rows[0][1]
-    assert runs(database_url) == {("shop", "a", b"{"): 1}
-
-
-async def test_a_content_type_that_we_do_not_know_is_not_judged(database_url: str) -> None:
-    app = service(database_url)
-    bodies = [(b"\x00\x01avro", "application/avro"), (b"\xff{", None), (b"{", None), (b"", "text/plain")]
-    batch = [message(n, body=body, content_type=kind) for n, (body, kind) in enumerate(bodies)]
-    await take_all_in(database_url, FakeBroker(batch), app)
-    stored = ask(database_url, "select body, content_type from message order by created_at, id")
-    assert sorted(stored) == sorted((body, kind or "") for body, kind in bodies)
-    assert sum(runs(database_url).values()) == 4
-
-
-@dataclass(frozen=True)
-class Strict:
-    sku: str
-
-    def __post_init__(self) -> None:
-        raise ZeroDivisionError(self.sku)
-
-
-@pytest.mark.parametrize("kind", [Order, Strict])
-async def test_what_does_not_fit_the_typed_topic_of_any_saga_is_a_dead_letter(database_url: str, kind: type) -> None:
-    app = service(database_url, on=Topic("orders", kind))
-    fits, misfit = json.dumps({"sku": "x"}).encode(), b'{"other": 1}'
-    await take_all_in(database_url, FakeBroker([message(1, body=fits), message(2, body=misfit), message(3)]), app)
-    dead = [] if kind is Order else ["orders[0]@1"]
-    rows = ask(database_url, "select position, reason from dead_letter order by id")
-    assert [position for position, _ in rows] == [*dead, "orders[0]@2", "orders[0]@3"]
-    assert rows[-2][1].endswith(f"does not fit {kind.__name__}: sku: Field required")
-
-
-async def test_a_pattern_stands_for_topics_that_it_does_not_name(database_url: str) -> None:
-    unfit, fit = json.dumps({"other": 1}).encode(), json.dumps({"sku": "x"}).encode()
-    broker = FakeBroker(
-        [
-            message(1, topic="orders.new", body=unfit),
-            message(2, topic="orders", body=unfit),
-            message(3, topic="orders.new", body=fit),
-        ]
-    )
-    broker.patterns["orders.*"] = r"^orders\.[^.]*$"
-    app = service(database_url, on=Topic("orders.*", Order))
-    app.saga("untyped", on="orders").add_step("only", lambda scope, message: None)
-    app._broker = broker
-    await app.announce()
-    await app.close()
-
-    await take_all_in(database_url, broker, app)
-
-    # The first fits no saga that gets it; the second is another topic's.
-    assert ask(database_url, "select position from dead_letter") == [("orders.new[0]@1",)]
-    assert runs(database_url) == {("shop", "untyped", unfit): 1, ("shop", "a", fit): 1}
-    assert ask(database_url, "select topic from message order by topic") == [("orders",), ("orders.new",)]
-
-
-async def test_rev_09_what_a_newer_version_can_read_is_taken_in(
-    database_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    old = service(database_url, on=Topic("orders", Order))
-    newer = Scoop("shop", database=database_url)
-    newer.saga("a", on=Topic("orders", Order)).add_step("only", lambda scope, message: None)
-    newer.saga("any", on="orders").add_step("only", lambda scope, message: None)
-    newer.saga("bills", on="invoices").add_step("only", lambda scope, message: None)
-    await newer.announce()
-    await newer.close()
-    batch = [
-        message(1, body=b'{"sku": 1}', key=b"k"),
-        message(2, body=b'{"sku": "x"}', key=b"k"),
-        message(3, topic="invoices", body=b"no JSON"),
-        message(4, topic="invoices", message_id=uuid7()),
-    ]
-    await take_all_in(database_url, FakeBroker(batch), old)
-    assert ask(database_url, "select count(*) from dead_letter") == [(0,)]
-    assert sum(runs(database_url).values()) == 6
-
-
-async def test_a_message_that_no_saga_of_the_service_is_subscribed_to_is_a_dead_letter(
-    database_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    app = service(database_url)
-    service(database_url, "books", on="invoices")
-    foreign, ours = message(1, topic="invoices"), message(2, topic="invoices", message_id=uuid7())
-    batch = [foreign, ours, message(3)]
-    intake = await take_all_in(database_url, FakeBroker(batch, [again(one, 9) for one in (foreign, ours)]), app)
-    assert runs(database_url) == once([3])
-    assert ask(database_url, "select position, service, origin from dead_letter order by id") == [
-        ("invoices[0]@1", "shop", "intake"),
-        ("invoices[0]@2", "shop", "intake"),
-    ]
-    ((reason,),) = ask(database_url, "select distinct reason from dead_letter")
-    assert reason.startswith("no saga of shop listens on 'invoices'")
-    assert "a message at invoices[0]@2 is a dead letter now: no saga of shop listens on" in caplog.text
-    assert (intake.taken_in, intake.dead_letters) == (1, 4)
-    # The other service takes it in all the same, and so does this one once it has a saga.
-    broker = FakeBroker([foreign, ours])
-    await take_all_in(database_url, broker, service(database_url, "books", on="invoices"))
-    service(database_url, on="invoices", sagas=("late",))
-    await take_all_in(database_url, FakeBroker([foreign, ours]), app)
-    assert ask(database_url, "select service, saga, count(*) from run group by 1, 2 order by 1, 2") == [
-        ("books", "a", 2),
-        ("shop", "a", 1),
-        ("shop", "late", 2),
-    ]
-
-
-async def test_a_process_whose_saga_was_forgotten_drops_nothing(database_url: str) -> None:
-    app = service(database_url)
-    ask(database_url, "delete from subscription returning 1")
-    await take_all_in(database_url, FakeBroker([message(1)]), app)
-    assert ask(database_url, "select position from dead_letter") == [("orders[0]@1",)]
-
-
-async def test_one_saga_that_can_read_a_message_is_enough(database_url: str) -> None:
-    app = service(database_url, on=Topic("orders", Order))
-    app.saga("untyped", on="orders").add_step("only", lambda scope, message: None)
-    app.announce_sync()
-    app.close_sync()
-    await take_all_in(database_url, FakeBroker([message(1)]), app)
-    assert ask(database_url, "select count(*) from dead_letter") == [(0,)]
-    assert runs(database_url) == once([1], "shop", "a", "untyped")
 
 
 async def test_a_message_from_another_home_starts_a_root_although_it_has_a_lineage(database_url: str) -> None:
