@@ -79,3 +79,7 @@ def once(numbers: Sequence[int], of: str = "shop", *sagas: str) -> dict[tuple[st
 def kill(url: str) -> None:
     """End the connections of intake."""
     ask(url, "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'intake test'")
+
+
+def launch_below(scope: Any, _: Any) -> None:
+    scope.launch("below", 1)

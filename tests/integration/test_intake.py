@@ -21,7 +21,7 @@ from scoop_outbox.errors import BrokerError
 from scoop_outbox.message import uuid7
 from scoop_outbox.store.home import Home
 from tests.fake_broker import FakeBroker, message
-from tests.integration.taking_in import ask, kill, once, runs, service, take_all_in, taking_in
+from tests.integration.taking_in import ask, kill, launch_below, once, runs, service, take_all_in, taking_in
 from tests.waiting import until
 
 
@@ -163,10 +163,6 @@ async def test_intake_pauses_at_the_high_water_mark_and_goes_on_at_the_low_one(d
         await until(lambda: not intake.paused)
     assert broker.pauses == broker.resumes >= 1
     assert runs(database_url) == once(range(100))
-
-
-def launch_below(scope: Any, _: Any) -> None:
-    scope.launch("below", 1)
 
 
 async def test_work_that_waits_for_its_children_does_not_keep_them_out(database_url: str) -> None:

@@ -74,7 +74,7 @@ def test_fs_02_data_json_data_exception_data_is_the_identity() -> None:
     assert again == data
     assert again.to_json() == data.to_json()
     assert str(again) == "[test-system] ValueError: Test exception"
-    assert [cause.type for cause in again.causes] == [f"{__name__}.MyException"]
+    assert [cause.type for cause in again.causes] == ["tests.unit.failures.MyException"]
     assert again.causes[0].source == "test-system"
     assert [frame.function_name for frame in again.stack_trace] == ["raised"]
 
