@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from enum import StrEnum
 from typing import TypeVar, get_args
 
-from scoop_outbox.core.decide import (
+from scoop_outbox.core.decision import (
     AskChildren,
     Commit,
     Compensate,

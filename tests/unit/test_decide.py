@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scoop_outbox.core import diagram
-from scoop_outbox.core.decide import (
+from scoop_outbox.core.decide import child_failure, decide, rollback_failure, undo_name
+from scoop_outbox.core.decision import (
     AskChildren,
     Commit,
     Compensate,
@@ -27,10 +28,6 @@ from scoop_outbox.core.decide import (
     RollBack,
     Undone,
     Wait,
-    child_failure,
-    decide,
-    rollback_failure,
-    undo_name,
 )
 from scoop_outbox.core.run import Child, ChildState, Facts, Instance, Run, RunState, StepKind
 from scoop_outbox.failure import Failure

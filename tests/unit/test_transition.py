@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scoop_outbox.core import decide as rule
-from scoop_outbox.core import transition as becomes
+from scoop_outbox.core import backward, decision, forward, transition
 from scoop_outbox.core.run import RUN_TRANSITIONS, Instance, Run, RunState, StepKind
 from scoop_outbox.core.transition import Mail, Raised, Record, Returned, Transition
 from scoop_outbox.errors import StepError
@@ -78,11 +77,11 @@ HANDLED = replace(BACK, handler_seq=6, handled=2)
 OF_FIRST = Instance(3, "first", STEP, 2)
 OF_PATIENT = Instance(3, "patient", STEP, 2)
 
-forward = rule.Invoke(SECOND, 0)
-handle = rule.HandleChildFailure(FIRST, callback, BOOM)
-compensate = rule.Compensate(FIRST, callback, OF_FIRST)
-again = rule.Compensate(PATIENT, callback, OF_PATIENT)
-swallow = rule.HandleChildRollbackFailure(FIRST, callback, OF_FIRST, BOOM)
+invoke = decision.Invoke(SECOND, 0)
+handle = decision.HandleChildFailure(FIRST, callback, BOOM)
+compensate = decision.Compensate(FIRST, callback, OF_FIRST)
+again = decision.Compensate(PATIENT, callback, OF_PATIENT)
+swallow = decision.HandleChildRollbackFailure(FIRST, callback, OF_FIRST, BOOM)
 SUSPENDED = replace(MIDDLE, attempt=0, not_before=None)
 
 
@@ -99,173 +98,174 @@ def rolling_back(of: Run, failure: Failure, **changes: Any) -> Run:
 CASES: dict[str, tuple[Run, Transition, Transition]] = {
     # Steps
     "a step goes straight on": (
-        MIDDLE, becomes.step_returned(SAGA, MIDDLE, forward, returned()),
+        MIDDLE, forward.step_returned(SAGA, MIDDLE, invoke, returned()),
         Transition(forwarded(), Record(5, "second", STEP, 0, 1), mail=Mail.KEEP)),
     "a step that launched waits": (
-        MIDDLE, becomes.step_returned(SAGA, MIDDLE, forward, returned(None, AWAITED)),
+        MIDDLE, forward.step_returned(SAGA, MIDDLE, invoke, returned(None, AWAITED)),
         Transition(forwarded(), Record(5, "second", STEP, 0, 1), AWAITED, mail=Mail.DROP_IF_WAITING)),
     "a launch on the global scope is not waited for": (
-        MIDDLE, becomes.step_returned(SAGA, MIDDLE, forward, returned(None, GLOBAL)),
+        MIDDLE, forward.step_returned(SAGA, MIDDLE, invoke, returned(None, GLOBAL)),
         Transition(forwarded(), Record(5, "second", STEP, 0, 1), GLOBAL, mail=Mail.KEEP)),
     "the last step ends the run": (
-        START, becomes.step_returned(SAGA, START, rule.Invoke(PATIENT, 0), returned(result="1")),
+        START, forward.step_returned(SAGA, START, decision.Invoke(PATIENT, 0), returned(result="1")),
         Transition(
             replace(START, state=RunState.COMMITTED, step="patient", seq=1, instance=1, context="{}", result="1"),
             Record(1, "patient", STEP, 0, 0), mail=Mail.DROP)),
     "the last step waits for what it launched": (
-        START, becomes.step_returned(SAGA, START, rule.Invoke(PATIENT, 0), returned(None, AWAITED)),
+        START, forward.step_returned(SAGA, START, decision.Invoke(PATIENT, 0), returned(None, AWAITED)),
         Transition(replace(START, step="patient", seq=1, instance=1, context="{}"),
                    Record(1, "patient", STEP, 0, 0), AWAITED, mail=Mail.DROP_IF_WAITING)),
     "the last step does not wait for a launch on the global scope": (
-        START, becomes.step_returned(SAGA, START, rule.Invoke(PATIENT, 0), returned(None, GLOBAL)),
+        START, forward.step_returned(SAGA, START, decision.Invoke(PATIENT, 0), returned(None, GLOBAL)),
         Transition(replace(START, state=RunState.COMMITTED, step="patient", seq=1, instance=1, context="{}"),
                    Record(1, "patient", STEP, 0, 0), GLOBAL, mail=Mail.DROP)),
     "Repeat": (
-        MIDDLE, becomes.step_returned(SAGA, MIDDLE, rule.Invoke(SECOND, 3), returned(Repeat())),
+        MIDDLE, forward.step_returned(SAGA, MIDDLE, decision.Invoke(SECOND, 3), returned(Repeat())),
         Transition(forwarded(next_step="second", iteration=3), Record(5, "second", STEP, 3, 1))),
     "the last step repeats": (
-        START, becomes.step_returned(SAGA, START, rule.Invoke(PATIENT, 0), returned(Repeat())),
+        START, forward.step_returned(SAGA, START, decision.Invoke(PATIENT, 0), returned(Repeat())),
         Transition(replace(START, step="patient", next_step="patient", seq=1, instance=1, context="{}"),
                    Record(1, "patient", STEP, 0, 0))),
     "GoTo by name": (
-        MIDDLE, becomes.step_returned(SAGA, MIDDLE, forward, returned(GoTo("first"))),
+        MIDDLE, forward.step_returned(SAGA, MIDDLE, invoke, returned(GoTo("first"))),
         Transition(forwarded(next_step="first"), Record(5, "second", STEP, 0, 1))),
     "GoTo a step": (
-        MIDDLE, becomes.step_returned(SAGA, MIDDLE, forward, returned(GoTo(PATIENT))),
+        MIDDLE, forward.step_returned(SAGA, MIDDLE, invoke, returned(GoTo(PATIENT))),
         Transition(forwarded(next_step="patient"), Record(5, "second", STEP, 0, 1))),
     "a result stays until it is replaced": (
-        replace(MIDDLE, result="1"), becomes.step_returned(SAGA, replace(MIDDLE, result="1"), forward, returned()),
+        replace(MIDDLE, result="1"), forward.step_returned(SAGA, replace(MIDDLE, result="1"), invoke, returned()),
         Transition(forwarded(result="1"), Record(5, "second", STEP, 0, 1))),
     "a step without retry rolls back, with the context that it left": (
-        MIDDLE, becomes.step_raised(MIDDLE, forward, raised(), NOW, 0.0),
+        MIDDLE, forward.step_raised(MIDDLE, invoke, raised(), NOW, 0.0),
         Transition(rolling_back(MIDDLE, BOOM, seq=5, undo_seq=5, context='{"left":1}'),
                    Record(5, "second", STEP, 0, 1, BOOM))),
     "the first attempt of several": (
-        START, becomes.step_raised(START, rule.Invoke(PATIENT, 0), raised(), NOW, 0.0),
+        START, forward.step_raised(START, decision.Invoke(PATIENT, 0), raised(), NOW, 0.0),
         Transition(replace(START, seq=1, attempt=1, not_before=NOW + timedelta(seconds=1)),
                    Record(1, "patient", STEP, 0, 0, BOOM), mail=Mail.DROP, wake_at=NOW + timedelta(seconds=1))),
     "the second attempt waits twice as long, less what chance takes": (
         replace(START, seq=1, attempt=1),
-        becomes.step_raised(replace(START, seq=1, attempt=1), rule.Invoke(PATIENT, 0), raised(), NOW, 0.5),
+        forward.step_raised(replace(START, seq=1, attempt=1), decision.Invoke(PATIENT, 0), raised(), NOW, 0.5),
         Transition(replace(START, seq=2, attempt=2, not_before=NOW + timedelta(seconds=1.5)),
                    Record(2, "patient", STEP, 0, 1, BOOM), mail=Mail.DROP, wake_at=NOW + timedelta(seconds=1.5))),
     "the last attempt": (
         replace(START, seq=2, attempt=2),
-        becomes.step_raised(replace(START, seq=2, attempt=2), rule.Invoke(PATIENT, 0), raised(), NOW, 0.0),
+        forward.step_raised(replace(START, seq=2, attempt=2), decision.Invoke(PATIENT, 0), raised(), NOW, 0.0),
         Transition(rolling_back(START, BOOM, seq=3, undo_seq=3, context='{"left":1}'),
                    Record(3, "patient", STEP, 0, 2, BOOM))),
     "an exception that the policy does not name": (
-        START, becomes.step_raised(START, rule.Invoke(PATIENT, 0), raised(ValueError()), NOW, 0.0),
+        START, forward.step_raised(START, decision.Invoke(PATIENT, 0), raised(ValueError()), NOW, 0.0),
         Transition(rolling_back(START, BOOM, seq=1, undo_seq=1, context='{"left":1}'),
                    Record(1, "patient", STEP, 0, 0, BOOM))),
     # Child failures
     "handled: the step's choice stands": (
-        SUSPENDED, becomes.handler_returned(SAGA, SUSPENDED, handle, returned()),
+        SUSPENDED, forward.handler_returned(SAGA, SUSPENDED, handle, returned()),
         Transition(replace(SUSPENDED, seq=5, handled=3, context="{}"),
                    Record(5, "first", HANDLER, 2, 2), consumes=3)),
     "handled: the handler goes elsewhere": (
-        SUSPENDED, becomes.handler_returned(SAGA, SUSPENDED, handle, returned(GoTo("patient"))),
+        SUSPENDED, forward.handler_returned(SAGA, SUSPENDED, handle, returned(GoTo("patient"))),
         Transition(replace(SUSPENDED, next_step="patient", seq=5, handled=3, context="{}"),
                    Record(5, "first", HANDLER, 2, 2), consumes=3)),
     "handled: the handler repeats the step": (
-        SUSPENDED, becomes.handler_returned(SAGA, SUSPENDED, handle, returned(Repeat(), result="2")),
+        SUSPENDED, forward.handler_returned(SAGA, SUSPENDED, handle, returned(Repeat(), result="2")),
         Transition(replace(SUSPENDED, next_step="first", seq=5, handled=3, context="{}", result="2"),
                    Record(5, "first", HANDLER, 2, 2), consumes=3)),
     "handled: what the handler launched is waited for": (
-        SUSPENDED, becomes.handler_returned(SAGA, SUSPENDED, handle, returned(None, AWAITED)),
+        SUSPENDED, forward.handler_returned(SAGA, SUSPENDED, handle, returned(None, AWAITED)),
         Transition(replace(SUSPENDED, seq=5, instance=5, handled=3, context="{}"),
                    Record(5, "first", HANDLER, 2, 2), AWAITED, consumes=3, mail=Mail.DROP_IF_WAITING)),
     "the handler raised": (
-        SUSPENDED, becomes.handler_raised(SUSPENDED, handle, raised()),
+        SUSPENDED, forward.handler_raised(SUSPENDED, handle, raised()),
         Transition(rolling_back(SUSPENDED, BOOM, seq=5, undo_seq=5, context='{"left":1}'),
                    Record(5, "first", HANDLER, 2, 2, BOOM))),
     "children failed and nobody handles it": (
-        SUSPENDED, becomes.roll_back(SUSPENDED, BOOM, SUSPENDED.context),
+        SUSPENDED, transition.roll_back(SUSPENDED, BOOM, SUSPENDED.context),
         Transition(rolling_back(SUSPENDED, BOOM, undo_seq=4))),
     # Rolling back
     "children are asked": (
-        BACK, becomes.ask_children(BACK, rule.AskChildren(OF_FIRST), SOURCE),
+        BACK, backward.ask_children(BACK, decision.AskChildren(OF_FIRST), SOURCE),
         Transition(BACK, asks=(3, Failure.parent_said_so(REASON, source=SOURCE)), mail=Mail.DROP_IF_WAITING)),
     "compensated": (
-        BACK, becomes.compensation_returned(BACK, compensate, returned()),
+        BACK, backward.compensation_returned(BACK, compensate, returned()),
         Transition(replace(BACK, seq=7, context="{}", undo_seq=2, attempt=0),
                    Record(7, "first", COMPENSATION, 2, 1, undoes=3), undone=3)),
     "compensated, and launched on the global scope": (
-        BACK, becomes.compensation_returned(BACK, compensate, returned(None, GLOBAL)),
+        BACK, backward.compensation_returned(BACK, compensate, returned(None, GLOBAL)),
         Transition(replace(BACK, seq=7, context="{}", undo_seq=2, attempt=0),
                    Record(7, "first", COMPENSATION, 2, 1, undoes=3), GLOBAL, undone=3)),
     "a compensation that launched waits": (
-        BACK, becomes.compensation_returned(BACK, compensate, returned(None, AWAITED)),
+        BACK, backward.compensation_returned(BACK, compensate, returned(None, AWAITED)),
         Transition(replace(BACK, seq=7, context="{}", compensation_seq=7),
                    Record(7, "first", COMPENSATION, 2, 1, undoes=3), AWAITED, mail=Mail.DROP_IF_WAITING)),
     "its children have finished": (
-        WAITING, becomes.undone(WAITING, OF_FIRST),
+        WAITING, backward.undone(WAITING, OF_FIRST),
         Transition(replace(WAITING, undo_seq=2, compensation_seq=None, attempt=0), undone=3)),
     "a compensation failed for good": (
-        BACK, becomes.compensation_raised(BACK, compensate, raised(), NOW, 0.0),
+        BACK, backward.compensation_raised(BACK, compensate, raised(), NOW, 0.0),
         Transition(replace(BACK, state=RunState.ROLLBACK_FAILED, seq=7, obstacle=BOOM, context='{"left":1}'),
                    Record(7, "first", COMPENSATION, 2, 1, BOOM, undoes=3), mail=Mail.DROP)),
     "a compensation is tried again, from the context before it": (
-        BACK, becomes.compensation_raised(BACK, again, raised(), NOW, 0.9),
+        BACK, backward.compensation_raised(BACK, again, raised(), NOW, 0.9),
         Transition(replace(BACK, seq=7, attempt=2, not_before=NOW + timedelta(seconds=8)),
                    Record(7, "patient", COMPENSATION, 2, 1, BOOM, undoes=3), mail=Mail.DROP,
                    wake_at=NOW + timedelta(seconds=8))),
     "children of a compensation failed: it is tried again": (
-        WAITING, becomes.compensation_failed(WAITING, rule.CompensationFailed(PATIENT, OF_PATIENT, BOOM), NOW, 0.0),
+        WAITING,
+        backward.compensation_failed(WAITING, decision.CompensationFailed(PATIENT, OF_PATIENT, BOOM), NOW, 0.0),
         Transition(replace(WAITING, attempt=2, compensation_seq=None, not_before=NOW + timedelta(seconds=8)),
                    mail=Mail.DROP, wake_at=NOW + timedelta(seconds=8))),
     "children of a compensation failed for good": (
-        WAITING, becomes.compensation_failed(WAITING, rule.CompensationFailed(FIRST, OF_FIRST, BOOM), NOW, 0.0),
+        WAITING, backward.compensation_failed(WAITING, decision.CompensationFailed(FIRST, OF_FIRST, BOOM), NOW, 0.0),
         Transition(replace(WAITING, state=RunState.ROLLBACK_FAILED, obstacle=BOOM), mail=Mail.DROP)),
     "a failed rollback of a child is swallowed": (
-        BACK, becomes.child_rollback_handled(BACK, swallow, returned()),
+        BACK, backward.child_rollback_handled(BACK, swallow, returned()),
         Transition(replace(BACK, seq=7, context="{}", handled=1),
                    Record(7, "first", HANDLER, 2, 0, BOOM, undoes=3, swallows=True), consumes=3)),
     "what its handler launched is waited for, and nothing is swallowed yet": (
-        BACK, becomes.child_rollback_handled(BACK, swallow, returned(None, AWAITED)),
+        BACK, backward.child_rollback_handled(BACK, swallow, returned(None, AWAITED)),
         Transition(replace(BACK, seq=7, context="{}", handled=1, handler_seq=7),
                    Record(7, "first", HANDLER, 2, 0, BOOM, undoes=3, swallows=True), AWAITED,
                    mail=Mail.DROP_IF_WAITING)),
     "what its handler launched on the global scope is not waited for": (
-        BACK, becomes.child_rollback_handled(BACK, swallow, returned(None, GLOBAL)),
+        BACK, backward.child_rollback_handled(BACK, swallow, returned(None, GLOBAL)),
         Transition(replace(BACK, seq=7, context="{}", handled=1),
                    Record(7, "first", HANDLER, 2, 0, BOOM, undoes=3, swallows=True), GLOBAL, consumes=3)),
     "its handler is called again": (
-        HANDLED, becomes.child_rollback_handled(HANDLED, swallow, returned(None, AWAITED)),
+        HANDLED, backward.child_rollback_handled(HANDLED, swallow, returned(None, AWAITED)),
         Transition(replace(HANDLED, seq=7, context="{}", handled=3, handler_seq=7),
                    Record(7, "first", HANDLER, 2, 2, BOOM, undoes=3, swallows=True), AWAITED,
                    mail=Mail.DROP_IF_WAITING)),
     "its handler is called again, and launches nothing": (
-        HANDLED, becomes.child_rollback_handled(HANDLED, swallow, returned()),
+        HANDLED, backward.child_rollback_handled(HANDLED, swallow, returned()),
         Transition(replace(HANDLED, seq=7, context="{}", handled=3, handler_seq=None),
                    Record(7, "first", HANDLER, 2, 2, BOOM, undoes=3, swallows=True), consumes=3)),
     "what its handler launched has finished": (
-        HANDLED, becomes.handled(HANDLED, OF_FIRST), Transition(replace(HANDLED, handler_seq=None), consumes=3)),
+        HANDLED, backward.handled(HANDLED, OF_FIRST), Transition(replace(HANDLED, handler_seq=None), consumes=3)),
     "what the handler of a compensation's children launched has finished": (
-        replace(HANDLED, compensation_seq=5), becomes.handled(replace(HANDLED, compensation_seq=5), OF_FIRST),
+        replace(HANDLED, compensation_seq=5), backward.handled(replace(HANDLED, compensation_seq=5), OF_FIRST),
         Transition(replace(HANDLED, undo_seq=2, handler_seq=None, handled=0, attempt=0), undone=3)),
     "a failure of a compensation's own child is swallowed": (
-        WAITING, becomes.child_rollback_handled(WAITING, swallow, returned()),
+        WAITING, backward.child_rollback_handled(WAITING, swallow, returned()),
         Transition(replace(WAITING, seq=7, context="{}", undo_seq=2, compensation_seq=None, attempt=0),
                    Record(7, "first", HANDLER, 2, 0, BOOM, undoes=3, swallows=True), undone=3)),
     "a failed rollback of a child is not swallowed": (
-        HANDLED, becomes.child_rollback_not_handled(HANDLED, swallow, raised()),
+        HANDLED, backward.child_rollback_not_handled(HANDLED, swallow, raised()),
         Transition(replace(HANDLED, state=RunState.ROLLBACK_FAILED, seq=7, obstacle=BOOM, context='{"left":1}'),
                    Record(7, "first", HANDLER, 2, 2, BOOM, undoes=3), mail=Mail.DROP)),
     # Ends
     "committed": (
-        SUSPENDED, becomes.committed(SUSPENDED),
+        SUSPENDED, forward.committed(SUSPENDED),
         Transition(replace(SUSPENDED, state=RunState.COMMITTED), mail=Mail.DROP)),
     "rolled back": (
-        BACK, becomes.rolled_back(BACK), Transition(replace(BACK, state=RunState.ROLLED_BACK), mail=Mail.DROP)),
+        BACK, backward.rolled_back(BACK), Transition(replace(BACK, state=RunState.ROLLED_BACK), mail=Mail.DROP)),
     "rollback failed": (
-        BACK, becomes.rollback_failed(BACK, BOOM),
+        BACK, backward.rollback_failed(BACK, BOOM),
         Transition(replace(BACK, state=RunState.ROLLBACK_FAILED, obstacle=BOOM), mail=Mail.DROP)),
     "parked": (
-        MIDDLE, becomes.parked(MIDDLE, "why", "a step"),
+        MIDDLE, transition.parked(MIDDLE, "why", "a step"),
         Transition(replace(MIDDLE, state=RunState.PARKED, reason="why", needs="a step"), mail=Mail.DROP)),
     "parked while rolling back": (
-        BACK, becomes.parked(BACK, "why"),
+        BACK, transition.parked(BACK, "why"),
         Transition(replace(BACK, state=RunState.PARKED, reason="why"), mail=Mail.DROP)),
 }  # fmt: skip
 
@@ -302,22 +302,22 @@ def test_an_ended_run_keeps_no_mail_and_a_waiting_retry_is_woken(name: str) -> N
 @pytest.mark.parametrize("value", [0, False, "second", Repeat, GoTo, object(), [], {}])
 def test_a_step_returns_nothing_else(value: object) -> None:
     with pytest.raises(StepError, match="returns None, Repeat"):
-        becomes.next_step(SAGA, "first", value)
+        forward.next_step(SAGA, "first", value)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "", "First", "first "])
 def test_gt_11_goto_a_name_that_does_not_exist_tells_the_names_that_do(name: str) -> None:
     with pytest.raises(StepError, match="'first', 'second', 'patient'"):
-        becomes.next_step(SAGA, "first", GoTo(name))
+        forward.next_step(SAGA, "first", GoTo(name))
 
 
 @pytest.mark.parametrize("value, follows", [(None, "second"), (Repeat(), "first"), (GoTo("patient"), "patient")])
 def test_what_follows_a_step(value: object, follows: str) -> None:
-    assert becomes.next_step(SAGA, "first", value) == follows
+    assert forward.next_step(SAGA, "first", value) == follows
 
 
 def test_nothing_follows_the_last_step() -> None:
-    assert becomes.next_step(SAGA, "patient", None) is None
+    assert forward.next_step(SAGA, "patient", None) is None
 
 
 AT = Frame("launch.py", 3, None, "launcher")
@@ -326,9 +326,9 @@ AT = Frame("launch.py", 3, None, "launcher")
 @pytest.mark.parametrize(
     "fail",
     [
-        lambda of: becomes.roll_back(of, BOOM, None),
-        lambda of: becomes.step_raised(of, forward, raised(), NOW, 0.0),
-        lambda of: becomes.rollback_failed(of, BOOM),
+        lambda of: transition.roll_back(of, BOOM, None),
+        lambda of: forward.step_raised(of, invoke, raised(), NOW, 0.0),
+        lambda of: backward.rollback_failed(of, BOOM),
     ],
 )
 def test_a_failure_tells_where_the_message_was_launched(fail: Callable[[Run], Transition]) -> None:
@@ -341,7 +341,7 @@ def test_a_failure_tells_where_the_message_was_launched(fail: Callable[[Run], Tr
 @given(st.integers(0, 5), st.floats(0, 1, exclude_max=True), st.sampled_from([NotNow(), ValueError()]))
 def test_q44_attempts_are_counted_and_end(attempt: int, chance: float, error: Exception) -> None:
     before = replace(START, seq=attempt, attempt=attempt)
-    change = becomes.step_raised(before, rule.Invoke(PATIENT, 0), raised(error), NOW, chance)
+    change = forward.step_raised(before, decision.Invoke(PATIENT, 0), raised(error), NOW, chance)
     assert change.record is not None
     assert (change.record.seq, change.record.attempt) == (attempt + 1, attempt)
     if attempt < 2 and isinstance(error, NotNow):

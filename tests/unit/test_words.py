@@ -12,9 +12,9 @@ MODULES = [
     if "versions" not in path.parts and not path.stem.startswith("__")
 ]
 OF_THE_FIELD = """
-    adaptation after announcer answers app arrays assignment async blockers blocking bounds cache cancellation
+    adaptation after announcer answers app arrays assignment async backward blockers blocking bounds cache cancellation
     changes classes client commit connect consumer contracts count counters daemons ddl decide declaration
-    demonstration diagram disconnect docker engine env errors events execute exits external faults finding forks
+    demonstration diagram disconnect docker engine env errors events execute exits external faults finding forks forward
     frames groups handlers harness headers health http idempotency incoming inside inspect installation kafka killed
     launch launcher leases leftovers limit limits loops metrics migrate migrations mode names node options orders
     other outages parking payments pipeline placement places plugin plugins policy polling pooler postgres prefetch

@@ -1,4 +1,4 @@
-"""The plan of executing a run: claim, decide, call, settle. The rules are in `decide` and `transition`."""
+"""The plan of executing a run: claim, decide, call, settle. The rules are in `decide`, `forward` and `backward`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from enum import Enum, auto
 from typing import Any
 
 from scoop_outbox._failure.traceback import keep_root
-from scoop_outbox.core import decide as rule
-from scoop_outbox.core import transition
+from scoop_outbox.core import backward, decision, forward, transition
+from scoop_outbox.core.decide import decide
+from scoop_outbox.core.decision import Decision
 from scoop_outbox.core.plans.claim import Claim, Worker, claim
 from scoop_outbox.core.plans.placement import place_run
 from scoop_outbox.core.plans.required_handlers import check_handlers
@@ -54,9 +55,9 @@ def execute(run_id: uuid.UUID, worker: Worker) -> Plan[Execution]:
     if claimed is None:
         return Execution.NOTHING
     for count in range(1, STEPS_IN_A_ROW + 1):
-        due = rule.decide(claimed.saga, claimed.run, claimed.facts, claimed.source)
+        due = decide(claimed.saga, claimed.run, claimed.facts, claimed.source)
         mine = worker.deployment.mine.get(claimed.run.saga)
-        if isinstance(due, rule.Park) or (mine is not None and claimed.run.version != mine.id):
+        if isinstance(due, decision.Park) or (mine is not None and claimed.run.version != mine.id):
             placed = yield from place_run(claimed, due, worker)
             if placed is None:
                 return Execution.NOTHING
@@ -115,7 +116,7 @@ def _failed(call: Call, outcome: Returned, error: Exception, *, at: datetime | N
 
 
 def _settle_failure(
-    claimed: Claim, due: rule.Decision, outcome: Raised, worker: Worker, *, go_on: bool
+    claimed: Claim, due: Decision, outcome: Raised, worker: Worker, *, go_on: bool
 ) -> Plan[Claim | None]:
     """Record the failure of a callback whose transaction is gone, and with it the savepoint.
 
@@ -134,7 +135,7 @@ def _settle_failure(
     return (yield from settle(again, _change(due, again, outcome, worker.chance), worker, go_on=go_on))
 
 
-def _call(due: rule.Decision, claimed: Claim) -> Call | None:
+def _call(due: Decision, claimed: Claim) -> Call | None:
     """Return the call that a decision asks for, if it asks for one."""
     run, saga = claimed.run, claimed.saga
 
@@ -145,21 +146,21 @@ def _call(due: rule.Decision, claimed: Claim) -> Call | None:
         return Call(callback, run, step, message, iteration, attempt, key, source, **more)
 
     def check(value: object) -> object:
-        return transition.next_step(saga, step.name, value)
+        return forward.next_step(saga, step.name, value)
 
     match due:
-        case rule.Invoke(step, iteration):
+        case decision.Invoke(step, iteration):
             numbers = (run.instance + 1, iteration, run.attempt)
             return make(step.invoke, step.name, numbers, "step", results=_results(claimed), check=check)
-        case rule.HandleChildFailure(step, handler, failure):
+        case decision.HandleChildFailure(step, handler, failure):
             numbers = (run.instance, run.iteration, run.handled)
             error = failure.to_exception()
             return make(handler, step.name, numbers, "child-failure", error=error, handles=True, check=check)
-        case rule.Compensate(step, compensation, instance):
+        case decision.Compensate(step, compensation, instance):
             numbers = (instance.seq, instance.iteration, run.attempt)
             reason = None if run.failure is None else run.failure.to_exception(lazily=True)
             return make(compensation, step.name, numbers, "compensation", error=reason)
-        case rule.HandleChildRollbackFailure(step, handler, instance, failure):
+        case decision.HandleChildRollbackFailure(step, handler, instance, failure):
             numbers = (instance.seq, instance.iteration, run.handled)
             error = failure.to_exception()
             return make(handler, step.name, numbers, "child-rollback-failure", error=error, handles=True)
@@ -175,48 +176,48 @@ def _results(claimed: Claim) -> list[Result]:
     ]
 
 
-def _change(due: rule.Decision, claimed: Claim, outcome: CallOutcome | None, chance: Callable[[], float]) -> Transition:
+def _change(due: Decision, claimed: Claim, outcome: CallOutcome | None, chance: Callable[[], float]) -> Transition:
     """Return what becomes of the run, now that the decision was carried out."""
     run, saga, now = claimed.run, claimed.saga, claimed.facts.now
     raised = outcome if isinstance(outcome, Raised) else None
     now = now if raised is None or raised.at is None else raised.at
     returned = outcome if isinstance(outcome, Returned) else Returned(None, (), run.context, None)
     match due:
-        case rule.Wait(until):
+        case decision.Wait(until):
             return Transition(run, mail=Mail.DROP, wake_at=until)
-        case rule.Invoke():
+        case decision.Invoke():
             if raised is not None:
-                return transition.step_raised(run, due, raised, now, chance())
-            return transition.step_returned(saga, run, due, returned)
-        case rule.HandleChildFailure():
+                return forward.step_raised(run, due, raised, now, chance())
+            return forward.step_returned(saga, run, due, returned)
+        case decision.HandleChildFailure():
             if raised is not None:
-                return _delivered(claimed, transition.handler_raised(run, due, raised))
-            return transition.handler_returned(saga, run, due, returned)
-        case rule.RollBack(failure):
+                return _delivered(claimed, forward.handler_raised(run, due, raised))
+            return forward.handler_returned(saga, run, due, returned)
+        case decision.RollBack(failure):
             return _delivered(claimed, transition.roll_back(run, failure, run.context))
-        case rule.AskChildren():
-            return transition.ask_children(run, due, claimed.source)
-        case rule.Compensate():
+        case decision.AskChildren():
+            return backward.ask_children(run, due, claimed.source)
+        case decision.Compensate():
             if raised is not None:
-                return transition.compensation_raised(run, due, raised, now, chance())
-            return transition.compensation_returned(run, due, returned)
-        case rule.HandleChildRollbackFailure():
+                return backward.compensation_raised(run, due, raised, now, chance())
+            return backward.compensation_returned(run, due, returned)
+        case decision.HandleChildRollbackFailure():
             if raised is not None:
-                return transition.child_rollback_not_handled(run, due, raised)
-            return transition.child_rollback_handled(run, due, returned)
-        case rule.CompensationFailed():
-            return transition.compensation_failed(run, due, now, chance())
-        case rule.Handled(instance):
-            return transition.handled(run, instance)
-        case rule.Undone(instance):
-            return transition.undone(run, instance)
-        case rule.Commit():
-            return transition.committed(run)
-        case rule.EndRolledBack():
-            return transition.rolled_back(run)
-        case rule.EndRollbackFailed(failure):
-            return transition.rollback_failed(run, failure)
-        case rule.Park(reason, needs):
+                return backward.child_rollback_not_handled(run, due, raised)
+            return backward.child_rollback_handled(run, due, returned)
+        case decision.CompensationFailed():
+            return backward.compensation_failed(run, due, now, chance())
+        case decision.Handled(instance):
+            return backward.handled(run, instance)
+        case decision.Undone(instance):
+            return backward.undone(run, instance)
+        case decision.Commit():
+            return forward.committed(run)
+        case decision.EndRolledBack():
+            return backward.rolled_back(run)
+        case decision.EndRollbackFailed(failure):
+            return backward.rollback_failed(run, failure)
+        case decision.Park(reason, needs):
             return transition.parked(run, reason, needs)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from scoop_outbox.core.decide import Decision, HandleChildFailure, Invoke, Park, needed
+from scoop_outbox.core.decision import Decision, HandleChildFailure, Invoke, Park, needed
 from scoop_outbox.core.plans.claim import Claim, Worker
 from scoop_outbox.core.run import Run, RunState, changed
 from scoop_outbox.core.statement import COMMIT, ROLLBACK, Plan, ask, statement

@@ -9,7 +9,8 @@ from typing import Any
 from scoop_outbox.core.plans.claim import Claim, Worker, claim, claimed_again, reclaim_statements
 from scoop_outbox.core.plans.failures import Known, Writing, id_of
 from scoop_outbox.core.plans.launch import launch_params
-from scoop_outbox.core.run import Run, RunState, StepKind, changed
+from scoop_outbox.core.plans.news import news, pass_on
+from scoop_outbox.core.run import Run, StepKind, changed
 from scoop_outbox.core.statement import (
     COMMIT,
     COMMIT_AND_BEGIN,
@@ -59,16 +60,12 @@ def _hint(claimed: Claim, change: Transition, rows: Mapping[str, Rows], worker: 
         worker.hints.outbox()
         if rows["launch"]:
             worker.reports.unhandled([change.emissions[place - 1].topic for (place,) in rows["launch"]])
-    for told in ("ask_children", "tell_parent", "end_turn"):
-        for run_id, service, saga, version, delay in rows.get(told, ()):
-            worker.hints.mail(service, saga, version, run_id, delay)
     if change.wake_at is not None:
         wait = change.wake_at - claimed.facts.now
         worker.hints.mail(after.service, after.saga, after.version, after.id, wait.total_seconds())
     if after.state is not claimed.run.state:
         worker.reports.changed(after, _step_of(claimed, change), claimed.message)
-    if after.state.ended and after.parent_run is None and after.state is not RunState.PARKED:
-        worker.hints.ended(claimed.message.id)
+    pass_on(after, rows, worker.hints)
 
 
 def _step_of(claimed: Claim, change: Transition) -> str | None:
@@ -108,14 +105,7 @@ def _writes_run(claimed: Claim, change: Transition, worker: Worker) -> Iterator[
     if change.emissions:
         seq = after.seq if record is None else record.seq
         yield statement("launch", **launch_params(change.emissions, after, seq, brokered=worker.brokered))
-    if change.asks is not None:
-        seq, reason = change.asks
-        yield statement("ask_children", run=after.id, seq=seq, failure=id_of(reason), context=after.context)
-    if after.state.ended and after.parent_run is not None and after.state is not RunState.PARKED:
-        yield statement("tell_parent", **_outcome(after))
-    if after.lane is not None and after.state.ended and after.state is not RunState.PARKED:
-        yield statement("lock_lane", lane=after.lane)
-        yield statement("end_turn", run=after.id)
+    yield from news(change)
 
 
 def _marks(change: Transition) -> Iterator[Statement]:
@@ -213,18 +203,4 @@ def _columns(before: Run, run: Run) -> dict[str, Any]:
         "needs": run.needs,
         "version": run.version,
         "ended": run.state.ended,
-    }
-
-
-def _outcome(run: Run) -> dict[str, Any]:
-    failed = run.state is not RunState.COMMITTED
-    return {
-        "message": run.message_id,
-        "service": run.service,
-        "saga": run.saga,
-        "state": run.state.value,
-        "result": None if failed else run.result,
-        "failure": id_of(run.failure) if failed else None,
-        "obstacle": id_of(run.obstacle) if failed else None,
-        "run": run.id,
     }

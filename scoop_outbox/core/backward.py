@@ -1,0 +1,123 @@
+"""Backward: what becomes of a run that rolls back, instance by instance, the last one first."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+
+from scoop_outbox.core.decision import (
+    AskChildren,
+    Compensate,
+    CompensationFailed,
+    HandleChildRollbackFailure,
+)
+from scoop_outbox.core.run import Instance, Run, RunState, StepKind, changed
+from scoop_outbox.core.transition import Mail, Raised, Record, Returned, Transition, awaited, retried
+from scoop_outbox.failure import Failure
+
+
+def ask_children(run: Run, due: AskChildren, source: str) -> Transition:
+    """Order the committed children of an instance to roll back, and wait for them."""
+    assert run.failure is not None  # noqa: S101 - no run rolls back for nothing
+    reason = Failure.parent_said_so(run.failure, source=source)
+    return Transition(run, asks=(due.instance.seq, reason), mail=Mail.DROP_IF_WAITING)
+
+
+def compensation_returned(run: Run, due: Compensate, outcome: Returned) -> Transition:
+    """A compensation has done its work; what it launched is waited for before the next one."""
+    seq = run.seq + 1
+    instance = due.instance
+    record = Record(seq, due.step.name, StepKind.COMPENSATION, instance.iteration, run.attempt, undoes=instance.seq)
+    after = changed(run, seq=seq, context=outcome.context, not_before=None)
+    if awaited(outcome.emissions):
+        waiting = changed(after, compensation_seq=seq, handler_seq=None)
+        return Transition(waiting, record, outcome.emissions, mail=Mail.DROP_IF_WAITING)
+    return replace(undone(after, instance), record=record, emissions=outcome.emissions)
+
+
+def compensation_raised(run: Run, due: Compensate, outcome: Raised, now: datetime, chance: float) -> Transition:
+    """A compensation failed: it is tried again later if its policy allows, else the rollback has failed."""
+    seq = run.seq + 1
+    record = Record(
+        seq,
+        due.step.name,
+        StepKind.COMPENSATION,
+        due.instance.iteration,
+        run.attempt,
+        outcome.failure,
+        undoes=due.instance.seq,
+    )
+    if due.step.compensate_retry.allows(run.attempt + 1, outcome.error):
+        return retried(run, seq, record, due.step.compensate_retry, now, chance)
+    change = rollback_failed(changed(run, seq=seq, context=outcome.context), outcome.failure)
+    return replace(change, record=replace(record, failure=change.run.obstacle))
+
+
+def compensation_failed(run: Run, due: CompensationFailed, now: datetime, chance: float) -> Transition:
+    """Children of a compensation failed, and with them that attempt (behaviour Q46)."""
+    if due.step.compensate_retry.allows(run.attempt + 1, due.failure.to_exception(lazily=True)):
+        return retried(run, run.seq, None, due.step.compensate_retry, now, chance)
+    return rollback_failed(run, due.failure)
+
+
+def child_rollback_handled(run: Run, due: HandleChildRollbackFailure, outcome: Returned) -> Transition:
+    """Children that could not be rolled back count as compensated: once what the handler launched has finished."""
+    seq = run.seq + 1
+    kind = StepKind.CHILD_FAILURE_HANDLER
+    record = Record(
+        seq,
+        due.step.name,
+        kind,
+        due.instance.iteration,
+        run.handled,
+        due.failure,
+        undoes=due.instance.seq,
+        swallows=True,
+    )
+    after = changed(run, seq=seq, context=outcome.context, handled=run.handled + 1)
+    if awaited(outcome.emissions):
+        waiting = changed(after, handler_seq=seq)
+        return Transition(waiting, record, outcome.emissions, mail=Mail.DROP_IF_WAITING)
+    return replace(handled(after, due.instance), record=record, emissions=outcome.emissions)
+
+
+def handled(run: Run, instance: Instance) -> Transition:
+    """Whatever could not be undone below an instance counts as compensated from now on (behaviour Q45)."""
+    if run.compensation_seq is not None:  # it was the compensation's own: it has done what it could
+        return undone(run, instance)
+    return Transition(changed(run, handler_seq=None), consumes=instance.seq)
+
+
+def child_rollback_not_handled(run: Run, due: HandleChildRollbackFailure, outcome: Raised) -> Transition:
+    """The handler raised: the run cannot be rolled back."""
+    seq = run.seq + 1
+    kind = StepKind.CHILD_FAILURE_HANDLER
+    record = Record(seq, due.step.name, kind, due.instance.iteration, run.handled, undoes=due.instance.seq)
+    change = rollback_failed(changed(run, seq=seq, context=outcome.context), outcome.failure)
+    return replace(change, record=replace(record, failure=change.run.obstacle))
+
+
+def undone(run: Run, instance: Instance) -> Transition:
+    """An instance is undone; the one before it is next."""
+    after = changed(
+        run,
+        undo_seq=instance.seq - 1,
+        compensation_seq=None,
+        handler_seq=None,
+        handled=0,
+        attempt=0,
+        not_before=None,
+    )
+    return Transition(after, undone=instance.seq)
+
+
+def rolled_back(run: Run) -> Transition:
+    """Every executed instance is undone."""
+    return Transition(changed(run, state=RunState.ROLLED_BACK), mail=Mail.DROP)
+
+
+def rollback_failed(run: Run, obstacle: Failure) -> Transition:
+    """The rollback cannot go on; everything above stops and is told. Why the run was to roll back stays."""
+    if run.launched_at is not None:
+        obstacle = obstacle.with_launched_at(run.launched_at)
+    return Transition(changed(run, state=RunState.ROLLBACK_FAILED, obstacle=obstacle), mail=Mail.DROP)

@@ -1,0 +1,117 @@
+"""Forward: what becomes of a run that executes its steps, and handles the failures of children."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+
+from scoop_outbox.core.decision import (
+    HandleChildFailure,
+    Invoke,
+)
+from scoop_outbox.core.run import Run, RunState, StepKind, changed
+from scoop_outbox.core.transition import Mail, Raised, Record, Returned, Transition, awaited, retried, roll_back
+from scoop_outbox.errors import StepError
+from scoop_outbox.saga import GoTo, Repeat, Saga
+
+
+def next_step(saga: Saga, step: str, value: object) -> str | None:
+    """Return the name of the step that follows `step`, which returned `value`.
+
+    Raises:
+        StepError: `value` is nothing that a step may return, or names a step that the saga does not have.
+    """
+    match value:
+        case None:
+            return saga.after(step)
+        case Repeat():
+            return step
+        case GoTo(name=name) if saga.get(name) is not None:
+            return name
+        case GoTo(name=name):
+            known = ", ".join(repr(known.name) for known in saga.steps)
+            raise StepError(f"step {step!r} goes to {name!r}, which saga {saga.name!r} does not have; it has {known}")
+        case _:
+            raise StepError(
+                f"step {step!r} of saga {saga.name!r} returned {type(value).__qualname__}; "
+                "a step returns None, Repeat() or GoTo('step name'), and leaves values with scope.set_result()"
+            )
+
+
+def step_returned(saga: Saga, run: Run, due: Invoke, outcome: Returned) -> Transition:
+    """A step has done its work: the run goes on, waits for children, or has finished."""
+    follows = next_step(saga, due.step.name, outcome.value)
+    waits = awaited(outcome.emissions)
+    finished = follows is None and not waits
+    seq = run.seq + 1
+    after = changed(
+        run,
+        state=RunState.COMMITTED if finished else RunState.RUNNING,
+        step=due.step.name,
+        next_step=follows,
+        seq=seq,
+        instance=seq,
+        iteration=due.iteration,
+        attempt=0,
+        handled=0,
+        not_before=None,
+        context=outcome.context,
+        result=outcome.result or run.result,
+    )
+    return Transition(
+        after,
+        Record(seq, due.step.name, StepKind.STEP, due.iteration, run.attempt),
+        outcome.emissions,
+        mail=Mail.DROP if finished else Mail.DROP_IF_WAITING if waits else Mail.KEEP,
+    )
+
+
+def step_raised(run: Run, due: Invoke, outcome: Raised, now: datetime, chance: float) -> Transition:
+    """A step failed: it is tried again later if its policy allows, else the run rolls back."""
+    seq = run.seq + 1
+    record = Record(seq, due.step.name, StepKind.STEP, due.iteration, run.attempt, outcome.failure)
+    failed = run.attempt + 1
+    if due.step.retry.allows(failed, outcome.error):
+        return retried(run, seq, record, due.step.retry, now, chance)
+    return _recorded(roll_back(changed(run, seq=seq), outcome.failure, outcome.context), record)
+
+
+def _recorded(change: Transition, record: Record) -> Transition:
+    """Return the beginning of a rollback with the execution that it is for: one failure, kept once."""
+    return replace(change, record=replace(record, failure=change.run.failure))
+
+
+def handler_returned(saga: Saga, run: Run, due: HandleChildFailure, outcome: Returned) -> Transition:
+    """Child failures were handled: the run goes on as the step had chosen, or as the handler chose instead."""
+    seq = run.seq + 1
+    follows = run.next_step if outcome.value is None else next_step(saga, due.step.name, outcome.value)
+    after = changed(
+        run,
+        next_step=follows,
+        seq=seq,
+        # What the next step finds as results is the handler's if it launched anything, else the step's (behaviour Q52).
+        instance=seq if awaited(outcome.emissions) else run.instance,
+        handled=run.handled + 1,
+        context=outcome.context,
+        result=outcome.result or run.result,
+    )
+    return Transition(
+        after,
+        Record(seq, due.step.name, StepKind.CHILD_FAILURE_HANDLER, run.iteration, run.handled),
+        outcome.emissions,
+        consumes=run.instance,
+        mail=Mail.DROP_IF_WAITING if awaited(outcome.emissions) else Mail.KEEP,
+    )
+
+
+def handler_raised(run: Run, due: HandleChildFailure, outcome: Raised) -> Transition:
+    """A child-failure handler raised: the run rolls back, beginning with the very step."""
+    seq = run.seq + 1
+    kind = StepKind.CHILD_FAILURE_HANDLER
+    record = Record(seq, due.step.name, kind, run.iteration, run.handled, outcome.failure)
+    return _recorded(roll_back(changed(run, seq=seq), outcome.failure, outcome.context), record)
+
+
+def committed(run: Run) -> Transition:
+    """The last step and everything below it has finished."""
+    return Transition(changed(run, state=RunState.COMMITTED), mail=Mail.DROP)
