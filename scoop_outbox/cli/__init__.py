@@ -12,11 +12,14 @@ import click
 
 from scoop_outbox.cli.dead_letters import dead_letters
 from scoop_outbox.cli.handlers import handlers
+from scoop_outbox.cli.log import is_json, with_log_format, with_log_level, write_log
 from scoop_outbox.cli.options import required
 from scoop_outbox.cli.retry import retry
 from scoop_outbox.cli.settings import broker_settings, settings_of
 from scoop_outbox.cli.topology import topology
 from scoop_outbox.errors import ScoopError
+
+log = logging.getLogger(__name__)
 
 _database = click.option(
     "--database",
@@ -42,13 +45,6 @@ _port = click.option(
 _host = click.option(
     "--host", default="127.0.0.1", show_default=True, help="The address of --port; 0.0.0.0 is all of this machine."
 )
-_log_level = click.option(
-    "--log-level",
-    default="info",
-    show_default=True,
-    type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
-    help="How much to log.",
-)
 
 
 class _Group(click.Group):
@@ -59,6 +55,9 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except ScoopError as error:
+            if is_json():
+                log.critical("process: failed (%s)", error)
+                ctx.exit(1)
             raise click.ClickException(str(error)) from error
 
 
@@ -164,7 +163,8 @@ def postgres(folder: Path) -> None:
     show_default=True,
     help="How long others may have to wait behind that at a time.",
 )
-def migrate(*, database: str | None, schema: str, wait: float, lock_timeout: float) -> None:
+@with_log_format
+def migrate(*, database: str | None, schema: str, wait: float, lock_timeout: float, log_format: str) -> None:
     """Create or upgrade the tables. Safe to run again at any time, and from several places at once.
 
     Tables that others use are tried again and again, so that nobody waits for long; it says who uses them.
@@ -172,7 +172,7 @@ def migrate(*, database: str | None, schema: str, wait: float, lock_timeout: flo
     from scoop_outbox.store.migrate import migrate
 
     url = required(database)
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+    write_log("warning", log_format)
     click.echo(f"schema {schema} is at revision {migrate(url, schema, wait=wait, lock_timeout=lock_timeout)}")
 
 
@@ -208,7 +208,8 @@ def migrate(*, database: str | None, schema: str, wait: float, lock_timeout: flo
 @_port
 @_host
 @_grace
-@_log_level
+@with_log_level
+@with_log_format
 def worker(
     *,
     app: str,
@@ -226,6 +227,7 @@ def worker(
     host: str,
     grace: float,
     log_level: str,
+    log_format: str,
 ) -> None:
     """Execute the sagas of an application: MODULE:APP names a `Scoop`, as in shop.sagas:app.
 
@@ -234,7 +236,7 @@ def worker(
     from scoop_outbox.cli.processes import Serving, load_app, run
 
     chosen = settings_of(settings, settings_file)
-    _log(log_level)
+    write_log(log_level, log_format)
     scoop = load_app(app)
     scoop.configure(database=database, broker=broker, broker_settings=chosen, group=group, start=start)
     serving = Serving(
@@ -258,7 +260,8 @@ def worker(
 @_port
 @_host
 @_grace
-@_log_level
+@with_log_level
+@with_log_format
 def relay(
     *,
     database: str | None,
@@ -270,6 +273,7 @@ def relay(
     host: str,
     grace: float,
     log_level: str,
+    log_format: str,
 ) -> None:
     """Publish what the outbox of a database holds.
 
@@ -280,13 +284,7 @@ def relay(
     from scoop_outbox.cli.processes import Serving, run
 
     chosen = settings_of(settings, settings_file)
-    _log(log_level)
+    write_log(log_level, log_format)
     url = required(database)
     scoop = Scoop("relay", database=url, broker=broker, schema=schema, broker_settings=chosen)
     run(scoop, Serving(worker=False, relay=True, slots=1, grace=grace, host=host, port=port))
-
-
-def _log(level: str) -> None:
-    logging.basicConfig(
-        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-8s %(name)s: %(message)s"
-    )

@@ -17,6 +17,7 @@ from typing import Any
 from scoop_outbox.app import Scoop
 from scoop_outbox.daemon.monitoring.health import serve_health
 from scoop_outbox.errors import DefinitionError
+from scoop_outbox.store.url import redact_url
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def run(app: Scoop, serving: Serving) -> None:
     died = asyncio.run(_serve(app, serving))
     if died:
         # Whoever supervises the process starts it again; with the rest of it alive it would seem to be well.
-        log.critical("ending, because %s has died", ", ".join(died))
+        log.critical("process: ending with status 1 (died: %s)", ", ".join(died))
     # A plain `def` that has outlasted its grace still runs in a thread; nobody waits for it.
     logging.shutdown()
     os._exit(1 if died else 0)
@@ -99,9 +100,10 @@ async def _serve(app: Scoop, serving: Serving) -> list[str]:
 
     def stop(number: int) -> None:
         if stopping.is_set():
-            log.warning("stopping at once")
+            log.warning("process: stopping at once (second signal)", extra={"signal": signal.Signals(number).name})
             os._exit(128 + number)
-        log.info("stopping: no new work, running steps get %.0f s to finish", serving.grace)
+        name = signal.Signals(number).name
+        log.info("process: stopping (%s, grace %.0f s for running steps)", name, serving.grace, extra={"signal": name})
         stopping.set()
 
     loop = asyncio.get_running_loop()
@@ -127,11 +129,15 @@ async def _serve(app: Scoop, serving: Serving) -> list[str]:
         if health is not None:
             health.watch(daemons)
         _freeze_gc()
-        log.info("ready: service %s, %s", app.service, app.home)
+        log.info(
+            "process: ready (service %s, database %s, schema %s)",
+            *(app.service, redact_url(app.home.url), app.home.schema),
+            extra={"service": app.service},
+        )
         await _first(stopping.wait(), daemons.until_one_dies())
         if health is not None:
             health.stopping = True
-    log.info("stopped")
+    log.info("process: stopped")
     return daemons.died
 
 

@@ -167,4 +167,4 @@ def _report(task: asyncio.Task[None]) -> None:
     """Say so when a daemon ends that should not: silence is how work stops unnoticed."""
     error = error_of(task)
     if error is not None:
-        log.critical("%s has died", task.get_name(), exc_info=error)
+        log.critical("process: daemon died (%s)", task.get_name(), exc_info=error)

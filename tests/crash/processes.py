@@ -55,7 +55,7 @@ class Process:
     @property
     def ready(self) -> bool:
         assert self._process.poll() is None, f"{self} has ended by itself:\n{self.log[-_TAIL:]}"
-        return "ready: service" in self.log
+        return "process: ready" in self.log
 
     @property
     def ended(self) -> bool:

@@ -79,7 +79,7 @@ def _assert_all_has_ended(url: str, processes: list[Process]) -> None:
         assert Counter({(saga, state): runs for saga, state, runs in ends}) == expected
     assert all(process.ready for process in processes)
     for process in processes:
-        assert "has died" not in process.log
+        assert "died" not in process.log
         assert "ERROR" not in process.log
 
 

@@ -183,7 +183,7 @@ def test_a_second_signal_ends_a_relay_that_waits_for_its_broker_at_once(
     relay = slow_relays.start(3600)
     until_blocking(lambda: "relaying shards" in relay.log, 20)
     relay.send(signal.SIGTERM)
-    until_blocking(lambda: "stopping: no new work" in relay.log)
+    until_blocking(lambda: "process: stopping" in relay.log)
     relay.send(signal.SIGTERM)
     assert relay.wait(5) == 128 + signal.SIGTERM
     assert _waiting(effects) == 1

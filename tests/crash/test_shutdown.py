@@ -45,7 +45,7 @@ def _ended(effects: psycopg.Connection[Any], runs: int) -> bool:
 
 def _tell(process: Process, number: signal.Signals = signal.SIGTERM) -> None:
     process.send(number)
-    until_blocking(lambda: "stopping: no new work" in process.log)
+    until_blocking(lambda: "process: stopping" in process.log)
 
 
 def _pids(effects: psycopg.Connection[Any]) -> dict[str, int]:

@@ -57,7 +57,7 @@ async def starts_without_and_works_with(
         await until(lambda: asyncio.to_thread(committed), 60)
         process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(process.wait, 60) == 0
-    assert "ready: service shop" in log_of(folder)
+    assert "process: ready (service shop" in log_of(folder)
     return text
 
 
@@ -137,7 +137,7 @@ async def test_a_relay_with_nothing_to_publish_is_not_ready_without_its_broker(
     arguments = ("relay", "--database", database_url, "--broker", url, "--port", str(port))
 
     with running(tmp_path, *arguments) as process:
-        await until(lambda: "ready: service relay" in log_of(tmp_path), 60)
+        await until(lambda: "process: ready (service relay" in log_of(tmp_path), 60)
         status, text = await asyncio.to_thread(readiness, port)
         process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(process.wait, 60) == 0

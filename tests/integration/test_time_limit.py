@@ -160,4 +160,4 @@ async def test_a_process_of_which_a_part_has_died_ends_and_says_so(database_url:
     )
     assert ended.returncode == 1, ended.stderr
     assert "nobody expected this" in ended.stderr
-    assert ended.stderr.rstrip().endswith("ending, because scoop_outbox relay has died")
+    assert ended.stderr.rstrip().endswith("process: ending with status 1 (died: scoop_outbox relay)")

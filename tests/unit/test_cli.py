@@ -1,5 +1,6 @@
 """The command line: what it answers when something is wrong, and that it is one line."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner, Result
 
-from scoop_outbox import DefinitionError, Scoop
+from scoop_outbox import DefinitionError, DistributedError, Scoop
 from scoop_outbox.cli import main
 from scoop_outbox.cli.processes import load_app
 from scoop_outbox.store.revisions import head
@@ -66,6 +67,26 @@ saga = app.saga("place-order", on="orders")
 @saga.step
 def only(scope, message): ...
 """
+
+WARNING = """
+import warnings
+from scoop_outbox import Scoop
+app = Scoop("shop")
+saga = app.saga("place-order", on="orders")
+@saga.step
+def only(scope, message):
+    warnings.warn("said by a step", stacklevel=1)
+    raise ValueError("no pallet left")
+"""
+
+UNEXPECTED = (
+    SAGA.format(more="")
+    + """
+def running(self, **options):
+    raise ZeroDivisionError("nobody expected this")
+Scoop.running = running
+"""
+)
 
 COLLECTED = """
 import gc, weakref
@@ -243,9 +264,51 @@ def test_sd_01_a_worker_serves_until_it_is_told_to_stop(tmp_path: Path, database
         child.send_signal(signal.SIGTERM)
         _, err = child.communicate(timeout=60)
     assert child.returncode == 0, err
-    assert "ready: service shop, <home postgresql://postgres:***@" in err
-    assert err.rstrip().endswith("stopped")
+    assert "process: ready (service shop, database postgresql://postgres:***@" in err
+    assert err.rstrip().endswith("process: stopped")
     app.close_sync()
+
+
+def test_a_log_of_json_is_json_in_every_line(tmp_path: Path, database_url: str) -> None:
+    (tmp_path / "sagas.py").write_text(WARNING)
+    arguments = ["worker", "sagas:app", "--relay", "--database", database_url, "--log-format", "json"]
+    app = Scoop("shop", database=database_url)
+    with process(*arguments, "--log-level", "debug", folder=tmp_path) as child:
+        until_blocking(lambda: subscribed(database_url), timeout=60)
+        handle = app.launch_sync("orders", 1, key="A-1043")
+        with pytest.raises(DistributedError, match="no pallet left"):
+            handle.wait_sync(60)
+        child.send_signal(signal.SIGTERM)
+        _, err = child.communicate(timeout=60)
+    assert child.returncode == 0, err
+    lines = [json.loads(line) for line in err.splitlines()]
+    assert all({"time", "level", "logger", "event"} <= line.keys() for line in lines)
+    (ready,) = [line for line in lines if line["event"] == "process: ready"]
+    assert (ready["level"], ready["service"]) == ("info", "shop")
+    (warned,) = [line for line in lines if line["logger"] == "py.warnings"]
+    assert "said by a step" in warned["event"]
+    assert lines[-1]["event"] == "process: stopped"
+    app.close_sync()
+
+
+def test_an_error_of_the_command_is_json_too(tmp_path: Path) -> None:
+    with process("relay", "--database", NOWHERE, "--log-format", "json", folder=tmp_path) as child:
+        out, err = child.communicate(timeout=60)
+    assert (child.returncode, out) == (1, "")
+    (line,) = [json.loads(one) for one in err.splitlines()]
+    assert (line["level"], line["event"]) == ("critical", "process: failed")
+    assert line["detail"].startswith("cannot connect to postgresql://user:***@127.0.0.1:1/nowhere")
+
+
+def test_an_exception_that_nobody_catches_is_json_too(tmp_path: Path, database_url: str) -> None:
+    (tmp_path / "sagas.py").write_text(UNEXPECTED)
+    arguments = ["worker", "sagas:app", "--database", database_url, "--log-format", "json"]
+    with process(*arguments, folder=tmp_path) as child:
+        _, err = child.communicate(timeout=60)
+    assert child.returncode == 1
+    line = json.loads(err.splitlines()[-1])
+    assert line["event"] == "process: exception not caught"
+    assert line["exception"].rstrip().endswith("ZeroDivisionError: nobody expected this")
 
 
 def test_a_process_of_ours_collects_what_it_makes_and_not_what_it_has_imported(

@@ -16,7 +16,7 @@ OF_THE_FIELD = """
     changes classes client commit connect consumer contracts count counters daemons ddl decide declaration
     demonstration diagram disconnect docker engine env errors events execute exits external faults finding forks forward
     frames groups handlers harness headers health http idempotency incoming inside inspect installation kafka killed
-    launch launcher leases leftovers limit limits loops metrics migrate migrations mode names node options orders
+    launch launcher leases leftovers limit limits log loops metrics migrate migrations mode names node options orders
     other outages parking payments pipeline placement places plugin plugins policy polling pooler postgres prefetch
     preparing probe process processes progress properties protocol publisher publishing queries query queue rabbitmq
     receiving record reports required reset retry revisions route rows runner running same schema screen security
