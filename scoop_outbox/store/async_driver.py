@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Any, Self, TypeVar
 
 import psycopg
-import sqlalchemy as sa
 from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
@@ -28,6 +27,7 @@ from scoop_outbox.scope import AsyncScope
 from scoop_outbox.store.callbacks import Interrupted, async_invoke, check_transaction, raised, returned, scope_arguments
 from scoop_outbox.store.disconnect import async_abort
 from scoop_outbox.store.faults import (
+    CONNECTION_ERRORS,
     NO_SAVEPOINT,
     interruption,
     of_the_rows,
@@ -344,7 +344,7 @@ class AsyncDriver:
         await self.close()
         try:
             self.outer, self.raw = await self._open(self._engine)
-        except (psycopg.Error, sa.exc.SQLAlchemyError, OSError) as error:
+        except CONNECTION_ERRORS as error:
             raise Interrupted(words(error)) from error
         self._pipeline = Pipeline(self.raw, self._mode)
         self._user = self.raw.pgconn.parameter_status(_USER)

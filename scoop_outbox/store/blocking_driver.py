@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Any, Self, TypeVar
 
 import psycopg
-import sqlalchemy as sa
 from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
@@ -28,6 +27,7 @@ from scoop_outbox.scope import BlockingScope
 from scoop_outbox.store.callbacks import Interrupted, check_transaction, invoke, raised, returned, scope_arguments
 from scoop_outbox.store.disconnect import abort
 from scoop_outbox.store.faults import (
+    CONNECTION_ERRORS,
     NO_SAVEPOINT,
     interruption,
     of_the_rows,
@@ -351,7 +351,7 @@ class BlockingDriver:
         self.close()
         try:
             self.outer, self.raw = self._open(self._engine)
-        except (psycopg.Error, sa.exc.SQLAlchemyError, OSError) as error:
+        except CONNECTION_ERRORS as error:
             raise Interrupted(words(error)) from error
         self._pipeline = Pipeline(self.raw, self._mode)
         self._user = self.raw.pgconn.parameter_status(_USER)

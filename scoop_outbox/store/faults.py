@@ -10,10 +10,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import psycopg
+import sqlalchemy as sa
 
 from scoop_outbox.errors import TransientError
 from scoop_outbox.store.callbacks import Interrupted
 from scoop_outbox.store.lent import Lent
+
+CONNECTION_ERRORS = (psycopg.Error, sa.exc.SQLAlchemyError, OSError)
+"""What is raised when a connection cannot be opened, or is lost outside a plan."""
+DATABASE_ERRORS = (Interrupted, *CONNECTION_ERRORS)
+"""What is raised when a database cannot be used, whether a connection was open or not. To be tried again."""
 
 READ_ONLY = "25006"
 NO_SAVEPOINT = "3B001"

@@ -198,12 +198,12 @@ async def test_a_database_that_is_lost_while_a_batch_is_published(
     publisher.open.clear()
     async with relaying(database_url, publisher) as relay:
         await until(lambda: relay._ahead)
-        first = relay._driver
+        first = relay._database.driver
         ask(
             database_url,
             "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'relay test'",
         )
-        await until(lambda: relay._driver not in (None, first))
+        await until(lambda: relay._database.driver not in (None, first))
         publisher.open.set()
         await until(lambda: left(database_url) == 0)
     assert publisher.of("k") == list(range(12))

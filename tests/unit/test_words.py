@@ -19,10 +19,10 @@ OF_THE_FIELD = """
     launch launcher leases leftovers limit limits log loops metrics migrate migrations mode names node options orders
     other outages parking payments pipeline placement places plugin plugins policy polling pooler postgres prefetch
     preparing probe process processes progress properties protocol publisher publishing queries query queue rabbitmq
-    receiving record reports required reset retry revisions route rows runner running same schema screen security
-    selection server session settings shipping snapshot standalone start statement status stock stop surroundings
-    system tables time tls topology traceback transaction trees trial types unhandled url validation waiters waiting
-    window
+    receiving reconnecting record reports required reset retry revisions route rows runner running same schema
+    screen security selection server session settings shipping snapshot standalone start statement status stock stop
+    surroundings system tables time tls topology traceback transaction trees trial types unhandled url validation
+    waiters waiting window
 """
 """Words of the field that need no explanation. Whoever adds one asks first whether the field has another."""
 WORDS = set(OF_THE_FIELD.split())

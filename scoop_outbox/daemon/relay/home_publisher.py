@@ -6,15 +6,14 @@ import logging
 from collections.abc import Sequence
 
 import psycopg
-import sqlalchemy as sa
 
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, PublishStatus, Receipt
 from scoop_outbox.core.plans.claim import Hints
 from scoop_outbox.core.plans.intake import take_in
 from scoop_outbox.message import Envelope
-from scoop_outbox.store.async_driver import AsyncDriver
-from scoop_outbox.store.callbacks import Interrupted
+from scoop_outbox.store.faults import DATABASE_ERRORS
 from scoop_outbox.store.home import Home
+from scoop_outbox.store.reconnecting import ReconnectingDriver
 
 log = logging.getLogger(__name__)
 
@@ -29,25 +28,24 @@ class HomePublisher:
 
     def __init__(self, home: Home, hints: Hints) -> None:
         """Connect at the first batch."""
-        self._home = home
+        self._database = ReconnectingDriver(home.url, home.connect, "messages cannot be taken in", log)
         self._hints = hints
-        self._driver: AsyncDriver | None = None
 
     async def publish(self, batch: Sequence[Envelope]) -> Sequence[Receipt]:
         """See `Publisher.publish`."""
         try:
-            return await self._publish(batch)
-        except (Interrupted, psycopg.Error, sa.exc.SQLAlchemyError, OSError) as error:
-            # Not the messages' fault, as far as we know: they stay where they are.
-            log.warning("messages cannot be taken in for now: %s", error)
-            await self.close()
+            receipts = await self._publish(batch)
+        except DATABASE_ERRORS as error:
+            # Not the messages' fault, as far as we know: they stay where they are, until the relay tries again.
+            await self._database.failed(error)
             return [Receipt(PublishStatus.RETRIABLE, type(error).__name__)] * len(batch)
+        self._database.answered()
+        return receipts
 
     async def _publish(self, batch: Sequence[Envelope]) -> Sequence[Receipt]:
-        if self._driver is None or not self._driver.usable:
-            self._driver = await self._home.connect()
+        driver = await self._database.connect()
         try:
-            await self._driver.run(take_in(batch, self._hints))
+            await driver.run(take_in(batch, self._hints))
         except (psycopg.DataError, psycopg.IntegrityError) as error:
             # One message that cannot be stored must not stop the others: halve the batch until it is alone.
             if len(batch) == 1:
@@ -63,6 +61,4 @@ class HomePublisher:
 
     async def close(self) -> None:
         """See `Publisher.close`."""
-        driver, self._driver = self._driver, None
-        if driver is not None:
-            await driver.close()
+        await self._database.close()

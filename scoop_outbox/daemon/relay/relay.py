@@ -12,16 +12,12 @@ the order within a key.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import psycopg
-import sqlalchemy as sa
 
 from scoop_outbox.broker.protocol import Publisher, Receipt
 from scoop_outbox.core.plans.home import read_home
@@ -35,11 +31,10 @@ from scoop_outbox.daemon.relay.receipts import publish, sort_receipts
 from scoop_outbox.daemon.relay.topic_backoff import TopicBackoff
 from scoop_outbox.daemon.relay.watermark import Watermarks
 from scoop_outbox.daemon.signals import Signals
-from scoop_outbox.policy import exponential
 from scoop_outbox.store.async_driver import AsyncDriver
-from scoop_outbox.store.callbacks import Interrupted
-from scoop_outbox.store.connect import in_words
+from scoop_outbox.store.faults import DATABASE_ERRORS
 from scoop_outbox.store.home import Home
+from scoop_outbox.store.reconnecting import ReconnectingDriver
 from scoop_outbox.store.schema import SHARDS
 from scoop_outbox.store.time_limit import TimeLimitedDriver
 
@@ -57,8 +52,6 @@ _DELETE_AFTER = 0.01
 _STAND_ASIDE_AFTER = 15.0
 _OVERDUE = 30.0
 _SHOWN = 5
-
-_DATABASE_ERRORS = (Interrupted, psycopg.Error, sa.exc.SQLAlchemyError, OSError)
 
 
 class Relay:
@@ -80,7 +73,9 @@ class Relay:
         self._publisher = publisher
         self._probe = Probe(publisher)
         self._polling = AdaptivePolling(longest=0.5)
-        self._driver: TimeLimitedDriver | None = None
+        self._database = ReconnectingDriver(
+            home.url, home.connect_to_queues, "the relay cannot use the database", log, self._begin_anew
+        )
         self._prefetch = Prefetch(home)
         self._leases = Leases(home)
         self._watermarks = Watermarks()
@@ -96,7 +91,6 @@ class Relay:
         self._origin: uuid.UUID | None = None
         self._stopping = False
         self._publishing_since: float | None = None
-        self._database: str | None = None  # why it cannot be used
         self.published = 0
         self.counters = RelayCounters()
         signals.on_outbox(self._wake)
@@ -113,8 +107,7 @@ class Relay:
     @property
     def problem(self) -> str | None:
         """What keeps messages from being published just now; None when all is well."""
-        found = self._database or (None if self._driver is None else self._driver.problem)
-        if found is not None:
+        if (found := self._database.problem) is not None:
             return found
         since = self._publishing_since
         if since is not None and time.monotonic() - since > _OVERDUE:
@@ -140,35 +133,24 @@ class Relay:
 
     async def run(self) -> None:
         """Relay until stopped, whatever happens to the database and the broker meanwhile."""
-        failures = 0
         try:
             while not self._stopping:
                 try:
                     more = await self._cycle()
-                    failures, self._database = 0, None
+                    self._database.answered()
                     if not more:
                         self._probe.ask_if_due()
                         await self._polling.sleep(self._next_due())
-                except _DATABASE_ERRORS as error:
-                    failures += 1
-                    self._note(error)
-                    await self._drop_driver()
-                    await self._polling.sleep(exponential(0.2, failures, 5.0))
+                except DATABASE_ERRORS as error:
+                    await self._polling.sleep(await self._database.failed(error))
         finally:
             await self._release()
             await self._probe.close()
             await self._publisher.close()
 
-    def _note(self, error: Exception) -> None:
-        """Say once, and again when it changes, why the database cannot be used."""
-        reason = f"the relay cannot use the database: {in_words(self._home.url, error)}"
-        if reason != self._database:
-            log.warning("%s; trying again", reason)
-            self._database = reason
-
     async def _cycle(self) -> bool:
         """Publish one batch; answer whether there seem to be more."""
-        driver = await self._connected()
+        driver = await self._database.connect()
         now = time.monotonic()
         self._note_what_to_read_again()
         if self._unburied or (now >= self._delete_at and not self._ahead):
@@ -202,10 +184,9 @@ class Relay:
                     waited_for.add(asyncio.create_task(self._look_ahead()))
                 try:
                     pause = await self._meanwhile()
-                    self._database = None
-                except _DATABASE_ERRORS as error:
-                    self._note(error)
-                    await self._drop_driver()
+                    self._database.answered()
+                except DATABASE_ERRORS as error:
+                    await self._database.failed(error)
                     pause = 0.5
                 done, waited_for = await asyncio.wait(waited_for, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
@@ -223,12 +204,12 @@ class Relay:
         """Read the next batch while this one is being published."""
         try:
             self._ahead = await self._read(self._prefetch)
-        except _DATABASE_ERRORS as error:
+        except DATABASE_ERRORS as error:
             log.warning("the relay cannot read ahead (%s)", type(error).__name__)
 
     async def _meanwhile(self) -> float:
         """Do what can be done while a batch is being published; return in how many seconds there is more of it."""
-        driver = await self._connected()
+        driver = await self._database.connect()
         if self._leases.due:
             await self._keep_leases(driver)
         if self._undeleted and (time.monotonic() >= self._delete_at or len(self._undeleted) >= BATCH):
@@ -357,14 +338,12 @@ class Relay:
             self._leases.doubt()
         return self._aside
 
-    async def _connected(self) -> TimeLimitedDriver:
-        if self._driver is None or not self._driver.usable:
-            self._driver = await self._home.connect_to_queues()
-            self._watermarks.reset()
-            self._backoff.reset()
+    async def _begin_anew(self, driver: TimeLimitedDriver) -> None:
+        """Read everything from the beginning: it may be another server that answers."""
+        self._watermarks.reset()
+        self._backoff.reset()
         if self._origin is None:
-            self._origin = await self._driver.run(read_home())
-        return self._driver
+            self._origin = await driver.run(read_home())
 
     async def _keep_leases(self, driver: AsyncDriver) -> None:
         gained, lost = await self._leases.keep(driver)
@@ -383,16 +362,10 @@ class Relay:
     async def _release(self) -> None:
         """Let a standby take over at once."""
         try:
-            if self._leases.epochs and self._driver is not None and self._driver.usable:
-                await self._delete(self._driver)
-                await self._leases.release(self._driver)
-        except (Interrupted, psycopg.Error):
+            if self._leases.epochs and (driver := self._database.driver) is not None:
+                await self._delete(driver)
+                await self._leases.release(driver)
+        except DATABASE_ERRORS:
             log.info("the leases of this relay run out by themselves")
-        await self._drop_driver()
+        await self._database.close()
         await self._prefetch.close()
-
-    async def _drop_driver(self) -> None:
-        driver, self._driver = self._driver, None
-        if driver is not None:
-            with contextlib.suppress(Exception):
-                await driver.close()
