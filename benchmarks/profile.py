@@ -15,7 +15,7 @@ from benchmarks.sagas import SERVICE, STEPS, build
 from benchmarks.server import Bench
 from benchmarks.table import Table
 from benchmarks.work import prepare, release, until_ended, warm
-from scoop_outbox.core.plans.claim import Worker
+from scoop_outbox.core.plans.claim import Executor
 from scoop_outbox.core.plans.execute import execute
 from scoop_outbox.core.rows import CLOCK
 from scoop_outbox.core.statement import (
@@ -98,10 +98,10 @@ def _rules(count: int) -> float:
     """Drive the plan of a run with rows that are made up, and call nobody."""
     app = build(None)
     known = KnownFailures()
-    worker = Worker(SERVICE, app.sagas, "benchmark", _Nobody(), coroutines=True, chance=lambda: 0.5, failures=known)
+    executor = Executor(SERVICE, app.sagas, "benchmark", _Nobody(), coroutines=True, chance=lambda: 0.5, failures=known)
     started = time.process_time()
     for _ in range(count):
-        _drive(execute(_RUN, worker))
+        _drive(execute(_RUN, executor))
     return _micro(time.process_time() - started, count * STEPS)
 
 

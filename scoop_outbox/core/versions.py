@@ -63,7 +63,7 @@ class Deployment:
         return [one.id for saga in self.mine for one in self.alive.get(saga, ()) if one.id not in mine]
 
 
-def executor(saga: str, version: str, needs: str | None, deployment: Deployment) -> Version | None:
+def executing_version(saga: str, version: str, needs: str | None, deployment: Deployment) -> Version | None:
     """Return the version whose workers execute a run; None if no living one knows what it needs.
 
     Args:

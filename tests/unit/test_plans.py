@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from scoop_outbox.context import Context
-from scoop_outbox.core.plans.claim import Worker
+from scoop_outbox.core.plans.claim import Executor
 from scoop_outbox.core.plans.execute import STEPS_IN_A_ROW, Execution, execute
 from scoop_outbox.core.run import RunState
 from scoop_outbox.core.statement import Batch, Call, Plan, Refused, Rows
@@ -117,9 +117,9 @@ class Store:
                 answer = self.answer(asked)
 
 
-def worker(*sagas: Saga, coroutines: bool = True, hints: Told | None = None) -> Worker:
+def executor(*sagas: Saga, coroutines: bool = True, hints: Told | None = None) -> Executor:
     known = KnownFailures()
-    return Worker("shop", {one.name: one for one in sagas}, "w1", hints or Told(), coroutines, lambda: 0.0, known)
+    return Executor("shop", {one.name: one for one in sagas}, "w1", hints or Told(), coroutines, lambda: 0.0, known)
 
 
 def returned(value: object = None, emissions: Sequence[Emission] = ()) -> Returned:
@@ -136,7 +136,7 @@ def launched(*, awaited: bool = True) -> Emission:
 
 def test_hp_01_two_steps_and_the_end_take_two_transactions_and_three_round_trips() -> None:
     store, hints = Store({"claim_run": [row()]}, returned(), returned()), Told()
-    assert store.drive(execute(RUN, worker(saga(), hints=hints))) is Execution.DONE
+    assert store.drive(execute(RUN, executor(saga(), hints=hints))) is Execution.DONE
     assert store.batches == [
         CLAIM,
         ["release_savepoint", "advance_run", *AGAIN],
@@ -155,7 +155,7 @@ def test_a_child_that_ends_tells_its_parent_and_hints_at_its_mail() -> None:
     child = row(parent_run=PARENT, lineage=[PARENT, RUN], step="first", next_step="second", seq=1, instance=1)
     told: Rows = [(PARENT, "shop", "above", "v1", 0.25)]
     store, hints = Store({"claim_run": [child], "tell_parent": told}, returned()), Told()
-    store.drive(execute(RUN, worker(saga(), hints=hints)))
+    store.drive(execute(RUN, executor(saga(), hints=hints)))
     assert store.batches[-1] == ["release_savepoint", "advance_run", "tell_parent", "drop_mail", "commit"]
     parameters = store.params["tell_parent"]
     assert (parameters["message"], parameters["state"], parameters["failure"]) == (MESSAGE, "committed", None)
@@ -166,7 +166,7 @@ def test_a_step_that_launched_is_suspended_in_one_round_trip() -> None:
     sent = [launched(), launched(awaited=False)]
     store = Store({"claim_run": [row()], "drop_mail_if_waiting": [(True,)]}, returned(None, sent))
     hints = Told()
-    assert store.drive(execute(RUN, worker(saga(), hints=hints))) is Execution.DONE
+    assert store.drive(execute(RUN, executor(saga(), hints=hints))) is Execution.DONE
     assert store.batches == [CLAIM, ["release_savepoint", "advance_run", "launch", "drop_mail_if_waiting", "commit"]]
     parameters = store.params["launch"]
     messages = json.loads(parameters["document"])
@@ -186,7 +186,7 @@ def test_hp_10_a_launch_that_nobody_handles_is_not_waited_for() -> None:
         return False
 
     store.refuse = committed
-    assert store.drive(execute(RUN, worker(saga()))) is Execution.DONE
+    assert store.drive(execute(RUN, executor(saga()))) is Execution.DONE
     assert store.batches[1:] == [
         ["release_savepoint", "advance_run", "launch", "drop_mail_if_waiting", "commit"],
         CLAIM,
@@ -205,7 +205,7 @@ def test_rb_01_a_step_that_raised_is_recorded_and_the_run_rolls_back_at_once() -
         return False
 
     store.refuse = nothing_left
-    assert store.drive(execute(RUN, worker(saga()))) is Execution.DONE
+    assert store.drive(execute(RUN, executor(saga()))) is Execution.DONE
     assert store.batches == [
         CLAIM,
         ["record_failures", "record_step", "update_run", *UNDOING_AGAIN],
@@ -227,7 +227,7 @@ def test_a_callback_of_the_other_colour_is_handed_over_before_anything_is_done(c
     one = Saga("parent", "topic")
     one.add_step("first", plain if coroutines else coroutine)
     store = Store({"claim_run": [row()]})
-    assert store.drive(execute(RUN, worker(one, coroutines=coroutines))) is Execution.OTHER_COLOUR
+    assert store.drive(execute(RUN, executor(one, coroutines=coroutines))) is Execution.OTHER_COLOUR
     assert store.batches == [CLAIM, ["rollback"]]
     assert store.calls == []
 
@@ -237,29 +237,29 @@ def test_a_run_of_both_colours_is_handed_over_between_its_steps() -> None:
     mixed.add_step("first", coroutine)
     mixed.add_step("second", plain)
     store = Store({"claim_run": [row()]}, returned(), returned())
-    assert store.drive(execute(RUN, worker(mixed))) is Execution.OTHER_COLOUR
+    assert store.drive(execute(RUN, executor(mixed))) is Execution.OTHER_COLOUR
     assert store.batches == [CLAIM, ["release_savepoint", "advance_run", *AGAIN], ["rollback"]]
     store.rows["claim_run"] = [row(step="first", next_step="second", seq=1, instance=1)]
-    assert store.drive(execute(RUN, worker(mixed, coroutines=False))) is Execution.DONE
+    assert store.drive(execute(RUN, executor(mixed, coroutines=False))) is Execution.DONE
     assert [call.step for call in store.calls] == ["first", "second"]
 
 
 def test_a_run_that_another_worker_holds_keeps_its_mail() -> None:
     store = Store({"claim_run": []})
-    assert store.drive(execute(RUN, worker(saga()))) is Execution.NOTHING
+    assert store.drive(execute(RUN, executor(saga()))) is Execution.NOTHING
     assert store.batches == [CLAIM, ["rollback"]]
 
 
 def test_a_run_of_a_saga_that_is_not_known_here_keeps_its_mail() -> None:
     store = Store({"claim_run": [row()]})
-    assert store.drive(execute(RUN, worker())) is Execution.NOTHING
+    assert store.drive(execute(RUN, executor())) is Execution.NOTHING
     assert store.batches == [CLAIM, ["rollback"]]
 
 
 @pytest.mark.parametrize("state", [state for state in RunState if state.ended])
 def test_mail_of_an_ended_run_is_dropped_and_nothing_else_is_done(state: RunState) -> None:
     store = Store({"claim_run": [row(state, step="first", seq=1, instance=1)]})
-    assert store.drive(execute(RUN, worker(saga()))) is Execution.NOTHING
+    assert store.drive(execute(RUN, executor(saga()))) is Execution.NOTHING
     assert store.batches == [CLAIM, ["drop_mail", "commit"]]
     assert store.params["drop_mail"] == {"ids": [11, 12]}
 
@@ -267,14 +267,14 @@ def test_mail_of_an_ended_run_is_dropped_and_nothing_else_is_done(state: RunStat
 def test_a_run_with_an_open_child_waits() -> None:
     suspended = row(step="first", next_step="second", seq=1, instance=1)
     store = Store({"claim_run": [suspended], "read_children": [(True, *[None] * 9)]})
-    assert store.drive(execute(RUN, worker(saga()))) is Execution.DONE
+    assert store.drive(execute(RUN, executor(saga()))) is Execution.DONE
     assert store.batches == [CLAIM, ["drop_mail", "commit"]]
 
 
 def test_a_retry_that_is_not_due_posts_its_timer_again() -> None:
     later = NOW.replace(hour=13)
     store, hints = Store({"claim_run": [row(attempt=1, seq=1, not_before=later)]}), Told()
-    assert store.drive(execute(RUN, worker(saga(), hints=hints))) is Execution.DONE
+    assert store.drive(execute(RUN, executor(saga(), hints=hints))) is Execution.DONE
     assert hints.mails == [("shop", "parent", "", RUN, 3600.0)]
     assert store.batches == [CLAIM, ["drop_mail", "post_timer", "commit"]]
     assert store.params["post_timer"]["due"] == later
@@ -291,7 +291,7 @@ def test_children_are_told_to_roll_back_and_their_workers_hinted_at() -> None:
         "drop_mail_if_waiting": [(True,)],
     }
     store, hints = Store(rows), Told()
-    assert store.drive(execute(RUN, worker(saga(), hints=hints))) is Execution.DONE
+    assert store.drive(execute(RUN, executor(saga(), hints=hints))) is Execution.DONE
     assert store.batches == [
         CLAIM,
         ["read_failures"],
@@ -306,7 +306,7 @@ def test_cx_01_a_rollback_ordered_by_the_parent_sees_its_context_on_top() -> Non
         "rolling_back", step="first", seq=1, instance=1, undo_seq=1, context='{"a":1,"b":1}', inherited='{"b":2}'
     )
     store = Store({"claim_run": [back], "read_instance": [(1, "first", "step", 0, False, *[None] * 11)]}, returned())
-    plan = execute(RUN, worker(saga()))
+    plan = execute(RUN, executor(saga()))
     asked = next(plan)
     while not isinstance(asked, Call):
         asked = plan.send(store.answer(asked))
@@ -316,7 +316,7 @@ def test_cx_01_a_rollback_ordered_by_the_parent_sees_its_context_on_top() -> Non
 
 def test_lp_10_a_run_that_repeats_lets_others_have_their_turn() -> None:
     store = Store({"claim_run": [row()]}, *[returned(Repeat())] * STEPS_IN_A_ROW)
-    assert store.drive(execute(RUN, worker(saga()))) is Execution.DONE
+    assert store.drive(execute(RUN, executor(saga()))) is Execution.DONE
     assert [call.iteration for call in store.calls] == list(range(STEPS_IN_A_ROW))
     assert store.batches[-1] == ["release_savepoint", "advance_run", "defer_mail", "commit"]
 
@@ -324,7 +324,7 @@ def test_lp_10_a_run_that_repeats_lets_others_have_their_turn() -> None:
 def test_a_refused_commit_is_a_failure_of_the_step() -> None:
     store = Store({"claim_run": [row()]}, returned())
     store.refuse = lambda batch: "advance_run" in [name for name, _ in batch]
-    assert store.drive(execute(RUN, worker(saga()))) is Execution.DONE
+    assert store.drive(execute(RUN, executor(saga()))) is Execution.DONE
     assert store.batches == [
         CLAIM,
         ["release_savepoint", "advance_run", *AGAIN],
@@ -349,14 +349,14 @@ def test_a_refused_commit_is_forgotten_if_another_worker_was_faster(meanwhile: R
         return refused
 
     store.refuse = refuse
-    assert store.drive(execute(RUN, worker(saga()))) is Execution.DONE
+    assert store.drive(execute(RUN, executor(saga()))) is Execution.DONE
     assert store.batches[1:3] == [["release_savepoint", "advance_run", *AGAIN], CLAIM]
     assert not {"record_step", "update_run"} & {name for batch in store.batches for name in batch}
 
 
 def test_a_run_that_was_touched_between_two_steps_is_left_to_its_mail() -> None:
     store = Store({"claim_run": [row()], "claim_again": []}, returned())
-    assert store.drive(execute(RUN, worker(saga()))) is Execution.DONE
+    assert store.drive(execute(RUN, executor(saga()))) is Execution.DONE
     assert store.batches == [CLAIM, ["release_savepoint", "advance_run", *AGAIN], ["rollback"]]
     assert store.params["claim_again"] == {"run": RUN, "seq": 1, "state": "running", "saga": "parent"}
 
@@ -365,12 +365,12 @@ def test_a_refusal_without_a_callback_is_an_error_of_ours() -> None:
     store = Store({"claim_run": [row(step="first", seq=1, instance=1)]})
     store.refuse = lambda batch: "commit" in [name for name, _ in batch]
     with pytest.raises(Refused):
-        store.drive(execute(RUN, worker(saga())))
+        store.drive(execute(RUN, executor(saga())))
 
 
 def test_a_step_that_is_gone_parks_the_run_with_the_reason() -> None:
     store = Store({"claim_run": [row(step="first", next_step="gone", seq=1, instance=1, parent_run=PARENT)]})
-    assert store.drive(execute(RUN, worker(saga()))) is Execution.DONE
+    assert store.drive(execute(RUN, executor(saga()))) is Execution.DONE
     assert store.batches == [CLAIM, ["update_run", "drop_mail", "commit"]]
     assert store.params["update_run"]["state"] == "parked"
     assert "no living worker knows step 'gone'" in store.params["update_run"]["reason"]
@@ -379,7 +379,7 @@ def test_a_step_that_is_gone_parks_the_run_with_the_reason() -> None:
 
 def test_what_a_step_may_return_is_checked_before_it_counts_as_returned() -> None:
     store = Store({"claim_run": [row()]}, returned(GoTo("second")), returned())
-    store.drive(execute(RUN, worker(saga())))
+    store.drive(execute(RUN, executor(saga())))
     check = store.calls[0].check
     assert check(GoTo("second")) == "second"
     with pytest.raises(Exception, match="does not have"):
@@ -388,5 +388,5 @@ def test_what_a_step_may_return_is_checked_before_it_counts_as_returned() -> Non
 
 def test_children_are_read_after_the_lock_was_granted() -> None:
     store = Store({"claim_run": []})
-    store.drive(execute(RUN, worker(saga())))
+    store.drive(execute(RUN, executor(saga())))
     assert store.batches[0].index("claim_run") < store.batches[0].index("read_children")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scoop_outbox.core.versions import Deployment, Version, executor, left_out
+from scoop_outbox.core.versions import Deployment, Version, executing_version, left_out
 from scoop_outbox.saga import Saga
 
 OLD, MINE, NEW = (
@@ -39,7 +39,7 @@ CASES: dict[str, tuple[str, str | None, tuple[Version, ...], Version | None]] = 
 @pytest.mark.parametrize("name", CASES)
 def test_q66_who_executes_a_run(name: str) -> None:
     version, needs, alive, expected = CASES[name]
-    assert executor("order", version, needs, Deployment({"order": MINE}, {"order": alive})) is expected
+    assert executing_version("order", version, needs, Deployment({"order": MINE}, {"order": alive})) is expected
 
 
 def test_others_are_the_living_versions_of_our_sagas_that_we_have_not() -> None:

@@ -60,7 +60,7 @@ class _Silent:
 
 
 @dataclass(frozen=True, slots=True)
-class Worker:
+class Executor:
     """What an execution needs to know of the process that does it.
 
     Attributes:
@@ -100,7 +100,7 @@ class Claim:
     source: str
 
 
-def claim(run_id: uuid.UUID, worker: Worker) -> Plan[Claim | None]:
+def claim(run_id: uuid.UUID, executor: Executor) -> Plan[Claim | None]:
     """Lock a run and read what there is to know about it.
 
     The order matters. The lock comes first and with it the mail; what is read of children comes after, so that mail
@@ -113,32 +113,32 @@ def claim(run_id: uuid.UUID, worker: Worker) -> Plan[Claim | None]:
         yield from ask(ROLLBACK)
         return None
     named = failures_of_run(locked[0], children)
-    failures = (yield from recall(named, worker.failures)) if named else {}
+    failures = (yield from recall(named, executor.failures)) if named else {}
     run, now, mail = run_of(locked[0], failures), locked[0][CLOCK], locked[0][MAIL]
     if run.state.ended:
         yield from ask(statement("drop_mail", ids=mail), COMMIT)  # it told of something that no longer matters
         return None
-    saga = worker.sagas.get(run.saga)
+    saga = executor.sagas.get(run.saga)
     if saga is None:
         yield from ask(ROLLBACK)  # another deployment's work
         return None
     if run.lane is not None and run.seq == 0 and not (yield from _holds_turn(run)):
         if (yield from _take_turn(run, run.lane, mail)):
-            return (yield from claim(run_id, worker))
+            return (yield from claim(run_id, executor))
         return None
     instance = None
     if run.state is RunState.ROLLING_BACK:
         run = changed(run, context=merge(run.context, run.inherited))
         (found,) = yield from ask(statement("read_instance", run=run.id))
-        instance = yield from _instance(found, run, worker)
+        instance = yield from _instance(found, run, executor)
     is_open, ended = children_of(children, failures)
     message = message_of(locked[0][MESSAGE], saga.schema)
-    return Claim(run, mail, Facts(now, is_open, ended, instance), message, saga, f"{run.saga}[{worker.id}]")
+    return Claim(run, mail, Facts(now, is_open, ended, instance), message, saga, f"{run.saga}[{executor.id}]")
 
 
-def _instance(rows: Rows, run: Run, worker: Worker) -> Plan[Instance | None]:
+def _instance(rows: Rows, run: Run, executor: Executor) -> Plan[Instance | None]:
     """Return the instance to be undone next, with the failures that stand in the way."""
-    failures = yield from recall(failures_of_instance(rows), worker.failures)
+    failures = yield from recall(failures_of_instance(rows), executor.failures)
     return instance_of(rows, run, failures)
 
 
@@ -174,7 +174,7 @@ def reclaim_statements(run: Run, *, children: bool) -> list[Statement]:
     return statements
 
 
-def claimed_again(claim: Claim, run: Run, rows: Sequence[Rows], worker: Worker) -> Plan[Claim | None]:
+def claimed_again(claim: Claim, run: Run, rows: Sequence[Rows], executor: Executor) -> Plan[Claim | None]:
     """Return the claim on `run`, as it stands now, from what the statements of `reclaim_statements` answered."""
     locked, _, *found = rows
     if not locked:
@@ -184,8 +184,8 @@ def claimed_again(claim: Claim, run: Run, rows: Sequence[Rows], worker: Worker) 
     if not found:
         facts = Facts(now)
     elif run.state is RunState.ROLLING_BACK:
-        facts = Facts(now, instance=(yield from _instance(found[0], run, worker)))
+        facts = Facts(now, instance=(yield from _instance(found[0], run, executor)))
     else:
-        failures = yield from recall(failures_of_children(found[0]), worker.failures)
+        failures = yield from recall(failures_of_children(found[0]), executor.failures)
         facts = Facts(now, *children_of(found[0], failures))
     return replace(claim, run=run, facts=facts)

@@ -14,7 +14,7 @@ from scoop_outbox._failure.traceback import keep_root
 from scoop_outbox.core import backward, decision, forward, transition
 from scoop_outbox.core.decide import decide
 from scoop_outbox.core.decision import Decision
-from scoop_outbox.core.plans.claim import Claim, Worker, claim
+from scoop_outbox.core.plans.claim import Claim, Executor, claim
 from scoop_outbox.core.plans.placement import place_run
 from scoop_outbox.core.plans.required_handlers import check_handlers
 from scoop_outbox.core.plans.settle import settle
@@ -49,41 +49,41 @@ class Execution(Enum):
     OTHER_COLOUR = auto()  # the next callback is for the other driver
 
 
-def execute(run_id: uuid.UUID, worker: Worker) -> Plan[Execution]:
+def execute(run_id: uuid.UUID, executor: Executor) -> Plan[Execution]:
     """Execute a run as far as it goes: one transaction a step, and in each exactly one thing."""
-    claimed = yield from claim(run_id, worker)
+    claimed = yield from claim(run_id, executor)
     if claimed is None:
         return Execution.NOTHING
     for count in range(1, STEPS_IN_A_ROW + 1):
         due = decide(claimed.saga, claimed.run, claimed.facts, claimed.source)
-        mine = worker.deployment.mine.get(claimed.run.saga)
+        mine = executor.deployment.mine.get(claimed.run.saga)
         if isinstance(due, decision.Park) or (mine is not None and claimed.run.version != mine.id):
-            placed = yield from place_run(claimed, due, worker)
+            placed = yield from place_run(claimed, due, executor)
             if placed is None:
                 return Execution.NOTHING
             due = placed
         call = _call(due, claimed)
         outcome: CallOutcome | None = None
         if call is not None:
-            if is_async(call.callback) is not worker.coroutines:
+            if is_async(call.callback) is not executor.coroutines:
                 yield from ask(ROLLBACK)
                 return Execution.OTHER_COLOUR
             outcome = yield call
             if isinstance(outcome, Returned):
                 outcome = yield from _handled(call, outcome)
-        more = count < STEPS_IN_A_ROW and not worker.draining()
+        more = count < STEPS_IN_A_ROW and not executor.draining()
         if isinstance(outcome, Raised) and not outcome.open:
-            go_on = yield from _settle_failure(claimed, due, outcome, worker, go_on=more)
+            go_on = yield from _settle_failure(claimed, due, outcome, executor, go_on=more)
         else:
             try:
-                change = _change(due, claimed, outcome, worker.chance)
+                change = _change(due, claimed, outcome, executor.chance)
                 returned = isinstance(outcome, Returned)
-                go_on = yield from settle(claimed, change, worker, go_on=more, called=returned)
+                go_on = yield from settle(claimed, change, executor, go_on=more, called=returned)
             except Refused as refusal:
                 if call is None or not isinstance(outcome, Returned):
                     raise
                 refused = _refused(refusal, call, outcome)
-                go_on = yield from _settle_failure(claimed, due, refused, worker, go_on=more)
+                go_on = yield from _settle_failure(claimed, due, refused, executor, go_on=more)
         if go_on is None:
             break
         claimed = go_on
@@ -116,14 +116,14 @@ def _failed(call: Call, outcome: Returned, error: Exception, *, at: datetime | N
 
 
 def _settle_failure(
-    claimed: Claim, due: Decision, outcome: Raised, worker: Worker, *, go_on: bool
+    claimed: Claim, due: Decision, outcome: Raised, executor: Executor, *, go_on: bool
 ) -> Plan[Claim | None]:
     """Record the failure of a callback whose transaction is gone, and with it the savepoint.
 
     The database refused to commit what it wrote (a deferred constraint, say), or it ended the transaction itself.
     So the failure is written in a transaction of its own, unless another worker was faster and executes it again.
     """
-    again = yield from claim(claimed.run.id, worker)
+    again = yield from claim(claimed.run.id, executor)
     if again is None:
         return None
     if again.run.seq != claimed.run.seq:
@@ -132,7 +132,7 @@ def _settle_failure(
         yield from ask(ROLLBACK)  # else its lock would stay with a connection that lies idle
         return None
     again.run = changed(again.run, version=claimed.run.version)
-    return (yield from settle(again, _change(due, again, outcome, worker.chance), worker, go_on=go_on))
+    return (yield from settle(again, _change(due, again, outcome, executor.chance), executor, go_on=go_on))
 
 
 def _call(due: Decision, claimed: Claim) -> Call | None:

@@ -10,7 +10,7 @@ from datetime import datetime
 from scoop_outbox.answers import Answer
 from scoop_outbox.core.plans.claim import Hints
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, Rows, ask, statement
-from scoop_outbox.core.versions import Deployment, executor, left_out
+from scoop_outbox.core.versions import Deployment, executing_version, left_out
 
 AT_ONCE = 500
 """How many parked runs are looked at together; more of them follow with the next look."""
@@ -65,7 +65,7 @@ def _can_go_on(
     saga: str, version: str, needs: str, before: Sequence[str], executed: Sequence[str], deployment: Deployment
 ) -> bool:
     mine = deployment.mine[saga]
-    by = executor(saga, version, needs, deployment)
+    by = executing_version(saga, version, needs, deployment)
     if by is None or by.id != mine.id:
         return False
     return version == mine.id or not left_out(before, mine.steps, needs, executed)

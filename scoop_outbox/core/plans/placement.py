@@ -5,22 +5,22 @@ from __future__ import annotations
 from datetime import datetime
 
 from scoop_outbox.core.decision import Decision, HandleChildFailure, Invoke, Park, needed
-from scoop_outbox.core.plans.claim import Claim, Worker
+from scoop_outbox.core.plans.claim import Claim, Executor
 from scoop_outbox.core.run import Run, RunState, changed
 from scoop_outbox.core.statement import COMMIT, ROLLBACK, Plan, ask, statement
-from scoop_outbox.core.versions import PATIENCE, Version, executor, left_out
+from scoop_outbox.core.versions import PATIENCE, Version, executing_version, left_out
 
 
-def place_run(claimed: Claim, due: Decision, worker: Worker) -> Plan[Decision | None]:
+def place_run(claimed: Claim, due: Decision, executor: Executor) -> Plan[Decision | None]:
     """Return what is to be done here with a run of another version, or whose step is not known here.
 
     The run belongs to our version from then on. None: it is left to others, and the transaction has ended.
     """
-    run, deployment, needs = claimed.run, worker.deployment, needed(due)
+    run, deployment, needs = claimed.run, executor.deployment, needed(due)
     mine = deployment.mine.get(run.saga)
     if mine is None:
         return due  # this process does not say what it knows
-    by = executor(run.saga, run.version, needs, deployment)
+    by = executing_version(run.saga, run.version, needs, deployment)
     if by is None:
         known, _, _ = yield from _last_known(run, needs)
         since = max((at for at in (known, deployment.since) if at is not None), default=None)
@@ -31,7 +31,7 @@ def place_run(claimed: Claim, due: Decision, worker: Worker) -> Plan[Decision | 
     if by.id != mine.id:
         # Or we would find it again and again, and they would not: mail of our version is ours.
         yield from ask(statement("address_mail", ids=claimed.mail, version=by.id), COMMIT)
-        worker.hints.mail(run.service, run.saga, by.id, run.id, 0.0)
+        executor.hints.mail(run.service, run.saga, by.id, run.id, 0.0)
         return None
     return (yield from _take_over(claimed, due, mine))
 

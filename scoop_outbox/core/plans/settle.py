@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from scoop_outbox.core.plans.claim import Claim, Worker, claim, claimed_again, reclaim_statements
+from scoop_outbox.core.plans.claim import Claim, Executor, claim, claimed_again, reclaim_statements
 from scoop_outbox.core.plans.failures import Known, Writing, id_of
 from scoop_outbox.core.plans.launch import launch_params
 from scoop_outbox.core.plans.news import news, pass_on
@@ -25,17 +25,17 @@ from scoop_outbox.core.transition import Mail, Record, Transition
 
 
 def settle(
-    claimed: Claim, change: Transition, worker: Worker, *, go_on: bool, called: bool = False
+    claimed: Claim, change: Transition, executor: Executor, *, go_on: bool, called: bool = False
 ) -> Plan[Claim | None]:
     """Write a transition and commit it; if the run goes straight on, claim it again in the same round trip.
 
     When a callback was `called` behind the claim's savepoint and has returned, the savepoint must still be there.
     """
-    change, writing = _named(change, worker.failures)
+    change, writing = _named(change, executor.failures)
     after = change.run
     writes = [RELEASE_SAVEPOINT] if called else []
     writes += writing.statements() if writing is not None else ()
-    writes += _writes_run(claimed, change, worker)
+    writes += _writes_run(claimed, change, executor)
     writes += _writes_mail(claimed, change, go_on=go_on)
     ahead = go_on and change.mail is Mail.KEEP
     again = reclaim_statements(after, children=change.consumes is not None) if ahead else []
@@ -43,29 +43,29 @@ def settle(
     rows = {write.name: answer for write, answer in zip(writes, answers, strict=False)}
     if writing is not None:
         writing.written()
-    _hint(claimed, change, rows, worker)
+    _hint(claimed, change, rows, executor)
     if ahead:
         if after.troubled or (after.inherited is not None and after != claimed.run):
             after = changed(after, inherited=None, troubled=False)  # it has been written with the run
-        return (yield from claimed_again(claimed, after, answers[len(writes) + 1 :], worker))
+        return (yield from claimed_again(claimed, after, answers[len(writes) + 1 :], executor))
     if go_on and change.mail is Mail.DROP_IF_WAITING and not rows["drop_mail_if_waiting"][0][0]:
-        return (yield from claim(after.id, worker))  # nobody listens to what was launched: nothing to wait for
+        return (yield from claim(after.id, executor))  # nobody listens to what was launched: nothing to wait for
     return None
 
 
-def _hint(claimed: Claim, change: Transition, rows: Mapping[str, Rows], worker: Worker) -> None:
+def _hint(claimed: Claim, change: Transition, rows: Mapping[str, Rows], executor: Executor) -> None:
     """Tell who may have something to do now, and what operators should hear of."""
     after = change.run
     if change.emissions:
-        worker.hints.outbox()
+        executor.hints.outbox()
         if rows["launch"]:
-            worker.reports.unhandled([change.emissions[place - 1].topic for (place,) in rows["launch"]])
+            executor.reports.unhandled([change.emissions[place - 1].topic for (place,) in rows["launch"]])
     if change.wake_at is not None:
         wait = change.wake_at - claimed.facts.now
-        worker.hints.mail(after.service, after.saga, after.version, after.id, wait.total_seconds())
+        executor.hints.mail(after.service, after.saga, after.version, after.id, wait.total_seconds())
     if after.state is not claimed.run.state:
-        worker.reports.changed(after, _step_of(claimed, change), claimed.message)
-    pass_on(after, rows, worker.hints)
+        executor.reports.changed(after, _step_of(claimed, change), claimed.message)
+    pass_on(after, rows, executor.hints)
 
 
 def _step_of(claimed: Claim, change: Transition) -> str | None:
@@ -91,20 +91,20 @@ def _named(change: Transition, known: Known) -> tuple[Transition, Writing | None
     return replace(change, run=run, record=record, asks=asks), writing
 
 
-def _writes_run(claimed: Claim, change: Transition, worker: Worker) -> Iterator[Statement]:
+def _writes_run(claimed: Claim, change: Transition, executor: Executor) -> Iterator[Statement]:
     """Write what happened, and tell those whom it concerns."""
     before, after, record = claimed.run, change.run, change.record
     if _advances(change):
-        yield statement("advance_run", **_advance(change, claimed, worker))
+        yield statement("advance_run", **_advance(change, claimed, executor))
     else:
         if record is not None:
-            yield statement("record_step", **_record(record, claimed, worker))
+            yield statement("record_step", **_record(record, claimed, executor))
         if after != before or before.troubled:
             yield statement("update_run", **_columns(before, after))
     yield from _marks(change)
     if change.emissions:
         seq = after.seq if record is None else record.seq
-        yield statement("launch", **launch_params(change.emissions, after, seq, brokered=worker.brokered))
+        yield statement("launch", **launch_params(change.emissions, after, seq, brokered=executor.brokered))
     yield from news(change)
 
 
@@ -139,7 +139,7 @@ def _advances(change: Transition) -> bool:
     return record is not None and record.kind is StepKind.STEP and record.failure is None
 
 
-def _advance(change: Transition, claimed: Claim, worker: Worker) -> dict[str, Any]:
+def _advance(change: Transition, claimed: Claim, executor: Executor) -> dict[str, Any]:
     after = change.run
     return {
         "run": after.id,
@@ -153,12 +153,12 @@ def _advance(change: Transition, claimed: Claim, worker: Worker) -> dict[str, An
         "result": after.result,
         "ended": after.state.ended,
         "started_at": claimed.facts.now,
-        "worker": worker.id,
+        "worker": executor.id,
         "version": after.version,
     }
 
 
-def _record(record: Record, claimed: Claim, worker: Worker) -> dict[str, Any]:
+def _record(record: Record, claimed: Claim, executor: Executor) -> dict[str, Any]:
     return {
         "run": claimed.run.id,
         "seq": record.seq,
@@ -170,7 +170,7 @@ def _record(record: Record, claimed: Claim, worker: Worker) -> dict[str, Any]:
         "failure": id_of(record.failure),
         "undoes": record.undoes,
         "started_at": claimed.facts.now,
-        "worker": worker.id,
+        "worker": executor.id,
     }
 
 

@@ -105,7 +105,7 @@ class Worker:
         self._behind: set[str] = set(self._sagas)  # sagas of which mail may lie waiting that has not been read
         self._stopping = False
         self._connections = StepConnections(home, service, slots, self._context)
-        self._workers: dict[bool, claim.Worker] = {}
+        self._workers: dict[bool, claim.Executor] = {}
         self._coroutines = {name: mostly_async(saga) for name, saga in self._sagas.items()}
         self.counters = WorkerCounters()
         signals.on_mail(service, self._offer, self._polling.wake)
@@ -115,11 +115,11 @@ class Worker:
         """How many runs are being executed."""
         return len(self._tasks)
 
-    def _worker(self, *, coroutines: bool) -> claim.Worker:
+    def _worker(self, *, coroutines: bool) -> claim.Executor:
         worker = self._workers.get(coroutines)
         if worker is not None and worker.deployment is self._roster.deployment:
             return worker
-        self._workers[coroutines] = worker = claim.Worker(
+        self._workers[coroutines] = worker = claim.Executor(
             self._service,
             self._sagas,
             self._home.worker_id,
