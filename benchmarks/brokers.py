@@ -13,6 +13,7 @@ from typing import Protocol
 
 from benchmarks.control import Control
 from scoop_outbox import Scoop
+from scoop_outbox.app import service_of
 from scoop_outbox.broker.protocol import Publisher, PublishStatus, Receipt, Subscription
 from scoop_outbox.core.plans.launch import launch_and_commit
 from scoop_outbox.daemon.daemons import Daemons
@@ -116,8 +117,9 @@ async def _nothing(scope: object, message: object) -> None:
 
 async def create(app: Scoop, topics: Sequence[str], *, group: str = SERVICE) -> None:
     """Create topics, and where the broker has queues, one that gets all that is published on them."""
-    assert app.broker is not None
-    await app.broker.topology(topics, Subscription(SERVICE, group, tuple(topics), "earliest"), create=True)
+    broker = service_of(app).broker
+    assert broker is not None
+    await broker.topology(topics, Subscription(SERVICE, group, tuple(topics), "earliest"), create=True)
 
 
 def payload(number: int) -> dict[str, object]:
@@ -140,8 +142,8 @@ async def stage(app: Scoop, control: Control, topic: str, count: int, *, keyed: 
             )
             for number in range(first, min(first + _BATCH, count))
         ]
-        async with app.home.driver() as driver:
-            await driver.run(launch_and_commit(batch, app.signals, brokered=True))
+        async with service_of(app).home.driver() as driver:
+            await driver.run(launch_and_commit(batch, service_of(app).signals, brokered=True))
     found = [
         Envelope(message_id, topic, key, bytes(body), content_type, {**headers, "scoop-home": home})
         for message_id, topic, key, body, content_type, headers, home in await control.all(_READ, {"topic": topic})

@@ -36,7 +36,7 @@ from benchmarks.users import (
     one_by_one,
 )
 from scoop_outbox import Scoop
-from scoop_outbox.client.declaration import BROKER_VARIABLE, DATABASE_VARIABLE
+from scoop_outbox.client.servers import BROKER_VARIABLE, DATABASE_VARIABLE
 
 SLOTS = 16
 LAUNCHERS = 8

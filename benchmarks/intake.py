@@ -22,6 +22,7 @@ from benchmarks.server import Bench
 from benchmarks.table import Table, Target, ratios
 from benchmarks.writer import writing
 from scoop_outbox import Scoop
+from scoop_outbox.app import service_of
 from scoop_outbox.daemon.intake import BATCH, Intake
 from scoop_outbox.message import JSON, Envelope, dump_json, uuid7
 from scoop_outbox.wire.headers import LAUNCHED_AT
@@ -110,8 +111,9 @@ def _envelopes(count: int) -> list[Envelope]:
 
 async def _ours(control: Control, app: Scoop, count: int) -> float:
     await app.announce()
-    assert app.broker is not None
-    intake = Intake(app.home, app.broker, app.subscription, app.sagas, app.signals, high=10 * count, low=9 * count)
+    ours = service_of(app)
+    assert ours.broker is not None
+    intake = Intake(ours.home, ours.broker, ours.subscription, app.sagas, ours.signals, high=10 * count, low=9 * count)
     running = asyncio.create_task(intake.run())
     try:
         while not intake.taken_in:

@@ -15,6 +15,7 @@ from benchmarks.server import Bench
 from benchmarks.table import Table, Target, percentile, ratios, text
 from benchmarks.work import WARM_UP, done_since, execute, prepare, release, until_done, until_ended, warm
 from scoop_outbox import Scoop
+from scoop_outbox.app import service_of
 
 SLOTS = 16
 MOST_HOP = 5.0
@@ -184,7 +185,7 @@ async def one_by_one(control: Control, app: Scoop, topic: str, count: int) -> tu
         started = time.perf_counter()
         ended.clear()
         handle = await app.launch(topic, {"number": number})
-        with app.signals.awaiting(handle.id, functools.partial(loop.call_soon_threadsafe, ended.set)):
+        with service_of(app).signals.awaiting(handle.id, functools.partial(loop.call_soon_threadsafe, ended.set)):
             await ended.wait()
         took.append((time.perf_counter() - started) * 1000)
     return took, statistics.median(commits)

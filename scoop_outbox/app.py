@@ -5,33 +5,36 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 from scoop_outbox.answers import Answer
-from scoop_outbox.broker.protocol import Broker, Resource, Subscription
+from scoop_outbox.broker.protocol import Resource
+from scoop_outbox.client.announce import announce, announce_sync
+from scoop_outbox.client.handle import Handle
 from scoop_outbox.client.launcher import Launcher
+from scoop_outbox.client.serve import serve
+from scoop_outbox.client.servers import Servers
+from scoop_outbox.client.service import Service
 from scoop_outbox.core.plans import parking
-from scoop_outbox.core.plans.subscriptions import read_revision
-from scoop_outbox.daemon.announcer import note
 from scoop_outbox.daemon.intake import HIGH_WATER
-from scoop_outbox.daemon.process import daemons
 from scoop_outbox.daemon.running import Running
 from scoop_outbox.daemon.worker.interruptions import MOST
 from scoop_outbox.daemon.worker.worker import SLOTS
-from scoop_outbox.errors import BrokerError, DefinitionError
-from scoop_outbox.message import Message, Topic, topic_name
+from scoop_outbox.message import Draft, Message, Topic
 from scoop_outbox.policy import seconds
+from scoop_outbox.saga import Saga
 from scoop_outbox.status import Status, read_message, read_status
-from scoop_outbox.store import revisions
+from scoop_outbox.store.external_transaction import AsyncTransaction, Transaction
+from scoop_outbox.store.schema import DEFAULT_SCHEMA
+from scoop_outbox.wire.limits import MAX_BODY
 
 log = logging.getLogger(__name__)
 
 
-class Scoop(Launcher):
+class Scoop:
     """One service: its sagas, its database, its broker.
 
     Everything can be imported and declared without a running database.
@@ -57,7 +60,211 @@ class Scoop(Launcher):
         BrokerError: no installed adapter serves the broker's URL, or the adapter refuses URL or settings.
     """
 
-    # -- asking -------------------------------------------------------------------------------------------------
+    def __init__(
+        self,
+        service: str,
+        *,
+        database: str | None = None,
+        broker: str | None = None,
+        schema: str = DEFAULT_SCHEMA,
+        group: str | None = None,
+        start: str | None = None,
+        broker_settings: Mapping[str, object] | None = None,
+        max_body: int = MAX_BODY,
+    ) -> None:
+        """Declare a service; nothing is opened."""
+        servers = Servers(
+            service,
+            database=database,
+            broker=broker,
+            broker_settings=broker_settings,
+            schema=schema,
+            max_body=max_body,
+        )
+        self._service = Service(service, servers, group=group, start=start)
+        self._launcher = Launcher(self._service)
+        self.service = self._service.name
+
+    def __repr__(self) -> str:
+        """Show the service and its sagas."""
+        return f"<Scoop {self.service!r}: {', '.join(map(repr, self.sagas)) or 'no sagas'}>"
+
+    def configure(
+        self,
+        *,
+        database: str | None = None,
+        broker: str | None = None,
+        broker_settings: Mapping[str, object] | None = None,
+        group: str | None = None,
+        start: str | None = None,
+    ) -> None:
+        """Use another database or broker than was declared, before anything is opened.
+
+        Args:
+            database: instead of the one declared.
+            broker: instead of the one declared.
+            broker_settings: on top of those declared.
+            group: the consumer group or queue, instead of the one declared.
+            start: where a new group begins, instead of what was declared.
+
+        Raises:
+            DefinitionError: the group's name cannot be used.
+            DatabaseError: the database's URL is wrong.
+            BrokerError: no installed adapter serves the broker's URL, or the adapter refuses URL or settings.
+        """
+        self._service.configure(
+            database=database, broker=broker, broker_settings=broker_settings, group=group, start=start
+        )
+
+    def saga(
+        self,
+        name: str,
+        on: str | Topic[Any],
+        *,
+        ordered: Literal["key"] | None = None,
+        version: str | None = None,
+        formerly: Iterable[str] = (),
+    ) -> Saga:
+        """Declare a saga: a handler of the messages on a topic.
+
+        Args:
+            name: unique within the service. It is stored with its runs.
+            on: the topic; several sagas may share one, each gets every message.
+            ordered: `"key"` begins with a message when the one of the same key before it has ended: see the guide.
+            version: tells this version of the saga from others that are deployed at the same time; unless given, its
+                steps in order do. A run goes on in the version in which it began, while a worker has that.
+            formerly: names that the saga had before. What is subscribed, waited for and under way under them is taken
+                over when the service starts; leave them there as long as something of the old name may be undone.
+
+        Raises:
+            DefinitionError: the name is taken or cannot be used, or the topic, `ordered` or `formerly` cannot; or this
+                process runs the service already, and would not execute the saga.
+        """
+        return self._service.saga(name, on, ordered=ordered, version=version, formerly=formerly)
+
+    @property
+    def sagas(self) -> Mapping[str, Saga]:
+        """The declared sagas by name."""
+        return dict(self._service.sagas)
+
+    async def launch(
+        self,
+        topic: str | Topic[Any],
+        payload: Any,
+        *,
+        key: str | bytes | None = None,
+        context: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        require_handlers: bool = False,
+        handled_by: Sequence[Any] = (),
+        session: AsyncTransaction | None = None,
+        detached: bool = False,
+        id: uuid.UUID | None = None,  # noqa: A002 - what everybody calls it
+    ) -> Handle:
+        """Launch a message from outside any saga: it starts a hierarchy of its own.
+
+        Args:
+            topic: a name, or a typed topic.
+            payload: JSON values, a dataclass, a pydantic model, a msgspec struct, or bytes.
+            key: orders the message among others of the same key.
+            context: what its handlers find in `scope.context`.
+            headers: text headers that travel with the message.
+            require_handlers: refuse to launch if no saga is subscribed to the topic.
+            handled_by: sagas, or their names; refuse to launch if one of them is not subscribed to it.
+            session: launch inside this transaction, to be committed with it and gone with it: an SQLAlchemy
+                `AsyncSession`, `async_scoped_session` or `AsyncConnection`, on psycopg or asyncpg, or a psycopg
+                `AsyncConnection`, on this service's database. Without it the message is launched in a transaction of
+                its own, durably when this returns.
+            detached: inside a step, launch it all the same: it does not belong to the step, and is there even if the
+                step fails. A step launches with `scope.launch`.
+            id: the message's id, a UUID of the caller's, of any version; one is drawn unless given. The same message
+                under the same id is launched once, however often and by however many it is tried: each time the handle
+                is that of the one message. Whoever tries while another transaction launches it waits for the end of
+                that one: without `session`, three launches at a time in each event loop, and three of blocking code,
+                each for 20 s at most, and as long for its turn. Draw ids of your own: one that was drawn here
+                (`handle.id`) is that message's, and another message launched under it may be lost.
+
+        Raises:
+            StepError: this is called inside a step, neither detached nor with the step's own session.
+            DefinitionError, PayloadError: nothing is launched; the message says what cannot be encoded or is too
+                large.
+            ConflictingMessage: another message has the id: its topic, key or payload is not this one's. Nothing is
+                launched.
+            UnhandledMessage: nothing is launched, for lack of a subscription that was required.
+            DatabaseError: the database cannot be reached or is not migrated, or `session` cannot be joined. Or another
+                transaction is launching under the id and does not end: nothing is launched then; try again.
+        """
+        draft = Draft(topic, payload, key, context, headers, id, require_handlers, handled_by)
+        return (await self._launcher.launch([draft], session, detached=detached))[0]
+
+    def launch_sync(
+        self,
+        topic: str | Topic[Any],
+        payload: Any,
+        *,
+        key: str | bytes | None = None,
+        context: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        require_handlers: bool = False,
+        handled_by: Sequence[Any] = (),
+        session: Transaction | None = None,
+        detached: bool = False,
+        id: uuid.UUID | None = None,  # noqa: A002 - what everybody calls it
+    ) -> Handle:
+        """Do as `launch`, for code without an event loop.
+
+        `session` is an SQLAlchemy `Session`, `scoped_session` or `Connection`, on psycopg or psycopg2, or a psycopg
+        `Connection`.
+
+        Raises:
+            StepError, DefinitionError, PayloadError, ConflictingMessage, UnhandledMessage, DatabaseError: as `launch`.
+        """
+        draft = Draft(topic, payload, key, context, headers, id, require_handlers, handled_by)
+        return self._launcher.launch_sync([draft], session, detached=detached)[0]
+
+    async def launch_many(
+        self, messages: Iterable[Draft], *, session: AsyncTransaction | None = None, detached: bool = False
+    ) -> list[Handle]:
+        """Launch many messages in one statement: all of them or none, in this order.
+
+        Messages of one key are handed over in this order, as always. At most 10,000 messages with 64 MiB of bodies,
+        contexts and headers are launched at once: what is more goes into another call, with the same `session` if it
+        belongs together.
+
+        Args:
+            messages: what `launch` takes for each, as `Draft(topic, payload, key=..., id=...)`.
+            session: as for `launch`.
+            detached: as for `launch`.
+
+        Returns:
+            A handle for each message, in the same order.
+
+        Raises:
+            PayloadError: there are more messages or bytes than are launched at once, or one cannot be encoded; nothing
+                is launched.
+            StepError, DefinitionError, ConflictingMessage, UnhandledMessage, DatabaseError: as `launch`.
+        """
+        return await self._launcher.launch(messages, session, detached=detached)
+
+    def launch_many_sync(
+        self, messages: Iterable[Draft], *, session: Transaction | None = None, detached: bool = False
+    ) -> list[Handle]:
+        """Do as `launch_many`, for code without an event loop; `session` is a blocking session or connection.
+
+        Raises:
+            PayloadError, StepError, DefinitionError, ConflictingMessage, UnhandledMessage, DatabaseError: as
+                `launch_many`.
+        """
+        return self._launcher.launch_sync(messages, session, detached=detached)
+
+    @property
+    def unhandled(self) -> Mapping[str, int]:
+        """How many messages this process has launched on topics that no saga is subscribed to, by topic."""
+        return self._service.signals.unhandled.counts
+
+    def handle(self, message_id: uuid.UUID) -> Handle:
+        """Return the handle of a message whose id was kept."""
+        return self._launcher.handle(message_id)
 
     async def status(self, message_id: uuid.UUID) -> Status:
         """Return the whole hierarchy below a message, as it stands now.
@@ -65,8 +272,8 @@ class Scoop(Launcher):
         Raises:
             UnknownMessage: it has not been taken in here, or has been pruned.
         """
-        async with self.home.driver() as driver:
-            return await driver.run(read_status(message_id, self.home.failures))
+        async with self._service.home.driver() as driver:
+            return await driver.run(read_status(message_id, self._service.home.failures))
 
     def status_sync(self, message_id: uuid.UUID) -> Status:
         """Do as `status`, for code without an event loop.
@@ -74,8 +281,8 @@ class Scoop(Launcher):
         Raises:
             UnknownMessage: it has not been taken in here, or has been pruned.
         """
-        with self.home.blocking_driver() as driver:
-            return driver.run(read_status(message_id, self.home.failures))
+        with self._service.home.blocking_driver() as driver:
+            return driver.run(read_status(message_id, self._service.home.failures))
 
     async def message(self, message_id: uuid.UUID) -> Message:
         """Return a message that has been taken in.
@@ -83,10 +290,8 @@ class Scoop(Launcher):
         Raises:
             UnknownMessage: it has not been taken in here, or has been pruned.
         """
-        async with self.home.driver() as driver:
+        async with self._service.home.driver() as driver:
             return await driver.run(read_message(message_id))
-
-    # -- operating ----------------------------------------------------------------------------------------------
 
     async def retry(self, run_id: uuid.UUID) -> Answer:
         """Take a parked run on again, where it was parked: the same as `scoop-outbox retry`.
@@ -102,12 +307,10 @@ class Scoop(Launcher):
         Raises:
             DatabaseError: the database cannot be reached or is not migrated.
         """
-        async with self.home.driver() as driver:
-            answer = await driver.run(parking.retry(run_id, self.signals))
+        async with self._service.home.driver() as driver:
+            answer = await driver.run(parking.retry(run_id, self._service.signals))
         log.info("retry of run %s asked by service %s: %s", run_id, self.service, answer)
         return answer
-
-    # -- at the broker ------------------------------------------------------------------------------------------
 
     async def topology(self, *topics: str | Topic[Any]) -> list[Resource]:
         """Tell what has to exist at the broker for this service, and whether it does; create nothing.
@@ -123,7 +326,7 @@ class Scoop(Launcher):
             DefinitionError: a topic cannot be used.
             BrokerError: the broker cannot be reached, does not permit it, or has something else of that name.
         """
-        return await self._topology(topics, create=False)
+        return await self._service.topology(topics, create=False)
 
     async def apply_topology(self, *topics: str | Topic[Any]) -> list[Resource]:
         """Create what does not exist of `topology`: the same as `scoop-outbox topology apply`. Can be run again.
@@ -134,15 +337,7 @@ class Scoop(Launcher):
         Raises:
             DefinitionError, BrokerError: as `topology`.
         """
-        return await self._topology(topics, create=True)
-
-    async def _topology(self, topics: Iterable[str | Topic[Any]], *, create: bool) -> list[Resource]:
-        published = list(dict.fromkeys(map(topic_name, topics)))
-        if self.broker is None or not (published or self.sagas):
-            return []
-        return await self.broker.topology(published, self.subscription if self.sagas else None, create=create)
-
-    # -- running ------------------------------------------------------------------------------------------------
+        return await self._service.topology(topics, create=True)
 
     async def migrate(self, *, wait: float | timedelta = 300.0, lock_timeout: float | timedelta = 2.0) -> None:
         """Create or upgrade the tables: the same as `scoop-outbox migrate`.
@@ -157,7 +352,9 @@ class Scoop(Launcher):
         """
         from scoop_outbox.store.migrate import migrate  # noqa: PLC0415 - nothing else needs Alembic
 
-        await asyncio.to_thread(migrate, self.home.url, self._schema, wait=wait, lock_timeout=lock_timeout)
+        await asyncio.to_thread(
+            migrate, self._service.home.url, self._service.servers.schema, wait=wait, lock_timeout=lock_timeout
+        )
 
     async def announce(self) -> None:
         """Make the subscriptions of this service's sagas known, so that its messages are waited for.
@@ -171,11 +368,7 @@ class Scoop(Launcher):
             DatabaseError: the database cannot be reached or is not migrated.
             BrokerError: the broker says that the service cannot receive, and what to do about it, or cannot be reached.
         """
-        self.check()
-        async with self.home.driver() as driver:
-            await driver.run(self._guard(relay=False))
-            if not await self.announcer.announce(driver):
-                raise BrokerError(self._unasked)
+        await announce(self._service)
 
     def announce_sync(self) -> None:
         """Do as `announce`, for code without an event loop.
@@ -185,21 +378,7 @@ class Scoop(Launcher):
             DatabaseError: the database cannot be reached or is not migrated.
             BrokerError: the broker says that the service cannot receive, and what to do about it, or cannot be reached.
         """
-        self.check()
-        announcer = self.announcer
-        if announcer.done:
-            return
-        with self.home.blocking_driver() as driver:
-            driver.run(self._guard(relay=False))
-            if self._broker is not None:
-                with ThreadPoolExecutor(1) as thread:
-                    # This thread may have a loop that runs.
-                    preparing = thread.submit(asyncio.run, _prepared(self._broker, self.subscription))
-                    announcer.problem = preparing.result()
-                if announcer.problem is not None:
-                    raise BrokerError(self._unasked)
-            note(self.service, driver.run(announcer.plan()))
-        announcer.done = True
+        announce_sync(self._service)
 
     @asynccontextmanager
     async def running(
@@ -233,62 +412,32 @@ class Scoop(Launcher):
                 been announced. Or this service has a broker, or this process relays and others of the database have
                 one, and it was not told of it: say `postgresql://` to do without on purpose.
         """
-        _check_numbers(slots, high_water, max_interruptions)
-        if self._running:
-            raise DefinitionError(f"service {self.service!r} is running in this process already: once is enough")
-        self.check()
-        self._seal(running=True)
-        try:
-            async with self.home.driver() as driver:
-                revisions.check(await driver.run(read_revision()), self.home.url)
-                await driver.run(self._guard(relay=relay))
-            async with daemons(
-                self.home,
-                self.subscription,
-                self._sagas,
-                signals=self.signals,
-                announcer=self.announcer,
-                broker=self._broker,
-                relay=relay,
-                worker=worker,
-                slots=slots,
-                high_water=high_water,
-                max_interruptions=max_interruptions,
-                grace=seconds(grace),
-            ) as running:
-                yield running
-        finally:
-            self._seal(running=False)
-            await self.close()
+        async with serve(
+            self._service,
+            relay=relay,
+            worker=worker,
+            slots=slots,
+            high_water=high_water,
+            max_interruptions=max_interruptions,
+            grace=seconds(grace),
+        ) as running:
+            yield running
 
     async def close(self) -> None:
         """Close the connections that launching and asking have left open in this event loop, and the blocking ones.
 
         `running` does so at its end. What is used afterwards opens anew.
         """
-        try:
-            if self._signals is not None:
-                await self._signals.close()
-        finally:
-            if self._home is not None:
-                await self._home.dispose()
+        await self._service.servers.close()
 
     def close_sync(self) -> None:
         """Close the connections that `launch_sync` and the other blocking calls have left open."""
-        if self._signals is not None:
-            self._signals.close_blocking()
-        if self._home is not None:
-            self._home.dispose_blocking()
+        self._service.servers.close_sync()
 
 
-async def _prepared(broker: Broker, subscription: Subscription) -> str | None:
-    return await broker.prepare(subscription)
+def service_of(app: Scoop) -> Service:
+    """Return what an application is made of, for the commands, the demonstration, the contract of adapters and tests.
 
-
-def _check_numbers(slots: int, high_water: int, max_interruptions: int) -> None:
-    if slots < 1:
-        raise DefinitionError(f"slots={slots}: a worker needs at least one")
-    if high_water < 1:
-        raise DefinitionError(f"high_water={high_water}: nothing would ever be taken in; it is at least 1")
-    if max_interruptions < 1:
-        raise DefinitionError(f"max_interruptions={max_interruptions}: every run would be parked; it is at least 1")
+    Users have no need of it: everything that they may do is a method of `Scoop`.
+    """
+    return app._service  # noqa: SLF001 - the one door to it

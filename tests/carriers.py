@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from scoop_outbox import Scoop
+from scoop_outbox.app import service_of
 from scoop_outbox.broker import plugins
 from scoop_outbox.broker.protocol import Broker, Consumer, Delivery, Feature, Publisher, Receipt, Resource, Subscription
 from scoop_outbox.message import Envelope
@@ -31,8 +32,8 @@ class Carrier:
     def carry(self, app: Scoop) -> Scoop:
         """Let messages of a service travel this way."""
         if self.url is not None:
-            app.start = "earliest"
-            app._broker = _OwnTopics(plugins.load(self.url, self._settings), self._prefix)
+            service_of(app).start = "earliest"
+            service_of(app).servers.broker = _OwnTopics(plugins.load(self.url, self._settings), self._prefix)
         return app
 
 

@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from scoop_outbox.app import Scoop
+from scoop_outbox.app import Scoop, service_of
 from scoop_outbox.daemon.monitoring.health import serve_health
 from scoop_outbox.errors import DefinitionError
 from scoop_outbox.store.url import redact_url
@@ -115,7 +115,7 @@ async def _serve(app: Scoop, serving: Serving) -> list[str]:
         health = None
         if serving.port is not None:
             # Around the daemons: it answers while they start and while they drain, too.
-            health = await stack.enter_async_context(serve_health(app.home, serving.host, serving.port))
+            health = await stack.enter_async_context(serve_health(service_of(app).home, serving.host, serving.port))
         daemons = await stack.enter_async_context(
             app.running(
                 worker=serving.worker,
@@ -129,9 +129,10 @@ async def _serve(app: Scoop, serving: Serving) -> list[str]:
         if health is not None:
             health.watch(daemons)
         _freeze_gc()
+        home = service_of(app).home
         log.info(
             "process: ready (service %s, database %s, schema %s)",
-            *(app.service, redact_url(app.home.url), app.home.schema),
+            *(app.service, redact_url(home.url), home.schema),
             extra={"service": app.service},
         )
         await _first(stopping.wait(), daemons.until_one_dies())

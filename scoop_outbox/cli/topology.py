@@ -141,9 +141,11 @@ def _load(path: str, group: str | None, broker: str | None, settings: Mapping[st
 
 
 def _show(scoop: Scoop, items: Sequence[Resource], words: dict[bool | None, str]) -> None:
+    from scoop_outbox.app import service_of
+
     for item in items:
         click.echo(f"{words[item.exists]:<7}  {item.text}")
-    if scoop.broker is None:
+    if service_of(scoop).broker is None:
         click.echo("there is nothing to create: the built-in broker needs only the database")
     elif not items:
         click.echo(f"there is nothing to create: service {scoop.service!r} has no sagas, and no --topic is given")

@@ -20,6 +20,7 @@ from rich.text import Text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from scoop_outbox import DistributedError, Handle, ScoopError
+from scoop_outbox.app import service_of
 from scoop_outbox.broker.protocol import Subscription
 from scoop_outbox.demo import names, runner, tables
 from scoop_outbox.demo.carrier import Carrier, carrier, title_of
@@ -183,7 +184,7 @@ async def _broker(options: Options, title: str, stack: AsyncExitStack, console: 
 def _subscriptions() -> list[Subscription]:
     """Return what the services receive."""
     services = [importlib.import_module(f"scoop_outbox.demo.{service}") for service in runner.SERVICES]
-    return [service.app.subscription for service in services]
+    return [service_of(service.app).subscription for service in services]
 
 
 async def _database(given: str | None, stack: AsyncExitStack, console: Console) -> str:

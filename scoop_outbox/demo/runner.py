@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from scoop_outbox.client.declaration import BROKER_SETTINGS_VARIABLE, BROKER_VARIABLE, DATABASE_VARIABLE
+from scoop_outbox.client.servers import BROKER_SETTINGS_VARIABLE, BROKER_VARIABLE, DATABASE_VARIABLE
 from scoop_outbox.demo.tables import SCHEMA
 from scoop_outbox.devservers.postgres import TEST_SETTINGS, PostgresServer
 from scoop_outbox.errors import ScoopError

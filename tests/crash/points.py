@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 
 from scoop_outbox import AsyncScope, BlockingScope, Message, Scoop
-from scoop_outbox.client.declaration import DATABASE_VARIABLE
+from scoop_outbox.client.servers import DATABASE_VARIABLE
 from scoop_outbox.scope import Scope
 from tests.crash.flow import Refusal, note, note_blocking
 

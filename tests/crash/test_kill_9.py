@@ -15,6 +15,7 @@ import psycopg
 import pytest
 
 from scoop_outbox import Scoop
+from scoop_outbox.app import service_of
 from tests.carriers import BUILTIN, KAFKA, RABBITMQ, REAL
 from tests.crash import flow
 from tests.crash.ledger import assert_exactly_once, count, is_quiet
@@ -85,11 +86,12 @@ def test_kill_9_of_workers_and_relays_at_random(
 
 async def _create_topics(launcher: Scoop, prefix: str) -> None:
     """Make the broker ready for the services, as `scoop-outbox topology apply` does."""
-    if launcher.broker is not None:
+    broker = service_of(launcher).broker
+    if broker is not None:
         for app in flow.SERVICES.values():
-            mine = app.subscription
+            mine = service_of(app).subscription
             topics = tuple(prefix + topic for topic in mine.topics)
-            await launcher.broker.topology(topics, replace(mine, group=prefix + mine.group, topics=topics), create=True)
+            await broker.topology(topics, replace(mine, group=prefix + mine.group, topics=topics), create=True)
 
 
 def _steps(connection: psycopg.Connection[Any]) -> int:

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from scoop_outbox import Scoop
+from scoop_outbox.app import service_of
 from scoop_outbox.devservers.postgres import PostgresNotFoundError, PostgresServer, start_postgres
 from scoop_outbox.errors import DatabaseError
 from scoop_outbox.store.migrate import migrate
@@ -65,7 +66,7 @@ def processes(database_url: str, fleet: Fleet) -> list[Process]:
 
 def _launch(numbers: range) -> None:
     """Launch orders in one transaction."""
-    with psycopg.connect(flow.orders.home.url) as connection:
+    with psycopg.connect(service_of(flow.orders).home.url) as connection:
         for n in numbers:
             flow.orders.launch_sync("order.placed", {"n": n}, key=str(n % 16), session=connection)
 

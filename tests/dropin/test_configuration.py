@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from scoop_outbox import BrokerError, Scoop
+from scoop_outbox.app import service_of
 from scoop_outbox.broker import plugins
 from scoop_outbox.operations.handlers import ForgetStatus, Handlers
 from tests.dropin.listener import Listener
@@ -67,7 +68,7 @@ def test_a_url_that_cannot_be_used(url: str) -> None:
 
 @pytest.mark.parametrize("url", ["KAFKA://localhost:9092", " amqp://localhost "])
 def test_capitals_and_blanks_around_a_url_are_no_mistake(url: str) -> None:
-    assert Scoop("shop", broker=url).broker is not None
+    assert service_of(Scoop("shop", broker=url)).broker is not None
 
 
 SETTINGS: list[tuple[str, dict[str, Any], str]] = [

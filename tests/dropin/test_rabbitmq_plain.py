@@ -8,6 +8,7 @@ import pytest
 from aio_pika.abc import AbstractIncomingMessage
 
 from scoop_outbox import Message, Scope, Topic
+from scoop_outbox.app import service_of
 from scoop_outbox.devservers.rabbitmq import RabbitServer
 from tests.dropin.listener import Listener
 from tests.rabbitmq.trial import Trial, name, publish_plainly
@@ -62,7 +63,7 @@ def by_body(seen: list[Message]) -> list[Message]:
     return sorted(seen, key=lambda message: message.body)
 
 
-async def service_of(rabbit: Trial, database_url: str, *topics: str | Topic[Any], **settings: object) -> Listener:
+async def declared_service(rabbit: Trial, database_url: str, *topics: str | Topic[Any], **settings: object) -> Listener:
     """A service whose queue is declared and bound."""
     service = Listener(database_url, rabbit.url, name("shop"), *topics, settings=settings)
     await service.app.apply_topology()
@@ -141,7 +142,7 @@ async def test_a_reply_goes_straight_into_the_queue_of_whoever_asked(rabbit: Tri
 
 async def test_a_plain_producer_starts_sagas(rabbit: Trial, database_url: str) -> None:
     topic = name()
-    service = await service_of(rabbit, database_url, topic)
+    service = await declared_service(rabbit, database_url, topic)
     headers: Any = {**TRACE, "number": 7, "raw": bytearray(b"\xff"), "yes": True}
     await publish(
         rabbit, topic, b'{"sku": "apple"}', content_type="application/json", message_id="m-1", headers=headers
@@ -166,7 +167,7 @@ async def test_a_processor_that_passes_our_headers_on_writes_messages_of_its_own
     rabbit: Trial, database_url: str
 ) -> None:
     orders, enriched = name(), name()
-    service = await service_of(rabbit, database_url, orders, enriched)
+    service = await declared_service(rabbit, database_url, orders, enriched)
     copies = await rabbit.queue(orders)
 
     async with service.running():
@@ -183,7 +184,7 @@ async def test_a_processor_that_passes_our_headers_on_writes_messages_of_its_own
 
 async def test_a_producer_that_gives_no_message_id_starts_sagas(rabbit: Trial, database_url: str) -> None:
     topic = name()
-    service = await service_of(rabbit, database_url, topic)
+    service = await declared_service(rabbit, database_url, topic)
     await publish_plainly(rabbit, "amq.topic", topic, AVRO)
     await publish_plainly(rabbit, "amq.topic", topic, b'{"sku": "pear"}', headers=dict(TRACE))
     await publish_plainly(rabbit, "amq.topic", topic, b'{"sku": "plum"}', content_type="application/json")
@@ -200,8 +201,8 @@ async def test_bytes_of_a_registry_reach_sagas_that_take_bytes_and_are_a_dead_le
     rabbit: Trial, database_url: str
 ) -> None:
     topic = name()
-    untyped = await service_of(rabbit, database_url, topic)
-    typed = await service_of(rabbit, database_url, Topic(topic, Order))
+    untyped = await declared_service(rabbit, database_url, topic)
+    typed = await declared_service(rabbit, database_url, Topic(topic, Order))
     await publish(rabbit, topic, AVRO, b'{"sku": "apple"}')
 
     async with untyped.running(), typed.running():
@@ -223,7 +224,7 @@ async def test_a_message_that_is_delivered_again_starts_nothing_twice(
     rabbit: Trial, database_url: str, properties: dict[str, Any]
 ) -> None:
     topic = name()
-    service = await service_of(rabbit, database_url, topic)
+    service = await declared_service(rabbit, database_url, topic)
     await publish_plainly(rabbit, "amq.topic", topic, AVRO, **properties)
     async with service.running() as daemons:
         await service.sees(1)
@@ -239,9 +240,9 @@ async def test_a_message_that_is_delivered_again_starts_nothing_twice(
 
 async def test_a_message_that_somebody_has_put_back_starts_sagas_once(rabbit: Trial, database_url: str) -> None:
     topic = name()
-    service = await service_of(rabbit, database_url, topic)
+    service = await declared_service(rabbit, database_url, topic)
     await publish(rabbit, topic, b"1")
-    queue = await (await rabbit.channel()).get_queue(service.app.group)
+    queue = await (await rabbit.channel()).get_queue(service_of(service.app).group)
     for _ in range(3):
         one = await queue.get(timeout=10)
         assert one is not None
@@ -288,13 +289,13 @@ async def test_an_existing_queue_is_consumed_by_name_and_its_bindings_stay(rabbi
     assert await rabbit.bodies(copy.name) == [b"old", b"new"]
     # Nothing was declared for the service besides: its queue would have this name.
     with pytest.raises(aio_pika.exceptions.ChannelNotFoundEntity):
-        await (await rabbit.channel()).get_queue(service.app.group)
+        await (await rabbit.channel()).get_queue(service_of(service.app).group)
 
 
 async def test_a_consumer_of_others_gets_what_it_got_before(rabbit: Trial, database_url: str) -> None:
     topic = name()
     theirs = await rabbit.queue(topic)
-    service = await service_of(rabbit, database_url, topic)
+    service = await declared_service(rabbit, database_url, topic)
 
     async with service.running():
         await publish(rabbit, topic, b"1")
@@ -308,7 +309,7 @@ async def test_a_consumer_of_others_gets_what_it_got_before(rabbit: Trial, datab
 async def test_a_running_service_creates_nothing(own_rabbit: RabbitServer, database_url: str) -> None:
     async with Trial(own_rabbit.url) as rabbit:
         topic, missing = name(), name("missing")
-        service = await service_of(rabbit, database_url, topic)
+        service = await declared_service(rabbit, database_url, topic)
         before = everything(own_rabbit)
 
         async with service.running():
@@ -323,7 +324,7 @@ async def test_a_running_service_creates_nothing(own_rabbit: RabbitServer, datab
 
         assert running == before == everything(own_rabbit)
         assert all(missing in reason for _, reason in service.dead_letters)
-        assert service.app.group in before
+        assert service_of(service.app).group in before
 
 
 def everything(server: RabbitServer) -> str:

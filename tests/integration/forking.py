@@ -20,6 +20,7 @@ from typing import Any
 import psycopg
 
 from scoop_outbox import Scoop, Scope
+from scoop_outbox.app import service_of
 from scoop_outbox.message import Message, uuid7
 
 CHILDREN = 3
@@ -86,7 +87,7 @@ def launching(app: Scoop, parents: set[int]) -> Callable[[int], None]:
     def launch(number: int) -> None:
         for one in range(LAUNCHES):
             app.launch_sync("strangers", [number, one])
-        with app.home.blocking_driver() as driver:
+        with service_of(app).home.blocking_driver() as driver:
             assert driver.raw.info.backend_pid not in parents, "a child uses its parent's connection"
 
     return launch
@@ -136,7 +137,7 @@ def with_loop(url: str) -> None:
 def lent(url: str) -> None:
     """A connection is in use, of a thread that is not there in the child, and so are locks."""
     app = Scoop("forks", database=url)
-    home = app.home
+    home = service_of(app).home
     app.announce_sync()
     lent, go_on = threading.Event(), threading.Event()
 
@@ -166,12 +167,12 @@ def identities(url: str) -> None:
     reading, writing = os.pipe()
 
     def tell(number: int) -> None:
-        os.write(writing, "\n".join([app.home.worker_id, *(str(uuid7()) for _ in range(20)), ""]).encode())
+        os.write(writing, "\n".join([service_of(app).home.worker_id, *(str(uuid7()) for _ in range(20)), ""]).encode())
 
     joined(fork(tell))
     os.close(writing)
     told = os.read(reading, 65536).decode().split()
-    told += [app.home.worker_id, *(str(uuid7()) for _ in range(20))]
+    told += [service_of(app).home.worker_id, *(str(uuid7()) for _ in range(20))]
     assert len(told) == 21 * (CHILDREN + 1)
     assert len({uuid.UUID(one) for one in told}) == len(told)
 
@@ -249,11 +250,11 @@ def hearing(url: str) -> None:
 
     def hear(number: int) -> None:
         message_id, heard = uuid7(), threading.Event()
-        with app.signals.awaiting(message_id, heard.set):
-            until(lambda: app.signals.hears_of_ends)
+        with service_of(app).signals.awaiting(message_id, heard.set):
+            until(lambda: service_of(app).signals.hears_of_ends)
             heard.clear()  # it is also called when this process begins to hear
             with psycopg.connect(url) as other:
-                channel = app.signals.channel("ended")
+                channel = service_of(app).signals.channel("ended")
                 other.execute("select pg_notify(%s, %s)", (channel, message_id.hex))
             assert heard.wait(_PATIENCE)
 

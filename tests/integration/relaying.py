@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 
 from scoop_outbox import Scoop
+from scoop_outbox.app import service_of
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, PublishStatus, Receipt
 from scoop_outbox.core.plans.launch import launch, launch_and_commit
 from scoop_outbox.daemon.relay.relay import Relay
@@ -86,7 +87,7 @@ class Silent:
 
 def write(url: str, *emissions: Emission) -> None:
     app = Scoop("writer", database=url)
-    with app.home.blocking_driver() as driver:
+    with service_of(app).home.blocking_driver() as driver:
         driver.run(launch_and_commit(emissions, Silent()))
     app.close_sync()
 
@@ -98,7 +99,7 @@ def written_late(url: str, *emissions: Emission) -> Iterator[Callable[..., None]
     with psycopg.connect(url) as connection:
 
         def write_more(*emissions: Emission) -> None:
-            run_joined_blocking(launch(emissions), connection, app.home.queries, lambda: None)
+            run_joined_blocking(launch(emissions), connection, service_of(app).home.queries, lambda: None)
 
         write_more(*emissions)
         yield write_more

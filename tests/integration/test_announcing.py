@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from scoop_outbox import BrokerError, DefinitionError, Scoop
+from scoop_outbox.app import service_of
 from scoop_outbox.daemon.daemons import Daemons
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from tests.fake_broker import FakeBroker, message
@@ -55,9 +56,9 @@ def service(
     app = Scoop(name, database=url, broker=said)
     for saga in sagas:
         app.saga(saga, on="orders").add_step("work", lambda scope, message: None)
-    app._broker = broker
+    service_of(app).servers.broker = broker
     if broker is not None:
-        app._broker_url = "fake://"
+        service_of(app).servers._broker_url = "fake://"
     return app
 
 
@@ -206,7 +207,7 @@ async def test_what_was_launched_before_the_service_was_announced_ends_when_it_i
     # It sees that the service is known, and writes down no more than everybody does.
     again = await app.launch("orders", 2)
     assert ask(database_url, "select sagas from root where message_id = %s", again.id) == [(["a", "b"],)]
-    assert app.announcer.done
+    assert service_of(app).announcer.done
     await app.close()
 
 
@@ -289,7 +290,7 @@ def test_q68_former_names_that_cannot_be(formerly: Any, wrong: str) -> None:
 
     def declare() -> None:
         app.saga("order", on="t", formerly=formerly).add_step("only", lambda scope, message: None)
-        app.check()
+        service_of(app).check()
 
     with pytest.raises(DefinitionError, match=wrong):
         declare()

@@ -27,6 +27,7 @@ from scoop_outbox import (
     Scope,
     Topic,
 )
+from scoop_outbox.app import service_of
 
 ONCE = Retry(attempts=1)
 
@@ -52,7 +53,7 @@ async def app(database_url: str) -> AsyncIterator[Scoop]:
 
 
 def ask(app: Scoop, question: str) -> list[tuple[Any, ...]]:
-    with psycopg.connect(app.home.url) as connection:
+    with psycopg.connect(service_of(app).home.url) as connection:
         return connection.execute(question.encode()).fetchall()
 
 
@@ -114,7 +115,7 @@ async def test_what_cannot_be_joined_is_refused_and_leaves_nothing(app: Scoop) -
         with pytest.raises(DatabaseError, match=r"launch_sync\(\) cannot join \w+: pass an SQLAlchemy Session"):
             await asyncio.to_thread(app.launch_sync, "orders", 1, session=session)
     with (
-        psycopg.connect(app.home.url) as blocking,
+        psycopg.connect(service_of(app).home.url) as blocking,
         pytest.raises(DatabaseError, match=r"for blocking ones there is launch_sync\(\)"),
     ):
         await app.launch("orders", 1, session=blocking)  # type: ignore[arg-type]  # that is the point
@@ -355,8 +356,8 @@ async def test_a_database_that_cannot_be_reached(url: str, no_debug: pytest.LogC
         assert SECRET not in str(error.value)
         assert SECRET not in shown(error.value)
     assert SECRET not in repr(app)
-    assert SECRET not in repr(app.home)
-    assert SECRET not in repr(app.handle(app.home.process_id))
+    assert SECRET not in repr(service_of(app).home)
+    assert SECRET not in repr(app.handle(service_of(app).home.process_id))
     assert SECRET not in no_debug.text
     await app.close()
 

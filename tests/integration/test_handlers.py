@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from scoop_outbox import DistributedError, Message, RunState, Scoop, Scope
+from scoop_outbox.app import service_of
 from scoop_outbox.cli import main
 from scoop_outbox.core.plans.intake import take_in
 from scoop_outbox.message import Envelope
@@ -86,8 +87,8 @@ async def taken_in(app: Scoop, url: str) -> None:
     """Take in what lies in the outbox, and leave it there."""
     rows = ask(url, "select message_id::text, topic, key, body, headers from outbox")
     batch = [Envelope(row[0], row[1], row[2], bytes(row[3]), "application/json", row[4]) for row in rows]
-    async with app.home.driver() as driver:
-        await driver.run(take_in(batch, app.signals))
+    async with service_of(app).home.driver() as driver:
+        await driver.run(take_in(batch, service_of(app).signals))
     await app.close()
 
 
@@ -352,7 +353,7 @@ async def test_whoever_waits_for_a_root_does_not_wait_for_who_was_forgotten(
     database_url: str, handlers: Handlers
 ) -> None:
     app = stock(database_url, "a", "b")
-    app._broker, app._broker_url = FakeBroker(), "fake://"
+    service_of(app).servers.broker, service_of(app).servers._broker_url = FakeBroker(), "fake://"
     await announced(app)
     handle = await app.launch("reserve", 1)
     handlers.forget("stock", "a")

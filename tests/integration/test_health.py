@@ -16,6 +16,7 @@ import pytest
 from psycopg import sql
 
 from scoop_outbox import Message, Running, Scoop, Scope
+from scoop_outbox.app import service_of
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, Publisher, PublishStatus, Receipt
 from scoop_outbox.daemon import counters
 from scoop_outbox.daemon.monitoring import health as health_module
@@ -95,8 +96,8 @@ async def problems(port: int, path: str = "/readyz") -> dict[str, str]:
 @asynccontextmanager
 async def served(app: Scoop, broker: FakeBroker | None = None) -> AsyncIterator[tuple[int, Health]]:
     port = free_port()
-    app._broker = broker
-    async with serve_health(app.home, "127.0.0.1", port) as health, app.running() as daemons:
+    service_of(app).servers.broker = broker
+    async with serve_health(service_of(app).home, "127.0.0.1", port) as health, app.running() as daemons:
         health.watch(daemons)
         yield port, health
 
@@ -124,7 +125,7 @@ async def test_a_process_that_works_is_alive_and_ready(database_url: str) -> Non
 async def test_what_starts_or_stops_is_alive_and_not_ready(database_url: str) -> None:
     app = shop(database_url)
     port = free_port()
-    async with serve_health(app.home, "127.0.0.1", port) as health:
+    async with serve_health(service_of(app).home, "127.0.0.1", port) as health:
         assert await problems(port) == {"process": "it is starting"}
         assert await problems(port, "/livez") == {}
         assert await value(port, "database_up") == 1
@@ -361,5 +362,5 @@ async def test_a_port_that_is_taken_is_told_in_words(database_url: str) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ScoopError, match=rf"cannot listen on 127.0.0.1 port {port}: .*--port"):
-            async with serve_health(app.home, "127.0.0.1", port):
+            async with serve_health(service_of(app).home, "127.0.0.1", port):
                 raise AssertionError

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from scoop_outbox import DefinitionError, Draft, PayloadError, Retry, RunState, Scoop
+from scoop_outbox.app import service_of
 from scoop_outbox.scope import emission
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from scoop_outbox.wire.limits import CEILING, MAX_BODY, TOGETHER, Limits
@@ -206,7 +207,7 @@ async def test_a_body_that_comes_in_too_large_is_a_dead_letter_and_holds_up_noth
     broker = FakeBroker([message(1), message(2, body=LARGE), message(3)])
     app = Scoop("shop", database=database_url, max_body=MOST)
     app.saga("a", on="orders").add_step("only", lambda scope, message: None)
-    app._broker = broker
+    service_of(app).servers.broker = broker
     async with app.running(relay=False, grace=1):
         await until(lambda: len(broker.acknowledged) == 3)
     ((position, reason, size),) = ask(database_url, "select position, reason, length(body) from dead_letter")
@@ -221,7 +222,7 @@ async def test_what_the_brokers_client_would_not_send_is_refused_at_the_launch(d
     broker = FakeBroker()
     broker.most_bytes = MOST
     app = Scoop("shop", database=database_url)
-    app._broker = broker
+    service_of(app).servers.broker = broker
     with pytest.raises(PayloadError, match="the broker's client sends no more than 1000"):
         await app.launch("orders", LARGE)
     await app.close()

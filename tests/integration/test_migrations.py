@@ -20,6 +20,7 @@ from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from scoop_outbox import DatabaseError, DefinitionError, RunState, Scoop
+from scoop_outbox.app import service_of
 from scoop_outbox.failure import Failure, Frame
 from scoop_outbox.store import migrate as migrations
 from scoop_outbox.store import revisions
@@ -241,9 +242,9 @@ async def test_an_unmigrated_database_says_what_to_do(empty_url: str, sagas: boo
         async with app.running():
             pass
     with pytest.raises(DatabaseError, match=UNMIGRATED):
-        await app.status(app.home.process_id)
+        await app.status(service_of(app).home.process_id)
     with pytest.raises(DatabaseError, match=UNMIGRATED):
-        await app.handle(app.home.process_id).wait(1)
+        await app.handle(service_of(app).home.process_id).wait(1)
     await app.close()
 
 

@@ -13,6 +13,7 @@ from psycopg import sql
 from sqlalchemy import make_url
 
 from scoop_outbox import AsyncScope, DatabaseError, DistributedError, Message, Scoop
+from scoop_outbox.app import service_of
 from scoop_outbox.store import carrier as carrier_module
 from tests.waiting import until
 
@@ -121,11 +122,11 @@ async def test_limits_of_a_role_are_not_those_of_the_machinery(database_url: str
             )
     app = Scoop("shop", database=database_url)
     show = "select current_setting('statement_timeout'), current_setting('lock_timeout')"
-    async with app.home.driver() as driver:
+    async with service_of(app).home.driver() as driver:
         assert await (await driver.raw.execute(show)).fetchone() == ("50s", "20s")
-    with app.home.blocking_driver() as blocking:
+    with service_of(app).home.blocking_driver() as blocking:
         assert blocking.raw.execute(show).fetchone() == ("50s", "20s")
-    driver = await app.home.connect_for_steps()
+    driver = await service_of(app).home.connect_for_steps()
     assert await (await driver.raw.execute(show)).fetchone() == ("100ms", "100ms")  # meant for the user's statements
     await driver.close()
     await app.close()
@@ -171,7 +172,7 @@ async def test_bug_09_several_hosts_serve_everything(database_url: str, form: st
         async with app.running():
             await (await app.launch("orders", 1)).wait(LONG)
             await asyncio.to_thread(app.launch_sync, "orders", 2)
-            await until(lambda: app.signals.listening)
+            await until(lambda: service_of(app).signals.listening)
         await app.close()
 
 
@@ -182,7 +183,7 @@ async def test_a_connection_for_signals_that_cannot_be_had_is_a_warning(
     monkeypatch.setattr(carrier_module, "RECONNECT", 0.05)
     app = Scoop("shop", database=database_url)
     app.saga("only", on="orders").add_step("only", lambda *_: None)
-    bare = app.home.connect_bare
+    bare = service_of(app).home.connect_bare
     refused = psycopg.OperationalError("FATAL: too many connections")
 
     refusals = 0
@@ -192,13 +193,13 @@ async def test_a_connection_for_signals_that_cannot_be_had_is_a_warning(
         refusals += 1
         raise refused
 
-    monkeypatch.setattr(app.home, "connect_bare", connect)
+    monkeypatch.setattr(service_of(app).home, "connect_bare", connect)
     async with app.running():
         await (await app.launch("orders", 1)).wait(LONG)  # found by polling, or told directly
         await until(lambda: "is missing" in caplog.text)
         tried = refusals
         await until(lambda: refusals >= tried + 4)
-        monkeypatch.setattr(app.home, "connect_bare", bare)
+        monkeypatch.setattr(service_of(app).home, "connect_bare", bare)
         await until(lambda: "is there again" in caplog.text)
     await app.close()
     said = [record for record in caplog.records if record.levelno == logging.WARNING]

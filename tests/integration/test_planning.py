@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 
 from scoop_outbox import AsyncScope, BlockingScope, DistributedError, Message, Scoop
+from scoop_outbox.app import service_of
 from scoop_outbox.devservers.postgres import PostgresServer
 from scoop_outbox.store.migrate import migrate
 
@@ -69,9 +70,9 @@ async def test_a_statement_of_the_machinery_is_planned_once(database_url: str) -
         for number in range(RUNS):
             await (await app.launch("orders", number)).wait(20)
             await asyncio.to_thread((await asyncio.to_thread(app.launch_sync, "orders", number)).wait_sync, 20)
-        async with app.home.driver() as driver:
+        async with service_of(app).home.driver() as driver:
             found = await (await driver.raw.execute(LOOK)).fetchall()
-        with app.home.blocking_driver() as blocking:
+        with service_of(app).home.blocking_driver() as blocking:
             found_blocking = blocking.raw.execute(LOOK).fetchall()
     for plans in (found, found_blocking):
         assert "scoop_launch_0" in {name for name, *_ in plans}

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import psycopg
 import pytest
@@ -11,6 +10,7 @@ from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from scoop_outbox import AsyncScope, BlockingScope, DatabaseError, DistributedError, Message, Retry, Scoop
+from scoop_outbox.app import service_of
 from scoop_outbox.devservers._errors import ServerNotFoundError
 from scoop_outbox.testing import servers_required
 from tests.pgbouncer import pgbouncer
@@ -91,8 +91,8 @@ async def test_sagas_are_executed_and_rolled_back(
             await handle.wait(LONG)
         with pytest.raises(DistributedError):
             await failing.wait(LONG)
-        assert app.home.pooled
-        assert not app.signals.listening
+        assert service_of(app).home.pooled
+        assert not service_of(app).signals.listening
     await app.close()
     assert sorted(one for one in seen if one.startswith("shipped")) == sorted(f"shipped {n}" for n in range(40))
     assert seen.count("released -1") == 1
@@ -181,8 +181,8 @@ async def test_one_that_lends_connections_for_a_session_is_no_hindrance(
         app.saga("only", on="orders").add_step("only", lambda *_: None)
         async with app.running():
             await (await app.launch("orders", 1)).wait(LONG)
-            assert not app.home.pooled
-            await until(lambda: app.signals.listening)
+            assert not service_of(app).home.pooled
+            await until(lambda: service_of(app).signals.listening)
         await app.close()
 
 
@@ -192,7 +192,7 @@ def test_the_url_says_something_that_is_known() -> None:
 
 
 def test_a_connection_to_the_server_itself_is_known_as_such(database_url: str) -> None:
-    app: Any = Scoop("shop", database=database_url)
-    with app.home.blocking_driver():
-        assert app.home.pooled is False
-    app.home.dispose_blocking()
+    home = service_of(Scoop("shop", database=database_url)).home
+    with home.blocking_driver():
+        assert home.pooled is False
+    home.dispose_blocking()

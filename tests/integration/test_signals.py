@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from scoop_outbox import Message, Retry, Scoop, Scope
+from scoop_outbox.app import service_of
 from scoop_outbox.daemon import signals as signals_module
 from scoop_outbox.daemon.polling import AdaptivePolling
 from scoop_outbox.daemon.relay import relay as relay_module
@@ -82,7 +83,7 @@ async def two_processes(one: Scoop, other: Scoop, url: str) -> AsyncIterator[Non
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(one.running(worker=False))
         await stack.enter_async_context(other.running(relay=False))
-        await until(lambda: one.signals.listening and other.signals.listening)
+        await until(lambda: service_of(one).signals.listening and service_of(other).signals.listening)
         yield
 
 
@@ -112,7 +113,7 @@ async def test_d10_names_of_any_kind_are_signalled(
 
 
 def test_two_schemas_do_not_wake_each_other(database_url: str) -> None:
-    here, there = app_of(database_url).signals, app_of(database_url, schema="x" * 63).signals
+    here, there = service_of(app_of(database_url)).signals, service_of(app_of(database_url, schema="x" * 63)).signals
     channels = [signals.channel(signals_module.mail_channel("x" * 255)) for signals in (here, there)]
     assert len(set(channels)) == 2
     assert all(len(channel) < 64 for channel in channels)

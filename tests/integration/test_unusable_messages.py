@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from scoop_outbox import Scoop, Topic
+from scoop_outbox.app import service_of
 from scoop_outbox.message import uuid7
 from tests.fake_broker import FakeBroker, again, message
 from tests.integration.taking_in import Order, ask, once, runs, service, take_all_in
@@ -133,7 +134,7 @@ async def test_a_pattern_stands_for_topics_that_it_does_not_name(database_url: s
     broker.patterns["orders.*"] = r"^orders\.[^.]*$"
     app = service(database_url, on=Topic("orders.*", Order))
     app.saga("untyped", on="orders").add_step("only", lambda scope, message: None)
-    app._broker = broker
+    service_of(app).servers.broker = broker
     await app.announce()
     await app.close()
 

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from scoop_outbox import DistributedError, Handle, Result, Retry, RunStatus, Scoop, UnknownMessage
+from scoop_outbox.app import service_of
 from scoop_outbox.client.progress import read_standing
 from tests.scenarios.conftest import MakeShop
 from tests.scenarios.shop import LONG, Shop, launches, nothing, raises
@@ -235,7 +236,7 @@ async def test_point_8_for_whom_a_message_is_on_its_way_is_told(make_shop: MakeS
         handle = await here.app.launch("R", None)
         await until(lambda: [run.state.ended for run in runs_of(here, handle) if run.service == "here"] == [True])
         (line,) = await late(handle)
-    if here.app.broker is None:  # it takes in for all at once
+    if service_of(here.app).broker is None:  # it takes in for all at once
         begun = "running, has its first step due or at work"
         assert re.fullmatch(
             rf"- run {ID} of saga 'b', service 'away': {begun} {AGE}; no worker of service 'away' is alive", line
@@ -281,7 +282,7 @@ async def test_point_8_what_everything_waits_for_comes_first(mixed: Shop) -> Non
 async def test_point_8_no_more_is_told_than_is_read(mixed: Shop) -> None:
     mixed.saga("root", "R", launches(*["C"] * 30))
     mixed.app.saga("child", on="C").add_step("only", nothing)
-    absent = Scoop("absent", database=mixed.app.home.url)
+    absent = Scoop("absent", database=service_of(mixed.app).home.url)
     absent.saga("elsewhere", on="C").add_step("only", nothing)
     await absent.announce()
     await absent.close()

@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from scoop_outbox import DistributedError, Failure, Retry, RunState, Scoop, StepKind
+from scoop_outbox.app import service_of
 from scoop_outbox.failure import Stored
 from scoop_outbox.policy import ROLLBACK_HANDLER_CALLS
 from tests.scenarios.rollback_helpers import (
@@ -460,7 +461,7 @@ async def test_fs_03_a_failure_that_is_kept_elsewhere_is_copied(shop: Shop) -> N
     handle, error = await shop.fail("R")
 
     assert error.failure.causes == (foreign,)
-    other = Scoop("shop", database=shop.app.home.url)
+    other = Scoop("shop", database=service_of(shop.app).home.url)
     (root, child) = (await other.status(handle.id)).runs
     await other.close()
     assert (root.failure, child.failure) == (error.failure, foreign)
@@ -496,6 +497,6 @@ async def test_d35_nul_and_lone_surrogates_are_stored(shop: Shop) -> None:
     handle, error = await shop.fail("R")
 
     assert {f"rb {text}", f"why {text}"} <= set(texts(error.failure))
-    other = Scoop("shop", database=shop.app.home.url)
+    other = Scoop("shop", database=service_of(shop.app).home.url)
     assert (await other.status(handle.id)).runs[0].failure == error.failure
     await other.close()

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from scoop_outbox import DistributedError, GoTo, Handle, Repeat, RunState, StepError, TransientError
+from scoop_outbox.app import service_of
 from tests.scenarios.conftest import MakeShop
 from tests.scenarios.shop import LONG, Shop, events, launches
 from tests.waiting import until
@@ -61,7 +62,7 @@ async def test_cc_02_two_workers_and_many_hierarchies(make_shop: MakeShop, colou
     assert set(seen.values()) == {1}
     assert len(seen) == 30 * 4
     workers = {step.worker for handle in handles for run in await one.runs(handle) for step in run.steps}
-    assert workers == {one.app.home.worker_id, two.app.home.worker_id}
+    assert workers == {service_of(one.app).home.worker_id, service_of(two.app).home.worker_id}
 
 
 async def test_cc_02_workers_without_relays_work_for_one_that_has_one(make_shop: MakeShop) -> None:
@@ -137,7 +138,10 @@ async def test_promise_1_consecutive_steps_in_different_processes(make_shop: Mak
 
     assert one.journal == ["root-0", "child-0", "root-1"]
     run = await two.only(handle, "root")
-    assert [step.worker for step in run.steps] == [one.app.home.worker_id, two.app.home.worker_id]
+    assert [step.worker for step in run.steps] == [
+        service_of(one.app).home.worker_id,
+        service_of(two.app).home.worker_id,
+    ]
 
 
 async def _steps(shop: Shop, handle: Handle) -> bool:

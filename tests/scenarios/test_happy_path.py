@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from scoop_outbox import DefinitionError, Handle, RunState, Scoop, UnknownMessage
+from scoop_outbox.app import service_of
 from tests.carriers import Carrier
 from tests.scenarios.shop import LONG, Shop, events, launches, order
 from tests.waiting import until
@@ -264,7 +265,7 @@ def test_hp_15_a_saga_without_steps_is_refused(database_url: str) -> None:
     app.saga("empty", on="R")
 
     with pytest.raises(DefinitionError, match=r"'empty' has no steps"):
-        app.check()
+        service_of(app).check()
     with pytest.raises(DefinitionError, match=r"'empty' has no steps"):
         asyncio.run(_run(app))
     with pytest.raises(DefinitionError, match=r"'empty' has no steps"):

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scoop_outbox import DefinitionError, DistributedError, Repeat, RunState, Scoop
+from scoop_outbox.app import service_of
 from scoop_outbox.core.plans import placement
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from tests.carriers import BUILTIN, KAFKA
@@ -49,7 +50,7 @@ class Watched:
 
 
 def ask(shop: Shop, question: str, *values: Any) -> list[tuple[Any, ...]]:
-    url = shop.app.home.url
+    url = service_of(shop.app).home.url
     with psycopg.connect(url, options=f"-c search_path={DEFAULT_SCHEMA}") as connection:
         return connection.execute(question.encode(), values).fetchall()
 
@@ -303,7 +304,7 @@ async def test_a_run_that_asks_while_the_one_before_is_ending_is_not_forgotten(m
     first, second = await launch_all(mixed, [("a", 1), ("a", 2)])
     async with mixed.running(worker=False):
         await until(lambda: ask(mixed, "select count(*) from turn") == [(2,)])
-    queries, url = mixed.app.home.queries, mixed.app.home.url
+    queries, url = service_of(mixed.app).home.queries, service_of(mixed.app).home.url
     ((first_run, lane),) = ask(mixed, "select id, lane from run where message_id = %s", first.id)
     ((second_run,),) = ask(mixed, "select id from run where message_id = %s", second.id)
     ask(mixed, "update turn set held = true where run_id = %s returning 1", first_run)

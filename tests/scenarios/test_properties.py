@@ -18,6 +18,7 @@ from psycopg import sql
 from sqlalchemy import make_url
 
 from scoop_outbox import DistributedError, RunState, RunStatus, Scoop
+from scoop_outbox.app import service_of
 from tests.scenarios.shop import LONG, callback
 
 STEPS = 3
@@ -183,7 +184,7 @@ class Forest:
         """How much mail is left when everything has ended."""
 
         def count() -> int:
-            with psycopg.connect(self.app.home.url) as connection:
+            with psycopg.connect(service_of(self.app).home.url) as connection:
                 row = connection.execute("select count(*) from scoop_outbox.mailbox").fetchone()
             assert row is not None
             return int(row[0])

@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from scoop_outbox import Message, RunState, Scoop, Scope
+from scoop_outbox.app import service_of
 from scoop_outbox.core.plans.intake import take_in
 from scoop_outbox.message import Envelope
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
@@ -39,7 +40,8 @@ class Version:
         self.gate.set()
         self.app = Scoop("shop", database=url)
         if broker is not None:
-            self.app._broker, self.app._broker_url = broker, "fake://"
+            servers = service_of(self.app).servers
+            servers.broker, servers._broker_url = broker, "fake://"
         saga = self.app.saga(name, on=on, ordered="key" if ordered else None, formerly=formerly)
 
         async def first(scope: Scope, message: Message) -> None:
@@ -292,8 +294,8 @@ async def test_q68_a_message_that_the_old_name_has_handled_starts_nothing(
         await until(lambda: ask(database_url, "select state from run where saga = 'order'") == [("committed",)])
     new = Version(database_url, "place-order", formerly=["order"])
     await new.app.announce()
-    async with new.app.home.driver() as driver:
-        assert await driver.run(take_in([again], new.app.signals, service=service)) == []
+    async with service_of(new.app).home.driver() as driver:
+        assert await driver.run(take_in([again], service_of(new.app).signals, service=service)) == []
     assert ask(database_url, "select count(*) from run where saga <> 'launcher'") == [(1,)]
     await new.app.close()
     await waits.close()
@@ -313,9 +315,9 @@ async def test_q80_what_old_code_launches_while_the_names_change_is_handled_once
     ask(database_url, "update child set state = 'waiting', open = true returning 1")
     (row,) = ask(database_url, "select message_id::text, topic, body, headers from outbox")
     message = Envelope(row[0], row[1], "k", bytes(row[2]), "application/json", row[3])
-    async with new.app.home.driver() as driver:
+    async with service_of(new.app).home.driver() as driver:
         for _ in range(2):
-            assert await driver.run(take_in([message], new.app.signals, service=service)) == []
+            assert await driver.run(take_in([message], service_of(new.app).signals, service=service)) == []
     assert ask(database_url, "select saga, late, lane is null from run where saga <> 'launcher'") == [
         ("order", False, False)
     ]
@@ -375,9 +377,9 @@ async def test_q68_whoever_waits_for_a_root_waits_for_whatever_its_saga_is_calle
     async with new.app.running(relay=False):
         with pytest.raises(TimeoutError):
             await handle.wait(0.2)
-        async with new.app.home.driver() as driver:
+        async with service_of(new.app).home.driver() as driver:
             one = Envelope(row[0], row[1], "k", bytes(row[2]), "application/json", row[3])
-            await driver.run(take_in([one], new.app.signals, service="shop"))
+            await driver.run(take_in([one], service_of(new.app).signals, service="shop"))
         await handle.wait(20)
     assert new.did == ["place-order first 1", "place-order second 1"]
 

@@ -25,6 +25,7 @@ from scoop_outbox import (
     UnhandledMessage,
     UnknownMessage,
 )
+from scoop_outbox.app import service_of
 from scoop_outbox.client import launcher as launching
 from scoop_outbox.core.plans.idempotency import digest
 from scoop_outbox.message import uuid7
@@ -175,10 +176,10 @@ async def test_others_launch_while_many_wait_for_another_transaction(mixed: Shop
 
 async def test_who_has_waited_for_too_long_is_told_that_nothing_was_launched(mixed: Shop, database_url: str) -> None:
     mine = uuid.uuid4()
-    async with mixed.app.home.driver() as driver:
+    async with service_of(mixed.app).home.driver() as driver:
         await driver.raw.execute("set lock_timeout = '50ms'")
         await driver.raw.commit()
-    with mixed.app.home.blocking_driver() as blocking:
+    with service_of(mixed.app).home.blocking_driver() as blocking:
         blocking.raw.execute("set lock_timeout = '50ms'")
         blocking.raw.commit()
     with session_of(database_url) as session:

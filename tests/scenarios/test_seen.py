@@ -13,6 +13,7 @@ import pytest_asyncio
 import sqlalchemy as sa
 
 from scoop_outbox import DistributedError, Handle, Message, Running, RunState, Scoop, Scope, TransientError
+from scoop_outbox.app import service_of
 from scoop_outbox.daemon.counters import RunCounters
 from scoop_outbox.daemon.worker import reports, roster, surroundings
 from tests.scenarios.conftest import MakeShop
@@ -347,7 +348,7 @@ async def test_a_run_that_is_parked_is_an_error_and_counted_once(app: Scoop, dat
 
 
 async def parked(app: Scoop, handle: Handle) -> bool:
-    return ask(app.home.url, "select 1 from scoop_outbox.run where state = 'parked'") == [(1,)]
+    return ask(service_of(app).home.url, "select 1 from scoop_outbox.run where state = 'parked'") == [(1,)]
 
 
 def test_ends_are_counted_and_timed_but_for_those_that_may_go_on() -> None:

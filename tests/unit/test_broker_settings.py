@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from scoop_outbox import Scoop
+from scoop_outbox.app import service_of
 from scoop_outbox.broker import plugins
 from scoop_outbox.cli import main, processes
 from scoop_outbox.cli.processes import Serving
@@ -128,9 +129,9 @@ def test_an_error_on_the_command_line_does_not_show_it(made: Made, setting: str)
 def test_group_and_start_of_a_worker(made: Made) -> None:
     works(*WORKER)
     assert made.app is not None
-    assert (made.app.subscription.group, made.app.subscription.start) == ("declared", "latest")
+    assert (service_of(made.app).subscription.group, service_of(made.app).subscription.start) == ("declared", "latest")
     works(*WORKER, "--group", "another", "--start", "earliest")
-    assert (made.app.subscription.group, made.app.subscription.start) == ("another", "earliest")
+    assert (service_of(made.app).subscription.group, service_of(made.app).subscription.start) == ("another", "earliest")
     assert "a group name must not" in refused(*WORKER, "--group", "")
 
 

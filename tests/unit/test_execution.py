@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 
 from scoop_outbox import Scoop
+from scoop_outbox.app import service_of
 from scoop_outbox.core.plans.execute import Execution
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.daemon.worker.slot import Slot
@@ -28,7 +29,7 @@ def worker_of(steps: list[Execution | BaseException]) -> Worker:
                 raise step
             return step
 
-    worker = Driven(app.home, "shop", app.sagas, Signals(app.home), 1)
+    worker = Driven(service_of(app).home, "shop", app.sagas, Signals(service_of(app).home), 1)
     worker._mail.lookback.look()
     worker._mail.lookback.looked(None)
     return worker

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from scoop_outbox import DefinitionError, GoTo, Message, Retry, Saga, Scoop, Scope, Step, Topic
+from scoop_outbox.app import service_of
 from scoop_outbox.saga import is_async
 from tests.unit.test_message import Order
 
@@ -148,7 +149,7 @@ def test_hp_15_a_saga_without_steps_cannot_run() -> None:
     app = Scoop("shop")
     app.saga("place-order", on="orders")
     with pytest.raises(DefinitionError, match="saga 'place-order' has no steps: declare one"):
-        app.check()
+        service_of(app).check()
 
 
 def test_a_typed_topic_is_kept(saga: Saga) -> None:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from scoop_outbox import Scoop
+from scoop_outbox.app import service_of
 from scoop_outbox.broker.protocol import Feature, Publisher
 from scoop_outbox.daemon.daemons import Daemons
 from scoop_outbox.daemon.relay.home_publisher import HomePublisher
@@ -63,7 +64,8 @@ class System:
     async def create(self, *apps: Scoop, topics: Sequence[str] = ()) -> None:
         """Create what services need, and make their subscriptions known, before any of them is started."""
         for app in apps:
-            await self.harness.create([*topics, *app.subscription.topics], app.subscription)
+            subscription = service_of(app).subscription
+            await self.harness.create([*topics, *subscription.topics], subscription)
             await app.announce()
 
     @asynccontextmanager
@@ -79,8 +81,8 @@ class System:
     @asynccontextmanager
     async def publisher(self, app: Scoop) -> AsyncIterator[Publisher]:
         """Open the publisher that a relay would use."""
-        broker = self.harness.broker()
-        opened = HomePublisher(app.home, app.signals) if broker is None else await broker.publisher("contract")
+        broker, service = self.harness.broker(), service_of(app)
+        opened = HomePublisher(service.home, service.signals) if broker is None else await broker.publisher("contract")
         try:
             yield opened
         finally:

@@ -1,0 +1,50 @@
+"""Making a service known: its sagas' subscriptions, so that its messages are waited for."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+from scoop_outbox.broker.protocol import Broker, Subscription
+from scoop_outbox.client.service import Service
+from scoop_outbox.daemon.announcer import note
+from scoop_outbox.errors import BrokerError
+
+
+async def announce(service: Service) -> None:
+    """Announce a service; `Scoop.announce` says what that is, and what it raises."""
+    service.check()
+    async with service.home.driver() as driver:
+        await driver.run(service.servers.guard(relay=False))
+        if not await service.announcer.announce(driver):
+            raise _unasked(service)
+
+
+def announce_sync(service: Service) -> None:
+    """Do as `announce`, for code without an event loop."""
+    service.check()
+    announcer = service.announcer
+    if announcer.done:
+        return
+    with service.home.blocking_driver() as driver:
+        driver.run(service.servers.guard(relay=False))
+        if service.broker is not None:
+            with ThreadPoolExecutor(1) as thread:
+                # This thread may have a loop that runs.
+                preparing = thread.submit(asyncio.run, _prepare(service.broker, service.subscription))
+                announcer.problem = preparing.result()
+            if announcer.problem is not None:
+                raise _unasked(service)
+        note(service.name, driver.run(announcer.plan()))
+    announcer.done = True
+
+
+async def _prepare(broker: Broker, subscription: Subscription) -> str | None:
+    return await broker.prepare(subscription)
+
+
+def _unasked(service: Service) -> BrokerError:
+    return BrokerError(
+        f"service {service.name!r} is not announced, for its broker cannot be asked whether it can receive "
+        f"({service.announcer.problem}): try again when it can be reached"
+    )
