@@ -89,10 +89,7 @@ def note(service: str, taken_over: Sequence[TakenOver]) -> None:
     """Say what sagas have taken over from names that they had before."""
     for one in taken_over:
         log.info(
-            "saga %s of %s takes over from %s: %d runs that have not ended, %d messages that are waited for",
-            one.saga,
-            service,
-            one.former,
-            one.runs,
-            one.waiting,
+            "saga: renamed (service %s, saga %s, formerly %s: took over %d runs under way and %d awaited messages)",
+            *(service, one.saga, one.former, one.runs, one.waiting),
+            extra={"service": service, "saga": one.saga, "former_saga": one.former},
         )

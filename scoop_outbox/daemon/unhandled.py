@@ -48,16 +48,17 @@ class UnhandledLaunches:
                 last = new and len(self._told) == TOLD
             if new:
                 # No warning: it may be meant so, as a step of its own that others may hook into.
-                log.info(_BROKERED if brokered else _BUILTIN, service, topic)
+                text = _BROKERED if brokered else _BUILTIN
+                log.info(text, service, topic, extra={"service": service, "topic": topic})
             if last:
-                log.info("messages on %d topics have no listener here; of others nothing is said", TOLD)
+                log.info("launch: too many topics without a subscription, no more are logged (%d were)", TOLD)
 
 
 _BROKERED = (
-    "service %r launches on topic %r, to which no saga of this database is subscribed: such messages are published, "
-    "and nobody waits for whoever handles them"
+    "launch: topic without a subscription (service %r, topic %r: its messages are published; nothing in this database "
+    "handles them or waits for them)"
 )
 _BUILTIN = (
-    "service %r launches on topic %r, to which no saga is subscribed: nobody handles such messages. A saga is "
-    "subscribed once its service has run, or has launched something"
+    "launch: topic without a subscription (service %r, topic %r: its messages are not handled; a saga is subscribed "
+    "once its service has run, or has launched something)"
 )

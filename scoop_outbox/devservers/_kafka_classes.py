@@ -39,7 +39,7 @@ def make_class_archive() -> None:
             if not archive.exists():
                 _make(archive)
     except (OSError, ServerStartError) as error:  # a cache that others own, a full disk, a port that somebody took
-        _log.warning("Kafka's classes could not be archived, so brokers start slowly: %s", error)
+        _log.warning("kafka: classes not archived, brokers start slowly (%s)", error)
 
 
 def _make(archive: Path) -> None:

@@ -80,7 +80,7 @@ class KafkaNode:
         """
         ended = self._process is None or self._process.end(seconds)
         if not ended:
-            _log.warning("Kafka did not stop within %s s and was killed; see %s", seconds, self._log)
+            _log.warning("kafka: did not stop in time, killed (%s s; see %s)", seconds, self._log)
         self._process = None
         return ended
 

@@ -164,7 +164,7 @@ class PostgresServer:
             try:
                 self._process.wait(_STOP_SECONDS)
             except subprocess.TimeoutExpired:
-                _log.warning("Postgres did not stop within %s s and is killed; see %s", _STOP_SECONDS, self._log)
+                _log.warning("postgres: did not stop in time, killed (%s s; see %s)", _STOP_SECONDS, self._log)
                 self.kill()
         self._release()
 

@@ -170,7 +170,7 @@ class RabbitServer:
     def stop(self) -> None:
         """Stop the server and return once it has ended; connections are closed, and all is written."""
         if self._process is not None and not self._process.end(_STOP_SECONDS):
-            _log.warning("RabbitMQ did not stop within %s s and was killed; see %s", _STOP_SECONDS, self._log)
+            _log.warning("rabbitmq: did not stop in time, killed (%s s; see %s)", _STOP_SECONDS, self._log)
         self.kill()
 
     def kill(self) -> None:

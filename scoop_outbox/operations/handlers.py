@@ -98,13 +98,11 @@ class Handlers(OpenedDatabase):
                 done = self._retire(driver, service, saga, pending or Pending.FAIL, ended, begun=abandon)
                 done = replace(done, handlers=found, active=active)
         log.warning(
-            "handlers of %s are forgotten: %s; %d messages and %d runs that had not begun: %s; %d runs abandoned",
+            "subscription: forgotten (service %s: %s; %d messages and %d runs not begun: %s; %d runs abandoned)",
             service,
             ", ".join(f"{one.saga} on {topic or ', '.join(one.topics)}" for one in found),
-            done.waiting,
-            done.unstarted,
-            pending,
-            done.abandoned,
+            *(done.waiting, done.unstarted, pending, done.abandoned),
+            extra={"service": service, "saga": saga, "topic": topic},
         )
         return done
 

@@ -160,11 +160,9 @@ def raised(call: Call, scope: Scope, error: BaseException, *, at: datetime | Non
     """Return the outcome of a callback that raised `error`; `at` is None when its transaction is gone."""
     if not isinstance(error, Exception):
         log.warning(
-            "step %r of saga %r, run %s: the callback raised %s, which counts as a failure like any other",
-            call.step,
-            call.run.saga,
-            call.run.id,
-            type(error).__name__,
+            "run: callback raised a BaseException, which counts as a failure (saga %r, run %s, step %r: %s)",
+            *(call.run.saga, call.run.id, call.step, type(error).__name__),
+            extra={"service": call.run.service, "saga": call.run.saga, "run_id": call.run.id, "step": call.step},
         )
     if call.handles:
         keep_root(call.error, error)

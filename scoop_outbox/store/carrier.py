@@ -28,7 +28,6 @@ IDLE = 60.0
 """Seconds after which a connection is closed that nobody listens on, and on which nothing was sent."""
 LONGEST = 7_000
 """Characters of the payloads that are told in one. Postgres takes less than 8,000."""
-MISSING = "the connection for signals between processes is missing: %s; meanwhile work is found by polling"
 
 # Limits of the role are meant for statements, not for a connection that is idle on purpose.
 _SET_UP = """
@@ -111,7 +110,7 @@ class Carrier(threading.Thread):
         try:
             self._serve()
         except Exception:
-            log.exception("the thread that carries signals between processes has failed; another one begins")
+            log.exception("notifier: thread failed, starting another one")
             time.sleep(RECONNECT)
         finally:
             self.listened = set()
@@ -127,14 +126,14 @@ class Carrier(threading.Thread):
             try:
                 with self._home.connect_bare(f"{self._home.application}:signals") as connection:
                     if problem:
-                        log.info("the connection for signals between processes is there again")
+                        log.info("notifier: connected again")
                         problem = ""
                     self._carry(connection)
                     return
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - it is logged, and the thread goes on
                 if (reason := in_words(self._home.url, error)) != problem and not self._stopping:
                     expected = isinstance(error, (psycopg.Error, OSError))
-                    log.warning(MISSING, reason, exc_info=None if expected else error)
+                    note_missing(reason, None if expected else error)
                     problem = reason
             self.listened = set()
             if not self._pause():
@@ -221,6 +220,11 @@ class Carrier(threading.Thread):
                 channel = one.relname.decode().removeprefix(self._cargo.prefix)
                 self._cargo.hear(channel, one.extra.decode().split(","))
         heard.clear()
+
+
+def note_missing(reason: object, error: BaseException | None = None) -> None:
+    """Warn that there is no connection for signals; `error` is logged with its traceback."""
+    log.warning("notifier: not connected, work of other processes is found by polling (%s)", reason, exc_info=error)
 
 
 def _joined(payloads: Iterable[str]) -> Iterator[str]:

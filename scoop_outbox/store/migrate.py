@@ -159,10 +159,9 @@ class _Patience:
         if now != who or left - self._left >= _REMINDER:
             self._told = now, self._left
             log.warning(
-                "migration to revision %s waits for tables in use by %s; it is tried for %.0f s more",
-                target,
-                told(blockers),
-                self._left,
+                "migration: waiting for tables in use (revision %s; in use by %s; trying for %.0f s more)",
+                *(target, told(blockers), self._left),
+                extra={"revision": target},
             )
 
 

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import logging
 import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
 
-from scoop_outbox.store.carrier import MISSING, Carrier, Pending
+from scoop_outbox.store.carrier import Carrier, Pending, note_missing
 from scoop_outbox.store.home import Home
-
-log = logging.getLogger(__name__)
 
 PATIENCE = 1.0
 """Seconds that a server gets to take what is to be told yet, when the connection is closed."""
@@ -116,7 +113,7 @@ class Notifier:
                 carrier.disinherit()
             if self._problem != str(error):
                 self._problem = str(error)
-                log.warning(MISSING, error)
+                note_missing(error)
             return
         self._problem = ""
         self._carrier = carrier

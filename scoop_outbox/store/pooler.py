@@ -95,7 +95,8 @@ class Pooler:
         self._takes_options = False
         if arguments(self._url).get(_OPTIONS):
             log.warning(
-                "%s is behind a pooler that takes no options: those in its URL are left out", redact_url(self._url)
+                "database: behind a pooler that takes no options, those in the URL are left out (%s)",
+                redact_url(self._url),
             )
         return True
 
@@ -104,9 +105,8 @@ class Pooler:
         self.present = found[0] != connection.info.backend_pid
         if self.present:
             log.info(
-                "%s is behind a pooler, which is taken to lend connections for one transaction: nothing is prepared or "
-                "listened to, and work of other processes is found by polling. If it lends them for a session, say "
-                "?%s=session in the URL",
+                "database: behind a pooler, taken to be in transaction mode (%s: no prepared statements, no LISTEN; "
+                "work of other processes is found by polling. If it is in session mode, add ?%s=session to the URL)",
                 redact_url(self._url),
                 POOLER,
             )

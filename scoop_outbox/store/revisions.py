@@ -64,4 +64,8 @@ def check(revision: str | None, url: str) -> None:
 
 def note_newer(revision: str) -> None:
     """Warn of a database that is newer than this code."""
-    log.warning("the database is at revision %s, which is newer than this code; it knows %s", revision, head())
+    log.warning(
+        "database: newer than this code (revision %s; this code knows %s)",
+        *(revision, head()),
+        extra={"revision": revision},
+    )

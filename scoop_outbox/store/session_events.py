@@ -83,12 +83,11 @@ def tell(session: Session, *, committed: bool) -> None:
             if ends_the_worker(error):
                 raise
             scope = session.info.get("scope")  # unless the callback has emptied it
-            what = "has been committed" if committed else "has been undone"
+            saga, run_id, step = (scope.saga, scope.run_id, scope.step) if isinstance(scope, Scope) else (None,) * 3
             log.exception(
-                "a listener of %s failed: step %r of saga %r, run %s, %s all the same",
-                name,
-                *((scope.step, scope.saga, scope.run_id) if isinstance(scope, Scope) else ("?", "?", "?")),
-                what,
+                "run: session listener failed (%s of saga %r, run %s, step %r: its transaction is %s all the same)",
+                *(name, saga, run_id, step, "committed" if committed else "rolled back"),
+                extra={"saga": saga, "run_id": run_id, "step": step},
             )
 
 

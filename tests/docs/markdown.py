@@ -27,7 +27,7 @@ class Program:
     prints: str | None
 
 
-_OF_A_RUN = re.compile(r"run (rolls back|cannot be rolled back): service ")
+_OF_A_RUN = re.compile(r"run: (rolling back|rollback failed) \(service ")
 
 
 def blocks(document: Path, *languages: str) -> list[tuple[str, str]]:

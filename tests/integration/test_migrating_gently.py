@@ -147,7 +147,7 @@ def test_nobody_waits_behind_a_migration_that_waits(old_url: str, caplog: pytest
     with ThreadPoolExecutor(1) as pool, somebody_uses(old_url, LOCKED) as report:
         migrating = pool.submit(migrations.migrate, old_url)
         try:
-            until_blocking(lambda: "waits for tables in use by" in caplog.text, timeout=60)
+            until_blocking(lambda: "migration: waiting for tables in use" in caplog.text, timeout=60)
             for _ in range(5):
                 # Who comes later gets the table, although the report has it all the time.
                 with psycopg.connect(old_url, options="-c statement_timeout=60s") as other:
@@ -174,7 +174,7 @@ def test_who_is_in_the_way_is_named_and_not_what_they_execute(
         assert "s3cr3t" not in text
     assert revision(old_url) == BEFORE
     # It is said once, not at each try.
-    assert caplog.text.count("is tried for") == 1
+    assert caplog.text.count("migration: waiting") == 1
     migrations.migrate(old_url)
 
 

@@ -295,11 +295,11 @@ async def test_a_database_that_is_newer_than_the_code_is_warned_of(
     with caplog.at_level(logging.WARNING):
         async with app.running():
             await (await app.launch("orders", 1)).wait(20)
-    assert "at revision 9999, which is newer than this code" in caplog.text
+    assert "database: newer than this code (revision 9999; " in caplog.text
     await app.close()
     caplog.clear()
     assert migrations.migrate(database_url) == "9999"
-    assert "at revision 9999, which is newer than this code" in caplog.text
+    assert "database: newer than this code (revision 9999; " in caplog.text
 
 
 def test_a_user_who_may_not_create_tables_is_told(empty_url: str) -> None:

@@ -263,7 +263,7 @@ def test_a_failure_that_nobody_thought_of_is_said_and_does_not_end_the_thread(
     tries.set()
     until_blocking(lambda: connections(database_url) == 1)
     app.close_sync()
-    assert caplog.text.count("is missing") == 1
+    assert caplog.text.count("notifier: not connected") == 1
 
 
 # What a hostile reader found --------------------------------------------------------------------------------------

@@ -196,11 +196,11 @@ async def test_a_connection_for_signals_that_cannot_be_had_is_a_warning(
     monkeypatch.setattr(service_of(app).home, "connect_bare", connect)
     async with app.running():
         await (await app.launch("orders", 1)).wait(LONG)  # found by polling, or told directly
-        await until(lambda: "is missing" in caplog.text)
+        await until(lambda: "notifier: not connected" in caplog.text)
         tried = refusals
         await until(lambda: refusals >= tried + 4)
         monkeypatch.setattr(service_of(app).home, "connect_bare", bare)
-        await until(lambda: "is there again" in caplog.text)
+        await until(lambda: "notifier: connected again" in caplog.text)
     await app.close()
     said = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert len(said) == 1  # once, not every time that it is tried

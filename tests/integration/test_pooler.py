@@ -97,9 +97,9 @@ async def test_sagas_are_executed_and_rolled_back(
     assert sorted(one for one in seen if one.startswith("shipped")) == sorted(f"shipped {n}" for n in range(40))
     assert seen.count("released -1") == 1
     assert not [one for one in seen if "left behind" in one]
-    assert ("is behind a pooler" in caplog.text) is (said == "")
+    assert ("database: behind a pooler" in caplog.text) is (said == "")
     warned = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    assert [one for one in warned if not one.startswith("run rolls back: ")] == []
+    assert [one for one in warned if not one.startswith("run: rolling back ")] == []
 
 
 async def test_processes_hear_of_each_other_by_polling(pooled_url: str) -> None:

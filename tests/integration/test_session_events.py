@@ -248,8 +248,8 @@ async def test_point_14_what_a_listener_raises_is_logged(
     assert heard.events == [("after_commit", 1)]
     (record,) = [record for record in caplog.records if record.exc_info]
     text = record.getMessage()
-    assert text.startswith("a listener of after_commit failed: step 'works' of saga 'root', run ")
-    assert text.endswith(", has been committed all the same")
+    assert text.startswith("run: session listener failed (after_commit of saga 'root', run ")
+    assert text.endswith(", step 'works': its transaction is committed all the same)")
 
 
 @pytest.mark.parametrize("colour", COLOURS)
@@ -286,7 +286,7 @@ async def test_what_a_listener_raises_ends_no_worker(
             await (await app.launch("O", None)).wait(LONG)
     assert heard.events == [("after_commit", 1) if name == "after_commit" else ("after_rollback", 0)]
     (record,) = [record for record in caplog.records if record.exc_info]
-    assert record.getMessage().startswith(f"a listener of {name} failed: step ")
+    assert record.getMessage().startswith(f"run: session listener failed ({name} of saga ")
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), asyncio.CancelledError()], ids=repr)

@@ -213,7 +213,7 @@ async def test_q61_exits_of_python_are_failures_of_the_step(
     assert rows(twin, "select n from t") == []
     assert twin.driver.usable
     assert (
-        f"step 'step' of saga 'saga', run {uuid.UUID(int=1)}: the callback raised {type(error).__name__}" in caplog.text
+        f"counts as a failure (saga 'saga', run {uuid.UUID(int=1)}, step 'step': {type(error).__name__})" in caplog.text
     )
 
 

@@ -179,7 +179,7 @@ async def test_q65_what_costs_its_connection_each_time_is_parked_and_can_be_retr
         assert daemons.worker is not None
         assert daemons.worker.interruptions.counted["order", MACHINERY] == 4
         assert daemons.worker.reports.counters.counts["order", RunState.PARKED] == 1
-        assert f"run parked: service shop, saga order, run {run.id}" in caplog.text
+        assert f"run: parked (service shop, saga order, run {run.id}" in caplog.text
         with pytest.raises(TimeoutError):
             await handle.wait(0)
 

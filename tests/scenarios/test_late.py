@@ -136,7 +136,7 @@ async def test_q67_a_late_run_that_fails_tells_nobody_but_the_log(
     assert journal == ["confirmed", "audited acme", "audit ends", "unaudited"]
     await handle.wait(5)  # it has committed
     late = next(run.id for run in status.runs if run.late)
-    assert f"late run {late} of saga audit has ended rolled_back, and nobody waits for it" in caplog.text
+    assert f"saga audit, run {late}: rolled_back, and no parent waits for it" in caplog.text
     assert "cannot be audited" not in caplog.text
     await shop.close()
 

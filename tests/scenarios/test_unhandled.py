@@ -31,7 +31,7 @@ def app(database_url: str) -> Iterator[Scoop]:
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if "subscribed" in record.getMessage()]
+    return [record.getMessage() for record in caplog.records if "topic without a subscription" in record.getMessage()]
 
 
 @pytest.mark.parametrize("colour", ["coroutine", "plain"])
@@ -62,9 +62,9 @@ async def test_q71_a_step_that_launches_where_nobody_listens_goes_on(
         assert app.unhandled == running.unhandled == {"nowhere": 6, "elsewhere": 3}
         _, text = exposition(running, Snapshot(), "")
     assert b'scoop_outbox_unhandled_launches_total{topic="nowhere"} 6.0' in text
-    assert sorted(one.split(", ")[0] for one in told(caplog)) == [
-        "service 'shop' launches on topic 'elsewhere'",
-        "service 'shop' launches on topic 'nowhere'",
+    assert sorted(one.split(": its")[0] for one in told(caplog)) == [
+        "launch: topic without a subscription (service 'shop', topic 'elsewhere'",
+        "launch: topic without a subscription (service 'shop', topic 'nowhere'",
     ]
 
 
@@ -85,9 +85,9 @@ async def test_q71_from_outside(app: Scoop, database_url: str, caplog: pytest.Lo
     engine.dispose()
     assert app.unhandled == {"nowhere": 4, "joined": 1}
     assert [record.levelname for record in caplog.records] == ["INFO"] * 2
-    assert [one.split(", ")[0] for one in told(caplog)] == [
-        "service 'shop' launches on topic 'nowhere'",
-        "service 'shop' launches on topic 'joined'",
+    assert [one.split(": its")[0] for one in told(caplog)] == [
+        "launch: topic without a subscription (service 'shop', topic 'nowhere'",
+        "launch: topic without a subscription (service 'shop', topic 'joined'",
     ]
     await app.close()
 
@@ -103,7 +103,7 @@ def test_q71_a_topic_is_told_once_in_a_process_and_of_many_topics_nothing_is_sai
             launches.note([f"user-{number}"], "shop", brokered=False)
     assert len(told(caplog)) == TOPICS + 50
     assert [one.getMessage() for one in caplog.records if one.getMessage() not in told(caplog)] == [
-        f"messages on {TOPICS + 50} topics have no listener here; of others nothing is said"
+        f"launch: too many topics without a subscription, no more are logged ({TOPICS + 50} were)"
     ]
     assert len(launches.counts) == TOPICS + 1
     assert launches.counts[OTHER] == 200

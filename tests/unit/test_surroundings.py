@@ -60,7 +60,7 @@ class World:
 
     @property
     def told(self) -> list[tuple[int, str]]:
-        return [(one.levelno, one.getMessage().split(" of service")[0]) for one in self._caplog.records]
+        return [(one.levelno, f"saga {vars(one)['saga']}") for one in self._caplog.records]
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             answer = self.server.answers(self.path.partition("?")[0], self.headers.get("Accept") or "")
         except Exception:
-            log.exception("%s cannot be answered", self.path.partition("?")[0])
+            log.exception("monitoring: request failed (%s)", self.path.partition("?")[0])
             answer = Answer(_FAILED, "text/plain; charset=utf-8", b"see the log\n")
         if answer is None:
             answer = Answer(_NOT_FOUND, "text/plain; charset=utf-8", b"/livez, /readyz and /metrics are here\n")
@@ -113,7 +113,11 @@ def serve_http(host: str, port: int, answers: Answers) -> Iterator[int]:
     server.answers = answers
     thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="scoop_outbox port", daemon=True)
     thread.start()
-    log.info("listening on %s port %d for /livez, /readyz and /metrics", host, server.server_port)
+    log.info(
+        "monitoring: listening (%s port %d: /livez, /readyz, /metrics)",
+        *(host, server.server_port),
+        extra={"port": server.server_port},
+    )
     try:
         yield server.server_port
     finally:

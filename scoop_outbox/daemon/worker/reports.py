@@ -47,8 +47,20 @@ class Subject:
     key: str | bytes | None
     step: str | None
 
+    @property
+    def fields(self) -> dict[str, object]:
+        """The fields of a line about it."""
+        return {
+            "service": self.service,
+            "saga": self.saga,
+            "run_id": self.run,
+            "message_id": self.message,
+            "key": self.key,
+            "step": self.step,
+        }
+
     def __str__(self) -> str:
-        """Return it as every such line begins."""
+        """Return it as it stands in such a line."""
         service, saga, step = printable(self.service), printable(self.saga), printable(self.step or "-")
         key = self.key if isinstance(self.key, str) or self.key is None else repr(self.key)
         return (
@@ -101,12 +113,14 @@ class Reports:
         level = _level(run)
         if level is not None and log.isEnabledFor(level):
             subject = Subject(run.service, run.saga, run.id, message.id, message.key, step)
-            log.log(level, "%s: %s: %s", _EVENTS[state], subject, _told(run))
+            reason = _told(run)
+            log.log(level, _EVENTS[state], subject, reason, extra={**subject.fields, "reason": reason})
         if run.late and state in (RunState.ROLLED_BACK, RunState.ROLLBACK_FAILED):
             log.error(
-                "late run %s of saga %s has ended %s, and nobody waits for it: %s",
-                *(run.id, run.saga, state),
+                "run: late run failed (service %s, saga %s, run %s: %s, and no parent waits for it: %s)",
+                *(run.service, run.saga, run.id, state),
                 "no failure is known" if run.told is None else f"{run.told.type} in {run.told.source}",
+                extra={"service": run.service, "saga": run.saga, "run_id": run.id},
             )
 
     def interrupted(self, subject: Subject, reason: str, count: int, host: str) -> None:
@@ -114,18 +128,19 @@ class Reports:
         others = self._interrupted.take(f"{subject.saga}: {reason}")
         log.log(
             logging.DEBUG if others is None else logging.WARNING,
-            "run interrupted: %s, at %s, %d in a row: %s; it is executed again later%s",
-            *(subject, host, count, reason),
-            f" (and {others} times like this, which were not logged)" if others else "",
+            "run: interrupted, will be executed again (%s, at %s, %d in a row%s: %s)",
+            *(subject, host, count, f", {others} more like it were not logged" if others else "", reason),
+            extra={**subject.fields, "host": host, "interruptions": count, "reason": reason},
         )
 
     def parked(self, subject: Subject, reason: str, count: int, host: str) -> None:
         """Say that a run was interrupted so often that it is parked."""
         self.counters.note(subject.saga, RunState.PARKED, None)
         log.error(
-            "run parked: %s, at %s: interrupted %d times in a row without progress, the last time: %s; mend the cause, "
-            "then: scoop-outbox retry %s",
+            "run: parked (%s, at %s, interrupted %d times in a row without progress, the last time: %s; fix the cause, "
+            "then run: scoop-outbox retry %s)",
             *(subject, host, count, reason, subject.run),
+            extra={**subject.fields, "host": host, "interruptions": count, "reason": reason},
         )
 
 
@@ -155,10 +170,10 @@ class Seldom:
 
 
 _EVENTS = {
-    RunState.ROLLING_BACK: "run rolls back",
-    RunState.ROLLED_BACK: "run rolled back as its parent asked",
-    RunState.ROLLBACK_FAILED: "run cannot be rolled back",
-    RunState.PARKED: "run parked",
+    RunState.ROLLING_BACK: "run: rolling back (%s: %s)",
+    RunState.ROLLED_BACK: "run: rolled back for its parent (%s: %s)",
+    RunState.ROLLBACK_FAILED: "run: rollback failed (%s: %s)",
+    RunState.PARKED: "run: parked (%s: %s)",
 }
 
 

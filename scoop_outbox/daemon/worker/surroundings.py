@@ -58,7 +58,11 @@ class Surroundings:
         changed = await self._roster.refresh(driver)
         freed = await driver.run(parking.unpark(self._service, self._roster.deployment, self._signals))
         for run_id in freed:
-            log.info("run unparked: service %s, run %s: this worker knows what it needs", self._service, run_id)
+            log.info(
+                "run: unparked (service %s, run %s: this worker has the step that is due)",
+                *(self._service, run_id),
+                extra={"service": self._service, "run_id": run_id},
+            )
         self._relays.saw(there=await driver.run(is_relayed()))
         if now >= self._look_for_strangers_at:
             # Behind it: a look that failed does not count.
@@ -80,16 +84,18 @@ class Surroundings:
         before = self._missing
         for saga in sorted(alive if before is None else alive & before):
             log.info(
-                "saga %s of service %s is not in the code of this worker, but in that of another one that is alive",
-                *(saga, self._service),
+                "saga: not in the code of this worker, but of another living one (service %s, saga %s)",
+                *(self._service, saga),
+                extra={"service": self._service, "saga": saga},
             )
         missing = found.keys() - alive
         for saga in sorted(missing & (before or set())):
             log.warning(
-                "saga %s of service %s is subscribed to %s, and neither this worker nor another living one has it "
-                "in its code: whoever launches there waits for it. Start a worker that has it, name it in formerly= of "
-                "the saga that it has become, or retire it: scoop-outbox handlers forget %s %s",
-                *(saga, self._service, ", ".join(sorted(found[saga])), self._service, saga),
+                "saga: subscribed, but not in the code of any living worker (service %s, saga %s, topics %s: launches "
+                "on them wait for it; start a worker that has it, name it in formerly= of the saga that replaces it, "
+                "or retire it: scoop-outbox handlers forget %s %s)",
+                *(self._service, saga, ", ".join(sorted(found[saga])), self._service, saga),
+                extra={"service": self._service, "saga": saga, "topics": sorted(found[saga])},
             )
         self._missing = missing
         return now + roster.EVERY if before is None and missing else math.inf
@@ -108,7 +114,7 @@ class Relays:
         now = time.monotonic()
         if there:
             if self._said:
-                log.info("a relay is there again")
+                log.info("relay: found again")
             self._missing_since, self._said = None, False
             return
         if self._missing_since is None:
@@ -116,7 +122,7 @@ class Relays:
         if now - self._missing_since >= UNRELAYED and not self._said:
             self._said = True
             log.warning(
-                "no relay for %.0f s: nothing that is launched is published. Start one: scoop-outbox relay, or "
-                "scoop-outbox worker --relay. If one runs, its log and its /readyz say what keeps it from its work",
+                "relay: missing (for %.0f s; launched messages are not published. Start one: scoop-outbox relay, or "
+                "scoop-outbox worker --relay; if one runs, see its log and its /readyz)",
                 now - self._missing_since,
             )
