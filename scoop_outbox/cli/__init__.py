@@ -31,24 +31,27 @@ _broker = click.option(
     "--broker",
     metavar="URL",
     envvar="SCOOP_OUTBOX_BROKER",
-    help="kafka:// or amqp:// URL; the built-in broker unless given [env: SCOOP_OUTBOX_BROKER].",
+    help="Broker URL, kafka:// or amqp://; default: the built-in broker [env: SCOOP_OUTBOX_BROKER].",
 )
 _schema = click.option("--schema", default="scoop_outbox", show_default=True, help="Postgres schema of the tables.")
 _grace = click.option(
-    "--grace", default=20.0, show_default=True, help="Seconds that running steps get to finish after SIGTERM."
+    "--grace", default=20.0, show_default=True, help="Grace period after SIGTERM for running steps, in seconds."
 )
 _port = click.option(
     "--port",
     type=click.IntRange(0, 65535),
-    help="Answer /livez, /readyz and /metrics on this port; 0 is any that is free. None unless given.",
+    help="HTTP port for /livez, /readyz and /metrics; 0 picks a free one; default: none.",
 )
 _host = click.option(
-    "--host", default="127.0.0.1", show_default=True, help="The address of --port; 0.0.0.0 is all of this machine."
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on with --port; 0.0.0.0 is all interfaces.",
 )
 
 
 class _Group(click.Group):
-    """Shows our own errors as what they are: messages for people, without a traceback."""
+    """Shows our own errors without a traceback."""
 
     def invoke(self, ctx: click.Context) -> object:
         """Run a command."""
@@ -74,22 +77,22 @@ main.add_command(retry)
 
 
 @main.command()
-@click.option("--database", metavar="URL", help="A PostgreSQL database to use; one of its own unless given.")
+@click.option("--database", metavar="URL", help="PostgreSQL URL; default: a temporary server.")
 @click.option(
     "--broker",
     metavar="NAME|URL",
     envvar="SCOOP_OUTBOX_BROKER",
-    help="kafka or rabbitmq, which start one here, or the URL of one; the built-in broker unless given.",
+    help="kafka or rabbitmq (starts one on this machine), or a broker URL; default: the built-in broker.",
 )
 @broker_settings
 @click.option(
     "--orders",
     metavar="FILE",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Orders to place, one JSON object a line.",
+    help="File of orders to place, one JSON object a line.",
 )
-@click.option("--count", metavar="N", type=click.IntRange(min=1), help="How many of them; all unless given.")
-@click.option("--keep", is_flag=True, help="Leave everything running at the end, until Ctrl-C.")
+@click.option("--count", metavar="N", type=click.IntRange(min=1), help="Number of orders; default: all.")
+@click.option("--keep", is_flag=True, help="Keep everything running at the end, until Ctrl-C.")
 def demo(
     *,
     database: str | None,
@@ -100,11 +103,11 @@ def demo(
     count: int | None,
     keep: bool,
 ) -> None:
-    """See orders go through four services, and come back when one of them fails.
+    """Run a demonstration: orders go through four services, and roll back when one of them fails.
 
     Starts a Postgres in a temporary folder, four services and a relay, and leaves nothing behind.
-    A database that is given keeps what it holds: only the schema demo_shop is made anew.
-    At a broker that is given, what is created has names that nobody else has, and is left for you to delete.
+    With --database, only the schema demo_shop is replaced. With --broker URL, the topics and queues that it creates
+    have unique names; delete them yourself.
     """
     chosen = settings_of(settings, settings_file)
     try:
@@ -128,7 +131,7 @@ def demo(
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 def postgres(folder: Path) -> None:
-    """Start a Postgres to try things with. It keeps its data in FOLDER, and runs until Ctrl-C."""
+    """Start a development Postgres that keeps its data in FOLDER, until Ctrl-C."""
     import signal
 
     from scoop_outbox.devservers.postgres import PostgresNotFoundError, PostgresStartError, start_postgres
@@ -153,7 +156,7 @@ def postgres(folder: Path) -> None:
     type=click.FloatRange(min=0),
     default=300.0,
     show_default=True,
-    help="How long to try to lock tables that others use.",
+    help="Time limit for locking tables that are in use.",
 )
 @click.option(
     "--lock-timeout",
@@ -161,13 +164,13 @@ def postgres(folder: Path) -> None:
     type=click.FloatRange(min=0, min_open=True),
     default=2.0,
     show_default=True,
-    help="How long others may have to wait behind that at a time.",
+    help="Time limit of one attempt, during which other transactions wait.",
 )
 @with_log_format
 def migrate(*, database: str | None, schema: str, wait: float, lock_timeout: float, log_format: str) -> None:
-    """Create or upgrade the tables. Safe to run again at any time, and from several places at once.
+    """Create or upgrade the tables. Safe to repeat, and to run from several places at once.
 
-    Tables that others use are tried again and again, so that nobody waits for long; it says who uses them.
+    Locks are taken in short attempts, so that other transactions do not wait for long. The log names who blocks them.
     """
     from scoop_outbox.store.migrate import migrate
 
@@ -182,29 +185,29 @@ def migrate(*, database: str | None, schema: str, wait: float, lock_timeout: flo
 @_broker
 @broker_settings
 @click.option(
-    "--group", metavar="NAME", help="Consumer group or queue to share messages in; what the application declares."
+    "--group", metavar="NAME", help="Consumer group or queue of the service; default: what the application declares."
 )
 @click.option(
     "--start",
     metavar="WHERE",
-    help="Where a new group begins: earliest, latest, a time, group:NAME; what the application declares.",
+    help="Start of a new group: earliest, latest, a time, group:NAME; default: what the application declares.",
 )
-@click.option("--slots", default=16, show_default=True, help="How many runs are executed at the same time.")
+@click.option("--slots", default=16, show_default=True, help="Number of runs executed concurrently.")
 @click.option(
     "--high-water",
     default=10_000,
     show_default=True,
     type=click.IntRange(min=1),
-    help="How many runs lie waiting when no more is taken in from a broker, until there are half as many.",
+    help="Number of due runs at which intake pauses (backpressure); it resumes at half of it.",
 )
 @click.option(
     "--max-interruptions",
     default=20,
     show_default=True,
     type=click.IntRange(min=1),
-    help="A run that is interrupted so often in a row, without progress, is parked.",
+    help="Interruptions in a row, without progress, after which a run is parked.",
 )
-@click.option("--relay/--no-relay", default=False, help="Whether to publish the outbox in this process too.")
+@click.option("--relay/--no-relay", default=False, help="Run a relay in this process too.")
 @_port
 @_host
 @_grace
@@ -231,7 +234,7 @@ def worker(
 ) -> None:
     """Execute the sagas of an application: MODULE:APP names a `Scoop`, as in shop.sagas:app.
 
-    Start as many as you like; they share the work. SIGTERM lets running steps finish, a second one stops at once.
+    Workers of a service share its runs. SIGTERM lets running steps finish; a second one stops at once.
     """
     from scoop_outbox.cli.processes import Serving, load_app, run
 
@@ -275,10 +278,10 @@ def relay(
     log_level: str,
     log_format: str,
 ) -> None:
-    """Publish what the outbox of a database holds.
+    """Publish the outbox of a database.
 
-    Start as many as you like: each shard has one owner, and the others stand by. SIGTERM lets the batch in hand finish
-    and hands over to another relay; a second one stops at once.
+    Each shard of the outbox has one relay as its owner; the others stand by. SIGTERM lets the current batch finish and
+    hands the shards over; a second one stops at once.
     """
     from scoop_outbox.app import Scoop
     from scoop_outbox.cli.processes import Serving, run

@@ -1,4 +1,4 @@
-"""What could not be published or taken in: `scoop-outbox dead-letters list | show | replay | drop`."""
+"""Messages that could not be published or taken in: `scoop-outbox dead-letters list | show | replay | drop`."""
 
 from __future__ import annotations
 
@@ -25,16 +25,18 @@ NUMBER = click.IntRange(1, 2**63 - 1)
 
 @click.group("dead-letters")
 def dead_letters() -> None:
-    """See, replay or drop messages that could not be published or taken in."""
+    """List, show, replay or drop dead letters: messages that could not be published or taken in."""
 
 
 def _selecting(command: C) -> C:
-    command = click.option("--service", metavar="NAME", help="Only those that this service could not take in.")(command)
-    command = click.option("--topic", metavar="NAME", help="Only those of this topic.")(command)
+    command = click.option("--service", metavar="NAME", help="Only dead letters of the intake of this service.")(
+        command
+    )
+    command = click.option("--topic", metavar="NAME", help="Only dead letters of this topic.")(command)
     return click.option(
         "--origin",
         type=click.Choice(["relay", "intake"]),
-        help="Only those that could not be published (relay), or not be taken in (intake).",
+        help="Only dead letters of the relay (not published) or of the intake (not taken in).",
     )(command)
 
 
@@ -45,11 +47,9 @@ def _selecting(command: C) -> C:
     metavar="ID",
     default=0,
     type=click.IntRange(0, 2**63 - 1),
-    help="Only those with a higher number: the next page.",
+    help="Only higher numbers: the next page.",
 )
-@click.option(
-    "--limit", default=100, show_default=True, type=click.IntRange(1, 1000), help="How many are listed at most."
-)
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 1000), help="Largest number of rows.")
 @on_a_database
 def list_(
     *,
@@ -61,7 +61,7 @@ def list_(
     database: str | None,
     schema: str,
 ) -> None:
-    """List dead letters, the oldest first: a line of fields with tabs between them for each."""
+    """List dead letters, the oldest first, as tab-separated values."""
     with _opened(database, schema) as letters:
         page = letters.page(_selection(origin, topic, service), after=after, limit=limit)
     if not page:
@@ -71,7 +71,7 @@ def list_(
     for letter in page:
         click.echo("\t".join(_line(letter)))
     if len(page) == limit:
-        click.echo(f"there may be more: --after {page[-1].id}", err=True)
+        click.echo(f"next page: --after {page[-1].id}", err=True)
 
 
 def _line(letter: DeadLetter) -> Iterable[str]:
@@ -140,7 +140,7 @@ def _body(body: bytes) -> Iterable[str]:
 
 @dead_letters.command()
 @click.argument("ids", metavar="[ID]...", nargs=-1, type=NUMBER)
-@click.option("--all", "everything", is_flag=True, help="Every dead letter that fits the other options.")
+@click.option("--all", "everything", is_flag=True, help="All dead letters that match the other options.")
 @_selecting
 @on_a_database
 def replay(
@@ -153,10 +153,10 @@ def replay(
     database: str | None,
     schema: str,
 ) -> None:
-    """Put messages back where they were given up: into the outbox, or into the service that could not take them in.
+    """Replay dead letters: put them back into the outbox, or take them in for their service.
 
-    What is still defective is refused and stays; then the exit code is 1. Each is a transaction of its own: interrupt
-    it and call it again as you like.
+    A message that is still defective is refused and stays; then the exit code is 1. Each replay is a transaction of its
+    own: the command can be interrupted and repeated.
     """
     selection = _chosen(ids, everything, _selection(origin, topic, service))
     with _opened(database, schema) as letters:
@@ -172,8 +172,8 @@ def replay(
 
 @dead_letters.command()
 @click.argument("ids", metavar="[ID]...", nargs=-1, type=NUMBER)
-@click.option("--all", "everything", is_flag=True, help="Every dead letter that fits the other options.")
-@click.option("--yes", is_flag=True, help="Do not ask before dropping with --all.")
+@click.option("--all", "everything", is_flag=True, help="All dead letters that match the other options.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation with --all.")
 @_selecting
 @on_a_database
 def drop(
@@ -187,7 +187,7 @@ def drop(
     database: str | None,
     schema: str,
 ) -> None:
-    """Delete dead letters for good. A parent that waits for one of these messages waits on."""
+    """Delete dead letters for good. A parent that waits for such a message keeps waiting."""
     selection = _chosen(ids, everything, _selection(origin, topic, service))
     with _opened(database, schema) as letters:
         wanted = list(letters.numbers(selection)) if selection is not None else list(ids)
@@ -214,13 +214,13 @@ def _chosen(ids: tuple[int, ...], everything: bool, selection: Selection) -> Sel
     from scoop_outbox.operations.dead_letters import Selection
 
     if everything and ids:
-        raise click.UsageError("name dead letters by their numbers, or select them with --all: not both")
+        raise click.UsageError("pass numbers of dead letters or --all, not both")
     if everything:
         return selection
     if not ids:
-        raise click.UsageError("which dead letters? Name their numbers (see `dead-letters list`), or pass --all")
+        raise click.UsageError("no dead letters selected: pass their numbers (see `dead-letters list`) or --all")
     if selection != Selection():
-        raise click.UsageError("--origin, --topic and --service select among --all; leave them out, or the numbers")
+        raise click.UsageError("--origin, --topic and --service need --all: leave them out, or the numbers")
     return None
 
 

@@ -1,4 +1,4 @@
-"""Who is subscribed, and what is pending for them: `scoop-outbox handlers [list] | forget`."""
+"""Subscriptions, and what is pending for them: `scoop-outbox handlers [list] | forget`."""
 
 from __future__ import annotations
 
@@ -30,23 +30,22 @@ class _Listing(click.Group):
 
 @click.group("handlers", cls=_Listing)
 def handlers() -> None:
-    """See who is subscribed and what is pending for them, or forget who is gone for good."""
+    """List subscribed sagas with their pending work, or forget those that are gone for good."""
 
 
 @handlers.command("list")
-@click.option("--service", metavar="NAME", help="Only those of this service.")
+@click.option("--service", metavar="NAME", help="Only sagas of this service.")
 @on_a_database
 def list_(*, service: str | None, database: str | None, schema: str) -> None:
-    """List who is subscribed: a line of fields with tabs between them for each.
+    """List subscribed sagas, as tab-separated values.
 
-    waiting: messages that somebody waits for and that have not been taken in. unstarted: runs that have executed
-    nothing. under way: other runs that have not ended. due: pieces of mail that could be seen to now. Counts end at
-    10000.
+    waiting: awaited messages that are not taken in yet. unstarted: runs that have executed nothing. under way: other
+    runs that have not ended. due: wake-ups that are due now. Counts end at 10000.
     """
     with _opened(database, schema) as opened:
         found = opened.read(service)
     if not found:
-        click.echo("nobody is subscribed", err=True)
+        click.echo("no subscriptions", err=True)
         return
     click.echo("service\tsaga\ttopics\tsince\talive\twaiting\tunstarted\tunder way\tdue")
     for one in found:
@@ -65,17 +64,15 @@ def _fields(one: Handler) -> Iterable[str]:
 @handlers.command()
 @click.argument("service")
 @click.argument("saga", required=False)
-@click.option("--topic", metavar="NAME", help="Forget only that they listen on this topic; what is pending stays.")
+@click.option("--topic", metavar="NAME", help="Remove only the subscription to this topic; pending work stays.")
 @click.option(
     "--pending",
     "given",
     type=click.Choice(["fail", "skip"]),
-    help="What becomes of what waits for them: it fails, or counts as done without a result.",
+    help="End awaited messages and unstarted runs: as failed, or as done without a result.",
 )
-@click.option("--force", is_flag=True, help="Although workers of the service are alive.")
-@click.option(
-    "--abandon", is_flag=True, help="Although runs are under way: they end rollback_failed, and nothing is undone."
-)
+@click.option("--force", is_flag=True, help="Forget even while workers of the service are alive.")
+@click.option("--abandon", is_flag=True, help="End runs under way as rollback_failed; nothing is undone.")
 @on_a_database
 def forget(
     *,
@@ -88,9 +85,9 @@ def forget(
     database: str | None,
     schema: str,
 ) -> None:
-    """Forget SAGA of SERVICE, or all sagas of it: nobody waits for them from then on.
+    """Forget SAGA of SERVICE, or all sagas of it: from then on no launch waits for them.
 
-    Says what it did, and exits with 1 when it was refused or something is left. It can be called again.
+    The exit code is 1 when it was refused or something is left. It can be repeated.
     """
     from scoop_outbox.operations.handlers import ForgetStatus, Pending
 
@@ -107,7 +104,7 @@ def forget(
         click.echo(f"{in_one_line(one.service)}\t{in_one_line(one.saga)}\t{topics}\tforgotten")
     done = {Pending.FAIL: "failed", Pending.SKIP: "skipped", None: "ended"}[pending]
     click.echo(
-        f"{answer.waiting} messages and {answer.unstarted} runs that had not begun {done}, "
+        f"{answer.waiting} awaited messages and {answer.unstarted} unstarted runs {done}, "
         f"{answer.abandoned} runs abandoned",
         err=True,
     )
@@ -125,12 +122,12 @@ def _ask(answer: Forgetting) -> Pending:
     from scoop_outbox.operations.handlers import Pending
 
     click.echo(_pending(answer))
-    return Pending(click.prompt("What becomes of them?", type=click.Choice(["fail", "skip"])))
+    return Pending(click.prompt("End them as?", type=click.Choice(["fail", "skip"])))
 
 
 def _pending(answer: Forgetting) -> str:
     return "; ".join(
-        f"{in_one_line(one.saga)}: {one.waiting} messages that are waited for, {one.unstarted} runs that have not begun"
+        f"{in_one_line(one.saga)}: {one.waiting} awaited messages, {one.unstarted} unstarted runs"
         for one in answer.handlers
         if one.pending
     )
@@ -140,25 +137,22 @@ def _refusal(answer: Forgetting, service: str, saga: str | None, topic: str | No
     from scoop_outbox.operations.handlers import ForgetStatus
 
     if answer.status is ForgetStatus.REFUSED_ALIVE:
-        return (
-            f"workers of {service} are alive. Stop them; or deploy a version without what is to be forgotten, and say "
-            "--force"
-        )
+        return f"workers of {service} are alive: stop them; or deploy a version without these sagas, and pass --force"
     if answer.status is ForgetStatus.REFUSED_PENDING:
-        return f"{_pending(answer)}. Say --pending fail or --pending skip"
+        return f"work is pending ({_pending(answer)}): pass --pending fail or --pending skip"
     if answer.status is ForgetStatus.REFUSED_ACTIVE:
         runs = "\n".join(
             f"  {run.id}  {in_one_line(run.saga)}  {run.state}  after {run.step!r}" for run in answer.active
         )
-        return f"runs are under way; let code that knows them end them, or say --abandon:\n{runs}"
+        return f"runs are under way: let workers finish them, or pass --abandon:\n{runs}"
     what = service if saga is None else f"{saga} of {service}"
     return f"there is no handler {what}" + ("" if topic is None else f" on {topic}")
 
 
 def _left(answer: Forgetting) -> str:
     if answer.open:
-        return "a transaction is still open that began before: call this again when it has ended"
-    return f"{answer.left} are being executed at this moment: call this again, or abandon them"
+        return "an older transaction is still open: repeat the command when it has ended"
+    return f"{answer.left} runs are being executed: repeat the command, or pass --abandon"
 
 
 def _opened(database: str | None, schema: str) -> Handlers:

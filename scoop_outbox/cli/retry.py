@@ -1,4 +1,4 @@
-"""Taking parked runs on again: `scoop-outbox retry`."""
+"""Retrying parked runs: `scoop-outbox retry`."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ NOT_ALL = 1
 
 @click.command()
 @click.argument("runs", metavar="[RUN]...", type=click.UUID, nargs=-1)
-@click.option("--service", metavar="NAME", help="All runs of this service that are parked.")
+@click.option("--service", metavar="NAME", help="All parked runs of this service.")
 @on_a_database
 def retry(*, runs: Sequence[uuid.UUID], service: str | None, database: str | None, schema: str) -> None:
-    """Take parked runs on again, where they were parked, once what kept them from going on has been mended."""
+    """Resume parked runs where they were parked, after their cause has been fixed."""
     from scoop_outbox.operations.runs import Answer, Runs
 
     if bool(runs) == bool(service):
-        raise click.UsageError("name runs by their ids, or a service with --service")
+        raise click.UsageError("pass ids of runs, or --service")
     with Runs(required(database), schema=schema) as found:
         asked = list(runs) if service is None else [run.id for run in found.parked(service)]
         if not asked:
-            click.echo(f"no run of service {service} is parked", err=True)
+            click.echo(f"no parked runs of service {service}", err=True)
         answers = []
         for run_id in asked:
             answers.append(found.retry(run_id))

@@ -28,14 +28,14 @@ def broker_settings(command: Command) -> Command:
             metavar="FILE",
             envvar="SCOOP_OUTBOX_BROKER_SETTINGS",
             type=click.Path(exists=True, dir_okay=False, path_type=Path),
-            help="A file of such settings, one a line; # begins a comment [env: SCOOP_OUTBOX_BROKER_SETTINGS].",
+            help="File of such settings, one a line; # begins a comment [env: SCOOP_OUTBOX_BROKER_SETTINGS].",
         ),
         click.option(
             "--broker-setting",
             "settings",
             metavar="NAME=VALUE",
             multiple=True,
-            help="A setting for the broker's client; may be repeated. Secrets belong into a file.",
+            help="Setting of the broker client; repeatable. Put secrets into a file.",
         ),
     ):
         command = decorate(command)
@@ -81,7 +81,7 @@ def _lines(file: Path) -> Iterator[tuple[str, str]]:
     try:
         text = file.read_text("utf-8-sig")
     except UnicodeDecodeError:
-        raise click.ClickException(f"{file} is no text in UTF-8") from None
+        raise click.ClickException(f"{file} is not UTF-8 text") from None
     except OSError as error:
         raise click.ClickException(f"{file} cannot be read: {error.strerror}") from error
     for number, line in enumerate(text.splitlines(), 1):
@@ -100,6 +100,6 @@ def _parsed(texts: Iterable[tuple[str, str]]) -> dict[str, str]:
                 "sasl.mechanism=PLAIN"
             )
         if name in found:
-            raise click.UsageError(f"{where} sets {name} once more")
+            raise click.UsageError(f"{where} sets {name} a second time")
         found[name] = value
     return found

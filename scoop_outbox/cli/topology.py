@@ -1,4 +1,4 @@
-"""What has to exist at the broker for a service: `scoop-outbox topology print | apply`."""
+"""Broker topology of a service: `scoop-outbox topology print | apply`."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _DONE = {True: "exists", False: "created", None: "ensured"}
 
 @click.group()
 def topology() -> None:
-    """See or create what a service needs at its broker: topics, exchanges, queues, bindings.
+    """Print or create the broker topology of a service: topics, exchanges, queues, bindings.
 
-    No other command creates any of these, and neither does a running service.
+    No other command and no running service creates any of these.
     """
 
 
@@ -40,19 +40,19 @@ def _of_an_application(command: Callable[..., None]) -> click.Command:
             "--broker",
             metavar="URL",
             envvar="SCOOP_OUTBOX_BROKER",
-            help="The broker's URL; what the application declares unless given [env: SCOOP_OUTBOX_BROKER].",
+            help="Broker URL; default: what the application declares [env: SCOOP_OUTBOX_BROKER].",
         ),
         click.option(
             "--group",
             metavar="NAME",
-            help="The group, and with RabbitMQ the queue, to receive in; what the application declares unless given.",
+            help="Consumer group or queue of the service; default: what the application declares.",
         ),
         click.option(
             "--topic",
             "topics",
             metavar="NAME",
             multiple=True,
-            help="A topic that the service publishes on; may be repeated. What its sagas listen on is known.",
+            help="Topic that the service publishes on; repeatable. Topics of its sagas are included.",
         ),
         click.argument("app", metavar="MODULE:APP"),
     ):
@@ -70,10 +70,10 @@ def print_(
     settings: Sequence[str],
     settings_file: Path | None,
 ) -> None:
-    """Show what has to exist, and whether it does. Creates nothing.
+    """Print the topology, and which parts exist. Creates nothing.
 
-    The exit code is 0 when nothing is missing, and 3 when something is. What the broker does not tell, as
-    RabbitMQ does not of bindings, is shown as unknown and does not count as missing.
+    The exit code is 0 when nothing is missing, and 3 when something is. Bindings of RabbitMQ, which cannot be queried,
+    are shown as unknown and do not count as missing.
     """
     import asyncio
 
@@ -98,9 +98,9 @@ def apply(
     settings: Sequence[str],
     settings_file: Path | None,
 ) -> None:
-    """Create what has to exist and does not. What is there is left as it is, so this can be run again.
+    """Create the missing parts of the topology. Existing parts are left as they are, so this can be repeated.
 
-    What the broker does not tell, as RabbitMQ does not of bindings, is made whether or not it was there.
+    Bindings of RabbitMQ, which cannot be queried, are always created.
     """
     import asyncio
 

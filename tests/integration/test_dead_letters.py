@@ -267,7 +267,7 @@ async def test_list_shows_a_line_for_each(database_url: str) -> None:
     ]  # fmt: skip
     page = await asyncio.to_thread(command, database_url, "list", "--limit", "1", "--origin", "intake", "--after", "1")
     assert page.stdout.splitlines()[1:] == result.stdout.splitlines()[2:]
-    assert page.stderr == "there may be more: --after 2\n"
+    assert page.stderr == "next page: --after 2\n"
 
 
 async def test_show_prints_text_as_text_and_bytes_as_digits(database_url: str) -> None:
@@ -328,10 +328,10 @@ def test_drop_asks_before_it_drops_all(database_url: str) -> None:
 
 
 @pytest.mark.parametrize("arguments, complaint", [
-    (("replay",), "which dead letters?"),
-    (("drop",), "which dead letters?"),
+    (("replay",), "no dead letters selected"),
+    (("drop",), "no dead letters selected"),
     (("replay", "1", "--all"), "not both"),
-    (("drop", "1", "--topic", "t"), "select among --all"),
+    (("drop", "1", "--topic", "t"), "need --all"),
     (("show", "0"), "not in the range"),
     (("list", "--limit", "5000"), "not in the range"),
     (("list", "--origin", "elsewhere"), "is not one of"),

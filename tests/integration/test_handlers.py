@@ -373,7 +373,7 @@ def command(url: str, *arguments: str, answer: str | None = None) -> tuple[int, 
 
 
 async def test_the_command_lists(database_url: str) -> None:
-    assert command(database_url, "list") == (0, "nobody is subscribed\n")
+    assert command(database_url, "list") == (0, "no subscriptions\n")
     await announced(stock(database_url, "a", "b\nc"))
     code, shown = command(database_url, "list")
     head, *lines = shown.splitlines()
@@ -383,11 +383,11 @@ async def test_the_command_lists(database_url: str) -> None:
     ]
     assert [line.split("\t")[:3] for line in lines] == [["stock", "a", "reserve"], ["stock", "b\\nc", "reserve"]]
     assert [line.split("\t")[4:] for line in lines] == [["no", "0", "0", "0", "0"]] * 2
-    assert command(database_url, "list", "--service", "nobody") == (0, "nobody is subscribed\n")
+    assert command(database_url, "list", "--service", "nobody") == (0, "no subscriptions\n")
 
 
 def test_the_command_alone_lists(database_url: str) -> None:
-    nothing = (0, "nobody is subscribed\n")
+    nothing = (0, "no subscriptions\n")
     done = CliRunner().invoke(main, ["handlers"], env={"SCOOP_OUTBOX_DATABASE": database_url})
     assert (done.exit_code, done.output) == nothing
     assert command(database_url) == nothing
@@ -402,11 +402,11 @@ async def test_the_command_says_what_it_did_or_why_not(database_url: str) -> Non
     assert command(database_url, "forget", "nobody") == (1, "Error: there is no handler nobody\n")
     code, said = command(database_url, "forget", "stock", "reserve")
     assert code == 1
-    assert "reserve: 1 messages that are waited for, 0 runs that have not begun" in said
-    assert "Say --pending fail or --pending skip" in said
+    assert "reserve: 1 awaited messages, 0 unstarted runs" in said
+    assert "pass --pending fail or --pending skip" in said
     assert command(database_url, "forget", "stock", "reserve", "--pending", "fail") == (
         0,
-        "stock\treserve\treserve\tforgotten\n1 messages and 0 runs that had not begun failed, 0 runs abandoned\n",
+        "stock\treserve\treserve\tforgotten\n1 awaited messages and 0 unstarted runs failed, 0 runs abandoned\n",
     )
 
 
@@ -417,7 +417,7 @@ async def test_the_command_asks_whoever_sits_there(database_url: str, monkeypatc
     monkeypatch.setattr(sys.modules["scoop_outbox.cli.handlers"], "_is_answered", lambda: True)
     code, said = command(database_url, "forget", "stock", answer="skip\n")
     assert code == 0, said
-    assert "1 messages and 0 runs that had not begun skipped" in said
+    assert "1 awaited messages and 0 unstarted runs skipped" in said
 
 
 async def test_the_command_names_runs_under_way(database_url: str) -> None:

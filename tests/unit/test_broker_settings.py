@@ -101,7 +101,7 @@ def test_the_file_may_be_named_by_the_environment(made: Made, tmp_path: Path, mo
     [
         ("# one\na=1\ns3cr3t\n", "line 3 is not NAME=VALUE, as in sasl.mechanism=PLAIN"),
         ("a=1\n=s3cr3t", "line 2 is not NAME=VALUE, as in sasl.mechanism=PLAIN"),
-        ("a=1\nb=2\na=s3cr3t", "line 3 sets a once more"),
+        ("a=1\nb=2\na=s3cr3t", "line 3 sets a a second time"),
     ],
 )
 def test_an_error_in_the_file_names_the_line_and_not_the_value(
@@ -116,7 +116,7 @@ def test_a_file_that_cannot_be_read(made: Made, tmp_path: Path) -> None:
     assert "does not exist" in refused(*RELAY, "--broker-settings", "nowhere")
     file = tmp_path / "settings"
     file.write_bytes(b"a=s3cr3t\xff")
-    assert refused(*RELAY, "--broker-settings", str(file)) == f"{file} is no text in UTF-8"
+    assert refused(*RELAY, "--broker-settings", str(file)) == f"{file} is not UTF-8 text"
 
 
 @pytest.mark.parametrize("setting", ["s3cr3t", "=s3cr3t"])

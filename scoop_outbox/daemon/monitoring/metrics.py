@@ -72,51 +72,47 @@ def _counter(name: str, text: str, value: float) -> Metric:
 
 
 def _database(seen: Snapshot) -> Iterator[Metric]:
-    yield _gauge("database_up", "Whether the database can be used.", float(seen.problem is None))
+    yield _gauge("database_up", "1 if the database can be used.", float(seen.problem is None))
     if seen.waiting is not None:
-        yield _gauge("outbox_rows", "Messages that wait to be published, counted up to 10000.", seen.waiting)
-        yield _gauge("outbox_oldest_age_seconds", "For how long the oldest of them has waited.", seen.oldest)
+        yield _gauge("outbox_rows", "Messages in the outbox, counted up to 10000.", seen.waiting)
+        yield _gauge("outbox_oldest_age_seconds", "Age of the oldest message in the outbox.", seen.oldest)
     if seen.parked is not None:
-        yield _gauge("runs_parked", "Runs of this service that are parked, counted up to 10000.", seen.parked)
+        yield _gauge("runs_parked", "Parked runs of this service, counted up to 10000.", seen.parked)
         yield _gauge(
             "runs_rollback_failed",
-            "Runs of this service that could not be rolled back, counted up to 10000.",
+            "Runs of this service whose rollback failed, counted up to 10000.",
             seen.stuck,
         )
         yield _gauge(
-            "runs_interrupted", "Runs that were interrupted and made no progress since, up to 10000.", seen.interrupted
+            "runs_interrupted", "Interrupted runs without progress since, counted up to 10000.", seen.interrupted
         )
     if seen.due is not None:
-        yield _gauge("due_work", "Mail of this service that could be seen to now, counted up to 10000.", seen.due)
+        yield _gauge("due_work", "Runs of this service that are due now, counted up to 10000.", seen.due)
 
 
 def _relay(relay: Relay) -> Iterator[Metric]:
     counters = relay.counters
     yield _gauge("relay_shards", "Shards of the outbox that this relay owns.", relay.shards)
-    yield _gauge("relay_problem", "Whether the broker does not take messages just now.", relay.problem is not None)
-    published = CounterMetricFamily(
-        _PREFIX + "published", "Messages that the broker has acknowledged.", None, ["topic"]
-    )
+    yield _gauge("relay_problem", "1 while /readyz names a problem of the relay.", relay.problem is not None)
+    published = CounterMetricFamily(_PREFIX + "published", "Messages acknowledged by the broker.", None, ["topic"])
     for topic, count in counters.published.copy().items():
         published.add_metric([topic], count)
     yield published
-    yield _histogram("publish_seconds", "How long it took to publish a batch.", counters.seconds)
-    yield _counter("publish_retriable", "How often a message failed and is tried again.", counters.retriable)
+    yield _histogram("publish_seconds", "Seconds to publish a batch.", counters.seconds)
+    yield _counter("publish_retriable", "Failed attempts to publish a message that are retried.", counters.retriable)
 
 
 def _intake(intake: Intake) -> Iterator[Metric]:
-    yield _counter("intake_taken_in", "Messages taken in, those that came again too.", intake.taken_in)
-    yield _gauge("intake_paused", "Whether no more is taken in because of the work that waits.", intake.paused)
-    yield _gauge("intake_problem", "Whether the broker does not deliver just now.", intake.problem is not None)
+    yield _counter("intake_taken_in", "Messages taken in, duplicates included.", intake.taken_in)
+    yield _gauge("intake_paused", "1 while intake is paused (backpressure, or no database).", intake.paused)
+    yield _gauge("intake_problem", "1 while /readyz names a problem of intake.", intake.problem is not None)
 
 
 def _worker(worker: Worker) -> Iterator[Metric]:
     counters = worker.counters
-    yield _gauge("worker_busy_slots", "Runs that are being executed.", worker.busy)
-    yield _counter("worker_claims", "How often a run was claimed.", counters.claims)
-    yield _counter(
-        "worker_empty_claims", "Claims for nothing: the run was held by another worker.", counters.empty_claims
-    )
+    yield _gauge("worker_busy_slots", "Slots in use: runs being executed.", worker.busy)
+    yield _counter("worker_claims", "Claims of runs.", counters.claims)
+    yield _counter("worker_empty_claims", "Claims in vain: another worker held the run.", counters.empty_claims)
     interruptions = worker.interruptions
     interrupted = CounterMetricFamily(
         _PREFIX + "worker_interruptions",
@@ -131,12 +127,12 @@ def _worker(worker: Worker) -> Iterator[Metric]:
 
 def _runs(service: str, counters: RunCounters) -> Iterator[Metric]:
     labels = ["service", "saga", "state"]
-    counts = CounterMetricFamily(_PREFIX + "runs", "How often runs got into a state in which they end.", None, labels)
+    counts = CounterMetricFamily(_PREFIX + "runs", "Runs that ended, or were parked, by state.", None, labels)
     for (saga, state), count in counters.counts.copy().items():
         counts.add_metric([service, saga, state], count)
     yield counts
     seconds = HistogramMetricFamily(
-        _PREFIX + "run_seconds", "How long runs took from the taking in of their messages.", labels=labels
+        _PREFIX + "run_seconds", "Seconds from the intake of the message to the end of the run.", labels=labels
     )
     for (saga, state), seen in counters.seconds.items():
         seconds.add_metric([service, saga, state], _buckets(seen), seen.total)
@@ -157,7 +153,7 @@ def _dead_letters(daemons: Daemons) -> Metric:
 
 def _unhandled(daemons: Daemons) -> Metric:
     family = CounterMetricFamily(
-        _PREFIX + "unhandled_launches", "Messages launched on topics that no saga is subscribed to.", None, ["topic"]
+        _PREFIX + "unhandled_launches", "Messages launched on topics without a subscription.", None, ["topic"]
     )
     for topic, count in daemons.unhandled.items():
         family.add_metric([topic], count)
