@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from scoop_outbox_kafka.consumer import KafkaConsumer
+from scoop_outbox_kafka.positions import Positions
 
 from scoop_outbox.broker.protocol import Delivery, Subscription
 from scoop_outbox.errors import BrokerError
@@ -490,7 +491,7 @@ async def test_where_a_group_begins_is_laid_down_for_all_partitions_before_anyth
     def crash(*_: object) -> None:
         raise RuntimeError("killed")
 
-    monkeypatch.setattr(KafkaConsumer, "_assign", crash)
+    monkeypatch.setattr(Positions, "_assign", crash)
     async with asyncio.timeout(30):
         with pytest.raises(RuntimeError, match="killed"):
             await nothing_ever(consumer)
@@ -505,15 +506,15 @@ async def test_where_a_group_begins_takes_nothing_back_that_another_member_has_d
         trial.produce(topic, *[b"old"] * 5, partition=partition)
     await joined(await trial.consumer(group, trial.topic()))
     consumer = await trial.consumer(group, topic, start="2000-01-01T00:00:00Z")
-    reposition = KafkaConsumer._reposition
+    reposition = Positions._reposition
 
-    def meanwhile(self: KafkaConsumer, client: Consumer, part: tuple[str, int]) -> None:
+    def meanwhile(self: Positions, client: Consumer, part: tuple[str, int]) -> None:
         # What another member did, between our look at the group and our turn in the partition.
         if trial.committed(group, topic, 0) < 0:
             client.commit(offsets=[TopicPartition(topic, 0, 4)], asynchronous=False)
         reposition(self, client, part)
 
-    monkeypatch.setattr(KafkaConsumer, "_reposition", meanwhile)
+    monkeypatch.setattr(Positions, "_reposition", meanwhile)
     came = await received(consumer, 6, acknowledge=False)
     assert sorted(one.position for one in came) == [f"{topic}[0]@4", *(f"{topic}[1]@{offset}" for offset in range(5))]
     assert [trial.committed(group, topic, partition) for partition in range(2)] == [4, 0]

@@ -24,7 +24,6 @@ TO_BE_SPLIT = {
     "BlockingDriver",
     "Home",
     "Intake",
-    "KafkaConsumer",
     "KafkaPublisher",
     "Lent",
     "RabbitConsumer",

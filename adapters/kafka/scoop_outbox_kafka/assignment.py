@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from confluent_kafka import TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 
 from scoop_outbox_kafka.record import Place
 from scoop_outbox_kafka.start import Part
@@ -14,10 +14,14 @@ class Assignment:
     """The partitions of one consumer. An offset is that of the next message, as Kafka counts.
 
     Offsets are those that were received, plus one: they have gaps, where a transaction ended or a topic was compacted.
+
+    Attributes:
+        paused: whether no messages are to be taken from them; set before `apply_pause`.
     """
 
     def __init__(self) -> None:
         """Have nothing yet."""
+        self.paused = False
         self._generations: dict[Part, int] = {}
         self._generation = 0
         self._acknowledged: dict[Part, tuple[int, int]] = {}
@@ -72,6 +76,12 @@ class Assignment:
         """Note that the broker has refused what it was told: it is told again."""
         for one in offsets:
             self._committed.pop((one.topic, one.partition), None)
+
+    def apply_pause(self, client: Consumer) -> None:
+        """Let a client take no messages from the partitions that it has, or take them, as `paused` says."""
+        parts = client.assignment()
+        if parts:
+            (client.pause if self.paused else client.resume)(parts)
 
 
 def _offset(part: Part, offset: int, epoch: int) -> TopicPartition:

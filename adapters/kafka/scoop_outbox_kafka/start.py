@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
@@ -14,8 +15,13 @@ from scoop_outbox.broker import BrokerError
 from scoop_outbox_kafka.client import make
 from scoop_outbox_kafka.settings import Settings
 
+log = logging.getLogger(__name__)
+
 Part = tuple[str, int]
 T = TypeVar("T")
+
+ANSWER = 5.0
+"""Seconds in which a broker answers a question."""
 
 _CHOICES = (
     'say Scoop(start=...): "earliest" for all that the topic still has, "latest" for what is published from now on, '
@@ -133,6 +139,16 @@ def committed(consumer: Consumer, group: str, parts: Iterable[Part], timeout: fl
                 raise BrokerError(not_permitted_topic(one.topic))
             raise KafkaException(one.error)
     return {(one.topic, one.partition): one.offset for one in found if one.offset >= 0}
+
+
+def commit(consumer: Consumer, group: str, offsets: list[TopicPartition]) -> bool:
+    """Commit for a group and wait for the broker's word; answer whether it was yes."""
+    try:
+        answers = consumer.commit(offsets=offsets, asynchronous=False) or []
+    except KafkaException as error:
+        log.info("the group %s has not committed: %s", group, error.args[0].str())
+        return False
+    return all(one.error is None for one in answers)
 
 
 def explain_silence(error: KafkaError, settings: Settings, group: str, timeout: float) -> None:
