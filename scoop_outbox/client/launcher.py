@@ -10,7 +10,7 @@ from scoop_outbox.client.handle import Handle
 from scoop_outbox.client.service import Service
 from scoop_outbox.core.plans.claim import Unhandled
 from scoop_outbox.core.plans.launch import Here, launch, launch_and_commit
-from scoop_outbox.core.plans.subscriptions import TakenOver, read_brokered
+from scoop_outbox.core.plans.subscriptions import TakenOver, list_services_via_broker
 from scoop_outbox.core.statement import Plan
 from scoop_outbox.daemon.announcer import note
 from scoop_outbox.errors import PayloadError
@@ -67,39 +67,39 @@ class Launcher:
     async def _launch(self, launched: Sequence[Emission], session: AsyncTransaction | None) -> None:
         await self._introduce()
         home, signals = self._service.home, self._service.signals
-        brokered, here = self._carried_by_broker, self._here(launched)
+        via_broker, here = self._carried_by_broker, self._here(launched)
         unhandled: Unhandled
         if session is not None:
             whose = home.whose
             with map_missing_tables(home.url):
-                plan = launch(launched, brokered=brokered, here=here)
+                plan = launch(launched, via_broker=via_broker, here=here)
                 unhandled = await run_joined(plan, session, home.queries, signals.outbox, whose)
         else:
             async with home.claiming_driver() if _claims(launched) else home.driver() as driver:
-                plan = launch_and_commit(launched, signals, brokered=brokered, here=here)
+                plan = launch_and_commit(launched, signals, via_broker=via_broker, here=here)
                 unhandled = await driver.run(plan)
         self._note_unhandled(unhandled)
 
     def _launch_sync(self, launched: Sequence[Emission], session: Transaction | None) -> None:
         self._introduce_sync()
         home, signals = self._service.home, self._service.signals
-        brokered, here = self._carried_by_broker, self._here(launched)
+        via_broker, here = self._carried_by_broker, self._here(launched)
         unhandled: Unhandled
         if session is not None:
             whose = home.whose
             with map_missing_tables(home.url):
-                plan = launch(launched, brokered=brokered, here=here)
+                plan = launch(launched, via_broker=via_broker, here=here)
                 unhandled = run_joined_blocking(plan, session, home.queries, signals.outbox, whose)
         else:
             with home.blocking_claiming_driver() if _claims(launched) else home.blocking_driver() as driver:
-                plan = launch_and_commit(launched, signals, brokered=brokered, here=here)
+                plan = launch_and_commit(launched, signals, via_broker=via_broker, here=here)
                 unhandled = driver.run(plan)
         self._note_unhandled(unhandled)
 
     def _note_unhandled(self, topics: Unhandled) -> None:
         if topics:
-            brokered = self._service.broker is not None
-            self._service.signals.unhandled.note(topics, self._service.name, brokered=brokered)
+            via_broker = self._service.broker is not None
+            self._service.signals.unhandled.note(topics, self._service.name, via_broker=via_broker)
 
     async def _introduce(self) -> None:
         """Before the first launch: make this service known, unless it is for a broker to say whether it can receive."""
@@ -117,7 +117,7 @@ class Launcher:
     def _introducing(self) -> Plan[Sequence[TakenOver]]:
         announcer = self._service.announcer
         if not self._service.servers.names_a_broker:
-            self._carried = self._service.name in (yield from read_brokered())
+            self._carried = self._service.name in (yield from list_services_via_broker())
         if self._carried_by_broker:
             announcer.done = (yield from announcer.look()) >= announcer.names
             return ()

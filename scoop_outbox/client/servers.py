@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from scoop_outbox.broker import plugins
 from scoop_outbox.broker.protocol import Broker
 from scoop_outbox.client.waiters import Outcomes
-from scoop_outbox.core.plans.subscriptions import check_unbrokered, read_brokered
+from scoop_outbox.core.plans.subscriptions import check_without_broker, list_services_via_broker
 from scoop_outbox.core.statement import Plan
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.errors import DatabaseError
@@ -131,7 +131,7 @@ class Servers:
     def guard(self, *, relay: bool) -> Plan[None]:
         """Return the plan that refuses to do without a broker that others have, unless that was said on purpose."""
         if not self.names_a_broker:
-            check_unbrokered((yield from read_brokered()), self._service, relay=relay)
+            check_without_broker((yield from list_services_via_broker()), self._service, relay=relay)
 
     async def close(self) -> None:
         """Close the connections of this event loop, and the blocking ones."""

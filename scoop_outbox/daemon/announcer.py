@@ -70,8 +70,8 @@ class Announcer:
 
     def plan(self) -> Plan[list[TakenOver]]:
         """Return the plan that announces the service, whatever its broker says."""
-        brokered = self._broker is not None
-        return announce(self._subscription.service, self._sagas, self._spellings, brokered=brokered)
+        via_broker = self._broker is not None
+        return announce(self._subscription.service, self._sagas, self._spellings, via_broker=via_broker)
 
     def listening(self, topic: str) -> list[str]:
         """Return the names of the sagas that listen on a topic."""

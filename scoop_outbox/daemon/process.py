@@ -73,7 +73,7 @@ async def daemons(
     new_worker = functools.partial(
         Worker,
         *(home, subscription.service, names, signals, slots),
-        brokered=broker is not None,
+        via_broker=broker is not None,
         max_interruptions=max_interruptions,
     )
     running = Running(

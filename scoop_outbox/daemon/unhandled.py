@@ -30,13 +30,13 @@ class UnhandledLaunches:
         with self._lock:
             return dict(self._counts)
 
-    def note(self, topics: Iterable[str], service: str, *, brokered: bool) -> None:
+    def note(self, topics: Iterable[str], service: str, *, via_broker: bool) -> None:
         """Note messages without a listener.
 
         Args:
             topics: the topic of each.
             service: who has launched.
-            brokered: whether a broker carries the messages, so that others may listen there.
+            via_broker: whether a broker carries the messages, so that others may listen there.
         """
         for topic, count in Counter(topics).items():
             with self._lock:
@@ -48,13 +48,13 @@ class UnhandledLaunches:
                 last = new and len(self._told) == TOLD
             if new:
                 # No warning: it may be meant so, as a step of its own that others may hook into.
-                text = _BROKERED if brokered else _BUILTIN
+                text = _VIA_BROKER if via_broker else _BUILTIN
                 log.info(text, service, topic, extra={"service": service, "topic": topic})
             if last:
                 log.info("launch: too many topics without a subscription, no more are logged (%d were)", TOLD)
 
 
-_BROKERED = (
+_VIA_BROKER = (
     "launch: topic without a subscription (service %r, topic %r: its messages are published; nothing in this database "
     "handles them or waits for them)"
 )

@@ -106,9 +106,12 @@ def _upgraded(tables: _Tables, onlooker: Onlooker, patience: _Patience) -> str:
         try:
             with tables.connection.begin():
                 with onlooker.watching(tables.backend()):
-                    tables.lock_for(target, patience.limit)
-                # Somebody else may have been at it while this one waited.
-                if tables.revision() == revision:
+                    deadline = tables.lock_migrations(patience.limit)
+                    # Somebody else may have been at it while this one waited, and a table may have another name now.
+                    mine = tables.revision() == revision
+                    if mine:
+                        tables.lock_for(target, deadline)
+                if mine:
                     tables.upgrade(target)
         except sa.exc.OperationalError as error:
             if not isinstance(error.orig, psycopg.errors.LockNotAvailable | psycopg.errors.DeadlockDetected):
@@ -183,14 +186,18 @@ class _Tables:
             context = MigrationContext.configure(self.connection, opts={"version_table_schema": self._schema})
             return context.get_current_revision()
 
-    def lock_for(self, target: str, limit: float) -> None:
-        """Take all the locks that a revision needs, within a time limit for all of them together.
-
-        In the order in which the engine's own transactions use the tables, so that it seldom comes to a deadlock.
-        """
+    def lock_migrations(self, limit: float) -> float:
+        """Take the lock of migrations; return by when all locks of this try have to be there (monotonic)."""
         deadline = time.monotonic() + limit
         self._limit(limit)
         self._ask(self._queries["lock_migrations"], lock=_LOCK)
+        return deadline
+
+    def lock_for(self, target: str, deadline: float) -> None:
+        """Take all the locks on tables that a revision needs.
+
+        In the order in which the engine's own transactions use the tables, so that it seldom comes to a deadlock.
+        """
         for table in _script().get_revision(target).module.locks:
             self._limit(deadline - time.monotonic())
             statement = "lock table %(table)s in access exclusive mode"

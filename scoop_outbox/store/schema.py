@@ -70,7 +70,7 @@ _QUEUE = {
     "autovacuum_vacuum_cost_delay": "0",
     "vacuum_truncate": "false",
 }
-_STORED = {"run": _UPDATED, "child": _UPDATED, "outbox": _QUEUE, "mailbox": _QUEUE, "turn": _QUEUE}
+_STORED = {"run": _UPDATED, "child": _UPDATED, "outbox": _QUEUE, "mailbox": _QUEUE, "lane_entry": _QUEUE}
 
 
 def _time(name: str, *, nullable: bool = True, default: bool = False) -> Column[Any]:
@@ -103,7 +103,7 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         # for those that are other names of it.
         Column("pattern", Text),
         # Whether a broker brings the service its messages: a relay without one would pass it by.
-        Column("brokered", Boolean, nullable=False, server_default=text("false")),
+        Column("via_broker", Boolean, nullable=False, server_default=text("false")),
         # The name that its lanes are made of, if it once had another one: what was ordered stays so.
         Column("lane", Text),
         Column("names", ARRAY(Text), nullable=False, server_default=text("'{}'")),
@@ -148,7 +148,7 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
 
     # A message that was launched from outside any run, to be carried by a broker: the sagas that were subscribed then.
     Table(
-        "root",
+        "expected_root",
         metadata,
         Column("message_id", Uuid, primary_key=True),
         Column("services", ARRAY(Text), nullable=False),
@@ -296,16 +296,16 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
 
     # A run of an ordered saga that has not ended. `lane` is a service, a saga and a key, whatever their length; the
     # runs of a lane are executed one after the other, in the order of `seq`: that of taking in. Live work only.
-    turn = Table(
-        "turn",
+    lane_entry = Table(
+        "lane_entry",
         metadata,
         Column("run_id", Uuid, primary_key=True),
         Column("lane", Uuid, nullable=False),
         Column("seq", BigInteger, Identity(always=True), nullable=False),
         Column("held", Boolean, nullable=False, server_default=text("false")),
-        Index("turn_lane", "lane", "seq"),
+        Index("lane_entry_lane", "lane", "seq"),
     )
-    Index("turn_held", turn.c.lane, unique=True, postgresql_where=turn.c.held)
+    Index("lane_entry_held", lane_entry.c.lane, unique=True, postgresql_where=lane_entry.c.held)
 
     # A wake-up. Live work only. `version` is the run's when the mail was posted: workers of another version that is
     # alive leave it alone; empty before the run's first step.

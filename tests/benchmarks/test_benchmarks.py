@@ -9,7 +9,7 @@ from benchmarks.server import Bench
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(300)]
 
-BROKERED = {"end-to-end", "drain", "steady", "intake", "broker-hop", "memory"}
+VIA_BROKER = {"end-to-end", "drain", "steady", "intake", "broker-hop", "memory"}
 """They measure over Kafka and RabbitMQ."""
 
 
@@ -20,12 +20,12 @@ async def run(name: str, admin: str) -> None:
         assert [line for line in table.markdown() if line.startswith("| ")]
 
 
-@pytest.mark.parametrize("name", sorted(BENCHMARKS.keys() - BROKERED))
+@pytest.mark.parametrize("name", sorted(BENCHMARKS.keys() - VIA_BROKER))
 async def test_a_benchmark_runs(name: str, postgres_url: str) -> None:
     await run(name, postgres_url)
 
 
-@pytest.mark.parametrize("name", sorted(BROKERED))
+@pytest.mark.parametrize("name", sorted(VIA_BROKER))
 async def test_a_benchmark_over_brokers_runs(
     name: str, postgres_url: str, kafka_url: str, rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,7 +136,7 @@ def subscribe(*sagas: str | None) -> Any:
         ordered=[False] * count,
         patterns=[None] * count,
         names=["[]"] * count,
-        brokered=False,
+        via_broker=False,
     )
 
 

@@ -100,7 +100,7 @@ async def test_who_is_subscribed_and_what_is_pending_is_listed(database_url: str
     assert list(found) == ["order", "a", "b"], "by service and saga"
     (since,) = ask(database_url, "select created_at from subscription where saga = 'a'")[0]
     one = found["a"]
-    assert (one.service, one.topics, one.since, one.brokered) == ("stock", ("reserve",), since, False)
+    assert (one.service, one.topics, one.since, one.via_broker) == ("stock", ("reserve",), since, False)
     assert (one.waiting, one.unstarted, one.under_way, one.due, one.alive) == (1, 0, 0, 0, False)
     assert (found["order"].under_way, found["order"].waiting) == (1, 0)
     await taken_in(app, database_url)
@@ -174,7 +174,7 @@ async def test_q13_what_waits_fails_and_the_parent_handles_it(
         await until(lambda: ask(database_url, "select count(*) from outbox") == [(0,)])
     assert states.get("reserve") == (RunState.ROLLED_BACK if started else None)
     assert ask(database_url, "select count(*) from run where service = 'stock'") == [(int(started),)]
-    assert ask(database_url, "select (select count(*) from mailbox), (select count(*) from turn)") == [(0, 0)]
+    assert ask(database_url, "select (select count(*) from mailbox), (select count(*) from lane_entry)") == [(0, 0)]
 
 
 @pytest.mark.parametrize("started", [False, True])
@@ -278,7 +278,7 @@ async def test_what_is_parked_or_rolls_back_is_under_way(database_url: str, hand
     if state == "parked":
         ask(database_url, "update run set reason = 'why' where service = 'stock' returning 1")
         ask(database_url, "delete from mailbox returning 1")
-        ask(database_url, "delete from turn returning 1")
+        ask(database_url, "delete from lane_entry returning 1")
     assert handlers.forget("stock").status is ForgetStatus.REFUSED_ACTIVE
     assert handlers.forget("stock", abandon=True).abandoned == 1
 

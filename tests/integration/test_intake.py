@@ -308,7 +308,8 @@ async def test_ordered_sagas_take_their_order_from_the_batch(database_url: str) 
     await take_all_in(database_url, broker, app)
     rows = ask(
         database_url,
-        "select m.body from turn t join run r on r.id = t.run_id join message m on m.id = r.message_id order by t.seq",
+        "select m.body from lane_entry e join run r on r.id = e.run_id join message m on m.id = r.message_id "
+        "order by e.seq",
     )
     assert [int(body) for (body,) in rows] == numbers
 

@@ -129,7 +129,7 @@ def test_how_the_tables_are_stored(database_url: str) -> None:
     assert {name: set(options) for name, options in rows} == {
         "outbox": queue,
         "mailbox": queue,
-        "turn": queue,
+        "lane_entry": queue,
         "run": {"fillfactor=80"},
         "child": {"fillfactor=80"},
     }
@@ -137,7 +137,13 @@ def test_how_the_tables_are_stored(database_url: str) -> None:
     sequences = ask(
         database_url, "select sequencename, cache_size from pg_sequences where schemaname = %s", DEFAULT_SCHEMA
     )
-    numbered = ("outbox_seq_seq", "mailbox_id_seq", "dead_letter_id_seq", "saga_version_number_seq", "turn_seq_seq")
+    numbered = (
+        "outbox_seq_seq",
+        "mailbox_id_seq",
+        "dead_letter_id_seq",
+        "saga_version_number_seq",
+        "lane_entry_seq_seq",
+    )
     assert dict(sequences) == dict.fromkeys(numbered, 1)
 
 

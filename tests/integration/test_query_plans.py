@@ -44,9 +44,9 @@ UTILITY |= {"read_schema_exists", "read_backend", "limit_lock_waits", "lock_migr
 LIVING = {"read_handlers", "read_under_way", "retire_waiting", "retire_runs", "take_over"}
 """What operators ask, and a saga that has another name: they look through all that lives, but not through what was.
 They are asked on connections that search indexes, as in `plan_once`."""
-BIG = {"message", "run", "step", "child", "mailbox", "outbox", "turn", "failure"}
+BIG = {"message", "run", "step", "child", "mailbox", "outbox", "lane_entry", "failure"}
 
-QUEUES = ("outbox", "mailbox", "turn")
+QUEUES = ("outbox", "mailbox", "lane_entry")
 LOOK_AT_QUEUES = f"vacuum analyze {', '.join(f'{DEFAULT_SCHEMA}.{name}' for name in QUEUES)}"
 A_LITTLE = """
 with these as (
@@ -116,7 +116,7 @@ insert into mailbox (service, saga, run_id, due)
 select case when n <= 20 then 'shop' else 'other' end, 'saga 1', r({FINISHED} + n), now() - interval '1 minute'
 from generate_series(1, 1000) n;
 
-insert into turn (run_id, lane, held)
+insert into lane_entry (run_id, lane, held)
 select r({FINISHED} + n), case when n <= 50000 then r(1) else r(n) end, n = 1 or n > 50000
 from generate_series(1, {WAITING}) n;
 
@@ -176,12 +176,12 @@ def batch(*, size: int, lineage: str | None = None) -> dict[str, list[Any]]:
     }
 
 
-def launch(*, size: int, awaited: bool = False, run: UUID | None = None, brokered: bool = False) -> dict[str, Any]:
+def launch(*, size: int, awaited: bool = False, run: UUID | None = None, via_broker: bool = False) -> dict[str, Any]:
     sent = [
         Emission(uuid4(), "topic 1", None, b"1", "application/json", {}, None, awaited, Frame("f.py", 1, None, "f"))
         for _ in range(size)
     ]
-    params = launch_params(sent, None, 1, brokered=brokered)
+    params = launch_params(sent, None, 1, via_broker=via_broker)
     return params if run is None else {**params, "run": run}
 
 
@@ -272,7 +272,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("read_due", {**due, "service": "nobody"}),
         ("launch", launch(size=10, awaited=True, run=run_id(OPEN))),
         ("launch", launch(size=1)),
-        ("launch", launch(size=1, brokered=True)),
+        ("launch", launch(size=1, via_broker=True)),
         ("find_home", {"schema": DEFAULT_SCHEMA}),
         ("read_listeners", {"document": document({"topics": ["t", "u"], "sagas": ["saga 1"]})}),
         ("take_in", {**below, "lineages": [None] * 10, "ids": batch(size=10)["ids"]}),
@@ -280,11 +280,11 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("take_in", {**below, "service": "shop"}),
         ("take_in", {**below, "lineages": [None] * 10, "topics": ["topic in order"] * 10, "keys": ["key"] * 10}),
         ("lock_lane", {"lane": run_id(1)}),
-        ("read_turn", {"run": run_id(FINISHED + 1)}),
-        ("take_turn", {"run": run_id(FINISHED + 20_000), "mail": [1, 2, 3]}),
-        ("take_turn", {"run": run_id(OLD), "mail": [1, 2, 3]}),
-        ("end_turn", {"run": run_id(FINISHED + 1)}),
-        ("end_turn", {"run": run_id(OLD)}),
+        ("read_lane_entry", {"run": run_id(FINISHED + 1)}),
+        ("take_lane", {"run": run_id(FINISHED + 20_000), "mail": [1, 2, 3]}),
+        ("take_lane", {"run": run_id(OLD), "mail": [1, 2, 3]}),
+        ("leave_lane", {"run": run_id(FINISHED + 1)}),
+        ("leave_lane", {"run": run_id(OLD)}),
         ("take_in", {**below, "lineages": [None] * 10, "service": "shop"}),
         ("bury_incoming", {**batch(size=10), "positions": ["p"] * 10, "reasons": ["r"] * 10, "service": "shop"}),
         ("read_home", {}),
@@ -333,8 +333,8 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("retire_roots", {"service": "shop", "saga": None}),
         ("subscribe",
          {"topics": ["t"] * 3, "services": ["s"] * 3, "sagas": ["a", "b", "c"], "ordered": [True] * 3,
-          "patterns": [None, "^t$", None], "names": ["[]"] * 3, "brokered": True}),
-        ("read_brokered", {}),
+          "patterns": [None, "^t$", None], "names": ["[]"] * 3, "via_broker": True}),
+        ("list_services_via_broker", {}),
         ("read_strangers", {"service": "shop", "sagas": ["saga 1"], "most": 100}),
         ("is_relayed", {}),
         ("read_revision", {}),

@@ -230,8 +230,8 @@ async def test_q67_a_late_run_of_an_ordered_saga_has_its_turn(database_url: str)
     async with audit.running():
         await until(lambda: at_work)
         following = await audit.launch("placed", 2, key="k")
-        await until(lambda: ask(database_url, "select count(*) from turn") == [(2,)])
-        await until(lambda: ask(database_url, "select count(*) from turn where held") == [(1,)])
+        await until(lambda: ask(database_url, "select count(*) from lane_entry") == [(2,)])
+        await until(lambda: ask(database_url, "select count(*) from lane_entry where held") == [(1,)])
         gate.set()
         await following.wait(20)
     assert len(at_work) == 2

@@ -84,7 +84,7 @@ async def test_messages_of_a_key_are_handled_one_after_the_other_in_order(shop: 
         await together(*(handle.wait(LONG) for handle in handles))
     assert watched.of("a") == list(range(20))
     assert watched.overlaps == []
-    assert ask(shop, "select count(*) from turn") == [(0,)]
+    assert ask(shop, "select count(*) from lane_entry") == [(0,)]
     assert ask(shop, "select count(*) from mailbox") == [(0,)]
 
 
@@ -201,7 +201,7 @@ async def test_a_parked_run_holds_its_key_and_no_other(make_shop: MakeShop, monk
         await until(lambda: ask(new, "select state from run where message_id = %s", first.id) == [("parked",)])
         await until(lambda: ask(new, "select count(*) from mailbox") == [(0,)])
     assert watched.begun == [("a", 0), ("b", 2)]
-    assert ask(new, "select count(*) from turn") == [(2,)]
+    assert ask(new, "select count(*) from lane_entry") == [(2,)]
 
 
 async def test_a_committed_run_that_is_rolled_back_later_does_not_take_its_place_again(
@@ -229,7 +229,7 @@ async def test_a_committed_run_that_is_rolled_back_later_does_not_take_its_place
         with pytest.raises(DistributedError):
             await root.wait(LONG)
     assert journal.count("undone") == 1
-    assert ask(shop, "select count(*) from turn") == [(0,)]
+    assert ask(shop, "select count(*) from lane_entry") == [(0,)]
 
 
 async def test_a_message_that_is_delivered_again_takes_no_place(mixed: Shop) -> None:
@@ -246,7 +246,7 @@ async def test_a_message_that_is_delivered_again_takes_no_place(mixed: Shop) -> 
         await until(lambda: ask(mixed, "select count(*) from outbox") == [(0,)])
         await (await mixed.app.launch("orders", 2, key="a")).wait(LONG)
     assert watched.of("a") == [1, 2]
-    assert ask(mixed, "select count(*) from turn") == [(0,)]
+    assert ask(mixed, "select count(*) from lane_entry") == [(0,)]
 
 
 async def test_a_run_does_not_wait_for_one_above_it_that_waits_for_it(shop: Shop, journal: Journal) -> None:
@@ -264,7 +264,7 @@ async def test_a_run_does_not_wait_for_one_above_it_that_waits_for_it(shop: Shop
         second = await shop.app.launch("orders", 5, key="a")
         await together(first.wait(LONG), second.wait(LONG))
     assert [entry for entry in journal.entries if entry.startswith("up")] == ["up 2", "up 1", "up 0", "up 5"]
-    assert ask(shop, "select count(*) from turn") == [(0,)]
+    assert ask(shop, "select count(*) from lane_entry") == [(0,)]
 
 
 async def test_keys_may_be_long_and_odd(mixed: Shop) -> None:
@@ -303,22 +303,22 @@ async def test_a_run_that_asks_while_the_one_before_is_ending_is_not_forgotten(m
     ordered(mixed, watched)
     first, second = await launch_all(mixed, [("a", 1), ("a", 2)])
     async with mixed.running(worker=False):
-        await until(lambda: ask(mixed, "select count(*) from turn") == [(2,)])
+        await until(lambda: ask(mixed, "select count(*) from lane_entry") == [(2,)])
     queries, url = service_of(mixed.app).home.queries, service_of(mixed.app).home.url
     ((first_run, lane),) = ask(mixed, "select id, lane from run where message_id = %s", first.id)
     ((second_run,),) = ask(mixed, "select id from run where message_id = %s", second.id)
-    ask(mixed, "update turn set held = true where run_id = %s returning 1", first_run)
+    ask(mixed, "update lane_entry set held = true where run_id = %s returning 1", first_run)
     ask(mixed, "delete from mailbox where run_id = %s returning 1", first_run)
     with psycopg.connect(url) as ending:
         ending.execute(queries["lock_lane"], {"lane": lane})
         async with mixed.running():
             # The second one asks, and has to wait for the answer until the first one has committed its end.
             await until(lambda: ask(mixed, "select 1 from pg_locks where locktype = 'advisory' and not granted"))
-            ending.execute(queries["end_turn"], {"run": first_run})
+            ending.execute(queries["leave_lane"], {"run": first_run})
             ending.commit()
             await second.wait(LONG)
     assert watched.begun == [("a", 2)]
-    assert ask(mixed, "select run_id from turn where run_id = %s", second_run) == []
+    assert ask(mixed, "select run_id from lane_entry where run_id = %s", second_run) == []
 
 
 @contextmanager
@@ -340,7 +340,7 @@ async def test_several_workers_keep_the_order_of_many_messages(make_shop: MakeSh
     assert watched.overlaps == []
     for key in range(5):
         assert watched.of(f"key {key}") == list(range(key, 200, 5))
-    assert ask(shops[0], "select count(*) from turn") == [(0,)]
+    assert ask(shops[0], "select count(*) from lane_entry") == [(0,)]
 
 
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -372,7 +372,7 @@ async def test_q68_whoever_waits_for_a_root_waits_for_whatever_its_saga_is_calle
     new = Version(database_url, "place-order", formerly=["order"], broker=broker)
     handle = await new.app.launch("orders", 1)
     # It knows its own name, and the home knows the old one.
-    assert ask(database_url, "select sagas from root") == [(["order", "place-order"],)]
+    assert ask(database_url, "select sagas from expected_root") == [(["order", "place-order"],)]
     (row,) = ask(database_url, "select message_id::text, topic, body, headers from outbox")
     async with new.app.running(relay=False):
         with pytest.raises(TimeoutError):

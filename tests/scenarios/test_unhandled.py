@@ -100,7 +100,7 @@ def test_q71_a_topic_is_told_once_in_a_process_and_of_many_topics_nothing_is_sai
     launches = UnhandledLaunches()
     for _ in range(2):
         for number in range(TOPICS + 100):
-            launches.note([f"user-{number}"], "shop", brokered=False)
+            launches.note([f"user-{number}"], "shop", via_broker=False)
     assert len(told(caplog)) == TOPICS + 50
     assert [one.getMessage() for one in caplog.records if one.getMessage() not in told(caplog)] == [
         f"launch: too many topics without a subscription, no more are logged ({TOPICS + 50} were)"
@@ -111,7 +111,7 @@ def test_q71_a_topic_is_told_once_in_a_process_and_of_many_topics_nothing_is_sai
 
 def test_q71_with_a_broker_it_is_said_that_others_may_listen(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    UnhandledLaunches().note(["orders"], "shop", brokered=True)
+    UnhandledLaunches().note(["orders"], "shop", via_broker=True)
     ((level, text),) = [(record.levelname, record.getMessage()) for record in caplog.records]
     assert level == "INFO"
     assert "'orders'" in text

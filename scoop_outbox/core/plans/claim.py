@@ -70,7 +70,7 @@ class Executor:
         chance: draws a number in [0, 1) for jitter.
         failures: those that this process knows.
         draining: whether the process ends: then a run is left to others after the step in hand.
-        brokered: whether a broker carries messages, so that each service takes them in at a time of its own.
+        via_broker: whether a broker carries messages, so that each service takes them in at a time of its own.
         deployment: which versions of the sagas living workers have; this process is alone unless given.
         reports: told of what has become of runs.
     """
@@ -83,7 +83,7 @@ class Executor:
     chance: Callable[[], float]
     failures: Known
     draining: Callable[[], bool] = lambda: False
-    brokered: bool = False
+    via_broker: bool = False
     deployment: Deployment = field(default_factory=Deployment)
     reports: Reports = field(default_factory=_Silent)
 
@@ -122,8 +122,8 @@ def claim(run_id: uuid.UUID, executor: Executor) -> Plan[Claim | None]:
     if saga is None:
         yield from ask(ROLLBACK)  # another deployment's work
         return None
-    if run.lane is not None and run.seq == 0 and not (yield from _holds_turn(run)):
-        if (yield from _take_turn(run, run.lane, mail)):
+    if run.lane is not None and run.seq == 0 and not (yield from _holds_lane(run)):
+        if (yield from _take_lane(run, run.lane, mail)):
             return (yield from claim(run_id, executor))
         return None
     instance = None
@@ -142,13 +142,13 @@ def _instance(rows: Rows, run: Run, executor: Executor) -> Plan[Instance | None]
     return instance_of(rows, run, failures)
 
 
-def _holds_turn(run: Run) -> Plan[bool]:
-    """Tell whether an ordered run may begin; one that has begun had its turn, and keeps it until it ends."""
-    (turn,) = yield from ask(statement("read_turn", run=run.id))
-    return not turn or turn[0][0]
+def _holds_lane(run: Run) -> Plan[bool]:
+    """Tell whether an ordered run may begin; one that has begun holds its lane until it ends."""
+    (entry,) = yield from ask(statement("read_lane_entry", run=run.id))
+    return not entry or entry[0][0]
 
 
-def _take_turn(run: Run, lane: uuid.UUID, mail: list[int]) -> Plan[bool]:
+def _take_lane(run: Run, lane: uuid.UUID, mail: list[int]) -> Plan[bool]:
     """Let a run that is the first of its lane begin; answer whether it is. The transaction ends with this.
 
     The lane is locked for that long only, and never while a step is executed. If the server loses this commit, it has
@@ -157,7 +157,7 @@ def _take_turn(run: Run, lane: uuid.UUID, mail: list[int]) -> Plan[bool]:
     *_, taken, _ = yield from ask(
         statement("without_waiting_for_disk"),
         statement("lock_lane", lane=lane),
-        statement("take_turn", run=run.id, mail=mail),
+        statement("take_lane", run=run.id, mail=mail),
         COMMIT,
     )
     return bool(taken[0][0])

@@ -38,7 +38,7 @@ class Handler:
         saga: its name.
         topics: what it is subscribed to; none when it has been forgotten and something is left all the same.
         since: since when it is subscribed, by the database's clock.
-        brokered: whether a broker brings the service its messages.
+        via_broker: whether a broker brings the service its messages.
         waiting: messages that somebody waits for, and that have not been taken in.
         unstarted: runs that have executed nothing yet.
         under_way: runs that have executed something, and have not ended.
@@ -50,7 +50,7 @@ class Handler:
     saga: str
     topics: tuple[str, ...]
     since: datetime | None
-    brokered: bool
+    via_broker: bool
     waiting: int
     unstarted: int
     under_way: int

@@ -30,7 +30,7 @@ class Here:
     sagas: Mapping[str, Sequence[str]]
 
 
-def launch(emissions: Sequence[Emission], *, brokered: bool = False, here: Here | None = None) -> Plan[Unhandled]:
+def launch(emissions: Sequence[Emission], *, via_broker: bool = False, here: Here | None = None) -> Plan[Unhandled]:
     """Write messages from outside any run into the outbox, in whatever transaction is open.
 
     Returns the topics of those that no saga is subscribed to. Raises `UnhandledMessage` if one of them must not be, and
@@ -38,19 +38,19 @@ def launch(emissions: Sequence[Emission], *, brokered: bool = False, here: Here 
 
     Args:
         emissions: the messages.
-        brokered: whether a broker carries them, and not this home itself.
+        via_broker: whether a broker carries them, and not this home itself.
         here: who handles them and has not been announced; whoever waits for a message waits for them, too.
     """
     yield from check_handlers(emissions)
     fresh = yield from claim_ids(emissions)
     if not fresh:
         return []
-    unhandled, *_ = yield from ask(*_launching(fresh, here, brokered=brokered))
+    unhandled, *_ = yield from ask(*_launching(fresh, here, via_broker=via_broker))
     return _unhandled(unhandled, fresh, here)
 
 
 def launch_and_commit(
-    emissions: Sequence[Emission], hints: Hints, *, brokered: bool = False, here: Here | None = None
+    emissions: Sequence[Emission], hints: Hints, *, via_broker: bool = False, here: Here | None = None
 ) -> Plan[Unhandled]:
     """Do as `launch` in a transaction of its own."""
     yield from check_handlers(emissions)
@@ -59,7 +59,7 @@ def launch_and_commit(
         yield from ask(COMMIT)
         return []
     begin = [] if any(one.given for one in emissions) else [BEGIN]
-    *_, unhandled = (yield from ask(*begin, *_launching(fresh, here, brokered=brokered), COMMIT))[: len(begin) + 1]
+    *_, unhandled = (yield from ask(*begin, *_launching(fresh, here, via_broker=via_broker), COMMIT))[: len(begin) + 1]
     hints.outbox()
     return _unhandled(unhandled, fresh, here)
 
@@ -69,15 +69,15 @@ def _unhandled(places: Rows, emissions: Sequence[Emission], here: Here | None) -
     return [topic for topic in topics if here is None or not here.sagas.get(topic)]
 
 
-def _launching(emissions: Sequence[Emission], here: Here | None, *, brokered: bool) -> Iterator[Statement]:
-    yield statement("launch", **launch_params(emissions, None, 0, brokered=brokered))
+def _launching(emissions: Sequence[Emission], here: Here | None, *, via_broker: bool) -> Iterator[Statement]:
+    yield statement("launch", **launch_params(emissions, None, 0, via_broker=via_broker))
     expected = [] if here is None else [(one.message_id, saga) for one in emissions for saga in here.sagas[one.topic]]
     if here is not None and expected:
         handlers = [{"id": str(message_id), "saga": saga} for message_id, saga in expected]
         yield statement("expect_here", document=document({"service": here.service, "handlers": handlers}))
 
 
-def launch_params(emissions: Sequence[Emission], run: Run | None, seq: int, *, brokered: bool) -> dict[str, Any]:
+def launch_params(emissions: Sequence[Emission], run: Run | None, seq: int, *, via_broker: bool) -> dict[str, Any]:
     """Return the parameters of `launch` for messages of a run, or for messages from outside when there is none.
 
     If services take them in at different times, who is to handle a root is written down, for those who wait for it.
@@ -103,7 +103,7 @@ def launch_params(emissions: Sequence[Emission], run: Run | None, seq: int, *, b
         "bodies": b"".join(emission.body for emission in emissions),
         "run": None if run is None else run.id,
         "seq": seq,
-        "brokered": brokered,
+        "via_broker": via_broker,
     }
 
 

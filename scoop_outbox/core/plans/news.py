@@ -20,7 +20,7 @@ from scoop_outbox.core.run import Run, RunState
 from scoop_outbox.core.statement import Rows, Statement, statement
 from scoop_outbox.core.transition import Transition
 
-_POSTS = ("ask_children", "tell_parent", "end_turn")
+_POSTS = ("ask_children", "tell_parent", "leave_lane")
 """Statements that answer which runs they have posted mail for."""
 
 
@@ -40,7 +40,7 @@ def news(change: Transition) -> Iterator[Statement]:
         yield statement("tell_parent", **_outcome(run))
     if run.lane is not None:
         yield statement("lock_lane", lane=run.lane)
-        yield statement("end_turn", run=run.id)
+        yield statement("leave_lane", run=run.id)
 
 
 def pass_on(run: Run, answers: Mapping[str, Rows], hints: Hints) -> None:

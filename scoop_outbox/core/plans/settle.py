@@ -104,7 +104,7 @@ def _writes_run(claimed: Claim, change: Transition, executor: Executor) -> Itera
     yield from _marks(change)
     if change.emissions:
         seq = after.seq if record is None else record.seq
-        yield statement("launch", **launch_params(change.emissions, after, seq, brokered=executor.brokered))
+        yield statement("launch", **launch_params(change.emissions, after, seq, via_broker=executor.via_broker))
     yield from news(change)
 
 

@@ -53,7 +53,7 @@ class Spelling:
 
 
 def announce(
-    service: str, sagas: Sequence[Saga], spellings: Mapping[str, Spelling], *, brokered: bool
+    service: str, sagas: Sequence[Saga], spellings: Mapping[str, Spelling], *, via_broker: bool
 ) -> Plan[list[TakenOver]]:
     """Make known which sagas of a service listen on which topics; who is known already stays, as it is now.
 
@@ -63,7 +63,7 @@ def announce(
         service: whose sagas they are.
         sagas: all of them.
         spellings: how topics may be written, by topic; those that are left out stand for themselves alone.
-        brokered: whether a broker brings the service its messages. Once said, it is not unsaid.
+        via_broker: whether a broker brings the service its messages. Once said, it is not unsaid.
     """
     names = [saga.name for saga in sagas]
     spelt = [spellings.get(saga.topic, Spelling()) for saga in sagas]
@@ -82,7 +82,7 @@ def announce(
             ordered=[saga.ordered is not None for saga in sagas],
             patterns=[one.pattern for one in spelt],
             names=[json.dumps(one.names) for one in spelt],
-            brokered=brokered,
+            via_broker=via_broker,
         ),
         statement("read_former", service=service, sagas=names),
     )
@@ -109,9 +109,9 @@ def read_subscribed(service: str, sagas: Sequence[Saga]) -> Plan[frozenset[str]]
     return frozenset(row[0] for row in rows)
 
 
-def read_brokered() -> Plan[list[str]]:
+def list_services_via_broker() -> Plan[list[str]]:
     """Return the services of this home that have said that a broker brings them their messages."""
-    (rows,) = yield from ask(statement("read_brokered"))
+    (rows,) = yield from ask(statement("list_services_via_broker"))
     return [row[0] for row in rows]
 
 
@@ -121,11 +121,11 @@ def read_revision() -> Plan[str | None]:
     return rows[0][0] if rows else None
 
 
-def check_unbrokered(brokered: Sequence[str], service: str, *, relay: bool) -> None:
+def check_without_broker(via_broker: Sequence[str], service: str, *, relay: bool) -> None:
     """See whether a process that was told of no broker may do without one.
 
     Args:
-        brokered: the services that receive from a broker.
+        via_broker: the services that receive from a broker.
         service: whose process it is.
         relay: whether it is to relay.
 
@@ -137,12 +137,12 @@ def check_unbrokered(brokered: Sequence[str], service: str, *, relay: bool) -> N
         "Give it the broker (--broker, SCOOP_OUTBOX_BROKER, broker=). If you mean to move away from it, let its queues "
         "run dry, and say postgresql:// instead, in every process"
     )
-    if relay and brokered:
+    if relay and via_broker:
         raise BrokerError(
-            f"a broker serves {', '.join(brokered)} of this database, and this relay has none: what it delivered would "
-            f"stay within the database. {away}"
+            f"a broker serves {', '.join(via_broker)} of this database, and this relay has none: what it delivered "
+            f"would stay within the database. {away}"
         )
-    if service in brokered:
+    if service in via_broker:
         raise BrokerError(
             f"a broker brings {service} its messages, and this process has none: it would never receive them. {away}"
         )

@@ -77,7 +77,7 @@ class Reports:
         sagas: the names of its sagas.
         signals: counts launches that nobody handles, for the whole process.
         seconds_since: how long ago a time of the database's clock was.
-        brokered: whether a broker carries the messages that are launched.
+        via_broker: whether a broker carries the messages that are launched.
 
     Attributes:
         ends: how runs have ended.
@@ -90,19 +90,19 @@ class Reports:
         signals: Signals,
         seconds_since: Callable[[datetime], float],
         *,
-        brokered: bool,
+        via_broker: bool,
     ) -> None:
         """Have said nothing yet."""
         self._service = service
         self._signals = signals
         self._seconds_since = seconds_since
-        self._brokered = brokered
+        self._via_broker = via_broker
         self._interrupted = Seldom(QUIET)
         self.counters = RunCounters(sagas)
 
     def unhandled(self, topics: Unhandled) -> None:
         """Say once for each topic that nobody listens to what was launched."""
-        self._signals.unhandled.note(topics, self._service, brokered=self._brokered)
+        self._signals.unhandled.note(topics, self._service, via_broker=self._via_broker)
 
     def changed(self, run: Run, step: str | None, message: Message) -> None:
         """Count how a run has ended, and say what has gone wrong with it."""

@@ -61,7 +61,7 @@ class Worker:
         sagas: its sagas by name.
         signals: tells of mail.
         slots: how many runs are executed at the same time.
-        brokered: whether a broker carries the messages that are launched.
+        via_broker: whether a broker carries the messages that are launched.
         max_interruptions: a run that is interrupted so often in a row is parked.
     """
 
@@ -73,11 +73,11 @@ class Worker:
         signals: Signals,
         slots: int = SLOTS,
         *,
-        brokered: bool = False,
+        via_broker: bool = False,
         max_interruptions: int = MOST,
     ) -> None:
         """Execute nothing yet."""
-        self._brokered = brokered
+        self._via_broker = via_broker
         self._home = home
         self._service = service
         self._sagas = dict(sagas)
@@ -86,7 +86,7 @@ class Worker:
         self._polling = AdaptivePolling()
         self._roster = Roster(home.process_id, service, self._sagas)
         self._surroundings = Surroundings(service, self._sagas, self._roster, signals)
-        self.reports = Reports(service, self._sagas, signals, self._roster.seconds_since, brokered=brokered)
+        self.reports = Reports(service, self._sagas, signals, self._roster.seconds_since, via_broker=via_broker)
         self.interruptions = Interruptions(service, self._sagas, self.reports, max_interruptions)
         self._mail = MailReader(service, list(self._sagas), self._roster, self.interruptions)
         self._feeder: TimeLimitedDriver | None = None
@@ -128,7 +128,7 @@ class Worker:
             random.random,
             self._home.failures,
             lambda: self._stopping,
-            self._brokered,
+            self._via_broker,
             self._roster.deployment,
             self.reports,
         )

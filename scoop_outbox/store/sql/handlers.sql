@@ -7,7 +7,7 @@ with live as (
     union
     (select run_id from {schema}.child where open limit %(most)s)
     union
-    (select run_id from {schema}.turn limit %(most)s)
+    (select run_id from {schema}.lane_entry limit %(most)s)
     union
     (select id from {schema}.run where reason is not null limit %(most)s)
 ), unfinished as (
@@ -27,7 +27,7 @@ with live as (
     group by service, saga
 ), subscribed as (
     select service, saga, array_agg(topic order by topic) as topics, min(created_at) as since,
-           bool_or(brokered) as brokered
+           bool_or(via_broker) as via_broker
     from {schema}.subscription
     group by service, saga
 ), names as (
@@ -37,7 +37,7 @@ with live as (
     union
     select service, saga from waiting
 )
-select n.service, n.saga, coalesce(s.topics, array[]::text[]), s.since, coalesce(s.brokered, false),
+select n.service, n.saga, coalesce(s.topics, array[]::text[]), s.since, coalesce(s.via_broker, false),
        coalesce(w.messages, 0), coalesce(u.unstarted, 0), coalesce(u.under_way, 0), coalesce(d.mail, 0)
 from names n
 left join subscribed s on s.service = n.service and s.saga = n.saga
@@ -61,7 +61,7 @@ with live as (
     union
     select run_id from {schema}.child where open
     union
-    select run_id from {schema}.turn
+    select run_id from {schema}.lane_entry
     union
     select id from {schema}.run where service = %(service)s and reason is not null
 )
@@ -122,7 +122,7 @@ with live as (
     union
     select run_id from {schema}.child where open
     union
-    select run_id from {schema}.turn
+    select run_id from {schema}.lane_entry
     union
     select id from {schema}.run where service = %(service)s and reason is not null
 ), chosen as (
@@ -158,7 +158,7 @@ with live as (
 ), forgotten as (
     delete from {schema}.mailbox b using chosen c where b.run_id = c.id
 ), let_go as (
-    delete from {schema}.turn t using chosen c where t.run_id = c.id
+    delete from {schema}.lane_entry t using chosen c where t.run_id = c.id
 ), posted as (
     insert into {schema}.mailbox (service, saga, version, run_id, due)
     select r.service, r.saga, r.version, r.id, clock_timestamp()
@@ -170,12 +170,12 @@ select count(*) filter (where unstarted), count(*) filter (where not unstarted) 
 
 -- name: retire_roots
 -- Whoever waits for a root does not wait for who will never begin with it.
-update {schema}.root o
+update {schema}.expected_root o
 set services = k.services, sagas = k.sagas
 from (
     select r.message_id, coalesce(array_agg(n.service) filter (where n.stays), array[]::text[]) as services,
            coalesce(array_agg(n.saga) filter (where n.stays), array[]::text[]) as sagas
-    from {schema}.root r
+    from {schema}.expected_root r
     cross join lateral (
         select e.service, e.saga,
                e.service <> %(service)s or e.saga <> coalesce(%(saga)s::text, e.saga) or exists (

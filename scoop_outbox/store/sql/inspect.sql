@@ -9,7 +9,7 @@ select asked.id, m.id is not null or o.message_id is not null, r.saga, r.state, 
             then r.result::text end
 from unnest(%(messages)s::uuid[]) as asked (id)
 left join {schema}.message m on m.id = asked.id
-left join {schema}.root o on o.message_id = asked.id
+left join {schema}.expected_root o on o.message_id = asked.id
 left join lateral (
     select state, failure, obstacle, failed_at, service, saga, result from {schema}.run where message_id = asked.id
     union all
@@ -60,7 +60,7 @@ with recursive open as (
 select r.id, r.service, r.saga, r.state, r.step, r.next_step, w.children,
        extract(epoch from clock_timestamp() - coalesce(s.ended_at, r.created_at))::float8,
        extract(epoch from r.not_before - clock_timestamp())::float8, r.reason, r.interruptions, r.interruption,
-       coalesce((select not t.held from {schema}.turn t where t.run_id = r.id), false),
+       coalesce((select not t.held from {schema}.lane_entry t where t.run_id = r.id), false),
        exists (select from {schema}.worker k where k.service = r.service and k.alive_until > clock_timestamp()),
        count(*) over ()
 from found f
@@ -92,14 +92,14 @@ with recursive open as (
     join {schema}.child c on c.run_id = f.id and c.open and c.child_run is null
     union all
     select o.message_id, e.service, e.saga
-    from {schema}.root o
+    from {schema}.expected_root o
     cross join unnest(o.services, o.sagas) as e (service, saga)
     where o.message_id = %(message)s
       and not exists (select from {schema}.run x where x.message_id = o.message_id and x.service = e.service)
     union all
     select %(message)s::uuid, null, null
     where not exists (select from {schema}.message where id = %(message)s)
-      and not exists (select from {schema}.root where message_id = %(message)s)
+      and not exists (select from {schema}.expected_root where message_id = %(message)s)
 )
 select m.message_id, m.service, m.saga,
        (select d.id from {schema}.dead_letter d

@@ -81,7 +81,7 @@ with arrived as (
            h.context::json, h.launched_at::json,
            -- A run does not wait for one above it, which waits for it.
            case when h.ordered and (h.late or not exists (
-               select from {schema}.turn t where t.lane = l.lane and t.run_id = any(n.above)
+               select from {schema}.lane_entry t where t.lane = l.lane and t.run_id = any(n.above)
            )) then l.lane end,
            h.late
     from handled h
@@ -95,8 +95,8 @@ with arrived as (
     on conflict do nothing
     returning id, message_id, service, saga, lane
 ), queued as (
-    -- Whoever is first of its lane is seen when it is claimed: see take_turn.
-    insert into {schema}.turn (run_id, lane)
+    -- Whoever is first of its lane is seen when it is claimed: see take_lane.
+    insert into {schema}.lane_entry (run_id, lane)
     select s.id, s.lane from started s join arrived m on m.id = s.message_id where s.lane is not null order by m.ordinal
 ), posted as (
     insert into {schema}.mailbox (service, saga, run_id, due)

@@ -6,41 +6,41 @@
 -- name: lock_lane
 select pg_advisory_xact_lock(hashtextextended(%(lane)s::uuid::text, 0))
 
--- name: read_turn
+-- name: read_lane_entry
 -- A run that is not ordered any more, or never was, holds nothing and waits for nobody.
-select held from {schema}.turn where run_id = %(run)s
+select held from {schema}.lane_entry where run_id = %(run)s
 
--- name: take_turn
+-- name: take_lane
 -- Takes the lane if nobody has it and nobody came before; else drops the mail that was read: the holder will post
 -- some when it ends. A run that was taken in later may have been quicker (transactions commit in any order), so who
 -- holds the lane is asked as well as who came first.
 with mine as (
-    select lane, seq from {schema}.turn where run_id = %(run)s
+    select lane, seq from {schema}.lane_entry where run_id = %(run)s
 ), free as (
     select m.lane
     from mine m
-    where not exists (select from {schema}.turn h where h.lane = m.lane and h.held)
-      and not exists (select from {schema}.turn e where e.lane = m.lane and e.seq < m.seq)
+    where not exists (select from {schema}.lane_entry h where h.lane = m.lane and h.held)
+      and not exists (select from {schema}.lane_entry e where e.lane = m.lane and e.seq < m.seq)
 ), taken as (
-    update {schema}.turn t set held = true from free f where t.run_id = %(run)s returning 1
+    update {schema}.lane_entry t set held = true from free f where t.run_id = %(run)s returning 1
 ), dropped as (
     delete from {schema}.mailbox where id = any((select %(mail)s::bigint[])::bigint[]) and not exists (select from free)
 )
 select count(*) > 0 from taken
 
--- name: end_turn
--- The lane goes to the one that came next. Nothing happens when the run has had its turn already.
+-- name: leave_lane
+-- The lane goes to the one that came next. Nothing happens when the run has left it already.
 with ended as (
-    delete from {schema}.turn where run_id = %(run)s returning lane
+    delete from {schema}.lane_entry where run_id = %(run)s returning lane
 ), following as (
-    update {schema}.turn t
+    update {schema}.lane_entry t
     set held = true
     from ended e
     cross join lateral (
-        select run_id from {schema}.turn n where n.lane = e.lane and n.run_id <> %(run)s order by n.seq limit 1
+        select run_id from {schema}.lane_entry n where n.lane = e.lane and n.run_id <> %(run)s order by n.seq limit 1
     ) next
     where t.run_id = next.run_id
-      and not exists (select from {schema}.turn h where h.lane = e.lane and h.held and h.run_id <> %(run)s)
+      and not exists (select from {schema}.lane_entry h where h.lane = e.lane and h.held and h.run_id <> %(run)s)
     returning t.run_id
 )
 insert into {schema}.mailbox (service, saga, version, run_id, due)

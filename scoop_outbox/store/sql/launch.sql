@@ -27,12 +27,12 @@ with launched as (
     where l.awaited
 ), rooted as (
     -- Where each service takes in at a time of its own, whoever waits for a root has to know which of them will.
-    insert into {schema}.root (message_id, services, sagas)
+    insert into {schema}.expected_root (message_id, services, sagas)
     select l.id, coalesce(array_agg(s.service) filter (where s.service is not null), array[]::text[]),
            coalesce(array_agg(s.saga) filter (where s.service is not null), array[]::text[])
     from launched l
     left join listening s on s.topic = l.topic
-    where (select %(brokered)s::bool) and not l.awaited
+    where (select %(via_broker)s::bool) and not l.awaited
     group by l.id
 ), written as (
     insert into {schema}.outbox (shard, message_id, topic, key, body, content_type, headers)
@@ -58,7 +58,7 @@ with given as (
     select g.id, g.topic, g.digest
     from given g
     where not exists (select from {schema}.message m where m.id = g.id)
-      and not exists (select from {schema}.root o where o.message_id = g.id)
+      and not exists (select from {schema}.expected_root o where o.message_id = g.id)
       and not exists (select from {schema}.child c where c.message_id = g.id)
     order by g.id
     on conflict do nothing
@@ -96,13 +96,13 @@ with given as (
     from (select convert_from(%(document)b::bytea, 'UTF8')::json) as l (d)
     cross join lateral json_array_elements(d -> 'handlers') as m
 )
-update {schema}.root o
+update {schema}.expected_root o
 set services = o.services || e.services, sagas = o.sagas || e.sagas
 from (
     select m.id, array_agg(m.service) as services, array_agg(m.saga) as sagas
     from given m
     where not exists (
-        select from {schema}.root k, unnest(k.services, k.sagas) as n (service, saga)
+        select from {schema}.expected_root k, unnest(k.services, k.sagas) as n (service, saga)
         where k.message_id = m.id and n.service = m.service and n.saga = m.saga
     )
     group by m.id

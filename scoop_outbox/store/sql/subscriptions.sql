@@ -35,8 +35,8 @@ with gone as (
            or n.saga = s.saga and n.former = any(%(sagas)s::text[]))
     returning s.*, case when n.former = s.saga then n.saga else n.former end as now
 )
-insert into {schema}.subscription (topic, service, saga, created_at, ordered, pattern, brokered, lane, names)
-select distinct on (topic, now) topic, service, now, created_at, ordered, pattern, brokered, coalesce(lane, saga), names
+insert into {schema}.subscription (topic, service, saga, created_at, ordered, pattern, via_broker, lane, names)
+select distinct on (topic, now) topic, service, now, created_at, ordered, pattern, via_broker, coalesce(lane, saga), names
 from gone
 order by topic, now, created_at
 on conflict do nothing
@@ -44,9 +44,9 @@ on conflict do nothing
 -- name: subscribe
 -- What is ordered stays so under another name, and on another topic. Whether a broker serves a saga is never unsaid:
 -- a process that lacks the broker would take its messages away from it.
-insert into {schema}.subscription as known (topic, service, saga, ordered, pattern, names, brokered, lane)
+insert into {schema}.subscription as known (topic, service, saga, ordered, pattern, names, via_broker, lane)
 select a.topic, a.service, a.saga, a.ordered, a.pattern, array(select json_array_elements_text(a.names::json)),
-       %(brokered)s::bool, (
+       %(via_broker)s::bool, (
     select min(coalesce(s.lane, s.saga))
     from {schema}.subscription s
     where s.service = a.service and (s.saga = a.saga or exists (
@@ -60,9 +60,9 @@ from unnest(%(topics)s::text[], %(services)s::text[], %(sagas)s::text[], %(order
      as a (topic, service, saga, ordered, pattern, names)
 on conflict (topic, service, saga) do update
 set ordered = excluded.ordered, pattern = excluded.pattern, names = excluded.names,
-    brokered = known.brokered or excluded.brokered
-where (known.ordered, known.pattern, known.names, known.brokered)
-      is distinct from (excluded.ordered, excluded.pattern, excluded.names, known.brokered or excluded.brokered)
+    via_broker = known.via_broker or excluded.via_broker
+where (known.ordered, known.pattern, known.names, known.via_broker)
+      is distinct from (excluded.ordered, excluded.pattern, excluded.names, known.via_broker or excluded.via_broker)
 
 -- name: read_former
 select former, saga from {schema}.renamed
@@ -78,7 +78,7 @@ with names as (
     union
     select run_id from {schema}.child where open
     union
-    select run_id from {schema}.turn
+    select run_id from {schema}.lane_entry
     union
     select id from {schema}.run
     where service = %(service)s and saga = any(%(formers)s::text[]) and reason is not null
@@ -124,8 +124,8 @@ select n.former, n.saga, (select count(*) from mine m where m.former = n.former 
        (select count(*) from awaited a where a.former = n.former and a.saga = n.saga)
 from names n
 
--- name: read_brokered
-select distinct service from {schema}.subscription where brokered order by service
+-- name: list_services_via_broker
+select distinct service from {schema}.subscription where via_broker order by service
 
 -- name: read_subscribed
 select distinct saga from {schema}.subscription
