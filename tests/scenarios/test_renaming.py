@@ -263,11 +263,11 @@ async def test_q68_what_is_ordered_stays_so_across_names(database_url: str) -> N
         first = await old.app.launch("orders", 1, key="k")
         second = await old.app.launch("orders", 2, key="k")
         await until(lambda: old.did == ["order first 1"])
-        await until(lambda: ask(database_url, "select count(*) from turn") == [(2,)])
+        await until(lambda: ask(database_url, "select count(*) from lane_entry") == [(2,)])
         async with new.app.running(relay=False):
             third = await new.app.launch("orders", 3, key="k")
-            await until(lambda: ask(database_url, "select count(*) from turn") == [(3,)])
-            assert len(ask(database_url, "select distinct lane from turn")) == 1
+            await until(lambda: ask(database_url, "select count(*) from lane_entry") == [(3,)])
+            assert len(ask(database_url, "select distinct lane from lane_entry")) == 1
             assert new.did == []
             old.gate.set()
             for handle in (first, second, third):
