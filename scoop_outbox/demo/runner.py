@@ -97,7 +97,7 @@ class Processes:
         """
         deadline = time.monotonic() + _READY_SECONDS
         for name in self._running:
-            while b": ready: " not in self._log(name).read_bytes():
+            while b"process: ready (" not in self._log(name).read_bytes():
                 self.check()
                 if time.monotonic() > deadline:
                     raise ProcessEnded(f"{name} was not ready within {_READY_SECONDS:.0f} s; {self._end_of_log(name)}")

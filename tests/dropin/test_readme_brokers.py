@@ -47,7 +47,7 @@ def follow(scheme: str, url: str, database_url: str, folder: Path) -> str:
         served: list[subprocess.Popen[bytes]] = []
 
         def ready() -> bool:
-            return (folder / "log").read_text().count(" ready: ") == len(served)
+            return (folder / "log").read_text().count("process: ready (") == len(served)
 
         for line in lines_with(scheme):
             if line.startswith(("pip ", "export ")):
