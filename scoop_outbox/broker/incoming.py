@@ -8,6 +8,7 @@ from typing import Any
 from scoop_outbox.broker.protocol import Delivery
 from scoop_outbox.message import Envelope
 from scoop_outbox.wire import headers as wire
+from scoop_outbox.wire import validation
 
 
 def delivery(
@@ -53,13 +54,10 @@ def delivery(
     message_id = otherwise
     if known is not None:
         given = wire.id_of(known)
-        if given is None:
-            defect = f"its header {wire.ID} is no UUID"
-        else:
-            message_id = str(given)
+        message_id = otherwise if given is None else str(given)
     elif foreign is not None:
         # Of a topic: whoever copies an event to another one with its headers wants it handled there, too.
         message_id = wire.derived_id("cloudevents", topic if canonical is None else canonical, foreign)
     text = None if key is None else wire.key_text(key)
     envelope = Envelope(message_id, topic, text, body, content_type or "", dict(headers))
-    return Delivery(envelope, position, defect or wire.defect(envelope), tag)
+    return Delivery(envelope, position, defect or validation.defect(envelope), tag)

@@ -31,7 +31,7 @@ from scoop_outbox.store.async_driver import AsyncDriver
 from scoop_outbox.store.callbacks import Interrupted
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.time_limit import TimeLimitedDriver
-from scoop_outbox.wire.headers import ID, unstorable
+from scoop_outbox.wire.headers import ID
 
 log = logging.getLogger(__name__)
 
@@ -270,9 +270,7 @@ class Intake:
     async def _judged(self, driver: AsyncDriver, deliveries: Sequence[Delivery]) -> list[tuple[Delivery, str | None]]:
         """Return deliveries in order, each with the reason why it cannot be taken in, if there is one."""
         limits = self._home.limits
-        defects = [
-            one.defect or limits.defect(len(one.envelope.body)) or unstorable(one.envelope) for one in deliveries
-        ]
+        defects = [one.defect or limits.defect(len(one.envelope.body)) for one in deliveries]
         misfits = [
             None if defect is not None else self._misfit(one.envelope)
             for one, defect in zip(deliveries, defects, strict=True)

@@ -7,8 +7,6 @@ headers and keys is UTF-8; bytes that are not come through unharmed, in a form t
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 import uuid
 from collections.abc import Mapping
 
@@ -28,7 +26,6 @@ CONTENT_TYPE = "content-type"
 
 _EVENT_ID, _EVENT_SOURCE = "ce_id", "ce_source"
 _ESCAPE = "\\x"
-_LINEAGE = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(,[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})*")
 
 
 def text(value: bytes) -> str:
@@ -97,47 +94,9 @@ def derived_id(*parts: str | bytes, milliseconds: int | None = None) -> str:
     return str(uuid.UUID(int=value & ~(0xF << 76) & ~(0b11 << 62) | 8 << 76 | 0b10 << 62))
 
 
-def defect(envelope: Envelope) -> str | None:
-    """Say what is wrong with the headers of ours in a message that has come in, or None when it can be taken in."""
-    lineage = envelope.headers.get(LINEAGE)
-    if lineage is not None and _LINEAGE.fullmatch(lineage) is None:
-        return f"its header {LINEAGE} is no list of run ids"
-    for name, kind in ((CONTEXT, dict), (LAUNCHED_AT, dict)):
-        value = envelope.headers.get(name)
-        if value is not None and not _holds(value, kind):
-            return f"its header {name} is no JSON object"
-    home = envelope.headers.get(HOME)
-    if home is not None and id_of(home) is None:
-        return f"its header {HOME} is no UUID"
-    return None
-
-
-def unstorable(envelope: Envelope) -> str | None:
-    """Say what in a message is text that Postgres cannot hold, or None when it can be stored."""
-    texts: dict[str, str | None] = {
-        "topic": envelope.topic,
-        "key": envelope.key,
-        "content type": envelope.content_type,
-        f"header {CONTEXT}": envelope.headers.get(CONTEXT),
-        f"header {LAUNCHED_AT}": envelope.headers.get(LAUNCHED_AT),
-    }
-    for what, value in texts.items():
-        if value is not None and ("\0" in value or _is_broken(value)):
-            return f"its {what} is no text that can be stored: it holds NUL, or bytes that are no UTF-8"
-    return None
-
-
 def storable(value: str) -> str:
     """Return text with what Postgres cannot hold written as Python would write it."""
     return value.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
-
-
-def _is_broken(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 def id_of(value: str) -> uuid.UUID | None:
@@ -146,10 +105,3 @@ def id_of(value: str) -> uuid.UUID | None:
         return uuid.UUID(value)
     except ValueError:
         return None
-
-
-def _holds(value: str, kind: type) -> bool:
-    try:
-        return isinstance(json.loads(value), kind)
-    except (ValueError, RecursionError):
-        return False

@@ -1,15 +1,20 @@
-"""What goes along with a body, checked where it is launched: id, key, content type."""
+"""Validation: what may be launched, and which messages from a broker can be taken in."""
 
 from __future__ import annotations
 
+import json
+import re
 import uuid
 from typing import TypeGuard
 
 from scoop_outbox.errors import PayloadError
-from scoop_outbox.wire.headers import CONTENT_TYPE, key_text
+from scoop_outbox.message import Envelope
+from scoop_outbox.wire.headers import CONTENT_TYPE, CONTEXT, HOME, ID, LAUNCHED_AT, LINEAGE, id_of, key_text
 
 KEY_LIMIT = 1024
 CONTENT_TYPE_LIMIT = 255
+
+_LINEAGE = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(,[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})*")
 
 
 def checked_id(message_id: object) -> uuid.UUID:
@@ -62,4 +67,46 @@ def is_text(value: object) -> TypeGuard[str]:
     try:
         return isinstance(value, str) and value.encode() is not None
     except UnicodeEncodeError:
+        return False
+
+
+def defect(envelope: Envelope) -> str | None:
+    """Say why no service can take a message in: a malformed `scoop-*` header, or text that cannot be stored. Or None."""
+    return _malformed_header(envelope) or _unstorable(envelope)
+
+
+def _malformed_header(envelope: Envelope) -> str | None:
+    headers = envelope.headers
+    for name in (ID, HOME):
+        value = headers.get(name)
+        if value is not None and id_of(value) is None:
+            return f"its header {name} is no UUID"
+    lineage = headers.get(LINEAGE)
+    if lineage is not None and _LINEAGE.fullmatch(lineage) is None:
+        return f"its header {LINEAGE} is no list of run ids"
+    for name in (CONTEXT, LAUNCHED_AT):
+        value = headers.get(name)
+        if value is not None and not _is_json_object(value):
+            return f"its header {name} is no JSON object"
+    return None
+
+
+def _unstorable(envelope: Envelope) -> str | None:
+    texts = {
+        "topic": envelope.topic,
+        "key": envelope.key,
+        "content type": envelope.content_type,
+        f"header {CONTEXT}": envelope.headers.get(CONTEXT),
+        f"header {LAUNCHED_AT}": envelope.headers.get(LAUNCHED_AT),
+    }
+    for what, value in texts.items():
+        if value is not None and ("\0" in value or not is_text(value)):
+            return f"its {what} is no text that can be stored: it holds NUL, or bytes that are no UTF-8"
+    return None
+
+
+def _is_json_object(value: str) -> bool:
+    try:
+        return isinstance(json.loads(value), dict)
+    except (ValueError, RecursionError):
         return False

@@ -11,6 +11,7 @@ from scoop_outbox.broker.incoming import delivery
 from scoop_outbox.broker.protocol import Delivery
 from scoop_outbox.message import Envelope, uuid7
 from scoop_outbox.wire import headers as wire
+from scoop_outbox.wire import validation
 
 
 @given(st.binary())
@@ -85,7 +86,7 @@ RUN = "01a20d49-27f9-7a10-8f3c-0d8e35c1f9b2"
     ],
 )
 def test_headers_of_ours_that_cannot_be_meant_are_a_defect(headers: dict[str, str], says: str | None) -> None:
-    defect = wire.defect(envelope(**headers))
+    defect = validation.defect(envelope(**headers))
     assert (defect is None) if says is None else (defect is not None and says in defect)
 
 

@@ -14,6 +14,7 @@ from scoop_outbox.core.statement import BEGIN, COMMIT, ROLLBACK, Plan, ask, stat
 from scoop_outbox.errors import PayloadError
 from scoop_outbox.message import Envelope
 from scoop_outbox.wire import headers as wire
+from scoop_outbox.wire import validation
 
 
 class Origin(StrEnum):
@@ -191,11 +192,8 @@ def _nobody(envelope: Envelope, service: str | None) -> str:
 
 def _defect(envelope: Envelope) -> str | None:
     """Say why a message can still not be taken in, as far as its headers and body tell."""
-    known = envelope.headers.get(wire.ID)
-    if known is not None and wire.id_of(known) is None:
-        return f"its header {wire.ID} is no UUID"
-    defect = wire.defect(envelope) or wire.unstorable(envelope)
-    if defect is None and known is None:
+    defect = validation.defect(envelope)
+    if defect is None and wire.ID not in envelope.headers:
         try:
             envelope.check(None)
         except (PayloadError, RecursionError) as error:
