@@ -45,6 +45,6 @@ async def _prepare(broker: Broker, subscription: Subscription) -> str | None:
 
 def _unasked(service: Service) -> BrokerError:
     return BrokerError(
-        f"service {service.name!r} is not announced, for its broker cannot be asked whether it can receive "
-        f"({service.announcer.problem}): try again when it can be reached"
+        f"service {service.name!r} is not announced: its broker does not answer ({service.announcer.problem}). Retry "
+        "when it does"
     )

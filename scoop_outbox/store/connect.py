@@ -72,8 +72,8 @@ def check_encoding(connection: psycopg.Connection[Any] | psycopg.AsyncConnection
     encoding = connection.info.parameter_status("server_encoding")
     if encoding is not None and encoding not in _ENCODINGS:
         raise DatabaseError(
-            f"the database {redact_url(url)} is encoded in {encoding}, in which some texts cannot be stored: use one "
-            "in UTF8 (create database ... encoding 'UTF8' template template0)"
+            f"the database {redact_url(url)} has the encoding {encoding}, which cannot store every text: use a "
+            "database in UTF8 (create database ... encoding 'UTF8' template template0)"
         )
 
 
@@ -144,8 +144,8 @@ def map_database_errors(url: str) -> Iterator[None]:
         if (known := _in_words(url, error.__cause__)) is not None:
             raise DatabaseError(known) from error
         raise DatabaseError(
-            f"the transaction on {redact_url(url)} was interrupted: {_first_line(error.__cause__ or error)}. "
-            "Whether it was committed is not known: look, or try again"
+            f"the transaction on {redact_url(url)} was interrupted: {_first_line(error.__cause__ or error)}. Whether "
+            "it was committed is unknown: check the status, or retry"
         ) from error
     except (psycopg.OperationalError, sa.exc.OperationalError) as error:
         raise DatabaseError(
@@ -202,16 +202,16 @@ def _in_words(url: str, error: BaseException | None) -> str | None:
 
 _MISSING = (psycopg.errors.UndefinedTable.sqlstate, psycopg.errors.InvalidSchemaName.sqlstate)
 CLAIMED = (
-    "another transaction is launching under this id, or under one of these, and has not ended for 20 s: nothing was "
-    "launched. Try again, once it has been committed or rolled back"
+    "another open transaction has launched a message with this id (or one of these ids), and has not ended for 20 s: "
+    "nothing was launched. Retry when it has been committed or rolled back"
 )
 CLAIMS_WAIT = (
-    "launches under ids wait for other transactions that are launching under the same ones, and have not ended: it was "
-    "not this one's turn within 20 s, and nothing was launched. Try again, once those have ended"
+    "launches with ids are waiting for open transactions that have launched the same ids: this launch got no "
+    "connection within 20 s, and nothing was launched. Retry when those transactions have ended"
 )
 _UNPERMITTED = (
-    "the user of {} lacks a permission: {}. It needs usage of the schema, and select, insert, update and delete on all "
-    "tables in it: see docs/operations.md"
+    "the user of {} lacks a permission: {}. It needs usage on the schema, and select, insert, update and delete on its "
+    "tables: see docs/operations.md"
 )
 _UNMIGRATED = (
     "the database {} lacks the tables of scoop_outbox: run `scoop-outbox migrate --database URL`, "

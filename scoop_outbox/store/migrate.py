@@ -129,7 +129,7 @@ class _Patience:
     def __init__(self, url: str, wait: float, lock_timeout: float) -> None:
         if wait < 0 or lock_timeout <= 0:
             raise DefinitionError(
-                f"wait={wait:g}, lock_timeout={lock_timeout:g}: neither is negative, nor the second 0"
+                f"wait={wait:g}, lock_timeout={lock_timeout:g}: wait is at least 0, and lock_timeout is above 0"
             )
         self._url = url
         self._left = self._wait = wait
@@ -146,9 +146,9 @@ class _Patience:
         self._left -= taken
         if self._left <= 0:
             raise DatabaseError(
-                f"{redact_url(self._url)} could not be migrated to revision {target}: its tables were in use for "
-                f"{self._wait:g} s, by {told(blockers)}. It is at the revision before, and what uses it goes on. "
-                "End that transaction, or wait until it has ended, and run this again: see docs/operations.md"
+                f"{redact_url(self._url)} was not migrated to revision {target}: its tables were in use for "
+                f"{self._wait:g} s, by {told(blockers)}. It stays at the revision before, which works. End that "
+                "transaction, or wait for its end, and repeat the migration: see docs/operations.md"
             ) from error
         self._tell(target, blockers)
         pause = min(self.limit * _FREE * random.uniform(0.75, 1.25), _LONGEST_PAUSE, self._left)
@@ -241,6 +241,6 @@ def _explained(url: str) -> Iterator[None]:
         if not isinstance(getattr(cause, "orig", None), psycopg.errors.InsufficientPrivilege):
             raise
         raise DatabaseError(
-            f"{error}. Whoever migrates owns the tables, and may create in their schema; to create the schema itself "
-            "takes the right to create in the database: see docs/operations.md"
+            f"{error}. A migration needs to own the tables and create on their schema; creating the schema needs "
+            "create on the database: see docs/operations.md"
         ) from cause

@@ -41,7 +41,7 @@ class Pooler:
         """Connect nowhere yet."""
         said = pooler_of(url)
         if said is not None and said not in _KINDS:
-            raise DatabaseError(f"the database URL says {POOLER}={said}: it is {' or '.join(_KINDS)}")
+            raise DatabaseError(f"the database URL says {POOLER}={said}: use {' or '.join(_KINDS)}")
         self._url = url
         self.present: bool | None = None if said is None else _KINDS[said]
         # Poolers do not know most settings, and refuse a connection that asks for them.

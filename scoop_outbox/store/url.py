@@ -57,7 +57,7 @@ def _made(url: str) -> URL:
         )
     if hosts:
         if "host" in parsed_url.query or "port" in parsed_url.query:
-            raise DatabaseError("the database URL names hosts twice: before the database and in its options")
+            raise DatabaseError("the database URL names hosts twice, before the database and in its options: keep one")
         parsed_url = parsed_url.update_query_dict({"host": ",".join(hosts), "port": ",".join(ports)})
     return parsed_url.set(drivername="postgresql+psycopg")
 

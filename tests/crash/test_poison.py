@@ -45,7 +45,7 @@ def test_q65_a_step_that_kills_its_process_is_parked_and_the_service_lives(
     assert MOST <= deaths <= MOST + 2 * workers
     reason = effects.execute("select reason from scoop_outbox.run where state = 'parked'").fetchone()
     assert reason is not None
-    assert "ended without a word" in reason[0]
+    assert "the process that executed it died" in reason[0]
 
     for _ in range(20):
         poison.app.launch_sync("medicine", {})

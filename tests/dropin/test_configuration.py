@@ -169,9 +169,9 @@ async def test_a_relay_that_was_told_of_no_broker_does_not_keep_messages_from_it
     await shop.announce()
     await shop.close()
     expected = (
-        f"a broker serves {shop.service} of this database, and this relay has none: what it delivered would stay "
-        "within the database. Give it the broker (--broker, SCOOP_OUTBOX_BROKER, broker=). If you mean to move away "
-        "from it, let its queues run dry, and say postgresql:// instead, in every process"
+        f"services of this database use a broker ({shop.service}), and this relay has none: its messages would not "
+        "leave the database. Configure the broker (--broker, SCOOP_OUTBOX_BROKER, broker=). To move away from it, "
+        "drain its queues and set the broker to postgresql:// in every process"
     )
     other = Scoop("other", database=database_url)
 

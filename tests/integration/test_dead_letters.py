@@ -140,7 +140,7 @@ async def test_what_could_not_be_taken_in_is_taken_in_again_for_that_service(
         uuid7(),
     )
     answer = letters.replay(1)
-    assert (answer.status, answer.reason) == (ReplayStatus.REPLAYED, "shop has taken it in")
+    assert (answer.status, answer.reason) == (ReplayStatus.REPLAYED, "taken in by shop")
     assert left(database_url) == []
     assert ask(database_url, "select service, saga, context from run") == [("shop", "a", {})]
     assert ask(database_url, "select key, headers from message") == [("k", {"h": "v"})]
@@ -180,7 +180,7 @@ async def test_what_has_been_taken_in_meanwhile_is_not_started_twice(database_ur
            values (%s, 'orders', '1', 'application/json', '{}', 'intake', 'shop', 'p', 'r') returning 1""",
         one.envelope.id,
     )
-    assert letters.replay(1) == Replay(1, ReplayStatus.REPLAYED, "shop has taken it in before")
+    assert letters.replay(1) == Replay(1, ReplayStatus.REPLAYED, "taken in by shop already")
     assert ask(database_url, "select count(*) from run") == [(1,)]
     assert left(database_url) == []
 
@@ -294,7 +294,7 @@ async def test_replay_says_what_became_of_each(database_url: str) -> None:
     await bury(database_url, message(2, scoop_id="?"))
     result = await asyncio.to_thread(command, database_url, "replay", "1", "2", "3")
     assert result.stdout.splitlines() == [
-        "1\treplayed\tit is in the outbox again",
+        "1\treplayed\tback in the outbox",
         "2\trefused\tits header scoop-id is no UUID",
         "3\tunknown\tthere is no such dead letter",
     ]

@@ -136,7 +136,7 @@ def test_a_run_with_nothing_to_do_takes_the_right_to_read_the_revision_and_no_ot
 
 
 def test_who_may_not_create_the_schema_is_told_what_it_takes(empty_url: str, role: str) -> None:
-    with pytest.raises(DatabaseError, match=r"permission denied for database .*may create in their schema"):
+    with pytest.raises(DatabaseError, match=r"permission denied for database .*create on their schema"):
         migrations.migrate(as_role(empty_url, role))
 
 

@@ -142,12 +142,12 @@ async def test_bug_19_a_database_in_latin_1_is_refused_in_words(new_database: Da
     url = new_database("encoding 'LATIN1' template template0 locale 'C'")
     app = Scoop("shop", database=url)
     with pytest.raises(
-        DatabaseError, match="is encoded in LATIN1, in which some texts cannot be stored: use one in UTF8"
+        DatabaseError, match="has the encoding LATIN1, which cannot store every text: use a database in UTF8"
     ):
         await app.migrate()
-    with pytest.raises(DatabaseError, match="is encoded in LATIN1"):
+    with pytest.raises(DatabaseError, match="has the encoding LATIN1"):
         await app.launch("orders", 1)
-    with pytest.raises(DatabaseError, match="is encoded in LATIN1"):
+    with pytest.raises(DatabaseError, match="has the encoding LATIN1"):
         app.launch_sync("orders", 1)
 
 

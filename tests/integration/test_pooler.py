@@ -187,7 +187,7 @@ async def test_one_that_lends_connections_for_a_session_is_no_hindrance(
 
 
 def test_the_url_says_something_that_is_known() -> None:
-    with pytest.raises(DatabaseError, match=r"says pooler=statement: it is transaction or session"):
+    with pytest.raises(DatabaseError, match=r"says pooler=statement: use transaction or session"):
         Scoop("shop", database="postgresql://host/db?pooler=statement")
 
 

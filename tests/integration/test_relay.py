@@ -215,7 +215,7 @@ async def test_a_database_user_that_may_only_read_is_told_what_it_needs(
             assert problem is not None
             assert "only_reads" in problem
             assert "permission denied for table outbox_shard" in problem
-            assert "needs usage of the schema, and select, insert, update and delete on all tables" in problem
+            assert "needs usage on the schema, and select, insert, update and delete on its tables" in problem
             assert "reads@" not in problem
             with psycopg.connect(database_url) as connection:
                 connection.execute(

@@ -184,7 +184,7 @@ async def test_who_has_waited_for_too_long_is_told_that_nothing_was_launched(mix
         blocking.raw.commit()
     with session_of(database_url) as session:
         mixed.app.launch_sync("R", 1, id=mine, session=session)
-        words = "^another transaction is launching under this id.*: nothing was launched. Try again"
+        words = "^another open transaction has launched a message with this id.*: nothing was launched. Retry"
         with pytest.raises(DatabaseError, match=words):
             await mixed.app.launch("R", 1, id=mine)
         with pytest.raises(DatabaseError, match=words):
@@ -206,9 +206,9 @@ async def test_who_waits_for_a_turn_for_too_long_is_told_that_nothing_was_launch
         ]
         await until(lambda: len(blocked(database_url)) == 2 * home.CLAIMING)
         monkeypatch.setattr(home, "CLAIM_PATIENCE", 0.05)
-        with pytest.raises(DatabaseError, match="not this one's turn within 20 s, and nothing was launched"):
+        with pytest.raises(DatabaseError, match="this launch got no connection within 20 s, and nothing was launched"):
             await mixed.app.launch("R", 1, id=uuid.uuid4())
-        with pytest.raises(DatabaseError, match="not this one's turn within 20 s, and nothing was launched"):
+        with pytest.raises(DatabaseError, match="this launch got no connection within 20 s, and nothing was launched"):
             await asyncio.to_thread(mixed.app.launch_sync, "R", 1, id=uuid.uuid4())
         session.commit()
     await asyncio.gather(*waiting, *threads)

@@ -162,7 +162,7 @@ def replay(letter: int) -> Plan[Replay]:
     drop = statement("drop_dead_letters", letters=[letter])
     if contents.letter.origin is Origin.RELAY:
         yield from ask(statement("relaunch", letter=letter), drop, COMMIT)
-        return Replay(letter, ReplayStatus.REPLAYED, "it is in the outbox again")
+        return Replay(letter, ReplayStatus.REPLAYED, "back in the outbox")
     defect = _defect(contents.envelope)
     if defect is not None:
         yield from ask(ROLLBACK)
@@ -177,15 +177,15 @@ def replay(letter: int) -> Plan[Replay]:
         yield from ask(ROLLBACK)
         return Replay(letter, ReplayStatus.REFUSED, _nobody(contents.envelope, service))
     yield from ask(COMMIT)
-    return Replay(letter, ReplayStatus.REPLAYED, f"{service} has taken it in" + ("" if started else " before"))
+    return Replay(letter, ReplayStatus.REPLAYED, f"taken in by {service}" + ("" if started else " already"))
 
 
 def _nobody(envelope: Envelope, service: str | None) -> str:
     """Say why a service does nothing with a message that it can take in."""
     if wire.LINEAGE in envelope.headers:
         return (
-            f"no run waits for it in {service}, and none is to begin: no saga of the service is subscribed to "
-            f"{envelope.topic!r}, or the one that was to handle it has been retired"
+            f"no run of {service} waits for it, and none can start: no saga of the service is subscribed to "
+            f"{envelope.topic!r}, or its handler has been retired"
         )
     return f"no saga of {service} is subscribed to {envelope.topic!r}: start the service with one, then replay this"
 

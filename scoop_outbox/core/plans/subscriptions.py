@@ -134,15 +134,15 @@ def check_without_broker(via_broker: Sequence[str], service: str, *, relay: bool
             the broker has for it, and nobody would notice.
     """
     away = (
-        "Give it the broker (--broker, SCOOP_OUTBOX_BROKER, broker=). If you mean to move away from it, let its queues "
-        "run dry, and say postgresql:// instead, in every process"
+        "Configure the broker (--broker, SCOOP_OUTBOX_BROKER, broker=). To move away from it, drain its queues and set "
+        "the broker to postgresql:// in every process"
     )
     if relay and via_broker:
         raise BrokerError(
-            f"a broker serves {', '.join(via_broker)} of this database, and this relay has none: what it delivered "
-            f"would stay within the database. {away}"
+            f"services of this database use a broker ({', '.join(via_broker)}), and this relay has none: its messages "
+            f"would not leave the database. {away}"
         )
     if service in via_broker:
         raise BrokerError(
-            f"a broker brings {service} its messages, and this process has none: it would never receive them. {away}"
+            f"service {service} receives from a broker, and this process has none: it would receive nothing. {away}"
         )

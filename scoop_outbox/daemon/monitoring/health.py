@@ -43,7 +43,7 @@ _UNASKED = Snapshot()
 
 
 def _unanswered() -> Snapshot:
-    return Snapshot(problem=f"it has not answered within {_PATIENCE:.0f} s")
+    return Snapshot(problem=f"no answer within {_PATIENCE:.0f} s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +105,17 @@ class Health:
         found = {}
         still = 0.0 if self._beat is None else time.monotonic() - self._beat
         if still > STALLED:
-            found["loop"] = f"the event loop has stood still for {still:.0f} s: does a step block it?"
+            found["loop"] = f"event loop blocked for {still:.0f} s: does a step block it?"
         for name in self._daemons.died if self._daemons is not None else ():
-            found[name] = "has died, see the log"
+            found[name] = "died, see the log"
         return found
 
     def _problems(self, look: Snapshot) -> dict[str, str]:
         found = self.deaths()
         if self.stopping:
-            found["process"] = "it is stopping"
+            found["process"] = "stopping"
         elif self._daemons is None:
-            found["process"] = "it is starting"
+            found["process"] = "starting"
         if look.problem is not None:
             found["database"] = look.problem
         if self._daemons is not None:
@@ -156,7 +156,7 @@ class Health:
         except DatabaseError as error:
             seen = Snapshot(problem=str(error))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer to what was asked
-            seen = Snapshot(problem=f"it cannot be asked: {type(error).__name__}")
+            seen = Snapshot(problem=f"query failed: {type(error).__name__}")
         self._found = _Found(time.monotonic(), seen)
         return seen
 

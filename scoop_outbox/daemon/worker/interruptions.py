@@ -33,7 +33,7 @@ MACHINERY, WANTED, DIED = "machinery", "transient", "died"
 _NOT_ALIVE = uuid.UUID(int=0)
 """No worker's id."""
 
-OF_DEATH = "the process that had begun to execute it ended without a word: killed, out of memory, or crashed"
+OF_DEATH = "the process that executed it died: killed, out of memory, or crashed"
 
 
 @dataclass(frozen=True, slots=True)
