@@ -71,7 +71,7 @@ def is_text(value: object) -> TypeGuard[str]:
 
 
 def defect(envelope: Envelope) -> str | None:
-    """Say why no service can take a message in: a malformed `scoop-*` header, or text that cannot be stored. Or None."""
+    """Say why no service can take a message in, if so: a malformed `scoop-*` header, or text that cannot be stored."""
     return _malformed_header(envelope) or _unstorable(envelope)
 
 
