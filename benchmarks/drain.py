@@ -18,7 +18,7 @@ from benchmarks.raw import WINDOW, publish_to_kafka, publish_to_rabbitmq, purge
 from benchmarks.server import Bench
 from benchmarks.table import Table, Target, ratios
 from benchmarks.writer import writing
-from scoop_outbox.daemon.relay.relay import BATCH
+from scoop_outbox.daemon.relay.scan import BATCH
 from scoop_outbox.store.schema import SHARDS
 
 TOPIC, OTHER = "drain", "drain.other"

@@ -73,9 +73,9 @@ async def _relay(database: str, broker: str, total: int, every: int) -> None:
         relay = daemons.relay
         assert relay is not None
         for due in range(every, total + 1, every):
-            while relay.published < due:
+            while relay.counters.deleted < due:
                 await asyncio.sleep(0.01)
-            print(relay.published, time.monotonic(), _resident(), flush=True)
+            print(relay.counters.deleted, time.monotonic(), _resident(), flush=True)
 
 
 def _resident() -> int:

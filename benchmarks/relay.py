@@ -63,13 +63,13 @@ async def _relay(control: Control, topic: str, count: int) -> float:
     async with build(control.url).running(worker=False) as daemons:
         relay = daemons.relay
         assert relay is not None
-        while not relay.published:
+        while not relay.counters.deleted:
             await asyncio.sleep(0.001)
         # Connected, and with its shards: the clock starts behind the first batch.
-        first, started = relay.published, time.perf_counter()
-        while relay.published < count:
+        first, started = relay.counters.deleted, time.perf_counter()
+        while relay.counters.deleted < count:
             await asyncio.sleep(0.005)
-        return (relay.published - first) / (time.perf_counter() - started)
+        return (relay.counters.deleted - first) / (time.perf_counter() - started)
 
 
 async def _bare(control: Control, topic: str, count: int) -> float:

@@ -55,6 +55,8 @@ class RelayCounters:
 
     Attributes:
         published: how many were acknowledged, by topic.
+        deleted: how many rows of the outbox were deleted behind that. What another relay has taken over meanwhile is
+            acknowledged, and not deleted.
         retriable: how many times a message failed that may go through later.
         dead_letters: how many became dead letters, by class of reason.
         seconds: how long the publisher took for a batch.
@@ -63,6 +65,7 @@ class RelayCounters:
     def __init__(self) -> None:
         """Have counted nothing."""
         self.published: Counter[str] = Counter()
+        self.deleted = 0
         self.retriable = 0
         self.dead_letters: Counter[str] = Counter()
         self.seconds = Histogram()

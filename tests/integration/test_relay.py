@@ -17,7 +17,7 @@ from sqlalchemy import make_url
 
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, PublishStatus, Receipt
 from scoop_outbox.daemon.relay import leases as leases_module
-from scoop_outbox.daemon.relay import relay as relay_module
+from scoop_outbox.daemon.relay import scan as scan_module
 from scoop_outbox.daemon.relay import topic_backoff as backoff_module
 from scoop_outbox.daemon.relay import watermark as watermark_module
 from scoop_outbox.daemon.relay.watermark import Watermarks
@@ -52,7 +52,7 @@ async def test_messages_of_a_key_are_published_in_order_and_then_deleted(databas
     publisher = FakePublisher()
     async with relaying(database_url, publisher) as relay:
         await until(lambda: left(database_url) == 0)
-        await until(lambda: relay.published == 200)
+        await until(lambda: relay.counters.deleted == 200)
     for index, key in enumerate(keys[:3]):
         assert publisher.of(key) == list(range(index, 200, 4))
     assert sorted(publisher.of(None)) == list(range(3, 200, 4))
@@ -60,7 +60,7 @@ async def test_messages_of_a_key_are_published_in_order_and_then_deleted(databas
 
 
 async def test_many_messages_go_in_batches(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay_module, "BATCH", 10)
+    monkeypatch.setattr(scan_module, "BATCH", 10)
     write(database_url, *(made(number, "k") for number in range(95)))
     publisher = FakePublisher()
     async with relaying(database_url, publisher):
@@ -101,7 +101,7 @@ async def test_a_relay_that_lost_its_lease_while_it_published_deletes_nothing(da
             slow.open.set()
             await until(lambda: not loser._leases._epochs)
             assert left(database_url) == 3
-            assert loser.published == 0
+            assert loser.counters.deleted == 0
             assert set(winner._leases._epochs) == set(range(SHARDS))
             quick.open.set()
             await until(lambda: left(database_url) == 0)
@@ -194,7 +194,7 @@ async def test_nothing_is_published_while_the_broker_is_asked_for_a_sign_of_life
     async with relaying(database_url, publisher) as relay:
         await until(lambda: publisher.probed)
         write(database_url, made(0))
-        await until(lambda: relay._in_flight)
+        await until(lambda: relay._backlog.in_flight)
         publisher.open.set()
         await until(lambda: publisher.of(None) == [0])
 
@@ -301,7 +301,7 @@ async def test_what_commits_while_others_are_in_hand_comes_before_what_commits_a
 async def test_what_commits_below_a_backlog_comes_before_what_commits_after_it(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay_module, "BATCH", 2)
+    monkeypatch.setattr(scan_module, "BATCH", 2)
     publisher = FakePublisher()
     publisher.open.clear()
     async with AsyncExitStack() as stack:
@@ -318,13 +318,13 @@ async def test_what_commits_below_a_backlog_comes_before_what_commits_after_it(
     assert [number for number in published if number] == list(range(1, 103))
 
 
-@pytest.mark.parametrize("batch", [2, relay_module.BATCH], ids=["a backlog", "none"])
+@pytest.mark.parametrize("batch", [2, scan_module.BATCH], ids=["a backlog", "none"])
 @pytest.mark.usefixtures("without_sweeps")
 async def test_transactions_that_launch_now_and_then_keep_the_order_of_what_they_launch(
     database_url: str, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
     """One after the other each has its turn, while the others' numbers lie between its own."""
-    monkeypatch.setattr(relay_module, "BATCH", batch)
+    monkeypatch.setattr(scan_module, "BATCH", batch)
     publisher = FakePublisher()
 
     def launch_again_and_again(writer: int) -> None:
@@ -355,7 +355,7 @@ async def test_what_nobody_was_known_to_write_is_found_all_the_same(
             for number in range(1, 6):
                 write(database_url, made(number, "k"))
                 await until(lambda: left(database_url) == 0)
-            await until(lambda: relay._watermarks.low(shard_of(database_url, "k")) > late[0])
+            await until(lambda: relay._scan._watermarks.low(shard_of(database_url, "k")) > late[0])
         await until(lambda: publisher.of("k") == [*range(1, 6), 0])
 
 
@@ -489,7 +489,7 @@ async def test_messages_of_a_key_on_a_topic_keep_their_order_whatever_the_broker
         lambda _: Receipt(left_to_say.pop() if left_to_say else PublishStatus.ACKNOWLEDGED, "why")
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(relay_module, "BATCH", batch)
+        patch.setattr(scan_module, "BATCH", batch)
         patch.setattr(backoff_module, "LONGEST", 0.001)
         patch.setattr(backoff_module, "_LONGEST_FOR_ALL", 0.001)
         patch.setattr(watermark_module, "FULL_SCAN_EVERY", 0.03)

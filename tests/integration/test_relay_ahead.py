@@ -10,7 +10,7 @@ import pytest
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, PublishStatus, Receipt
 from scoop_outbox.core.plans.outbox import read_outbox
 from scoop_outbox.daemon.relay import leases as leases_module
-from scoop_outbox.daemon.relay import relay as relay_module
+from scoop_outbox.daemon.relay import scan as scan_module
 from scoop_outbox.daemon.relay import watermark as watermark_module
 from scoop_outbox.daemon.relay.prefetch import Prefetch
 from scoop_outbox.daemon.relay.relay import Relay
@@ -34,12 +34,12 @@ from tests.waiting import until
 async def test_the_next_batch_is_read_while_one_is_published_and_each_row_is_published_once(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay_module, "BATCH", 10)
+    monkeypatch.setattr(scan_module, "BATCH", 10)
     write(database_url, *(made(number, "k") for number in range(95)))
     publisher = FakePublisher()
     publisher.open.clear()
     async with relaying(database_url, publisher) as relay:
-        await until(lambda: [one.body for one in relay._ahead.envelopes] == [b"%d" % n for n in range(10, 90)])
+        await until(lambda: [one.body for one in relay._backlog.ahead.envelopes] == [b"%d" % n for n in range(10, 90)])
         assert len(publisher.batches) == 1
         publisher.open.set()
         await until(lambda: left(database_url) == 0)
@@ -49,7 +49,7 @@ async def test_the_next_batch_is_read_while_one_is_published_and_each_row_is_pub
 async def test_what_was_published_is_deleted_while_the_next_batch_is_published(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay_module, "BATCH", 10)
+    monkeypatch.setattr(scan_module, "BATCH", 10)
     publisher = FakePublisher()
 
     def close_behind_the_first(_: Envelope) -> Receipt:
@@ -70,7 +70,7 @@ async def test_what_was_published_is_deleted_while_the_next_batch_is_published(
 async def test_what_was_read_ahead_is_thrown_away_when_the_shard_fails_for_now(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay_module, "BATCH", 5)
+    monkeypatch.setattr(scan_module, "BATCH", 5)
     stuck, fine = keys_of_different_shards(database_url, 2)
     failing = [b"2"]
     publisher = FakePublisher(
@@ -81,7 +81,7 @@ async def test_what_was_read_ahead_is_thrown_away_when_the_shard_fails_for_now(
     publisher.open.clear()
     write(database_url, *(made(number, key) for number in range(20) for key in (stuck, fine)))
     async with relaying(database_url, publisher) as relay:
-        await until(lambda: len(relay._ahead) == 30)
+        await until(lambda: len(relay._backlog.ahead) == 30)
         publisher.open.set()
         await until(lambda: publisher.of(fine) == list(range(20)))
         assert publisher.of(stuck) == [0, 1]
@@ -92,7 +92,7 @@ async def test_what_was_read_ahead_is_thrown_away_when_the_shard_fails_for_now(
 
 
 async def test_a_batch_is_bounded_by_bytes(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay_module, "BATCH_BYTES", 10)
+    monkeypatch.setattr(scan_module, "BATCH_BYTES", 10)
     numbers = [*range(10**31, 10**31 + 7), 10**99, *range(10**32, 10**32 + 2)]
     write(database_url, *(made(number, "k") for number in numbers))
     publisher = FakePublisher()
@@ -127,7 +127,7 @@ async def test_leases_are_renewed_while_a_batch_is_published(
 async def test_a_shard_that_is_lost_while_it_is_read_is_begun_anew_when_it_is_won_back(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay_module, "BATCH", 2)
+    monkeypatch.setattr(scan_module, "BATCH", 2)
     monkeypatch.setattr(watermark_module, "FULL_SCAN_EVERY", 3600.0)
     monkeypatch.setattr(leases_module, "LEASE", timedelta(seconds=0.6))
     write(database_url, *(made(number, "k") for number in range(6)))
@@ -146,7 +146,7 @@ async def test_a_shard_that_is_lost_while_it_is_read_is_begun_anew_when_it_is_wo
         await until(lambda: relay.shards == 0)
         may_read.set()
         publisher.open.set()
-        await until(lambda: len(publisher.acknowledged) == 2 and not relay._in_flight)
+        await until(lambda: len(publisher.acknowledged) == 2 and not relay._backlog.in_flight)
         ask(database_url, "update outbox_shard set expires_at = now() returning 1")
         await until(lambda: left(database_url) == 0)
     # What had been published is still there: another owner would have published it.
@@ -157,18 +157,18 @@ async def test_a_shard_that_is_lost_while_it_is_read_is_begun_anew_when_it_is_wo
 async def test_what_was_read_ahead_of_a_lost_shard_is_not_published(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay_module, "BATCH", 5)
+    monkeypatch.setattr(scan_module, "BATCH", 5)
     monkeypatch.setattr(leases_module, "LEASE", timedelta(seconds=0.6))
     write(database_url, *(made(number, "k") for number in range(20)))
     slow = FakePublisher()
     slow.open.clear()
     async with relaying(database_url, slow) as loser:
-        await until(lambda: loser._ahead)
+        await until(lambda: loser._backlog.ahead)
         take_over(database_url)
         await until(lambda: loser.shards == 0)
         slow.open.set()
         await until(lambda: slow.acknowledged)
-        await until(lambda: loser._publishing_since is None)
+        await until(lambda: not loser._backlog.in_flight)
     assert slow.batches == [["0", "1", "2", "3", "4"]]
     assert left(database_url) == 20
 
@@ -191,13 +191,13 @@ async def test_a_relay_that_stood_still_looks_at_its_leases_before_it_publishes(
 async def test_a_database_that_is_lost_while_a_batch_is_published(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay_module, "BATCH", 5)
+    monkeypatch.setattr(scan_module, "BATCH", 5)
     monkeypatch.setattr(leases_module, "LEASE", timedelta(seconds=0.6))
     write(database_url, *(made(number, "k") for number in range(12)))
     publisher = FakePublisher()
     publisher.open.clear()
     async with relaying(database_url, publisher) as relay:
-        await until(lambda: relay._ahead)
+        await until(lambda: relay._backlog.ahead)
         first = relay._database.driver
         ask(
             database_url,
@@ -213,14 +213,14 @@ async def test_what_nobody_expected_while_reading_ahead_ends_the_relay(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def surprised(*arguments: Any, **named: Any) -> Any:
-        monkeypatch.setattr(relay_module, "read_outbox", raising)
+        monkeypatch.setattr(scan_module, "read_outbox", raising)
         return read_outbox(*arguments, **named)
 
     def raising(*_: Any, **__: Any) -> Any:
         raise ValueError("not JSON")
 
-    monkeypatch.setattr(relay_module, "BATCH", 3)
-    monkeypatch.setattr(relay_module, "read_outbox", surprised)
+    monkeypatch.setattr(scan_module, "BATCH", 3)
+    monkeypatch.setattr(scan_module, "read_outbox", surprised)
     write(database_url, *(made(number, "k") for number in range(60)))
     home = Home(database_url, DEFAULT_SCHEMA, "relay test")
     publisher = FakePublisher()
@@ -233,12 +233,12 @@ async def test_what_nobody_expected_while_reading_ahead_ends_the_relay(
 async def test_a_relay_that_stops_publishes_nothing_that_it_has_read_ahead(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay_module, "BATCH", 3)
+    monkeypatch.setattr(scan_module, "BATCH", 3)
     write(database_url, *(made(number, "k") for number in range(9)))
     publisher = FakePublisher()
     publisher.open.clear()
     async with relaying(database_url, publisher) as relay:
-        await until(lambda: relay._ahead)
+        await until(lambda: relay._backlog.ahead)
         relay.stop()
         publisher.open.set()
     assert publisher.of("k") == [0, 1, 2]

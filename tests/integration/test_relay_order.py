@@ -20,7 +20,7 @@ import pytest
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, PublishStatus, Receipt
 from scoop_outbox.core.plans.launch import launch
 from scoop_outbox.daemon.relay import leases as leases_module
-from scoop_outbox.daemon.relay import relay as relay_module
+from scoop_outbox.daemon.relay import scan as scan_module
 from scoop_outbox.daemon.relay import topic_backoff as backoff_module
 from scoop_outbox.daemon.relay import watermark as watermark_module
 from scoop_outbox.message import Envelope
@@ -166,7 +166,7 @@ async def test_rev_01_d17_the_order_within_a_key_survives(
     monkeypatch.setattr(watermark_module, "_EVERY", 0.1)
     monkeypatch.setattr(backoff_module, "LONGEST", 0.5)
     monkeypatch.setattr(leases_module, "LEASE", timedelta(seconds=1))
-    monkeypatch.setattr(relay_module, "BATCH", case.batch)
+    monkeypatch.setattr(scan_module, "BATCH", case.batch)
     world = World(SEED, flaky=case.flaky, outages=case.outages)
     async with AsyncExitStack() as stack:
         for _ in range(case.relays):

@@ -58,7 +58,7 @@ async def test_a_relay_whose_connection_does_not_answer_says_so_and_takes_anothe
 async def test_what_reads_ahead_is_not_waited_for_for_ever_either(
     database_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("scoop_outbox.daemon.relay.relay.BATCH", 10)
+    monkeypatch.setattr("scoop_outbox.daemon.relay.scan.BATCH", 10)
     write(database_url, *(made(number, "k") for number in range(100)))
     publisher = FakePublisher()
     publisher.open.clear()

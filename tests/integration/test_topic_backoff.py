@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, PublishStatus, Receipt
-from scoop_outbox.daemon.relay import relay as relay_module
+from scoop_outbox.daemon.relay import ownership as ownership_module
+from scoop_outbox.daemon.relay import scan as scan_module
 from scoop_outbox.daemon.relay import topic_backoff as backoff_module
 from scoop_outbox.daemon.relay import watermark as watermark_module
 from scoop_outbox.daemon.relay.leases import Leases
@@ -24,7 +25,7 @@ FULL = Receipt(PublishStatus.RETRIABLE, "the queue is full")
 async def test_a_topic_that_is_not_taken_does_not_stop_the_others(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay_module, "BATCH", 10)
+    monkeypatch.setattr(scan_module, "BATCH", 10)
     full = True
     publisher = FakePublisher(lambda one: FULL if full and one.topic == "full" else ACKNOWLEDGED)
     keys = [str(number) for number in range(16)]
@@ -49,7 +50,7 @@ async def test_a_topic_that_is_not_taken_does_not_stop_the_others(
 async def test_a_topic_that_is_not_taken_is_tried_again_with_a_few_messages(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay_module, "TRIAL", 2)
+    monkeypatch.setattr(scan_module, "TRIAL", 2)
     monkeypatch.setattr(backoff_module, "LONGEST", 0.2)
     full = True
     publisher = FakePublisher(lambda one: FULL if full and one.topic == "full" else ACKNOWLEDGED)
@@ -68,14 +69,14 @@ async def test_a_long_backlog_that_is_held_back_is_not_passed_over_with_each_loo
 ) -> None:
     monkeypatch.setattr(watermark_module, "_EVERY", 0.0)
     monkeypatch.setattr(watermark_module, "FULL_SCAN_EVERY", 3600.0)
-    monkeypatch.setattr(relay_module, "BATCH", 2)
+    monkeypatch.setattr(scan_module, "BATCH", 2)
     full = True
     publisher = FakePublisher(lambda one: FULL if full and one.topic == "full" else ACKNOWLEDGED)
     write(database_url, *(made(number, "k", "full") for number in range(50)))
     shard = shard_of(database_url, "k")
     (last,) = ask(database_url, "select max(seq) from outbox where topic = 'full'")[0]
     async with relaying(database_url, publisher) as relay:
-        await until(lambda: relay._watermarks.low(shard) >= last, 30)
+        await until(lambda: relay._scan._watermarks.low(shard) >= last, 30)
         full = False
         await until(lambda: left(database_url) == 0)
     assert publisher.of("k") == list(range(50))
@@ -86,7 +87,7 @@ async def test_what_comes_to_light_below_a_message_that_is_not_taken_is_tried_wi
 ) -> None:
     monkeypatch.setattr(watermark_module, "FULL_SCAN_EVERY", 3600.0)
     monkeypatch.setattr(watermark_module, "_EVERY", 0.0)
-    monkeypatch.setattr(relay_module, "BATCH", 2)
+    monkeypatch.setattr(scan_module, "BATCH", 2)
     full = True
     publisher = FakePublisher(lambda one: FULL if full else ACKNOWLEDGED)
     publisher.open.clear()
@@ -101,7 +102,7 @@ async def test_what_comes_to_light_below_a_message_that_is_not_taken_is_tried_wi
 
         monkeypatch.setattr(Prefetch, "_run", read_behind_the_commit)
         async with relaying(database_url, publisher) as relay:
-            await until(lambda: relay._ahead)
+            await until(lambda: relay._backlog.ahead)
             publisher.open.set()
             await until(lambda: relay.problem == "the queue is full")
             full = False
@@ -132,7 +133,7 @@ async def test_rev_01_what_commits_while_its_topic_is_held_back_is_not_passed_ov
 
         def passed() -> bool:
             write(database_url, made(next(numbers), "k", "other"))
-            return relay._watermarks.low(shard) > int(last)
+            return relay._scan._watermarks.low(shard) > int(last)
 
         await until(passed, 30, 0.1)
         full = False
@@ -157,7 +158,7 @@ async def test_a_topic_of_which_nothing_is_left_is_held_back_no_more(
 async def test_a_relay_that_cannot_reach_the_broker_leaves_its_shards_to_one_that_can(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay_module, "_STAND_ASIDE_AFTER", 0.2)
+    monkeypatch.setattr(ownership_module, "_STAND_ASIDE_AFTER", 0.2)
     cut_off = FakePublisher(lambda _: Receipt(PublishStatus.RETRIABLE, "no route to host"))
     cut_off.problem = "no route to host"
     write(database_url, *(made(number, str(number)) for number in range(40)))
@@ -175,12 +176,12 @@ async def test_a_relay_that_cannot_reach_the_broker_leaves_its_shards_to_one_tha
 async def test_a_relay_that_is_alone_takes_its_shards_back_when_it_can_reach_the_broker(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay_module, "_STAND_ASIDE_AFTER", 0.2)
+    monkeypatch.setattr(ownership_module, "_STAND_ASIDE_AFTER", 0.2)
     publisher = FakePublisher(lambda _: Receipt(PublishStatus.RETRIABLE, "down") if publisher.problem else ACKNOWLEDGED)
     publisher.problem = "down"
     write(database_url, made(0, "k"))
     async with relaying(database_url, publisher) as relay:
-        await until(lambda: relay._aside)
+        await until(lambda: relay._ownership._aside)
         assert relay.problem == "down"
         write(database_url, made(1, "k"))
         publisher.problem = None
@@ -192,7 +193,7 @@ async def test_a_relay_that_is_alone_takes_its_shards_back_when_it_can_reach_the
 async def test_a_database_that_fails_while_a_relay_leaves_its_shards_costs_nothing(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay_module, "_STAND_ASIDE_AFTER", 0.2)
+    monkeypatch.setattr(ownership_module, "_STAND_ASIDE_AFTER", 0.2)
     failures = [Interrupted("the database went away"), Interrupted("once more")]
     release = Leases.release
 
@@ -216,7 +217,7 @@ async def test_a_database_that_fails_while_a_relay_leaves_its_shards_costs_nothi
 async def test_a_relay_whose_broker_answers_keeps_its_shards(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay_module, "_STAND_ASIDE_AFTER", 0.2)
+    monkeypatch.setattr(ownership_module, "_STAND_ASIDE_AFTER", 0.2)
     publisher = FakePublisher(lambda _: FULL)
     write(database_url, made(0, "k"))
     async with relaying(database_url, publisher) as relay:

@@ -30,7 +30,6 @@ TO_BE_SPLIT = {
     "RabbitPublisher",
     "RabbitServer",
     "Receiving",
-    "Relay",
     "Scope",
     "Worker",
 }
