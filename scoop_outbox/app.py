@@ -309,7 +309,11 @@ class Scoop:
         """
         async with self._service.home.driver() as driver:
             answer = await driver.run(parking.retry(run_id, self._service.signals))
-        log.info("retry of run %s asked by service %s: %s", run_id, self.service, answer)
+        log.info(
+            "run: retry requested (service %s, run %s: %s)",
+            *(self.service, run_id, answer),
+            extra={"service": self.service, "run_id": run_id},
+        )
         return answer
 
     async def topology(self, *topics: str | Topic[Any]) -> list[Resource]:

@@ -106,14 +106,14 @@ def test_an_owner_that_is_gone_is_succeeded_without_loss_and_in_order(
     owner.send(how)
     assert waiting() > 0, "it was done before it was hit"
     feed.launch(LATER)
-    until_blocking(lambda: "relaying shards" in standby.log, SOON)
+    until_blocking(lambda: "relay: publishing (shards" in standby.log, SOON)
     until_blocking(lambda: waiting() == 0, SOON)
     owner.send(signal.SIGCONT)
     feed.launch(LATER)
     until_blocking(lambda: waiting() == 0, SOON)
     if how is signal.SIGSTOP:
         # It has found out, and what it still had in hand lies behind what its successor has published.
-        until_blocking(lambda: "another relay has taken shards" in owner.log, SOON)
+        until_blocking(lambda: "relay: shards taken over by another relay" in owner.log, SOON)
 
     expected = {f"key {k}": [n for n in range(1, feed.launched + 1) if n % KEYS == k] for k in range(KEYS)}
     assert feed.first_seen() == expected

@@ -44,7 +44,7 @@ def launch(database_url: str, effects: psycopg.Connection[Any]) -> Callable[[int
 def relays(fleet: Fleet) -> tuple[Process, Process]:
     """A relay that owns the whole outbox, and one that stands by."""
     owner = fleet.relay()
-    until_blocking(lambda: "relaying shards" in owner.log, 20)
+    until_blocking(lambda: "relay: publishing (shards" in owner.log, 20)
     standby = fleet.relay()
     standby.wait_until_ready()
     return owner, standby
@@ -74,7 +74,7 @@ def test_a_relay_that_ends_gives_its_lease_back(
     launch(80)
     assert owner.wait(10) == 0
     ended = time.monotonic()
-    until_blocking(lambda: "relaying shards" in standby.log)
+    until_blocking(lambda: "relay: publishing (shards" in standby.log)
     assert time.monotonic() - ended < 1
     until_blocking(lambda: _taken_in(effects) == 80)
     _assert_in_order_and_once(effects, 80)
@@ -90,7 +90,7 @@ def test_a_relay_that_is_killed_is_succeeded_when_its_lease_has_run_out(
     owner.kill()
     killed = time.monotonic()
     launch(80)
-    until_blocking(lambda: "relaying shards" in standby.log, LEASE_SECONDS + 5)
+    until_blocking(lambda: "relay: publishing (shards" in standby.log, LEASE_SECONDS + 5)
     assert time.monotonic() - killed < LEASE_SECONDS + 1
     until_blocking(lambda: _taken_in(effects) == 80)
     _assert_in_order_and_once(effects, 80)
@@ -104,11 +104,11 @@ def test_a_relay_that_hangs_and_comes_back_publishes_nothing_twice(
     until_blocking(lambda: _taken_in(effects) > 0)
     owner.send(signal.SIGSTOP)
     launch(200)
-    until_blocking(lambda: "relaying shards" in standby.log, LEASE_SECONDS + 5)
+    until_blocking(lambda: "relay: publishing (shards" in standby.log, LEASE_SECONDS + 5)
     launch(250)
     owner.send(signal.SIGCONT)
     launch(400)
-    until_blocking(lambda: "another relay has taken shards" in owner.log)
+    until_blocking(lambda: "relay: shards taken over by another relay" in owner.log)
     until_blocking(lambda: _taken_in(effects) == 400)
     _assert_in_order_and_once(effects, 400)
     # It stands by from now on, and takes over in its turn.
@@ -168,7 +168,7 @@ def test_sigterm_lets_the_batch_in_hand_finish_and_hands_over(
     owner.send(signal.SIGTERM)
     launch(30)
     assert owner.wait(10) == 0
-    until_blocking(lambda: "relaying shards" in standby.log, 1)
+    until_blocking(lambda: "relay: publishing (shards" in standby.log, 1)
     until_blocking(lambda: _waiting(effects) == 0)
     # The first batch to the end by the one, the rest by the other, and nothing twice.
     assert [one.pid == owner.pid for one in slow_relays.published] == [True] * 20 + [False] * 10
@@ -181,7 +181,7 @@ def test_a_second_signal_ends_a_relay_that_waits_for_its_broker_at_once(
 ) -> None:
     launch(1)
     relay = slow_relays.start(3600)
-    until_blocking(lambda: "relaying shards" in relay.log, 20)
+    until_blocking(lambda: "relay: publishing (shards" in relay.log, 20)
     relay.send(signal.SIGTERM)
     until_blocking(lambda: "process: stopping" in relay.log)
     relay.send(signal.SIGTERM)
@@ -194,7 +194,7 @@ def test_a_relay_whose_broker_never_answers_ends_when_its_grace_is_over(
 ) -> None:
     launch(1)
     relay = slow_relays.start(3600, "--grace", "0.5")
-    until_blocking(lambda: "relaying shards" in relay.log, 20)
+    until_blocking(lambda: "relay: publishing (shards" in relay.log, 20)
     relay.send(signal.SIGTERM)
     assert relay.wait(5) == 0
     assert _waiting(effects) == 1
@@ -211,7 +211,7 @@ def test_a_relay_that_is_killed_while_it_publishes_loses_nothing(
     standby.wait_until_ready()
     owner.kill()
     killed = time.monotonic()
-    until_blocking(lambda: "relaying shards" in standby.log, LEASE_SECONDS + 5)
+    until_blocking(lambda: "relay: publishing (shards" in standby.log, LEASE_SECONDS + 5)
     assert time.monotonic() - killed < LEASE_SECONDS + 1
     until_blocking(lambda: _waiting(effects) == 0)
     slow_relays.assert_in_order(200)
@@ -227,12 +227,12 @@ def test_a_relay_that_hangs_while_it_publishes_publishes_nothing_new_when_it_com
     standby.wait_until_ready()
     owner.send(signal.SIGSTOP)
     launch(100)
-    until_blocking(lambda: "relaying shards" in standby.log, LEASE_SECONDS + 5)
+    until_blocking(lambda: "relay: publishing (shards" in standby.log, LEASE_SECONDS + 5)
     until_blocking(lambda: _waiting(effects) == 0)
     slow_relays.assert_in_order(100)
     owner.send(signal.SIGCONT)
     launch(140)
-    until_blocking(lambda: "another relay has taken shards" in owner.log)
+    until_blocking(lambda: "relay: shards taken over by another relay" in owner.log)
     until_blocking(lambda: _waiting(effects) == 0)
     slow_relays.assert_in_order(140)
     # It may send to the end what it had in hand, and has found out by then.

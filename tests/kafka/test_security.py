@@ -126,7 +126,7 @@ async def test_a_function_that_has_no_token_is_told_of_and_nothing_else_stands_s
         "no Kafka producer",
         "no Kafka adminclient",
     }
-    assert "oauth_cb has failed (RuntimeError)" in caplog.text
+    assert "kafka: oauth_cb failed (RuntimeError)" in caplog.text
     assert "s3cr3t" not in caplog.text + "".join(errors)
 
 

@@ -34,7 +34,7 @@ def make(kind: Callable[[Any], T], settings: Settings, configuration: Mapping[st
         return kind(dict(configuration))
     except SystemError:
         # So the client says that `oauth_cb` has raised something.
-        reason = "oauth_cb has failed, see the log"
+        reason = "oauth_cb failed, see the log"
     except KafkaException as error:
         reason = error.args[0].str()
     except (TypeError, ValueError) as error:

@@ -93,7 +93,11 @@ class KafkaConsumer:
         try:
             await asyncio.wait_for(self._thread.run(self._close), _GOODBYE)
         except TimeoutError:
-            log.warning("Kafka does not answer; the group %s notices by itself that we left", self._subscription.group)
+            log.warning(
+                "kafka: leaving not confirmed, the group will time this member out (group %s)",
+                self._subscription.group,
+                extra={"group": self._subscription.group},
+            )
         self._thread.end()
 
     def _new_membership(self) -> Membership:
@@ -142,7 +146,7 @@ class KafkaConsumer:
         elif code == KafkaError.TOPIC_AUTHORIZATION_FAILED:
             self._problems.of_topic(topic, not_permitted_topic(topic))
         elif code != KafkaError._PARTITION_EOF:  # noqa: SLF001 - its public name
-            log.warning("Kafka: %s", self._settings.redacted(error.str()))
+            log.warning("kafka: client error (%s)", self._settings.redacted(error.str()))
 
     def _acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         if self._membership is not None:

@@ -83,7 +83,11 @@ class Membership:
             explain_silence(error.args[0], settings, group, timeout)
             return False
         if begin:
-            log.info("the group %s begins on %s at %s", group, sorted({topic for topic, _ in fresh}), start)
+            log.info(
+                "kafka: new group starts (group %s, topics %s, start %s)",
+                *(group, sorted({topic for topic, _ in fresh}), start),
+                extra={"group": group},
+            )
             if commit(client, group, [TopicPartition(*part, offset) for part, offset in begin.items()]):
                 # Kept no longer: a topic that is created anew begins at its beginning.
                 begin = {}
@@ -152,7 +156,7 @@ class Membership:
         try:
             self._client.commit(offsets=offsets, asynchronous=True)
         except KafkaException as error:
-            log.info("offsets are committed later: %s", error.args[0].str())
+            log.info("kafka: offsets will be committed later (%s)", error.args[0].str())
             return
         self._assignment.told(offsets)
 

@@ -77,18 +77,19 @@ class Positions:
         try:
             self._assign(client, TopicPartition(topic, partition, target))
         except KafkaException as error:
-            log.info("cannot yet go on in %s[%d]: %s", topic, partition, error.args[0].str())
+            log.info(
+                "kafka: position not known yet (%s[%d]: %s)",
+                *(topic, partition, error.args[0].str()),
+                extra={"topic": topic, "partition": partition},
+            )
             return
         self._lost.discard(part)
         if at is not None and at != target:
             log.error(
-                "the group %s was at offset %d of %s[%d], which is not there (retention, or the topic was made anew): "
-                "it goes on with the oldest message that is, at %d",
-                self._group,
-                at,
-                topic,
-                partition,
-                low,
+                "kafka: position lost, going on with the oldest message (group %s was at offset %d of %s[%d], which is "
+                "gone: retention, or a new topic; it goes on at %d)",
+                *(self._group, at, topic, partition, low),
+                extra={"group": self._group, "topic": topic, "partition": partition},
             )
 
     def _assign(self, client: Consumer, place: TopicPartition) -> None:

@@ -58,7 +58,11 @@ def prepare(settings: Settings, subscription: Subscription) -> str | None:
         consumer.close()
     if begin:
         topics = ", ".join(sorted({topic for topic, _ in begin}))
-        log.info("the group %s begins on %s at %s", group, topics, subscription.start)
+        log.info(
+            "kafka: new group starts (group %s, topics %s, start %s)",
+            *(group, topics, subscription.start),
+            extra={"group": group},
+        )
     return None
 
 
@@ -102,7 +106,9 @@ def _lay_down(
         deadline = time.monotonic() + _JOINING
         while not joined:
             if time.monotonic() > deadline:
-                log.warning("the group %s has not let a new member in for %.0f s", group, _JOINING)
+                log.warning(
+                    "kafka: joining the group timed out (group %s, %.0f s)", group, _JOINING, extra={"group": group}
+                )
                 return False
             # Nothing of what it may read is acknowledged: the group gets all of it.
             member.poll(0.1)
@@ -126,6 +132,8 @@ def _commit(consumer: Consumer, group: str, begin: Mapping[Part, int]) -> bool:
     except KafkaException as error:
         if error.args[0].code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
             raise BrokerError(not_permitted_group(group)) from None
-        log.info("the group %s has not committed where it begins: %s", group, error.args[0].str())
+        log.info(
+            "kafka: start of the group not committed (group %s: %s)", group, error.args[0].str(), extra={"group": group}
+        )
         return False
     return all(one.error is None for one in answers)

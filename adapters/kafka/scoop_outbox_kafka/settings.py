@@ -13,10 +13,12 @@ from confluent_kafka import Consumer, KafkaException, Producer
 
 from scoop_outbox.broker import BrokerError
 
-log = logging.getLogger("scoop_outbox_kafka.librdkafka")
+log = logging.getLogger(__name__)
+librdkafka = logging.getLogger("librdkafka")
+"""Where librdkafka says what it says: in its own words, so under its own name."""
 # It calls a setting of ours experimental, and fatal what publisher.py mends.
 _NO_NEWS = ("enable.gapless.guarantee is experimental", "unable to satisfy gap-less guarantee")
-log.addFilter(lambda record: not any(text in record.getMessage() for text in _NO_NEWS))
+librdkafka.addFilter(lambda record: not any(text in record.getMessage() for text in _NO_NEWS))
 
 
 class _Repeated(logging.Filter):
@@ -40,7 +42,7 @@ class _Repeated(logging.Filter):
         return True
 
 
-log.addFilter(_Repeated())
+librdkafka.addFilter(_Repeated())
 
 DEFAULT_PORT = 9092
 _FORM = "it looks like kafka://user:password@host:9092,host2:9092?setting=value"
@@ -202,7 +204,7 @@ class Settings:
         return {**self._common("scoop-outbox"), **self.both, **connection, "allow.auto.create.topics": False}
 
     def _common(self, name: str) -> dict[str, object]:
-        return {"bootstrap.servers": self.bootstrap, "client.id": name, "logger": log}
+        return {"bootstrap.servers": self.bootstrap, "client.id": name, "logger": librdkafka}
 
     def redacted(self, text: str) -> str:
         """Return a text without any secret of these settings."""
@@ -293,7 +295,7 @@ def _heeded(oauth_cb: Callable[[str], object]) -> Callable[[str], object]:
             return oauth_cb(configuration)
         except Exception as error:
             # By its class: what it says may hold a secret.
-            log.error("oauth_cb has failed (%s)", type(error).__name__)  # noqa: TRY400 - as above
+            log.error("kafka: oauth_cb failed (%s)", type(error).__name__)  # noqa: TRY400 - as above
             raise
 
     return heeded

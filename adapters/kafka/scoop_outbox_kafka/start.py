@@ -146,7 +146,7 @@ def commit(consumer: Consumer, group: str, offsets: list[TopicPartition]) -> boo
     try:
         answers = consumer.commit(offsets=offsets, asynchronous=False) or []
     except KafkaException as error:
-        log.info("the group %s has not committed: %s", group, error.args[0].str())
+        log.info("kafka: offsets not committed (group %s: %s)", group, error.args[0].str(), extra={"group": group})
         return False
     return all(one.error is None for one in answers)
 

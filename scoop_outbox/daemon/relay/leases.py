@@ -79,14 +79,14 @@ class Leases:
         if len(held) < SHARDS:
             gained = await driver.run(acquire_shards(self._home.process_id, LEASE))
         lost = set(self._epochs) - set(held)
-        if lost - set(gained):
-            log.warning("another relay has taken shards %s", sorted(lost - set(gained)))
+        if taken := sorted(lost - set(gained)):
+            log.warning("relay: shards taken over by another relay (%s)", taken, extra={"shards": taken})
         self._epochs = {**held, **gained}
         self._valid_until = started + LEASE.total_seconds()
         # A standby looks more often: nothing is published until it has noticed that an owner is gone.
         self._renew_at = started + (LEASE.total_seconds() / 3 if self._epochs else _STANDBY)
         if gained:
-            log.info("relaying shards %s", sorted(self._epochs))
+            log.info("relay: publishing (shards %s)", sorted(self._epochs), extra={"shards": sorted(self._epochs)})
         return set(gained), lost
 
     async def release(self, driver: AsyncDriver) -> None:

@@ -84,7 +84,7 @@ class Probe:
         self._due = time.monotonic() + (_EVERY if problem is None else _WHILE_DOWN)
         if problem != self.problem:
             if problem is not None:
-                log.warning("nothing can be published: %s", problem)
+                log.warning("relay: broker unavailable (%s)", problem, extra={"reason": problem})
             elif self.problem is not None:
-                log.info("the broker answers again")
+                log.info("relay: broker available again")
         self.problem = problem

@@ -67,9 +67,11 @@ async def publish(publisher: Publisher, batch: Sequence[Envelope]) -> Sequence[R
     except BrokerError as error:
         return [Receipt(PublishStatus.RETRIABLE, str(error))] * len(batch)
     except Exception as error:
-        log.exception("the publisher has failed; its messages stay in the outbox")
+        log.exception("relay: publisher failed, its messages stay in the outbox")
         return [Receipt(PublishStatus.RETRIABLE, type(error).__name__)] * len(batch)
     if len(receipts) != len(batch):
-        log.error("the publisher returned %d receipts for %d messages", len(receipts), len(batch))
+        log.error(
+            "relay: publisher returned a wrong number of receipts (%d for %d messages)", len(receipts), len(batch)
+        )
         return [Receipt(PublishStatus.RETRIABLE, "no receipts")] * len(batch)
     return receipts

@@ -94,7 +94,12 @@ class TopicBackoff:
             self._flows[flow] = _Blocked(seq, min(seq - 1, low[flow[0]]), failures, now + pause)
         if (self.reason, self.topics) != before:
             topics = ", ".join(self.topics[:_SHOWN]) + (", ..." if len(self.topics) > _SHOWN else "")
-            log.warning("messages on %s wait, the broker does not take them: %s", topics, reason)
+            log.warning(
+                "relay: topics blocked, retrying later (%s: %s)",
+                topics,
+                reason,
+                extra={"topics": topics, "reason": reason},
+            )
 
     def unblock(self, flows: Collection[Flow]) -> None:
         """Unblock flows: their messages went through, or there are none."""
@@ -104,7 +109,7 @@ class TopicBackoff:
         for flow in flows:
             self._flows.pop(flow, None)
         if self._is_over():
-            log.info("the broker takes messages again")
+            log.info("relay: topics unblocked")
 
     def try_due(self) -> dict[int, int]:
         """Half open the flows whose time has come; return their shards, and the numbers above which to read them again.
