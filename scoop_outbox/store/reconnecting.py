@@ -38,8 +38,7 @@ class ReconnectingDriver:
     Args:
         url: the database's, for the reason that is told: without its password.
         open_driver: opens a driver: `home.connect` or `home.connect_to_queues`.
-        complaint: what the owner says of a database that it cannot use, such as "the worker cannot use the database";
-            the reason follows it.
+        owner: who uses it, for the log: "relay", "worker", "intake" or "built-in broker".
         log: the owner's logger. A reason is logged as a warning once, and again when it has changed.
         prepare: called with each new driver before its owner gets it. If it raises, the driver is closed, and the next
             call of `connect` opens another.
@@ -50,7 +49,7 @@ class ReconnectingDriver:
         self,
         url: str,
         open_driver: Callable[[], Awaitable[TimeLimitedDriver]],
-        complaint: str,
+        owner: str,
         log: logging.Logger,
         prepare: Callable[[TimeLimitedDriver], Awaitable[None]] | None = None,
         longest: float = LONGEST,
@@ -58,7 +57,7 @@ class ReconnectingDriver:
         """Open nothing yet."""
         self._url = url
         self._open_driver = open_driver
-        self._complaint = complaint
+        self._owner = owner
         self._log = log
         self._prepare = prepare
         self._longest = longest
@@ -107,9 +106,11 @@ class ReconnectingDriver:
         Returns:
             How many seconds to wait before the next `connect`: twice as many with each failure in a row.
         """
-        reason = f"{self._complaint}: {in_words(self._url, error)}"
+        reason = in_words(self._url, error)
         if reason != self._reason:
-            self._log.warning("%s; trying again", reason)
+            self._log.warning(
+                "database: unavailable, reconnecting (%s: %s)", self._owner, reason, extra={"reason": reason}
+            )
             self._reason = reason
         self._failures += 1
         await self.close()

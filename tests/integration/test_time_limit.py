@@ -72,7 +72,7 @@ async def test_what_reads_ahead_is_not_waited_for_for_ever_either(
 
         monkeypatch.setattr(prefetch_module.Prefetch, "_run", late)
         async with relaying(database_url, publisher):
-            await until(lambda: "cannot read ahead (Interrupted)" in caplog.text)
+            await until(lambda: "relay: reading ahead failed (Interrupted)" in caplog.text)
             monkeypatch.setattr(prefetch_module.Prefetch, "_run", read)
             holder.rollback()
             publisher.open.set()

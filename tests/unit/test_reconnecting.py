@@ -51,7 +51,7 @@ class Server:
 
 
 def reconnecting(server: Server, **named: Any) -> ReconnectingDriver:
-    return ReconnectingDriver(URL, server.open, "the test cannot use the database", log, server.prepare, **named)
+    return ReconnectingDriver(URL, server.open, "relay", log, server.prepare, **named)
 
 
 @pytest.fixture
@@ -116,8 +116,8 @@ async def test_a_reason_is_logged_once_and_again_when_it_changes(
     for error in (OSError(), OSError(), psycopg.errors.UndefinedTable(), psycopg.errors.UndefinedTable(), OSError()):
         await database.failed(error)
     said = [record.getMessage() for record in caplog.records]
-    start = "the test cannot use the database: "
-    silent = f"{start}postgresql://shop:***@db/shop cannot be used: OSError; trying again"
+    start = "database: unavailable, reconnecting (relay: "
+    silent = f"{start}postgresql://shop:***@db/shop cannot be used: OSError)"
     assert [silent, silent] == [said[0], said[2]]
     assert said[1].startswith(f"{start}the database postgresql://shop:***@db/shop lacks the tables")
     assert len(said) == 3
@@ -134,7 +134,7 @@ async def test_the_problem_is_what_failed_last_or_that_there_is_no_answer(server
     assert database.problem == "the database has not answered for 12 s"
     await database.failed(OSError())
     failed = database.problem
-    assert failed == "the test cannot use the database: postgresql://shop:***@db/shop cannot be used: OSError"
+    assert failed == "postgresql://shop:***@db/shop cannot be used: OSError"
     await database.connect()
     assert database.problem == failed, "nothing has been answered yet"
     database.answered()

@@ -143,7 +143,7 @@ class Backlog:
         if buried:
             self._counters.buried(self._unburied.values())
             for reason, count in Counter(self._unburied.values()).most_common(_SHOWN):
-                log.error("dead letters that cannot be published, %d more of them: %s", count, reason)
+                log.error("relay: messages became dead letters (%d: %s)", count, reason, extra={"reason": reason})
         self._unburied = {}
 
     def forget(self, shards: Collection[int]) -> None:

@@ -28,7 +28,7 @@ class HomePublisher:
 
     def __init__(self, home: Home, hints: Hints) -> None:
         """Connect at the first batch."""
-        self._database = ReconnectingDriver(home.url, home.connect, "messages cannot be taken in", log)
+        self._database = ReconnectingDriver(home.url, home.connect, "built-in broker", log)
         self._hints = hints
 
     async def publish(self, batch: Sequence[Envelope]) -> Sequence[Receipt]:
@@ -49,7 +49,12 @@ class HomePublisher:
         except (psycopg.DataError, psycopg.IntegrityError) as error:
             # One message that cannot be stored must not stop the others: halve the batch until it is alone.
             if len(batch) == 1:
-                log.warning("message %s cannot be taken in: %s", batch[0].id, type(error).__name__)
+                log.warning(
+                    "relay: message became a dead letter (message %s cannot be taken in: %s)",
+                    batch[0].id,
+                    type(error).__name__,
+                    extra={"message_id": batch[0].id},
+                )
                 return [Receipt(PublishStatus.PERMANENT, str(error))]
             middle = len(batch) // 2
             return [*await self._publish(batch[:middle]), *await self._publish(batch[middle:])]

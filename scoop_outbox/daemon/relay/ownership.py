@@ -51,7 +51,7 @@ class Ownership:
         """Leave the shards to other relays while this one cannot reach the broker; answer whether it does."""
         stalled = not self._aside and self._backoff.stalled > _STAND_ASIDE_AFTER
         if stalled and await self._probe.look() is not None:
-            log.warning("this relay leaves its shards to others until it can reach the broker")
+            log.warning("relay: shards released, broker unreachable")
             await self.release(driver)
             self._disown(range(SHARDS))
             self._aside = True  # now: with shards whose leases nobody renews it would turn round and round

@@ -69,9 +69,7 @@ class Relay:
         watermarks = Watermarks()
         self._ownership = Ownership(self._leases, self._probe, self._backlog, self._backoff, watermarks)
         self._scan = Scan(self._leases, self._backlog, self._backoff, watermarks, Prefetch(home))
-        self._database = ReconnectingDriver(
-            home.url, home.connect_to_queues, "the relay cannot use the database", log, self._scan.begin_anew
-        )
+        self._database = ReconnectingDriver(home.url, home.connect_to_queues, "relay", log, self._scan.begin_anew)
         self._stopping = False
         signals.on_outbox(self._wake)
 
@@ -206,6 +204,6 @@ class Relay:
             if self._leases.epochs and (driver := self._database.driver) is not None:
                 await self._ownership.release(driver)
         except DATABASE_ERRORS:
-            log.info("the leases of this relay run out by themselves")
+            log.info("relay: shards not released, their leases expire by themselves")
         await self._database.close()
         await self._scan.close()

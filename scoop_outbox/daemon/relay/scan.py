@@ -80,7 +80,7 @@ class Scan:
         try:
             self._backlog.put_ahead(await self.read(self._prefetch))
         except DATABASE_ERRORS as error:
-            log.warning("the relay cannot read ahead (%s)", type(error).__name__)
+            log.warning("relay: reading ahead failed (%s)", type(error).__name__)
 
     async def read(self, executor: AsyncDriver | Prefetch) -> Outgoing:
         """Read all that is there and not in hand: published and not yet deleted, or about to be."""
