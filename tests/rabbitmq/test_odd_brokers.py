@@ -29,7 +29,7 @@ async def test_a_broker_that_reads_no_more_is_given_up_in_time(monkeypatch: pyte
         # The heartbeat ends nothing in this time.
         publisher = await trial.publisher(heartbeat=60)
         assert await publisher.probe() is None
-        link = publisher._link
+        link = publisher._channels.link
         assert link is not None
         async with asyncio.timeout(20):
             receipts = await publisher.publish([envelope("t", body=bytes(1_000_000)) for _ in range(16)])

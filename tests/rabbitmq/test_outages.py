@@ -237,8 +237,8 @@ async def test_acknowledging_after_the_connection_was_lost_is_passed_over(trial:
 
     if paused:
         await consumer.pause()
-    consumer._lose()
-    await until(lambda: consumer._channel is not came[0].tag.channel and consumer.problem is None)
+    consumer._queues.lose()
+    await until(lambda: consumer._queues.channel is not came[0].tag.channel and consumer.problem is None)
     await consumer.acknowledge(came)
     if paused:
         assert await consumer.receive(2, 0.2) == []

@@ -214,7 +214,7 @@ async def test_there_may_be_more_exchanges_than_channels(trial: Trial) -> None:
     batch += [envelope(f"{exchanges[4]}/{topic}", "k", b"fifth"), held]
 
     receipts = await publisher.publish(batch)
-    link = publisher._link
+    link = publisher._channels.link
     again = await publisher.publish(batch[3:])
     missing = await publisher.publish([envelope(f"{name('missing')}/x"), *batch[:2]])
 
@@ -222,7 +222,7 @@ async def test_there_may_be_more_exchanges_than_channels(trial: Trial) -> None:
     assert "more exchanges than channels" in receipts[3].reason
     assert verdicts(again) == [ACKNOWLEDGED] * 4
     assert verdicts(missing) == [FOR_GOOD, ACKNOWLEDGED, ACKNOWLEDGED]
-    assert publisher._link is link
+    assert publisher._channels.link is link
     assert sorted(await trial.bodies(queue)) == sorted(
         [*(exchange.encode() for exchange in (*exchanges, *exchanges[:2])), b"fifth", b"held"]
     )

@@ -259,7 +259,7 @@ async def test_what_was_sent_before_a_pause_still_comes_and_nothing_else(trial: 
     await publisher.publish([envelope(topic) for _ in range(10)])
     consumer = await trial.consumer(group, topic, prefetch=100)
     came = list(await consumer.receive(4, 5))
-    await until(lambda: len(consumer._arrived) == 10 - len(came))
+    await until(lambda: len(consumer._queues.arrived) == 10 - len(came))
 
     await consumer.pause()
     await publisher.publish([envelope(topic) for _ in range(5)])
@@ -306,7 +306,7 @@ async def test_a_pause_that_falls_into_the_beginning_of_a_consumer_holds(
             await consumer.resume()
 
     changing = asyncio.create_task(change_its_mind())
-    await until(lambda: consumer._paused or len(begun) > 1 or changing.done())
+    await until(lambda: consumer._queues._paused or len(begun) > 1 or changing.done())
     go_on.set()
     await changing
     await until(lambda: consumer.problem is None)

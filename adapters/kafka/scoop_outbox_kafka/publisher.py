@@ -20,22 +20,20 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from itertools import groupby
+from collections.abc import Sequence
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 
-from scoop_outbox.broker import ACKNOWLEDGED, Envelope, PublishStatus, Receipt, wire
+from scoop_outbox.broker import ACKNOWLEDGED, Envelope, PublishStatus, Receipt
 from scoop_outbox_kafka.client import ClientThread, make
 from scoop_outbox_kafka.record import Records
+from scoop_outbox_kafka.rounds import Reports, Round
 from scoop_outbox_kafka.settings import Settings
 from scoop_outbox_kafka.topics import OF_TOPIC, Topics
 from scoop_outbox_kafka.topology import raise_if_refused
 
 log = logging.getLogger(__name__)
 
-_POLL_EVERY = 200
 _RENEW_AFTER = 3
 _SIGN_OF_LIFE = 4.0
 
@@ -50,59 +48,6 @@ _OF_MESSAGE = {
     KafkaError.POLICY_VIOLATION,
 }
 _PURGED = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}  # noqa: SLF001 - their public names
-
-
-class _Reports:
-    """What one producer reports: the messages that failed. It says nothing of the others.
-
-    A call for each message that was acknowledged, with an object made for it, is what publishing cost most.
-    """
-
-    def __init__(self) -> None:
-        self.failed: list[tuple[int, KafkaError]] = []
-        self._callbacks: list[Callable[[KafkaError | None, Message], None]] = []
-
-    def callbacks(self, count: int) -> Sequence[Callable[[KafkaError | None, Message], None]]:
-        """Return what librdkafka shall call, while it is polled, when the message at an index has failed."""
-        missing = range(len(self._callbacks), count)
-        self._callbacks += [partial(self._note, index) for index in missing]
-        return self._callbacks
-
-    def _note(self, index: int, error: KafkaError | None, _: Message) -> None:
-        if error is not None:
-            self.failed.append((index, error))
-
-
-class _Round:
-    """One attempt to publish what has no receipt yet.
-
-    Attributes:
-        handed: what librdkafka has taken.
-        failed: what it has reported, and what it did not take.
-        unfit: what can never be a record.
-        dead: the producer can do no more.
-        unknown: of so many messages it is not known what became of them.
-    """
-
-    def __init__(self, failed: list[tuple[int, KafkaError]]) -> None:
-        self.handed: list[int] = []
-        self.failed = failed
-        self.unfit: list[tuple[int, str]] = []
-        self.dead = False
-        self.unknown = 0
-
-    @property
-    def broken(self) -> bool:
-        """Whether nothing more is to be handed to this producer."""
-        return self.dead or bool(self.failed)
-
-    @property
-    def acknowledged(self) -> list[int]:
-        """What was handed over and has not failed, once the producer holds nothing any more."""
-        if self.unknown:
-            return []
-        failed = {index for index, _ in self.failed}
-        return [index for index in self.handed if index not in failed] if failed else self.handed
 
 
 class KafkaPublisher:
@@ -125,8 +70,7 @@ class KafkaPublisher:
         self._problem = ""
         self._told: deque[KafkaError] = deque(maxlen=10)  # what librdkafka said of the connections
         self._unanswered = 0  # how often in a row the broker has not said which topics there are
-        self._records = Records()
-        self._reports = _Reports()
+        self._reports = Reports()
         self._closed = False
         self._producer: Producer | None = self._open()
         self._thread = ClientThread("scoop-outbox-kafka-publisher")
@@ -155,13 +99,16 @@ class KafkaPublisher:
             self._thread.end()
 
     def _open(self) -> Producer:
-        self._reports = _Reports()  # the last producer may still have something to say, of other messages
+        self._reports = Reports()  # the last producer may still have something to say, of other messages
         return make(Producer, self._settings, {**self._settings.for_producer(self._name), "error_cb": self._on_error})
 
     def _on_error(self, error: KafkaError) -> None:
         self._told.append(error)
         if not self._problem or error.code() != KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001 - its public name
             self._problem = self._settings.redacted(error.str())
+
+    def _on_dead(self, error: KafkaError) -> None:
+        self._problem = self._settings.redacted(error.str())
 
     def _drop(self) -> None:
         producer, self._producer = self._producer, None
@@ -186,7 +133,7 @@ class KafkaPublisher:
         if self._producer is None:
             self._producer = self._open()
         receipts: list[Receipt | None] = [None] * len(batch)
-        self._records = Records()
+        records = Records()
         alone: set[int] = set()
         while (without := [index for index, one in enumerate(receipts) if one is None]) and time.monotonic() < deadline:
             if not self._look_up({batch[index].topic for index in without}, deadline):
@@ -194,7 +141,8 @@ class KafkaPublisher:
             waiting = self._waiting(batch, without, receipts)
             if not waiting:
                 break
-            done = self._round(batch, waiting, alone, deadline)
+            done = Round(self._producer, self._reports, records, deadline, self._on_dead)
+            done.publish(batch, waiting, alone)
             progress = self._settle(batch, done, receipts, alone)
             if done.broken:
                 self._renew(done)
@@ -234,98 +182,7 @@ class KafkaPublisher:
             self._unanswered = 0
             self._drop()
 
-    def _round(self, batch: Sequence[Envelope], waiting: Sequence[int], alone: set[int], deadline: float) -> _Round:
-        """Publish in order until all is answered, something is refused, or patience ends."""
-        current = _Round(self._reports.failed)
-        for indexes, lonely in _stretches(waiting, alone):
-            if lonely:
-                self._wait(current, deadline)
-            if current.broken or (lonely and self._held):
-                break
-            if not self._hand_over(current, batch, indexes, deadline):
-                break
-            if lonely:
-                self._wait(current, deadline)
-        self._wait(current, deadline)
-        if self._held:
-            self._purge(current)
-        return current
-
-    @property
-    def _held(self) -> int:
-        """How many messages the producer has not been rid of: they wait, or nobody has been told that they failed."""
-        assert self._producer is not None  # noqa: S101 - it was opened
-        return len(self._producer)
-
-    def _hand_over(self, current: _Round, batch: Sequence[Envelope], indexes: Sequence[int], deadline: float) -> bool:
-        """Hand messages to librdkafka in order; answer whether it took all of them but those that it never will."""
-        assert self._producer is not None  # noqa: S101 - it was opened
-        produce, record, handed = self._producer.produce, self._records.of, current.handed
-        callbacks = self._reports.callbacks(len(batch))
-        for count, index in enumerate(indexes, 1):
-            envelope = batch[index]
-            topic, key = envelope.topic, envelope.key
-            octets = None if key is None else wire.key_octets(key)
-            while True:
-                try:
-                    value, headers = record(envelope)
-                    produce(topic, value, octets, on_delivery=callbacks[index], headers=headers)
-                    handed.append(index)
-                    break
-                except BufferError:
-                    # Its queue is full. The same message again, or a later one would overtake it.
-                    if time.monotonic() >= deadline or current.broken:
-                        return False
-                    self._poll(current, 0.05)
-                except (KafkaException, TypeError, ValueError) as error:
-                    if not self._note(current, index, error):
-                        return False
-                    break
-            if not count % _POLL_EVERY:
-                self._poll(current, 0)
-                if current.broken:
-                    return False
-        return True
-
-    @staticmethod
-    def _note(current: _Round, index: int, error: Exception) -> bool:
-        """Note why librdkafka did not take a message; answer whether that concerns this one alone."""
-        if not isinstance(error, KafkaException):
-            current.unfit.append((index, f"it cannot be a record of Kafka ({type(error).__name__})"))
-            return True
-        reason: KafkaError = error.args[0]
-        if reason.code() == KafkaError.MSG_SIZE_TOO_LARGE:
-            # librdkafka refused this one alone, and sent nothing.
-            current.unfit.append((index, f"Kafka's client refuses it: {reason.str()} (message.max.bytes)"))
-            return True
-        current.failed.append((index, reason))
-        return False
-
-    def _poll(self, current: _Round, seconds: float, *, flush: bool = False) -> None:
-        """Take what reports there are, waiting for the first; or, to flush, for all, and not for `linger.ms`."""
-        assert self._producer is not None  # noqa: S101 - it was opened
-        try:
-            (self._producer.flush if flush else self._producer.poll)(seconds)
-        except KafkaException as error:
-            # This producer has had it. The reports that it still has are for _purge.
-            self._problem = self._settings.redacted(error.args[0].str())
-            current.dead = True
-
-    def _wait(self, current: _Round, deadline: float) -> None:
-        while self._held and not current.broken and (left := deadline - time.monotonic()) > 0:
-            self._poll(current, min(left, 0.1), flush=True)
-
-    def _purge(self, current: _Round) -> None:
-        """Let the producer give up what it holds; all that it has not given up by then, it has published."""
-        assert self._producer is not None  # noqa: S101 - it was opened
-        current.dead = True
-        self._producer.purge(in_queue=True, in_flight=True)
-        until = time.monotonic() + 1
-        while self._held and time.monotonic() < until:
-            self._poll(current, 0.05)
-        current.unknown = self._held
-
-    def _settle(self, batch: Sequence[Envelope], done: _Round, receipts: list[Receipt | None], alone: set[int]) -> bool:
+    def _settle(self, batch: Sequence[Envelope], done: Round, receipts: list[Receipt | None], alone: set[int]) -> bool:
         """Turn reports into receipts; answer whether that got us any further."""
         acknowledged = done.acknowledged
         progress, refused = bool(acknowledged or done.unfit), False
@@ -352,7 +209,7 @@ class KafkaPublisher:
             self._waiting(batch, [index for index, one in enumerate(receipts) if one is None], receipts)
         return progress
 
-    def _renew(self, done: _Round) -> None:
+    def _renew(self, done: Round) -> None:
         """Throw a producer away with all that it holds, and make a new one."""
         unanswered = done.unknown or sum(error.code() in _PURGED for _, error in done.failed)
         if unanswered:
@@ -362,12 +219,3 @@ class KafkaPublisher:
         # The broker is asked before it is sent anything, in case it does not answer; and a producer that is connected
         # already gets its id at once, not at its second attempt after half a second.
         self._topics.forget()
-
-
-def _stretches(waiting: Sequence[int], alone: set[int]) -> Iterator[tuple[list[int], bool]]:
-    """Divide what is to be published into what goes in a row, and what goes alone."""
-    for lonely, found in groupby(waiting, alone.__contains__):
-        if lonely:
-            yield from (([index], True) for index in found)
-        else:
-            yield list(found), False

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from aiormq.channel import Channel
@@ -25,7 +24,8 @@ from aiormq.exceptions import (
 from pamqp.commands import Basic
 
 from scoop_outbox.broker import ACKNOWLEDGED, BrokerError, Envelope, PublishStatus, Receipt, own_cancellation_only
-from scoop_outbox_rabbitmq.connection import LOST, REFUSED, Link, UnreachableError, close, explain, open_link
+from scoop_outbox_rabbitmq.channels import Channels
+from scoop_outbox_rabbitmq.connection import LOST, REFUSED, Link, UnreachableError, explain
 from scoop_outbox_rabbitmq.properties import UnpublishableError, check_size, outgoing
 from scoop_outbox_rabbitmq.route import Route, check_exchange_name, route
 from scoop_outbox_rabbitmq.settings import Settings
@@ -83,13 +83,8 @@ class RabbitPublisher:
     def __init__(self, settings: Settings, name: str) -> None:
         """Connect nothing yet."""
         self._settings = settings
-        self._name = name
-        self._hosts = deque(settings.hosts)
-        self._link: Link | None = None
         self._begin_until = 0.0
-        # One for each exchange: a channel dies of a missing exchange, with all that is in flight on it. Those used last
-        # are the last ones.
-        self._channels: dict[str, Channel] = {}
+        self._channels = Channels(settings, name)
         self._window = Window(WINDOW)
         self._problem: str | None = None
 
@@ -112,12 +107,12 @@ class RabbitPublisher:
                     await self._publish(list(items.values()))
         except TimeoutError:
             problem = _SILENT
-            await self._drop_unless_blocked()
+            await self._channels.drop_unless_blocked()
         except (UnreachableError, BrokerError) as error:
             problem = str(error)
         except LOST as error:
             problem = f"the connection was lost ({explain(error)})"
-            await self._drop()
+            await self._channels.drop()
         if problem is not None and problem != self._problem:
             log.warning("nothing can be published: %s", problem)
         self._problem = problem
@@ -130,7 +125,7 @@ class RabbitPublisher:
         """See whether there is a connection, or can be; see the protocol."""
         try:
             async with asyncio.timeout(_SIGN_OF_LIFE):
-                link = await self._connected()
+                link = await self._channels.connected()
             if await link.blocked(0):
                 return _BLOCKED
         except TimeoutError:
@@ -141,10 +136,10 @@ class RabbitPublisher:
 
     async def close(self) -> None:
         """Close the connection."""
-        await self._drop()
+        await self._channels.drop()
 
     async def _publish(self, items: Sequence[_Item]) -> None:
-        link = await self._connected()
+        link = await self._channels.connected()
         if await link.blocked(_PATIENCE):
             raise UnreachableError(_BLOCKED)
         for item in items:
@@ -158,7 +153,7 @@ class RabbitPublisher:
         _hold_back(items)
         await self._at_once(link, [item for item in items if item.receipt is None])
         unsettled = [item for item in items if item.receipt is None]
-        if unsettled and (self._link is not None or self._was_killed(link)):
+        if unsettled and (self._channels.link is not None or self._was_killed(link)):
             await self._one_by_one(items, unsettled, missing)
 
     async def _one_by_one(
@@ -183,31 +178,16 @@ class RabbitPublisher:
         needed = {item.route.exchange for item in items if item.receipt is None}
         for item in items:
             exchange = item.route.exchange
-            if item.receipt is None and exchange not in missing and not self._has_channel(exchange):
-                if not await self._may_open_another(needed):
+            if item.receipt is None and exchange not in missing and not self._channels.has(exchange):
+                if not await self._channels.may_open_another(needed):
                     missing[exchange] = Receipt(PublishStatus.RETRIABLE, _TOO_MANY)
                     continue
                 try:
-                    channel = await self._channel(exchange)
-                    if exchange:
-                        await channel.exchange_declare(exchange, passive=True)
-                except ChannelAccessRefused:
-                    # Some versions demand more of whoever asks than of whoever publishes. Publishing will tell.
-                    await self._channel(exchange)
+                    await self._channels.check(exchange)
                 except REFUSED as error:
                     missing[exchange] = Receipt(PublishStatus.PERMANENT, _refusal(error, item))
-        for exchange in needed & self._channels.keys():
-            self._channels[exchange] = self._channels.pop(exchange)
+        self._channels.use(needed)
         return missing
-
-    async def _may_open_another(self, needed: Container[str]) -> bool:
-        """Tell whether one more channel is allowed; close those used longest ago that are not needed for it."""
-        link = await self._connected()
-        for exchange in [one for one in self._channels if one not in needed]:
-            if link.free_channel() is not None:
-                break
-            await self._channels.pop(exchange).close()
-        return link.free_channel() is not None
 
     async def _at_once(self, link: Link, items: Iterable[_Item]) -> None:
         """Publish in windows until all is answered or the connection is lost."""
@@ -229,7 +209,7 @@ class RabbitPublisher:
         if not chained.cancelled():
             chained.result()
         if link.is_closed:
-            await self._drop()
+            await self._channels.drop()
 
     async def _all(self, chains: Iterable[Sequence[_Item]]) -> None:
         await asyncio.gather(*map(self._chain, chains))
@@ -240,7 +220,7 @@ class RabbitPublisher:
             places = _PLACES_OF_LARGE if len(item.envelope.body) > _LARGE else 1
             await self._window.enter(places)
             try:
-                channel = self._channels.get(item.route.exchange)
+                channel = self._channels.by_exchange.get(item.route.exchange)
                 if channel is None:  # it went with the connection
                     return
                 item.receipt = self._too_late() or await self._one(item, channel)
@@ -262,7 +242,7 @@ class RabbitPublisher:
     async def _alone(self, item: _Item, missing: dict[str, Receipt]) -> Receipt:
         """Publish one message with nothing else in flight: what happens to the channel is its doing."""
         try:
-            channel = await self._channel(item.route.exchange)
+            channel = await self._channels.get(item.route.exchange)
             return await self._one(item, channel)
         except (*REFUSED, *_FATAL) as error:
             receipt = Receipt(PublishStatus.PERMANENT, _refusal(error, item))
@@ -299,37 +279,6 @@ class RabbitPublisher:
         """Tell whether the broker has closed a connection because of what it was sent."""
         # The channel of messages behind one that is refused is gone, and RabbitMQ may mind that they come.
         return isinstance(link.end, (*_FATAL, ConnectionChannelError))
-
-    async def _connected(self) -> Link:
-        if self._link is None or self._link.is_closed:
-            await self._drop()
-            self._link = await open_link(self._settings, self._name, self._hosts)
-        return self._link
-
-    def _has_channel(self, exchange: str) -> bool:
-        channel = self._channels.get(exchange)
-        return channel is not None and not channel.is_closed
-
-    async def _channel(self, exchange: str) -> Channel:
-        link = await self._connected()
-        channel = self._channels.get(exchange)
-        if channel is None or channel.is_closed:
-            opened = await link.channel(link.free_channel(), on_return_raises=True)
-            assert isinstance(opened, Channel)  # noqa: S101 - the client's own type says less
-            channel = self._channels[exchange] = opened
-        return channel
-
-    async def _drop_unless_blocked(self) -> None:
-        # A broker that blocks publishers does not read, nor see that we have closed. It takes what it was sent all the
-        # same when it goes on: each try on a connection of its own left one more, and another copy of the messages.
-        if self._link is None or not await self._link.blocked(0):
-            await self._drop()
-
-    async def _drop(self) -> None:
-        link, self._link = self._link, None
-        self._channels.clear()
-        if link is not None:
-            await close(link)
 
 
 def _is_retriable(receipt: Receipt) -> bool:
