@@ -213,7 +213,7 @@ class KafkaPublisher:
         """Throw a producer away with all that it holds, and make a new one."""
         unanswered = done.unknown or sum(error.code() in _PURGED for _, error in done.failed)
         if unanswered:
-            log.warning("Kafka has not answered for %d messages; they are published again", unanswered)
+            log.warning("kafka: no answer, publishing again (%d messages)", unanswered)
         self._drop()
         self._producer = self._open()
         # The broker is asked before it is sent anything, in case it does not answer; and a producer that is connected

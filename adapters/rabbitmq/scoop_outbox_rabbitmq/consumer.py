@@ -93,7 +93,7 @@ class RabbitConsumer:
                     # Written, not only queued: whoever closes next would leave it unsaid.
                     await channel.basic_ack(max(numbers), multiple=True)
         except LOST as error:
-            log.info("what was just stored comes again: %s", explain(error))
+            log.info("rabbitmq: acknowledgement failed, stored messages will come again (%s)", explain(error))
             self._queues.lose()
 
     async def pause(self) -> None:
@@ -141,10 +141,10 @@ class RabbitConsumer:
                 self._problem = f"the connection was lost ({explain(error)})"
             except Exception as error:
                 # Nobody else would say so: nothing more was received, and the problem stayed what it was before.
-                log.exception("what receives from RabbitMQ has stumbled")
+                log.exception("rabbitmq: consumer failed unexpectedly, reconnecting")
                 self._problem = f"nothing can be received from RabbitMQ ({type(error).__name__}: {error})"
                 self._error = BrokerError(self._problem)
-            log.warning("nothing is received from RabbitMQ: %s", self._problem)
+            log.warning("rabbitmq: cannot receive, reconnecting (%s)", self._problem, extra={"reason": self._problem})
             self._woken.set()
             if time.monotonic() - opened >= _STEADY:
                 pause = _FIRST_PAUSE

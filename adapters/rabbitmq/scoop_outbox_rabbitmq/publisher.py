@@ -114,7 +114,7 @@ class RabbitPublisher:
             problem = f"the connection was lost ({explain(error)})"
             await self._channels.drop()
         if problem is not None and problem != self._problem:
-            log.warning("nothing can be published: %s", problem)
+            log.warning("rabbitmq: cannot publish (%s)", problem, extra={"reason": problem})
         self._problem = problem
         waiting = Receipt(PublishStatus.RETRIABLE, problem or "the connection was lost")
         for index, item in items.items():
@@ -299,7 +299,7 @@ def _hold_back(items: Iterable[_Item]) -> None:
 
 def _stumbled(error: Exception) -> Receipt:
     """Return what becomes of a message when nobody knows what is wrong: no other one may fail for it."""
-    log.error("a message could not be published", exc_info=error)
+    log.error("rabbitmq: publishing a message failed unexpectedly", exc_info=error)
     return Receipt(PublishStatus.RETRIABLE, f"it could not be published ({type(error).__name__}: {error})")
 
 
