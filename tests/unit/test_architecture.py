@@ -26,7 +26,6 @@ TO_BE_SPLIT = {
     "Intake",
     "Lent",
     "RabbitServer",
-    "Receiving",
     "Scope",
     "Worker",
 }

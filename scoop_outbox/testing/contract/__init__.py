@@ -7,7 +7,17 @@ fixture `harness`.
 
 import pytest
 
-for _module in ("selection", "trial", "publishing", "receiving", "groups", "outages", "services", "service_outages"):
+for _module in (
+    "selection",
+    "trial",
+    "publishing",
+    "receiving",
+    "preparing",
+    "groups",
+    "outages",
+    "services",
+    "service_outages",
+):
     pytest.register_assert_rewrite(f"{__name__}.{_module}")
 
 from scoop_outbox.testing.contract.contracts import BrokerContract, ServiceContract  # noqa: E402

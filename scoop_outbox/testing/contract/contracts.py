@@ -10,6 +10,7 @@ import pytest_asyncio
 from scoop_outbox.testing.contract.groups import Groups
 from scoop_outbox.testing.contract.harness import Harness
 from scoop_outbox.testing.contract.outages import Outages
+from scoop_outbox.testing.contract.preparing import Preparing
 from scoop_outbox.testing.contract.publishing import Publishing
 from scoop_outbox.testing.contract.receiving import Receiving
 from scoop_outbox.testing.contract.service_outages import Storms
@@ -19,7 +20,7 @@ from scoop_outbox.testing.contract.trial import Trial
 
 
 @pytest.mark.asyncio
-class BrokerContract(Publishing, Receiving, Groups, Outages):
+class BrokerContract(Publishing, Receiving, Preparing, Groups, Outages):
     """What publishers and consumers of every broker do.
 
     Attributes:
