@@ -6,7 +6,6 @@ of the machine, and it listens on 127.0.0.1 only.
 """
 
 import logging
-import os
 import secrets
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Final, Self
 
 from scoop_outbox.devservers._docker import run_container
 from scoop_outbox.devservers._finding import found
@@ -25,6 +24,7 @@ from scoop_outbox.devservers._rabbitmq_installation import (
     find_mapper,
     find_scripts,
 )
+from scoop_outbox.devservers._rabbitmq_settings import USER, Ports, RabbitSettings
 from scoop_outbox.devservers._server import (
     LOOPBACK,
     OwnedProcess,
@@ -35,9 +35,7 @@ from scoop_outbox.devservers._server import (
     lock_folder,
     size_of,
     wait_until_ready,
-    write_secret,
 )
-from scoop_outbox.devservers._tls import Certificates, certificates
 
 __all__ = [
     "RABBITMQ_URL",
@@ -51,22 +49,12 @@ __all__ = [
 
 _CONTAINER_IMAGE: Final = "rabbitmq:4"
 _DEFAULT_PORT: Final = 5672
-_USER: Final = "scoop"
 _START_SECONDS: Final = 90.0
 _STOP_SECONDS: Final = 30.0
 _CTL_SECONDS: Final = 60.0
 _READY: Final = b"Server startup complete"
-# What the scripts of RabbitMQ and Erlang need of the caller's environment; all the rest could change what they do.
-_ENVIRONMENT: Final = ("PATH", "TMPDIR")
-_KEEP_TO_LOOPBACK: Final = "-kernel inet_dist_use_interface {127,0,0,1}"
 
 _log = logging.getLogger(__name__)
-
-
-class _Ports(NamedTuple):
-    client: int
-    distribution: int
-    mapper: int
 
 
 class RabbitServer:
@@ -88,10 +76,8 @@ class RabbitServer:
     def __init__(self, folder: Path, *, tls: bool = False, client_certificate: bool = False) -> None:
         self._folder = Path(folder).resolve()
         self._log = self._folder / "server.log"
-        self._tls = tls or client_certificate
-        self._client_certificate = client_certificate
-        self._password = ""
-        self._ports: _Ports | None = None
+        self._settings = RabbitSettings(self._folder, tls=tls, client_certificate=client_certificate)
+        self._ports: Ports | None = None
         self._mapper: OwnedProcess | None = None
         self._process: OwnedProcess | None = None
         self._begin = 0
@@ -122,23 +108,23 @@ class RabbitServer:
         Raises:
             RuntimeError: the server was never started.
         """
-        scheme = "amqps" if self._tls else "amqp"
-        return f"{scheme}://{_USER}:{self._password}@{LOOPBACK}:{self._known_ports().client}/"
+        scheme = "amqps" if self._settings.tls else "amqp"
+        return f"{scheme}://{USER}:{self._settings.password}@{LOOPBACK}:{self._known_ports().client}/"
 
     @property
     def ca_file(self) -> Path:
         """The certificate of the authority that clients of a server with TLS have to trust."""
-        return self._certificates().authority
+        return self._settings.certificates().authority
 
     @property
     def client_cert_file(self) -> Path:
         """A certificate a client can show."""
-        return self._certificates().client
+        return self._settings.certificates().client
 
     @property
     def client_key_file(self) -> Path:
         """The key to that certificate."""
-        return self._certificates().client_key
+        return self._settings.certificates().client_key
 
     @property
     def pid(self) -> int | None:
@@ -158,7 +144,7 @@ class RabbitServer:
         scripts = find_scripts()
         self._held.enter_context(lock_folder(self._folder, RabbitStartError))
         try:
-            self._password = self._read_or_choose_password()
+            self._settings.read_or_choose_password()
             if self._ports is not None:
                 self._launch(scripts, self._ports)
             else:
@@ -209,7 +195,7 @@ class RabbitServer:
         """
         self._running()
         command: list[str | Path] = [find_scripts() / "rabbitmqctl", "--quiet", *arguments]
-        environment = self._environment(self._known_ports())
+        environment = self._settings.environment(self._known_ports())
         done = subprocess.run(
             command,
             env=environment,
@@ -226,13 +212,7 @@ class RabbitServer:
             raise RabbitStartError(msg)
         return done.stdout
 
-    def _certificates(self) -> Certificates:
-        if not self._tls:
-            msg = "The server has no certificates: start it with tls=True."
-            raise RuntimeError(msg)
-        return certificates(self._folder / "tls")
-
-    def _known_ports(self) -> _Ports:
+    def _known_ports(self) -> Ports:
         if self._ports is None:
             msg = "The server has no URL before its first start: call start()."
             raise RuntimeError(msg)
@@ -244,15 +224,9 @@ class RabbitServer:
             raise RuntimeError(msg)
         return self._process
 
-    def _read_or_choose_password(self) -> str:
-        file = self._folder / "password"
-        if not (self._folder / "data").exists():
-            write_secret(file, secrets.token_urlsafe(24))
-        return file.read_text(encoding="utf-8")
-
     def _launch_on_free_ports(self, scripts: Path) -> None:
         while self._ports is None:
-            ports = _Ports(*free_ports(3))
+            ports = Ports(*free_ports(3))
             try:
                 self._launch(scripts, ports)
             except RabbitStartError as error:
@@ -262,9 +236,9 @@ class RabbitServer:
             else:
                 self._ports = ports
 
-    def _launch(self, scripts: Path, ports: _Ports) -> None:
-        environment = self._environment(ports)
-        self._write_settings(ports)
+    def _launch(self, scripts: Path, ports: Ports) -> None:
+        environment = self._settings.environment(ports)
+        self._settings.write(ports)
         # The node would start one of its own as a daemon, which nobody ends.
         (self._folder / "mapper").mkdir(exist_ok=True)
         self._mapper = OwnedProcess(
@@ -290,59 +264,6 @@ class RabbitServer:
                 process.kill()
         msg = f"RabbitMQ did not start in {self._folder}; its log ends with:\n{end_of(log, self._begin)}"
         raise RabbitStartError(msg)
-
-    def _write_settings(self, ports: _Ports) -> None:
-        settings = {
-            **self._listener(f"{LOOPBACK}:{ports.client}"),
-            "default_user": _USER,
-            "default_pass": self._password,
-            "default_user_tags.administrator": "true",
-            "log.console": "true",
-            "log.console.level": "info",
-            "log.file": "false",
-            # A test machine may be short of both, and a server that blocks its producers proves nothing.
-            "vm_memory_high_watermark.relative": "0.6",
-            "disk_free_limit.absolute": "50MB",
-        }
-        text = "".join(f"{name} = {value}\n" for name, value in settings.items())
-        write_secret(self._folder / "rabbitmq.conf", text)
-        (self._folder / "enabled_plugins").write_text("[].\n", encoding="ascii")
-
-    def _listener(self, address: str) -> dict[str, str]:
-        if not self._tls:
-            return {"listeners.tcp.default": address}
-        files = self._certificates()
-        return {
-            "listeners.tcp": "none",
-            "listeners.ssl.default": address,
-            "ssl_options.cacertfile": str(files.authority),
-            "ssl_options.certfile": str(files.server),
-            "ssl_options.keyfile": str(files.server_key),
-            "ssl_options.verify": "verify_peer",
-            "ssl_options.fail_if_no_peer_cert": "true" if self._client_certificate else "false",
-        }
-
-    def _environment(self, ports: _Ports) -> dict[str, str]:
-        folder = self._folder
-        return {
-            **{name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-            # Where Erlang keeps the cookie that the node and rabbitmqctl know each other by.
-            "HOME": str(folder),
-            "LANG": "C.UTF-8",
-            "RABBITMQ_NODENAME": "scoop@localhost",
-            "RABBITMQ_DIST_PORT": str(ports.distribution),
-            "RABBITMQ_MNESIA_BASE": str(folder / "data"),
-            "RABBITMQ_MNESIA_DIR": str(folder / "data" / "node"),
-            "RABBITMQ_LOG_BASE": str(folder / "log"),
-            "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq"),
-            "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
-            "RABBITMQ_PID_FILE": str(folder / "pid"),
-            "RABBITMQ_CONF_ENV_FILE": os.devnull,
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": _KEEP_TO_LOOPBACK,
-            "RABBITMQ_CTL_ERL_ARGS": _KEEP_TO_LOOPBACK,
-            "ERL_EPMD_PORT": str(ports.mapper),
-            "ERL_EPMD_ADDRESS": LOOPBACK,
-        }
 
 
 def start_rabbitmq(folder: Path, *, tls: bool = False, client_certificate: bool = False) -> RabbitServer:
@@ -394,6 +315,6 @@ def _check(url: str) -> None:
 @contextmanager
 def _container() -> Iterator[str]:
     password = secrets.token_urlsafe(24)
-    user = {"RABBITMQ_DEFAULT_USER": _USER, "RABBITMQ_DEFAULT_PASS": password}
+    user = {"RABBITMQ_DEFAULT_USER": USER, "RABBITMQ_DEFAULT_PASS": password}
     with run_container(_CONTAINER_IMAGE, _DEFAULT_PORT, user, _READY.decode()) as (host, port):
-        yield f"amqp://{_USER}:{password}@{host}:{port}/"
+        yield f"amqp://{USER}:{password}@{host}:{port}/"

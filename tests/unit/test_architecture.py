@@ -25,7 +25,6 @@ TO_BE_SPLIT = {
     "Home",
     "Intake",
     "Lent",
-    "RabbitServer",
     "Scope",
     "Worker",
 }
