@@ -36,18 +36,18 @@ from scoop_outbox.store.faults import (
     spoils,
     words,
 )
+from scoop_outbox.store.lending import Lending
 from scoop_outbox.store.lent import NOWHERE, AsyncLentConnection, async_session, is_invalidated, works_on
 from scoop_outbox.store.mode import Mode
 from scoop_outbox.store.pipeline import Pipeline
 from scoop_outbox.store.session_events import async_tell
-from scoop_outbox.store.session_reset import after_rollback, cleaned, commits, ends, is_clean
+from scoop_outbox.store.session_reset import commits, ends, is_clean
 from scoop_outbox.store.stop import ends_the_worker
 from scoop_outbox.store.waiting import answered
+from scoop_outbox.wire.limits import Limits
 
 T = TypeVar("T")
 
-_USER = b"session_authorization"
-"""What the server calls the user as whom a session works, and tells of by itself."""
 _LOOKS = 500
 """How often to look whether the server is done with a connection that was given up, at least 0.01 s apart."""
 
@@ -153,14 +153,11 @@ class AsyncDriver:
         self._mode = mode
         self._context = context
         self._pipeline = Pipeline(raw, mode)
-        self._lent: AsyncLentConnection | None = None
-        self._touched = False
+        self._lending: Lending[AsyncLentConnection] = Lending(raw, mode)
         self._committing = False
         self.opened: AsyncSession | None = None
         self.usable = True
-        self._user = raw.pgconn.parameter_status(_USER)
         self.server = server_of(raw)
-        self.limits = mode.limits
 
     @classmethod
     async def connect(cls, engine: AsyncEngine, mode: Mode, context: contextvars.Context | None = None) -> Self:
@@ -188,7 +185,7 @@ class AsyncDriver:
     async def close(self) -> None:
         """Close the connection; what is open in it is undone, also what somebody still waits for."""
         self.usable = False
-        if self._is_free:
+        if self._lending.is_free:
             await self.raw.close()
         else:
             await async_abort(self.raw)
@@ -202,19 +199,9 @@ class AsyncDriver:
         return self._mode.pooled
 
     @property
-    def _asks(self) -> bool:
-        """Whether to ask the server what has been left for good: a pooler keeps that, and it is rare."""
-        return not self.pooled and (self._lent is None or self._lent.suspects)
-
-    @property
-    def _is_another(self) -> bool:
-        """Whether the session may be that of another user: the server tells of it, which a pooler may keep back."""
-        return self.pooled or self._user is None or self.raw.pgconn.parameter_status(_USER) != self._user
-
-    @property
-    def _is_free(self) -> bool:
-        """Whether nobody whom the connection was lent to is still at work on it."""
-        return self._lent is None or self._lent.is_as_lent
+    def limits(self) -> Limits:
+        """How large what a step launches may be."""
+        return self._mode.limits
 
     async def run(self, plan: Plan[T]) -> T:
         """Execute a plan to its end.
@@ -269,14 +256,14 @@ class AsyncDriver:
         return Refused(error)
 
     async def _batch(self, batch: Batch) -> list[Rows]:
-        if not self._touched:
+        if not self._lending.touched:
             return await answered(self.raw, self._pipeline.run(batch))
-        extended, own = cleaned(batch, asks=self._asks, another=self._is_another)
+        extended, own = self._lending.cleaned(batch)
         committed = commits(batch)
         self._committing = committed is True
         answers = await answered(self.raw, self._pipeline.run(extended))
         if ends(batch):
-            self._touched = False
+            self._lending.touched = False
         if not is_clean(extended, answers):
             self.usable = False
         self._committing = False
@@ -310,23 +297,21 @@ class AsyncDriver:
 
     def lend(self, scope: _Scope) -> AsyncLentConnection:
         """Return a wrapper of the connection for the callback whose scope this is."""
-        self._touched = True
-        self._lent = AsyncLentConnection(scope, self.raw)
-        return self._lent
+        return self._lending.lend(AsyncLentConnection(scope, self.raw))
 
     async def _take_back(self, scope: _Scope) -> datetime | None:
         """Undo what a callback did and return when; None if its transaction is gone, and with it the connection."""
         whole = scope.can_be_taken_back and await scope.close()
         scope.end()
         if whole and self.raw.info.transaction_status is not TransactionStatus.IDLE:
-            left = [] if scope.lent is None else after_rollback(pooled=self.pooled)
+            left = [] if scope.lent is None else self._lending.after_rollback()
             try:
                 *_, clock = await self._batch([ROLLBACK_TO_SAVEPOINT, *left, READ_CLOCK])
             except psycopg.Error as error:
                 if error.sqlstate != NO_SAVEPOINT:
                     raise
             else:
-                self._touched = False
+                self._lending.touched = False
                 at: datetime = clock[0][0]
                 return at
         await self._renew()
@@ -339,7 +324,8 @@ class AsyncDriver:
         Raises:
             Interrupted: there is none to be had.
         """
-        pid, in_use, self._touched = self.raw.info.backend_pid, not self._is_free, False
+        pid, in_use = self.raw.info.backend_pid, not self._lending.is_free
+        self._lending.touched = False
         await self._undo()
         await self.close()
         try:
@@ -347,8 +333,8 @@ class AsyncDriver:
         except CONNECTION_ERRORS as error:
             raise Interrupted(words(error)) from error
         self._pipeline = Pipeline(self.raw, self._mode)
-        self._user = self.raw.pgconn.parameter_status(_USER)
-        self._lent, self.usable, self.server = None, True, server_of(self.raw)
+        self._lending = Lending(self.raw, self._mode)
+        self.usable, self.server = True, server_of(self.raw)
         # The server undoes what was open when it notices, and holds the run's lock that long.
         for _ in range(_LOOKS if in_use else 0):
             (rows,) = await self._batch([Statement("wait_for_backend", {"pid": pid})])
@@ -358,13 +344,13 @@ class AsyncDriver:
     async def _undo(self) -> None:
         """Leave no transaction open; a connection that cannot even do that is not used again."""
         try:
-            if not self._is_free:
+            if not self._lending.is_free:
                 self.usable = False
             elif self.raw.info.transaction_status is not TransactionStatus.IDLE:
                 await self.raw.rollback()
-            if self._touched and self.usable:
-                await self._batch(after_rollback(pooled=self.pooled))
-                self._touched = False
+            if self._lending.touched and self.usable:
+                await self._batch(self._lending.after_rollback())
+                self._lending.touched = False
         except psycopg.Error:
             self.usable = False
         if self.raw.closed:

@@ -36,17 +36,17 @@ from scoop_outbox.store.faults import (
     spoils,
     words,
 )
+from scoop_outbox.store.lending import Lending
 from scoop_outbox.store.lent import NOWHERE, LentConnection, is_invalidated, session, works_on
 from scoop_outbox.store.mode import Mode
 from scoop_outbox.store.pipeline import Pipeline
 from scoop_outbox.store.session_events import tell
-from scoop_outbox.store.session_reset import after_rollback, cleaned, commits, ends, is_clean
+from scoop_outbox.store.session_reset import commits, ends, is_clean
 from scoop_outbox.store.stop import ends_the_worker
+from scoop_outbox.wire.limits import Limits
 
 T = TypeVar("T")
 
-_USER = b"session_authorization"
-"""What the server calls the user as whom a session works, and tells of by itself."""
 _LOOKS = 500
 """How often to look whether the server is done with a connection that was given up, at least 0.01 s apart."""
 
@@ -152,14 +152,11 @@ class BlockingDriver:
         self._mode = mode
         self._context = context
         self._pipeline = Pipeline(raw, mode)
-        self._lent: LentConnection | None = None
-        self._touched = False
+        self._lending: Lending[LentConnection] = Lending(raw, mode)
         self._committing = False
         self.opened: Session | None = None
         self.usable = True
-        self._user = raw.pgconn.parameter_status(_USER)
         self.server = server_of(raw)
-        self.limits = mode.limits
 
     @classmethod
     def connect(cls, engine: Engine, mode: Mode, context: contextvars.Context | None = None) -> Self:
@@ -187,7 +184,7 @@ class BlockingDriver:
     def close(self) -> None:
         """Close the connection; what is open in it is undone, also what somebody still waits for."""
         self.usable = False
-        if self._is_free:
+        if self._lending.is_free:
             self.raw.close()
         else:
             abort(self.raw)
@@ -201,19 +198,9 @@ class BlockingDriver:
         return self._mode.pooled
 
     @property
-    def _asks(self) -> bool:
-        """Whether to ask the server what has been left for good: a pooler keeps that, and it is rare."""
-        return not self.pooled and (self._lent is None or self._lent.suspects)
-
-    @property
-    def _is_another(self) -> bool:
-        """Whether the session may be that of another user: the server tells of it, which a pooler may keep back."""
-        return self.pooled or self._user is None or self.raw.pgconn.parameter_status(_USER) != self._user
-
-    @property
-    def _is_free(self) -> bool:
-        """Whether nobody whom the connection was lent to is still at work on it."""
-        return self._lent is None or self._lent.is_as_lent
+    def limits(self) -> Limits:
+        """How large what a step launches may be."""
+        return self._mode.limits
 
     def abort(self) -> None:
         """Break the connection under the thread that uses it: what is open in it is undone, here and on the server.
@@ -276,14 +263,14 @@ class BlockingDriver:
         return Refused(error)
 
     def _batch(self, batch: Batch) -> list[Rows]:
-        if not self._touched:
+        if not self._lending.touched:
             return self.raw.wait(self._pipeline.run(batch))
-        extended, own = cleaned(batch, asks=self._asks, another=self._is_another)
+        extended, own = self._lending.cleaned(batch)
         committed = commits(batch)
         self._committing = committed is True
         answers = self.raw.wait(self._pipeline.run(extended))
         if ends(batch):
-            self._touched = False
+            self._lending.touched = False
         if not is_clean(extended, answers):
             self.usable = False
         self._committing = False
@@ -317,23 +304,21 @@ class BlockingDriver:
 
     def lend(self, scope: _Scope) -> LentConnection:
         """Return a wrapper of the connection for the callback whose scope this is."""
-        self._touched = True
-        self._lent = LentConnection(scope, self.raw)
-        return self._lent
+        return self._lending.lend(LentConnection(scope, self.raw))
 
     def _take_back(self, scope: _Scope) -> datetime | None:
         """Undo what a callback did and return when; None if its transaction is gone, and with it the connection."""
         whole = scope.can_be_taken_back and scope.close()
         scope.end()
         if whole and self.raw.info.transaction_status is not TransactionStatus.IDLE:
-            left = [] if scope.lent is None else after_rollback(pooled=self.pooled)
+            left = [] if scope.lent is None else self._lending.after_rollback()
             try:
                 *_, clock = self._batch([ROLLBACK_TO_SAVEPOINT, *left, READ_CLOCK])
             except psycopg.Error as error:
                 if error.sqlstate != NO_SAVEPOINT:
                     raise
             else:
-                self._touched = False
+                self._lending.touched = False
                 at: datetime = clock[0][0]
                 return at
         self._renew()
@@ -346,7 +331,8 @@ class BlockingDriver:
         Raises:
             Interrupted: there is none to be had.
         """
-        pid, in_use, self._touched = self.raw.info.backend_pid, not self._is_free, False
+        pid, in_use = self.raw.info.backend_pid, not self._lending.is_free
+        self._lending.touched = False
         self._undo()
         self.close()
         try:
@@ -354,8 +340,8 @@ class BlockingDriver:
         except CONNECTION_ERRORS as error:
             raise Interrupted(words(error)) from error
         self._pipeline = Pipeline(self.raw, self._mode)
-        self._user = self.raw.pgconn.parameter_status(_USER)
-        self._lent, self.usable, self.server = None, True, server_of(self.raw)
+        self._lending = Lending(self.raw, self._mode)
+        self.usable, self.server = True, server_of(self.raw)
         # The server undoes what was open when it notices, and holds the run's lock that long.
         for _ in range(_LOOKS if in_use else 0):
             (rows,) = self._batch([Statement("wait_for_backend", {"pid": pid})])
@@ -365,13 +351,13 @@ class BlockingDriver:
     def _undo(self) -> None:
         """Leave no transaction open; a connection that cannot even do that is not used again."""
         try:
-            if not self._is_free:
+            if not self._lending.is_free:
                 self.usable = False
             elif self.raw.info.transaction_status is not TransactionStatus.IDLE:
                 self.raw.rollback()
-            if self._touched and self.usable:
-                self._batch(after_rollback(pooled=self.pooled))
-                self._touched = False
+            if self._lending.touched and self.usable:
+                self._batch(self._lending.after_rollback())
+                self._lending.touched = False
         except psycopg.Error:
             self.usable = False
         if self.raw.closed:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-import threading
 import uuid
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import psycopg
 import sqlalchemy as sa
@@ -18,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from scoop_outbox._forks import begins_anew
 from scoop_outbox.core.plans.home import read_home
-from scoop_outbox.core.statement import Statement, ask
+from scoop_outbox.core.statement import ask
 from scoop_outbox.errors import DatabaseError
 from scoop_outbox.message import uuid7
 from scoop_outbox.store import queries
@@ -33,26 +32,19 @@ from scoop_outbox.store.connect import (
 )
 from scoop_outbox.store.disconnect import disinherit, is_severed
 from scoop_outbox.store.failure_cache import KnownFailures
-from scoop_outbox.store.mode import Mode
+from scoop_outbox.store.mode import Mode, Modes
 from scoop_outbox.store.pooler import Pooler
+from scoop_outbox.store.pools import Pools
 from scoop_outbox.store.same_home import Whose
 from scoop_outbox.store.time_limit import TimeLimitedDriver
 from scoop_outbox.store.url import parse_url, redact_url
 from scoop_outbox.wire.limits import Limits
 
-CLAIMING = 3
-"""How many of those are at a time in the hands of launches that may wait for another transaction to launch an id."""
 CLAIM_PATIENCE = 20.0
-"""Seconds for which such a launch waits for its turn; then it waits as long at most for the other transaction."""
+"""Seconds for which a launch under an id of the caller's waits for its turn; then, as long at most, for another
+transaction that launches it."""
 
 _Connection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
-
-LENT = 10
-"""How many connections are lent at once, for each event loop and for blocking code, however many ask."""
-_MACHINERY = (Statement("set_limits", {}), Statement("plan_once", {}))
-_QUEUES = (*_MACHINERY, Statement("search_indexes", {}))
-
-D = TypeVar("D", bound=AsyncDriver | BlockingDriver)
 
 
 class Home:
@@ -80,9 +72,7 @@ class Home:
         self.limits = limits or Limits()
         self.queries = queries.load(schema)
         self._pooler = Pooler(url)
-        self._compiled = compiled = queries.compiled(schema)
-        self._for_machinery = Mode(compiled, self._pooler, _MACHINERY)
-        self._for_queues = Mode(compiled, self._pooler, _QUEUES)
+        self._modes = Modes(queries.compiled(schema), self._pooler)
         self._begin()
         begins_anew(self)
 
@@ -90,9 +80,7 @@ class Home:
         self.process_id = uuid7()
         self.failures = KnownFailures()
         self.whose = Whose(self._read_id, self._read_id_blocking, self.url, self.schema)
-        self._lock = threading.Lock()
-        self._blocking = _Pool()
-        self._pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _AsyncPool] = weakref.WeakKeyDictionary()
+        self._pools = Pools(self._async_engine)
         self._opened: weakref.WeakSet[_Connection] = weakref.WeakSet()
 
     async def _read_id(self) -> uuid.UUID:
@@ -131,7 +119,7 @@ class Home:
         return engine
 
     def _async_engine(self) -> AsyncEngine:
-        """Return a new engine. Two loops that connected first with the same one waited for ever, on a lock of both."""
+        """Return a new engine, for one event loop."""
         engine = async_driver_engine(self.url, self.application, self._pooler)
         sa.event.listen(engine.sync_engine, "connect", self._note)
         return engine
@@ -142,11 +130,11 @@ class Home:
 
     async def connect(self) -> TimeLimitedDriver:
         """Open an async driver on which no step ever runs; the caller keeps it, and closes it."""
-        return await self._connect_patiently(self._for_machinery)
+        return await self._connect_patiently(self._modes.machinery)
 
     async def connect_to_queues(self) -> TimeLimitedDriver:
         """Open an async driver that reads queues in order, and on which no step ever runs; the caller closes it."""
-        return await self._connect_patiently(self._for_queues)
+        return await self._connect_patiently(self._modes.queues)
 
     async def connect_for_steps(self, context: contextvars.Context | None = None) -> AsyncDriver:
         """Open an async driver whose connection is as users expect theirs to be; the caller keeps and closes it.
@@ -154,24 +142,21 @@ class Home:
         Args:
             context: the context variables that callbacks find; those of the caller unless given.
         """
-        return await AsyncDriver.connect(self._async_pool().engine, self._for_steps(), context)
-
-    def _for_steps(self) -> Mode:
-        return Mode(self._compiled, self._pooler, limits=self.limits)
+        return await AsyncDriver.connect(self._pools.of_loop.engine, self._modes.steps(self.limits), context)
 
     async def _connect_patiently(self, mode: Mode) -> TimeLimitedDriver:
-        driver = await TimeLimitedDriver.connect(self._async_pool().engine, mode)
+        driver = await TimeLimitedDriver.connect(self._pools.of_loop.engine, mode)
         if not driver.pooled:
             await driver.run(ask(*mode.set_up()))
         return driver
 
     def connect_blocking(self) -> BlockingDriver:
         """Open a blocking driver on which no step ever runs; the caller keeps it, and closes it."""
-        return self._connect_blocking(self._for_machinery)
+        return self._connect_blocking(self._modes.machinery)
 
     def connect_to_queues_blocking(self) -> BlockingDriver:
         """Open a blocking driver that reads queues in order, and on which no step ever runs; the caller closes it."""
-        return self._connect_blocking(self._for_queues)
+        return self._connect_blocking(self._modes.queues)
 
     def connect_for_steps_blocking(self, context: contextvars.Context | None = None) -> BlockingDriver:
         """Open a blocking driver whose connection is as users expect theirs to be; the caller keeps and closes it.
@@ -179,7 +164,7 @@ class Home:
         Args:
             context: the context variables that callbacks find; those of the caller unless given.
         """
-        return BlockingDriver.connect(self._engine, self._for_steps(), context)
+        return BlockingDriver.connect(self._engine, self._modes.steps(self.limits), context)
 
     def _connect_blocking(self, mode: Mode) -> BlockingDriver:
         driver = BlockingDriver.connect(self._engine, mode)
@@ -197,7 +182,7 @@ class Home:
         Raises:
             DatabaseError: the database cannot be reached or used, or others wait for too long already.
         """
-        turns = self._async_pool().claiming
+        turns = self._pools.of_loop.claiming
         try:
             async with asyncio.timeout(CLAIM_PATIENCE):
                 await turns.acquire()
@@ -212,8 +197,7 @@ class Home:
     @contextmanager
     def blocking_claiming_driver(self) -> Iterator[BlockingDriver]:
         """Do as `claiming_driver`, for code without an event loop."""
-        with self._lock:
-            turns = self._blocking.claiming
+        turns = self._pools.blocking.claiming
         if not turns.acquire(timeout=CLAIM_PATIENCE):
             raise DatabaseError(CLAIMS_WAIT)
         try:
@@ -222,14 +206,6 @@ class Home:
         finally:
             turns.release()
 
-    def _async_pool(self) -> _AsyncPool:
-        """Return the pool of the running loop."""
-        loop = asyncio.get_running_loop()
-        pool = self._pools.get(loop)
-        if pool is None:
-            pool = self._pools[loop] = _AsyncPool(self._async_engine())
-        return pool
-
     @asynccontextmanager
     async def driver(self) -> AsyncIterator[AsyncDriver]:
         """Lend an async driver from a small pool, and explain what goes wrong with the database.
@@ -237,7 +213,7 @@ class Home:
         Raises:
             DatabaseError: the database cannot be reached or used.
         """
-        pool = self._async_pool()
+        pool = self._pools.of_loop
         async with pool.room:
             with map_database_errors(self.url):
                 while (driver := pool.take()) is not None and is_severed(driver.raw):
@@ -257,8 +233,7 @@ class Home:
         Raises:
             DatabaseError: the database cannot be reached or used.
         """
-        with self._lock:
-            pool = self._blocking
+        pool = self._pools.blocking
         with pool.room, map_database_errors(self.url):
             while (driver := pool.take()) is not None and is_severed(driver.raw):
                 driver.close()
@@ -272,17 +247,13 @@ class Home:
 
     async def dispose(self) -> None:
         """Close what the pools of the running loop and of blocking code hold, and what comes back to them later."""
-        pool = self._pools.pop(asyncio.get_running_loop(), None)
-        if pool is not None:
-            for driver in pool.close():
-                await driver.close()
+        for driver in self._pools.close_of_loop():
+            await driver.close()
         self.dispose_blocking()
 
     def dispose_blocking(self) -> None:
         """Close what the pool of blocking code holds, and what comes back to it later."""
-        with self._lock:
-            pool, self._blocking = self._blocking, _Pool()
-        for driver in pool.close():
+        for driver in self._pools.close_blocking():
             driver.close()
 
     def connect_bare(self, application: str) -> psycopg.Connection[Any]:
@@ -290,47 +261,3 @@ class Home:
         connection = bare_connection(self.url, application, self._pooler)
         self._opened.add(connection)
         return connection
-
-
-class _Drivers(Generic[D]):
-    """Drivers that are lent for a moment, and kept in between. Safe to be used by several threads."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._idle: list[D] = []
-        self._closed = False
-
-    def take(self) -> D | None:
-        """Return a driver that nobody uses, if there is one; the server may have ended its connection meanwhile."""
-        with self._lock:
-            return self._idle.pop() if self._idle else None
-
-    def give_back(self, driver: D) -> bool:
-        """Keep a driver for the next one who asks; answer False when it is to be closed instead."""
-        with self._lock:
-            if self._closed or not driver.usable:
-                return False
-            self._idle.append(driver)
-            return True
-
-    def close(self) -> list[D]:
-        """Keep nothing from now on, and return what was kept."""
-        with self._lock:
-            self._closed = True
-            idle, self._idle = self._idle, []
-            return idle
-
-
-class _Pool(_Drivers[BlockingDriver]):
-    def __init__(self) -> None:
-        super().__init__()
-        self.room = threading.BoundedSemaphore(LENT)
-        self.claiming = threading.BoundedSemaphore(CLAIMING)
-
-
-class _AsyncPool(_Drivers[AsyncDriver]):
-    def __init__(self, engine: AsyncEngine) -> None:
-        super().__init__()
-        self.engine = engine
-        self.room = asyncio.Semaphore(LENT)
-        self.claiming = asyncio.Semaphore(CLAIMING)

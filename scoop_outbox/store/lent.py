@@ -8,9 +8,6 @@ is gone with it. It remembers what went wrong on it, which tells our connection'
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -19,16 +16,14 @@ from psycopg import pq
 from psycopg._connection_base import BaseConnection
 from psycopg.abc import PQGen
 from psycopg.adapt import AdaptersMap
-from psycopg.pq import ConnStatus, PipelineStatus, TransactionStatus
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
 from scoop_outbox.scope import Scope
+from scoop_outbox.store.gate import Gate
 from scoop_outbox.store.leftovers import Watching
 from scoop_outbox.store.lent_engine import LentEngine, driver_connection
 from scoop_outbox.store.session_events import hold_back
-
-_IN_FAILED_TRANSACTION = "25P02"
 
 
 def _nowhere() -> pq.abc.PGconn:
@@ -41,49 +36,30 @@ def _nowhere() -> pq.abc.PGconn:
 NOWHERE = _nowhere()
 
 
-def _doer() -> object:
-    """Return who is at work here: a task, or a thread."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:
-        task = None
-    return threading.get_ident() if task is None else task
-
-
 class Lent(BaseConnection[Any]):
     """What wrappers of both colours share.
 
     Attributes:
-        asked: how often something has been asked of it.
-        as_lent: how often that was when it was last as it had been lent, behind the step's savepoint.
+        as_lent: what `asked` was when it was last as it had been lent, behind the step's savepoint.
         adopted: the savepoint of a session that the step's stands for, empty while it stands for none.
         closed_by_user: whether the callback has closed it. What is beneath stays open: that is the driver's to end.
-        aborted_by: the error that the transaction was aborted by, if it is aborted.
     """
 
-    asked: int
     as_lent: int
     adopted: str
     closed_by_user: bool
-    aborted_by: psycopg.Error | None
 
     def _begin(self, scope: Scope, raw: BaseConnection[Any]) -> None:
         """Become a wrapper that is as new, for the callback whose scope this is."""
         self._scope = scope
-        self._real = raw.pgconn
         self._autocommit = True
         self._adapters = AdaptersMap(raw.adapters)  # what SQLAlchemy has set; a copy is made when it is changed
         self._notice_handlers = list(raw._notice_handlers)  # noqa: SLF001 - SQLAlchemy's, which logs notices
         self._prepared = self._watching = Watching()
-        self._gate = threading.Lock()
-        self._using = 0
-        self.asked = self.as_lent = 0
+        self._gate = Gate(scope, raw.pgconn, self._watching)
+        self.as_lent = 0
         self.adopted = ""
-        self._only: object = None
-        self._ended = False
-        self._seen: dict[int, psycopg.Error] = {}
         self.closed_by_user = False
-        self.aborted_by = None
 
     def __del__(self, *_: Any) -> None:
         """Say nothing: what is beneath is the driver's to close."""
@@ -102,24 +78,31 @@ class Lent(BaseConnection[Any]):
         pass
 
     @property
+    def asked(self) -> int:
+        """How often something has been asked of it."""
+        return self._gate.asked
+
+    @property
+    def aborted_by(self) -> psycopg.Error | None:
+        """The error that the transaction was aborted by, if it is aborted."""
+        return self._gate.aborted_by
+
+    @property
     def is_as_lent(self) -> bool:
         """Whether nobody is at work on it, nor in the midst of something."""
-        resting = self._real.transaction_status != TransactionStatus.ACTIVE
-        return self._using == 0 and resting and self._real.pipeline_status == PipelineStatus.OFF
+        return self._gate.is_at_rest
 
     def has_seen(self, error: BaseException) -> bool:
         """Tell whether an error happened on this connection: this very error, not one like it."""
-        return self._seen.get(id(error)) is error
+        return self._gate.has_seen(error)
 
     def keep_for_oneself(self) -> None:
         """Refuse everybody but the caller: the callback has returned, and its work is about to be written."""
-        with self._gate:
-            self._only = _doer()
+        self._gate.keep_for_oneself()
 
     def end(self) -> None:
         """Reach the server no more, whoever still has this wrapper, or a cursor of it."""
-        with self._gate:
-            self._ended = True
+        self._gate.shut()
         self.pgconn = NOWHERE
 
     def _part(self) -> None:
@@ -129,7 +112,7 @@ class Lent(BaseConnection[Any]):
             self.pgconn = NOWHERE
 
     def _check_connection_ok(self) -> None:
-        if self._ended:
+        if self._gate.is_shut:
             raise self._scope.late()
         super()._check_connection_ok()
 
@@ -137,27 +120,6 @@ class Lent(BaseConnection[Any]):
     def suspects(self) -> bool:
         """Whether the callback may have left something that is rare."""
         return self._watching.suspects
-
-    def _enter(self, sending: Iterator[Any]) -> None:
-        self._watching.begins(sending)
-        with self._gate:
-            if self._ended or (self._only is not None and self._only != _doer()):
-                raise self._scope.late()
-            self._using += 1
-            self.asked += 1
-
-    def _leave(self, error: psycopg.Error | None = None) -> None:
-        self._watching.ends()
-        with self._gate:
-            self._using -= 1
-        if self._real.status != ConnStatus.OK or self._real.transaction_status != TransactionStatus.INERROR:
-            self.aborted_by = None
-        elif error is not None and error.sqlstate != _IN_FAILED_TRANSACTION:
-            self.aborted_by = error
-        if error is not None:
-            self._seen[id(error)] = error
-            if self._ended:
-                raise self._scope.late() from None
 
 
 class AsyncLentConnection(Lent, psycopg.AsyncConnection[Any]):
@@ -170,7 +132,7 @@ class AsyncLentConnection(Lent, psycopg.AsyncConnection[Any]):
 
     async def wait(self, gen: PQGen[Any], *args: Any, **options: Any) -> Any:
         """Do as psycopg, as long as the callback lasts."""
-        self._enter(gen)
+        self._gate.enter(gen)
         error: psycopg.Error | None = None
         try:
             return await super().wait(gen, *args, **options)
@@ -178,7 +140,7 @@ class AsyncLentConnection(Lent, psycopg.AsyncConnection[Any]):
             error = raised
             raise
         finally:
-            self._leave(error)
+            self._gate.leave(error)
 
     async def close(self) -> None:
         """Be closed; the step will fail for it."""
@@ -195,7 +157,7 @@ class LentConnection(Lent, psycopg.Connection[Any]):
 
     def wait(self, gen: PQGen[Any], *args: Any, **options: Any) -> Any:
         """Do as psycopg, as long as the callback lasts."""
-        self._enter(gen)
+        self._gate.enter(gen)
         error: psycopg.Error | None = None
         try:
             return super().wait(gen, *args, **options)
@@ -203,7 +165,7 @@ class LentConnection(Lent, psycopg.Connection[Any]):
             error = raised
             raise
         finally:
-            self._leave(error)
+            self._gate.leave(error)
 
     def close(self) -> None:
         """Be closed; the step will fail for it."""

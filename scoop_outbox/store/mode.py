@@ -10,6 +10,9 @@ from scoop_outbox.store.pooler import Pooler
 from scoop_outbox.store.query import Query
 from scoop_outbox.wire.limits import Limits
 
+_MACHINERY = (Statement("set_limits", {}), Statement("plan_once", {}))
+_QUEUES = (*_MACHINERY, Statement("search_indexes", {}))
+
 
 @dataclass(frozen=True, slots=True)
 class Mode:
@@ -35,3 +38,27 @@ class Mode:
     def set_up(self) -> list[Statement]:
         """Return what makes a connection behave so: once, or at the beginning of each transaction behind a pooler."""
         return [setting._replace(params={"local": self.pooled}) for setting in self.settings]
+
+
+class Modes:
+    """How the drivers of one home talk to its server.
+
+    Args:
+        compiled: the statements by name.
+        pooler: what stands between, if anything does.
+
+    Attributes:
+        machinery: on connections on which no step ever runs.
+        queues: on those of them that read queues in order.
+    """
+
+    def __init__(self, compiled: Mapping[str, Query], pooler: Pooler) -> None:
+        """Tell the two of the machinery apart by their settings."""
+        self._compiled = compiled
+        self._pooler = pooler
+        self.machinery = Mode(compiled, pooler, _MACHINERY)
+        self.queues = Mode(compiled, pooler, _QUEUES)
+
+    def steps(self, limits: Limits) -> Mode:
+        """Return how they do so on connections that are as users expect theirs to be."""
+        return Mode(self._compiled, self._pooler, limits=limits)

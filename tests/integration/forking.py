@@ -142,7 +142,7 @@ def lent(url: str) -> None:
     lent, go_on = threading.Event(), threading.Event()
 
     def use() -> None:
-        with home.blocking_driver() as driver, home._lock, uuid7._lock:
+        with home.blocking_driver() as driver, home._pools._lock, uuid7._lock:
             driver.raw.execute("begin")
             lent.set()
             go_on.wait(_PATIENCE)

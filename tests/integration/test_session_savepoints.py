@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sqlalchemy.orm import Session
 
 from scoop_outbox.core.transition import Raised, Returned
-from scoop_outbox.store.lent import Lent
+from scoop_outbox.store.gate import Gate
 from tests.integration.lending import execute, rows
 from tests.integration.test_drivers import Twin
 
@@ -32,13 +32,13 @@ Operation = Any
 def trips(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Count what callbacks ask of the server."""
     asked: list[object] = []
-    enter = Lent._enter
+    enter = Gate.enter
 
-    def count(lent: Lent, sending: Iterator[Any]) -> None:
-        asked.append(lent)
-        enter(lent, sending)
+    def count(gate: Gate, sending: Iterator[Any]) -> None:
+        asked.append(gate)
+        enter(gate, sending)
 
-    monkeypatch.setattr(Lent, "_enter", count)
+    monkeypatch.setattr(Gate, "enter", count)
     return asked
 
 

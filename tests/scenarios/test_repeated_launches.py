@@ -31,6 +31,7 @@ from scoop_outbox.core.plans.idempotency import digest
 from scoop_outbox.message import uuid7
 from scoop_outbox.scope import Emission, emission
 from scoop_outbox.store import home
+from scoop_outbox.store.pools import CLAIMING
 from tests.scenarios.conftest import MakeShop
 from tests.scenarios.shop import LONG, Shop, launches
 from tests.waiting import until, until_blocking
@@ -162,12 +163,12 @@ async def test_others_launch_while_many_wait_for_another_transaction(mixed: Shop
         same = functools.partial(app.launch_sync, "R", 1, id=mine)
         waiting += [loop.run_in_executor(executor, same) for _ in range(12)]
         try:
-            await until(lambda: len(blocked(database_url)) >= 2 * home.CLAIMING)
+            await until(lambda: len(blocked(database_url)) >= 2 * CLAIMING)
             async with asyncio.timeout(LONG / 2):
                 await app.launch("R", 2)
                 await asyncio.to_thread(app.launch_sync, "R", 3)
             assert not any(task.done() for task in waiting)
-            assert len(blocked(database_url)) == 2 * home.CLAIMING
+            assert len(blocked(database_url)) == 2 * CLAIMING
         finally:
             session.commit()
         assert {handle.id for handle in await asyncio.gather(*waiting)} == {mine}
@@ -200,11 +201,11 @@ async def test_who_waits_for_a_turn_for_too_long_is_told_that_nothing_was_launch
     mine = uuid.uuid4()
     with session_of(database_url) as session:
         mixed.app.launch_sync("R", 1, id=mine, session=session)
-        waiting = [asyncio.create_task(mixed.app.launch("R", 1, id=mine)) for _ in range(home.CLAIMING)]
+        waiting = [asyncio.create_task(mixed.app.launch("R", 1, id=mine)) for _ in range(CLAIMING)]
         threads = [
-            asyncio.create_task(asyncio.to_thread(mixed.app.launch_sync, "R", 1, id=mine)) for _ in range(home.CLAIMING)
+            asyncio.create_task(asyncio.to_thread(mixed.app.launch_sync, "R", 1, id=mine)) for _ in range(CLAIMING)
         ]
-        await until(lambda: len(blocked(database_url)) == 2 * home.CLAIMING)
+        await until(lambda: len(blocked(database_url)) == 2 * CLAIMING)
         monkeypatch.setattr(home, "CLAIM_PATIENCE", 0.05)
         with pytest.raises(DatabaseError, match="this launch got no connection within 20 s, and nothing was launched"):
             await mixed.app.launch("R", 1, id=uuid.uuid4())

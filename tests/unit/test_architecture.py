@@ -20,11 +20,7 @@ REFERENCE = {"Scoop"}
 DECLARATIONS = {"tables"}
 """The schema: a list of tables, with nothing in it to be followed."""
 TO_BE_SPLIT = {
-    "AsyncDriver",
-    "BlockingDriver",
-    "Home",
     "Intake",
-    "Lent",
     "Scope",
     "Worker",
 }
