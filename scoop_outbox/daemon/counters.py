@@ -6,6 +6,7 @@ import threading
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from scoop_outbox.core.run import RunState
 
@@ -79,6 +80,19 @@ class RelayCounters:
     def buried(self, reasons: Iterable[str]) -> None:
         """Count dead letters, by their reasons."""
         self.dead_letters.update(map(reason_class, reasons))
+
+
+@dataclass(slots=True)
+class WorkerCounters:
+    """What a worker has done since it started.
+
+    Attributes:
+        claims: how many runs it took in hand.
+        empty_claims: with how many of them there was nothing to be done.
+    """
+
+    claims: int = 0
+    empty_claims: int = 0
 
 
 class RunCounters:

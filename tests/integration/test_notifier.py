@@ -20,7 +20,7 @@ from scoop_outbox.daemon import signals as signals_module
 from scoop_outbox.daemon.polling import AdaptivePolling
 from scoop_outbox.daemon.relay import relay as relay_module
 from scoop_outbox.daemon.signals import Signals
-from scoop_outbox.daemon.worker import worker as worker_module
+from scoop_outbox.daemon.worker import feeder as feeder_module
 from scoop_outbox.store import carrier as carrier_module
 from scoop_outbox.store.carrier import LONGEST
 from scoop_outbox.store.notifier import MOST, Notifier
@@ -38,7 +38,7 @@ def never_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     def polling(*args: Any, **kwargs: Any) -> AdaptivePolling:
         return AdaptivePolling(HOURS, HOURS)
 
-    for module in (relay_module, worker_module, waiters):
+    for module in (relay_module, feeder_module, waiters):
         monkeypatch.setattr(module, "AdaptivePolling", polling)
     for name in ("_SHORTEST_LOOK", "_LONGEST_LOOK", "_LONGEST_IF_TOLD"):
         monkeypatch.setattr(waiters, name, HOURS)

@@ -13,7 +13,7 @@ from scoop_outbox.app import service_of
 from scoop_outbox.daemon import signals as signals_module
 from scoop_outbox.daemon.polling import AdaptivePolling
 from scoop_outbox.daemon.relay import relay as relay_module
-from scoop_outbox.daemon.worker import worker as worker_module
+from scoop_outbox.daemon.worker import feeder as feeder_module
 from scoop_outbox.store import carrier as carrier_module
 from scoop_outbox.store.migrate import migrate
 from tests.waiting import until
@@ -29,7 +29,7 @@ def never_polls(monkeypatch: pytest.MonkeyPatch) -> None:
         return AdaptivePolling(HOURS, HOURS)
 
     monkeypatch.setattr(relay_module, "AdaptivePolling", polling)
-    monkeypatch.setattr(worker_module, "AdaptivePolling", polling)
+    monkeypatch.setattr(feeder_module, "AdaptivePolling", polling)
 
 
 @pytest.fixture

@@ -123,11 +123,11 @@ async def test_workers_of_the_same_service_in_another_schema_are_no_peers(databa
         await app.migrate()
     async with shops[0].running() as here, shops[1].running() as there:
         workers = [daemons.worker for daemons in (here, there)]
-        await until(lambda: all(isinstance(one, Worker) and one._feeder is not None for one in workers))
+        await until(lambda: all(isinstance(one, Worker) and one._database.driver is not None for one in workers))
         for worker in workers:
             assert worker is not None
             worker._roster._due_at = 0.0
-            worker._polling.wake()
+            worker._feeder.wake()
         await until(lambda: all(worker is not None and worker._roster.left for worker in workers))
         assert [worker._roster.others for worker in workers if worker is not None] == [0, 0]
     for app in shops:

@@ -173,7 +173,7 @@ async def test_q66_a_step_that_nobody_knows_is_waited_for_before_the_run_is_park
         handle = await old.launch("order", {})
         await until(lambda: executed(database_url) == stands(1, "running", {"order": "a"}))
     async with pings.running(), new.running(relay=False) as daemons:
-        await until(lambda: daemons.worker is not None and len(daemons.worker._backoff) > 0)
+        await until(lambda: daemons.worker is not None and daemons.worker._dispatcher.left_alone > 0)
         assert executed(database_url) == stands(1, "running", {"order": "a"})
         again = service(database_url, {"order": "ab"})
         async with again.running(relay=False):

@@ -80,7 +80,7 @@ class Interruptions:
         self._pending: dict[uuid.UUID, Interruption] = {}
         self.counted = Counter({(saga, kind): 0 for saga in sagas for kind in (MACHINERY, WANTED, DIED)})
 
-    def __contains__(self, run_id: uuid.UUID) -> bool:
+    def __contains__(self, run_id: object) -> bool:
         """Tell whether a run waits for its interruption to be written down."""
         return run_id in self._pending
 
