@@ -23,7 +23,8 @@ from benchmarks.table import Table, Target, ratios
 from benchmarks.writer import writing
 from scoop_outbox import Scoop
 from scoop_outbox.app import service_of
-from scoop_outbox.daemon.intake import BATCH, Intake
+from scoop_outbox.daemon.intake.intake import Intake
+from scoop_outbox.daemon.intake.membership import BATCH
 from scoop_outbox.message import JSON, Envelope, dump_json, uuid7
 from scoop_outbox.wire.headers import LAUNCHED_AT
 
@@ -116,11 +117,11 @@ async def _ours(control: Control, app: Scoop, count: int) -> float:
     intake = Intake(ours.home, ours.broker, ours.subscription, app.sagas, ours.signals, high=10 * count, low=9 * count)
     running = asyncio.create_task(intake.run())
     try:
-        while not intake.taken_in:
+        while not intake.counters.taken_in:
             await asyncio.sleep(0.002)
         # A member of its group, and connected: the clock starts behind the first batch.
-        first, started = intake.taken_in, time.perf_counter()
-        while intake.taken_in < count:
+        first, started = intake.counters.taken_in, time.perf_counter()
+        while intake.counters.taken_in < count:
             await asyncio.sleep(0.005)
         ended = time.perf_counter()
     finally:

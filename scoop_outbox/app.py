@@ -19,7 +19,7 @@ from scoop_outbox.client.serve import serve
 from scoop_outbox.client.servers import Servers
 from scoop_outbox.client.service import Service
 from scoop_outbox.core.plans import parking
-from scoop_outbox.daemon.intake import HIGH_WATER
+from scoop_outbox.daemon.intake.backpressure import HIGH_WATER
 from scoop_outbox.daemon.running import Running
 from scoop_outbox.daemon.worker.interruptions import MOST
 from scoop_outbox.daemon.worker.worker import SLOTS

@@ -95,6 +95,19 @@ class WorkerCounters:
     empty_claims: int = 0
 
 
+@dataclass(slots=True)
+class IntakeCounters:
+    """What became of the messages that a service has received since it started.
+
+    Attributes:
+        taken_in: how many were taken in, those that came again too.
+        dead_letters: how many could not be.
+    """
+
+    taken_in: int = 0
+    dead_letters: int = 0
+
+
 class RunCounters:
     """How runs have ended, and how long they took. Threads and the event loop count at the same time.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from scoop_outbox.daemon.intake import Intake
+from scoop_outbox.daemon.intake.intake import Intake
 from scoop_outbox.daemon.relay.relay import Relay
 from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.daemon.worker.worker import Worker

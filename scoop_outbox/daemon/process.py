@@ -13,7 +13,8 @@ from contextlib import asynccontextmanager
 from scoop_outbox.broker.protocol import Broker, Publisher, Subscription
 from scoop_outbox.daemon.announcer import Announcer
 from scoop_outbox.daemon.daemons import error_of
-from scoop_outbox.daemon.intake import HIGH_WATER, Intake
+from scoop_outbox.daemon.intake.backpressure import HIGH_WATER
+from scoop_outbox.daemon.intake.intake import Intake
 from scoop_outbox.daemon.relay.home_publisher import HomePublisher
 from scoop_outbox.daemon.relay.relay import Relay
 from scoop_outbox.daemon.running import Running

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from scoop_outbox.daemon.daemons import Daemons
-from scoop_outbox.daemon.intake import Intake
+from scoop_outbox.daemon.intake.intake import Intake
 from scoop_outbox.daemon.relay.relay import Relay
 from scoop_outbox.daemon.worker.worker import Worker
 from scoop_outbox.store.home import Home

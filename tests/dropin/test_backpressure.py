@@ -51,7 +51,7 @@ async def leaves_the_rest(
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(intake, "_cycle", counting)
             await until(lambda: len(turns) > 4, 30)  # it goes on asking the broker, and is given nothing
-        assert intake.taken_in == FIRST
+        assert intake.counters.taken_in == FIRST
         assert await left() == MORE
         assert busy.done == {}
         busy.let_go.set()

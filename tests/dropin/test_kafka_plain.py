@@ -268,7 +268,7 @@ async def test_a_replayed_topic_starts_nothing_twice(kafka: Trial, database_url:
     async with service.running() as daemons:
         await until(lambda: b'"behind"' in service.bodies, 30)
         assert daemons.intake is not None
-        again = daemons.intake.taken_in
+        again = daemons.intake.counters.taken_in
 
     assert again == 5
     assert len(service.seen) == 5

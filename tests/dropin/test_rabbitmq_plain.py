@@ -233,7 +233,7 @@ async def test_a_message_that_is_delivered_again_starts_nothing_twice(
         await publish_plainly(rabbit, "amq.topic", topic, b"behind")
         await until(lambda: b"behind" in service.bodies, 30)
         assert daemons.intake is not None
-        assert daemons.intake.taken_in == 3
+        assert daemons.intake.counters.taken_in == 3
 
     assert service.runs == 2
 

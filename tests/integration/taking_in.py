@@ -12,7 +12,7 @@ import psycopg
 
 from scoop_outbox import Scoop, Topic
 from scoop_outbox.broker.protocol import Subscription
-from scoop_outbox.daemon.intake import Intake
+from scoop_outbox.daemon.intake.intake import Intake
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from tests.fake_broker import FakeBroker

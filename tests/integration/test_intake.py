@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from scoop_outbox import Scoop
 from scoop_outbox.broker.protocol import Delivery
-from scoop_outbox.daemon import intake as module
+from scoop_outbox.daemon.intake import membership as module
 from scoop_outbox.errors import BrokerError
 from scoop_outbox.message import uuid7
 from scoop_outbox.store.home import Home
@@ -31,7 +31,7 @@ async def test_messages_become_runs_and_are_acknowledged(database_url: str) -> N
     intake = await take_all_in(database_url, broker, app)
     assert runs(database_url) == once(range(6), "shop", "a", "b")
     assert broker.acknowledged == [f"orders[0]@{n}" for n in range(6)]
-    assert (intake.taken_in, intake.dead_letters, intake.problem) == (6, 0, None)
+    assert (intake.counters.taken_in, intake.counters.dead_letters, intake.problem) == (6, 0, None)
     assert ask(database_url, "select count(*) from mailbox") == [(12,)]
 
 
@@ -98,7 +98,7 @@ async def test_services_of_one_home_take_in_the_same_messages_in_any_order_at_th
     assert runs(database_url) == {k: 1 for name in names for k in once(range(300), name, "a", "b")}
     deadlocks = "select deadlocks from pg_stat_database where datname = current_database()"
     assert ask(database_url, deadlocks) == [(0,)]
-    assert [intake.taken_in for intake in intakes] == [300] * 3
+    assert [intake.counters.taken_in for intake in intakes] == [300] * 3
 
 
 async def test_members_of_a_group_may_be_given_the_same_messages_at_the_same_time(database_url: str) -> None:
@@ -265,7 +265,7 @@ async def test_what_was_stored_and_not_acknowledged_is_taken_in_again_and_starts
     async with taking_in(database_url, broker, app) as intake:
         await until(lambda: len(broker.acknowledged) == 5)
     assert len(broker.consumers) == 2
-    assert intake.taken_in == 10
+    assert intake.counters.taken_in == 10
     assert runs(database_url) == once(range(5))
 
 

@@ -31,7 +31,7 @@ async def test_a_message_that_cannot_be_stored_does_not_keep_out_the_others(
     assert runs(database_url) == once([n for n in range(20) if n != 11])
     ((position, body, given),) = ask(database_url, "select position, body, headers from dead_letter")
     assert (position, body, given) == ("orders[0]@11", b"11", {"scoop-context": headers["scoop_context"]})
-    assert (intake.taken_in, intake.dead_letters) == (19, 1)
+    assert (intake.counters.taken_in, intake.counters.dead_letters) == (19, 1)
 
 
 @pytest.mark.parametrize("content_type", ["text/plain\0", "text/\udcff"])
@@ -74,7 +74,7 @@ async def test_malformed_headers_make_a_dead_letter_with_all_that_came(
     ]
     assert reason in rows[0][8]
     assert len(broker.acknowledged) == 5
-    assert intake.dead_letters == 3
+    assert intake.counters.dead_letters == 3
 
 
 async def test_each_service_has_a_dead_letter_of_its_own(database_url: str) -> None:
@@ -183,7 +183,7 @@ async def test_a_message_that_no_saga_of_the_service_is_subscribed_to_is_a_dead_
     ((reason,),) = ask(database_url, "select distinct reason from dead_letter")
     assert reason.startswith("no saga of shop listens on 'invoices'")
     assert "a message at invoices[0]@2 is a dead letter now: no saga of shop listens on" in caplog.text
-    assert (intake.taken_in, intake.dead_letters) == (1, 4)
+    assert (intake.counters.taken_in, intake.counters.dead_letters) == (1, 4)
     # The other service takes it in all the same, and so does this one once it has a saga.
     broker = FakeBroker([foreign, ours])
     await take_all_in(database_url, broker, service(database_url, "books", on="invoices"))

@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 
 from scoop_outbox.daemon.counters import Histogram, RunCounters
 from scoop_outbox.daemon.daemons import Daemons
-from scoop_outbox.daemon.intake import Intake
+from scoop_outbox.daemon.intake.intake import Intake
 from scoop_outbox.daemon.monitoring.snapshot import Snapshot
 from scoop_outbox.daemon.relay.relay import Relay
 from scoop_outbox.daemon.worker.worker import Worker
@@ -103,7 +103,7 @@ def _relay(relay: Relay) -> Iterator[Metric]:
 
 
 def _intake(intake: Intake) -> Iterator[Metric]:
-    yield _counter("intake_taken_in", "Messages taken in, duplicates included.", intake.taken_in)
+    yield _counter("intake_taken_in", "Messages taken in, duplicates included.", intake.counters.taken_in)
     yield _gauge("intake_paused", "1 while intake is paused (backpressure, or no database).", intake.paused)
     yield _gauge("intake_problem", "1 while /readyz names a problem of intake.", intake.problem is not None)
 
@@ -147,7 +147,7 @@ def _dead_letters(daemons: Daemons) -> Metric:
         for reason, count in daemons.relay.counters.dead_letters.copy().items():
             family.add_metric(["relay", reason], count)
     if daemons.intake is not None:
-        family.add_metric(["intake", "unusable"], daemons.intake.dead_letters)
+        family.add_metric(["intake", "unusable"], daemons.intake.counters.dead_letters)
     return family
 
 

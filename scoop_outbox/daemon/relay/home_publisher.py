@@ -10,6 +10,7 @@ import psycopg
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, PublishStatus, Receipt
 from scoop_outbox.core.plans.claim import Hints
 from scoop_outbox.core.plans.intake import take_in
+from scoop_outbox.daemon.bisection import bisect
 from scoop_outbox.message import Envelope
 from scoop_outbox.store.faults import DATABASE_ERRORS
 from scoop_outbox.store.home import Home
@@ -43,22 +44,23 @@ class HomePublisher:
         return receipts
 
     async def _publish(self, batch: Sequence[Envelope]) -> Sequence[Receipt]:
-        driver = await self._database.connect()
-        try:
-            await driver.run(take_in(batch, self._hints))
-        except (psycopg.DataError, psycopg.IntegrityError) as error:
-            # One message that cannot be stored must not stop the others: halve the batch until it is alone.
-            if len(batch) == 1:
-                log.warning(
-                    "relay: message became a dead letter (message %s cannot be taken in: %s)",
-                    batch[0].id,
-                    type(error).__name__,
-                    extra={"message_id": batch[0].id},
-                )
-                return [Receipt(PublishStatus.PERMANENT, str(error))]
-            middle = len(batch) // 2
-            return [*await self._publish(batch[:middle]), *await self._publish(batch[middle:])]
-        return [ACKNOWLEDGED] * len(batch)
+        receipts: list[Receipt] = []
+
+        async def store(part: Sequence[Envelope]) -> None:
+            driver = await self._database.connect()
+            await driver.run(take_in(part, self._hints))
+            receipts.extend([ACKNOWLEDGED] * len(part))
+
+        async def refused(envelope: Envelope, error: psycopg.Error) -> None:
+            log.warning(
+                "relay: message became a dead letter (message %s cannot be taken in: %s)",
+                *(envelope.id, type(error).__name__),
+                extra={"message_id": envelope.id},
+            )
+            receipts.append(Receipt(PublishStatus.PERMANENT, str(error)))
+
+        await bisect(batch, store, refused, is_refusal=_is_refusal)
+        return receipts
 
     async def probe(self) -> str | None:
         """Return None: here the broker is the database, and whether that answers is known."""
@@ -67,3 +69,7 @@ class HomePublisher:
     async def close(self) -> None:
         """See `Publisher.close`."""
         await self._database.close()
+
+
+def _is_refusal(error: psycopg.Error) -> bool:
+    return isinstance(error, psycopg.DataError | psycopg.IntegrityError)

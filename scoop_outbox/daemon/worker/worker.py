@@ -85,10 +85,7 @@ class Worker:
         )
         executors = Executors(executor, self._roster)
         self._slots = Slots(home, service, sagas, dispatcher, self._feeder, self.interruptions, executors)
-        self._database = ReconnectingDriver(
-            *(home.url, home.connect_to_queues, "the worker cannot use the database", log),
-            prepare=self._feeder.introduce,
-        )
+        self._database = ReconnectingDriver(home.url, home.connect_to_queues, "worker", log, self._feeder.introduce)
         self._loop = asyncio.get_running_loop()
         signals.on_mail(service, self._offer, self._feeder.wake)
 

@@ -235,7 +235,7 @@ class Services(Contract):
             async with app.running() as daemons:
                 intake = daemons.intake
                 assert intake is not None
-                await until(lambda intake=intake: intake.taken_in >= 2, "both have come in")  # type: ignore[misc]
+                await until(lambda intake=intake: intake.counters.taken_in >= 2, "both have come in")  # type: ignore[misc]
                 await until(lambda: len(system.journal) >= 2, "both have run")
 
         assert system.counts() == {"app 1": 1, "app 2": 1}

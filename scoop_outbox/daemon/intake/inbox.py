@@ -1,0 +1,96 @@
+"""The inbox: what a service has received becomes runs or dead letters of its home, each message once."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Sequence
+from functools import partial
+
+import psycopg
+
+from scoop_outbox.broker.protocol import Delivery
+from scoop_outbox.core.plans.claim import Hints
+from scoop_outbox.core.plans.home import read_home
+from scoop_outbox.core.plans.intake import Unusable, bury, take_in
+from scoop_outbox.daemon.bisection import bisect
+from scoop_outbox.daemon.counters import IntakeCounters
+from scoop_outbox.daemon.intake.validation import Validation
+from scoop_outbox.store.async_driver import AsyncDriver
+
+log = logging.getLogger(__name__)
+
+_REFUSED = ("22", "23", "54")
+"""Classes of SQL states that mean: this data cannot be stored, now or later."""
+
+
+class Inbox:
+    """Stores deliveries to one service. It is used by one task.
+
+    Args:
+        service: whose they are.
+        validation: says which of them cannot be taken in.
+        hints: told which runs have mail.
+
+    Attributes:
+        counters: what was stored.
+    """
+
+    def __init__(self, service: str, validation: Validation, hints: Hints) -> None:
+        """Have stored nothing yet."""
+        self._service = service
+        self._validation = validation
+        self._hints = hints
+        self._home_id: uuid.UUID | None = None
+        self.counters = IntakeCounters()
+
+    async def open(self, driver: AsyncDriver) -> None:
+        """Read which home it is to which a connection leads."""
+        self._home_id = await driver.run(read_home())
+
+    async def store(self, driver: AsyncDriver, deliveries: Sequence[Delivery]) -> None:
+        """Take in what can be taken in, and make dead letters of what cannot.
+
+        Raises:
+            psycopg.Error: neither is possible, not even with the bytes alone: somebody has to look at the database.
+        """
+        await bisect(deliveries, partial(self._store, driver), partial(self._bury, driver), is_refusal=_is_refusal)
+
+    async def _store(self, driver: AsyncDriver, deliveries: Sequence[Delivery]) -> None:
+        """Store in one transaction."""
+        usable: list[Delivery] = []
+        unusable: list[Unusable] = []
+        for one, reason in zip(deliveries, await self._validation.defects(driver, deliveries), strict=True):
+            if reason is None:
+                usable.append(one)
+            else:
+                unusable.append(Unusable(one.envelope, one.position, reason))
+        envelopes = [one.envelope for one in usable]
+        plan = take_in(envelopes, self._hints, service=self._service, home=self._home_id, unusable=unusable)
+        if nobody := set(await driver.run(plan)):
+            # The broker has not been told yet: it comes again if this process dies before it is written down.
+            lost = [one for one in usable if one.envelope.id in nobody]
+            unhandled = [Unusable(one.envelope, one.position, _nobody(self._service, one)) for one in lost]
+            await driver.run(bury(unhandled, self._service))
+            unusable += unhandled
+        for one_unusable in unusable:
+            log.error("a message at %s is a dead letter now: %s", one_unusable.position, one_unusable.reason)
+        self.counters.taken_in += len(deliveries) - len(unusable)
+        self.counters.dead_letters += len(unusable)
+
+    async def _bury(self, driver: AsyncDriver, one: Delivery, error: psycopg.Error) -> None:
+        """Make a dead letter of what the database refuses."""
+        reason = f"it cannot be stored: {type(error).__name__}"
+        await self._store(driver, [Delivery(one.envelope, one.position, reason, one.tag)])
+
+
+def _is_refusal(error: psycopg.Error) -> bool:
+    return (error.sqlstate or "").startswith(_REFUSED)
+
+
+def _nobody(service: str, one: Delivery) -> str:
+    """Say that no saga of a service is there for a message, and what to do about it."""
+    return (
+        f"no saga of {service} listens on {one.envelope.topic!r}: what brings it here lets in too much, or a saga is "
+        "missing; start the service with the saga, then replay this"
+    )
