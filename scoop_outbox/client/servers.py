@@ -126,7 +126,7 @@ class Servers:
     @property
     def names_a_broker(self) -> bool:
         """Whether program or environment say which broker carries the messages; the built-in one can be said, too."""
-        return self._broker_url is not None
+        return self._broker_url is not None or self.broker is not None
 
     def guard(self, *, relay: bool) -> Plan[None]:
         """Return the plan that refuses to do without a broker that others have, unless that was said on purpose."""
