@@ -78,7 +78,7 @@ $(LOWEST)/.installed: pyproject.toml $(wildcard adapters/*/pyproject.toml) .ci/l
 	@touch $@
 
 lowest: $(LOWEST)/.installed ## Run the everyday tests with the lowest versions of all dependencies
-	$(LOWEST)/bin/python -m pytest -n $(WORKERS) -m "not broker and not benchmark" --ignore tests/crash $(ARGS)
+	$(LOWEST)/bin/python -m pytest -n $(WORKERS) -m "not broker and not benchmark" --ignore tests/crash --ignore tests/typing $(ARGS)
 
 oldest: $(VENV)/.installed-dev ## Run the everyday tests on the oldest Postgres
 	programs="$$($(BIN)/python .ci/postgres $(OLDEST) '$(SCOOP_OUTBOX_CACHE)')" && SCOOP_PG_BIN="$$programs" \

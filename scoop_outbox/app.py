@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, Literal
 
+from scoop_outbox._generics import T
 from scoop_outbox.answers import Answer
 from scoop_outbox.broker.protocol import Resource
 from scoop_outbox.client.announce import announce, announce_sync
@@ -119,12 +120,12 @@ class Scoop:
     def saga(
         self,
         name: str,
-        on: str | Topic[Any],
+        on: str | Topic[T],
         *,
         ordered: Literal["key"] | None = None,
         version: str | None = None,
         formerly: Iterable[str] = (),
-    ) -> Saga:
+    ) -> Saga[T]:
         """Declare a saga: a handler of the messages on a topic.
 
         Args:
@@ -149,8 +150,8 @@ class Scoop:
 
     async def launch(
         self,
-        topic: str | Topic[Any],
-        payload: Any,
+        topic: str | Topic[T],
+        payload: T,
         *,
         key: str | bytes | None = None,
         context: Mapping[str, Any] | None = None,
@@ -199,8 +200,8 @@ class Scoop:
 
     def launch_sync(
         self,
-        topic: str | Topic[Any],
-        payload: Any,
+        topic: str | Topic[T],
+        payload: T,
         *,
         key: str | bytes | None = None,
         context: Mapping[str, Any] | None = None,

@@ -19,9 +19,10 @@ from datetime import date, datetime, timedelta
 from datetime import time as time_of_day
 from decimal import Decimal
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, overload
 
 from scoop_outbox._forks import begins_anew
+from scoop_outbox._generics import T, T_co
 from scoop_outbox.errors import DefinitionError, PayloadError
 from scoop_outbox.payloads.types import (
     MisfitError,
@@ -37,8 +38,6 @@ BYTES = "application/octet-stream"
 
 NAME_LIMIT = 255
 """Longest name in bytes of UTF-8: what AMQP's short strings carry, the narrowest of the transports."""
-
-T = TypeVar("T")
 
 _ABOVE_TOPIC = 2
 """Frames from `Topic.__post_init__` to the code that makes a topic, whose local classes it may use."""
@@ -205,6 +204,20 @@ class Draft:
     require_handlers: bool = False
     handled_by: Sequence[Any] = ()
 
+    if TYPE_CHECKING:  # a class of no type of its own: mypy would not look at payloads in a list of them, otherwise
+
+        def __init__(
+            self,
+            topic: str | Topic[T],
+            payload: T,
+            key: str | bytes | None = ...,
+            context: Mapping[str, Any] | None = ...,
+            headers: Mapping[str, str] | None = ...,
+            id: uuid.UUID | None = ...,  # noqa: A002 - as the dataclass has it
+            require_handlers: bool = ...,  # noqa: FBT001 - as the dataclass has it
+            handled_by: Sequence[Any] = ...,
+        ) -> None: ...
+
 
 def saga_names(sagas: Sequence[Any]) -> tuple[str, ...]:
     """Return the checked names of sagas, or of what is their names already.
@@ -281,7 +294,7 @@ def is_json(content_type: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Message:
+class Message(Generic[T_co]):
     """A message as its handlers see it.
 
     Attributes:
@@ -304,7 +317,7 @@ class Message:
     schema: Topic[Any] | None = field(default=None, repr=False, compare=False)
 
     @property
-    def payload(self) -> Any:
+    def payload(self) -> T_co:
         """The decoded body: the topic's type, what JSON holds, or the bytes of any other content type.
 
         A body of unknown content type is decoded if it is JSON. Decoded anew at each access, so that a handler that
@@ -314,11 +327,12 @@ class Message:
             PayloadError: the body does not fit its content type or the topic's type.
         """
         try:
-            return _decode(self.body, self.content_type, self.schema)
+            payload: T_co = _decode(self.body, self.content_type, self.schema)
         except ValueError as error:
             raise PayloadError(
                 f"message {self.id} on topic {self.topic!r} says it is {JSON} but does not parse"
             ) from error
+        return payload
 
 
 def _decode(body: bytes, content_type: str, schema: Topic[Any] | None) -> Any:

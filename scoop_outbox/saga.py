@@ -3,169 +3,36 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import itertools
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, overload
+from collections.abc import Callable, Iterable
+from typing import Generic, Literal, Protocol, overload
 
+from scoop_outbox._generics import Params, R, T
 from scoop_outbox.errors import DefinitionError
 from scoop_outbox.message import Topic, checked_name, topic_name
 from scoop_outbox.policy import COMPENSATION, ONCE, Retry
-
-Callback = Callable[..., Any]
-C = TypeVar("C", bound=Callback)
-
-
-@dataclass(frozen=True, slots=True)
-class Repeat:
-    """Returned by a step: execute this step once more, after the children of this execution have ended."""
-
-
-@dataclass(frozen=True, slots=True)
-class GoTo:
-    """Returned by a step: go on with the step of this name instead of the next one in order.
-
-    Args:
-        step: the step, or its name.
-    """
-
-    step: str | Step
-
-    @property
-    def name(self) -> str:
-        """The name of the step to go to."""
-        return self.step.name if isinstance(self.step, Step) else self.step
+from scoop_outbox.step import (
+    AsyncStep,
+    BlockingStep,
+    Callback,
+    Compensation,
+    FailureHandler,
+    Step,
+    StepCallback,
+    too_late,
+)
 
 
-def is_async(callback: Callback) -> bool:
-    """Tell whether calling `callback` gives a coroutine; looks through `partial` and callable objects."""
-    while isinstance(callback, functools.partial):
-        callback = callback.func
-    return inspect.iscoroutinefunction(callback) or inspect.iscoroutinefunction(type(callback).__call__)
+class StepDecorator(Protocol[T]):
+    """What `Saga.step` returns when it is called with a name or with options."""
+
+    @overload
+    def __call__(self, invoke: BlockingStep[T, Params, R], /) -> Step[T, Params, R]: ...
+    @overload
+    def __call__(self, invoke: AsyncStep[T, Params, R], /) -> Step[T, Params, R]: ...
 
 
-def _checked(callback: object, what: str, arguments: Sequence[str]) -> Callback:
-    """Return `callback` if it can be called with `arguments`."""
-    call = f"({', '.join(arguments)})"
-    if not callable(callback):
-        raise DefinitionError(f"{what} is called with {call}; {callback!r} cannot be called")
-    if inspect.isgeneratorfunction(callback) or inspect.isasyncgenfunction(callback):
-        raise DefinitionError(f"{what} is a generator function: it would never run; use a plain def or async def")
-    try:
-        signature = inspect.signature(callback)
-    except (TypeError, ValueError):  # some builtins do not tell
-        return callback
-    try:
-        signature.bind(*arguments)
-    except TypeError as error:
-        raise DefinitionError(f"{what} is called with {call}, but takes {signature}: {error}") from None
-    return callback
-
-
-_STEP = ("scope", "message")
-_FAILED = ("scope", "message", "error")
-
-
-class Step:
-    """One step of a saga: a callback, and what belongs to it.
-
-    Made by `Saga.step` and `Saga.add_step`. Calling it calls the callback, which is handy in tests.
-    """
-
-    def __init__(
-        self,
-        saga: str,
-        name: str,
-        invoke: Callback,
-        *,
-        compensate: Callback | None = None,
-        on_child_failure: Callback | None = None,
-        on_child_rollback_failure: Callback | None = None,
-        retry: Retry = ONCE,
-        compensate_retry: Retry = COMPENSATION,
-    ) -> None:
-        """See `Saga.add_step`."""
-        self._of = f"step {name!r} of saga {saga!r}"
-        self.sealed = False
-        self.name = checked_name("step", name)
-        self.invoke = _checked(invoke, self._of, _STEP)
-        self.compensation: Callback | None = None
-        self.child_failure_handler: Callback | None = None
-        self.child_rollback_failure_handler: Callback | None = None
-        self.retry = retry
-        self.compensate_retry = compensate_retry
-        if compensate is not None:
-            self.compensate(compensate)
-        if on_child_failure is not None:
-            self.on_child_failure(on_child_failure)
-        if on_child_rollback_failure is not None:
-            self.on_child_rollback_failure(on_child_rollback_failure)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the step's callback."""
-        return self.invoke(*args, **kwargs)
-
-    def __repr__(self) -> str:
-        """Name the step."""
-        return f"<{self._of}>"
-
-    def compensate(self, callback: C) -> C:
-        """Declare what undoes this step once it has committed: `(scope, message, error)`.
-
-        It is called for each committed execution of the step when the run rolls back, in exact reverse order, after
-        everything that the execution launched has been rolled back. `error` is what the run rolls back for.
-
-        Raises:
-            DefinitionError: there is one already, or it cannot be called with three arguments.
-        """
-        what = f"the compensation of {self._of}"
-        self.compensation = self._set(self.compensation, _checked(callback, what, _FAILED), what)
-        return callback
-
-    def on_child_failure(self, callback: C) -> C:
-        """Declare what handles failures of messages launched by this step: `(scope, message, error)`.
-
-        It is called once, after all children of the execution have ended, with every failure in `error.causes`.
-        Returning normally means handled: the run goes on (after the children of whatever was launched here).
-        Raising rolls the run back, beginning with this step; that is also what happens without a handler.
-
-        Raises:
-            DefinitionError: there is one already, or it cannot be called with three arguments.
-        """
-        what = f"the child-failure handler of {self._of}"
-        self.child_failure_handler = self._set(self.child_failure_handler, _checked(callback, what, _FAILED), what)
-        return callback
-
-    def on_child_rollback_failure(self, callback: C) -> C:
-        """Declare what handles a child that could not be rolled back: `(scope, message, error)`.
-
-        Returning normally counts the child as compensated, and the rollback goes on. Raising, which is also what
-        happens without a handler, makes this run `rollback_failed`.
-
-        Raises:
-            DefinitionError: there is one already, or it cannot be called with three arguments.
-        """
-        what = f"the child-rollback-failure handler of {self._of}"
-        handler = _checked(callback, what, _FAILED)
-        self.child_rollback_failure_handler = self._set(self.child_rollback_failure_handler, handler, what)
-        return callback
-
-    def _set(self, present: Callback | None, callback: Callback, what: str) -> Callback:
-        if self.sealed:
-            raise _too_late(what)
-        if present is not None:
-            raise DefinitionError(f"{what} is declared twice: {present!r} and {callback!r}; keep one")
-        return callback
-
-    @property
-    def callbacks(self) -> tuple[Callback, ...]:
-        """Every callback declared on the step."""
-        optional = (self.compensation, self.child_failure_handler, self.child_rollback_failure_handler)
-        return (self.invoke, *(callback for callback in optional if callback is not None))
-
-
-class Saga:
+class Saga(Generic[T]):
     """A message handler: a name, a topic, and ordered named steps.
 
     Made by `Scoop.saga`.
@@ -174,7 +41,7 @@ class Saga:
     def __init__(
         self,
         name: str,
-        on: str | Topic[Any],
+        on: str | Topic[T],
         *,
         ordered: Literal["key"] | None = None,
         version: str | None = None,
@@ -191,8 +58,8 @@ class Saga:
             )
         self.ordered = ordered
         self.topic = topic_name(on)
-        self.schema = on if isinstance(on, Topic) else None
-        self._steps: dict[str, Step] = {}
+        self.schema: Topic[T] | None = on if isinstance(on, Topic) else None
+        self._steps: dict[str, Step[T]] = {}
         self._sealed = False
         self._after: dict[str, str] | None = None
 
@@ -212,16 +79,18 @@ class Saga:
             step.sealed = sealed
 
     @property
-    def steps(self) -> tuple[Step, ...]:
+    def steps(self) -> tuple[Step[T], ...]:
         """The steps in order."""
         return tuple(self._steps.values())
 
     @overload
-    def step(self, name: Callback, /) -> Step: ...
+    def step(self, name: BlockingStep[T, Params, R], /) -> Step[T, Params, R]: ...
+    @overload
+    def step(self, name: AsyncStep[T, Params, R], /) -> Step[T, Params, R]: ...
     @overload
     def step(
         self, name: str | None = None, /, *, retry: Retry = ONCE, compensate_retry: Retry = COMPENSATION
-    ) -> Callable[[Callback], Step]: ...
+    ) -> StepDecorator[T]: ...
     def step(
         self,
         name: str | Callback | None = None,
@@ -229,7 +98,7 @@ class Saga:
         *,
         retry: Retry = ONCE,
         compensate_retry: Retry = COMPENSATION,
-    ) -> Step | Callable[[Callback], Step]:
+    ) -> Step[T] | Callable[[Callback], Step[T]]:
         """Declare the next step with a decorator: bare, with a name, or with options.
 
         Args:
@@ -247,7 +116,7 @@ class Saga:
         if name is not None and not isinstance(name, str):
             return self.add_step(_name_of(name), name)
 
-        def declare(invoke: Callback) -> Step:
+        def declare(invoke: Callback) -> Step[T]:
             return self.add_step(
                 _name_of(invoke) if name is None else name,
                 invoke,
@@ -260,14 +129,14 @@ class Saga:
     def add_step(
         self,
         name: str,
-        invoke: Callback,
+        invoke: StepCallback[T],
         *,
-        compensate: Callback | None = None,
-        on_child_failure: Callback | None = None,
-        on_child_rollback_failure: Callback | None = None,
+        compensate: Compensation[T] | None = None,
+        on_child_failure: FailureHandler[T] | None = None,
+        on_child_rollback_failure: Compensation[T] | None = None,
         retry: Retry = ONCE,
         compensate_retry: Retry = COMPENSATION,
-    ) -> Step:
+    ) -> Step[T]:
         """Declare the next step without decorators.
 
         Args:
@@ -285,10 +154,10 @@ class Saga:
         """
         checked_name("step", name)
         if self._sealed:
-            raise _too_late(f"step {name!r} of saga {self.name!r}")
+            raise too_late(f"step {name!r} of saga {self.name!r}")
         if name in self._steps:
             raise DefinitionError(f"saga {self.name!r} has a step {name!r} already; give each step a name of its own")
-        step = Step(
+        step: Step[T] = Step(
             self.name,
             name,
             invoke,
@@ -302,7 +171,7 @@ class Saga:
         self._after = None
         return step
 
-    def get(self, name: str) -> Step | None:
+    def get(self, name: str) -> Step[T] | None:
         """Return the step of this name, if the saga has it."""
         return self._steps.get(name)
 
@@ -326,13 +195,6 @@ class Saga:
         """
         if not self._steps:
             raise DefinitionError(f"saga {self.name!r} has no steps: declare one with @{self.name}.step or add_step()")
-
-
-def _too_late(what: str) -> DefinitionError:
-    return DefinitionError(
-        f"{what} is declared too late: this process executes the saga already, and runs under way would not know "
-        "of it. Declare everything before app.running() begins, where the module is imported"
-    )
 
 
 def _formerly(name: str, formerly: Iterable[str]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from scoop_outbox._generics import T
 from scoop_outbox.context import Context
 from scoop_outbox.errors import PayloadError, ScopeEnded
 from scoop_outbox.failure import Frame
@@ -235,8 +236,8 @@ class Scope:
 
     def launch(
         self,
-        topic: str | Topic[Any],
-        payload: Any,
+        topic: str | Topic[T],
+        payload: T,
         *,
         key: str | bytes | None = None,
         context: Mapping[str, Any] | None = None,
@@ -276,8 +277,8 @@ class Scope:
 
     def launch_on_global_scope(
         self,
-        topic: str | Topic[Any],
-        payload: Any,
+        topic: str | Topic[T],
+        payload: T,
         *,
         key: str | bytes | None = None,
         context: Mapping[str, Any] | None = None,

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from scoop_outbox._forks import begins_anew
+from scoop_outbox._generics import T
 from scoop_outbox.broker.protocol import Broker, Resource, Subscription
 from scoop_outbox.client.servers import Servers
 from scoop_outbox.daemon.announcer import Announcer
@@ -78,12 +79,12 @@ class Service:
     def saga(
         self,
         name: str,
-        on: str | Topic[Any],
+        on: str | Topic[T],
         *,
         ordered: Literal["key"] | None,
         version: str | None,
         formerly: Iterable[str],
-    ) -> Saga:
+    ) -> Saga[T]:
         """See `Scoop.saga`."""
         if self.running:
             raise DefinitionError(
@@ -96,7 +97,8 @@ class Service:
                 f"service {self.name!r} has a saga {name!r} already (on {self.sagas[name].topic!r}): "
                 "give each saga a name of its own"
             )
-        saga = self.sagas[name] = Saga(name, on, ordered=ordered, version=version, formerly=formerly)
+        saga = Saga(name, on, ordered=ordered, version=version, formerly=formerly)
+        self.sagas[name] = saga
         return saga
 
     async def topology(self, topics: Iterable[str | Topic[Any]], *, create: bool) -> list[Resource]:

@@ -24,7 +24,8 @@ from scoop_outbox.core.decision import (
 from scoop_outbox.core.run import Child, Facts, Instance, Run, RunState, StepKind
 from scoop_outbox.failure import ChildRollbackFailed, Failure
 from scoop_outbox.policy import ROLLBACK_HANDLER_CALLS
-from scoop_outbox.saga import Saga, Step
+from scoop_outbox.saga import Saga
+from scoop_outbox.step import Step
 
 
 def decide(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:

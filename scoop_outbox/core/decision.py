@@ -7,7 +7,7 @@ from datetime import datetime
 
 from scoop_outbox.core.run import Instance
 from scoop_outbox.failure import Failure
-from scoop_outbox.saga import Callback, Step
+from scoop_outbox.step import Callback, Step
 
 
 @dataclass(frozen=True, slots=True)

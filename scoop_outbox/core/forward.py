@@ -12,7 +12,8 @@ from scoop_outbox.core.decision import (
 from scoop_outbox.core.run import Run, RunState, StepKind, changed
 from scoop_outbox.core.transition import Mail, Raised, Record, Returned, Transition, awaited, retried, roll_back
 from scoop_outbox.errors import StepError
-from scoop_outbox.saga import GoTo, Repeat, Saga
+from scoop_outbox.saga import Saga
+from scoop_outbox.step import GoTo, Repeat
 
 
 def next_step(saga: Saga, step: str, value: object) -> str | None:

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, TypeVar
 from scoop_outbox.core.run import Run
 from scoop_outbox.core.transition import Raised, Returned
 from scoop_outbox.message import Message
-from scoop_outbox.saga import Callback
 from scoop_outbox.scope import Result
+from scoop_outbox.step import Callback
 
 T = TypeVar("T")
 Rows = list[tuple[Any, ...]]

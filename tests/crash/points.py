@@ -102,8 +102,8 @@ def five(scope: BlockingScope, message: Message) -> None:
 
 for _step in (one, two, three):
     _step.compensate(_undo)
-for _step in (four, five):
-    _step.compensate(_undo_blocking)
+for _blocking in (four, five):
+    _blocking.compensate(_undo_blocking)
 
 
 def ends(fails: str) -> dict[str, Any]:

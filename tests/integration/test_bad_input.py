@@ -159,7 +159,7 @@ async def test_gt_11_a_step_that_returns_nonsense_fails(app: Scoop, value: objec
         undone.append("first")
 
     @saga.step
-    def nonsense(scope: Scope, message: Message) -> object:
+    def nonsense(scope: Scope, message: Message) -> Any:
         scope.launch("good", 1)
         return value
 

@@ -144,7 +144,8 @@ async def test_a05_time_outs_around_a_blocked_query_leave_no_backends_behind(mix
         thread.start()
         thread.join(0.05)
 
-    for number, step in enumerate((by_session, by_connection, left_behind, thread_left_behind)):
+    steps: list[Any] = [by_session, by_connection, left_behind, thread_left_behind]
+    for number, step in enumerate(steps):
         mixed.app.saga(f"saga {number}", on=f"topic {number}").add_step("0", step)
 
     def waiting() -> int:
@@ -182,7 +183,7 @@ async def in_a_task(app: Scoop, **options: Any) -> Any:
 
 
 async def in_a_thread(app: Scoop, **options: Any) -> Any:
-    return await asyncio.to_thread(app.launch_sync, "O", None, **options)
+    return await asyncio.to_thread(lambda: app.launch_sync("O", None, **options))
 
 
 WAYS: list[Callable[..., Any]] = [coroutine, blocking, in_a_task, in_a_thread]

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -55,9 +55,10 @@ def service(url: str, sagas: Sagas) -> Scoop:
     def thread(scope: Any, message: Any) -> None:
         scope.launch("pings", {})
 
+    colours: Iterator[Any] = itertools.cycle((coroutine, thread))
     for name, steps in sagas.items():
         saga = app.saga(name, on=name)
-        for step, callback in zip(steps, itertools.cycle((coroutine, thread)), strict=False):
+        for step, callback in zip(steps, colours, strict=False):
             saga.add_step(step, callback)
     return app
 

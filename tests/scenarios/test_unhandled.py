@@ -193,7 +193,7 @@ async def test_q71_a_launch_from_outside_may_demand_its_handlers(app: Scoop, dat
 
     ways: list[Callable[[], Awaitable[Any]]] = [
         lambda: app.launch(topic, Part(1), **demanded),
-        lambda: asyncio.to_thread(app.launch_sync, topic, Part(1), **demanded),
+        lambda: asyncio.to_thread(lambda: app.launch_sync(topic, Part(1), **demanded)),
         joined,
         lambda: asyncio.to_thread(joined_sync),
     ]

@@ -16,8 +16,9 @@ from scoop_outbox.core.run import RunState
 from scoop_outbox.core.statement import Batch, Call, Plan, Refused, Rows
 from scoop_outbox.core.transition import Raised, Returned
 from scoop_outbox.failure import Failure
-from scoop_outbox.saga import GoTo, Repeat, Saga
+from scoop_outbox.saga import Saga
 from scoop_outbox.scope import Emission, emission
+from scoop_outbox.step import GoTo, Repeat
 from scoop_outbox.store.failure_cache import KnownFailures
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)

@@ -9,7 +9,7 @@ import pytest
 
 from scoop_outbox import DefinitionError, GoTo, Message, Retry, Saga, Scoop, Scope, Step, Topic
 from scoop_outbox.app import service_of
-from scoop_outbox.saga import is_async
+from scoop_outbox.step import is_async
 from tests.unit.test_message import Order
 
 
@@ -51,7 +51,7 @@ def test_steps_are_declared_in_order(saga: Saga) -> None:
 
 def test_what_belongs_to_a_step_is_declared_on_it(saga: Saga) -> None:
     @saga.step
-    def first(scope: Scope, message: Message) -> str:
+    def first(scope: Any, message: Any) -> Any:
         return "called"
 
     @first.compensate

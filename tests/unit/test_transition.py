@@ -17,8 +17,9 @@ from scoop_outbox.core.transition import Mail, Raised, Record, Returned, Transit
 from scoop_outbox.errors import StepError
 from scoop_outbox.failure import Failure, Frame
 from scoop_outbox.policy import Retry
-from scoop_outbox.saga import GoTo, Repeat, Saga
+from scoop_outbox.saga import Saga
 from scoop_outbox.scope import Emission
+from scoop_outbox.step import GoTo, Repeat
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 SOURCE = "parent[worker]"

@@ -15,8 +15,8 @@ OF_THE_FIELD = """
     adaptation after announce announcer answers app arrays assignment async backward blockers blocking bounds cache
     cancellation changes channels classes client commit connect consumer contracts count counters daemons ddl decide
     demonstration diagram disconnect docker engine env errors events execute exits external faults finding forks
-    forward frames gate groups handlers harness headers health http idempotency incoming inside inspect installation
-    kafka killed launch launcher leases leftovers lending limit limits log loops membership metrics migrate
+    forward frames gate generics groups handlers harness headers health http idempotency incoming inside inspect
+    installation kafka killed launch launcher leases leftovers lending limit limits log loops membership metrics migrate
     migrations mode names node options orders other outages parking payments pipeline placement places plugin
     plugins policy polling pooler pools positions postgres prefetch preparing probe process processes progress
     properties protocol publisher publishing queries query queue rabbitmq receiving reconnecting record reports

@@ -32,8 +32,8 @@ from scoop_outbox.core.statement import (
 from scoop_outbox.core.transition import Mail, Raised, Returned, Transition
 from scoop_outbox.errors import StepError, UnhandledMessage
 from scoop_outbox.failure import Failure
-from scoop_outbox.saga import Callback, is_async
 from scoop_outbox.scope import Result
+from scoop_outbox.step import Callback, is_async
 
 _NO_SAVEPOINT = "3B001"
 

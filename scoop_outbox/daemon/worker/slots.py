@@ -16,7 +16,8 @@ from scoop_outbox.daemon.worker.executors import Executors
 from scoop_outbox.daemon.worker.exits import contain_exits, let_exits_through
 from scoop_outbox.daemon.worker.feeder import Feeder
 from scoop_outbox.daemon.worker.interruptions import MACHINERY, Interruption, Interruptions, refusals_interrupt
-from scoop_outbox.saga import Saga, is_async
+from scoop_outbox.saga import Saga
+from scoop_outbox.step import is_async
 from scoop_outbox.store.callbacks import Interrupted
 from scoop_outbox.store.faults import CONNECTION_ERRORS, words
 from scoop_outbox.store.home import Home
