@@ -113,7 +113,7 @@ async def test_kafka_is_not_there_yet(lenient_kafka: KafkaCluster, database_url:
     finally:
         lenient_kafka.start()
 
-    assert "it is not announced yet, for its broker cannot be asked: no broker of 127.0.0.1:" in problem
+    assert "not announced yet, its broker does not answer: no broker of 127.0.0.1:" in problem
 
 
 async def test_rabbitmq_is_not_there_yet(own_rabbit: RabbitServer, database_url: str, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ async def test_rabbitmq_is_not_there_yet(own_rabbit: RabbitServer, database_url:
     finally:
         own_rabbit.start()
 
-    assert "it is not announced yet, for its broker cannot be asked: RabbitMQ cannot be reached (127.0.0.1:" in problem
+    assert "not announced yet, its broker does not answer: RabbitMQ cannot be reached (127.0.0.1:" in problem
 
 
 @pytest.mark.parametrize("scheme", ["kafka", "amqp"])

@@ -153,7 +153,7 @@ async def test_a_service_whose_broker_is_down_is_announced_when_it_is_there_and_
             await until(lambda: subscribed(database_url) == [("shop", "order", True)])
             await until(lambda: ask(database_url, "select state from run") == [("committed",)])
             await until(lambda: intake_of(running).problem is None)
-    said = "service shop receives nothing: it is not announced yet, for its broker cannot be asked: it is down"
+    said = "intake: cannot receive (service shop: not announced yet, its broker does not answer: it is down)"
     assert caplog.messages.count(said) == 1
 
 

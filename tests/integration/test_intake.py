@@ -232,7 +232,7 @@ async def test_a_broker_that_refuses_is_asked_again_and_says_why(
         broker.failure = None
         await until(lambda: broker.acknowledged)
         await until(lambda: intake.problem is None)
-    assert "service shop receives nothing: topic orders does not exist: create it" in caplog.text
+    assert "intake: cannot receive (service shop: topic orders does not exist: create it" in caplog.text
     assert all(consumer.closed for consumer in broker.consumers)
 
 

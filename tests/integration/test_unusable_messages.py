@@ -182,7 +182,7 @@ async def test_a_message_that_no_saga_of_the_service_is_subscribed_to_is_a_dead_
     ]
     ((reason,),) = ask(database_url, "select distinct reason from dead_letter")
     assert reason.startswith("no saga of shop listens on 'invoices'")
-    assert "a message at invoices[0]@2 is a dead letter now: no saga of shop listens on" in caplog.text
+    assert "intake: message became a dead letter (position invoices[0]@2: no saga of shop listens on" in caplog.text
     assert (intake.counters.taken_in, intake.counters.dead_letters) == (1, 4)
     # The other service takes it in all the same, and so does this one once it has a saga.
     broker = FakeBroker([foreign, ours])

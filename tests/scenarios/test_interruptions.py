@@ -394,7 +394,7 @@ async def test_q65_what_the_database_refuses_when_a_failure_is_written_is_counte
         await until(is_parked)
     run = await root(app, handle)
     assert "DataException 22000;" in (run.reason or "")  # what the server says of values stays out of it
-    assert "waits for a connection" not in caplog.text
+    assert "run: waiting for a connection" not in caplog.text
 
 
 async def test_q61_a_failure_in_the_last_turn_of_a_slot_leaves_no_transaction_open(

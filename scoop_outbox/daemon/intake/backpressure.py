@@ -40,10 +40,14 @@ class Backpressure:
         waiting = await driver.run(count_due(self._service, self._sagas, self._high))
         self._room = self._high - waiting
         if not member.paused and waiting >= self._high:
-            log.info("service %s takes in no more: %d runs lie waiting", self._service, waiting)
+            log.info(
+                "intake: paused (service %s: %d runs due, high water mark %d)",
+                *(self._service, waiting, self._high),
+                extra={"service": self._service},
+            )
             await member.pause()
         elif member.paused and waiting <= self._low:
-            log.info("service %s takes in again", self._service)
+            log.info("intake: resumed (service %s)", self._service, extra={"service": self._service})
             await member.resume()
 
     def took(self, count: int) -> None:

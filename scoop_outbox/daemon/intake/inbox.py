@@ -74,7 +74,16 @@ class Inbox:
             await driver.run(bury(unhandled, self._service))
             unusable += unhandled
         for one_unusable in unusable:
-            log.error("a message at %s is a dead letter now: %s", one_unusable.position, one_unusable.reason)
+            log.error(
+                "intake: message became a dead letter (position %s: %s)",
+                *(one_unusable.position, one_unusable.reason),
+                extra={
+                    "service": self._service,
+                    "message_id": one_unusable.envelope.id,
+                    "position": one_unusable.position,
+                    "reason": one_unusable.reason,
+                },
+            )
         self.counters.taken_in += len(deliveries) - len(unusable)
         self.counters.dead_letters += len(unusable)
 

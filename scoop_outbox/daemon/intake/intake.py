@@ -115,14 +115,22 @@ class Intake:
                     continue
                 except BrokerError as error:
                     self._error = str(error)
-                    log.error("service %s receives nothing: %s", self._service, error)  # noqa: TRY400
+                    log.error(  # noqa: TRY400
+                        "intake: cannot receive (service %s: %s)",
+                        *(self._service, error),
+                        extra={"service": self._service, "reason": self._error},
+                    )
                     await self._member.leave()
                 except DATABASE_ERRORS as error:
                     await self._hold_out(await self._database.failed(error))
                     continue
                 except Exception as error:
                     self._error = f"{type(error).__name__}, see the log"
-                    log.exception("service %s takes nothing in; trying again", self._service)
+                    log.exception(
+                        "intake: failed unexpectedly, retrying (service %s)",
+                        self._service,
+                        extra={"service": self._service},
+                    )
                     await self._database.close()
                     await self._member.leave()
                 failures += 1
@@ -154,9 +162,13 @@ class Intake:
         announcer = self._announcer
         if announcer is None or await announcer.announce(driver) or await announcer.is_known(driver):
             return True
-        problem = f"it is not announced yet, for its broker cannot be asked: {announcer.problem}"
+        problem = f"not announced yet, its broker does not answer: {announcer.problem}"
         if problem != self._error:
-            log.warning("service %s receives nothing: %s", self._service, problem)
+            log.warning(
+                "intake: cannot receive (service %s: %s)",
+                *(self._service, problem),
+                extra={"service": self._service, "reason": problem},
+            )
         self._error = problem
         await self._stopped_within(_ASK_AGAIN)
         return False
@@ -173,7 +185,7 @@ class Intake:
                         await self._member.receive(min(left, _WAIT))
                     continue
             except Exception as error:
-                log.exception("service %s has lost its place at the broker", self._service)
+                log.exception("intake: consumer lost (service %s)", self._service, extra={"service": self._service})
                 self._error = str(error)
                 await self._member.leave()
             await self._stopped_within(left)

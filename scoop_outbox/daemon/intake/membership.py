@@ -105,7 +105,11 @@ class Membership:
                 with own_cancellation_only():
                     await consumer.close()
             except Exception:
-                log.exception("service %s did not leave the broker in good order", self._subscription.service)
+                log.exception(
+                    "intake: consumer not closed cleanly (service %s)",
+                    self._subscription.service,
+                    extra={"service": self._subscription.service},
+                )
 
     def _held(self) -> Consumer:
         assert self._consumer is not None  # noqa: S101 - callers have joined

@@ -104,11 +104,20 @@ class Slots:
             self._interrupted(slot, Interruption.of(slot.saga, error))
         except CONNECTION_ERRORS as error:
             # Nothing was begun: that there is no connection says nothing of the run.
-            log.warning("run %s of saga %s waits for a connection: %s", slot.run_id, slot.saga, words(error))
+            log.warning(
+                "run: waiting for a connection (saga %s, run %s: %s)",
+                *(slot.saga, slot.run_id, words(error)),
+                extra={"saga": slot.saga, "run_id": slot.run_id},
+            )
         except StrayCancellationError:
             self._interrupted(slot, Interruption(slot.saga, "something that it waited for was cancelled", MACHINERY))
         except Exception as error:
-            log.exception("run %s of saga %s cannot be executed", slot.run_id, slot.saga)
+            log.exception(
+                "run: execution failed unexpectedly (saga %s, run %s)",
+                slot.saga,
+                slot.run_id,
+                extra={"saga": slot.saga, "run_id": slot.run_id},
+            )
             reason = f"it cannot be executed: {type(error).__name__}, see the log"
             self._interrupted(slot, Interruption(slot.saga, reason, MACHINERY))
         finally:
@@ -162,7 +171,12 @@ class Slots:
         late = {slot: task for slot, task in tasks.items() if not task.done()}
         aborted = []
         for slot, task in late.items():
-            log.warning("a step of run %s did not finish within %.0f s; it will be executed again", slot.run_id, grace)
+            log.warning(
+                "run: step not finished in time, will be executed again (run %s, grace %.0f s)",
+                slot.run_id,
+                grace,
+                extra={"run_id": slot.run_id},
+            )
             blocking = self._connections.of_thread(slot.run_id)
             if blocking is None:
                 task.cancel()

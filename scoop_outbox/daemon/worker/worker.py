@@ -132,7 +132,7 @@ class Worker:
             try:
                 await self._feeder.leave(driver)
             except DATABASE_ERRORS as error:
-                log.info("the worker could not say that it leaves, and counts as alive for a moment: %s", words(error))
+                log.info("worker: departure not announced, counts as alive for a moment (%s)", words(error))
         await self._database.close()
 
     def _offer(self, run_id: uuid.UUID, saga: str, version: str, delay: float) -> bool:
