@@ -143,7 +143,7 @@ async def stage(app: Scoop, control: Control, topic: str, count: int, *, keyed: 
             for number in range(first, min(first + _BATCH, count))
         ]
         async with service_of(app).home.driver() as driver:
-            await driver.run(launch_and_commit(batch, service_of(app).signals, via_broker=True))
+            await driver.run(launch_and_commit(batch, service_of(app).hints, via_broker=True))
     found = [
         Envelope(message_id, topic, key, bytes(body), content_type, {**headers, "scoop-home": home})
         for message_id, topic, key, body, content_type, headers, home in await control.all(_READ, {"topic": topic})

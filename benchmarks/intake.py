@@ -114,7 +114,7 @@ async def _ours(control: Control, app: Scoop, count: int) -> float:
     await app.announce()
     ours = service_of(app)
     assert ours.broker is not None
-    intake = Intake(ours.home, ours.broker, ours.subscription, app.sagas, ours.signals, high=10 * count, low=9 * count)
+    intake = Intake(ours.home, ours.broker, ours.subscription, app.sagas, ours.hints, high=10 * count, low=9 * count)
     running = asyncio.create_task(intake.run())
     try:
         while not intake.counters.taken_in:

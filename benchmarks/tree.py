@@ -185,7 +185,7 @@ async def one_by_one(control: Control, app: Scoop, topic: str, count: int) -> tu
         started = time.perf_counter()
         ended.clear()
         handle = await app.launch(topic, {"number": number})
-        with service_of(app).signals.awaiting(handle.id, functools.partial(loop.call_soon_threadsafe, ended.set)):
+        with service_of(app).hints.awaiting(handle.id, functools.partial(loop.call_soon_threadsafe, ended.set)):
             await ended.wait()
         took.append((time.perf_counter() - started) * 1000)
     return took, statistics.median(commits)

@@ -14,7 +14,7 @@ from scoop_outbox import Scoop
 from scoop_outbox.app import service_of
 from scoop_outbox.core.plans.launch import launch_and_commit
 from scoop_outbox.daemon.daemons import Daemons
-from scoop_outbox.daemon.signals import mail_channel
+from scoop_outbox.daemon.hints import mail_channel
 from scoop_outbox.scope import emission
 
 WARM_UP = 64
@@ -63,7 +63,7 @@ async def launch_in_bulk(app: Scoop, topic: str, count: int) -> None:
             for n in range(first, min(first + _BATCH, count))
         ]
         async with service_of(app).home.driver() as driver:
-            await driver.run(launch_and_commit(batch, service_of(app).signals))
+            await driver.run(launch_and_commit(batch, service_of(app).hints))
 
 
 async def prepare(control: Control, topic: str, count: int, warm_up: int = WARM_UP) -> None:
@@ -83,7 +83,7 @@ async def prepare(control: Control, topic: str, count: int, warm_up: int = WARM_
 
 async def release(control: Control) -> datetime:
     """Give the runs that were held back their mail, wake the workers, and return the time."""
-    channel = service_of(build(control.url)).signals.channel(mail_channel(SERVICE))
+    channel = service_of(build(control.url)).hints.channel(mail_channel(SERVICE))
     time: datetime = await control.one(_RELEASE, {"channel": channel})
     return time
 

@@ -261,7 +261,7 @@ class Scoop:
     @property
     def unhandled(self) -> Mapping[str, int]:
         """How many messages this process has launched on topics that no saga is subscribed to, by topic."""
-        return self._service.signals.unhandled.counts
+        return self._service.hints.unhandled.counts
 
     def handle(self, message_id: uuid.UUID) -> Handle:
         """Return the handle of a message whose id was kept."""
@@ -309,7 +309,7 @@ class Scoop:
             DatabaseError: the database cannot be reached or is not migrated.
         """
         async with self._service.home.driver() as driver:
-            answer = await driver.run(parking.retry(run_id, self._service.signals))
+            answer = await driver.run(parking.retry(run_id, self._service.hints))
         log.info(
             "run: retry requested (service %s, run %s: %s)",
             *(self.service, run_id, answer),

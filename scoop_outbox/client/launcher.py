@@ -66,40 +66,40 @@ class Launcher:
 
     async def _launch(self, launched: Sequence[Emission], session: AsyncTransaction | None) -> None:
         await self._introduce()
-        home, signals = self._service.home, self._service.signals
+        home, hints = self._service.home, self._service.hints
         via_broker, here = self._carried_by_broker, self._here(launched)
         unhandled: Unhandled
         if session is not None:
             whose = home.whose
             with map_missing_tables(home.url):
                 plan = launch(launched, via_broker=via_broker, here=here)
-                unhandled = await run_joined(plan, session, home.queries, signals.outbox, whose)
+                unhandled = await run_joined(plan, session, home.queries, hints.outbox, whose)
         else:
             async with home.claiming_driver() if _claims(launched) else home.driver() as driver:
-                plan = launch_and_commit(launched, signals, via_broker=via_broker, here=here)
+                plan = launch_and_commit(launched, hints, via_broker=via_broker, here=here)
                 unhandled = await driver.run(plan)
         self._note_unhandled(unhandled)
 
     def _launch_sync(self, launched: Sequence[Emission], session: Transaction | None) -> None:
         self._introduce_sync()
-        home, signals = self._service.home, self._service.signals
+        home, hints = self._service.home, self._service.hints
         via_broker, here = self._carried_by_broker, self._here(launched)
         unhandled: Unhandled
         if session is not None:
             whose = home.whose
             with map_missing_tables(home.url):
                 plan = launch(launched, via_broker=via_broker, here=here)
-                unhandled = run_joined_blocking(plan, session, home.queries, signals.outbox, whose)
+                unhandled = run_joined_blocking(plan, session, home.queries, hints.outbox, whose)
         else:
             with home.blocking_claiming_driver() if _claims(launched) else home.blocking_driver() as driver:
-                plan = launch_and_commit(launched, signals, via_broker=via_broker, here=here)
+                plan = launch_and_commit(launched, hints, via_broker=via_broker, here=here)
                 unhandled = driver.run(plan)
         self._note_unhandled(unhandled)
 
     def _note_unhandled(self, topics: Unhandled) -> None:
         if topics:
             via_broker = self._service.broker is not None
-            self._service.signals.unhandled.note(topics, self._service.name, via_broker=via_broker)
+            self._service.hints.unhandled.note(topics, self._service.name, via_broker=via_broker)
 
     async def _introduce(self) -> None:
         """Before the first launch: make this service known, unless it is for a broker to say whether it can receive."""

@@ -38,7 +38,7 @@ async def serve(
             service.home,
             service.subscription,
             service.sagas,
-            signals=service.signals,
+            hints=service.hints,
             announcer=service.announcer,
             broker=service.broker,
             relay=relay,

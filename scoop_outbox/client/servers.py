@@ -10,7 +10,7 @@ from scoop_outbox.broker.protocol import Broker
 from scoop_outbox.client.waiters import Outcomes
 from scoop_outbox.core.plans.subscriptions import check_without_broker, list_services_via_broker
 from scoop_outbox.core.statement import Plan
-from scoop_outbox.daemon.signals import Signals
+from scoop_outbox.daemon.hints import ProcessHints
 from scoop_outbox.errors import DatabaseError
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.schema import checked_schema
@@ -63,7 +63,7 @@ class Servers:
         self._max_body = max_body
         self.limits  # noqa: B018 - refuses what cannot be
         self._home: Home | None = None if self._database is None else self._open()
-        self._signals: Signals | None = None
+        self._hints: ProcessHints | None = None
         self._outcomes: Outcomes | None = None
 
     def use_broker(self, url: str | None, settings: Mapping[str, object]) -> None:
@@ -78,7 +78,7 @@ class Servers:
         """Use another database than was declared."""
         self._database = url
         self._home = self._open()
-        self._signals = None
+        self._hints = None
         self._outcomes = None
 
     def _load_broker(self) -> Broker | None:
@@ -110,17 +110,17 @@ class Servers:
         return self._home
 
     @property
-    def signals(self) -> Signals:
+    def hints(self) -> ProcessHints:
         """The hints between the daemons of this process and its launches."""
-        if self._signals is None:
-            self._signals = Signals(self.home)
-        return self._signals
+        if self._hints is None:
+            self._hints = ProcessHints(self.home)
+        return self._hints
 
     @property
     def outcomes(self) -> Outcomes:
         """How launched messages end, for those who wait."""
         if self._outcomes is None:
-            self._outcomes = Outcomes(self.home, self.signals)
+            self._outcomes = Outcomes(self.home, self.hints)
         return self._outcomes
 
     @property
@@ -136,15 +136,15 @@ class Servers:
     async def close(self) -> None:
         """Close the connections of this event loop, and the blocking ones."""
         try:
-            if self._signals is not None:
-                await self._signals.close()
+            if self._hints is not None:
+                await self._hints.close()
         finally:
             if self._home is not None:
                 await self._home.dispose()
 
     def close_sync(self) -> None:
         """Close the connections of blocking calls."""
-        if self._signals is not None:
-            self._signals.close_blocking()
+        if self._hints is not None:
+            self._hints.close_blocking()
         if self._home is not None:
             self._home.dispose_blocking()

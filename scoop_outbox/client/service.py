@@ -10,7 +10,7 @@ from scoop_outbox._generics import T
 from scoop_outbox.broker.protocol import Broker, Resource, Subscription
 from scoop_outbox.client.servers import Servers
 from scoop_outbox.daemon.announcer import Announcer
-from scoop_outbox.daemon.signals import Signals
+from scoop_outbox.daemon.hints import ProcessHints
 from scoop_outbox.errors import DefinitionError
 from scoop_outbox.message import Topic, checked_name, topic_name
 from scoop_outbox.saga import Saga
@@ -135,13 +135,13 @@ class Service:
         return self.servers.home
 
     @property
-    def signals(self) -> Signals:
+    def hints(self) -> ProcessHints:
         """The hints between the daemons of this process and its launches.
 
         Raises:
             DatabaseError: no database was given.
         """
-        return self.servers.signals
+        return self.servers.hints
 
     @property
     def broker(self) -> Broker | None:

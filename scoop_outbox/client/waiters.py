@@ -17,9 +17,9 @@ from scoop_outbox.core.plans.failures import Known, recall
 from scoop_outbox.core.plans.inspect import read_origins, read_roots
 from scoop_outbox.core.run import RunState
 from scoop_outbox.core.statement import Plan
+from scoop_outbox.daemon.hints import ProcessHints
 from scoop_outbox.daemon.loops import call_on
 from scoop_outbox.daemon.polling import AdaptivePolling
-from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.failure import DistributedError, Failure
 from scoop_outbox.scope import Result
 from scoop_outbox.store.home import Home
@@ -27,7 +27,7 @@ from scoop_outbox.store.home import Home
 _SHORTEST_LOOK, _LONGEST_LOOK = 0.002, 0.1
 """Seconds from one look to the next while other processes are not heard."""
 _LONGEST_IF_TOLD = 1.0
-"""Seconds from one look to the next otherwise: a signal may be lost."""
+"""Seconds from one look to the next otherwise: a hint may be lost."""
 _NAMED = 5
 """Of how many failures of several a line names the root cause."""
 
@@ -95,13 +95,13 @@ class Outcomes:
 
     Args:
         home: where the messages are.
-        signals: tells of messages that have been handled, in this process or another.
+        hints: tells of messages that have been handled, in this process or another.
     """
 
-    def __init__(self, home: Home, signals: Signals) -> None:
+    def __init__(self, home: Home, hints: ProcessHints) -> None:
         """Look for nobody yet."""
         self._home = home
-        self._signals = signals
+        self._hints = hints
         self._lookouts: dict[asyncio.AbstractEventLoop, _Lookout] = {}
 
     async def of(self, message_id: uuid.UUID) -> Outcome:
@@ -115,9 +115,9 @@ class Outcomes:
         if lookout is None:
             for other in [other for other in list(self._lookouts) if other.is_closed()]:
                 self._lookouts.pop(other, None)  # somebody still waited there
-            lookout = self._lookouts[loop] = _Lookout(self._home, self._signals)
+            lookout = self._lookouts[loop] = _Lookout(self._home, self._hints)
         try:
-            with self._signals.awaiting(message_id, lookout.wake):
+            with self._hints.awaiting(message_id, lookout.wake):
                 return await lookout.of(message_id)
         finally:
             if not lookout.waited_for:
@@ -138,15 +138,15 @@ class Outcomes:
         """
         woken = threading.Event()
         pause = _SHORTEST_LOOK
-        with self._signals.awaiting(message_id, woken.set):
+        with self._hints.awaiting(message_id, woken.set):
             while True:
                 woken.clear()
                 with self._home.blocking_driver() as driver:
                     outcome = driver.run(read_outcomes([message_id], self._home.failures)).get(message_id)
                 if outcome is not None:
                     return outcome
-                self._signals.say_waiting()
-                longest = _LONGEST_IF_TOLD if self._signals.hears_of_ends else _LONGEST_LOOK
+                self._hints.say_waiting()
+                longest = _LONGEST_IF_TOLD if self._hints.hears_of_ends else _LONGEST_LOOK
                 pause = longest if longest is _LONGEST_IF_TOLD else min(pause * 2, longest)
                 left = pause * random.uniform(0.8, 1.0)
                 if deadline is not None:
@@ -159,9 +159,9 @@ class Outcomes:
 class _Lookout:
     """The waiting callers of one event loop."""
 
-    def __init__(self, home: Home, signals: Signals) -> None:
+    def __init__(self, home: Home, hints: ProcessHints) -> None:
         self._home = home
-        self._signals = signals
+        self._hints = hints
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[uuid.UUID, list[asyncio.Future[Outcome]]] = {}
         self._task: asyncio.Task[None] | None = None
@@ -219,8 +219,8 @@ class _Lookout:
             if ended:
                 await asyncio.sleep(0)  # those who were answered go away before the next look
             else:
-                self._signals.say_waiting()
-                await (self._polling_if_told if self._signals.hears_of_ends else self._polling).sleep()
+                self._hints.say_waiting()
+                await (self._polling_if_told if self._hints.hears_of_ends else self._polling).sleep()
 
 
 def read_outcomes(messages: Sequence[uuid.UUID], known: Known) -> Plan[dict[uuid.UUID, Outcome]]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
+from scoop_outbox.daemon.hints import ProcessHints
 from scoop_outbox.daemon.intake.intake import Intake
 from scoop_outbox.daemon.relay.relay import Relay
-from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.daemon.worker.worker import Worker
 
 
@@ -37,13 +37,13 @@ class Daemons:
         self.intake = intake
         self.service = service
         self.sagas = sagas
-        self.signals: Signals | None = None
+        self.hints: ProcessHints | None = None
         self.tasks: list[asyncio.Task[None]] = []
 
     @property
     def unhandled(self) -> Mapping[str, int]:
         """See the class."""
-        return {} if self.signals is None else self.signals.unhandled.counts
+        return {} if self.hints is None else self.hints.unhandled.counts
 
     @property
     def died(self) -> list[str]:

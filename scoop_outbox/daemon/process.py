@@ -1,4 +1,4 @@
-"""What a process runs: relay, workers and signals, started together and stopped with grace."""
+"""What a process runs: relay, workers and hints, started together and stopped with grace."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from contextlib import asynccontextmanager
 from scoop_outbox.broker.protocol import Broker, Publisher, Subscription
 from scoop_outbox.daemon.announcer import Announcer
 from scoop_outbox.daemon.daemons import error_of
+from scoop_outbox.daemon.hints import ProcessHints
 from scoop_outbox.daemon.intake.backpressure import HIGH_WATER
 from scoop_outbox.daemon.intake.intake import Intake
 from scoop_outbox.daemon.relay.home_publisher import HomePublisher
 from scoop_outbox.daemon.relay.relay import Relay
 from scoop_outbox.daemon.running import Running
-from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.daemon.worker.interruptions import MOST
 from scoop_outbox.daemon.worker.worker import SLOTS, Worker
 from scoop_outbox.errors import BrokerError
@@ -37,7 +37,7 @@ async def daemons(
     subscription: Subscription,
     sagas: Mapping[str, Saga],
     *,
-    signals: Signals,
+    hints: ProcessHints,
     announcer: Announcer,
     broker: Broker | None = None,
     relay: bool = True,
@@ -53,7 +53,7 @@ async def daemons(
         home: the database.
         subscription: whose runs the worker executes, and what it receives.
         sagas: the service's sagas by name.
-        signals: the hints of this process.
+        hints: the hints of this process.
         announcer: makes the service known before it works. While its broker is down, intake does so later.
         broker: None is the built-in one, where the relay takes in for all services.
         relay: whether to relay.
@@ -67,13 +67,13 @@ async def daemons(
         BrokerError: the broker says that this cannot work; then the service has not been announced.
     """
     serving = worker and bool(sagas)
-    relaying = await _relay(home, broker, signals) if relay else None
+    relaying = await _relay(home, broker, hints) if relay else None
     if serving or broker is None:
         await _announce(home, announcer, relaying)
     names = _with_former(sagas)
     new_worker = functools.partial(
         Worker,
-        *(home, subscription.service, names, signals, slots),
+        *(home, subscription.service, names, hints, slots),
         via_broker=broker is not None,
         max_interruptions=max_interruptions,
     )
@@ -81,24 +81,24 @@ async def daemons(
         home,
         relaying,
         new_worker() if serving else None,
-        Intake(home, broker, subscription, sagas, signals, announcer, high=high_water, low=high_water // 2)
+        Intake(home, broker, subscription, sagas, hints, announcer, high=high_water, low=high_water // 2)
         if serving and broker is not None
         else None,
         subscription.service,
         list(names),
     )
-    running.tasks = _start(running, signals)
+    running.tasks = _start(running, hints)
     try:
         yield running
     finally:
-        await _drain(running, grace, signals)
+        await _drain(running, grace, hints)
 
 
-async def _drain(running: Running, grace: float, signals: Signals) -> None:
+async def _drain(running: Running, grace: float, hints: ProcessHints) -> None:
     try:
         await _stop(running, grace)
     finally:
-        signals.detach()
+        hints.detach()
 
 
 async def _stop(running: Running, grace: float) -> None:
@@ -120,9 +120,9 @@ async def _stop(running: Running, grace: float) -> None:
     await running.close()
 
 
-def _start(running: Running, signals: Signals) -> list[asyncio.Task[None]]:
-    running.signals = signals
-    named = {"signals": signals, "relay": running.relay, "worker": running.worker, "intake": running.intake}
+def _start(running: Running, hints: ProcessHints) -> list[asyncio.Task[None]]:
+    running.hints = hints
+    named = {"hints": hints, "relay": running.relay, "worker": running.worker, "intake": running.intake}
     tasks = [
         asyncio.create_task(daemon.run(), name=f"scoop_outbox {name}")
         for name, daemon in named.items()
@@ -148,8 +148,8 @@ def _with_former(sagas: Mapping[str, Saga]) -> dict[str, Saga]:
     return {name: saga for saga in sagas.values() for name in (*saga.formerly, saga.name)}
 
 
-async def _relay(home: Home, broker: Broker | None, signals: Signals) -> Relay:
-    relay = Relay(home, await _publisher(home, broker, signals), signals)
+async def _relay(home: Home, broker: Broker | None, hints: ProcessHints) -> Relay:
+    relay = Relay(home, await _publisher(home, broker, hints), hints)
     try:
         await relay.check()
     except BrokerError:
@@ -158,9 +158,9 @@ async def _relay(home: Home, broker: Broker | None, signals: Signals) -> Relay:
     return relay
 
 
-async def _publisher(home: Home, broker: Broker | None, signals: Signals) -> Publisher:
+async def _publisher(home: Home, broker: Broker | None, hints: ProcessHints) -> Publisher:
     if broker is None:
-        return HomePublisher(home, signals)
+        return HomePublisher(home, hints)
     return await broker.publisher(home.application)
 
 

@@ -124,7 +124,7 @@ class Carrier(threading.Thread):
         problem = ""
         while True:
             try:
-                with self._home.connect_bare(f"{self._home.application}:signals") as connection:
+                with self._home.connect_bare(f"{self._home.application}:notifier") as connection:
                     if problem:
                         log.info("notifier: connected again")
                         problem = ""
@@ -223,7 +223,7 @@ class Carrier(threading.Thread):
 
 
 def note_missing(reason: object, error: BaseException | None = None) -> None:
-    """Warn that there is no connection for signals; `error` is logged with its traceback."""
+    """Warn that there is no connection for the notifier; `error` is logged with its traceback."""
     log.warning("notifier: not connected, work of other processes is found by polling (%s)", reason, exc_info=error)
 
 

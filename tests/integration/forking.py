@@ -38,8 +38,8 @@ def backends(url: str) -> set[int]:
 
 
 def with_signals(url: str) -> set[int]:
-    """Return all connections, once the one for signals is there, which a thread opens."""
-    question = "select from pg_stat_activity where datname = current_database() and application_name like '%:signals'"
+    """Return all connections, once the one for hints is there, which a thread opens."""
+    question = "select from pg_stat_activity where datname = current_database() and application_name like '%:notifier'"
     until(lambda: rows(url, question))
     return backends(url)
 
@@ -250,11 +250,11 @@ def hearing(url: str) -> None:
 
     def hear(number: int) -> None:
         message_id, heard = uuid7(), threading.Event()
-        with service_of(app).signals.awaiting(message_id, heard.set):
-            until(lambda: service_of(app).signals.hears_of_ends)
+        with service_of(app).hints.awaiting(message_id, heard.set):
+            until(lambda: service_of(app).hints.hears_of_ends)
             heard.clear()  # it is also called when this process begins to hear
             with psycopg.connect(url) as other:
-                channel = service_of(app).signals.channel("ended")
+                channel = service_of(app).hints.channel("ended")
                 other.execute("select pg_notify(%s, %s)", (channel, message_id.hex))
             assert heard.wait(_PATIENCE)
 

@@ -12,8 +12,8 @@ from scoop_outbox import Scoop
 from scoop_outbox.app import service_of
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, PublishStatus, Receipt
 from scoop_outbox.core.plans.launch import launch, launch_and_commit
+from scoop_outbox.daemon.hints import ProcessHints
 from scoop_outbox.daemon.relay.relay import Relay
-from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.message import Envelope
 from scoop_outbox.scope import Emission, emission
 from scoop_outbox.store.external_transaction import run_joined_blocking
@@ -63,7 +63,7 @@ class FakePublisher:
 @asynccontextmanager
 async def relaying(url: str, publisher: FakePublisher) -> AsyncIterator[Relay]:
     home = Home(url, DEFAULT_SCHEMA, "relay test")
-    relay = Relay(home, publisher, Signals(home))
+    relay = Relay(home, publisher, ProcessHints(home))
     task = asyncio.create_task(relay.run())
     try:
         yield relay

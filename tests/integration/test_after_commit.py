@@ -11,14 +11,14 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from scoop_outbox import Scoop
-from scoop_outbox.daemon.signals import Signals
+from scoop_outbox.daemon.hints import ProcessHints
 from tests.integration.relaying import left
 
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     told: list[str] = []
-    monkeypatch.setattr(Signals, "outbox", lambda signals: told.append("outbox"))
+    monkeypatch.setattr(ProcessHints, "outbox", lambda hints: told.append("outbox"))
     return told
 
 

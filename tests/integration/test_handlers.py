@@ -88,7 +88,7 @@ async def taken_in(app: Scoop, url: str) -> None:
     rows = ask(url, "select message_id::text, topic, key, body, headers from outbox")
     batch = [Envelope(row[0], row[1], row[2], bytes(row[3]), "application/json", row[4]) for row in rows]
     async with service_of(app).home.driver() as driver:
-        await driver.run(take_in(batch, service_of(app).signals))
+        await driver.run(take_in(batch, service_of(app).hints))
     await app.close()
 
 

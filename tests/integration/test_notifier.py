@@ -16,10 +16,10 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from scoop_outbox import Draft, Handle, Message, Scoop, Scope
 from scoop_outbox.app import service_of
 from scoop_outbox.client import waiters
-from scoop_outbox.daemon import signals as signals_module
+from scoop_outbox.daemon import hints as signals_module
+from scoop_outbox.daemon.hints import ProcessHints
 from scoop_outbox.daemon.polling import AdaptivePolling
 from scoop_outbox.daemon.relay import relay as relay_module
-from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.daemon.worker import feeder as feeder_module
 from scoop_outbox.store import carrier as carrier_module
 from scoop_outbox.store.carrier import LONGEST
@@ -59,18 +59,18 @@ async def program(database_url: str) -> AsyncIterator[Scoop]:
     """Yield the application of a program that runs nothing, beside a worker with a relay."""
     working, program = app_of(database_url), app_of(database_url)
     async with working.running():
-        await until(lambda: service_of(working).signals.listening)
+        await until(lambda: service_of(working).hints.listening)
         yield program
         await program.close()
 
 
 def connections(url: str) -> int:
-    """Return how many connections for signals there are."""
+    """Return how many connections for hints there are."""
     with psycopg.connect(url) as connection:
         question = (
             "select count(*) from pg_stat_activity where datname = current_database() and application_name like %s"
         )
-        row = connection.execute(question, ("%:signals",)).fetchone()
+        row = connection.execute(question, ("%:notifier",)).fetchone()
     assert row is not None
     return int(row[0])
 
@@ -145,7 +145,7 @@ async def test_nobody_tells_of_ends_while_nobody_waits(database_url: str, monkey
     monkeypatch.setattr(Notifier, "notify", noted)
     working, program = app_of(database_url), app_of(database_url)
     async with working.running():
-        await until(lambda: service_of(working).signals.listening)
+        await until(lambda: service_of(working).hints.listening)
         for number in range(5):
             await program.launch("orders", number)
         await until(lambda: runs(database_url) == 5)
@@ -153,7 +153,7 @@ async def test_nobody_tells_of_ends_while_nobody_waits(database_url: str, monkey
         handle = await program.launch("orders", 5)
         assert await handle.wait(LONG) == "taken"
         assert ("waiting", "") in told
-        await until(lambda: service_of(working).signals._told_until > 0.0)
+        await until(lambda: service_of(working).hints._told_until > 0.0)
         handle = await program.launch("orders", 6)
         assert await handle.wait(LONG) == "taken"
         assert ("ended", handle.id.hex) in told
@@ -161,7 +161,7 @@ async def test_nobody_tells_of_ends_while_nobody_waits(database_url: str, monkey
 
 
 async def test_nt_who_begins_to_wait_is_told_though_nobody_was_told_before(never_polls: None, program: Scoop) -> None:
-    for working in [signals for signals in _signals() if signals._loop is not None]:
+    for working in [hints for hints in _hints() if hints._loop is not None]:
         working._told_until = 0.0
     assert await (await program.launch("orders", 1)).wait(LONG) == "taken"
 
@@ -169,15 +169,15 @@ async def test_nt_who_begins_to_wait_is_told_though_nobody_was_told_before(never
 def test_who_is_heard_to_wait_anew_is_had_look_once(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr(Notifier, "notify", lambda _, channel, payload="": told.append(channel))
-    signals = Signals(service_of(app_of(database_url)).home)
-    signals._heard("waiting", [""])
+    hints = ProcessHints(service_of(app_of(database_url)).home)
+    hints._heard("waiting", [""])
     assert told == ["ended"]  # what was handled a moment ago was told to nobody
-    signals._heard("waiting", [""])
+    hints._heard("waiting", [""])
     assert told == ["ended"]
 
 
-def _signals() -> list[Signals]:
-    return [one for one in gc.get_objects() if isinstance(one, Signals)]
+def _hints() -> list[ProcessHints]:
+    return [one for one in gc.get_objects() if isinstance(one, ProcessHints)]
 
 
 async def test_one_connection_is_opened_at_the_first_launch_and_closed_with_the_application(database_url: str) -> None:
@@ -201,14 +201,14 @@ async def test_a_connection_that_nobody_needs_is_closed_after_a_while(
     monkeypatch.setattr(carrier_module, "IDLE", 0.05)
     app = app_of(database_url)
     handle = await app.launch("orders", 1)
-    await until(lambda: service_of(app).signals._notifier._carrier is None)
+    await until(lambda: service_of(app).hints._notifier._carrier is None)
     await until(lambda: connections(database_url) == 0)
     waiting = asyncio.create_task(handle.wait())
-    await until(lambda: service_of(app).signals.hears_of_ends)
-    carrier = service_of(app).signals._notifier._carrier
+    await until(lambda: service_of(app).hints.hears_of_ends)
+    carrier = service_of(app).hints._notifier._carrier
     async with app_of(database_url).running():
         assert await waiting == "taken"
-    assert service_of(app).signals._notifier._carrier in (carrier, None)  # it was kept while somebody waited
+    assert service_of(app).hints._notifier._carrier in (carrier, None)  # it was kept while somebody waited
     await until(lambda: connections(database_url) == 0)
     await app.close()
 
@@ -216,7 +216,7 @@ async def test_a_connection_that_nobody_needs_is_closed_after_a_while(
 def test_an_application_that_is_dropped_leaves_neither_connection_nor_thread(database_url: str) -> None:
     app = app_of(database_url)
     app.launch_sync("orders", 1)
-    carrier = service_of(app).signals._notifier._carrier
+    carrier = service_of(app).hints._notifier._carrier
     assert carrier is not None
     service_of(app).home.dispose_blocking()
     del app
@@ -237,11 +237,11 @@ def test_payloads_are_told_together_as_long_as_they_fit() -> None:
 def test_of_too_many_payloads_it_is_told_that_there_were_some(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    signals = Signals(service_of(app_of(database_url)).home)
+    hints = ProcessHints(service_of(app_of(database_url)).home)
     monkeypatch.setattr(Notifier, "_wake", lambda _: None)
     for number in range(MOST + 1):
-        signals._notifier.notify("ended", f"{number:032x}")
-    assert signals._notifier.take() == {"ended": {"": None}}
+        hints._notifier.notify("ended", f"{number:032x}")
+    assert hints._notifier.take() == {"ended": {"": None}}
 
 
 def test_a_failure_that_nobody_thought_of_is_said_and_does_not_end_the_thread(
@@ -272,10 +272,10 @@ def test_a_failure_that_nobody_thought_of_is_said_and_does_not_end_the_thread(
 async def test_closing_elsewhere_leaves_those_who_need_to_hear_alone(database_url: str, never_polls: None) -> None:
     app, other = app_of(database_url), app_of(database_url)
     async with app.running():
-        await until(lambda: service_of(app).signals.listening)
+        await until(lambda: service_of(app).hints.listening)
         await asyncio.to_thread(lambda: asyncio.run(app.close()))
         await asyncio.to_thread(app.close_sync)
-        assert service_of(app).signals.listening
+        assert service_of(app).hints.listening
         for _ in range(3):
             assert await (await other.launch("orders", 1)).wait(LONG) == "taken"
     await other.close()
@@ -294,9 +294,9 @@ def test_a_hint_that_cannot_be_carried_fails_no_launch(
             app.launch_sync("orders", number)
         app.close_sync()
     assert caplog.text.count("can't start new thread") == 1
-    assert service_of(app).signals._notifier._carrier is None
+    assert service_of(app).hints._notifier._carrier is None
     app.launch_sync("orders", 4)
-    until_blocking(lambda: service_of(app).signals._notifier._pending == {})
+    until_blocking(lambda: service_of(app).hints._notifier._pending == {})
     app.close_sync()
 
 
@@ -315,14 +315,14 @@ def test_a_thread_that_has_ended_by_a_surprise_is_replaced(
     monkeypatch.setattr(carrier_module.Carrier, "_serve", serves)
     app = app_of(database_url)
     app.launch_sync("orders", 1)
-    until_blocking(lambda: service_of(app).signals._notifier._pending == {} and connections(database_url) == 1)
+    until_blocking(lambda: service_of(app).hints._notifier._pending == {} and connections(database_url) == 1)
     assert "ZeroDivisionError" in caplog.text
     app.close_sync()
 
 
 def test_what_is_told_while_the_last_was_just_sent_does_not_wait_for_the_next(database_url: str) -> None:
     app = app_of(database_url)
-    hints = service_of(app).signals._notifier
+    hints = service_of(app).hints._notifier
     for number in range(300):
         hints.notify("ended", f"{number:032x}")
         until_blocking(lambda: hints._pending == {}, interval=0.0007)
@@ -334,7 +334,7 @@ def test_who_waited_in_a_loop_that_is_closed_harms_nobody(database_url: str) -> 
     message_id = asyncio.run(launched(app))
 
     async def lookout() -> waiters._Lookout:
-        return waiters._Lookout(service_of(app).home, service_of(app).signals)
+        return waiters._Lookout(service_of(app).home, service_of(app).hints)
 
     async def run() -> Any:
         async with app.running():
@@ -343,7 +343,7 @@ def test_who_waited_in_a_loop_that_is_closed_harms_nobody(database_url: str) -> 
     loop = asyncio.new_event_loop()
     left = loop.run_until_complete(lookout())
     loop.close()
-    with service_of(app).signals.awaiting(message_id, left.wake):
+    with service_of(app).hints.awaiting(message_id, left.wake):
         assert asyncio.run(run()) == "taken"
     assert not service_of(app).servers.outcomes._lookouts
 
@@ -355,7 +355,7 @@ async def launched(app: Scoop) -> Any:
 def test_the_last_reference_may_be_dropped_by_the_thread_itself(database_url: str) -> None:
     app = app_of(database_url)
     app.launch_sync("orders", 1)
-    hints = service_of(app).signals._notifier
+    hints = service_of(app).hints._notifier
     carrier = hints._carrier
     assert carrier is not None
     with hints._lock:
@@ -400,7 +400,7 @@ async def test_closing_does_not_wait_for_the_threads_of_the_loop(database_url: s
 
 
 def test_too_many_stay_too_many_until_they_are_told(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    hints = Signals(service_of(app_of(database_url)).home)._notifier
+    hints = ProcessHints(service_of(app_of(database_url)).home)._notifier
     monkeypatch.setattr(Notifier, "_wake", lambda _: None)
     for number in range(MOST + 10):
         hints.notify("ended", f"{number:032x}")
@@ -414,12 +414,12 @@ def test_too_many_stay_too_many_until_they_are_told(database_url: str, monkeypat
 async def test_what_somebody_else_notifies_is_no_harm(database_url: str, program: Scoop, never_polls: None) -> None:
     handle = await program.launch("orders", 1)
     await handle.wait(LONG)
-    carrier = service_of(program).signals._notifier._carrier
+    carrier = service_of(program).hints._notifier._carrier
     with psycopg.connect(database_url, autocommit=True) as other:
         for payload in ("hello", "", ",,", "é" * 100):
-            other.execute("select pg_notify(%s, %s)", (service_of(program).signals.channel("ended"), payload))
+            other.execute("select pg_notify(%s, %s)", (service_of(program).hints.channel("ended"), payload))
     assert await (await program.launch("orders", 1)).wait(LONG) == "taken"
-    assert service_of(program).signals._notifier._carrier is carrier
+    assert service_of(program).hints._notifier._carrier is carrier
 
 
 async def test_limits_of_the_role_do_not_end_it(database_url: str) -> None:
@@ -429,18 +429,18 @@ async def test_limits_of_the_role_do_not_end_it(database_url: str) -> None:
             other.execute(sql.SQL("alter database {} set {} = '1s'").format(name, sql.Identifier(limit)))
         app = app_of(database_url)
         waiting = asyncio.create_task((await app.launch("orders", 1)).wait())
-        await until(lambda: service_of(app).signals.hears_of_ends)
+        await until(lambda: service_of(app).hints.hears_of_ends)
 
         def idle_for_longer_than_the_limit() -> bool:
             other.execute("select 1")  # this one's limit is as short
             row = other.execute(
                 "select now() - state_change > '1.5 s' from pg_stat_activity "
-                "where datname = current_database() and application_name like '%:signals'"
+                "where datname = current_database() and application_name like '%:notifier'"
             ).fetchone()
             return row is not None and row[0]
 
         await until(idle_for_longer_than_the_limit)
-        assert service_of(app).signals.hears_of_ends
+        assert service_of(app).hints.hears_of_ends
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
     await app.close()
@@ -452,7 +452,7 @@ def test_a_program_that_ends_tells_what_it_has_launched_last(database_url: str, 
     async def main() -> None:
         app = app_of(database_url)
         async with app.running():
-            await until(lambda: service_of(app).signals.listening)
+            await until(lambda: service_of(app).hints.listening)
             process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, database_url)
             assert await process.wait() == 0
             await until(lambda: runs(database_url) == 1)

@@ -172,7 +172,7 @@ async def test_bug_09_several_hosts_serve_everything(database_url: str, form: st
         async with app.running():
             await (await app.launch("orders", 1)).wait(LONG)
             await asyncio.to_thread(app.launch_sync, "orders", 2)
-            await until(lambda: service_of(app).signals.listening)
+            await until(lambda: service_of(app).hints.listening)
         await app.close()
 
 

@@ -92,7 +92,7 @@ async def test_sagas_are_executed_and_rolled_back(
         with pytest.raises(DistributedError):
             await failing.wait(LONG)
         assert service_of(app).home.pooled
-        assert not service_of(app).signals.listening
+        assert not service_of(app).hints.listening
     await app.close()
     assert sorted(one for one in seen if one.startswith("shipped")) == sorted(f"shipped {n}" for n in range(40))
     assert seen.count("released -1") == 1
@@ -182,7 +182,7 @@ async def test_one_that_lends_connections_for_a_session_is_no_hindrance(
         async with app.running():
             await (await app.launch("orders", 1)).wait(LONG)
             assert not service_of(app).home.pooled
-            await until(lambda: service_of(app).signals.listening)
+            await until(lambda: service_of(app).hints.listening)
         await app.close()
 
 

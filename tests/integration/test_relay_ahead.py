@@ -9,12 +9,12 @@ import pytest
 
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, PublishStatus, Receipt
 from scoop_outbox.core.plans.outbox import read_outbox
+from scoop_outbox.daemon.hints import ProcessHints
 from scoop_outbox.daemon.relay import leases as leases_module
 from scoop_outbox.daemon.relay import scan as scan_module
 from scoop_outbox.daemon.relay import watermark as watermark_module
 from scoop_outbox.daemon.relay.prefetch import Prefetch
 from scoop_outbox.daemon.relay.relay import Relay
-from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.message import Envelope
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.schema import DEFAULT_SCHEMA, SHARDS
@@ -225,7 +225,7 @@ async def test_what_nobody_expected_while_reading_ahead_ends_the_relay(
     home = Home(database_url, DEFAULT_SCHEMA, "relay test")
     publisher = FakePublisher()
     with pytest.raises(ValueError, match="not JSON"):
-        await asyncio.wait_for(Relay(home, publisher, Signals(home)).run(), 30)
+        await asyncio.wait_for(Relay(home, publisher, ProcessHints(home)).run(), 30)
     assert publisher.closed
     await home.dispose()
 

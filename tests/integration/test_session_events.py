@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from scoop_outbox import DistributedError, Retry, Scoop
 from scoop_outbox.core.statement import Batch
-from scoop_outbox.daemon.signals import Signals
+from scoop_outbox.daemon.hints import ProcessHints
 from scoop_outbox.store.pipeline import Pipeline
 from scoop_outbox.store.session_events import hold_back, tell
 
@@ -373,7 +373,7 @@ async def test_point_14_a_launch_in_the_step_s_session_is_told_when_it_is_there(
 ) -> None:
     """The relay looked for it before it was committed, found nothing, and heard no more of it."""
     seen: list[int] = []
-    outbox = Signals.outbox
+    outbox = ProcessHints.outbox
 
     def committed() -> int:
         with psycopg.connect(url) as connection:
@@ -383,9 +383,9 @@ async def test_point_14_a_launch_in_the_step_s_session_is_told_when_it_is_there(
             ).fetchall()
         return len(rows)
 
-    def told(signals: Signals) -> None:
+    def told(hints: ProcessHints) -> None:
         seen.append(committed())
-        outbox(signals)
+        outbox(hints)
 
     app = Scoop("shop", database=url)
 
@@ -399,7 +399,7 @@ async def test_point_14_a_launch_in_the_step_s_session_is_told_when_it_is_there(
 
     app.saga("root", on="R").add_step("works", asynchronous if colour == "async" else blocking)
     handle = await app.launch("R", None)
-    monkeypatch.setattr(Signals, "outbox", told)
+    monkeypatch.setattr(ProcessHints, "outbox", told)
     async with app.running():
         await handle.wait(LONG)
     assert seen == [3]

@@ -175,13 +175,13 @@ async def test_q67_a_late_run_begins_once_however_often_the_message_comes(databa
         await ended(shop, handle)
         async with service_of(audit).home.driver() as driver:
             for service in (None, "audit", None, "audit"):
-                assert await driver.run(take_in([again], service_of(audit).signals, service=service)) == []
+                assert await driver.run(take_in([again], service_of(audit).hints, service=service)) == []
     # Nor does who comes even later.
     third = Scoop("third", database=database_url)
     third.saga("third", on="placed").add_step("only", lambda scope, message: None)
     await third.announce()
     async with service_of(third).home.driver() as driver:
-        await driver.run(take_in([again], service_of(third).signals))
+        await driver.run(take_in([again], service_of(third).hints))
     await third.close()
     assert ask(database_url, "select saga from run order by saga") == [("audit",), ("order",)]
     await shop.close()
@@ -201,12 +201,12 @@ async def test_q67_services_that_take_in_for_themselves_do_so_each_when_it_gets_
     (row,) = ask(database_url, "select message_id::text, body, headers from outbox")
     message = Envelope(row[0], "placed", "k", bytes(row[1]), "application/json", row[2])
     async with service_of(shop).home.driver() as driver:
-        assert await driver.run(take_in([message], service_of(shop).signals, service="stock")) == []
+        assert await driver.run(take_in([message], service_of(shop).hints, service="stock")) == []
         # Nobody of this service is there: whoever takes it in has to say so.
-        assert await driver.run(take_in([message], service_of(shop).signals, service="audit")) == [row[0]]
+        assert await driver.run(take_in([message], service_of(shop).hints, service="audit")) == [row[0]]
         await audit.announce()
         for _ in range(2):
-            assert await driver.run(take_in([message], service_of(shop).signals, service="audit")) == []
+            assert await driver.run(take_in([message], service_of(shop).hints, service="audit")) == []
     assert ask(database_url, "select saga, late, parent_run is null from run where saga <> 'order' order by saga") == [
         ("audit", True, True),
         ("stock", False, False),

@@ -410,7 +410,7 @@ async def test_postgres_is_killed_and_started_again_while_hierarchies_are_under_
             await asyncio.to_thread(server.start)
             await ended(shop.app, handles)
             await check(shop, server.url, handles)
-            # Everything works as before, also what needs relay and signals.
+            # Everything works as before, also what needs relay and hints.
             after = await shop.app.launch("R", 1)
             await after.wait(LONG)
     finally:

@@ -295,7 +295,7 @@ async def test_q68_a_message_that_the_old_name_has_handled_starts_nothing(
     new = Version(database_url, "place-order", formerly=["order"])
     await new.app.announce()
     async with service_of(new.app).home.driver() as driver:
-        assert await driver.run(take_in([again], service_of(new.app).signals, service=service)) == []
+        assert await driver.run(take_in([again], service_of(new.app).hints, service=service)) == []
     assert ask(database_url, "select count(*) from run where saga <> 'launcher'") == [(1,)]
     await new.app.close()
     await waits.close()
@@ -317,7 +317,7 @@ async def test_q80_what_old_code_launches_while_the_names_change_is_handled_once
     message = Envelope(row[0], row[1], "k", bytes(row[2]), "application/json", row[3])
     async with service_of(new.app).home.driver() as driver:
         for _ in range(2):
-            assert await driver.run(take_in([message], service_of(new.app).signals, service=service)) == []
+            assert await driver.run(take_in([message], service_of(new.app).hints, service=service)) == []
     assert ask(database_url, "select saga, late, lane is null from run where saga <> 'launcher'") == [
         ("order", False, False)
     ]
@@ -379,7 +379,7 @@ async def test_q68_whoever_waits_for_a_root_waits_for_whatever_its_saga_is_calle
             await handle.wait(0.2)
         async with service_of(new.app).home.driver() as driver:
             one = Envelope(row[0], row[1], "k", bytes(row[2]), "application/json", row[3])
-            await driver.run(take_in([one], service_of(new.app).signals, service="shop"))
+            await driver.run(take_in([one], service_of(new.app).hints, service="shop"))
         await handle.wait(20)
     assert new.did == ["place-order first 1", "place-order second 1"]
 

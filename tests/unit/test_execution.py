@@ -10,7 +10,7 @@ import pytest
 from scoop_outbox import Scoop
 from scoop_outbox.app import service_of
 from scoop_outbox.core.plans.execute import Execution
-from scoop_outbox.daemon.signals import Signals
+from scoop_outbox.daemon.hints import ProcessHints
 from scoop_outbox.daemon.worker.dispatcher import Slot
 from scoop_outbox.daemon.worker.slots import Slots
 from scoop_outbox.daemon.worker.worker import Worker
@@ -30,7 +30,7 @@ def worker_of(outcomes: list[Execution | BaseException], monkeypatch: pytest.Mon
         return outcome
 
     monkeypatch.setattr(Slots, "_drive", drive)
-    worker = Worker(service_of(app).home, "shop", app.sagas, Signals(service_of(app).home), 1)
+    worker = Worker(service_of(app).home, "shop", app.sagas, ProcessHints(service_of(app).home), 1)
     worker._dispatcher.replace([], set())
     lookback = worker._feeder._mail.lookback
     lookback.look()

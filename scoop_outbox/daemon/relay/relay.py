@@ -22,6 +22,7 @@ from typing import Any
 from scoop_outbox.broker.protocol import Publisher, Receipt
 from scoop_outbox.core.plans.outbox import Outgoing
 from scoop_outbox.daemon.counters import RelayCounters
+from scoop_outbox.daemon.hints import ProcessHints
 from scoop_outbox.daemon.polling import AdaptivePolling
 from scoop_outbox.daemon.relay.backlog import Backlog
 from scoop_outbox.daemon.relay.leases import Leases
@@ -32,7 +33,6 @@ from scoop_outbox.daemon.relay.receipts import publish
 from scoop_outbox.daemon.relay.scan import Scan
 from scoop_outbox.daemon.relay.topic_backoff import TopicBackoff
 from scoop_outbox.daemon.relay.watermark import Watermarks
-from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.store.faults import DATABASE_ERRORS
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.reconnecting import ReconnectingDriver
@@ -51,13 +51,13 @@ class Relay:
     Args:
         home: whose outbox.
         publisher: the broker's publisher.
-        signals: wakes the relay when there is something to publish.
+        hints: wakes the relay when there is something to publish.
 
     Attributes:
         counters: what became of messages, in numbers.
     """
 
-    def __init__(self, home: Home, publisher: Publisher, signals: Signals) -> None:
+    def __init__(self, home: Home, publisher: Publisher, hints: ProcessHints) -> None:
         """Own nothing yet."""
         self.counters = RelayCounters()
         self._publisher = publisher
@@ -71,7 +71,7 @@ class Relay:
         self._scan = Scan(self._leases, self._backlog, self._backoff, watermarks, Prefetch(home))
         self._database = ReconnectingDriver(home.url, home.connect_to_queues, "relay", log, self._scan.begin_anew)
         self._stopping = False
-        signals.on_outbox(self._wake)
+        hints.on_outbox(self._wake)
 
     def _wake(self) -> bool:
         self._polling.wake()

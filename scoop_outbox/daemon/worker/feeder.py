@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 from collections.abc import Mapping
 
+from scoop_outbox.daemon.hints import ProcessHints
 from scoop_outbox.daemon.polling import AdaptivePolling
-from scoop_outbox.daemon.signals import Signals
 from scoop_outbox.daemon.worker.dispatcher import Dispatcher
 from scoop_outbox.daemon.worker.interruptions import Interruptions
 from scoop_outbox.daemon.worker.mail import MailReader
@@ -34,7 +34,7 @@ class Feeder:
         service: whose mail.
         sagas: the worker's sagas by name.
         roster: who else reads it.
-        signals: tells of runs that go on.
+        hints: tells of runs that go on.
         interruptions: written down before anything is read: their runs are due later.
         dispatcher: is fed.
     """
@@ -44,7 +44,7 @@ class Feeder:
         service: str,
         sagas: Mapping[str, Saga],
         roster: Roster,
-        signals: Signals,
+        hints: ProcessHints,
         interruptions: Interruptions,
         dispatcher: Dispatcher,
     ) -> None:
@@ -52,7 +52,7 @@ class Feeder:
         self._roster = roster
         self._interruptions = interruptions
         self._dispatcher = dispatcher
-        self._surroundings = Surroundings(service, sagas, roster, signals)
+        self._surroundings = Surroundings(service, sagas, roster, hints)
         self._mail = MailReader(service, list(sagas), roster, interruptions)
         self._next_due: float | None = None  # in how many seconds, when it was read
         self._polling = AdaptivePolling()

@@ -12,7 +12,7 @@ from datetime import datetime
 from scoop_outbox.core.plans.claim import Unhandled
 from scoop_outbox.core.run import Run, RunState
 from scoop_outbox.daemon.counters import RunCounters
-from scoop_outbox.daemon.signals import Signals
+from scoop_outbox.daemon.hints import ProcessHints
 from scoop_outbox.daemon.worker.redaction import first_line
 from scoop_outbox.failure import (
     CAUSES_LEFT_OUT,
@@ -75,7 +75,7 @@ class Reports:
     Args:
         service: whose worker.
         sagas: the names of its sagas.
-        signals: counts launches that nobody handles, for the whole process.
+        hints: counts launches that nobody handles, for the whole process.
         seconds_since: how long ago a time of the database's clock was.
         via_broker: whether a broker carries the messages that are launched.
 
@@ -87,14 +87,14 @@ class Reports:
         self,
         service: str,
         sagas: Iterable[str],
-        signals: Signals,
+        hints: ProcessHints,
         seconds_since: Callable[[datetime], float],
         *,
         via_broker: bool,
     ) -> None:
         """Have said nothing yet."""
         self._service = service
-        self._signals = signals
+        self._hints = hints
         self._seconds_since = seconds_since
         self._via_broker = via_broker
         self._interrupted = Seldom(QUIET)
@@ -102,7 +102,7 @@ class Reports:
 
     def unhandled(self, topics: Unhandled) -> None:
         """Say once for each topic that nobody listens to what was launched."""
-        self._signals.unhandled.note(topics, self._service, via_broker=self._via_broker)
+        self._hints.unhandled.note(topics, self._service, via_broker=self._via_broker)
 
     def changed(self, run: Run, step: str | None, message: Message) -> None:
         """Count how a run has ended, and say what has gone wrong with it."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from scoop_outbox.core.plans import parking
 from scoop_outbox.core.plans.workers import is_relayed, read_strangers
-from scoop_outbox.daemon.signals import Signals
+from scoop_outbox.daemon.hints import ProcessHints
 from scoop_outbox.daemon.worker import roster
 from scoop_outbox.daemon.worker.roster import Roster
 from scoop_outbox.saga import Saga
@@ -35,15 +35,15 @@ class Surroundings:
         service: whose worker.
         sagas: its sagas by each name that they have or had.
         roster: who else is there.
-        signals: tells of runs that go on.
+        hints: tells of runs that go on.
     """
 
-    def __init__(self, service: str, sagas: Mapping[str, Saga], roster: Roster, signals: Signals) -> None:
+    def __init__(self, service: str, sagas: Mapping[str, Saga], roster: Roster, hints: ProcessHints) -> None:
         """Have seen nothing yet."""
         self._service = service
         self._sagas = list(sagas)
         self._roster = roster
-        self._signals = signals
+        self._hints = hints
         self._relays = Relays()
         self._missing: set[str] | None = None  # as it was at the first look
         self._look_for_strangers_at = 0.0  # never again once both looks are done
@@ -56,7 +56,7 @@ class Surroundings:
         """
         now = time.monotonic()
         changed = await self._roster.refresh(driver)
-        freed = await driver.run(parking.unpark(self._service, self._roster.deployment, self._signals))
+        freed = await driver.run(parking.unpark(self._service, self._roster.deployment, self._hints))
         for run_id in freed:
             log.info(
                 "run: unparked (service %s, run %s: this worker has the step that is due)",

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 from scoop_outbox.core.plans.claim import Executor
 from scoop_outbox.daemon.counters import WorkerCounters
-from scoop_outbox.daemon.signals import Signals
+from scoop_outbox.daemon.hints import ProcessHints
 from scoop_outbox.daemon.worker.dispatcher import Dispatcher
 from scoop_outbox.daemon.worker.executors import Executors
 from scoop_outbox.daemon.worker.feeder import Feeder
@@ -43,7 +43,7 @@ class Worker:
         home: where the runs are.
         service: whose.
         sagas: its sagas by name.
-        signals: tells of mail.
+        hints: tells of mail.
         slots: how many runs are executed at the same time.
         via_broker: whether a broker carries the messages that are launched.
         max_interruptions: a run that is interrupted so often in a row is parked.
@@ -58,7 +58,7 @@ class Worker:
         home: Home,
         service: str,
         sagas: Mapping[str, Saga],
-        signals: Signals,
+        hints: ProcessHints,
         slots: int = SLOTS,
         *,
         via_broker: bool = False,
@@ -67,15 +67,15 @@ class Worker:
         """Execute nothing yet."""
         sagas = dict(sagas)
         self._roster = Roster(home.process_id, service, sagas)
-        self.reports = Reports(service, sagas, signals, self._roster.seconds_since, via_broker=via_broker)
+        self.reports = Reports(service, sagas, hints, self._roster.seconds_since, via_broker=via_broker)
         self.interruptions = Interruptions(service, sagas, self.reports, max_interruptions)
         self._dispatcher = dispatcher = Dispatcher(slots, sagas, self.interruptions)
-        self._feeder = Feeder(service, sagas, self._roster, signals, self.interruptions, dispatcher)
+        self._feeder = Feeder(service, sagas, self._roster, hints, self.interruptions, dispatcher)
         executor = Executor(
             service,
             sagas,
             home.worker_id,
-            signals,
+            hints,
             coroutines=True,
             chance=random.random,
             failures=home.failures,
@@ -87,7 +87,7 @@ class Worker:
         self._slots = Slots(home, service, sagas, dispatcher, self._feeder, self.interruptions, executors)
         self._database = ReconnectingDriver(home.url, home.connect_to_queues, "worker", log, self._feeder.introduce)
         self._loop = asyncio.get_running_loop()
-        signals.on_mail(service, self._offer, self._feeder.wake)
+        hints.on_mail(service, self._offer, self._feeder.wake)
 
     @property
     def busy(self) -> int:

@@ -82,7 +82,7 @@ class System:
     async def publisher(self, app: Scoop) -> AsyncIterator[Publisher]:
         """Open the publisher that a relay would use."""
         broker, service = self.harness.broker(), service_of(app)
-        opened = HomePublisher(service.home, service.signals) if broker is None else await broker.publisher("contract")
+        opened = HomePublisher(service.home, service.hints) if broker is None else await broker.publisher("contract")
         try:
             yield opened
         finally:

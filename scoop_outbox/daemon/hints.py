@@ -1,4 +1,4 @@
-"""Signals: after a commit, tell whoever may have work that there is some, or that what he waits for has ended.
+"""Hints: after a commit, tell whoever may have work that there is some, or that what he waits for has ended.
 
 Within a process they are direct. To other processes the notifier carries them, coalesced: who only launches or waits
 tells and hears, too. Everything works without them, only later.
@@ -44,7 +44,7 @@ def _short(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
-class Signals:
+class ProcessHints:
     """The hints of one process. Safe to be called from any thread; relay and workers are woken on their own loop.
 
     Args:
@@ -143,7 +143,7 @@ class Signals:
         return self._notifier.prefix + name
 
     async def close(self) -> None:
-        """Close the connection for signals, unless daemons run or somebody waits; what is told later opens another."""
+        """Close the connection for hints, unless daemons run or somebody waits; what is told later opens another."""
         await self._notifier.close()
 
     def close_blocking(self) -> None:

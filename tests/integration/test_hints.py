@@ -1,4 +1,4 @@
-"""Signals between processes are a hint: they make things quick, and nothing needs them."""
+"""ProcessHints between processes are a hint: they make things quick, and nothing needs them."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -10,7 +10,7 @@ import pytest
 
 from scoop_outbox import Message, Retry, Scoop, Scope
 from scoop_outbox.app import service_of
-from scoop_outbox.daemon import signals as signals_module
+from scoop_outbox.daemon import hints as signals_module
 from scoop_outbox.daemon.polling import AdaptivePolling
 from scoop_outbox.daemon.relay import relay as relay_module
 from scoop_outbox.daemon.worker import feeder as feeder_module
@@ -34,7 +34,7 @@ def never_polls(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def never_signals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection for signals that is lost is not replaced."""
+    """A connection for hints that is lost is not replaced."""
     monkeypatch.setattr(carrier_module, "RECONNECT", HOURS)
 
 
@@ -64,16 +64,16 @@ def ask(url: str, question: str) -> list[tuple[Any, ...]]:
 
 
 CONNECTIONS = (
-    "select pid from pg_stat_activity where datname = current_database() and application_name like '%:signals'"
+    "select pid from pg_stat_activity where datname = current_database() and application_name like '%:notifier'"
 )
 BREAK = (
     "select pg_terminate_backend(pid) from pg_stat_activity "
-    "where datname = current_database() and application_name like '%:signals'"
+    "where datname = current_database() and application_name like '%:notifier'"
 )
 
 
 def connections(url: str) -> set[int]:
-    """Return the connections for signals of all processes."""
+    """Return the connections for hints of all processes."""
     return {pid for (pid,) in ask(url, CONNECTIONS)}
 
 
@@ -83,7 +83,7 @@ async def two_processes(one: Scoop, other: Scoop, url: str) -> AsyncIterator[Non
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(one.running(worker=False))
         await stack.enter_async_context(other.running(relay=False))
-        await until(lambda: service_of(one).signals.listening and service_of(other).signals.listening)
+        await until(lambda: service_of(one).hints.listening and service_of(other).hints.listening)
         yield
 
 
@@ -113,8 +113,8 @@ async def test_d10_names_of_any_kind_are_signalled(
 
 
 def test_two_schemas_do_not_wake_each_other(database_url: str) -> None:
-    here, there = service_of(app_of(database_url)).signals, service_of(app_of(database_url, schema="x" * 63)).signals
-    channels = [signals.channel(signals_module.mail_channel("x" * 255)) for signals in (here, there)]
+    here, there = service_of(app_of(database_url)).hints, service_of(app_of(database_url, schema="x" * 63)).hints
+    channels = [hints.channel(signals_module.mail_channel("x" * 255)) for hints in (here, there)]
     assert len(set(channels)) == 2
     assert all(len(channel) < 64 for channel in channels)
 
