@@ -13,6 +13,7 @@ from typing import Protocol
 
 from benchmarks.control import Control
 from scoop_outbox import Scoop
+from scoop_outbox._emission import emission
 from scoop_outbox.app import service_of
 from scoop_outbox.broker.protocol import Publisher, PublishStatus, Receipt, Subscription
 from scoop_outbox.core.plans.launch import launch_and_commit
@@ -21,7 +22,6 @@ from scoop_outbox.devservers._errors import ServerNotFoundError
 from scoop_outbox.devservers.kafka import start_kafka
 from scoop_outbox.devservers.rabbitmq import start_rabbitmq
 from scoop_outbox.message import Envelope
-from scoop_outbox.scope import emission
 
 KEYS = 64
 BODY_BYTES = 1000

@@ -11,11 +11,11 @@ from datetime import datetime
 from benchmarks.control import Control
 from benchmarks.sagas import SERVICE, build
 from scoop_outbox import Scoop
+from scoop_outbox._emission import emission
 from scoop_outbox.app import service_of
 from scoop_outbox.core.plans.launch import launch_and_commit
 from scoop_outbox.daemon.daemons import Daemons
 from scoop_outbox.daemon.hints import mail_channel
-from scoop_outbox.scope import emission
 
 WARM_UP = 64
 """Runs that are executed before the clock starts: they open the connections and prepare the statements."""

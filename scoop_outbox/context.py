@@ -17,12 +17,13 @@ class Context(MutableMapping[str, Any]):
     the handlers of messages launched after the change. Nothing flows from a child to its parent.
     """
 
-    __slots__ = ("_text", "_values")
+    __slots__ = ("_measured", "_text", "_values")
 
     def __init__(self, text: str | None = None) -> None:
         """Start from the stored JSON object `text`, or empty."""
         self._text = text
         self._values: dict[str, Any] | None = None
+        self._measured = True
 
     @property
     def _parsed(self) -> dict[str, Any]:
@@ -67,9 +68,15 @@ class Context(MutableMapping[str, Any]):
         merged = {**self._parsed, **more}
         return dump_json(merged, "the context") if merged else None
 
+    def exempt(self) -> None:
+        """Let it grow as it likes: compensations and failure handlers are not failed for its size."""
+        self._measured = False
+
     def has_grown(self) -> bool:
-        """Tell whether it takes more room than what it started from, written the same way."""
-        return self._values is not None and len(self.dumps() or "") > len(Context(self._text).rewritten())
+        """Tell whether it takes more room than what it started from, written the same way, and is not exempt."""
+        if not self._measured or self._values is None:
+            return False
+        return len(self.dumps() or "") > len(Context(self._text).rewritten())
 
     def rewritten(self) -> str:
         """Return it as JSON text that we have written: another program may write the same values otherwise."""

@@ -7,123 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from scoop_outbox._emission import DEFAULT_LIMITS, Emission, Emissions, emission
 from scoop_outbox._generics import T
 from scoop_outbox.context import Context
-from scoop_outbox.errors import PayloadError, ScopeEnded
-from scoop_outbox.failure import Frame
-from scoop_outbox.message import Topic, dump_json, encode, saga_names, topic_name, uuid7
-from scoop_outbox.wire.headers import CONTENT_TYPE, PREFIX
-from scoop_outbox.wire.limits import Limits, written
-from scoop_outbox.wire.validation import checked_content_type, checked_id, checked_key, is_text
+from scoop_outbox.errors import ScopeEnded
+from scoop_outbox.message import Topic, dump_json
+from scoop_outbox.wire.limits import Limits
 
 if TYPE_CHECKING:  # only the types of what the drivers put in; the scope itself does no I/O
     from psycopg import AsyncConnection, Connection
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Session
-
-_LIMITS = Limits()
-
-
-@dataclass(frozen=True, slots=True)
-class Emission:
-    """A message that a step launched, as data: it is written when the step's transaction ends.
-
-    Attributes:
-        awaited: False for a message launched on the global scope, which starts a hierarchy of its own.
-        context: what the handlers find in `scope.context`, as JSON text.
-        launched_at: the line of the launching code; it shows up in the traceback of a failure below it.
-        handlers: the sagas that have to be subscribed, none by name if it may be anyone; None if nobody has to be.
-        given: whether the id is the caller's: then the message is launched once, however often it is tried.
-    """
-
-    message_id: uuid.UUID
-    topic: str
-    key: str | None
-    body: bytes
-    content_type: str
-    headers: Mapping[str, str]
-    context: str | None
-    awaited: bool
-    launched_at: Frame
-    handlers: tuple[str, ...] | None = None
-    given: bool = False
-
-    @property
-    def size(self) -> int:
-        """How many bytes body, context and headers take in the statement that launches it."""
-        around = sum(written(name) + written(value) for name, value in self.headers.items())
-        return len(self.body) + written(self.context or "") + around
-
-
-def emission(
-    topic: str | Topic[Any],
-    payload: Any,
-    *,
-    key: object,
-    headers: Mapping[Any, Any] | None,
-    context: str | None,
-    awaited: bool,
-    depth: int,
-    require_handlers: bool = False,
-    handled_by: Sequence[object] = (),
-    message_id: object = None,
-    limits: Limits = _LIMITS,
-) -> Emission:
-    """Check and encode one message to be launched.
-
-    Args:
-        topic: a name, or a typed topic.
-        payload: JSON values, a dataclass, a pydantic model, a msgspec struct, or bytes.
-        key: orders the message among others of the same key: text, or the bytes of a binary key.
-        headers: text headers that travel with the message; `content-type` says what the body is instead of `payload`.
-        context: the cooperation context of its handlers.
-        awaited: whether the launching step's successor waits for it.
-        depth: how many frames above the caller the launching code is.
-        require_handlers: whether some saga has to be subscribed to the topic.
-        handled_by: the sagas that have to be, or their names.
-        message_id: the caller's id for it; one is drawn unless given.
-        limits: how large the body may be; the caller has checked the context.
-
-    Raises:
-        DefinitionError: the topic's name, or one in `handled_by`, cannot be used.
-        PayloadError: payload, key or a header cannot be encoded, the payload is too large, or the id is none.
-    """
-    body, content_type = encode(topic, payload)
-    limits.check(len(body), f"the payload for topic {topic_name(topic)!r}")
-    others = {}
-    for name, value in (headers or {}).items():
-        if not is_text(name) or not is_text(value):
-            raise PayloadError(f"header {name!r}: names and values are text; encode other values yourself")
-        if name.lower().startswith(PREFIX):
-            raise PayloadError(f"header {name!r}: names that start with {PREFIX!r} are ours; use another name")
-        if name.lower() == CONTENT_TYPE:
-            content_type = checked_content_type(value)
-        else:
-            others[name] = value
-    return Emission(
-        uuid7() if message_id is None else checked_id(message_id),
-        topic_name(topic),
-        checked_key(key),
-        body,
-        content_type,
-        others,
-        context,
-        awaited,
-        Frame.of_caller(depth + 1),
-        _required(topic, require_handlers, handled_by),
-        message_id is not None,
-    )
-
-
-def _required(
-    topic: str | Topic[Any], require_handlers: object, handled_by: Sequence[object]
-) -> tuple[str, ...] | None:
-    """Return who has to be subscribed, to the topic as it is declared and for this launch."""
-    names = saga_names(handled_by)
-    if isinstance(topic, Topic):
-        names = (*topic.handled_by, *names)
-        require_handlers = require_handlers or topic.require_handlers
-    return names if names or require_handlers else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +61,7 @@ class Scope:
         iteration: int,
         attempt: int,
         idempotency_key: str,
-        limits: Limits = _LIMITS,
+        limits: Limits = DEFAULT_LIMITS,
         handles: bool = False,
     ) -> None:
         """Called by the drivers, and by tests of steps; `handles` says that the callback is there for a failure."""
@@ -180,17 +74,21 @@ class Scope:
         self.iteration = iteration
         self.attempt = attempt
         self.idempotency_key = idempotency_key
-        self.emissions: list[Emission] = []
+        self._emissions = Emissions(limits, f"step {step!r}")
         self.result: str | None = None
         self._ended = False
-        self._limits = limits
-        self._handles = handles
-        self._launched = 0
+        if handles:
+            context.exempt()
 
     @property
     def ended(self) -> bool:
         """Whether the callback has returned or raised."""
         return self._ended
+
+    @property
+    def emissions(self) -> Sequence[Emission]:
+        """What has been launched so far, in order; for the drivers, and for tests of steps."""
+        return self._emissions.launched
 
     def end(self) -> None:
         """Called by the drivers when the callback has ended."""
@@ -230,8 +128,8 @@ class Scope:
         """
         text = self._context.dumps()
         size = len(text or "")
-        if size > self._limits.most and not self._handles and self._context.has_grown():
-            self._limits.check(size, "the context")
+        if size > self._emissions.limits.most and self._context.has_grown():
+            self._emissions.limits.check(size, "the context")
         return text
 
     def launch(
@@ -271,7 +169,7 @@ class Scope:
         own = self.left_context()
         if context:
             # Only what is added here: what was inherited is not this launch's to answer for.
-            self._limits.check(len(dump_json(dict(context), "the context")), "the context")
+            self._emissions.limits.check(len(dump_json(dict(context), "the context")), "the context")
             own = self._context.dumps(**context)
         return self._launch(topic, payload, key, own, headers, awaited=True, required=(require_handlers, handled_by))
 
@@ -292,7 +190,7 @@ class Scope:
         Arguments, return value and errors are those of `launch`; its context holds only what is passed.
         """
         own = None if context is None else dump_json(dict(context), "the context")
-        self._limits.check(len(own or ""), "the context")
+        self._emissions.limits.check(len(own or ""), "the context")
         required = require_handlers, handled_by
         return self._launch(topic, payload, key, own, headers, awaited=False, required=required)
 
@@ -319,12 +217,9 @@ class Scope:
             depth=2,
             require_handlers=require_handlers,
             handled_by=handled_by,
-            limits=self._limits,
+            limits=self._emissions.limits,
         )
-        size = self._launched + launched.size
-        self._limits.check_together(size, f"step {self.step!r} launches")
-        self._launched = size
-        self.emissions.append(launched)
+        self._emissions.add(launched)
         return launched.message_id
 
     def set_result(self, value: Any) -> None:
@@ -336,7 +231,7 @@ class Scope:
         """
         self.check()
         text = dump_json(value, "the result")
-        self._limits.check(len(text), "the result")
+        self._emissions.limits.check(len(text), "the result")
         self.result = text
 
     @property

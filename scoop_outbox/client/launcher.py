@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Sequence
 
+from scoop_outbox._emission import Emission, emission
 from scoop_outbox._inside import refuse_launch
 from scoop_outbox.client.handle import Handle
 from scoop_outbox.client.service import Service
@@ -15,7 +16,6 @@ from scoop_outbox.core.statement import Plan
 from scoop_outbox.daemon.announcer import note
 from scoop_outbox.errors import PayloadError
 from scoop_outbox.message import Draft, dump_json
-from scoop_outbox.scope import Emission, emission
 from scoop_outbox.store.connect import map_missing_tables
 from scoop_outbox.store.external_transaction import AsyncTransaction, Transaction, run_joined, run_joined_blocking
 from scoop_outbox.wire.limits import CEILING, Limits

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum, auto
 
+from scoop_outbox._emission import Emission
 from scoop_outbox.core.run import Run, RunState, StepKind, changed
 from scoop_outbox.failure import Failure
 from scoop_outbox.policy import Retry
-from scoop_outbox.scope import Emission
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,13 @@ from typing import Any
 import psycopg
 
 from scoop_outbox import Scoop
+from scoop_outbox._emission import Emission, emission
 from scoop_outbox.app import service_of
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, PublishStatus, Receipt
 from scoop_outbox.core.plans.launch import launch, launch_and_commit
 from scoop_outbox.daemon.hints import ProcessHints
 from scoop_outbox.daemon.relay.relay import Relay
 from scoop_outbox.message import Envelope
-from scoop_outbox.scope import Emission, emission
 from scoop_outbox.store.external_transaction import run_joined_blocking
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.schema import DEFAULT_SCHEMA, SHARDS

@@ -10,8 +10,8 @@ import psycopg
 import pytest
 
 from scoop_outbox import DefinitionError, Draft, PayloadError, Retry, RunState, Scoop
+from scoop_outbox._emission import emission
 from scoop_outbox.app import service_of
-from scoop_outbox.scope import emission
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from scoop_outbox.wire.limits import CEILING, MAX_BODY, TOGETHER, Limits
 from tests.fake_broker import FakeBroker, message
@@ -55,6 +55,19 @@ async def test_a_body_that_is_too_large_is_refused_at_the_launch_and_leaves_noth
     await app.launch("orders", LARGE[:MOST])
     assert ask(database_url, "select length(body) from outbox") == [(MOST,)]
     await app.close()
+
+
+async def test_a_limit_that_comes_with_another_broker_reaches_the_steps(database_url: str) -> None:
+    home = service_of(Scoop("shop", database=database_url)).home
+    home.limits = Limits(MOST, client=10)  # as `configure` does when a broker is named after the database was opened
+    driver = await home.connect_for_steps()
+    blocking = await asyncio.to_thread(home.connect_for_steps_blocking)
+    try:
+        assert (driver.limits.most, blocking.limits.most) == (10, 10)
+    finally:
+        await driver.close()
+        await asyncio.to_thread(blocking.close)
+        await home.dispose()
 
 
 @pytest.mark.parametrize("coroutines", [True, False])

@@ -20,10 +20,10 @@ from psycopg.adapt import PyFormat, Transformer
 from sqlalchemy import make_url
 
 from scoop_outbox import BlockingScope, Message, Scoop
+from scoop_outbox._emission import Emission
 from scoop_outbox.core.plans.launch import launch_params
 from scoop_outbox.core.statement import document
 from scoop_outbox.failure import Frame
-from scoop_outbox.scope import Emission
 from scoop_outbox.store import queries
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.schema import DEFAULT_SCHEMA

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import make_url
 
+from scoop_outbox._emission import emission
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, PublishStatus, Receipt
 from scoop_outbox.daemon.relay import leases as leases_module
 from scoop_outbox.daemon.relay import scan as scan_module
@@ -22,7 +23,6 @@ from scoop_outbox.daemon.relay import topic_backoff as backoff_module
 from scoop_outbox.daemon.relay import watermark as watermark_module
 from scoop_outbox.daemon.relay.watermark import Watermarks
 from scoop_outbox.message import Envelope
-from scoop_outbox.scope import emission
 from scoop_outbox.store.async_driver import AsyncDriver
 from scoop_outbox.store.schema import SHARDS
 from tests.integration.relaying import (

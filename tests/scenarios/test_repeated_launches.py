@@ -25,11 +25,11 @@ from scoop_outbox import (
     UnhandledMessage,
     UnknownMessage,
 )
+from scoop_outbox._emission import Emission, emission
 from scoop_outbox.app import service_of
 from scoop_outbox.client import launcher as launching
 from scoop_outbox.core.plans.idempotency import digest
 from scoop_outbox.message import uuid7
-from scoop_outbox.scope import Emission, emission
 from scoop_outbox.store import home
 from scoop_outbox.store.pools import CLAIMING
 from tests.scenarios.conftest import MakeShop

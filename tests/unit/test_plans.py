@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from scoop_outbox._emission import Emission, emission
 from scoop_outbox.context import Context
 from scoop_outbox.core.plans.claim import Executor
 from scoop_outbox.core.plans.execute import STEPS_IN_A_ROW, Execution, execute
@@ -17,7 +18,6 @@ from scoop_outbox.core.statement import Batch, Call, Plan, Refused, Rows
 from scoop_outbox.core.transition import Raised, Returned
 from scoop_outbox.failure import Failure
 from scoop_outbox.saga import Saga
-from scoop_outbox.scope import Emission, emission
 from scoop_outbox.step import GoTo, Repeat
 from scoop_outbox.store.failure_cache import KnownFailures
 

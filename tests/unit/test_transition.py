@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scoop_outbox._emission import Emission
 from scoop_outbox.core import backward, decision, forward, transition
 from scoop_outbox.core.run import RUN_TRANSITIONS, Instance, Run, RunState, StepKind
 from scoop_outbox.core.transition import Mail, Raised, Record, Returned, Transition
@@ -18,7 +19,6 @@ from scoop_outbox.errors import StepError
 from scoop_outbox.failure import Failure, Frame
 from scoop_outbox.policy import Retry
 from scoop_outbox.saga import Saga
-from scoop_outbox.scope import Emission
 from scoop_outbox.step import GoTo, Repeat
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)

@@ -8,10 +8,10 @@ import uuid
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from scoop_outbox._emission import Emission
 from scoop_outbox.core.statement import Plan, Statement, ask, document, statement
 from scoop_outbox.errors import ConflictingMessage
 from scoop_outbox.message import is_json
-from scoop_outbox.scope import Emission
 
 
 def claim_ids(emissions: Sequence[Emission], *before: Statement) -> Plan[Sequence[Emission]]:

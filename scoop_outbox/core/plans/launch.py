@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+from scoop_outbox._emission import Emission
 from scoop_outbox.core.plans.claim import Hints, Unhandled
 from scoop_outbox.core.plans.idempotency import claim_ids
 from scoop_outbox.core.plans.required_handlers import check_handlers
 from scoop_outbox.core.run import Run
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, Rows, Statement, ask, document, statement
-from scoop_outbox.scope import Emission
 from scoop_outbox.wire.headers import CONTEXT, LAUNCHED_AT, LINEAGE
 
 

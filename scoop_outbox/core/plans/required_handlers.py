@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from scoop_outbox._emission import Emission
 from scoop_outbox.core.statement import Plan, ask, document, statement
 from scoop_outbox.errors import UnhandledMessage
-from scoop_outbox.scope import Emission
 
 
 def check_handlers(emissions: Sequence[Emission]) -> Plan[None]:
