@@ -9,6 +9,8 @@ from scoop_outbox.devservers._server import LOOPBACK, write_secret
 from scoop_outbox.devservers._tls import Certificates, certificates
 
 USER: Final = "scoop"
+MAX_MESSAGE_SIZE: Final = 16 * 1024 * 1024
+"""Bytes of the largest body that a server takes."""
 # What the scripts of RabbitMQ and Erlang need of the caller's environment; all the rest could change what they do.
 _ENVIRONMENT: Final = ("PATH", "TMPDIR")
 _KEEP_TO_LOOPBACK: Final = "-kernel inet_dist_use_interface {127,0,0,1}"
@@ -72,6 +74,8 @@ class RabbitSettings:
             # A test machine may be short of both, and a server that blocks its producers proves nothing.
             "vm_memory_high_watermark.relative": "0.6",
             "disk_free_limit.absolute": "50MB",
+            # As RabbitMQ 4 has it. Versions before take 128 MiB: a busy machine takes long to refuse more than that.
+            "max_message_size": str(MAX_MESSAGE_SIZE),
         }
         text = "".join(f"{name} = {value}\n" for name, value in settings.items())
         write_secret(self._folder / "rabbitmq.conf", text)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import aio_pika
 from confluent_kafka import Producer
 
+from scoop_outbox.devservers._rabbitmq_settings import MAX_MESSAGE_SIZE
 from scoop_outbox.devservers.kafka import KafkaCluster
 from scoop_outbox.devservers.rabbitmq import RabbitServer
 from scoop_outbox.testing.contract import Harness
@@ -15,8 +16,7 @@ class RabbitHarness(Harness):
     """RabbitMQ; topics are routing keys on `amq.topic`."""
 
     def __init__(self, server: RabbitServer, settings: Mapping[str, object] | None = None) -> None:
-        # What RabbitMQ refuses unless it is told otherwise.
-        super().__init__(server.url, settings, oversize=128 * 1024 * 1024 + 1)
+        super().__init__(server.url, settings, oversize=MAX_MESSAGE_SIZE + 1)
         self._server = server
 
     async def publish_foreign(self, topic: str, key: bytes | None, body: bytes, headers: Mapping[str, str]) -> None:
