@@ -50,7 +50,7 @@ def run_of(row: Row, failures: Failures) -> Run:
     (
         run_id, message_id, service, saga, lineage, parent_run, state, step, next_step, seq, instance, iteration,
         attempt, handled, not_before, undo_seq, compensation_seq, handler_seq, context, inherited, failure, obstacle,
-        result, launched_at, reason, lane, version, troubled, *_,
+        result, launched_at, reason, lane, version, interrupted, *_,
     ) = row  # fmt: skip
     return Run(
         run_id,
@@ -80,7 +80,7 @@ def run_of(row: Row, failures: Failures) -> Run:
         reason,
         lane,
         version,
-        troubled,
+        interrupted,
     )
 
 

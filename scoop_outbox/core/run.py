@@ -101,7 +101,7 @@ class Run:
         reason: why the run is parked.
         lane: runs of one lane are executed one after the other; None when the run is not ordered.
         version: the version of its saga that the run belongs to; empty before its first step.
-        troubled: whether something is noted of executions that were interrupted, which progress takes away.
+        interrupted: whether something is noted of executions that were interrupted, which progress takes away.
         needs: for a parked run, the step without which it cannot go on; it goes on by itself when somebody knows it.
     """
 
@@ -132,7 +132,7 @@ class Run:
     reason: str | None = None
     lane: uuid.UUID | None = None
     version: str = ""
-    troubled: bool = False
+    interrupted: bool = False
     needs: str | None = None
 
     @property

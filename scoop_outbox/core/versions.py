@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 
 from scoop_outbox.saga import Saga
 
-PATIENCE = timedelta(minutes=1)
+GRACE = timedelta(minutes=1)
 """For how long nobody has to know a step until the runs that need it are parked."""
 
 

@@ -84,10 +84,10 @@ class Onlooker:
         if self._task is not None and self._task.done():
             self._task.result()
 
-    async def missing(self, handled: Iterable[str], patience: float = _LAST_MESSAGES) -> set[str]:
+    async def missing(self, handled: Iterable[str], within: float = _LAST_MESSAGES) -> set[str]:
         """Return which messages were handled without having been at the broker; wait a little for the last ones."""
         handled = set(handled)
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + within
         while (missing := handled.difference(*self._topics.values())) and time.monotonic() < deadline:
             self.check()
             await asyncio.sleep(0.05)

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 _AT_ONCE = 5_000
 _LOOK_AGAIN = 0.1
-_PATIENCE = 10.0
+_TIMEOUT = 10.0
 
 
 class Handlers(OpenedDatabase):
@@ -111,7 +111,7 @@ class Handlers(OpenedDatabase):
     ) -> Forgetting:
         """End what is pending, and what transactions add to it that had seen the subscriptions."""
         waiting = unstarted = abandoned = 0
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _TIMEOUT
         while True:
             # Asked first: what is ended afterwards is all that those could add.
             is_open = driver.run(plans.is_older_open(ended))

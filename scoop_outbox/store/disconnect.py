@@ -21,7 +21,7 @@ _Connection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 _EVENTS: dict[int, int] = {PollingStatus.READING: selectors.EVENT_READ, PollingStatus.WRITING: selectors.EVENT_WRITE}
 
-_PATIENCE = 2.0
+_TIMEOUT = 2.0
 """Seconds that the server gets to take notice: one that is frozen never does."""
 
 
@@ -76,7 +76,7 @@ def _cancellation(pgconn: PGconn) -> PGcancelConn | PGcancel:
 
 def _see_through(cancel: PGcancelConn) -> None:
     # Not by libpq's own wait: it does not let go of the interpreter, and a frozen server held up the whole process.
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _TIMEOUT
     try:
         cancel.start()
         while (status := cancel.poll()) in _EVENTS and (left := deadline - time.monotonic()) > 0:

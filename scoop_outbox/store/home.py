@@ -40,7 +40,7 @@ from scoop_outbox.store.time_limit import TimeLimitedDriver
 from scoop_outbox.store.url import parse_url, redact_url
 from scoop_outbox.wire.limits import Limits
 
-CLAIM_PATIENCE = 20.0
+CLAIM_TIMEOUT = 20.0
 """Seconds for which a launch under an id of the caller's waits for its turn; then, as long at most, for another
 transaction that launches it."""
 
@@ -130,11 +130,11 @@ class Home:
 
     async def connect(self) -> TimeLimitedDriver:
         """Open an async driver on which no step ever runs; the caller keeps it, and closes it."""
-        return await self._connect_patiently(self._modes.machinery)
+        return await self._connect_time_limited(self._modes.machinery)
 
     async def connect_to_queues(self) -> TimeLimitedDriver:
         """Open an async driver that reads queues in order, and on which no step ever runs; the caller closes it."""
-        return await self._connect_patiently(self._modes.queues)
+        return await self._connect_time_limited(self._modes.queues)
 
     async def connect_for_steps(self, context: contextvars.Context | None = None) -> AsyncDriver:
         """Open an async driver whose connection is as users expect theirs to be; the caller keeps and closes it.
@@ -144,7 +144,7 @@ class Home:
         """
         return await AsyncDriver.connect(self._pools.of_loop.engine, self._modes.steps(self.limits), context)
 
-    async def _connect_patiently(self, mode: Mode) -> TimeLimitedDriver:
+    async def _connect_time_limited(self, mode: Mode) -> TimeLimitedDriver:
         driver = await TimeLimitedDriver.connect(self._pools.of_loop.engine, mode)
         if not driver.pooled:
             await driver.run(ask(*mode.set_up()))
@@ -184,7 +184,7 @@ class Home:
         """
         turns = self._pools.of_loop.claiming
         try:
-            async with asyncio.timeout(CLAIM_PATIENCE):
+            async with asyncio.timeout(CLAIM_TIMEOUT):
                 await turns.acquire()
         except TimeoutError:
             raise DatabaseError(CLAIMS_WAIT) from None
@@ -198,7 +198,7 @@ class Home:
     def blocking_claiming_driver(self) -> Iterator[BlockingDriver]:
         """Do as `claiming_driver`, for code without an event loop."""
         turns = self._pools.blocking.claiming
-        if not turns.acquire(timeout=CLAIM_PATIENCE):
+        if not turns.acquire(timeout=CLAIM_TIMEOUT):
             raise DatabaseError(CLAIMS_WAIT)
         try:
             with self.blocking_driver() as driver:

@@ -82,18 +82,18 @@ def migrate(
             time; it names them.
     """
     checked_schema(schema)
-    patience = _Patience(url, seconds(wait), seconds(lock_timeout))
+    attempts = _Attempts(url, seconds(wait), seconds(lock_timeout))
     engine = blocking_engine(url)
     onlooker = Onlooker(engine, schema)
     try:
         with _explained(url), engine.connect() as connection:
-            return _upgraded(_Tables(connection, schema), onlooker, patience)
+            return _upgraded(_Tables(connection, schema), onlooker, attempts)
     finally:
         onlooker.close()
         engine.dispose()
 
 
-def _upgraded(tables: _Tables, onlooker: Onlooker, patience: _Patience) -> str:
+def _upgraded(tables: _Tables, onlooker: Onlooker, attempts: _Attempts) -> str:
     while True:
         revision = tables.revision()
         target = following(revision)
@@ -106,7 +106,7 @@ def _upgraded(tables: _Tables, onlooker: Onlooker, patience: _Patience) -> str:
         try:
             with tables.connection.begin():
                 with onlooker.watching(tables.backend()):
-                    deadline = tables.lock_migrations(patience.limit)
+                    deadline = tables.lock_migrations(attempts.limit)
                     # Somebody else may have been at it while this one waited, and a table may have another name now.
                     mine = tables.revision() == revision
                     if mine:
@@ -116,10 +116,10 @@ def _upgraded(tables: _Tables, onlooker: Onlooker, patience: _Patience) -> str:
         except sa.exc.OperationalError as error:
             if not isinstance(error.orig, psycopg.errors.LockNotAvailable | psycopg.errors.DeadlockDetected):
                 raise
-            patience.pause(time.monotonic() - began, target, onlooker.seen, error)
+            attempts.pause(time.monotonic() - began, target, onlooker.seen, error)
 
 
-class _Patience:
+class _Attempts:
     """How long locks are tried for, and what is said meanwhile.
 
     Attributes:

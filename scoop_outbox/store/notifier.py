@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from scoop_outbox.store.carrier import Carrier, Pending, note_missing
 from scoop_outbox.store.home import Home
 
-PATIENCE = 1.0
+CLOSE_TIMEOUT = 1.0
 """Seconds that a server gets to take what is to be told yet, when the connection is closed."""
 MOST = 1_000
 """How many payloads of a channel wait to be sent: of more, all that is told is that there were any."""
@@ -143,7 +143,7 @@ class Notifier:
 
     async def close(self) -> None:
         """Do as `stop`, and wait for it a moment. A server that does not answer is left to itself."""
-        thread, until = self.stop(), time.monotonic() + PATIENCE
+        thread, until = self.stop(), time.monotonic() + CLOSE_TIMEOUT
         # Not in a thread of the loop's: those may all be busy with what waits for this.
         while thread is not None and thread.is_alive() and time.monotonic() < until:  # noqa: ASYNC110
             await asyncio.sleep(0.002)
@@ -152,7 +152,7 @@ class Notifier:
         """Do as `close`, for code without an event loop."""
         thread = self.stop()
         if thread is not None and thread is not threading.current_thread():
-            thread.join(PATIENCE)
+            thread.join(CLOSE_TIMEOUT)
 
     def is_needed(self) -> bool:
         """Tell whether somebody needs to hear."""
@@ -202,7 +202,7 @@ _carriers: weakref.WeakSet[Carrier] = weakref.WeakSet()
 
 def _at_exit() -> None:
     """Have all that is to be told be told: what is launched last in a program is often all that it launches."""
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + CLOSE_TIMEOUT
     carriers = list(_carriers)
     for carrier in carriers:
         carrier.stop()

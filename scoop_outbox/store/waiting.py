@@ -20,7 +20,7 @@ from scoop_outbox.store.disconnect import async_abort
 
 T = TypeVar("T")
 
-_PATIENCE = 5.0
+_CANCEL_TIMEOUT = 5.0
 """Seconds that the server gets to end what is cancelled."""
 
 
@@ -47,8 +47,8 @@ async def _call_off(connection: psycopg.AsyncConnection[Any], batch: PQGen[T]) -
         return
     try:
         with suppress(psycopg.Error, TimeoutError):
-            async with asyncio.timeout(_PATIENCE):
-                await connection.cancel_safe(timeout=_PATIENCE)
+            async with asyncio.timeout(_CANCEL_TIMEOUT):
+                await connection.cancel_safe(timeout=_CANCEL_TIMEOUT)
                 await _driven(pgconn.socket, batch, begun=True)
     finally:
         # A frozen server, or somebody who cancels once more.

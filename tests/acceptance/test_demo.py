@@ -207,7 +207,7 @@ async def test_an_onlooker_who_has_not_seen_a_message_that_was_handled_says_whic
         async def close(self) -> None: ...
 
     async with Onlooker(Silent(), ["orders.place"]) as onlooker:
-        assert await onlooker.missing(["a", "b"], patience=0.1) == {"a", "b"}
+        assert await onlooker.missing(["a", "b"], within=0.1) == {"a", "b"}
         assert await onlooker.missing([]) == set()
         assert onlooker.counts == {"orders.place": 0}
 

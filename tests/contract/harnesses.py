@@ -46,7 +46,7 @@ class KafkaHarness(Harness):
         # A member that was killed is missed soon, and a broker that is down is not waited for long.
         ours = {
             "topology.partitions": 4,
-            "patience": 3,
+            "publish.timeout": 3,
             "consumer.session.timeout.ms": 6000,
             "consumer.heartbeat.interval.ms": 1000,
         }

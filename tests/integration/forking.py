@@ -25,7 +25,7 @@ from scoop_outbox.message import Message, uuid7
 
 CHILDREN = 3
 LAUNCHES = 20
-_PATIENCE = 30.0
+_LONG = 30.0
 
 
 def backends(url: str) -> set[int]:
@@ -57,7 +57,7 @@ def fork(work: Callable[[int], None], count: int = CHILDREN) -> list[int]:
         if child == 0:
             status = 1
             try:
-                signal.alarm(int(_PATIENCE))  # one that hangs ends as well
+                signal.alarm(int(_LONG))  # one that hangs ends as well
                 work(number)
                 gc.collect()  # what it has forgotten of its parent's goes away
                 status = 0
@@ -77,7 +77,7 @@ def joined(children: list[int]) -> None:
 
 
 def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _LONG
     while not condition():
         assert time.monotonic() < deadline, "it has not come true"
         time.sleep(0.01)
@@ -145,14 +145,14 @@ def lent(url: str) -> None:
         with home.blocking_driver() as driver, home._pools._lock, uuid7._lock:
             driver.raw.execute("begin")
             lent.set()
-            go_on.wait(_PATIENCE)
+            go_on.wait(_LONG)
             driver.raw.execute("select 1")
             driver.raw.execute("commit")
 
     threads = [threading.Thread(target=use)]
     for thread in threads:
         thread.start()
-    lent.wait(_PATIENCE)
+    lent.wait(_LONG)
     joined(fork(launching(app, backends(url))))
     go_on.set()
     for thread in threads:
@@ -197,21 +197,21 @@ def running(url: str) -> None:
 
         async def main() -> None:
             handle = await app.launch("greetings", number)
-            await handle.wait(_PATIENCE)
+            await handle.wait(_LONG)
             await app.close()
 
         asyncio.run(main())
         other = app.launch_sync("greetings", number)
-        other.wait_sync(_PATIENCE)
+        other.wait_sync(_LONG)
 
     async def main() -> None:
         async with app.running():
-            await (await app.launch("greetings", "before")).wait(_PATIENCE)
+            await (await app.launch("greetings", "before")).wait(_LONG)
             mine = backends(url)
             children = fork(launch_and_wait)
             await asyncio.to_thread(joined, children)
             assert mine <= backends(url), "a child has ended a connection of its parent"
-            await (await app.launch("greetings", "afterwards")).wait(_PATIENCE)
+            await (await app.launch("greetings", "afterwards")).wait(_LONG)
 
     asyncio.run(main())
     ((committed,),) = rows(url, "select count(*) from run where state = 'committed'")
@@ -227,16 +227,16 @@ def child_runs(url: str) -> None:
         async def main() -> None:
             async with app.running():
                 ready.set()
-                await asyncio.to_thread(go_on.wait, _PATIENCE)
-                await (await app.launch("greetings", "in the child")).wait(_PATIENCE)
+                await asyncio.to_thread(go_on.wait, _LONG)
+                await (await app.launch("greetings", "in the child")).wait(_LONG)
 
         asyncio.run(main())
 
     async def main() -> list[int]:
         async with app.running():
-            await (await app.launch("greetings", "before")).wait(_PATIENCE)
+            await (await app.launch("greetings", "before")).wait(_LONG)
             children = fork(run, 1)
-            assert await asyncio.to_thread(ready.wait, _PATIENCE)
+            assert await asyncio.to_thread(ready.wait, _LONG)
         return children
 
     children = asyncio.run(main())
@@ -256,7 +256,7 @@ def hearing(url: str) -> None:
             with psycopg.connect(url) as other:
                 channel = service_of(app).hints.channel("ended")
                 other.execute("select pg_notify(%s, %s)", (channel, message_id.hex))
-            assert heard.wait(_PATIENCE)
+            assert heard.wait(_LONG)
 
     hear(0)
     mine = with_signals(url)
@@ -275,7 +275,7 @@ def processes(url: str) -> None:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(_PATIENCE)
+        worker.join(_LONG)
         assert worker.exitcode == 0
     app.launch_sync("strangers", "by the parent once more")
     all_arrived(url, 2)

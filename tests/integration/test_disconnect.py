@@ -99,7 +99,7 @@ async def test_while_the_server_takes_no_notice_everything_else_runs_on(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The client's own wait for the server's word held the interpreter, and with it the whole process."""
-    monkeypatch.setattr(module, "_PATIENCE", 1.5)
+    monkeypatch.setattr(module, "_TIMEOUT", 1.5)
     url = make_url(database_url)
     async with answering_once(url.host or "", url.port or 5432) as port:
         through = url.set(host="127.0.0.1", port=port).render_as_string(hide_password=False)

@@ -326,7 +326,7 @@ async def test_what_a_transaction_adds_that_saw_the_subscription_is_ended_too(
 async def test_a_transaction_that_stays_open_is_told_of(
     database_url: str, handlers: Handlers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scoop_outbox.operations.handlers._PATIENCE", 0.3)
+    monkeypatch.setattr("scoop_outbox.operations.handlers._TIMEOUT", 0.3)
     await announced(stock(database_url))
     with psycopg.connect(database_url) as slow:
         slow.execute("update scoop_outbox.home set created_at = created_at")

@@ -188,7 +188,7 @@ async def test_a_database_that_is_down_is_no_reason_to_restart(postgres_url: str
 async def test_a_database_that_does_not_answer_keeps_nobody_waiting(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health_module, "_PATIENCE", 0.2)
+    monkeypatch.setattr(health_module, "_ANSWER_TIMEOUT", 0.2)
     app = shop(database_url)
     async with served(app) as (port, _):
         assert await problems(port) == {}
@@ -236,7 +236,7 @@ async def test_a_loop_that_stands_still_is_a_reason_to_restart(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(health_module, "STALLED", 1.0)
-    monkeypatch.setattr(health_module, "_PATIENCE", 0.1)
+    monkeypatch.setattr(health_module, "_ANSWER_TIMEOUT", 0.1)
     app = shop(database_url)
     async with served(app) as (port, _):
         seen = threading.Event()
@@ -310,7 +310,7 @@ async def test_a_program_that_embeds_gets_the_same_answers_as_the_port(
         assert names(await running.metrics()) == names((await asked(port, "/metrics"))[1])
         assert "scoop_outbox_database_up 1.0\n" in await running.metrics()
 
-        monkeypatch.setattr(health_module, "_PATIENCE", 0.1)
+        monkeypatch.setattr(health_module, "_ANSWER_TIMEOUT", 0.1)
         with psycopg.connect(database_url) as connection:
             connection.execute("lock table scoop_outbox.alembic_version in access exclusive mode")
             assert await running.problems() == {"database": "no answer within 0 s"}

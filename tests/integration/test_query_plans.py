@@ -362,7 +362,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("unpark", {"runs": [run_id(OPEN)], "anew": True}),
         ("list_parked", {"service": "shop", "most": 100}),
         ("read_state", {"run": run_id(OPEN)}),
-        ("count_troubled", {"service": "shop", "most": 100}),
+        ("count_stuck", {"service": "shop", "most": 100}),
         ("plan_once", {"local": False}),
         ("search_indexes", {"local": False}),
         ("set_limits", {"local": False}),

@@ -57,7 +57,7 @@ async def test_who_is_cancelled_twice_leaves_nothing_behind_either(database_url:
 
 
 async def test_a_frozen_server_is_not_waited_for_for_ever(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "_PATIENCE", 0.3)
+    monkeypatch.setattr(waiting, "_CANCEL_TIMEOUT", 0.3)
     app = Scoop("shop", database=database_url)
     await app.launch("orders", 0)
     with psycopg.connect(database_url) as holder, psycopg.connect(database_url, autocommit=True) as other:

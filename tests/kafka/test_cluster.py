@@ -41,7 +41,7 @@ async def test_the_leader_goes_while_it_is_published_to(
     trial: Trial, three_nodes: KafkaCluster, end: Callable[[KafkaNode], None]
 ) -> None:
     topic = trial.topic(replicas=3, min_insync_replicas="2")
-    publisher = await trial.publisher(patience=3)
+    publisher = await trial.publisher(publish__timeout=3)
     tried: list[int] = []
     publishing = asyncio.create_task(
         publish_all(publisher, [envelope(topic, "k", b"%d" % number) for number in range(COUNT)], tried)
@@ -55,7 +55,7 @@ async def test_the_leader_goes_while_it_is_published_to(
 
 async def test_too_few_replicas_are_in_sync(trial: Trial, three_nodes: KafkaCluster) -> None:
     topic = trial.topic(replicas=3, min_insync_replicas="3")
-    publisher = await trial.publisher(patience=2)
+    publisher = await trial.publisher(publish__timeout=2)
     batch = [envelope(topic, "k", b"%d" % number) for number in range(10)]
     assert set(verdicts(await publisher.publish(batch[:1]))) == {ACKNOWLEDGED}
     other = next(node for node in three_nodes.nodes if node is not leader(trial, three_nodes, topic))

@@ -36,9 +36,9 @@ def first_seen(trial: Trial, topic: str) -> list[int]:
 async def test_a_frozen_broker_ends_our_patience_and_the_order_is_kept(own_trial: Trial, cluster: KafkaCluster) -> None:
     topic = own_trial.topic()
     (node,) = cluster.nodes
-    publisher = await own_trial.publisher(patience=1)
+    publisher = await own_trial.publisher(publish__timeout=1)
     batch = [envelope(topic, "k", b"%d" % number) for number in range(300)]
-    await publish_all(publisher, batch[:50], [])  # on a busy machine a new topic may take longer than our patience
+    await publish_all(publisher, batch[:50], [])  # on a busy machine a new topic may take longer than publish.timeout
     node.freeze()
     for _ in range(2):
         started = time.monotonic()
@@ -48,7 +48,7 @@ async def test_a_frozen_broker_ends_our_patience_and_the_order_is_kept(own_trial
         assert receipts[0].reason
     tried: list[int] = []
     publishing = asyncio.create_task(publish_all(publisher, batch[50:], tried))
-    await until(lambda: tried[:1] == [0], timeout=10)  # patience has ended once more
+    await until(lambda: tried[:1] == [0], timeout=10)  # the time was up once more
     node.thaw()
     await publishing
     assert first_seen(own_trial, topic) == list(range(300))
@@ -56,7 +56,7 @@ async def test_a_frozen_broker_ends_our_patience_and_the_order_is_kept(own_trial
 
 async def test_a_broker_that_is_killed_while_it_is_published_to(own_trial: Trial, cluster: KafkaCluster) -> None:
     topic = own_trial.topic()
-    publisher = await own_trial.publisher(patience=2)
+    publisher = await own_trial.publisher(publish__timeout=2)
     tried: list[int] = []
     publishing = asyncio.create_task(
         publish_all(publisher, [envelope(topic, "k", b"%d" % number) for number in range(20_000)], tried)
@@ -104,7 +104,7 @@ async def test_a_broker_that_is_down_at_the_start_is_waited_for(own_trial: Trial
     own_trial.produce(topic, b"1")
     (node,) = cluster.nodes
     await asyncio.to_thread(node.kill)
-    publisher = await own_trial.publisher(patience=1)
+    publisher = await own_trial.publisher(publish__timeout=1)
     consumer = await own_trial.consumer(group, topic)
     assert verdicts(await publisher.publish([envelope(topic)])) == [FOR_NOW]
     assert await consumer.receive(1, 0.1) == []

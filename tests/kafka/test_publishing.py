@@ -126,15 +126,15 @@ async def test_a_topic_that_is_created_in_the_nick_of_time_is_waited_for(trial: 
 
 async def test_topics_that_do_not_exist_share_the_time_that_they_have(trial: Trial) -> None:
     topic, missing = trial.topic(), [name("missing") for _ in range(10)]
-    publisher = await trial.publisher(patience=2)
+    publisher = await trial.publisher(publish__timeout=2)
     batch = [envelope(one) for one in (*missing, topic)]
-    # Half a second for each of them would be longer than our patience.
+    # Half a second for each of them would be longer than publish.timeout.
     assert verdicts(await publisher.publish(batch)) == [*[FOR_GOOD] * 10, ACKNOWLEDGED]
 
 
 async def test_a_topic_is_not_refused_before_it_has_had_its_time(trial: Trial) -> None:
     topic, missing = trial.topic(), name("missing")
-    publisher = await trial.publisher(patience=1, producer__topic__metadata__propagation__max__ms=1_200)
+    publisher = await trial.publisher(publish__timeout=1, producer__topic__metadata__propagation__max__ms=1_200)
     batch = [envelope(missing, None, b"1"), envelope(topic, None, b"1")]
     receipts = await publisher.publish(batch)
     assert verdicts(receipts) == [FOR_NOW, ACKNOWLEDGED]
@@ -287,7 +287,7 @@ async def test_a_fork_is_refused(trial: Trial) -> None:
 
 async def test_a_broker_that_is_down_says_so_in_time() -> None:
     async with Trial("kafka://127.0.0.1:1") as trial:
-        publisher = await trial.publisher(patience=1)
+        publisher = await trial.publisher(publish__timeout=1)
         async with asyncio.timeout(5):
             receipts = await publisher.publish([envelope("x"), envelope("x")])
     assert verdicts(receipts) == [FOR_NOW, FOR_NOW]
@@ -296,7 +296,7 @@ async def test_a_broker_that_is_down_says_so_in_time() -> None:
 
 async def test_a_producer_that_finds_no_broker_again_and_again_is_made_anew() -> None:
     async with Trial("kafka://127.0.0.1:1") as trial:
-        publisher = await trial.publisher(patience=1)
+        publisher = await trial.publisher(publish__timeout=1)
         used = []
         for _ in range(4):
             await publisher.publish([envelope("x")])

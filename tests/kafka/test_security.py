@@ -152,7 +152,7 @@ async def test_a_wrong_password_is_told_and_not_shown(
             await refusal(lambda: trial.broker().topology(["topic"], None, create=True)),
         ]
         assert all(re.match("Kafka refuses the connection: .*uthentication", one) for one in said)
-        publisher = await trial.publisher(patience=1.5)
+        publisher = await trial.publisher(publish__timeout=1.5)
         receipts = await publisher.publish([envelope("topic")])
         while "uthentication" not in receipts[0].reason:
             assert verdicts(receipts) == [FOR_NOW]

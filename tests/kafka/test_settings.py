@@ -147,9 +147,9 @@ def test_a_value_has_to_be_one() -> None:
 @pytest.mark.parametrize(
     "name, value",
     [
-        ("patience", "0"),
-        ("patience", "soon"),
-        ("patience", "inf"),
+        ("publish.timeout", "0"),
+        ("publish.timeout", "soon"),
+        ("publish.timeout", "inf"),
         ("topology.partitions", 0),
         ("topology.replication.factor", "many"),
         ("identity.header", ""),
@@ -162,9 +162,10 @@ def test_our_own_settings_are_checked(name: str, value: object) -> None:
 
 def test_our_own_settings() -> None:
     settings = read_settings(
-        "kafka://host?patience=2.5&topology.partitions=6", {"topology.replication.factor": 3, "identity.header": "id"}
+        "kafka://host?publish.timeout=2.5&topology.partitions=6",
+        {"topology.replication.factor": 3, "identity.header": "id"},
     )
-    assert (settings.patience, settings.partitions, settings.replication_factor) == (2.5, 6, 3)
+    assert (settings.publish_timeout, settings.partitions, settings.replication_factor) == (2.5, 6, 3)
     assert settings.identity_header == "id"
 
 

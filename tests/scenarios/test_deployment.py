@@ -38,7 +38,7 @@ PAIRS = {
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look around often, and do not wait for a minute."""
     monkeypatch.setattr(roster, "EVERY", 0.2)
-    monkeypatch.setattr(placement, "PATIENCE", timedelta(seconds=0.4))
+    monkeypatch.setattr(placement, "GRACE", timedelta(seconds=0.4))
 
 
 Sagas = Mapping[str, str]
@@ -164,7 +164,7 @@ async def test_q79_a_run_that_would_leave_out_a_step_says_so_and_goes_on_when_it
 async def test_q66_a_step_that_nobody_knows_is_waited_for_before_the_run_is_parked(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(placement, "PATIENCE", timedelta(seconds=600))
+    monkeypatch.setattr(placement, "GRACE", timedelta(seconds=600))
     old, new, pings = (
         service(database_url, {"order": "ab"}),
         service(database_url, {"order": "ax"}),

@@ -181,7 +181,7 @@ async def test_the_next_begins_after_the_rollback_of_the_one_before_has_failed(s
 
 @pytest.mark.parametrize("carrier", [BUILTIN, KAFKA], indirect=True)  # RabbitMQ keeps nothing for a queue to come
 async def test_a_parked_run_holds_its_key_and_no_other(make_shop: MakeShop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placement, "PATIENCE", timedelta(0))
+    monkeypatch.setattr(placement, "GRACE", timedelta(0))
     watched = Watched()
     other, old, new = make_shop("mixed", "other"), make_shop("mixed"), make_shop("mixed")
     other.saga("child", "below", nothing)

@@ -206,7 +206,7 @@ async def test_who_waits_for_a_turn_for_too_long_is_told_that_nothing_was_launch
             asyncio.create_task(asyncio.to_thread(mixed.app.launch_sync, "R", 1, id=mine)) for _ in range(CLAIMING)
         ]
         await until(lambda: len(blocked(database_url)) == 2 * CLAIMING)
-        monkeypatch.setattr(home, "CLAIM_PATIENCE", 0.05)
+        monkeypatch.setattr(home, "CLAIM_TIMEOUT", 0.05)
         with pytest.raises(DatabaseError, match="this launch got no connection within 20 s, and nothing was launched"):
             await mixed.app.launch("R", 1, id=uuid.uuid4())
         with pytest.raises(DatabaseError, match="this launch got no connection within 20 s, and nothing was launched"):

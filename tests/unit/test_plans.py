@@ -67,7 +67,7 @@ def row(state: str = "running", **more: Any) -> tuple[Any, ...]:
         "state": state, "step": None, "next_step": None, "seq": 0, "instance": 0, "iteration": 0, "attempt": 0,
         "handled": 0, "not_before": None, "undo_seq": None, "compensation_seq": None, "handler_seq": None,
         "context": None, "inherited": None, "failure": None, "obstacle": None, "result": None, "launched_at": None,
-        "reason": None, "lane": None, "version": "", "troubled": False,
+        "reason": None, "lane": None, "version": "", "interrupted": False,
         "now": NOW, "mail": [11, 12], "message": MESSAGE, "topic": "topic", "key": None, "body": b"{}",
         "content_type": "application/json", "headers": {}, "created_at": NOW,
     }  # fmt: skip

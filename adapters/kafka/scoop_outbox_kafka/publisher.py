@@ -9,8 +9,8 @@ The broker refuses a request for good. It refuses all messages in it, though per
 `enable.gapless.guarantee` this is fatal to the producer: nothing behind it was sent. A new producer is made, and what
 was refused is sent again, each message alone, before what comes behind it.
 
-The broker does not answer within our patience. Then everything that waits is purged, the producer is thrown away, and
-what was not acknowledged failed for now: the relay comes again with all of it, in order. What a frozen broker had
+The broker does not answer within `publish.timeout`. Then everything that waits is purged, the producer is thrown away,
+and what was not acknowledged failed for now: the relay comes again with all of it, in order. What a frozen broker had
 already been sent may be stored late; those are the messages that the next producer begins with, so that whoever knows
 messages by their id sees each for the first time in order.
 """
@@ -129,7 +129,7 @@ class KafkaPublisher:
         return None
 
     def _publish(self, batch: Sequence[Envelope]) -> Sequence[Receipt]:
-        deadline = time.monotonic() + self._settings.patience
+        deadline = time.monotonic() + self._settings.publish_timeout
         if self._producer is None:
             self._producer = self._open()
         receipts: list[Receipt | None] = [None] * len(batch)

@@ -44,7 +44,7 @@ class Round:
         producer: what publishes; all that it holds is of this round.
         reports: those of this producer.
         records: of this batch.
-        deadline: when the publisher's patience ends, by the monotonic clock.
+        deadline: when `publish.timeout` is over, by the monotonic clock.
         on_dead: told why the producer can do no more.
 
     Attributes:
@@ -89,7 +89,7 @@ class Round:
         return [index for index in self.handed if index not in failed] if failed else self.handed
 
     def publish(self, batch: Sequence[Envelope], waiting: Sequence[int], alone: set[int]) -> None:
-        """Publish in order until all is answered, something is refused, or patience ends.
+        """Publish in order until all is answered, something is refused, or the time is up.
 
         Args:
             batch: all messages that the publisher was given.

@@ -106,8 +106,8 @@ PROMISED_CONSUMER: Mapping[str, object] = {
 _HOSTS = "name the brokers in the URL, kafka://host:9092,host2:9092"
 _COMMITS = "offsets are committed once a message is stored durably, and never before"
 _GIVEN_UP = (
-    "a message that is given up while later ones go through breaks the order; say `patience` in seconds, after which "
-    "the relay tries again"
+    "a message that is given up while later ones go through breaks the order; say `publish.timeout` in seconds, after "
+    "which the relay tries again"
 )
 _STRICT = "the order within a key, and that no message is lost, rest on it"
 _OURS = "it is served by this adapter, which logs what it is told"
@@ -155,7 +155,7 @@ class Settings:
         both: the user's settings for both sides.
         producer: the user's settings for publishers, with those for both sides.
         consumer: the user's settings for consumers, with those for both sides.
-        patience: seconds after which a batch that is not answered failed for now.
+        publish_timeout: seconds after which a batch that is not answered failed for now.
         identity_header: name of the header that identifies messages of other producers.
         partitions: how many a topic gets that is created; None leaves it to the broker.
         replication_factor: how many copies of each; None leaves it to the broker.
@@ -165,7 +165,7 @@ class Settings:
     both: Mapping[str, object] = field(repr=False)
     producer: Mapping[str, object] = field(repr=False)
     consumer: Mapping[str, object] = field(repr=False)
-    patience: float = 10.0
+    publish_timeout: float = 10.0
     identity_header: str | None = None
     partitions: int | None = None
     replication_factor: int | None = None
@@ -335,7 +335,7 @@ def _name(name: str, value: object) -> str:
 
 
 OWN = {
-    "patience": ("patience", _seconds),
+    "publish.timeout": ("publish_timeout", _seconds),
     "identity.header": ("identity_header", _name),
     "topology.partitions": ("partitions", _number),
     "topology.replication.factor": ("replication_factor", _number),

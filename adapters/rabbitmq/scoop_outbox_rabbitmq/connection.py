@@ -134,11 +134,11 @@ class Link(aiormq.Connection):
         """Whether a quorum queue drops what was delivered too often unless it is told not to."""
         return self.version >= (_NO_EARLIER_LIMIT,)
 
-    async def blocked(self, patience: float) -> bool:
+    async def blocked(self, within: float) -> bool:
         """Tell whether the broker takes nothing that is published, and will not within so many seconds."""
         ready = asyncio.ensure_future(self.ready())
         try:
-            done, _ = await asyncio.wait((ready,), timeout=patience)
+            done, _ = await asyncio.wait((ready,), timeout=within)
         finally:
             ready.cancel()
         return not done

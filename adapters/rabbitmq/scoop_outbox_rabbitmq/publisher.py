@@ -38,7 +38,7 @@ BEGIN_WITHIN = 5.0
 ANSWER_WITHIN = 8.0
 """Seconds after which what was sent and is not confirmed failed for now, and the connection with it."""
 _SIGN_OF_LIFE = 5.0
-_PATIENCE = 1.0
+_UNBLOCKED_WITHIN = 1.0
 """Seconds in which RabbitMQ may take back that it blocks publishers."""
 WINDOW = 500
 
@@ -140,7 +140,7 @@ class RabbitPublisher:
 
     async def _publish(self, items: Sequence[_Item]) -> None:
         link = await self._channels.connected()
-        if await link.blocked(_PATIENCE):
+        if await link.blocked(_UNBLOCKED_WITHIN):
             raise UnreachableError(_BLOCKED)
         for item in items:
             try:

@@ -80,11 +80,11 @@ def _unpark(runs: Sequence[uuid.UUID], hints: Hints | None, *, anew: bool) -> Pl
     return [row[0] for row in freed]
 
 
-def count_troubled(service: str, limit: int) -> Plan[tuple[int, int, int]]:
+def count_stuck(service: str, limit: int) -> Plan[tuple[int, int, int]]:
     """Return how many runs of a service are parked, were interrupted last, and could not be rolled back.
 
     Each is counted up to `limit`.
     """
-    (rows,) = yield from ask(statement("count_troubled", service=service, most=limit))
+    (rows,) = yield from ask(statement("count_stuck", service=service, most=limit))
     parked, interrupted, stuck = rows[0]
     return parked, interrupted, stuck

@@ -8,7 +8,7 @@ from scoop_outbox.core.decision import Decision, HandleChildFailure, Invoke, Par
 from scoop_outbox.core.plans.claim import Claim, Executor
 from scoop_outbox.core.run import Run, RunState, changed
 from scoop_outbox.core.statement import COMMIT, ROLLBACK, Plan, ask, statement
-from scoop_outbox.core.versions import PATIENCE, Version, executing_version, left_out
+from scoop_outbox.core.versions import GRACE, Version, executing_version, left_out
 
 
 def place_run(claimed: Claim, due: Decision, executor: Executor) -> Plan[Decision | None]:
@@ -24,7 +24,7 @@ def place_run(claimed: Claim, due: Decision, executor: Executor) -> Plan[Decisio
     if by is None:
         known, _, _ = yield from _last_known(run, needs)
         since = max((at for at in (known, deployment.since) if at is not None), default=None)
-        if since is None or claimed.facts.now - since >= PATIENCE:
+        if since is None or claimed.facts.now - since >= GRACE:
             return due
         yield from ask(ROLLBACK)
         return None

@@ -45,8 +45,8 @@ def settle(
         writing.written()
     _hint(claimed, change, rows, executor)
     if ahead:
-        if after.troubled or (after.inherited is not None and after != claimed.run):
-            after = changed(after, inherited=None, troubled=False)  # it has been written with the run
+        if after.interrupted or (after.inherited is not None and after != claimed.run):
+            after = changed(after, inherited=None, interrupted=False)  # it has been written with the run
         return (yield from claimed_again(claimed, after, answers[len(writes) + 1 :], executor))
     if go_on and change.mail is Mail.DROP_IF_WAITING and not rows["drop_mail_if_waiting"][0][0]:
         return (yield from claim(after.id, executor))  # nobody listens to what was launched: nothing to wait for
@@ -99,7 +99,7 @@ def _writes_run(claimed: Claim, change: Transition, executor: Executor) -> Itera
     else:
         if record is not None:
             yield statement("record_step", **_record(record, claimed, executor))
-        if after != before or before.troubled:
+        if after != before or before.interrupted:
             yield statement("update_run", **_columns(before, after))
     yield from _marks(change)
     if change.emissions:

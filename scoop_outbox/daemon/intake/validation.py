@@ -37,22 +37,21 @@ class Validation:
     async def defects(self, driver: AsyncDriver, deliveries: Sequence[Delivery]) -> list[str | None]:
         """Return of each delivery the reason why it cannot be taken in, if there is one."""
         defects = [one.defect or self._limits.defect(len(one.envelope.body)) for one in deliveries]
-        misfits = [
-            None if defect is not None else self._misfit(one.envelope)
+        unreadable = [
+            None if defect is not None else self._why_unreadable(one.envelope)
             for one, defect in zip(deliveries, defects, strict=True)
         ]
-        topics = {one.envelope.topic for one, misfit in zip(deliveries, misfits, strict=True) if misfit is not None}
+        topics = {one.envelope.topic for one, why in zip(deliveries, unreadable, strict=True) if why is not None}
         if topics:
             # A newer version of this service may have a saga that can read what ours cannot.
             known = await driver.run(read_listening(self._service, list(topics)))
             readable = {topic for topic, sagas in known.items() if sagas - self._names}
-            misfits = [
-                None if one.envelope.topic in readable else misfit
-                for one, misfit in zip(deliveries, misfits, strict=True)
+            unreadable = [
+                None if one.envelope.topic in readable else why for one, why in zip(deliveries, unreadable, strict=True)
             ]
-        return [defect or misfit for defect, misfit in zip(defects, misfits, strict=True)]
+        return [defect or why for defect, why in zip(defects, unreadable, strict=True)]
 
-    def _misfit(self, envelope: Envelope) -> str | None:
+    def _why_unreadable(self, envelope: Envelope) -> str | None:
         """Say why no saga of this process that listens on the topic can read a message from outside.
 
         One that was launched by scoop_outbox fails its run instead. What no saga here listens on is not for this

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from scoop_outbox.core.plans.mail import count_due
 from scoop_outbox.core.plans.outbox import look_at_outbox
-from scoop_outbox.core.plans.parking import count_troubled
+from scoop_outbox.core.plans.parking import count_stuck
 from scoop_outbox.core.plans.subscriptions import read_revision
 from scoop_outbox.daemon.daemons import Daemons
 from scoop_outbox.daemon.monitoring.http import Answer, serve_http
@@ -35,7 +35,7 @@ COUNTED_DUE = 10_000
 """How far due work is counted."""
 _BEAT = 0.5
 _FRESH = 1.0
-_PATIENCE = 3.0
+_ANSWER_TIMEOUT = 3.0
 
 
 _UNASKED = Snapshot()
@@ -43,7 +43,7 @@ _UNASKED = Snapshot()
 
 
 def _unanswered() -> Snapshot:
-    return Snapshot(problem=f"no answer within {_PATIENCE:.0f} s")
+    return Snapshot(problem=f"no answer within {_ANSWER_TIMEOUT:.0f} s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class Health:
 
     async def _look(self) -> Snapshot:
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(_ANSWER_TIMEOUT):
                 return await self._look_once()
         except TimeoutError:
             return _unanswered()
@@ -135,7 +135,7 @@ class Health:
     def _look_from_thread(self) -> Snapshot:
         looking = asyncio.run_coroutine_threadsafe(self._look_once(), self._loop)
         try:
-            return looking.result(_PATIENCE)
+            return looking.result(_ANSWER_TIMEOUT)
         except (TimeoutError, concurrent.futures.TimeoutError, concurrent.futures.CancelledError):
             looking.cancel()
             return _unanswered()
@@ -165,16 +165,16 @@ class Health:
         async with self._home.driver() as driver:
             revision = await driver.run(read_revision())
             if revision not in self._revisions:
-                self._revisions[revision] = await asyncio.to_thread(self._misfit, revision)
+                self._revisions[revision] = await asyncio.to_thread(self._revision_problem, revision)
             count, age = await driver.run(look_at_outbox(COUNTED))
             seen = Snapshot(self._revisions[revision], count, age)
             if daemons is None or daemons.worker is None:
                 return seen
             due = await driver.run(count_due(daemons.service, daemons.sagas, COUNTED_DUE))
-            parked, interrupted, stuck = await driver.run(count_troubled(daemons.service, COUNTED_DUE))
+            parked, interrupted, stuck = await driver.run(count_stuck(daemons.service, COUNTED_DUE))
         return replace(seen, due=due, parked=parked, interrupted=interrupted, stuck=stuck)
 
-    def _misfit(self, revision: str | None) -> str | None:
+    def _revision_problem(self, revision: str | None) -> str | None:
         try:
             revisions.check(revision, self._home.url)
         except DatabaseError as error:

@@ -30,7 +30,7 @@ returning run_id, service, saga, version, 0.0::float8
 -- name: read_state
 select state from {schema}.run where id = %(run)s
 
--- name: count_troubled
+-- name: count_stuck
 select (select count(*) from (
             select from {schema}.run where service = %(service)s and reason is not null limit %(most)s
         ) p),
