@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -11,6 +10,7 @@ from datetime import timedelta
 from typing import Any, Literal
 
 from scoop_outbox._generics import T
+from scoop_outbox._log import get_logger
 from scoop_outbox.answers import Answer
 from scoop_outbox.broker.protocol import Resource
 from scoop_outbox.client.announce import announce, announce_sync
@@ -32,7 +32,7 @@ from scoop_outbox.store.external_transaction import AsyncTransaction, Transactio
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from scoop_outbox.wire.limits import MAX_BODY
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class Scoop:

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, overload
 
 from scoop_outbox._generics import A_co, P, Params, R, R_co, T, T_contra
 from scoop_outbox.errors import DefinitionError
@@ -130,6 +130,13 @@ class Step(Generic[T, P, R_co]):
 
     Made by `Saga.step` and `Saga.add_step`. Calling it calls the callback, which is handy in tests.
     """
+
+    if not TYPE_CHECKING:  # type variables have no defaults here, and annotations are evaluated
+
+        def __class_getitem__(cls, given: object) -> Any:
+            """Do for `Step[Order]` what checkers do: what is not said may be anything."""
+            given = given if isinstance(given, tuple) else (given,)
+            return super().__class_getitem__((*given, *(..., Any)[len(given) - 1 :]))
 
     def __init__(
         self,

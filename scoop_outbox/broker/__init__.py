@@ -4,6 +4,7 @@ docs/writing-an-adapter.md tells what an adapter has to do; `scoop_outbox.testin
 """
 
 from scoop_outbox._cancellation import StrayCancellationError, own_cancellation_only
+from scoop_outbox._log import get_logger
 from scoop_outbox.broker.incoming import delivery
 from scoop_outbox.broker.protocol import (
     ACKNOWLEDGED,
@@ -38,6 +39,7 @@ __all__ = [
     "StrayCancellationError",
     "Subscription",
     "delivery",
+    "get_logger",
     "own_cancellation_only",
     "uuid7",
     "wire",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from scoop_outbox._log import get_logger
 from scoop_outbox.cli.dead_letters import dead_letters
 from scoop_outbox.cli.handlers import handlers
 from scoop_outbox.cli.log import is_json, with_log_format, with_log_level, write_log
@@ -19,7 +19,7 @@ from scoop_outbox.cli.settings import broker_settings, settings_of
 from scoop_outbox.cli.topology import topology
 from scoop_outbox.errors import ScoopError
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 _database = click.option(
     "--database",

@@ -18,7 +18,9 @@ from typing import Any, TypeVar
 
 import click
 
-log = logging.getLogger(__name__)
+from scoop_outbox._log import get_logger
+
+log = get_logger(__name__)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -118,7 +120,8 @@ def write_log(level: str, chosen: str) -> None:
     if chosen == LogFormat.JSON:
         logging.captureWarnings(capture=True)
         sys.excepthook = _log_exception
-        threading.excepthook = lambda one: _log_exception(one.exc_type, one.exc_value, one.exc_traceback)
+        threading.excepthook = _log_exception_of_thread
+        sys.unraisablehook = _log_unraisable
 
 
 def is_json() -> bool:
@@ -128,6 +131,19 @@ def is_json() -> bool:
 
 def _log_exception(kind: type[BaseException], error: BaseException | None, traceback: TracebackType | None) -> None:
     log.critical("process: exception not caught (%s)", kind.__name__, exc_info=(kind, error or kind(), traceback))
+
+
+def _log_exception_of_thread(one: threading.ExceptHookArgs) -> None:
+    if one.exc_type is not SystemExit:  # a thread may end like that, and Python says nothing of it
+        _log_exception(one.exc_type, one.exc_value, one.exc_traceback)
+
+
+def _log_unraisable(one: sys.UnraisableHookArgs) -> None:
+    """Log what was raised where nobody can catch it: in a finaliser, say. The object itself is not shown."""
+    error = one.exc_value or one.exc_type()
+    log.error(
+        "process: exception ignored (%s)", one.exc_type.__name__, exc_info=(one.exc_type, error, one.exc_traceback)
+    )
 
 
 def _exception(formatter: logging.Formatter, record: logging.LogRecord) -> dict[str, object]:
@@ -140,10 +156,13 @@ def _exception(formatter: logging.Formatter, record: logging.LogRecord) -> dict[
 
 def _as_json(line: Mapping[str, object]) -> str:
     try:
-        return json.dumps(line, allow_nan=False, default=str)
-    except (
-        TypeError,
-        ValueError,
-        RecursionError,
-    ):  # what another program has added: keys that are no text, NaN, a cycle
-        return json.dumps({str(name): str(value) for name, value in line.items()})
+        return json.dumps(line, allow_nan=False, default=_as_text)
+    except Exception:  # noqa: BLE001 - what another program has added: keys that are no text, NaN, a cycle
+        return json.dumps({_as_text(name): _as_text(value) for name, value in line.items()})
+
+
+def _as_text(value: object) -> str:
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001 - it is another program's, and the line is not lost for it
+        return f"<{type(value).__name__}>"

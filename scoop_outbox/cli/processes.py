@@ -14,12 +14,13 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from scoop_outbox._log import get_logger
 from scoop_outbox.app import Scoop, service_of
 from scoop_outbox.daemon.monitoring.health import serve_health
 from scoop_outbox.errors import DefinitionError
 from scoop_outbox.store.url import redact_url
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 _YOUNG = 50_000
 """So many new objects until the garbage collector looks for cycles."""

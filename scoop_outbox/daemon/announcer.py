@@ -6,16 +6,16 @@ start was refused, or it began behind the message.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 
+from scoop_outbox._log import get_logger
 from scoop_outbox.broker.protocol import Broker, Subscription
 from scoop_outbox.core.plans.subscriptions import Spelling, TakenOver, announce, read_subscribed
 from scoop_outbox.core.statement import Plan
 from scoop_outbox.saga import Saga
 from scoop_outbox.store.async_driver import AsyncDriver
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class Announcer:

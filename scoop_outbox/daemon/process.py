@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
+from scoop_outbox._log import get_logger
 from scoop_outbox.broker.protocol import Broker, Publisher, Subscription
 from scoop_outbox.daemon.announcer import Announcer
 from scoop_outbox.daemon.daemons import error_of
@@ -25,7 +25,7 @@ from scoop_outbox.errors import BrokerError
 from scoop_outbox.saga import Saga
 from scoop_outbox.store.home import Home
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 _LAST = 1.0
 """Seconds that relay and intake get to give back what they hold, if the steps have used up the grace."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+from scoop_outbox._log import get_logger
 from scoop_outbox.daemon.counters import OTHER, TOPICS
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 TOLD = 1000
 """Topics of which a process tells: their names may be made of something that there is no end of."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import replace
 
+from scoop_outbox._log import get_logger
 from scoop_outbox.core.plans import handlers as plans
 from scoop_outbox.core.plans.handlers import ForgetStatus, Forgetting, Handler, Pending, UnderWay
 from scoop_outbox.store.blocking_driver import BlockingDriver
@@ -14,7 +14,7 @@ from scoop_outbox.store.standalone import OpenedDatabase
 
 __all__ = ["ForgetStatus", "Forgetting", "Handler", "Handlers", "Pending", "UnderWay"]
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 _AT_ONCE = 5_000
 _LOOK_AGAIN = 0.1

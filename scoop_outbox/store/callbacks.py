@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import logging
 from datetime import datetime
 from typing import Any, Self
 
@@ -13,6 +12,7 @@ from psycopg.pq import TransactionStatus
 
 from scoop_outbox import _inside
 from scoop_outbox._failure.traceback import keep_root
+from scoop_outbox._log import get_logger
 from scoop_outbox.context import Context
 from scoop_outbox.core.statement import Call
 from scoop_outbox.core.transition import Raised, Returned
@@ -23,7 +23,7 @@ from scoop_outbox.store.lent import Lent
 
 Raw = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class Interrupted(Exception):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import selectors
 import socket
 import threading
@@ -15,10 +14,11 @@ import psycopg
 from psycopg import sql
 from psycopg.pq import PGnotify
 
+from scoop_outbox._log import get_logger
 from scoop_outbox.store.connect import in_words
 from scoop_outbox.store.home import Home
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 COALESCE = 0.005
 """Seconds from one sending to the next: what is told meanwhile is told together."""

@@ -7,7 +7,6 @@ is changed, and if they are not had in a moment, they are given up, and asked fo
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+from scoop_outbox._log import get_logger
 from scoop_outbox.errors import DatabaseError, DefinitionError
 from scoop_outbox.policy import seconds
 from scoop_outbox.store import queries
@@ -31,7 +31,7 @@ from scoop_outbox.store.revisions import following, head, note_newer
 from scoop_outbox.store.schema import DEFAULT_SCHEMA, checked_schema
 from scoop_outbox.store.url import redact_url
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 # Two migrations at the same time would trip over each other; the number is arbitrary but must never change.
 _LOCK = 0x5C00_0B0C

@@ -7,16 +7,16 @@ does not listen, and notices by time alone that a worker has died.
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import psycopg
 
+from scoop_outbox._log import get_logger
 from scoop_outbox.errors import DatabaseError
 from scoop_outbox.store.engine_connection import AsyncConnection, Connection
 from scoop_outbox.store.url import POOLER, arguments, pooler_of, redact_url
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 _KINDS = {"transaction": True, "session": False}
 _OPTIONS = "options"

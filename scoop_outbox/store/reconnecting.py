@@ -43,6 +43,7 @@ class ReconnectingDriver:
         prepare: called with each new driver before its owner gets it. If it raises, the driver is closed, and the next
             call of `connect` opens another.
         longest: seconds from one failure to the next try, at most.
+        service: whose the owner is, if it is one service's: a field of the log line.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class ReconnectingDriver:
         log: logging.Logger,
         prepare: Callable[[TimeLimitedDriver], Awaitable[None]] | None = None,
         longest: float = LONGEST,
+        service: str | None = None,
     ) -> None:
         """Open nothing yet."""
         self._url = url
@@ -61,6 +63,7 @@ class ReconnectingDriver:
         self._log = log
         self._prepare = prepare
         self._longest = longest
+        self._service = service
         self._driver: TimeLimitedDriver | None = None
         self._failures = 0  # in a row
         self._reason: str | None = None
@@ -68,12 +71,14 @@ class ReconnectingDriver:
     @property
     def driver(self) -> TimeLimitedDriver | None:
         """The driver, if there is one and it is usable; nothing is opened."""
-        return self._driver if self._driver is not None and self._driver.usable else None
+        driver = self._driver
+        return driver if driver is not None and driver.usable else None
 
     @property
     def problem(self) -> str | None:
         """Why the database cannot be used, or for how long it has not answered; None when all is well."""
-        return self._reason or (None if self._driver is None else self._driver.problem)
+        driver = self._driver  # read once: the port asks on a thread of its own
+        return self._reason or (None if driver is None else driver.problem)
 
     async def connect(self) -> TimeLimitedDriver:
         """Return the driver; open one if there is none, or if it is not usable any more.
@@ -109,7 +114,9 @@ class ReconnectingDriver:
         reason = in_words(self._url, error)
         if reason != self._reason:
             self._log.warning(
-                "database: unavailable, reconnecting (%s: %s)", self._owner, reason, extra={"reason": reason}
+                "database: unavailable, reconnecting (%s: %s)",
+                *(self._owner, reason),
+                extra={"reason": reason, "service": self._service},
             )
             self._reason = reason
         self._failures += 1

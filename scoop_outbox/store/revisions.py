@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import logging
 from pathlib import Path
 
+from scoop_outbox._log import get_logger
 from scoop_outbox.errors import DatabaseError
 from scoop_outbox.store.url import redact_url
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 _VERSIONS = Path(__file__).parent / "migrations" / "versions"
 

@@ -8,17 +8,17 @@ end, once: `after_commit` behind its commit, `after_rollback` when it is undone.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
+from scoop_outbox._log import get_logger
 from scoop_outbox.scope import Scope
 from scoop_outbox.store.stop import ends_the_worker
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class _HeldBack:

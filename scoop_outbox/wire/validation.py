@@ -72,7 +72,7 @@ def is_text(value: object) -> TypeGuard[str]:
 
 def defect(envelope: Envelope) -> str | None:
     """Say why no service can take a message in, if so: a malformed `scoop-*` header, or text that cannot be stored."""
-    return _malformed_header(envelope) or _unstorable(envelope)
+    return _malformed_header(envelope) or unstorable(envelope)
 
 
 def _malformed_header(envelope: Envelope) -> str | None:
@@ -91,7 +91,8 @@ def _malformed_header(envelope: Envelope) -> str | None:
     return None
 
 
-def _unstorable(envelope: Envelope) -> str | None:
+def unstorable(envelope: Envelope) -> str | None:
+    """Say what in a message is text that Postgres cannot hold, or None."""
     texts = {
         "topic": envelope.topic,
         "key": envelope.key,

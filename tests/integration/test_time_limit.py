@@ -91,7 +91,7 @@ async def test_a_worker_whose_connection_does_not_answer_says_so_and_takes_anoth
         with psycopg.connect(database_url) as holder:
             holder.execute("lock table scoop_outbox.mailbox")
             await until(lambda: "has not answered for" in (worker.problem or ""))
-            await until(lambda: "database: unavailable, reconnecting (worker: " in caplog.text)
+            await until(lambda: "database: unavailable, reconnecting (worker of shop: " in caplog.text)
         handle = await app.launch("orders", 1)
         await handle.wait(timeout=10)
         await until(lambda: worker.problem is None)

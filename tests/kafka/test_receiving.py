@@ -8,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from scoop_outbox_kafka.consumer import KafkaConsumer
+from scoop_outbox_kafka.membership import Membership
 from scoop_outbox_kafka.positions import Positions
 
 from scoop_outbox.broker.protocol import Delivery, Subscription
@@ -194,6 +195,22 @@ async def test_pause_and_resume(trial: Trial) -> None:
     await nothing(consumer)
     await consumer.resume()
     assert sorted(bodies(await received(consumer, 2))) == [b"0", b"1"]
+
+
+async def test_a_pause_that_fails_loses_no_message(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    topic = trial.topic()
+    consumer = await trial.consumer(name("g"), topic)
+    trial.produce(topic, b"x")
+
+    def fails(_: Membership) -> None:
+        if consumer._ready:
+            raise KafkaException("no such partition")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Membership, "pause_if_due", fails)
+        with pytest.raises(KafkaException):
+            await received(consumer, 1)
+    assert bodies(await received(consumer, 1)) == [b"x"]
 
 
 async def test_a_pause_holds_for_partitions_that_come_later(trial: Trial) -> None:

@@ -195,7 +195,7 @@ def test_no_secret_is_shown() -> None:
 
 
 def test_what_librdkafka_says_again_and_again_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    log = logging.getLogger("librdkafka")
+    log = logging.getLogger("librdkafka.scoop_outbox")
     where = secrets.token_hex(6)
     for consumer in (1, 2):
         for milliseconds in (0, 301):

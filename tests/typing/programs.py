@@ -4,9 +4,10 @@ import asyncio
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypedDict, assert_type
+from typing import Any, assert_type
 
 from pydantic import BaseModel
+from typing_extensions import TypedDict
 
 from scoop_outbox import (
     AsyncScope,
@@ -130,6 +131,7 @@ orders.add_step("object", Handlers(), compensate=Handlers().undo, on_child_failu
 orders.add_step("lambda", lambda scope, message: None, compensate=lambda scope, message, error: None)
 plain.add_step("any of them", lambda *_: None)
 first: Step = orders.add_step("first", reserve.invoke)
+second: Step[Order] = orders.add_step("second", reserve.invoke)
 
 
 def drafts() -> Iterator[Draft]:

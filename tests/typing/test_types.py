@@ -3,13 +3,16 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
+import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from scoop_outbox import Saga, Step
 from tests.docs.markdown import ROOT, programs
 
 HERE = Path(__file__).parent
@@ -54,6 +57,11 @@ def pyright(folder: Path) -> Findings:
 
 
 CHECKERS: dict[str, Callable[[Path], Findings]] = {"mypy": mypy, "pyright": pyright}
+
+
+def test_what_checkers_pass_can_be_imported() -> None:
+    runpy.run_path(str(HERE / "programs.py"))
+    assert typing.get_origin(typing.get_type_hints(Saga.add_step)["return"]) is Step
 
 
 def planted(checker: str) -> Iterator[tuple[str, int]]:

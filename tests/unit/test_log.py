@@ -3,13 +3,16 @@
 import io
 import json
 import logging
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from scoop_outbox.cli.log import ConsoleFormatter, JsonFormatter
+from scoop_outbox._log import get_logger
+from scoop_outbox.cli.log import ConsoleFormatter, JsonFormatter, _log_exception_of_thread, _log_unraisable
 
 AT = 1796027860.1234  # 2026-11-30T08:37:40.123Z
 RUN = uuid.UUID(int=1)
@@ -86,6 +89,13 @@ class Cycle:
         return "a cycle"
 
 
+class Detached:
+    """As an object of an ORM whose text takes a query."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no session")
+
+
 def cycle() -> dict[str, object]:
     found: dict[str, object] = {}
     found["again"] = found
@@ -102,13 +112,63 @@ def cycle() -> dict[str, object]:
         {"counts": {(1, 2): 3}},
         {"found": cycle()},
         {"found": Cycle()},
+        {"found": Detached()},
+        {"found": Detached(), "seconds": float("nan")},
     ],
-    ids=["bytes", "control characters", "a set", "not a number", "keys that are no text", "a cycle", "an object"],
+    ids=[
+        "bytes",
+        "control characters",
+        "a set",
+        "not a number",
+        "keys that are no text",
+        "a cycle",
+        "an object",
+        "detached",
+        "both",
+    ],
 )
 def test_whatever_a_field_holds_the_line_is_json(extra: Mapping[str, object]) -> None:
     found = line_of(record("intake: paused (%s)", "é\n\x1b[31m\udcff", extra=extra))
     assert found["event"] == "intake: paused"
     assert found.keys() > extra.keys()
+
+
+def test_a_field_that_the_program_gives_each_record_is_ours_in_our_lines(caplog: pytest.LogCaptureFixture) -> None:
+    make = logging.getLogRecordFactory()
+
+    def of_the_program(*args: Any, **named: Any) -> logging.LogRecord:
+        made = make(*args, **named)
+        vars(made).update(service="billing", host="web-7")
+        return made
+
+    logging.setLogRecordFactory(of_the_program)
+    try:
+        get_logger("scoop_outbox.test").warning("intake: paused (%d)", 1, extra={"service": "shop"})
+        get_logger("scoop_outbox.test").warning("intake: resumed", stack_info=True)
+    finally:
+        logging.setLogRecordFactory(make)
+    paused, resumed = caplog.records
+    assert (vars(paused)["service"], vars(paused)["host"], paused.getMessage()) == (
+        "shop",
+        "web-7",
+        "intake: paused (1)",
+    )
+    assert (vars(resumed)["service"], resumed.lineno > 1, resumed.module) == ("billing", True, "test_log")
+    assert resumed.stack_info is not None
+
+
+def test_a_thread_that_ends_by_itself_is_no_line_and_one_that_fails_is(caplog: pytest.LogCaptureFixture) -> None:
+    for kind in (SystemExit, ValueError):
+        _log_exception_of_thread(threading.ExceptHookArgs((kind, kind("7"), None, None)))
+    assert [one.getMessage() for one in caplog.records] == ["process: exception not caught (ValueError)"]
+
+
+def test_what_a_finaliser_raises_is_a_line_without_the_object(caplog: pytest.LogCaptureFixture) -> None:
+    told = SimpleNamespace(exc_type=ValueError, exc_value=None, exc_traceback=None, object="secret", err_msg=None)
+    _log_unraisable(told)
+    (one,) = caplog.records
+    assert (one.levelname, one.getMessage()) == ("ERROR", "process: exception ignored (ValueError)")
+    assert "secret" not in JsonFormatter().format(one)
 
 
 def test_on_a_console_our_lines_begin_with_their_component() -> None:

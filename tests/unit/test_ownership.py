@@ -145,7 +145,9 @@ async def test_a_relay_comes_back_when_it_can_reach_the_broker_and_looks_for_sha
 
 
 @pytest.mark.parametrize("failing", ["delete_published", "release_shards"])
-async def test_a_relay_whose_database_fails_meanwhile_owns_what_it_did(world: World, failing: str) -> None:
+async def test_a_relay_whose_database_fails_meanwhile_owns_what_it_did(
+    world: World, failing: str, caplog: pytest.LogCaptureFixture
+) -> None:
     world.stall(16.0)
     world.probe.problem = "no route to host"
     world.driver.failing = {failing}
@@ -153,5 +155,7 @@ async def test_a_relay_whose_database_fails_meanwhile_owns_what_it_did(world: Wo
         await world.stand_aside()
     assert (world.leases.released, world.read_from_the_beginning) == (False, [])
     assert world.backlog.ahead.places == [(1, 103), (2, 104)]
+    assert "relay: shards released" not in caplog.text
     world.driver.failing = set()
     assert await world.stand_aside(), "it tries again"
+    assert "relay: shards released" in caplog.text

@@ -127,6 +127,12 @@ async def test_a_reason_is_logged_once_and_again_when_it_changes(
     assert len(caplog.records) == 4, "it was well in between"
 
 
+async def test_the_line_says_whose_database_it_is(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    await reconnecting(server, service="shop").failed(OSError())
+    await reconnecting(server).failed(OSError())
+    assert [getattr(record, "service", None) for record in caplog.records] == ["shop", None]
+
+
 async def test_the_problem_is_what_failed_last_or_that_there_is_no_answer(server: Server) -> None:
     database = reconnecting(server)
     await database.connect()

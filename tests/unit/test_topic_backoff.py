@@ -29,6 +29,16 @@ def test_a_topic_is_tried_again_in_all_shards_at_once_from_its_first_message_on(
     assert backoff.try_due() == {}
 
 
+@pytest.mark.usefixtures("clock")
+def test_the_line_names_a_few_topics_and_its_field_all_of_them(caplog: pytest.LogCaptureFixture) -> None:
+    topics = [f"topic{number}" for number in range(7)]
+    TopicBackoff().block({(1, topic): 10 for topic in topics}, [], "full", BEHIND)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("relay: topics blocked, retrying later (topic0, topic1, ")
+    assert "topic6" not in record.getMessage()
+    assert vars(record)["topics"] == topics
+
+
 def test_each_time_is_twice_as_long_unless_something_went_through(clock: Clock) -> None:
     backoff = TopicBackoff()
     flow = (1, "full")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 
 from confluent_kafka import KafkaError, Message
 
-from scoop_outbox.broker import BrokerError, Delivery, Subscription
+from scoop_outbox.broker import BrokerError, Delivery, Subscription, get_logger
 from scoop_outbox_kafka.assignment import Assignment
 from scoop_outbox_kafka.client import ClientThread
 from scoop_outbox_kafka.membership import Membership
@@ -17,7 +16,7 @@ from scoop_outbox_kafka.record import delivery_of
 from scoop_outbox_kafka.settings import Settings
 from scoop_outbox_kafka.start import missing_topic, not_permitted_group, not_permitted_topic, parse_start
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 _GOODBYE = 10.0
 
@@ -114,6 +113,8 @@ class KafkaConsumer:
         if not membership.is_joined and not membership.join(wait):
             return
         self._sort(membership.poll(limit, wait))
+        if self._membership is membership:  # a fatal error has ended it otherwise
+            membership.pause_if_due()
         if self._error and not self._ready:
             error, self._error = self._error, ""
             raise BrokerError(error)
@@ -129,7 +130,7 @@ class KafkaConsumer:
             self._ready.append(delivery_of(message, self._assignment.generation(part), self._settings.identity_header))
             if self._problems.any:
                 self._problems.reached()
-                self._problems.none_of_topic(part[0])
+                self._problems.clear_topic(part[0])
 
     def _on_message_error(self, message: Message, error: KafkaError) -> None:
         code, topic = error.code(), str(message.topic())
@@ -142,9 +143,9 @@ class KafkaConsumer:
         elif code == KafkaError.GROUP_AUTHORIZATION_FAILED:
             self._error = not_permitted_group(self._subscription.group)
         elif code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):  # noqa: SLF001 - its public name
-            self._problems.of_topic(topic, missing_topic(topic))
+            self._problems.note_topic(topic, missing_topic(topic))
         elif code == KafkaError.TOPIC_AUTHORIZATION_FAILED:
-            self._problems.of_topic(topic, not_permitted_topic(topic))
+            self._problems.note_topic(topic, not_permitted_topic(topic))
         elif code != KafkaError._PARTITION_EOF:  # noqa: SLF001 - its public name
             log.warning("kafka: client error (%s)", self._settings.redacted(error.str()))
 

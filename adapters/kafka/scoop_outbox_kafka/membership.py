@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterable, Sequence
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from scoop_outbox.broker import Subscription
+from scoop_outbox.broker import Subscription, get_logger
 from scoop_outbox_kafka.assignment import Assignment
 from scoop_outbox_kafka.client import make
 from scoop_outbox_kafka.positions import Positions
@@ -17,7 +16,7 @@ from scoop_outbox_kafka.record import Place
 from scoop_outbox_kafka.settings import Settings
 from scoop_outbox_kafka.start import ANSWER, Part, commit, explain_silence, starts, unstarted
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 _COMMIT_AGAIN = 1.0
 
@@ -115,13 +114,18 @@ class Membership:
         self._positions.find(client)
         # Not consume() alone: it waits until it has all that it was asked for, or the whole time.
         first = client.poll(wait)
-        found: list[Message] = []
-        if first is not None:
-            found = [first, *client.consume(limit - 1, 0)] if limit > 1 else [first]
+        if first is None:
+            return []
+        return [first, *client.consume(limit - 1, 0)] if limit > 1 else [first]
+
+    def pause_if_due(self) -> None:
+        """Pause what was assigned meanwhile, if the consumer is paused. Behind `poll`, whose messages are kept then.
+
+        librdkafka hands them out once: an exception here must not lose them.
+        """
         if self._pause_is_due:
             self._pause_is_due = False
-            self._assignment.apply_pause(client)
-        return found
+            self._assignment.apply_pause(self._client)
 
     def reposition(self, part: Part) -> None:
         """Find out, before the next messages, where to go on in a partition in which librdkafka does not know it."""
@@ -170,7 +174,7 @@ class Membership:
         self.is_in_group = True
         self._assignment.gain((one.topic, one.partition) for one in parts)
         for one in parts:
-            self._problems.none_of_topic(one.topic)
+            self._problems.clear_topic(one.topic)
         # An assignment begins unpaused. It takes effect when this returns; a message may come through until then.
         self._pause_is_due = self._assignment.paused and bool(parts)
 

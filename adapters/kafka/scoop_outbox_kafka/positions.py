@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
+from scoop_outbox.broker import get_logger
 from scoop_outbox_kafka.assignment import Assignment
 from scoop_outbox_kafka.problems import Problems
 from scoop_outbox_kafka.start import ANSWER, Part, bounds, commit, committed
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class Positions:

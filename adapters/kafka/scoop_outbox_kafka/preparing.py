@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AclOperation, AdminClient  # type: ignore[attr-defined]
 
-from scoop_outbox.broker import BrokerError, Subscription
+from scoop_outbox.broker import BrokerError, Subscription, get_logger
 from scoop_outbox_kafka.client import make
 from scoop_outbox_kafka.settings import Settings
 from scoop_outbox_kafka.start import (
@@ -24,7 +23,7 @@ from scoop_outbox_kafka.start import (
 )
 from scoop_outbox_kafka.topology import raise_if_refused
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 _ANSWER = 5.0
 _JOINING = 20.0

@@ -78,10 +78,10 @@ class Problems:
             return
         self._since = None
 
-    def of_topic(self, topic: str, what: str) -> None:
+    def note_topic(self, topic: str, what: str) -> None:
         """Note what is wrong with a topic."""
         self._topics[topic] = what
 
-    def none_of_topic(self, topic: str) -> None:
+    def clear_topic(self, topic: str) -> None:
         """Note that a topic can be read."""
         self._topics.pop(topic, None)

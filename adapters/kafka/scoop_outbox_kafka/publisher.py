@@ -17,14 +17,13 @@ messages by their id sees each for the first time in order.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from collections.abc import Sequence
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from scoop_outbox.broker import ACKNOWLEDGED, Envelope, PublishStatus, Receipt
+from scoop_outbox.broker import ACKNOWLEDGED, Envelope, PublishStatus, Receipt, get_logger
 from scoop_outbox_kafka.client import ClientThread, make
 from scoop_outbox_kafka.record import Records
 from scoop_outbox_kafka.rounds import Reports, Round
@@ -32,7 +31,7 @@ from scoop_outbox_kafka.settings import Settings
 from scoop_outbox_kafka.topics import OF_TOPIC, Topics
 from scoop_outbox_kafka.topology import raise_if_refused
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 _RENEW_AFTER = 3
 _SIGN_OF_LIFE = 4.0

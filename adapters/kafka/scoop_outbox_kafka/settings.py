@@ -11,11 +11,11 @@ from urllib.parse import unquote
 
 from confluent_kafka import Consumer, KafkaException, Producer
 
-from scoop_outbox.broker import BrokerError
+from scoop_outbox.broker import BrokerError, get_logger
 
-log = logging.getLogger(__name__)
-librdkafka = logging.getLogger("librdkafka")
-"""Where librdkafka says what it says: in its own words, so under its own name."""
+log = get_logger(__name__)
+librdkafka = logging.getLogger("librdkafka.scoop_outbox")
+"""Where librdkafka says what it says: in its own words, so under its own name. Others' lines are not filtered."""
 # It calls a setting of ours experimental, and fatal what publisher.py mends.
 _NO_NEWS = ("enable.gapless.guarantee is experimental", "unable to satisfy gap-less guarantee")
 librdkafka.addFilter(lambda record: not any(text in record.getMessage() for text in _NO_NEWS))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
@@ -11,11 +10,11 @@ from typing import TypeVar
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from scoop_outbox.broker import BrokerError
+from scoop_outbox.broker import BrokerError, get_logger
 from scoop_outbox_kafka.client import make
 from scoop_outbox_kafka.settings import Settings
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 Part = tuple[str, int]
 T = TypeVar("T")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
 import time
 from collections import deque
@@ -15,14 +14,14 @@ from functools import lru_cache
 from aiormq.abc import AbstractChannel, DeliveredMessage
 from pamqp.commands import Basic
 
-from scoop_outbox.broker import BrokerError, Delivery, own_cancellation_only
+from scoop_outbox.broker import BrokerError, Delivery, get_logger, own_cancellation_only
 from scoop_outbox_rabbitmq.connection import LOST, UnreachableError, close, explain, open_link
 from scoop_outbox_rabbitmq.properties import incoming
 from scoop_outbox_rabbitmq.queues import ANSWER, Queues
 from scoop_outbox_rabbitmq.route import Route, Routes, route
 from scoop_outbox_rabbitmq.settings import Settings
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 5.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,15 @@ from aiormq.exceptions import (
 )
 from pamqp.commands import Basic
 
-from scoop_outbox.broker import ACKNOWLEDGED, BrokerError, Envelope, PublishStatus, Receipt, own_cancellation_only
+from scoop_outbox.broker import (
+    ACKNOWLEDGED,
+    BrokerError,
+    Envelope,
+    PublishStatus,
+    Receipt,
+    get_logger,
+    own_cancellation_only,
+)
 from scoop_outbox_rabbitmq.channels import Channels
 from scoop_outbox_rabbitmq.connection import LOST, REFUSED, Link, UnreachableError, explain
 from scoop_outbox_rabbitmq.properties import UnpublishableError, check_size, outgoing
@@ -31,7 +38,7 @@ from scoop_outbox_rabbitmq.route import Route, check_exchange_name, route
 from scoop_outbox_rabbitmq.settings import Settings
 from scoop_outbox_rabbitmq.window import Window
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 BEGIN_WITHIN = 5.0
 """Seconds of a batch in which messages are sent; a key's next one is when the one before it was confirmed."""

@@ -1,10 +1,11 @@
 """News: what others have to know about a run, and how they come to know it.
 
-Every change of a run that concerns somebody else goes through `news`: its parent hears that it has ended, its children
-that they are to roll back, the next run of its lane that the lane is free. News is written in the transaction of the
-change, so that neither is ever there without the other. After the commit `pass_on` tells the processes that have
-something to do now: a hint, for the mailbox holds the news already.
+What an execution makes of a run goes through `news` if it concerns somebody else: its parent hears that it has ended,
+its children that they are to roll back, the next run of its lane that the lane is free. News is written in the
+transaction of the change, so that neither is ever there without the other. After the commit `pass_on` tells the
+processes that have something to do now: a hint, for the mailbox holds the news already.
 
+Runs that an operator retires (`retire_runs`) end without being executed: that statement tells their parents itself.
 That a run has started is written by the statement that takes its message in, with the run itself: `read_children` sees
 it, and nobody has anything to do because of it.
 """

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 
+from scoop_outbox._log import get_logger
 from scoop_outbox.core.plans.mail import count_due
 from scoop_outbox.daemon.intake.membership import Membership
 from scoop_outbox.store.async_driver import AsyncDriver
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 HIGH_WATER = 10_000
 LOW_WATER = 5_000

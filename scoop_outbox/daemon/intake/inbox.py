@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import uuid
 from collections.abc import Sequence
 from functools import partial
 
 import psycopg
 
+from scoop_outbox._log import get_logger
 from scoop_outbox.broker.protocol import Delivery
 from scoop_outbox.core.plans.claim import Hints
 from scoop_outbox.core.plans.home import read_home
@@ -18,7 +18,7 @@ from scoop_outbox.daemon.counters import IntakeCounters
 from scoop_outbox.daemon.intake.validation import Validation
 from scoop_outbox.store.async_driver import AsyncDriver
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 _REFUSED = ("22", "23", "54")
 """Classes of SQL states that mean: this data cannot be stored, now or later."""
@@ -88,7 +88,18 @@ class Inbox:
         self.counters.dead_letters += len(unusable)
 
     async def _bury(self, driver: AsyncDriver, one: Delivery, error: psycopg.Error) -> None:
-        """Make a dead letter of what the database refuses."""
+        """Make a dead letter of what the database refuses.
+
+        Raises:
+            psycopg.Error: it was to be one already, and not even that can be stored.
+        """
+        if one.defect is not None or self._validation.defect(one) is not None:
+            log.error(
+                "intake: dead letter cannot be stored (service %s, position %s: %s)",
+                *(self._service, one.position, type(error).__name__),
+                extra={"service": self._service, "message_id": one.envelope.id, "position": one.position},
+            )
+            raise error
         reason = f"it cannot be stored: {type(error).__name__}"
         await self._store(driver, [Delivery(one.envelope, one.position, reason, one.tag)])
 

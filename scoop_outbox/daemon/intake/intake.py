@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import Mapping
 
 from scoop_outbox._cancellation import own_cancellation_only
+from scoop_outbox._log import get_logger
 from scoop_outbox.broker.protocol import Broker, Subscription
 from scoop_outbox.core.plans.claim import Hints
 from scoop_outbox.daemon.announcer import Announcer, spellings
@@ -29,7 +29,7 @@ from scoop_outbox.store.faults import DATABASE_ERRORS
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.reconnecting import SHORTEST, ReconnectingDriver
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 _WAIT = 0.5
 """Seconds for which the broker is asked at a time."""
@@ -75,7 +75,9 @@ class Intake:
         self._backpressure = Backpressure(service, sagas, high, low)
         validation = Validation(service, sagas, spellings(broker, subscription.topics), home.limits)
         self._inbox = Inbox(service, validation, hints)
-        self._database = ReconnectingDriver(home.url, home.connect, "intake", log, self._inbox.open, _LONGEST_BACKOFF)
+        self._database = ReconnectingDriver(
+            home.url, home.connect, f"intake of {service}", log, self._inbox.open, _LONGEST_BACKOFF, service
+        )
         self._stopping = asyncio.Event()
         self._error: str | None = None  # of the broker, or one that nobody expects
 
@@ -92,9 +94,11 @@ class Intake:
     @property
     def problem(self) -> str | None:
         """What keeps messages from being taken in just now; None when all is well."""
+        if self._error is not None:  # the last one wins: a failure of the database takes it away
+            return self._error
         if (problem := self._database.problem) is not None:
             return f"messages cannot be stored: {problem}"
-        return self._error or self._member.problem
+        return self._member.problem
 
     def stop(self) -> None:
         """End after the batch in hand, and leave the group."""
@@ -114,6 +118,7 @@ class Intake:
                         self._error = None
                     continue
                 except BrokerError as error:
+                    self._database.answered()
                     self._error = str(error)
                     log.error(  # noqa: TRY400
                         "intake: cannot receive (service %s: %s)",
@@ -122,6 +127,7 @@ class Intake:
                     )
                     await self._member.leave()
                 except DATABASE_ERRORS as error:
+                    self._error = None
                     await self._hold_out(await self._database.failed(error))
                     continue
                 except Exception as error:

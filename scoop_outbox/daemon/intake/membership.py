@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 from scoop_outbox._cancellation import own_cancellation_only
+from scoop_outbox._log import get_logger
 from scoop_outbox.broker.protocol import Broker, Consumer, Delivery, Subscription
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 BATCH = 500
 BATCH_BYTES = 32 * 1024 * 1024

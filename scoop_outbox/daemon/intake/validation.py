@@ -12,6 +12,7 @@ from scoop_outbox.saga import Saga
 from scoop_outbox.store.async_driver import AsyncDriver
 from scoop_outbox.wire.headers import ID
 from scoop_outbox.wire.limits import Limits
+from scoop_outbox.wire.validation import unstorable
 
 
 class Validation:
@@ -36,7 +37,7 @@ class Validation:
 
     async def defects(self, driver: AsyncDriver, deliveries: Sequence[Delivery]) -> list[str | None]:
         """Return of each delivery the reason why it cannot be taken in, if there is one."""
-        defects = [one.defect or self._limits.defect(len(one.envelope.body)) for one in deliveries]
+        defects = [self.defect(one) for one in deliveries]
         unreadable = [
             None if defect is not None else self._why_unreadable(one.envelope)
             for one, defect in zip(deliveries, defects, strict=True)
@@ -50,6 +51,10 @@ class Validation:
                 None if one.envelope.topic in readable else why for one, why in zip(deliveries, unreadable, strict=True)
             ]
         return [defect or why for defect, why in zip(defects, unreadable, strict=True)]
+
+    def defect(self, one: Delivery) -> str | None:
+        """Return what is wrong with a delivery, whoever listens. An adapter may have made it without `delivery()`."""
+        return one.defect or self._limits.defect(len(one.envelope.body)) or unstorable(one.envelope)
 
     def _why_unreadable(self, envelope: Envelope) -> str | None:
         """Say why no saga of this process that listens on the topic can read a message from outside.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import socket
 import socketserver
 import threading
@@ -12,9 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from scoop_outbox._log import get_logger
 from scoop_outbox.errors import ScoopError
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 _OK, _NOT_FOUND, _UNAVAILABLE, _FAILED = 200, 404, 503, 500
 

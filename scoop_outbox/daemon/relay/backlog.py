@@ -6,11 +6,11 @@ long as it is any of these it must not be read again.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
+from scoop_outbox._log import get_logger
 from scoop_outbox.broker.protocol import Receipt
 from scoop_outbox.core.plans.outbox import Flow, Outgoing, Place, bury_unpublishable, delete_published
 from scoop_outbox.daemon.counters import RelayCounters
@@ -18,7 +18,7 @@ from scoop_outbox.daemon.relay.leases import Leases
 from scoop_outbox.daemon.relay.receipts import SortedReceipts, sort_receipts
 from scoop_outbox.store.async_driver import AsyncDriver
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 MANY = 1000
 """So many published rows are deleted at once, while the next batch is in flight."""

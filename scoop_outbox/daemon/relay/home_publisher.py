@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import psycopg
 
+from scoop_outbox._log import get_logger
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, PublishStatus, Receipt
 from scoop_outbox.core.plans.claim import Hints
 from scoop_outbox.core.plans.intake import take_in
 from scoop_outbox.daemon.bisection import bisect
 from scoop_outbox.message import Envelope
-from scoop_outbox.store.faults import DATABASE_ERRORS
+from scoop_outbox.store.faults import DATABASE_ERRORS, words
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.reconnecting import ReconnectingDriver
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class HomePublisher:
@@ -53,11 +53,11 @@ class HomePublisher:
 
         async def refused(envelope: Envelope, error: psycopg.Error) -> None:
             log.warning(
-                "relay: message became a dead letter (message %s cannot be taken in: %s)",
+                "relay: message refused (message %s cannot be taken in: %s)",
                 *(envelope.id, type(error).__name__),
                 extra={"message_id": envelope.id},
             )
-            receipts.append(Receipt(PublishStatus.PERMANENT, str(error)))
+            receipts.append(Receipt(PublishStatus.PERMANENT, words(error)))
 
         await bisect(batch, store, refused, is_refusal=_is_refusal)
         return receipts

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping
 from datetime import timedelta
 from types import MappingProxyType
 
+from scoop_outbox._log import get_logger
 from scoop_outbox.core.plans.leases import acquire_shards, release_shards, renew_shards
 from scoop_outbox.store.async_driver import AsyncDriver
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.schema import SHARDS
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 LEASE = timedelta(seconds=4)
 _STANDBY = 0.4

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection
 
+from scoop_outbox._log import get_logger
 from scoop_outbox.daemon.relay.backlog import Backlog
 from scoop_outbox.daemon.relay.leases import Leases
 from scoop_outbox.daemon.relay.probe import Probe
@@ -13,7 +13,7 @@ from scoop_outbox.daemon.relay.watermark import Watermarks
 from scoop_outbox.store.async_driver import AsyncDriver
 from scoop_outbox.store.schema import SHARDS
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 _STAND_ASIDE_AFTER = 15.0
 """Seconds for which nothing has gone through before a relay asks itself whether another one would fare better."""
@@ -51,8 +51,8 @@ class Ownership:
         """Leave the shards to other relays while this one cannot reach the broker; answer whether it does."""
         stalled = not self._aside and self._backoff.stalled > _STAND_ASIDE_AFTER
         if stalled and await self._probe.look() is not None:
-            log.warning("relay: shards released, broker unreachable")
             await self.release(driver)
+            log.warning("relay: shards released, broker unreachable")
             self._disown(range(SHARDS))
             self._aside = True  # now: with shards whose leases nobody renews it would turn round and round
         elif self._aside and self._probe.problem is None:

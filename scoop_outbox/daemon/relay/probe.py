@@ -7,13 +7,13 @@ the first message comes.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 
 from scoop_outbox._cancellation import own_cancellation_only
+from scoop_outbox._log import get_logger
 from scoop_outbox.broker.protocol import Publisher
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 _EVERY = 10.0
 _WHILE_DOWN = 2.0

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from scoop_outbox._cancellation import own_cancellation_only
+from scoop_outbox._log import get_logger
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, Publisher, PublishStatus, Receipt
 from scoop_outbox.core.plans.outbox import Flow, Outgoing, Place
 from scoop_outbox.errors import BrokerError
 from scoop_outbox.message import Envelope
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 @dataclass(slots=True)

@@ -15,10 +15,10 @@ shards are ours), `scan` (what is read next) and `backlog` (what is in hand). do
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from typing import Any
 
+from scoop_outbox._log import get_logger
 from scoop_outbox.broker.protocol import Publisher, Receipt
 from scoop_outbox.core.plans.outbox import Outgoing
 from scoop_outbox.daemon.counters import RelayCounters
@@ -37,7 +37,7 @@ from scoop_outbox.store.faults import DATABASE_ERRORS
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.reconnecting import ReconnectingDriver
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 _OVERDUE = 30.0
 """Seconds after which a publisher that has not answered is a problem."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import time
 import uuid
 
+from scoop_outbox._log import get_logger
 from scoop_outbox.core.plans.home import read_home
 from scoop_outbox.core.plans.outbox import Outgoing, read_outbox
 from scoop_outbox.daemon.relay.backlog import Backlog
@@ -18,7 +18,7 @@ from scoop_outbox.store.async_driver import AsyncDriver
 from scoop_outbox.store.faults import DATABASE_ERRORS
 from scoop_outbox.store.schema import SHARDS
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 BATCH = 1000
 """Most rows of a shard in one batch, if all shards have as many."""

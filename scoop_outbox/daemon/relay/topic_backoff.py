@@ -11,15 +11,15 @@ lower number may have come to light since, and was published behind those that f
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from scoop_outbox._log import get_logger
 from scoop_outbox.core.plans.outbox import Flow
 from scoop_outbox.policy import exponential
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 LONGEST = 30.0
 _LONGEST_FOR_ALL = 1.0
@@ -98,7 +98,7 @@ class TopicBackoff:
                 "relay: topics blocked, retrying later (%s: %s)",
                 topics,
                 reason,
-                extra={"topics": topics, "reason": reason},
+                extra={"topics": self.topics, "reason": reason},
             )
 
     def unblock(self, flows: Collection[Flow]) -> None:

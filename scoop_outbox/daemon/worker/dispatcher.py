@@ -172,7 +172,8 @@ class Dispatcher:
         taken: list[tuple[uuid.UUID, str]] = []
         while self._ready and len(self._in_hand) < self.slots:
             run = self._ready.take()
-            if not self.stopping:
+            # A finaliser may have offered it in between, and started it.
+            if not self.stopping and run[0] not in self._in_hand:
                 self._take(run[0])
                 taken.append(run)
         return taken

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
+from scoop_outbox._log import get_logger
 from scoop_outbox.core.plans.claim import Unhandled
 from scoop_outbox.core.run import Run, RunState
 from scoop_outbox.daemon.counters import RunCounters
@@ -24,7 +25,7 @@ from scoop_outbox.failure import (
 )
 from scoop_outbox.message import Message
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 TEXT_LIMIT = 200
 """Characters of an exception's first line, and of a key, that a line of the log shows."""

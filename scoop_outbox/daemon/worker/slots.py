@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import logging
 import uuid
 from collections.abc import Mapping, Sequence
 
 from scoop_outbox._cancellation import StrayCancellationError, own_cancellation_only
+from scoop_outbox._log import get_logger
 from scoop_outbox.core.plans.execute import Execution, execute
 from scoop_outbox.daemon.worker.connections import StepConnections
 from scoop_outbox.daemon.worker.dispatcher import Dispatcher, Offer, Slot
@@ -22,7 +22,7 @@ from scoop_outbox.store.callbacks import Interrupted
 from scoop_outbox.store.faults import CONNECTION_ERRORS, words
 from scoop_outbox.store.home import Home
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class Slots:

@@ -6,11 +6,11 @@ messages come for sagas that it does not have.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Mapping
 
+from scoop_outbox._log import get_logger
 from scoop_outbox.core.plans import parking
 from scoop_outbox.core.plans.workers import is_relayed, read_strangers
 from scoop_outbox.daemon.hints import ProcessHints
@@ -19,7 +19,7 @@ from scoop_outbox.daemon.worker.roster import Roster
 from scoop_outbox.saga import Saga
 from scoop_outbox.store.async_driver import AsyncDriver
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 UNRELAYED = 15.0
 """Seconds without a relay after which something is said: three times as long as another one needs to take over."""

@@ -9,11 +9,11 @@ themselves so that they seldom try the same one.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import uuid
 from collections.abc import Mapping
 
+from scoop_outbox._log import get_logger
 from scoop_outbox.core.plans.claim import Executor
 from scoop_outbox.daemon.counters import WorkerCounters
 from scoop_outbox.daemon.hints import ProcessHints
@@ -29,7 +29,7 @@ from scoop_outbox.store.faults import DATABASE_ERRORS, words
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.reconnecting import ReconnectingDriver
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 SLOTS = 16
 
@@ -85,7 +85,9 @@ class Worker:
         )
         executors = Executors(executor, self._roster)
         self._slots = Slots(home, service, sagas, dispatcher, self._feeder, self.interruptions, executors)
-        self._database = ReconnectingDriver(home.url, home.connect_to_queues, "worker", log, self._feeder.introduce)
+        self._database = ReconnectingDriver(
+            home.url, home.connect_to_queues, f"worker of {service}", log, self._feeder.introduce, service=service
+        )
         self._loop = asyncio.get_running_loop()
         hints.on_mail(service, self._offer, self._feeder.wake)
 
