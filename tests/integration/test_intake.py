@@ -220,6 +220,34 @@ async def test_a_database_that_is_down_is_waited_for_and_the_place_in_the_group_
     assert len(broker.consumers) == 1
 
 
+async def test_the_last_problem_is_told(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = service(database_url)
+    broker = FakeBroker()
+    connect, down = Home.connect, [True]
+
+    async def connecting(self: Home) -> Any:
+        if down:
+            raise psycopg.OperationalError("connection refused")
+        return await connect(self)
+
+    async with taking_in(database_url, broker, app) as intake:
+        await until(lambda: broker.consumers and broker.consumers[0].received)
+        monkeypatch.setattr(Home, "connect", connecting)
+        kill(database_url)
+        broker.put(message(1))
+        await until(lambda: "cannot be stored" in str(intake.problem))
+        broker.failure = BrokerError("topic orders does not exist: create it")
+        down.clear()
+        await until(lambda: intake.problem == "topic orders does not exist: create it", 20)
+        broker.failure = None
+        down.append(True)
+        kill(database_url)
+        broker.put(message(2))
+        await until(lambda: "cannot be stored" in str(intake.problem), 20)
+        down.clear()
+        await until(lambda: intake.problem is None, 20)
+
+
 async def test_a_broker_that_refuses_is_asked_again_and_says_why(
     database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,13 +1,15 @@
 """What a service cannot take in becomes a dead letter, and keeps out no other message."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
 from scoop_outbox import Scoop, Topic
 from scoop_outbox.app import service_of
+from scoop_outbox.broker.protocol import Delivery
 from scoop_outbox.message import uuid7
 from tests.fake_broker import FakeBroker, again, message
 from tests.integration.taking_in import Order, ask, once, runs, service, take_all_in
@@ -34,10 +36,19 @@ async def test_a_message_that_cannot_be_stored_does_not_keep_out_the_others(
     assert (intake.counters.taken_in, intake.counters.dead_letters) == (19, 1)
 
 
+def by_hand(content_type: str) -> Delivery:
+    """As an adapter may make it without `delivery()`: nobody has looked at it yet."""
+    made = message(2)
+    return replace(made, envelope=made.envelope._replace(content_type=content_type))
+
+
+@pytest.mark.parametrize("made", [by_hand, lambda content_type: message(2, content_type=content_type)])
 @pytest.mark.parametrize("content_type", ["text/plain\0", "text/\udcff"])
-async def test_a_content_type_that_is_no_text_makes_a_dead_letter(database_url: str, content_type: str) -> None:
+async def test_a_content_type_that_is_no_text_makes_a_dead_letter(
+    database_url: str, content_type: str, made: Callable[[str], Delivery]
+) -> None:
     app = service(database_url)
-    await take_all_in(database_url, FakeBroker([message(1), message(2, content_type=content_type), message(3)]), app)
+    await take_all_in(database_url, FakeBroker([message(1), made(content_type), message(3)]), app)
     assert runs(database_url) == once([1, 3])
     ((body, stored, reason),) = ask(database_url, "select body, content_type, reason from dead_letter")
     assert body == b"2"
