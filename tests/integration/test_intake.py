@@ -189,21 +189,28 @@ async def test_work_that_waits_for_its_children_does_not_keep_them_out(database_
             await until(lambda: ask(database_url, ended) == [(40,)], 20)
 
 
-async def test_a_database_that_is_down_is_waited_for_and_the_place_in_the_group_is_kept(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    app = service(database_url)
-    broker = FakeBroker()
-    connect, down = Home.connect, [True]
+def refuse_connections(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Have the database refuse connections while the list holds something. To be called before anybody connects."""
+    connect, down = Home.connect, list[bool]()
 
     async def connecting(self: Home) -> Any:
         if down:
             raise psycopg.OperationalError("connection refused")
         return await connect(self)
 
+    monkeypatch.setattr(Home, "connect", connecting)
+    return down
+
+
+async def test_a_database_that_is_down_is_waited_for_and_the_place_in_the_group_is_kept(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = service(database_url)
+    broker = FakeBroker()
+    down = refuse_connections(monkeypatch)
     async with taking_in(database_url, broker, app) as intake:
         await until(lambda: broker.consumers and broker.consumers[0].received)
-        monkeypatch.setattr(Home, "connect", connecting)
+        down.append(True)
         kill(database_url)
         broker.put(message(1))
         await until(lambda: "cannot be stored" in str(intake.problem))
@@ -223,16 +230,10 @@ async def test_a_database_that_is_down_is_waited_for_and_the_place_in_the_group_
 async def test_the_last_problem_is_told(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     app = service(database_url)
     broker = FakeBroker()
-    connect, down = Home.connect, [True]
-
-    async def connecting(self: Home) -> Any:
-        if down:
-            raise psycopg.OperationalError("connection refused")
-        return await connect(self)
-
+    down = refuse_connections(monkeypatch)
     async with taking_in(database_url, broker, app) as intake:
         await until(lambda: broker.consumers and broker.consumers[0].received)
-        monkeypatch.setattr(Home, "connect", connecting)
+        down.append(True)
         kill(database_url)
         broker.put(message(1))
         await until(lambda: "cannot be stored" in str(intake.problem))
