@@ -97,6 +97,13 @@ def test_a_line_is_a_component_an_event_and_a_detail(call: Logging) -> None:
 
 
 @each_call
+def test_a_field_cannot_end_a_daemon(call: Logging) -> None:
+    path, node, _ = call
+    if any(keyword.arg == "extra" for keyword in node.keywords) and not ast.unparse(node.func).startswith("self."):
+        assert "get_logger(__name__)" in path.read_text("utf-8"), "logging raises for a field that a record has already"
+
+
+@each_call
 def test_fields_are_explained(call: Logging) -> None:
     _, node, _ = call
     (extra,) = [keyword.value for keyword in node.keywords if keyword.arg == "extra"] or [ast.Dict([], [])]
