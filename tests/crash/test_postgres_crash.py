@@ -145,6 +145,6 @@ async def test_a_caller_is_told_when_the_server_dies_under_it(server: PostgresSe
         with psycopg.connect(database_url, autocommit=True) as other:
             await until(lambda: count(other, "select count(*) from pg_locks where not granted") == 1)
         server.kill()
-        with pytest.raises(DatabaseError, match="is not known"):
+        with pytest.raises(DatabaseError, match="Whether it was committed is unknown"):
             await launching
     await app.close()
