@@ -8,8 +8,10 @@ import uuid
 import pytest
 
 from scoop_outbox.core.plans.execute import Execution
+from scoop_outbox.daemon.worker import dispatcher as dispatcher_module
 from scoop_outbox.daemon.worker.dispatcher import Dispatcher, Offer, Slot
 from scoop_outbox.daemon.worker.mail import Due
+from scoop_outbox.daemon.worker.run_queue import RunQueue
 from scoop_outbox.message import uuid7
 
 A, B, C, D = (uuid7() for _ in range(4))
@@ -182,3 +184,19 @@ def test_threads_that_move_on_while_the_feeder_reads_execute_each_run_once() -> 
         thread.join()
     assert sorted(executed) == sorted(runs)
     assert dispatcher.counters.claims == len(runs)
+
+
+def test_a_run_that_a_finaliser_offers_while_it_is_taken_is_started_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    offered: list[Offer] = []
+
+    class Collecting(RunQueue):
+        def take(self) -> tuple[uuid.UUID, str]:
+            run = super().take()
+            offered.append(dispatcher.offer(*run))  # as garbage that is collected at this moment may do
+            return run
+
+    monkeypatch.setattr(dispatcher_module, "RunQueue", Collecting)
+    dispatcher = dispatcher_of(2)
+    dispatcher.replace(due(A), set())
+    assert dispatcher.take_ready() == []
+    assert (offered, dispatcher.busy) == ([Offer.STARTS], 1)
