@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from scoop_outbox import Scoop
 from scoop_outbox.broker.protocol import Delivery
 from scoop_outbox.daemon.intake import membership as module
+from scoop_outbox.daemon.intake.intake import Intake
 from scoop_outbox.errors import BrokerError
 from scoop_outbox.message import uuid7
 from scoop_outbox.store.home import Home
@@ -189,8 +190,9 @@ async def test_work_that_waits_for_its_children_does_not_keep_them_out(database_
             await until(lambda: ask(database_url, ended) == [(40,)], 20)
 
 
-def refuse_connections(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Have the database refuse connections while the list holds something. To be called before anybody connects."""
+@pytest.fixture
+def down(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """The database refuses connections while this holds something."""
     connect, down = Home.connect, list[bool]()
 
     async def connecting(self: Home) -> Any:
@@ -202,18 +204,22 @@ def refuse_connections(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return down
 
 
+async def receive_while_down(url: str, down: list[bool], broker: FakeBroker, intake: Intake, number: int) -> None:
+    """Have intake receive a message behind the loss of its database, and say that it cannot be stored."""
+    await until(lambda: broker.consumers and broker.consumers[0].received)
+    down.append(True)
+    kill(url)
+    broker.put(message(number))
+    await until(lambda: "cannot be stored" in str(intake.problem), 20)
+
+
 async def test_a_database_that_is_down_is_waited_for_and_the_place_in_the_group_is_kept(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
+    database_url: str, down: list[bool]
 ) -> None:
     app = service(database_url)
     broker = FakeBroker()
-    down = refuse_connections(monkeypatch)
     async with taking_in(database_url, broker, app) as intake:
-        await until(lambda: broker.consumers and broker.consumers[0].received)
-        down.append(True)
-        kill(database_url)
-        broker.put(message(1))
-        await until(lambda: "cannot be stored" in str(intake.problem))
+        await receive_while_down(database_url, down, broker, intake, 1)
         broker.put(message(2))
         polls = broker.consumers[0].received
         await until(lambda: broker.consumers[0].received > polls + 3)
@@ -227,24 +233,16 @@ async def test_a_database_that_is_down_is_waited_for_and_the_place_in_the_group_
     assert len(broker.consumers) == 1
 
 
-async def test_the_last_problem_is_told(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_last_problem_is_told(database_url: str, down: list[bool]) -> None:
     app = service(database_url)
     broker = FakeBroker()
-    down = refuse_connections(monkeypatch)
     async with taking_in(database_url, broker, app) as intake:
-        await until(lambda: broker.consumers and broker.consumers[0].received)
-        down.append(True)
-        kill(database_url)
-        broker.put(message(1))
-        await until(lambda: "cannot be stored" in str(intake.problem))
+        await receive_while_down(database_url, down, broker, intake, 1)
         broker.failure = BrokerError("topic orders does not exist: create it")
         down.clear()
         await until(lambda: intake.problem == "topic orders does not exist: create it", 20)
         broker.failure = None
-        down.append(True)
-        kill(database_url)
-        broker.put(message(2))
-        await until(lambda: "cannot be stored" in str(intake.problem), 20)
+        await receive_while_down(database_url, down, broker, intake, 2)
         down.clear()
         await until(lambda: intake.problem is None, 20)
 
