@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import psycopg
 
+from scoop_outbox.store.faults import is_refusal
+
 T = TypeVar("T")
 
 
@@ -14,8 +16,6 @@ async def bisect(
     batch: Sequence[T],
     store: Callable[[Sequence[T]], Awaitable[None]],
     refused: Callable[[T, psycopg.Error], Awaitable[None]],
-    *,
-    is_refusal: Callable[[psycopg.Error], bool],
 ) -> None:
     """Store a batch; one that the database refuses is halved until what it refuses is alone.
 
@@ -23,10 +23,9 @@ async def bisect(
         batch: what is to be stored. Its order is kept.
         store: stores a part of it in one transaction, all or nothing.
         refused: told of what is alone and cannot be stored, and of the database's last word.
-        is_refusal: tells whether an error is about what was to be stored. Any other one ends the bisection.
 
     Raises:
-        psycopg.Error: one that is no refusal. What was stored before it remains so.
+        psycopg.Error: one that is no refusal ends the bisection. What was stored before it remains so.
     """
     try:
         await store(batch)
@@ -40,4 +39,4 @@ async def bisect(
         return
     middle = len(batch) // 2
     for half in (batch[:middle], batch[middle:]):
-        await bisect(half, store, refused, is_refusal=is_refusal)
+        await bisect(half, store, refused)

@@ -8,6 +8,7 @@ import psycopg
 
 from scoop_outbox.core.plans import dead_letters as plans
 from scoop_outbox.core.plans.dead_letters import Contents, DeadLetter, Origin, Replay, ReplayStatus, Selection
+from scoop_outbox.store.faults import is_refusal
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from scoop_outbox.store.standalone import OpenedDatabase
 
@@ -83,7 +84,9 @@ class DeadLetters(OpenedDatabase):
         with self._home.blocking_driver() as driver:
             try:
                 return driver.run(plans.replay(letter))
-            except (psycopg.DataError, psycopg.IntegrityError) as error:
+            except psycopg.Error as error:
+                if not is_refusal(error):
+                    raise
                 return Replay(letter, ReplayStatus.REFUSED, f"it cannot be stored: {type(error).__name__}")
 
     def drop(self, letters: Iterable[int]) -> list[int]:

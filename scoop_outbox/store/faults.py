@@ -48,6 +48,11 @@ def of_the_rows(error: psycopg.Error) -> bool:
     return state.startswith(_ROWS) or state == NO_SAVEPOINT
 
 
+def is_refusal(error: psycopg.Error) -> bool:
+    """Tell whether a database refuses what it was to store, now and later; psycopg's own refusals have no SQL state."""
+    return isinstance(error, psycopg.DataError | psycopg.IntegrityError) or (error.sqlstate or "").startswith("54")
+
+
 def rolled_back(error: BaseException) -> bool:
     """Tell whether the database says by an error that it has undone the transaction, and committed nothing of it."""
     return isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith("40") and error.sqlstate != "40003"

@@ -170,6 +170,23 @@ async def test_what_is_still_defective_is_refused_and_stays(
     assert ask(database_url, "select count(*) from message") == [(0,)]
 
 
+TOO_LARGE = """
+    create function scoop_outbox.is_too_large() returns trigger language plpgsql as
+        $$ begin raise exception 'row is too big' using errcode = 'program_limit_exceeded'; end $$;
+    create trigger is_too_large before insert on scoop_outbox.message
+        for each row execute function scoop_outbox.is_too_large();
+"""
+
+
+async def test_what_is_too_large_for_the_database_is_refused_and_stays(database_url: str, letters: DeadLetters) -> None:
+    await bury(database_url, message(1, scoop_id="?"))
+    ask(database_url, "update dead_letter set headers = '{}' returning 1")
+    with psycopg.connect(database_url) as connection:
+        connection.execute(TOO_LARGE)
+    assert letters.replay(1) == Replay(1, ReplayStatus.REFUSED, "it cannot be stored: ProgramLimitExceeded")
+    assert left(database_url) == [1]
+
+
 async def test_what_has_been_taken_in_meanwhile_is_not_started_twice(database_url: str, letters: DeadLetters) -> None:
     app = service(database_url)
     one = message(1)

@@ -34,7 +34,7 @@ class Database:
         self.outcomes.append((one, False))
 
     async def bisect(self, batch: Sequence[int]) -> None:
-        await bisect(batch, self.store, self.refused, is_refusal=lambda error: isinstance(error, psycopg.DataError))
+        await bisect(batch, self.store, self.refused)
 
 
 async def test_a_batch_that_is_accepted_takes_one_transaction() -> None:
@@ -89,5 +89,5 @@ async def test_what_was_stored_before_such_an_error_remains() -> None:
         await database.store(part)
 
     with pytest.raises(psycopg.OperationalError):
-        await bisect(range(8), store, database.refused, is_refusal=lambda error: isinstance(error, psycopg.DataError))
+        await bisect(range(8), store, database.refused)
     assert database.outcomes == [(0, True), (1, True), (2, True), (3, False)]

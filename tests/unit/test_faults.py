@@ -4,7 +4,7 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from scoop_outbox.store.faults import of_the_rows, words
+from scoop_outbox.store.faults import is_refusal, of_the_rows, words
 
 OF_THE_ROWS = [
     "22001", "22003", "22P05", "23502", "23503", "23505", "23514", "23P01", "3B001", "44000", "54000", "P0001", "P0004",
@@ -31,6 +31,18 @@ def test_q61_nobodys_rows_have_caused_anything_else(state: str) -> None:
 
 def test_q61_no_answer_at_all_is_the_machinery() -> None:
     assert not of_the_rows(psycopg.OperationalError("the connection is lost"))
+
+
+@pytest.mark.parametrize(
+    "refusal", [*(error(state) for state in ("22P02", "23505", "54001")), psycopg.DataError("text cannot contain NUL")]
+)
+def test_what_can_never_be_stored_is_a_refusal(refusal: psycopg.Error) -> None:
+    assert is_refusal(refusal)
+
+
+@pytest.mark.parametrize("state", OF_THE_MACHINERY)
+def test_what_can_be_stored_later_is_none(state: str) -> None:
+    assert not is_refusal(error(state))
 
 
 def test_an_error_in_a_line_says_class_state_and_the_servers_words_and_no_values() -> None:

@@ -20,9 +20,6 @@ from scoop_outbox.store.async_driver import AsyncDriver
 
 log = get_logger(__name__)
 
-_REFUSED = ("22", "23", "54")
-"""Classes of SQL states that mean: this data cannot be stored, now or later."""
-
 
 class Inbox:
     """Stores deliveries to one service. It is used by one task.
@@ -54,7 +51,7 @@ class Inbox:
         Raises:
             psycopg.Error: neither is possible, not even with the bytes alone: somebody has to look at the database.
         """
-        await bisect(deliveries, partial(self._store, driver), partial(self._bury, driver), is_refusal=_is_refusal)
+        await bisect(deliveries, partial(self._store, driver), partial(self._bury, driver))
 
     async def _store(self, driver: AsyncDriver, deliveries: Sequence[Delivery]) -> None:
         """Store in one transaction."""
@@ -102,10 +99,6 @@ class Inbox:
             raise error
         reason = f"it cannot be stored: {type(error).__name__}"
         await self._store(driver, [Delivery(one.envelope, one.position, reason, one.tag)])
-
-
-def _is_refusal(error: psycopg.Error) -> bool:
-    return (error.sqlstate or "").startswith(_REFUSED)
 
 
 def _nobody(service: str, one: Delivery) -> str:

@@ -59,7 +59,7 @@ class HomePublisher:
             )
             receipts.append(Receipt(PublishStatus.PERMANENT, words(error)))
 
-        await bisect(batch, store, refused, is_refusal=_is_refusal)
+        await bisect(batch, store, refused)
         return receipts
 
     async def probe(self) -> str | None:
@@ -69,7 +69,3 @@ class HomePublisher:
     async def close(self) -> None:
         """See `Publisher.close`."""
         await self._database.close()
-
-
-def _is_refusal(error: psycopg.Error) -> bool:
-    return isinstance(error, psycopg.DataError | psycopg.IntegrityError)
