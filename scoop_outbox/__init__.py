@@ -17,6 +17,7 @@ if _typing.TYPE_CHECKING:
     from scoop_outbox.core.run import RunState, StepKind
     from scoop_outbox.daemon.running import Running
     from scoop_outbox.errors import (
+        AmbiguousId,
         BrokerError,
         ConflictingMessage,
         DatabaseError,
@@ -43,6 +44,7 @@ if _typing.TYPE_CHECKING:
     from scoop_outbox.message import Draft, Message, Topic
     from scoop_outbox.operations.dead_letters import DeadLetters
     from scoop_outbox.operations.handlers import Handlers
+    from scoop_outbox.operations.runs import Runs
     from scoop_outbox.policy import Retry
     from scoop_outbox.saga import Saga
     from scoop_outbox.scope import AsyncScope, BlockingScope, Result, Scope
@@ -52,6 +54,7 @@ if _typing.TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AmbiguousId",
     "Answer",
     "AsyncScope",
     "BlockingScope",
@@ -83,6 +86,7 @@ __all__ = [
     "RunState",
     "RunStatus",
     "Running",
+    "Runs",
     "Saga",
     "Scoop",
     "ScoopError",
@@ -109,6 +113,7 @@ _HOMES = {
     "scoop_outbox.core.run": ("RunState", "StepKind"),
     "scoop_outbox.daemon.running": ("Running",),
     "scoop_outbox.errors": (
+        "AmbiguousId",
         "BrokerError",
         "ConflictingMessage",
         "DatabaseError",
@@ -136,6 +141,7 @@ _HOMES = {
     "scoop_outbox.message": ("Draft", "Message", "Topic"),
     "scoop_outbox.operations.dead_letters": ("DeadLetters",),
     "scoop_outbox.operations.handlers": ("Handlers",),
+    "scoop_outbox.operations.runs": ("Runs",),
     "scoop_outbox.policy": ("Retry",),
     "scoop_outbox.saga": ("Saga",),
     "scoop_outbox.scope": ("AsyncScope", "BlockingScope", "Result", "Scope"),

@@ -79,6 +79,10 @@ class UnknownMessage(ScoopError):
     """No message with this id was launched, or its hierarchy has been pruned."""
 
 
+class AmbiguousId(ScoopError):
+    """Several messages or runs have an id that begins with what was given; the error names them."""
+
+
 class TransientError(ScoopError):
     """Raise it in a callback to say: not now. The transaction is undone and the callback is called again later.
 

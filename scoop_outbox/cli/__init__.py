@@ -16,6 +16,7 @@ from scoop_outbox.cli.log import is_json, with_log_format, with_log_level, write
 from scoop_outbox.cli.options import required
 from scoop_outbox.cli.retry import retry
 from scoop_outbox.cli.settings import broker_settings, settings_of
+from scoop_outbox.cli.show import show
 from scoop_outbox.cli.topology import topology
 from scoop_outbox.errors import ScoopError
 
@@ -74,6 +75,7 @@ main.add_command(dead_letters)
 main.add_command(handlers)
 main.add_command(topology)
 main.add_command(retry)
+main.add_command(show)
 
 
 @main.command()

@@ -42,6 +42,7 @@ UTILITY |= {"reset_session_authorization", "reset_role", "reset_settings", "disc
 UTILITY |= {"release_session", "release_locks", "wait_for_backend"}  # they look at the server, and at no table of ours
 UTILITY |= {"read_schema_exists", "read_backend", "limit_lock_waits", "lock_migrations", "read_blockers"}
 LIVING = {"read_handlers", "read_under_way", "retire_waiting", "retire_runs", "take_over"}
+LIVING |= {"find_ids", "read_whereabouts"}
 """What operators ask, and a saga that has another name: they look through all that lives, but not through what was.
 They are asked on connections that search indexes, as in `plan_once`."""
 BIG = {"message", "run", "step", "child", "mailbox", "outbox", "lane_entry", "failure"}
@@ -347,6 +348,10 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
           for name in ("claim_ids", "read_launched", "release_ids")],
         ("read_taken_in", {"message": message_id(OLD)}),
         ("read_hierarchy", {"message": message_id(OLD)}),
+        ("find_ids", {"low": message_id(OLD), "high": message_id(OLD + 15), "most": 11}),
+        ("find_ids", {"low": message_id(0), "high": message_id(2**48 - 1), "most": 11}),
+        ("read_whereabouts", {"message": message_id(OLD)}),
+        ("read_unstarted", {"runs": [run_id(OLD + number) for number in range(FAMILY)], "message": message_id(OLD)}),
         ("read_steps", {"runs": [run_id(OLD + number) for number in range(FAMILY)]}),
         ("register_worker", {**worker, "versions": ["v2", "v1"], "sagas": ["saga 1", "saga 2"], "steps": ['["a"]'] * 2,
                              "alive": LEASE, "pooled": False}),

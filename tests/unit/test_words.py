@@ -17,11 +17,11 @@ OF_THE_FIELD = """
     demonstration diagram disconnect docker engine env errors events execute exits external faults finding forks
     forward frames gate generics groups handlers harness headers health http idempotency incoming inside inspect
     installation kafka killed launch launcher leases leftovers lending limit limits log loops membership metrics migrate
-    migrations mode names node options orders other outages parking payments pipeline placement places plugin
-    plugins policy polling pooler pools positions postgres prefetch preparing probe process processes progress
+    migrations mode names node options orders other outages output parking payments pipeline placement places plugin
+    plugins policy polling pooler pools positions postgres prefetch prefixes preparing probe process processes progress
     properties protocol publisher publishing queries query queue rabbitmq receiving reconnecting record reports
     required reset retry revisions rounds route rows runner running same schema screen security selection serve
-    server session settings shipping snapshot standalone start statement status stock stop surroundings system
+    server session settings shipping show snapshot standalone start statement status stock stop surroundings system
     tables time tls topology traceback transaction trees trial types unhandled url validation waiters waiting window
 """
 """Words of the field that need no explanation. Whoever adds one asks first whether the field has another."""

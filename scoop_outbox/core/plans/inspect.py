@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
-from scoop_outbox.core.statement import Plan, Rows, ask, statement
+from scoop_outbox.core.statement import READ_CLOCK, Plan, Rows, ask, statement
 
 
 def read_hierarchy(message_id: uuid.UUID) -> Plan[tuple[Rows, Rows]]:
@@ -27,6 +28,39 @@ def read_taken_in(message_id: uuid.UUID) -> Plan[tuple[Any, ...] | None]:
     """Return a message that has been taken in, or None."""
     (rows,) = yield from ask(statement("read_taken_in", message=message_id))
     return rows[0] if rows else None
+
+
+def find_ids(low: uuid.UUID, high: uuid.UUID, most: int) -> Plan[Rows]:
+    """Return the messages and runs whose ids lie in a range, at most so many of each.
+
+    Returns:
+        Of each `message` or `run`, its id, and of a run its message.
+    """
+    (rows,) = yield from ask(statement("find_ids", low=low, high=high, most=most))
+    return rows
+
+
+def read_whereabouts(message_id: uuid.UUID) -> Plan[Rows]:
+    """Return where a message is.
+
+    Returns:
+        `taken in`, `outbox` or `dead letter`; topic, key and time; of a dead letter its number, who could not take it
+        in, and why.
+    """
+    (rows,) = yield from ask(statement("read_whereabouts", message=message_id))
+    return rows
+
+
+def read_unstarted(runs: Sequence[uuid.UUID], message_id: uuid.UUID | None) -> Plan[tuple[Rows, datetime]]:
+    """Return who was to handle messages and has no run for them, and the time of the database's clock.
+
+    Args:
+        runs: who launched them.
+        message_id: a message at the top, too.
+    """
+    rows, clock = yield from ask(statement("read_unstarted", runs=list(runs), message=message_id), READ_CLOCK)
+    now: datetime = clock[0][0]
+    return rows, now
 
 
 def read_open(message_id: uuid.UUID, most: int) -> Plan[tuple[Rows, Rows]]:

@@ -140,3 +140,47 @@ select run_id, seq, step, kind, iteration, attempt, state, undoes, failure, star
 from {schema}.step
 where run_id = any(%(runs)s::uuid[])
 order by ended_at, run_id, seq
+
+-- name: find_ids
+-- Messages and runs whose ids lie in a range, which is how a prefix is looked for; of a run, its message too. Indexes are
+-- searched, but for the outbox and dead letters: they hold what has to be dealt with, and no history.
+(select 'message', id, null::uuid from {schema}.message where id between %(low)s and %(high)s order by id limit %(most)s)
+union
+(select distinct 'message', message_id, null::uuid from {schema}.child
+ where message_id between %(low)s and %(high)s order by message_id limit %(most)s)
+union
+(select 'message', message_id, null::uuid from {schema}.expected_root
+ where message_id between %(low)s and %(high)s order by message_id limit %(most)s)
+union
+(select 'message', message_id, null::uuid from {schema}.outbox
+ where message_id between %(low)s and %(high)s order by message_id limit %(most)s)
+union
+(select 'message', message_id, null::uuid from {schema}.dead_letter
+ where message_id between %(low)s and %(high)s order by message_id limit %(most)s)
+union
+(select 'run', id, message_id from {schema}.run where id between %(low)s and %(high)s order by id limit %(most)s)
+order by 2
+
+-- name: read_whereabouts
+-- Where a message is: taken in, in the outbox, or given up, by a relay or by the intake of a service.
+select 'taken in', topic, key, created_at, null::bigint, null::text, null::text
+from {schema}.message where id = %(message)s
+union all
+select 'outbox', topic, key, created_at, null, null, null
+from {schema}.outbox where message_id = %(message)s
+union all
+select 'dead letter', topic, key, created_at, id, coalesce(service, ''), reason
+from {schema}.dead_letter where message_id = %(message)s
+
+-- name: read_unstarted
+-- Who was to handle a message and has no run for it: below these runs, and of the message at the top.
+select c.message_id, c.service, c.saga, c.state, c.run_id, c.seq
+from {schema}.child c
+where c.run_id = any(%(runs)s::uuid[]) and c.child_run is null
+union all
+select o.message_id, e.service, e.saga, 'waiting', null, null
+from {schema}.expected_root o
+cross join unnest(o.services, o.sagas) as e (service, saga)
+where o.message_id = %(message)s
+  and not exists (select from {schema}.run x where x.message_id = o.message_id and x.service = e.service)
+order by 6, 1, 2, 3

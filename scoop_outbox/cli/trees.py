@@ -1,0 +1,115 @@
+"""A hierarchy as lines of text: runs, their executions, and below each execution those that it has launched."""
+
+from __future__ import annotations
+
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from scoop_outbox.cli.options import in_one_line
+from scoop_outbox.cli.output import failure_line, seconds_text, time_text
+from scoop_outbox.core.run import ChildState, StepKind
+from scoop_outbox.operations.runs import Hierarchy, Unstarted
+from scoop_outbox.status import RunStatus, StepStatus
+
+_INDENT = "  "
+_UNSTARTED = {
+    ChildState.WAITING: "not started: message {} has not been taken in",
+    ChildState.SKIPPED: "skipped: its saga was forgotten before it began (message {})",
+    ChildState.ROLLED_BACK: "failed: its saga was forgotten before it began (message {})",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Execution:
+    run: RunStatus
+    step: StepStatus
+
+
+_Node: TypeAlias = RunStatus | Unstarted | _Execution
+_Place: TypeAlias = tuple[uuid.UUID | None, int | None]
+
+
+def lines_of(found: Hierarchy) -> Iterator[str]:
+    """Yield a hierarchy line by line. It may have thousands of levels: nothing here is recursive."""
+    yield _message(found)
+    below = _placed(found)
+    ahead: list[tuple[int, _Node]] = [(0, node) for node in reversed(below[None, None])]
+    while ahead:
+        level, node = ahead.pop()
+        for line in _lines(node, found):
+            yield _INDENT * level + line
+        ahead += [(level + 1, one) for one in reversed(_below(node, below))]
+
+
+def _placed(found: Hierarchy) -> dict[_Place, list[_Node]]:
+    """Return who stands below each execution of each run; late runs stand below their run, behind its executions."""
+    below: dict[_Place, list[_Node]] = defaultdict(list)
+    known = {run.id for run in found.runs}
+    nodes: list[RunStatus | Unstarted] = [*found.runs, *found.unstarted]
+    for one in nodes:
+        place = (one.parent, one.launched_by) if one.parent in known else (None, None)
+        below[place].append(one)
+    return below
+
+
+def _below(node: _Node, below: dict[_Place, list[_Node]]) -> Sequence[_Node]:
+    match node:
+        case RunStatus():
+            return [*(_Execution(node, step) for step in node.steps), *below[node.id, None]]
+        case _Execution(run, step):
+            return below[run.id, step.seq]
+        case _:
+            return ()
+
+
+def _lines(node: _Node, found: Hierarchy) -> Iterator[str]:
+    match node:
+        case RunStatus():
+            yield from _run(node, found)
+        case _Execution(_, step):
+            yield _execution(step)
+        case Unstarted():
+            yield f"{_whose(node)}: {_UNSTARTED[node.state].format(node.message_id)}"
+
+
+def _message(found: Hierarchy) -> str:
+    told = [f"topic {in_one_line(found.topic)}"] if found.topic is not None else []
+    told += [f"key {in_one_line(found.key)}"] if found.key is not None else []
+    if found.taken_in_at is not None:
+        told.append(f"taken in {time_text(found.taken_in_at)}")
+    elif not found.dead_letters:
+        told.append("not taken in yet")
+    told += [f"dead letter {number}" for number in found.dead_letters]
+    return f"message {found.message_id}: {', '.join(told)}"
+
+
+def _run(run: RunStatus, found: Hierarchy) -> Iterator[str]:
+    lasted = f"{seconds_text((run.ended_at or found.at) - run.created_at)}{'' if run.ended_at else ' so far'}"
+    late = ", late: nobody waits for it" if run.late else ""
+    yield f"{_whose(run)}: {run.state}, began {time_text(run.created_at)}, {lasted}, run {run.id}{late}"
+    if run.failure is not None:
+        yield f"{_INDENT}failure: {failure_line(run.failure)}"
+    if run.rollback_reason is not None and run.rollback_reason != run.failure:
+        yield f"{_INDENT}rolled back for: {failure_line(run.rollback_reason)}"
+    if run.reason is not None:
+        yield f"{_INDENT}reason: {in_one_line(run.reason)}"
+    if run.interruptions:
+        yield f"{_INDENT}interrupted {run.interruptions} times in a row: {in_one_line(run.interruption or '')}"
+
+
+def _execution(step: StepStatus) -> str:
+    what = in_one_line(step.step) + (f"[{step.iteration}]" if step.iteration else "")
+    if step.kind is StepKind.COMPENSATION:
+        what += f", compensation of {step.undoes}"
+    elif step.kind is StepKind.CHILD_FAILURE_HANDLER:
+        what += ", failure handler"
+    attempt = f", attempt {step.attempt}" if step.attempt else ""
+    failure = "" if step.failure is None else f": {failure_line(step.failure)}"
+    return f"{step.seq} {what}: {step.state}, {seconds_text(step.ended_at - step.started_at)}{attempt}{failure}"
+
+
+def _whose(one: RunStatus | Unstarted) -> str:
+    return f"{in_one_line(one.saga)} ({in_one_line(one.service)})"
