@@ -221,7 +221,7 @@ def test_q71_sagas_can_be_named_by_themselves(app: Scoop) -> None:
     assert Topic("parts", Part, handled_by=[app.sagas["make"]]).handled_by == ("make",)
 
 
-async def test_q05_q71_the_failure_that_a_handler_was_called_for_stays_the_root(app: Scoop) -> None:
+async def test_q5_q71_the_failure_that_a_handler_was_called_for_stays_the_root(app: Scoop) -> None:
     saga = app.saga("order", on="orders")
 
     async def handle(scope: Scope, message: Message, error: Exception) -> None:
