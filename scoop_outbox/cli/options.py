@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import click
 
 C = TypeVar("C", bound=Callable[..., Any])
+
+
+_UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400}
+
+
+def duration(text: str) -> timedelta:
+    """Return what a number with a unit means, such as 90s, 15min, 2h or 1d; without one it is in seconds.
+
+    Raises:
+        click.BadParameter: it is none.
+    """
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]+)?) *([a-z]*)", text.strip().lower())
+    if match is None or match[2] not in _UNITS:
+        raise click.BadParameter(f"{text!r} is no duration: write 90s, 15min, 2h or 1d")
+    return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
 
 
 def on_a_database(command: C) -> C:

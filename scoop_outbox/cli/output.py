@@ -18,8 +18,13 @@ def as_json(value: object, **more: object) -> str:
 
 def failure_line(failure: Failure) -> str:
     """Return type and message of a failure, as far as they fit into a line."""
-    first = (failure.message or "").strip().split("\n", 1)[0]
-    return in_one_line(f"{failure.type}: {first}" if first else failure.type)
+    return told_in_one_line(failure.type, failure.message)
+
+
+def told_in_one_line(kind: str, message: str | None) -> str:
+    """Return the type and the first line of the message of a failure."""
+    first = (message or "").strip().split("\n", 1)[0]
+    return in_one_line(f"{kind}: {first}" if first else kind)
 
 
 def time_text(at: datetime) -> str:

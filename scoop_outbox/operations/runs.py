@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
 
 from scoop_outbox.answers import Answer
 from scoop_outbox.core.plans import parking
 from scoop_outbox.core.plans.parking import ParkedRun
+from scoop_outbox.core.plans.runs import STUCK, ListedRun, RunSelection, list_runs
+from scoop_outbox.core.run import RunState
 from scoop_outbox.operations import hierarchy
 from scoop_outbox.operations.hierarchy import Hierarchy, Unstarted
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from scoop_outbox.store.standalone import OpenedDatabase
 
-__all__ = ["Answer", "Hierarchy", "ParkedRun", "Runs", "Unstarted"]
+__all__ = ["Answer", "Hierarchy", "ListedRun", "ParkedRun", "Runs", "Unstarted"]
+
+LIMIT = 100
+"""How many runs are listed unless more are asked for."""
 
 
 class Runs(OpenedDatabase):
@@ -31,6 +38,43 @@ class Runs(OpenedDatabase):
         """Open nothing yet."""
         super().__init__(database, schema, "runs")
 
+    def list(
+        self,
+        *,
+        states: Iterable[RunState | str] = (),
+        service: str | None = None,
+        saga: str | None = None,
+        older_than: timedelta | None = None,
+        stuck: bool = False,
+        text: str | None = None,
+        key: str | None = None,
+        limit: int = LIMIT,
+    ) -> Sequence[ListedRun]:
+        """Return runs that fit all that is given, the newest first; with `older_than` the oldest first.
+
+        What has not ended, is parked or could not be rolled back is found at once, however many runs have ended. For
+        other states all runs are looked at, and all messages if there is a key.
+
+        Args:
+            states: in which states. Unless given, any with `key` or `text`, otherwise all but `committed` and
+                `rolled_back`.
+            service: only those of this service.
+            saga: only those of sagas of this name.
+            older_than: only those whose message was taken in at least so long ago.
+            stuck: only those that need a person: `parked` or `rollback_failed`.
+            text: only those that have this in the type or the first 200 characters of the message of their failure, or
+                in why they are parked; upper and lower case are the same.
+            key: only those of messages with this key; a binary one as it is shown.
+            limit: how many at most.
+
+        Raises:
+            ValueError: there is no such state.
+        """
+        chosen = STUCK if stuck else frozenset(map(RunState, states))
+        selection = RunSelection(chosen, service, saga, older_than, text, key)
+        with self._home.blocking_driver() as driver:
+            return driver.run(list_runs(selection, most=limit))
+
     def show(self, sought: uuid.UUID | str) -> Hierarchy:
         """Return everything below a message or a run, as it stands now.
 
@@ -45,7 +89,7 @@ class Runs(OpenedDatabase):
         with self._home.blocking_driver() as driver:
             return driver.run(hierarchy.show(sought, self._home.failures))
 
-    def parked(self, service: str, limit: int = 1000) -> list[ParkedRun]:
+    def parked(self, service: str, limit: int = 1000) -> Sequence[ParkedRun]:
         """Return parked runs of a service, at most `limit` of them."""
         with self._home.blocking_driver() as driver:
             return driver.run(parking.list_parked(service, limit))
