@@ -16,6 +16,7 @@ from scoop_outbox.broker.protocol import Resource
 from scoop_outbox.client.announce import announce, announce_sync
 from scoop_outbox.client.handle import Handle
 from scoop_outbox.client.launcher import Launcher
+from scoop_outbox.client.requests import cancel, cancel_sync
 from scoop_outbox.client.serve import serve
 from scoop_outbox.client.servers import Servers
 from scoop_outbox.client.service import Service
@@ -125,6 +126,7 @@ class Scoop:
         ordered: Literal["key"] | None = None,
         version: str | None = None,
         formerly: Iterable[str] = (),
+        shield: bool = False,
     ) -> Saga[T]:
         """Declare a saga: a handler of the messages on a topic.
 
@@ -136,12 +138,14 @@ class Scoop:
                 steps in order do. A run goes on in the version in which it began, while a worker has that.
             formerly: names that the saga had before. What is subscribed, waited for and under way under them is taken
                 over when the service starts; leave them there as long as something of the old name may be undone.
+            shield: its runs never give up: whoever cancels them, or what is above them, waits for their end. What they
+                have done is rolled back afterwards if their parent has given up.
 
         Raises:
             DefinitionError: the name is taken or cannot be used, or the topic, `ordered` or `formerly` cannot; or this
                 process runs the service already, and would not execute the saga.
         """
-        return self._service.saga(name, on, ordered=ordered, version=version, formerly=formerly)
+        return self._service.saga(name, on, ordered=ordered, version=version, formerly=formerly, shield=shield)
 
     @property
     def sagas(self) -> Mapping[str, Saga]:
@@ -293,6 +297,40 @@ class Scoop:
         """
         async with self._service.home.driver() as driver:
             return await driver.run(read_message(message_id))
+
+    async def cancel(self, id: uuid.UUID, *, reason: str | None = None, source: str | None = None) -> Answer:  # noqa: A002
+        """Ask a hierarchy, or a part of one, to give up: the same as `scoop-outbox cancel`.
+
+        What has not started never will. A step that is being executed is not interrupted: what it has done is undone
+        when it ends, and the run gives up then, as do those that wait for children, for a retry or for their turn, at
+        once. From the bottom to the top, everything that had committed is rolled back. Waiting for the message raises
+        `GaveUp`, caused by `CancellationRequested` with the reason. A parent that was not asked itself sees the failure
+        of a child, and may handle it.
+
+        No lock is waited for: the request is stored, and the runs find it. A run that ends before it does has ended.
+        A rollback is not cancelled.
+
+        Args:
+            id: of a message, as in `Handle.id`: all runs that handle it; or of a run, as in `status`.
+            reason: in words; part of the failure.
+            source: who asks; the service's name unless given.
+
+        Returns:
+            `ACCEPTED`; `ALREADY_REQUESTED`, and the first reason counts; `NOTHING_TO_DO` when all of it has ended, or
+            is rolling back; `ALREADY_ROLLED_BACK`; `UNKNOWN` when this database has no such message or run.
+
+        Raises:
+            DatabaseError: the database cannot be reached or is not migrated.
+        """
+        return await cancel(self._service, id, reason, source)
+
+    def cancel_sync(self, id: uuid.UUID, *, reason: str | None = None, source: str | None = None) -> Answer:  # noqa: A002
+        """Do as `cancel`, for code without an event loop.
+
+        Raises:
+            DatabaseError: the database cannot be reached or is not migrated.
+        """
+        return cancel_sync(self._service, id, reason, source)
 
     async def retry(self, run_id: uuid.UUID) -> Answer:
         """Take a parked run on again, where it was parked: the same as `scoop-outbox retry`.

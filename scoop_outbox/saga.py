@@ -46,6 +46,7 @@ class Saga(Generic[T]):
         ordered: Literal["key"] | None = None,
         version: str | None = None,
         formerly: Iterable[str] = (),
+        shield: bool = False,
     ) -> None:
         """See `Scoop.saga`."""
         self.name = checked_name("saga", name)
@@ -57,6 +58,7 @@ class Saga(Generic[T]):
                 "after the other, and without it they are executed side by side"
             )
         self.ordered = ordered
+        self.shield = shield
         self.topic = topic_name(on)
         self.schema: Topic[T] | None = on if isinstance(on, Topic) else None
         self._steps: dict[str, Step[T]] = {}
@@ -89,7 +91,14 @@ class Saga(Generic[T]):
     def step(self, name: AsyncStep[T, Params, R], /) -> Step[T, Params, R]: ...
     @overload
     def step(
-        self, name: str | None = None, /, *, retry: Retry = ONCE, compensate_retry: Retry = COMPENSATION
+        self,
+        name: str | None = None,
+        /,
+        *,
+        retry: Retry = ONCE,
+        compensate_retry: Retry = COMPENSATION,
+        shield: bool = False,
+        complete_on_give_up: bool = False,
     ) -> StepDecorator[T]: ...
     def step(
         self,
@@ -98,6 +107,8 @@ class Saga(Generic[T]):
         *,
         retry: Retry = ONCE,
         compensate_retry: Retry = COMPENSATION,
+        shield: bool = False,
+        complete_on_give_up: bool = False,
     ) -> Step[T] | Callable[[Callback], Step[T]]:
         """Declare the next step with a decorator: bare, with a name, or with options.
 
@@ -105,6 +116,8 @@ class Saga(Generic[T]):
             name: the step's name; the function's own name unless given.
             retry: how often the step is tried before the run rolls back; once unless given.
             compensate_retry: how often its compensation is tried before the run is `rollback_failed`.
+            shield: see `add_step`.
+            complete_on_give_up: see `add_step`.
 
         Returns:
             The step, on which `compensate`, `on_child_failure` and the like are decorators in turn.
@@ -122,6 +135,8 @@ class Saga(Generic[T]):
                 invoke,
                 retry=retry,
                 compensate_retry=compensate_retry,
+                shield=shield,
+                complete_on_give_up=complete_on_give_up,
             )
 
         return declare
@@ -136,6 +151,8 @@ class Saga(Generic[T]):
         on_child_rollback_failure: Compensation[T] | None = None,
         retry: Retry = ONCE,
         compensate_retry: Retry = COMPENSATION,
+        shield: bool = False,
+        complete_on_give_up: bool = False,
     ) -> Step[T]:
         """Declare the next step without decorators.
 
@@ -147,6 +164,11 @@ class Saga(Generic[T]):
             on_child_rollback_failure: see `Step.on_child_rollback_failure`.
             retry: how often the step is tried before the run rolls back.
             compensate_retry: how often the compensation is tried before the run is `rollback_failed`.
+            shield: a cancellation neither discards the step nor reaches what it has launched: the run gives up when all
+                of that has ended, and compensates it.
+            complete_on_give_up: a cancellation does not discard the step: it commits, and the run gives up afterwards
+                and compensates it. For steps whose effect outside the database cannot be taken back otherwise. What
+                the step has launched gives up, unlike that of a `shield`.
 
         Raises:
             DefinitionError: the name is taken or cannot be used, or a callback cannot be called as it will be; or the
@@ -166,6 +188,8 @@ class Saga(Generic[T]):
             on_child_rollback_failure=on_child_rollback_failure,
             retry=retry,
             compensate_retry=compensate_retry,
+            shield=shield,
+            complete_on_give_up=complete_on_give_up,
         )
         self._steps[name] = step
         self._after = None

@@ -17,7 +17,7 @@ from scoop_outbox.failure import Failure
 from scoop_outbox.message import Message
 
 # Where `read_hierarchy` and `read_steps` return failures.
-_FAILURE, _STEP_FAILURE = 9, 8
+_FAILURES, _STEP_FAILURE = (9, 10, 19), 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,7 @@ class RunStatus:
         steps: its executions in order.
         late: whether its parent does not wait for it, and no rollback reaches it: its saga was subscribed only after
             the message had been launched. Which execution launched it is not known then.
+        giving_up: why it gives up, while it waits for children that it has told to.
     """
 
     id: uuid.UUID
@@ -82,6 +83,7 @@ class RunStatus:
     interruptions: int = 0
     interruption: str | None = None
     late: bool = False
+    giving_up: Failure | None = None
 
     @property
     def parent(self) -> uuid.UUID | None:
@@ -117,7 +119,7 @@ def read_status(message_id: uuid.UUID, known: Known) -> Plan[Status]:
     if not any(known for _, known, *_ in roots):
         raise UnknownMessage(f"message {message_id} has not been taken in here, or it has been pruned")
     steps = yield from read_steps([row[0] for row in rows])
-    named = [one for row in rows for one in row[_FAILURE : _FAILURE + 2]] + [row[_STEP_FAILURE] for row in steps]
+    named = [row[column] for row in rows for column in _FAILURES] + [row[_STEP_FAILURE] for row in steps]
     failures = yield from recall(named, known)
     by_run: dict[uuid.UUID, list[StepStatus]] = {}
     for row in steps:
@@ -148,7 +150,7 @@ def _step_of(row: Row, failures: Failures) -> StepStatus:
 def _run_of(row: Row, steps: Sequence[StepStatus], failures: Failures) -> RunStatus:
     """Return the run in a row of `read_hierarchy`."""
     run_id, service, saga, message_id, state, lineage, launched_by, step, next_step, failure, obstacle, *rest = row
-    reason, created_at, ended_at, topic, version, interruptions, interruption, late = rest
+    reason, created_at, ended_at, topic, version, interruptions, interruption, late, giving_up = rest
     return RunStatus(
         run_id,
         service,
@@ -170,4 +172,5 @@ def _run_of(row: Row, steps: Sequence[StepStatus], failures: Failures) -> RunSta
         interruptions,
         interruption,
         late,
+        failure_of(giving_up, failures),
     )

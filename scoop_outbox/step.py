@@ -149,6 +149,8 @@ class Step(Generic[T, P, R_co]):
         on_child_rollback_failure: Callback | None = None,
         retry: Retry = ONCE,
         compensate_retry: Retry = COMPENSATION,
+        shield: bool = False,
+        complete_on_give_up: bool = False,
     ) -> None:
         """See `Saga.add_step`."""
         self._of = f"step {name!r} of saga {saga!r}"
@@ -160,6 +162,8 @@ class Step(Generic[T, P, R_co]):
         self.child_rollback_failure_handler: Callback | None = None
         self.retry = retry
         self.compensate_retry = compensate_retry
+        self.shield = shield
+        self.complete_on_give_up = complete_on_give_up
         if compensate is not None:
             self.compensate(compensate)
         if on_child_failure is not None:

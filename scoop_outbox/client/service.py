@@ -84,6 +84,7 @@ class Service:
         ordered: Literal["key"] | None,
         version: str | None,
         formerly: Iterable[str],
+        shield: bool,
     ) -> Saga[T]:
         """See `Scoop.saga`."""
         if self.running:
@@ -97,7 +98,7 @@ class Service:
                 f"service {self.name!r} has a saga {name!r} already (on {self.sagas[name].topic!r}): "
                 "give each saga a name of its own"
             )
-        saga = Saga(name, on, ordered=ordered, version=version, formerly=formerly)
+        saga = Saga(name, on, ordered=ordered, version=version, formerly=formerly, shield=shield)
         self.sagas[name] = saga
         return saga
 

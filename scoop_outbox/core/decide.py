@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from scoop_outbox.core.decision import (
     AskChildren,
+    CancelChildren,
     Commit,
     Compensate,
     CompensationFailed,
@@ -37,8 +38,13 @@ def decide(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:
         facts: read after the lock was granted.
         source: names this worker in failures that are made here: `saga[worker id]`.
     """
+    reason = giving_up(saga, run, facts)
+    if reason is not None and facts.untold:
+        return CancelChildren(reason)
     if facts.open_children:
         return Wait()
+    if reason is not None:
+        return RollBack(Failure.gave_up([reason], source=source))
     if run.not_before is not None and facts.now < run.not_before:
         return Wait(run.not_before)
     if run.state is RunState.RUNNING:
@@ -46,6 +52,21 @@ def decide(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:
     if run.state is RunState.ROLLING_BACK:
         return _backward(saga, run, facts, source)
     return Wait()
+
+
+def giving_up(saga: Saga, run: Run, facts: Facts) -> Failure | None:
+    """Return why a run gives up; None when it does not, because nobody asked it to, or it is shielded for now."""
+    if run.state is not RunState.RUNNING:
+        return None
+    if run.giving_up is not None:
+        return run.giving_up
+    reason = facts.cancellation
+    if reason is None or saga.shield:
+        return None
+    step = None if run.step is None else saga.get(run.step)
+    if step is not None and step.shield and (facts.open_children or facts.failed_children):
+        return None  # what a shielded step has launched belongs to it, and so does what handles the failures of that
+    return reason
 
 
 def _forward(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:

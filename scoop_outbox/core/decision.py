@@ -42,6 +42,13 @@ class RollBack:
 
 
 @dataclass(frozen=True, slots=True)
+class CancelChildren:
+    """Give up, for this reason: first tell the children that are open to give up."""
+
+    reason: Failure
+
+
+@dataclass(frozen=True, slots=True)
 class AskChildren:
     """Order the committed children of an instance to roll back."""
 
@@ -120,6 +127,7 @@ Decision = (
     | Invoke
     | HandleChildFailure
     | RollBack
+    | CancelChildren
     | AskChildren
     | Compensate
     | HandleChildRollbackFailure

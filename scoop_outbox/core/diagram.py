@@ -9,6 +9,7 @@ from typing import TypeVar, get_args
 
 from scoop_outbox.core.decision import (
     AskChildren,
+    CancelChildren,
     Commit,
     Compensate,
     CompensationFailed,
@@ -27,11 +28,16 @@ from scoop_outbox.core.decision import (
 from scoop_outbox.core.run import CHILD_TRANSITIONS, RUN_TRANSITIONS, ChildState, RunState
 
 _RUN_ENDS = (RunState.COMMITTED, RunState.ROLLED_BACK, RunState.ROLLBACK_FAILED)
-_CHILD_ENDS = (ChildState.COMMITTED, ChildState.ROLLED_BACK, ChildState.ROLLBACK_FAILED, ChildState.SKIPPED)
+_CHILD_ENDS = (
+    *(ChildState.COMMITTED, ChildState.ROLLED_BACK, ChildState.ROLLBACK_FAILED),
+    *(ChildState.SKIPPED, ChildState.CANCELLED),
+)
 
 State = TypeVar("State", bound=StrEnum)
 
 RULES: tuple[tuple[str, str, type[Decision]], ...] = (
+    ("running", "it gives up, and open children do not know", CancelChildren),
+    ("running", "it gives up, and no child is open", RollBack),
     ("any", "a child is open", Wait),
     ("any", "a retry is not due yet", Wait),
     ("running", "children failed, and their step is not in the code any more", Park),
@@ -74,7 +80,7 @@ def document() -> str:
         "",
         "## A child, as its parent knows it",
         "",
-        "While a child is `waiting`, `started` or `rolling_back`, its parent waits.",
+        "While a child is `waiting`, `started`, `cancelling` or `rolling_back`, its parent waits.",
         "",
         *_diagram(CHILD_TRANSITIONS, ChildState.WAITING, _CHILD_ENDS),
         "",

@@ -64,6 +64,7 @@ def step_returned(saga: Saga, run: Run, due: Invoke, outcome: Returned) -> Trans
         Record(seq, due.step.name, StepKind.STEP, due.iteration, run.attempt),
         outcome.emissions,
         mail=Mail.DROP if finished else Mail.DROP_IF_WAITING if waits else Mail.KEEP,
+        yields=not (saga.shield or due.step.shield or due.step.complete_on_give_up),
     )
 
 
@@ -102,6 +103,7 @@ def handler_returned(saga: Saga, run: Run, due: HandleChildFailure, outcome: Ret
         outcome.emissions,
         consumes=run.instance,
         mail=Mail.DROP_IF_WAITING if awaited(outcome.emissions) else Mail.KEEP,
+        yields=not (saga.shield or due.step.shield),
     )
 
 
@@ -113,6 +115,6 @@ def handler_raised(run: Run, due: HandleChildFailure, outcome: Raised) -> Transi
     return _recorded(roll_back(changed(run, seq=seq), outcome.failure, outcome.context), record)
 
 
-def committed(run: Run) -> Transition:
+def committed(saga: Saga, run: Run) -> Transition:
     """The last step and everything below it has finished."""
-    return Transition(changed(run, state=RunState.COMMITTED), mail=Mail.DROP)
+    return Transition(changed(run, state=RunState.COMMITTED), mail=Mail.DROP, yields=not saga.shield)

@@ -16,9 +16,9 @@ Failures = Mapping[uuid.UUID, Failure]
 """Those that the rows at hand name, by id."""
 
 # Where `claim_run` returns what comes after the run's own columns.
-CLOCK, MAIL, MESSAGE = 28, 29, slice(30, 37)
+CLOCK, MAIL, CANCELLATION, MESSAGE = 29, 30, 31, slice(32, 39)
 
-_FAILURES = slice(20, 22)
+_FAILURES = (20, 21, 28, CANCELLATION)
 _CHILD_FAILURES = slice(6, 8)
 # Where `read_instance` returns a child, as `read_children` does.
 _INSTANCE = 6
@@ -31,7 +31,7 @@ def failure_of(failure_id: uuid.UUID | None, failures: Failures) -> Failure | No
 
 def failures_of_run(row: Row, children: Sequence[Row]) -> list[uuid.UUID]:
     """Return the failures that a row of `claim_run` and rows of `read_children` name."""
-    return [one for one in row[_FAILURES] if one is not None] + failures_of_children(children)
+    return [row[one] for one in _FAILURES if row[one] is not None] + failures_of_children(children)
 
 
 def failures_of_children(rows: Sequence[Row]) -> list[uuid.UUID]:
@@ -50,7 +50,7 @@ def run_of(row: Row, failures: Failures) -> Run:
     (
         run_id, message_id, service, saga, lineage, parent_run, state, step, next_step, seq, instance, iteration,
         attempt, handled, not_before, undo_seq, compensation_seq, handler_seq, context, inherited, failure, obstacle,
-        result, launched_at, reason, lane, version, interrupted, *_,
+        result, launched_at, reason, lane, version, interrupted, giving_up, *_,
     ) = row  # fmt: skip
     return Run(
         run_id,
@@ -81,6 +81,7 @@ def run_of(row: Row, failures: Failures) -> Run:
         lane,
         version,
         interrupted,
+        giving_up=failure_of(giving_up, failures),
     )
 
 

@@ -33,23 +33,25 @@ class ChildState(StrEnum):
 
     WAITING = "waiting"
     STARTED = "started"
+    CANCELLING = "cancelling"
     ROLLING_BACK = "rolling_back"
     COMMITTED = "committed"
     ROLLED_BACK = "rolled_back"
     ROLLBACK_FAILED = "rollback_failed"
     SKIPPED = "skipped"
+    CANCELLED = "cancelled"
 
 
 RUN_TRANSITIONS: Mapping[tuple[RunState, RunState], str] = {
     (RunState.RUNNING, RunState.COMMITTED): "the last step and everything below it has finished",
-    (RunState.RUNNING, RunState.ROLLING_BACK): "a step or a child failed",
+    (RunState.RUNNING, RunState.ROLLING_BACK): "a step or a child failed, or it gave up",
     (RunState.RUNNING, RunState.PARKED): "it was interrupted too often, or no worker knows the step that is due",
     (RunState.PARKED, RunState.RUNNING): "somebody retried it, or a worker came that knows the step",
     (RunState.COMMITTED, RunState.ROLLING_BACK): "the parent ordered it",
     (RunState.ROLLING_BACK, RunState.ROLLED_BACK): "every executed instance is undone",
     (RunState.ROLLING_BACK, RunState.ROLLBACK_FAILED): "a compensation or the rollback of a child failed",
     (RunState.ROLLING_BACK, RunState.PARKED): "it was interrupted too often, or no worker knows the step to be undone",
-    (RunState.PARKED, RunState.ROLLING_BACK): "somebody retried it, or a worker came that knows the step",
+    (RunState.PARKED, RunState.ROLLING_BACK): "likewise; or it was cancelled",
 }
 """Every change of a run's state that is allowed, and why it happens."""
 
@@ -57,6 +59,12 @@ CHILD_TRANSITIONS: Mapping[tuple[ChildState, ChildState], str] = {
     (ChildState.WAITING, ChildState.STARTED): "its message was taken in",
     (ChildState.WAITING, ChildState.ROLLED_BACK): "its saga was forgotten, and what waited for it failed",
     (ChildState.WAITING, ChildState.SKIPPED): "its saga was forgotten, and what waited for it was skipped",
+    (ChildState.WAITING, ChildState.CANCELLED): "the parent gave up: its message, when it comes, starts nothing",
+    (ChildState.STARTED, ChildState.CANCELLING): "the parent gave up, and told it to",
+    (ChildState.CANCELLING, ChildState.COMMITTED): "its run had finished before it was told",
+    (ChildState.CANCELLING, ChildState.ROLLED_BACK): "its run gave up, or failed, and rolled back",
+    (ChildState.CANCELLING, ChildState.ROLLBACK_FAILED): "its run could not roll back",
+    (ChildState.CANCELLING, ChildState.SKIPPED): "its saga was forgotten before its run had executed anything",
     (ChildState.STARTED, ChildState.SKIPPED): "likewise, before its run had executed anything",
     (ChildState.STARTED, ChildState.COMMITTED): "its run committed",
     (ChildState.STARTED, ChildState.ROLLED_BACK): "its run failed and rolled back",
@@ -103,6 +111,7 @@ class Run:
         version: the version of its saga that the run belongs to; empty before its first step.
         interrupted: whether something is noted of executions that were interrupted, which progress takes away.
         needs: for a parked run, the step without which it cannot go on; it goes on by itself when somebody knows it.
+        giving_up: why the run gives up, from when it has told its children until they have ended.
     """
 
     id: uuid.UUID
@@ -134,6 +143,7 @@ class Run:
     version: str = ""
     interrupted: bool = False
     needs: str | None = None
+    giving_up: Failure | None = None
 
     @property
     def told(self) -> Failure | None:
@@ -220,12 +230,16 @@ class Facts:
         open_children: whether some child has not ended, or is rolling back.
         children: ended children of the suspended instance that failed or left a result.
         instance: while rolling back, what is to be undone next; None when nothing is left.
+        cancellation: why somebody asked the run to give up, if somebody did.
+        untold: whether some open child does not know yet that the run gives up. Read only when it does.
     """
 
     now: datetime
     open_children: bool = False
     children: Sequence[Child] = field(default=())
     instance: Instance | None = None
+    cancellation: Failure | None = None
+    untold: bool = False
 
     @property
     def failed_children(self) -> list[Child]:

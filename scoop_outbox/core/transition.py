@@ -74,22 +74,26 @@ class Transition:
         record: the execution to be recorded.
         emissions: messages to be launched by execution `record.seq`.
         asks: the instance whose committed children are ordered to roll back, and why.
+        cancels: why open children are told to give up.
         consumes: the instance whose failed children count as handled.
         delivers: the instance of whose children that could not be rolled back the run was told.
         undone: the instance that is compensated now.
         mail: what happens to the mail that was read.
         wake_at: when to look at the run again by itself.
+        yields: whether it is not to be committed when the run has been asked to give up meanwhile.
     """
 
     run: Run
     record: Record | None = None
     emissions: Sequence[Emission] = ()
     asks: tuple[int, Failure] | None = None
+    cancels: Failure | None = None
     consumes: int | None = None
     delivers: int | None = None
     undone: int | None = None
     mail: Mail = Mail.KEEP
     wake_at: datetime | None = None
+    yields: bool = False
 
 
 def awaited(emissions: Sequence[Emission]) -> bool:
@@ -117,8 +121,14 @@ def roll_back(run: Run, failure: Failure, context: str | None) -> Transition:
         attempt=0,
         handled=0,
         not_before=None,
+        giving_up=None,
     )
     return Transition(after)
+
+
+def cancel_children(run: Run, reason: Failure) -> Transition:
+    """Give up: children that are open are told to, and waited for if they are at work."""
+    return Transition(changed(run, giving_up=reason), cancels=reason, mail=Mail.DROP_IF_WAITING)
 
 
 def parked(run: Run, reason: str, needs: str | None = None) -> Transition:

@@ -1,4 +1,4 @@
-"""Runs: looking at them, and taking parked ones on again. Needs no application."""
+"""Runs: looking at them, cancelling them, and taking parked ones on again. Needs no application."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 
 from scoop_outbox.answers import Answer
-from scoop_outbox.core.plans import parking
+from scoop_outbox.core.plans import parking, requests
 from scoop_outbox.core.plans.parking import ParkedRun
 from scoop_outbox.core.plans.runs import STUCK, ListedRun, RunSelection, list_runs
 from scoop_outbox.core.run import RunState
@@ -93,6 +93,11 @@ class Runs(OpenedDatabase):
         """Return parked runs of a service, at most `limit` of them."""
         with self._home.blocking_driver() as driver:
             return driver.run(parking.list_parked(service, limit))
+
+    def cancel(self, target: uuid.UUID, *, reason: str | None = None, source: str) -> Answer:
+        """Ask a hierarchy, or a part of one, to give up: see `Scoop.cancel`."""
+        with self._home.blocking_driver() as driver:
+            return driver.run(requests.cancel(target, reason, source, self._home.failures, None))
 
     def retry(self, run_id: uuid.UUID) -> Answer:
         """Take a parked run on again: see `Scoop.retry`."""

@@ -11,7 +11,6 @@ been. Time is the database's clock; order within a run is `seq`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from sqlalchemy import (
@@ -20,7 +19,6 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
-    Connection,
     Identity,
     Index,
     Integer,
@@ -30,14 +28,13 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
-    event,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSON, TIMESTAMP
 
 from scoop_outbox.errors import DefinitionError
 from scoop_outbox.message import checked_name
-from scoop_outbox.store.ddl import storing
+from scoop_outbox.store.storage import store_well
 
 DEFAULT_SCHEMA = "scoop_outbox"
 
@@ -60,17 +57,6 @@ def checked_schema(name: str) -> str:
 
 
 _NOW = text("clock_timestamp()")
-# Rows of these tables are updated in place again and again: room on the page keeps the indexes out of it.
-_UPDATED = {"fillfactor": "80"}
-# Queues are emptied as fast as they fill: vacuum comes by how much has changed, not by what share of it. And it leaves
-# them their pages: a statement that is planned for a queue without any reads all of it, also when it is full.
-_QUEUE = {
-    "autovacuum_vacuum_scale_factor": "0",
-    "autovacuum_vacuum_threshold": "5000",
-    "autovacuum_vacuum_cost_delay": "0",
-    "vacuum_truncate": "false",
-}
-_STORED = {"run": _UPDATED, "child": _UPDATED, "outbox": _QUEUE, "mailbox": _QUEUE, "lane_entry": _QUEUE}
 
 
 def _time(name: str, *, nullable: bool = True, default: bool = False) -> Column[Any]:
@@ -223,6 +209,7 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         # Nobody waits for it: its saga was subscribed only after the message was launched.
         Column("late", Boolean, nullable=False, server_default=text("false")),
         Column("unwanted", Integer, nullable=False, server_default=text("0")),
+        Column("giving_up", Uuid),
         # Leads with the message: it is the idempotency of intake, and how the runs of a message are found.
         Index("run_once", "message_id", "service", "saga", unique=True),
         # Below which run a late one belongs stands in its lineage alone.
@@ -238,6 +225,21 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
     Index("run_stuck", run.c.service, postgresql_where=run.c.obstacle.is_not(None))
     Index("run_interrupted", run.c.service, postgresql_where=run.c.interruptions > 0)
     Index("run_taken", run.c.taken_by, postgresql_where=run.c.taken_by.is_not(None))
+
+    # What somebody asks of a run: a person, or the parent of one that gives up. Insert only, and no row of `run` is
+    # locked for it: a step holds that lock as long as it takes. `target` is a run, or a message whose runs are all
+    # meant, also those that do not exist yet; `failure` is what the runs are told. It stays, to be looked up later.
+    request = Table(
+        "request",
+        metadata,
+        Column("id", BigInteger, Identity(always=True), primary_key=True),
+        Column("target", Uuid, nullable=False),
+        Column("kind", Text, nullable=False),
+        Column("failure", Uuid, nullable=False),
+        _time("created_at", nullable=False, default=True),
+    )
+    # Once, and the first reason counts.
+    Index("request_cancel", request.c.target, unique=True, postgresql_where=text("kind = 'cancel'"))
 
     # Why something failed, without its causes, which are referred to: each failure once, whoever is told of it. Type,
     # message and source are as people and queries read them, the document is whole.
@@ -377,13 +379,5 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         unique=True,
         postgresql_where=text("origin = 'intake'"),
     )
-    for name, settings in _STORED.items():
-        event.listen(metadata.tables[f"{schema}.{name}"], "after_create", _stored(settings))
+    store_well(metadata)
     return metadata
-
-
-def _stored(settings: Mapping[str, str]) -> Callable[..., None]:
-    def store(table: Table, connection: Connection, **_: object) -> None:
-        connection.execute(storing(settings, connection, str(table.schema), table.name))
-
-    return store

@@ -143,6 +143,7 @@ def test_how_the_tables_are_stored(database_url: str) -> None:
         "dead_letter_id_seq",
         "saga_version_number_seq",
         "lane_entry_seq_seq",
+        "request_id_seq",
     )
     assert dict(sequences) == dict.fromkeys(numbered, 1)
 

@@ -41,13 +41,13 @@ UTILITY |= {"without_waiting_for_disk", "read_clock"}
 UTILITY |= {"reset_session_authorization", "reset_role", "reset_settings", "discard_temporary", "discard_sequences"}
 UTILITY |= {"release_session", "release_locks", "wait_for_backend"}  # they look at the server, and at no table of ours
 UTILITY |= {"read_schema_exists", "read_backend", "limit_lock_waits", "lock_migrations", "read_blockers"}
-LIVING = {"read_handlers", "read_under_way", "retire_waiting", "retire_runs", "take_over"}
+LIVING = {"read_handlers", "read_under_way", "retire_waiting", "retire_runs", "take_over", "is_in_outbox"}
 LIVING |= {"find_ids", "read_whereabouts", "list_found_runs"}
 """What operators ask, and a saga that has another name: they look through all that lives, but not through what was.
 They are asked on connections that search indexes, as in `plan_once`."""
 HISTORY = {"list_runs"}
 """What operators ask about runs in any state: they look through all that was, and `docs/operations.md` says so."""
-BIG = {"message", "run", "step", "child", "mailbox", "outbox", "lane_entry", "failure"}
+BIG = {"message", "run", "step", "child", "mailbox", "outbox", "lane_entry", "failure", "request"}
 
 QUEUES = ("outbox", "mailbox", "lane_entry")
 LOOK_AT_QUEUES = f"vacuum analyze {', '.join(f'{DEFAULT_SCHEMA}.{name}' for name in QUEUES)}"
@@ -123,6 +123,8 @@ insert into lane_entry (run_id, lane, held)
 select r({FINISHED} + n), case when n <= 50000 then r(1) else r(n) end, n = 1 or n > 50000
 from generate_series(1, {WAITING}) n;
 
+insert into request (target, kind, failure) select r(n), 'cancel', f(n) from generate_series(1, {FINISHED}) n;
+
 insert into outbox (shard, message_id, topic, body, content_type, headers)
 select n % 8, m({FINISHED + WAITING} + n), 'topic 1', '\\x31', 'application/json', '{{}}'
 from generate_series(1, {FINISHED}) n;
@@ -197,14 +199,14 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
     advance = {
         "run": run_id(OPEN), "seq": 2, "step": "first", "next_step": None, "iteration": 0, "attempt": 0,
         "state": "running", "context": None, "result": None, "ended": False, "started_at": NOW,
-        "worker": "w", "version": "v1",
+        "worker": "w", "version": "v1", "yields": True,
     }  # fmt: skip
     update = {
         "run": run_id(OPEN), "state": "running", "step": "first", "next_step": None, "seq": 2, "instance": 2,
         "iteration": 0, "attempt": 0, "handled": 0, "not_before": None, "undo_seq": None, "compensation_seq": None,
         "handler_seq": None, "context": None, "context_changed": True, "failure": None, "obstacle": None,
         "failed": False, "result": None, "result_changed": True, "reason": None, "ended": False,
-        "needs": None, "version": "v1",
+        "needs": None, "version": "v1", "giving_up": None, "yields": True,
     }  # fmt: skip
     below: dict[str, Any] = {
         **batch(size=10), "ids": [message_id(OPEN + 1)] + [uuid4() for _ in range(9)],
@@ -244,6 +246,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("claim_again", {"run": run_id(OPEN), "seq": 1, "state": "running", "saga": "saga 1"}),
         ("read_children", {"run": run_id(OLD)}),
         ("read_children", {"run": run_id(OPEN)}),
+        ("read_untold", {"run": run_id(OPEN)}),
         ("read_instance", {"run": run_id(OLD)}),
         ("advance_run", advance),
         ("record_step", record),
@@ -256,6 +259,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("deliver_failures", {"run": run_id(OLD), "seq": 1}),
         ("consume_failures", {"run": run_id(OLD), "seq": 1}),
         ("ask_children", {"run": run_id(OLD), "seq": 1, "failure": FAILURE, "context": None}),
+        ("cancel_children", {"run": run_id(OPEN), "failure": FAILURE}),
         ("tell_parent", told),
         ("read_children", {"run": run_id(FANOUT)}),
         ("drop_mail_if_waiting", {"ids": [1, 2, 3], "run": run_id(FANOUT)}),
@@ -377,6 +381,12 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("list_parked", {"service": "shop", "most": 100}),
         ("read_state", {"run": run_id(OPEN)}),
         ("count_stuck", {"service": "shop", "most": 100}),
+        ("read_target", {"target": run_id(OPEN)}),
+        ("read_target", {"target": message_id(OPEN)}),
+        ("read_to_come", {"target": message_id(OPEN)}),
+        ("is_in_outbox", {"target": uuid4()}),
+        ("request_cancellation", {"target": message_id(OPEN), "failure": FAILURE}),
+        ("deliver_cancellation", {"target": message_id(1)}),
         ("plan_once", {"local": False}),
         ("search_indexes", {"local": False}),
         ("set_limits", {"local": False}),

@@ -153,6 +153,7 @@ class Shop:
         on_child_rollback_failure: Body | bool = False,
         retry: Retry | None = None,
         compensate_retry: Retry | None = None,
+        **options: Any,
     ) -> Step:
         """Declare a step; every callback notes in the journal that it was called, then does what its body says.
 
@@ -165,6 +166,7 @@ class Shop:
             on_child_rollback_failure: likewise; True notes and re-raises.
             retry: of the step.
             compensate_retry: of the compensation; a single attempt unless given.
+            options: of `Saga.add_step`, as they are.
         """
 
         def noted(kind: str, given: Body | bool | None, otherwise: Body) -> Body | None:
@@ -188,6 +190,7 @@ class Shop:
             on_child_rollback_failure=noted("hcrf", on_child_rollback_failure, reraises),
             retry=retry or Retry(attempts=1),
             compensate_retry=compensate_retry or Retry(attempts=1),
+            **options,
         )
 
     @asynccontextmanager

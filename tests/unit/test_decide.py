@@ -14,6 +14,7 @@ from scoop_outbox.core import diagram
 from scoop_outbox.core.decide import child_failure, decide, rollback_failure, undo_name
 from scoop_outbox.core.decision import (
     AskChildren,
+    CancelChildren,
     Commit,
     Compensate,
     CompensationFailed,
@@ -53,6 +54,7 @@ FULL = SAGA.add_step(
     "full", callback, compensate=callback, on_child_failure=callback, on_child_rollback_failure=callback
 )
 UNDOABLE = SAGA.add_step("undoable", callback, compensate=callback)
+SHIELDED = SAGA.add_step("shielded", callback, on_child_failure=callback, shield=True)
 
 
 def run(state: RunState = RunState.RUNNING, **more: Any) -> Run:
@@ -111,6 +113,10 @@ def failed_in(step: str, *causes: Failure) -> Failure:
 
 def stuck_in(phase: str, *causes: Failure) -> Failure:
     return Failure.child_rollback_failed(phase, causes, source=SOURCE)
+
+
+def gave_up(reason: Failure) -> Failure:
+    return Failure.gave_up([reason], source=SOURCE)
 
 
 def because(*causes: Failure) -> Failure:
@@ -278,12 +284,43 @@ CASES: dict[str, tuple[Run, Facts, Decision]] = {
         back(compensation_seq=4), facts(instance=instance(GONE, **OF_COMPENSATION)), parked()),
     "children of a compensation have finished, and its step is gone": (
         back(compensation_seq=4), facts(instance=instance(GONE)), Undone(instance(GONE))),
+    # Giving up
+    "cancelled before its first step": (run(), facts(cancellation=WHY), RollBack(gave_up(WHY))),
+    "cancelled between two steps": (
+        run(**BETWEEN, next_step="full"), facts(cancellation=WHY), RollBack(gave_up(WHY))),
+    "cancelled after the last step": (run(**BETWEEN), facts(cancellation=WHY), RollBack(gave_up(WHY))),
+    "cancelled before a retry": (
+        run(attempt=1, not_before=LATER), facts(cancellation=WHY), RollBack(gave_up(WHY))),
+    "cancelled, and the next step is gone": (
+        run(**BETWEEN, next_step=GONE), facts(cancellation=WHY), RollBack(gave_up(WHY))),
+    "cancelled, and children failed": (
+        run(step="full", seq=1, instance=1), facts(cancellation=WHY, children=FAILED), RollBack(gave_up(WHY))),
+    "cancelled, and open children do not know": (
+        run(**BETWEEN), facts(cancellation=WHY, open_children=True, untold=True), CancelChildren(WHY)),
+    "cancelled, and open children know": (
+        run(**BETWEEN, giving_up=WHY), facts(cancellation=WHY, open_children=True), Wait()),
+    "cancelled, and the children have ended": (
+        run(**BETWEEN, giving_up=WHY), facts(cancellation=WHY, children=FAILED), RollBack(gave_up(WHY))),
+    "why it gave up first counts": (run(**BETWEEN, giving_up=WHY), facts(cancellation=BOOM), RollBack(gave_up(WHY))),
+    "a rollback is not cancelled": (
+        back(), facts(cancellation=WHY, instance=instance()), Compensate(FULL, callback, instance())),
+    "cancelled, and a shielded step's children are open": (
+        run(step="shielded", seq=1, instance=1), facts(cancellation=WHY, open_children=True), Wait()),
+    "cancelled, and a shielded step's children failed": (
+        run(step="shielded", seq=1, instance=1), facts(cancellation=WHY, children=FAILED),
+        HandleChildFailure(SHIELDED, callback, failed_in("shielded", BOOM))),
+    "cancelled, and a shielded step's children have ended": (
+        run(step="shielded", seq=1, instance=1), facts(cancellation=WHY, children=COMMITTED),
+        RollBack(gave_up(WHY))),
+    "cancelled before a shielded step": (
+        run(**BETWEEN, next_step="shielded"), facts(cancellation=WHY), RollBack(gave_up(WHY))),
     # Ended
     **{
         f"{state} with {what}": (run(state, **BETWEEN, next_step="full"), known, Wait())
         for state in RunState if state.ended
         for what, known in {
-            "nothing": facts(), "failures": facts(children=FAILED), "an instance": facts(instance=instance())}.items()
+            "nothing": facts(), "a cancellation": facts(cancellation=WHY), "failures": facts(children=FAILED),
+            "an instance": facts(instance=instance())}.items()
     },
 }  # fmt: skip
 
@@ -292,6 +329,14 @@ CASES: dict[str, tuple[Run, Facts, Decision]] = {
 def test_what_a_run_does_next(name: str) -> None:
     of, known, expected = CASES[name]
     assert decide(SAGA, of, known, SOURCE) == expected
+
+
+@pytest.mark.parametrize("known", [facts(cancellation=WHY), facts(cancellation=WHY, open_children=True)])
+def test_a_shielded_saga_does_not_give_up(known: Facts) -> None:
+    shielded = Saga("parent", "topic", shield=True)
+    only = shielded.add_step("plain", callback)
+    expected = Wait() if known.open_children else Invoke(only, 0)
+    assert decide(shielded, run(), known, SOURCE) == expected
 
 
 def test_every_decision_has_a_case() -> None:

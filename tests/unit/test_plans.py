@@ -68,7 +68,8 @@ def row(state: str = "running", **more: Any) -> tuple[Any, ...]:
         "handled": 0, "not_before": None, "undo_seq": None, "compensation_seq": None, "handler_seq": None,
         "context": None, "inherited": None, "failure": None, "obstacle": None, "result": None, "launched_at": None,
         "reason": None, "lane": None, "version": "", "interrupted": False,
-        "now": NOW, "mail": [11, 12], "message": MESSAGE, "topic": "topic", "key": None, "body": b"{}",
+        "giving_up": None, "now": NOW, "mail": [11, 12], "cancellation": None, "message": MESSAGE,
+        "topic": "topic", "key": None, "body": b"{}",
         "content_type": "application/json", "headers": {}, "created_at": NOW,
     }  # fmt: skip
     assert set(more) <= set(columns)
@@ -80,7 +81,7 @@ class Store:
 
     def __init__(self, rows: dict[str, Rows], *outcomes: Returned | Raised) -> None:
         self.rows: dict[str, Rows] = {
-            "claim_again": [(NOW,)],
+            "claim_again": [(NOW, False)],
             "read_children": [(False, *[None] * 9)],
             **rows,
         }

@@ -44,6 +44,9 @@ PATIENT = SAGA.add_step(
     retry=Retry(attempts=3, backoff=1.0, jitter=0.5, on=(NotNow,)),
     compensate_retry=Retry(attempts=3, backoff=4.0, jitter=0.0),
 )
+ASIDE = Saga("aside", "topic")
+SHIELDED = ASIDE.add_step("shielded", callback, shield=True)
+COMPLETING = ASIDE.add_step("completing", callback, complete_on_give_up=True)
 
 STEP, HANDLER, COMPENSATION = StepKind.STEP, StepKind.CHILD_FAILURE_HANDLER, StepKind.COMPENSATION
 
@@ -100,42 +103,42 @@ CASES: dict[str, tuple[Run, Transition, Transition]] = {
     # Steps
     "a step goes straight on": (
         MIDDLE, forward.step_returned(SAGA, MIDDLE, invoke, returned()),
-        Transition(forwarded(), Record(5, "second", STEP, 0, 1), mail=Mail.KEEP)),
+        Transition(forwarded(), Record(5, "second", STEP, 0, 1), mail=Mail.KEEP, yields=True)),
     "a step that launched waits": (
         MIDDLE, forward.step_returned(SAGA, MIDDLE, invoke, returned(None, AWAITED)),
-        Transition(forwarded(), Record(5, "second", STEP, 0, 1), AWAITED, mail=Mail.DROP_IF_WAITING)),
+        Transition(forwarded(), Record(5, "second", STEP, 0, 1), AWAITED, mail=Mail.DROP_IF_WAITING, yields=True)),
     "a launch on the global scope is not waited for": (
         MIDDLE, forward.step_returned(SAGA, MIDDLE, invoke, returned(None, GLOBAL)),
-        Transition(forwarded(), Record(5, "second", STEP, 0, 1), GLOBAL, mail=Mail.KEEP)),
+        Transition(forwarded(), Record(5, "second", STEP, 0, 1), GLOBAL, mail=Mail.KEEP, yields=True)),
     "the last step ends the run": (
         START, forward.step_returned(SAGA, START, decision.Invoke(PATIENT, 0), returned(result="1")),
         Transition(
             replace(START, state=RunState.COMMITTED, step="patient", seq=1, instance=1, context="{}", result="1"),
-            Record(1, "patient", STEP, 0, 0), mail=Mail.DROP)),
+            Record(1, "patient", STEP, 0, 0), mail=Mail.DROP, yields=True)),
     "the last step waits for what it launched": (
         START, forward.step_returned(SAGA, START, decision.Invoke(PATIENT, 0), returned(None, AWAITED)),
         Transition(replace(START, step="patient", seq=1, instance=1, context="{}"),
-                   Record(1, "patient", STEP, 0, 0), AWAITED, mail=Mail.DROP_IF_WAITING)),
+                   Record(1, "patient", STEP, 0, 0), AWAITED, mail=Mail.DROP_IF_WAITING, yields=True)),
     "the last step does not wait for a launch on the global scope": (
         START, forward.step_returned(SAGA, START, decision.Invoke(PATIENT, 0), returned(None, GLOBAL)),
         Transition(replace(START, state=RunState.COMMITTED, step="patient", seq=1, instance=1, context="{}"),
-                   Record(1, "patient", STEP, 0, 0), GLOBAL, mail=Mail.DROP)),
+                   Record(1, "patient", STEP, 0, 0), GLOBAL, mail=Mail.DROP, yields=True)),
     "Repeat": (
         MIDDLE, forward.step_returned(SAGA, MIDDLE, decision.Invoke(SECOND, 3), returned(Repeat())),
-        Transition(forwarded(next_step="second", iteration=3), Record(5, "second", STEP, 3, 1))),
+        Transition(forwarded(next_step="second", iteration=3), Record(5, "second", STEP, 3, 1), yields=True)),
     "the last step repeats": (
         START, forward.step_returned(SAGA, START, decision.Invoke(PATIENT, 0), returned(Repeat())),
         Transition(replace(START, step="patient", next_step="patient", seq=1, instance=1, context="{}"),
-                   Record(1, "patient", STEP, 0, 0))),
+                   Record(1, "patient", STEP, 0, 0), yields=True)),
     "GoTo by name": (
         MIDDLE, forward.step_returned(SAGA, MIDDLE, invoke, returned(GoTo("first"))),
-        Transition(forwarded(next_step="first"), Record(5, "second", STEP, 0, 1))),
+        Transition(forwarded(next_step="first"), Record(5, "second", STEP, 0, 1), yields=True)),
     "GoTo a step": (
         MIDDLE, forward.step_returned(SAGA, MIDDLE, invoke, returned(GoTo(PATIENT))),
-        Transition(forwarded(next_step="patient"), Record(5, "second", STEP, 0, 1))),
+        Transition(forwarded(next_step="patient"), Record(5, "second", STEP, 0, 1), yields=True)),
     "a result stays until it is replaced": (
         replace(MIDDLE, result="1"), forward.step_returned(SAGA, replace(MIDDLE, result="1"), invoke, returned()),
-        Transition(forwarded(result="1"), Record(5, "second", STEP, 0, 1))),
+        Transition(forwarded(result="1"), Record(5, "second", STEP, 0, 1), yields=True)),
     "a step without retry rolls back, with the context that it left": (
         MIDDLE, forward.step_raised(MIDDLE, invoke, raised(), NOW, 0.0),
         Transition(rolling_back(MIDDLE, BOOM, seq=5, undo_seq=5, context='{"left":1}'),
@@ -162,19 +165,19 @@ CASES: dict[str, tuple[Run, Transition, Transition]] = {
     "handled: the step's choice stands": (
         SUSPENDED, forward.handler_returned(SAGA, SUSPENDED, handle, returned()),
         Transition(replace(SUSPENDED, seq=5, handled=3, context="{}"),
-                   Record(5, "first", HANDLER, 2, 2), consumes=3)),
+                   Record(5, "first", HANDLER, 2, 2), consumes=3, yields=True)),
     "handled: the handler goes elsewhere": (
         SUSPENDED, forward.handler_returned(SAGA, SUSPENDED, handle, returned(GoTo("patient"))),
         Transition(replace(SUSPENDED, next_step="patient", seq=5, handled=3, context="{}"),
-                   Record(5, "first", HANDLER, 2, 2), consumes=3)),
+                   Record(5, "first", HANDLER, 2, 2), consumes=3, yields=True)),
     "handled: the handler repeats the step": (
         SUSPENDED, forward.handler_returned(SAGA, SUSPENDED, handle, returned(Repeat(), result="2")),
         Transition(replace(SUSPENDED, next_step="first", seq=5, handled=3, context="{}", result="2"),
-                   Record(5, "first", HANDLER, 2, 2), consumes=3)),
+                   Record(5, "first", HANDLER, 2, 2), consumes=3, yields=True)),
     "handled: what the handler launched is waited for": (
         SUSPENDED, forward.handler_returned(SAGA, SUSPENDED, handle, returned(None, AWAITED)),
         Transition(replace(SUSPENDED, seq=5, instance=5, handled=3, context="{}"),
-                   Record(5, "first", HANDLER, 2, 2), AWAITED, consumes=3, mail=Mail.DROP_IF_WAITING)),
+                   Record(5, "first", HANDLER, 2, 2), AWAITED, consumes=3, mail=Mail.DROP_IF_WAITING, yields=True)),
     "the handler raised": (
         SUSPENDED, forward.handler_raised(SUSPENDED, handle, raised()),
         Transition(rolling_back(SUSPENDED, BOOM, seq=5, undo_seq=5, context='{"left":1}'),
@@ -253,10 +256,24 @@ CASES: dict[str, tuple[Run, Transition, Transition]] = {
         HANDLED, backward.child_rollback_not_handled(HANDLED, swallow, raised()),
         Transition(replace(HANDLED, state=RunState.ROLLBACK_FAILED, seq=7, obstacle=BOOM, context='{"left":1}'),
                    Record(7, "first", HANDLER, 2, 2, BOOM, undoes=3), mail=Mail.DROP)),
+    # Giving up
+    "children that are open are told": (
+        SUSPENDED, transition.cancel_children(SUSPENDED, REASON),
+        Transition(replace(SUSPENDED, giving_up=REASON), cancels=REASON, mail=Mail.DROP_IF_WAITING)),
+    "it has given up, and its children have ended": (
+        replace(SUSPENDED, giving_up=REASON),
+        transition.roll_back(replace(SUSPENDED, giving_up=REASON), BOOM, SUSPENDED.context),
+        Transition(rolling_back(SUSPENDED, BOOM, undo_seq=SUSPENDED.seq))),
+    "a shielded step is committed, whatever is asked": (
+        MIDDLE, forward.step_returned(ASIDE, MIDDLE, decision.Invoke(SHIELDED, 0), returned()),
+        Transition(forwarded(step="shielded", next_step="completing"), Record(5, "shielded", STEP, 0, 1))),
+    "a step that completes on giving up is committed, whatever is asked": (
+        MIDDLE, forward.step_returned(ASIDE, MIDDLE, decision.Invoke(COMPLETING, 0), returned(GoTo("shielded"))),
+        Transition(forwarded(step="completing", next_step="shielded"), Record(5, "completing", STEP, 0, 1))),
     # Ends
     "committed": (
-        SUSPENDED, forward.committed(SUSPENDED),
-        Transition(replace(SUSPENDED, state=RunState.COMMITTED), mail=Mail.DROP)),
+        SUSPENDED, forward.committed(SAGA, SUSPENDED),
+        Transition(replace(SUSPENDED, state=RunState.COMMITTED), mail=Mail.DROP, yields=True)),
     "rolled back": (
         BACK, backward.rolled_back(BACK), Transition(replace(BACK, state=RunState.ROLLED_BACK), mail=Mail.DROP)),
     "rollback failed": (

@@ -20,8 +20,8 @@ OF_THE_FIELD = """
     migrations mode names node options orders other outages output parking payments pipeline placement places plugin
     plugins policy polling pooler pools positions postgres prefetch prefixes preparing probe process processes progress
     properties protocol publisher publishing queries query queue rabbitmq receiving reconnecting record reports
-    required reset retry revisions rounds route rows runner running same schema screen security selection serve
-    server session settings shipping show snapshot standalone start statement status stock stop surroundings system
+    required reset revisions rounds route rows runner running same schema screen security selection serve server
+    session settings shipping show snapshot standalone start statement status stock stop storage surroundings system
     tables time tls topology traceback transaction trees trial types unhandled url validation waiters waiting window
 """
 """Words of the field that need no explanation. Whoever adds one asks first whether the field has another."""

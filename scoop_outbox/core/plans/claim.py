@@ -8,12 +8,15 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from scoop_outbox.context import merge
+from scoop_outbox.core.decide import giving_up
 from scoop_outbox.core.plans.failures import Known, recall
 from scoop_outbox.core.rows import (
+    CANCELLATION,
     CLOCK,
     MAIL,
     MESSAGE,
     children_of,
+    failure_of,
     failures_of_children,
     failures_of_instance,
     failures_of_run,
@@ -24,6 +27,7 @@ from scoop_outbox.core.rows import (
 from scoop_outbox.core.run import Facts, Instance, Run, RunState, changed
 from scoop_outbox.core.statement import BEGIN, COMMIT, ROLLBACK, SAVEPOINT, Plan, Rows, Statement, ask, statement
 from scoop_outbox.core.versions import Deployment
+from scoop_outbox.failure import Failure
 from scoop_outbox.message import Message
 from scoop_outbox.saga import Saga
 
@@ -50,12 +54,20 @@ class Reports(Protocol):
     def changed(self, run: Run, step: str | None, message: Message) -> None:
         """A run has got into another state, at this step if it was at one."""
 
+    def gives_up(self, run: Run, reason: Failure, message: Message) -> None:
+        """A run gives up, and has told its children."""
+
+    def discarded(self, run: Run, step: str, message: Message) -> None:
+        """What a step has done was undone, for its run was asked to give up meanwhile."""
+
     def unhandled(self, topics: Unhandled) -> None:
         """Messages were launched on topics that no saga is subscribed to."""
 
 
 class _Silent:
     def changed(self, run: Run, step: str | None, message: Message) -> None: ...
+    def gives_up(self, run: Run, reason: Failure, message: Message) -> None: ...
+    def discarded(self, run: Run, step: str, message: Message) -> None: ...
     def unhandled(self, topics: Unhandled) -> None: ...
 
 
@@ -115,6 +127,9 @@ def claim(run_id: uuid.UUID, executor: Executor) -> Plan[Claim | None]:
     named = failures_of_run(locked[0], children)
     failures = (yield from recall(named, executor.failures)) if named else {}
     run, now, mail = run_of(locked[0], failures), locked[0][CLOCK], locked[0][MAIL]
+    cancellation = failure_of(locked[0][CANCELLATION], failures)
+    if cancellation is not None and run.state is RunState.PARKED and run.undo_seq is None:
+        run = changed(run, state=RunState.RUNNING, reason=None, needs=None)  # to give up it needs nobody's leave
     if run.state.ended:
         yield from ask(statement("drop_mail", ids=mail), COMMIT)  # it told of something that no longer matters
         return None
@@ -122,18 +137,22 @@ def claim(run_id: uuid.UUID, executor: Executor) -> Plan[Claim | None]:
     if saga is None:
         yield from ask(ROLLBACK)  # another deployment's work
         return None
-    if run.lane is not None and run.seq == 0 and not (yield from _holds_lane(run)):
+    is_open, ended = children_of(children, failures)
+    facts = Facts(now, is_open, ended, cancellation=cancellation)
+    gives_up = giving_up(saga, run, facts) is not None
+    if run.lane is not None and run.seq == 0 and not gives_up and not (yield from _holds_lane(run)):
         if (yield from _take_lane(run, run.lane, mail)):
             return (yield from claim(run_id, executor))
         return None
-    instance = None
     if run.state is RunState.ROLLING_BACK:
         run = changed(run, context=merge(run.context, run.inherited))
         (found,) = yield from ask(statement("read_instance", run=run.id))
-        instance = yield from _instance(found, run, executor)
-    is_open, ended = children_of(children, failures)
+        facts = replace(facts, instance=(yield from _instance(found, run, executor)))
+    elif gives_up and is_open:
+        (untold,) = yield from ask(statement("read_untold", run=run.id))
+        facts = replace(facts, untold=untold[0][0])
     message = message_of(locked[0][MESSAGE], saga.schema)
-    return Claim(run, mail, Facts(now, is_open, ended, instance), message, saga, f"{run.saga}[{executor.id}]")
+    return Claim(run, mail, facts, message, saga, f"{run.saga}[{executor.id}]")
 
 
 def _instance(rows: Rows, run: Run, executor: Executor) -> Plan[Instance | None]:
@@ -165,8 +184,8 @@ def _take_lane(run: Run, lane: uuid.UUID, mail: list[int]) -> Plan[bool]:
 
 def reclaim_statements(run: Run, *, children: bool) -> list[Statement]:
     """Lock a run that goes straight on, in the round trip that commits what it did."""
-    claim = statement("claim_again", run=run.id, seq=run.seq, state=run.state.value, saga=run.saga)
-    statements = [claim, SAVEPOINT]
+    again = statement("claim_again", run=run.id, seq=run.seq, state=run.state.value, saga=run.saga)
+    statements = [again, SAVEPOINT]
     if run.state is RunState.ROLLING_BACK:
         statements.append(statement("read_instance", run=run.id))
     elif children:
@@ -174,18 +193,21 @@ def reclaim_statements(run: Run, *, children: bool) -> list[Statement]:
     return statements
 
 
-def claimed_again(claim: Claim, run: Run, rows: Sequence[Rows], executor: Executor) -> Plan[Claim | None]:
+def claimed_again(claimed: Claim, run: Run, rows: Sequence[Rows], executor: Executor) -> Plan[Claim | None]:
     """Return the claim on `run`, as it stands now, from what the statements of `reclaim_statements` answered."""
     locked, _, *found = rows
     if not locked:
         yield from ask(ROLLBACK)  # somebody was faster, or has asked for something: the mail is still there
         return None
-    now = locked[0][0]
+    now, asked = locked[0]
+    if asked and run.state is RunState.RUNNING and claimed.facts.cancellation is None:
+        yield from ask(ROLLBACK)
+        return (yield from claim(run.id, executor))  # somebody has asked it to give up: what it is told is read there
     if not found:
-        facts = Facts(now)
+        facts = Facts(now, cancellation=claimed.facts.cancellation)
     elif run.state is RunState.ROLLING_BACK:
         facts = Facts(now, instance=(yield from _instance(found[0], run, executor)))
     else:
         failures = yield from recall(failures_of_children(found[0]), executor.failures)
-        facts = Facts(now, *children_of(found[0], failures))
-    return replace(claim, run=run, facts=facts)
+        facts = Facts(now, *children_of(found[0], failures), cancellation=claimed.facts.cancellation)
+    return replace(claimed, run=run, facts=facts)

@@ -12,7 +12,7 @@ from typing import Any
 
 from scoop_outbox._failure.traceback import keep_root
 from scoop_outbox.core import backward, decision, forward, transition
-from scoop_outbox.core.decide import decide
+from scoop_outbox.core.decide import decide, giving_up
 from scoop_outbox.core.decision import Decision
 from scoop_outbox.core.plans.claim import Claim, Executor, claim
 from scoop_outbox.core.plans.placement import place_run
@@ -75,15 +75,18 @@ def execute(run_id: uuid.UUID, executor: Executor) -> Plan[Execution]:
         if isinstance(outcome, Raised) and not outcome.open:
             go_on = yield from _settle_failure(claimed, due, outcome, executor, go_on=more)
         else:
+            change = _change(due, claimed, outcome, executor.chance)
+            returned = isinstance(outcome, Returned)
             try:
-                change = _change(due, claimed, outcome, executor.chance)
-                returned = isinstance(outcome, Returned)
                 go_on = yield from settle(claimed, change, executor, go_on=more, called=returned)
             except Refused as refusal:
-                if call is None or not isinstance(outcome, Returned):
+                if call is not None and isinstance(outcome, Returned):
+                    refused = _refused(refusal, call, outcome)
+                    go_on = yield from _settle_failure(claimed, due, refused, executor, go_on=more)
+                elif change.yields:
+                    go_on = yield from _give_way(claimed, refusal, executor, go_on=more)
+                else:
                     raise
-                refused = _refused(refusal, call, outcome)
-                go_on = yield from _settle_failure(claimed, due, refused, executor, go_on=more)
         if go_on is None:
             break
         claimed = go_on
@@ -121,18 +124,38 @@ def _settle_failure(
     """Record the failure of a callback whose transaction is gone, and with it the savepoint.
 
     The database refused to commit what it wrote (a deferred constraint, say), or it ended the transaction itself.
-    So the failure is written in a transaction of its own, unless another worker was faster and executes it again.
+    So the failure is written in a transaction of its own, unless another worker was faster and executes it again, or
+    the run has been asked to give up, which may be why the database refused.
     """
     again = yield from claim(claimed.run.id, executor)
     if again is None:
         return None
-    if again.run.seq != claimed.run.seq:
-        if go_on:
-            return again
-        yield from ask(ROLLBACK)  # else its lock would stay with a connection that lies idle
-        return None
+    gives_up = giving_up(again.saga, again.run, again.facts) is not None
+    if gives_up:
+        executor.reports.discarded(claimed.run, decision.needed(due) or "", claimed.message)
+    if gives_up or again.run.seq != claimed.run.seq:
+        return (yield from _left(again, go_on=go_on))
     again.run = changed(again.run, version=claimed.run.version)
     return (yield from settle(again, _change(due, again, outcome, executor.chance), executor, go_on=go_on))
+
+
+def _give_way(claimed: Claim, refusal: Refused, executor: Executor, *, go_on: bool) -> Plan[Claim | None]:
+    """Return a run that was asked to give up when it was about to end, claimed anew."""
+    again = yield from claim(claimed.run.id, executor)
+    if again is None:
+        return None
+    if again.facts.cancellation is None:
+        yield from ask(ROLLBACK)
+        raise refusal
+    return (yield from _left(again, go_on=go_on))
+
+
+def _left(claimed: Claim, *, go_on: bool) -> Plan[Claim | None]:
+    """Return a claim that nothing was done with yet, or give it back: its lock would stay with an idle connection."""
+    if go_on:
+        return claimed
+    yield from ask(ROLLBACK)
+    return None
 
 
 def _call(due: Decision, claimed: Claim) -> Call | None:
@@ -195,6 +218,8 @@ def _change(due: Decision, claimed: Claim, outcome: CallOutcome | None, chance: 
             return forward.handler_returned(saga, run, due, returned)
         case decision.RollBack(failure):
             return _delivered(claimed, transition.roll_back(run, failure, run.context))
+        case decision.CancelChildren(reason):
+            return transition.cancel_children(run, reason)
         case decision.AskChildren():
             return backward.ask_children(run, due, claimed.source)
         case decision.Compensate():
@@ -212,7 +237,7 @@ def _change(due: Decision, claimed: Claim, outcome: CallOutcome | None, chance: 
         case decision.Undone(instance):
             return backward.undone(run, instance)
         case decision.Commit():
-            return forward.committed(run)
+            return forward.committed(saga, run)
         case decision.EndRolledBack():
             return backward.rolled_back(run)
         case decision.EndRollbackFailed(failure):

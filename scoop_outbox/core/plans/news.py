@@ -1,8 +1,8 @@
 """News: what others have to know about a run, and how they come to know it.
 
 What an execution makes of a run goes through `news` if it concerns somebody else: its parent hears that it has ended,
-its children that they are to roll back, the next run of its lane that the lane is free. News is written in the
-transaction of the change, so that neither is ever there without the other. After the commit `pass_on` tells the
+its children that they are to give up or to roll back, the next run of its lane that the lane is free. News is written
+in the transaction of the change, so that neither is ever there without the other. After the commit `pass_on` tells the
 processes that have something to do now: a hint, for the mailbox holds the news already.
 
 Runs that an operator retires (`retire_runs`) end without being executed: that statement tells their parents itself.
@@ -21,7 +21,7 @@ from scoop_outbox.core.run import Run, RunState
 from scoop_outbox.core.statement import Rows, Statement, statement
 from scoop_outbox.core.transition import Transition
 
-_POSTS = ("ask_children", "tell_parent", "leave_lane")
+_POSTS = ("ask_children", "cancel_children", "tell_parent", "leave_lane")
 """Statements that answer which runs they have posted mail for."""
 
 
@@ -35,6 +35,8 @@ def news(change: Transition) -> Iterator[Statement]:
     if change.asks is not None:
         seq, reason = change.asks
         yield statement("ask_children", run=run.id, seq=seq, failure=id_of(reason), context=run.context)
+    if change.cancels is not None:
+        yield statement("cancel_children", run=run.id, failure=id_of(change.cancels))
     if not has_ended(run):
         return
     if run.parent_run is not None:

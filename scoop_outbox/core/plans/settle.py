@@ -63,6 +63,8 @@ def _hint(claimed: Claim, change: Transition, rows: Mapping[str, Rows], executor
     if change.wake_at is not None:
         wait = change.wake_at - claimed.facts.now
         executor.hints.mail(after.service, after.saga, after.version, after.id, wait.total_seconds())
+    if change.cancels is not None:
+        executor.reports.gives_up(after, change.cancels, claimed.message)
     if after.state is not claimed.run.state:
         executor.reports.changed(after, _step_of(claimed, change), claimed.message)
     pass_on(after, rows, executor.hints)
@@ -79,16 +81,18 @@ def _step_of(claimed: Claim, change: Transition) -> str | None:
 def _named(change: Transition, known: Known) -> tuple[Transition, Writing | None]:
     """Return a transition whose failures have ids, and those of them that are to be written down first."""
     run, record, asks = change.run, change.record, change.asks
-    if run.failure is None and (record is None or record.failure is None):
+    if run.failure is None and run.giving_up is None and (record is None or record.failure is None):
         return change, None
     writing = Writing(known)
     failure, obstacle = writing.name_any(run.failure), writing.name_any(run.obstacle)
-    if failure is not run.failure or obstacle is not run.obstacle:
-        run = changed(run, failure=failure, obstacle=obstacle)
+    reason = writing.name_any(run.giving_up)
+    if failure is not run.failure or obstacle is not run.obstacle or reason is not run.giving_up:
+        run = changed(run, failure=failure, obstacle=obstacle, giving_up=reason)
     if record is not None and record.failure is not None:
         record = replace(record, failure=writing.name(record.failure))
     asks = None if asks is None else (asks[0], writing.name(asks[1]))
-    return replace(change, run=run, record=record, asks=asks), writing
+    cancels = writing.name_any(change.cancels)
+    return replace(change, run=run, record=record, asks=asks, cancels=cancels), writing
 
 
 def _writes_run(claimed: Claim, change: Transition, executor: Executor) -> Iterator[Statement]:
@@ -100,7 +104,7 @@ def _writes_run(claimed: Claim, change: Transition, executor: Executor) -> Itera
         if record is not None:
             yield statement("record_step", **_record(record, claimed, executor))
         if after != before or before.interrupted:
-            yield statement("update_run", **_columns(before, after))
+            yield statement("update_run", **_columns(before, after), yields=change.yields)
     yield from _marks(change)
     if change.emissions:
         seq = after.seq if record is None else record.seq
@@ -155,6 +159,7 @@ def _advance(change: Transition, claimed: Claim, executor: Executor) -> dict[str
         "started_at": claimed.facts.now,
         "worker": executor.id,
         "version": after.version,
+        "yields": change.yields,
     }
 
 
@@ -201,6 +206,7 @@ def _columns(before: Run, run: Run) -> dict[str, Any]:
         "result_changed": result_changed,
         "reason": run.reason,
         "needs": run.needs,
+        "giving_up": id_of(run.giving_up),
         "version": run.version,
         "ended": run.state.ended,
     }

@@ -113,7 +113,7 @@ class Reports:
             self.counters.note(run.saga, state, None if parked else self._seconds_since(message.created_at))
         level = _level(run)
         if level is not None and log.isEnabledFor(level):
-            subject = Subject(run.service, run.saga, run.id, message.id, message.key, step)
+            subject = _subject(run, step, message)
             reason = _told(run)
             log.log(level, _EVENTS[state], subject, reason, extra={**subject.fields, "reason": reason})
         if run.late and state in (RunState.ROLLED_BACK, RunState.ROLLBACK_FAILED):
@@ -123,6 +123,16 @@ class Reports:
                 "no failure is known" if run.told is None else f"{run.told.type} in {run.told.source}",
                 extra={"service": run.service, "saga": run.saga, "run_id": run.id},
             )
+
+    def gives_up(self, run: Run, reason: Failure, message: Message) -> None:
+        """Say that a run gives up and waits for its children, which it has told."""
+        subject, why = _subject(run, run.step, message), _why(reason, run.saga)
+        log.info("run: giving up, children were told (%s: %s)", subject, why, extra={**subject.fields, "reason": why})
+
+    def discarded(self, run: Run, step: str, message: Message) -> None:
+        """Say that what a step has done was undone, for its run was asked to give up meanwhile."""
+        subject = _subject(run, step, message)
+        log.info("run: step discarded, the run gives up (%s)", subject, extra=subject.fields)
 
     def interrupted(self, subject: Subject, reason: str, count: int, host: str) -> None:
         """Say that a run was interrupted and is executed again; a cause that interrupts many runs is said seldom."""
@@ -168,6 +178,10 @@ class Seldom:
             self._said.clear()
         self._said[cause] = now, 0
         return unsaid
+
+
+def _subject(run: Run, step: str | None, message: Message) -> Subject:
+    return Subject(run.service, run.saga, run.id, message.id, message.key, step)
 
 
 _EVENTS = {

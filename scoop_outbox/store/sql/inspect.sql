@@ -129,7 +129,8 @@ with recursive tree as (
     ) b
 )
 select r.id, r.service, r.saga, r.message_id, r.state, r.lineage, t.launched_by, r.step, r.next_step, r.failure, r.obstacle,
-       r.reason, r.created_at, r.ended_at, m.topic, r.version, r.interruptions, r.interruption, r.late
+       r.reason, r.created_at, r.ended_at, m.topic, r.version, r.interruptions, r.interruption, r.late,
+       r.giving_up
 from tree t
 join {schema}.run r on r.id = t.id
 join {schema}.message m on m.id = r.message_id

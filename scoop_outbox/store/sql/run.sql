@@ -7,8 +7,10 @@
 select r.id, r.message_id, r.service, r.saga, r.lineage, r.parent_run, r.state, r.step, r.next_step, r.seq,
        r.instance, r.iteration, r.attempt, r.handled, r.not_before, r.undo_seq, r.compensation_seq, r.handler_seq,
        r.context::text, r.inherited::text, r.failure, r.obstacle, r.result::text, r.launched_at, r.reason, r.lane,
-       r.version, r.interruptions > 0 or r.taken_by is not null,
+       r.version, r.interruptions > 0 or r.taken_by is not null, r.giving_up,
        clock_timestamp(), array(select b.id from {schema}.mailbox b where b.run_id = r.id),
+       (select q.failure from {schema}.request q where q.kind = 'cancel' and q.target in (r.id, r.message_id)
+        order by q.id limit 1),
        m.id, m.topic, m.key, m.body, m.content_type, m.headers, m.created_at
 from {schema}.run r
 join {schema}.message m on m.id = r.message_id
@@ -18,7 +20,8 @@ for update of r skip locked
 -- name: claim_again
 -- By the worker that has just committed this very state: nobody has touched the run in between if it answers. Not even
 -- its name: who ends a run under another one tells a parent that waits for this one.
-select clock_timestamp() from {schema}.run
+select clock_timestamp(), exists (select from {schema}.request where kind = 'cancel' and target = %(run)s)
+from {schema}.run
 where id = %(run)s and seq = %(seq)s and state = %(state)s and saga = %(saga)s
 for update skip locked
 
@@ -37,6 +40,12 @@ left join lateral (
     offset 0
 ) c on true
 order by c.ordinal
+
+-- name: read_untold
+-- Whether a run that gives up has open children that do not know.
+select exists (
+    select from {schema}.child where run_id = %(run)s and open and state in ('waiting', 'started')
+)
 
 -- name: read_instance
 -- What is to be undone next, with a row for each failed child that stands in the way.
@@ -67,7 +76,9 @@ order by f.failed_at, f.ordinal
 
 -- name: advance_run
 -- What most transactions of the engine consist of: a step has been executed, and the run goes on or has finished.
--- Both end at the time of the statement: its parts are executed in no particular order.
+-- Both end at the time of the statement: its parts are executed in no particular order. What the callback of a run that
+-- has been asked to give up has done is not committed, unless it is shielded: then the statement fails, and with it the
+-- transaction. No other statement could keep the commit behind it in the same round trip from taking place.
 with recorded as (
     insert into {schema}.step (run_id, seq, step, kind, iteration, attempt, state, started_at, ended_at, worker)
     values (%(run)s, %(seq)s, %(step)s, 'step', %(iteration)s, %(attempt)s, 'committed', %(started_at)s,
@@ -79,7 +90,11 @@ set state = %(state)s, step = %(step)s, next_step = %(next_step)s, seq = %(seq)s
     result = %(result)s, ended_at = case when %(ended)s then statement_timestamp() end,
     version = %(version)s, interruptions = 0, unwanted = 0, interruption = null,
     taken_by = null
-where id = %(run)s
+where id = %(run)s and not ((select %(yields)s::bool) and coalesce((
+    select ('asked to give up by request ' || q.id)::bool
+    from {schema}.request q
+    where q.kind = 'cancel' and q.target = %(run)s
+), false))
 
 -- name: record_step
 insert into {schema}.step
@@ -115,7 +130,7 @@ join {schema}.failure f on f.id = c.id
 order by c.place
 
 -- name: update_run
--- A context or result that is as it was is not written again: it may be large.
+-- A context or result that is as it was is not written again: it may be large. Fails as `advance_run` does.
 update {schema}.run
 set state = %(state)s, step = %(step)s, next_step = %(next_step)s, seq = %(seq)s, instance = %(instance)s,
     iteration = %(iteration)s, attempt = %(attempt)s, handled = %(handled)s, not_before = %(not_before)s,
@@ -126,8 +141,12 @@ set state = %(state)s, step = %(step)s, next_step = %(next_step)s, seq = %(seq)s
     needs = %(needs)s, version = %(version)s, interruptions = 0, unwanted = 0, interruption = null,
     taken_by = null,
     failed_at = case when %(failed)s then clock_timestamp() else failed_at end,
-    ended_at = case when %(ended)s then clock_timestamp() end
-where id = %(run)s
+    ended_at = case when %(ended)s then clock_timestamp() end, giving_up = %(giving_up)s
+where id = %(run)s and not ((select %(yields)s::bool) and coalesce((
+    select ('asked to give up by request ' || q.id)::bool
+    from {schema}.request q
+    where q.kind = 'cancel' and q.target = %(run)s
+), false))
 
 -- name: consume_failures
 update {schema}.child
@@ -160,6 +179,46 @@ with asked as (
     select service, saga, version, id, clock_timestamp() from told
 )
 select id, service, saga, version, 0.0::float8 from told
+
+-- name: cancel_children
+-- A child that has not started becomes a tombstone: its message starts nothing. One that has is asked to give up, by a
+-- request and mail; it may hold the lock of its own row. Children whose rows somebody else holds, who takes them in or
+-- ends them at this moment, are not waited for (they may be many, locked in any order): the parent looks again soon.
+with found as (
+    select message_id, service, saga, state
+    from {schema}.child
+    where run_id = %(run)s and open and state in ('waiting', 'started')
+    for update skip locked
+), told as (
+    update {schema}.child c
+    set state = case when f.state = 'waiting' then 'cancelled' else 'cancelling' end, open = f.state <> 'waiting',
+        failure = case when f.state = 'waiting' then %(failure)s::uuid end,
+        failed_at = case when f.state = 'waiting' then clock_timestamp() end
+    from found f
+    where c.message_id = f.message_id and c.service = f.service and c.saga = f.saga
+    returning c.child_run, c.service, c.saga, c.open
+), asked as (
+    insert into {schema}.request (target, kind, failure)
+    select child_run, 'cancel', %(failure)s from told where open
+    on conflict do nothing
+), posted as (
+    insert into {schema}.mailbox (service, saga, version, run_id, due)
+    select coalesce(r.service, t.service), coalesce(r.saga, t.saga), coalesce(r.version, ''), t.child_run,
+           clock_timestamp()
+    from told t
+    left join {schema}.run r on r.id = t.child_run
+    where t.open
+    returning run_id, service, saga, version, 0.0::float8 as delay
+), again as (
+    insert into {schema}.mailbox (service, saga, version, run_id, due)
+    select r.service, r.saga, r.version, r.id, clock_timestamp() + interval '20 milliseconds'
+    from {schema}.run r
+    where r.id = %(run)s and (select count(*) from told) < (
+        select count(*) from {schema}.child where run_id = %(run)s and open and state in ('waiting', 'started')
+    )
+    returning run_id, service, saga, version, 0.02::float8 as delay
+)
+select * from posted union all select * from again
 
 -- name: tell_parent
 -- Insert only: children that end at the same moment never wait for each other. One that sees open siblings posts

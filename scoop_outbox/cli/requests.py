@@ -1,0 +1,64 @@
+"""What a person asks of runs: `scoop-outbox cancel` and `scoop-outbox retry`."""
+
+from __future__ import annotations
+
+import getpass
+import uuid
+from collections.abc import Mapping, Sequence
+
+import click
+
+from scoop_outbox.answers import Answer
+from scoop_outbox.cli.options import on_a_database, required
+
+NOT_ALL = 1
+"""The exit code when something that was asked for is not carried out."""
+
+
+@click.command()
+@click.argument("targets", metavar="ID...", type=click.UUID, nargs=-1, required=True)
+@click.option("--reason", metavar="TEXT", help="Why, in words: part of the failure.")
+@click.option("--source", metavar="NAME", help="Who asks; default: the name of the user who runs the command.")
+@on_a_database
+def cancel(
+    *, targets: Sequence[uuid.UUID], reason: str | None, source: str | None, database: str | None, schema: str
+) -> None:
+    """Ask hierarchies to give up: what has not started never will, and what has committed is rolled back.
+
+    ID is a message, which means all runs that handle it and everything below them, or a run.
+    """
+    from scoop_outbox.operations.runs import Runs
+
+    with Runs(required(database), schema=schema) as runs:
+        _answered({target: runs.cancel(target, reason=reason, source=source or _user()) for target in targets})
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container the user may have no name
+        return "scoop-outbox"
+
+
+@click.command()
+@click.argument("runs", metavar="[RUN]...", type=click.UUID, nargs=-1)
+@click.option("--service", metavar="NAME", help="All parked runs of this service.")
+@on_a_database
+def retry(*, runs: Sequence[uuid.UUID], service: str | None, database: str | None, schema: str) -> None:
+    """Resume parked runs where they were parked, after their cause has been fixed."""
+    from scoop_outbox.operations.runs import Runs
+
+    if bool(runs) == bool(service):
+        raise click.UsageError("pass ids of runs, or --service")
+    with Runs(required(database), schema=schema) as found:
+        asked = list(runs) if service is None else [run.id for run in found.parked(service)]
+        if not asked:
+            click.echo(f"no parked runs of service {service}", err=True)
+        _answered({run_id: found.retry(run_id) for run_id in asked})
+
+
+def _answered(answers: Mapping[uuid.UUID, Answer]) -> None:
+    for target, answer in answers.items():
+        click.echo(f"{target}\t{answer}")
+    if not all(answer.fulfils for answer in answers.values()):
+        raise SystemExit(NOT_ALL)

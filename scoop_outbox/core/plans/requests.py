@@ -1,0 +1,63 @@
+"""Plans of requests: what somebody asks of runs that go on. The answer says what becomes of it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+
+from scoop_outbox.answers import Answer
+from scoop_outbox.core.plans.claim import Hints
+from scoop_outbox.core.plans.failures import Known, Writing, id_of
+from scoop_outbox.core.run import RunState
+from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, Rows, ask, statement
+from scoop_outbox.failure import CancellationRequested, Failure
+
+
+def cancel(target: uuid.UUID, reason: str | None, source: str, known: Known, hints: Hints | None) -> Plan[Answer]:
+    """Ask a hierarchy, or a part of one, to give up.
+
+    No lock of a run is waited for. The request is committed before the runs are looked up that it concerns: whichever
+    begins in between finds it when it is claimed.
+
+    Args:
+        target: a run, or a message: then each run that handles it, also those that are still to come.
+        reason: in words, for the failure that is raised in the end.
+        source: who asks.
+        known: the failures that this process knows.
+        hints: told which runs have mail; None leaves it to the workers to find it.
+    """
+    runs, coming = yield from ask(statement("read_target", target=target), statement("read_to_come", target=target))
+    to_come, taken_in = coming[0]
+    if not runs and not to_come and not taken_in:
+        (in_outbox,) = yield from ask(statement("is_in_outbox", target=target))
+        to_come = in_outbox[0][0]
+    answer = _answer(runs, to_come=to_come, taken_in=taken_in)
+    if answer is not Answer.ACCEPTED:
+        return answer
+    writing = Writing(known)
+    failure = writing.name(Failure(CancellationRequested.__name__, reason, source).within_limits())
+    *_, written, _ = yield from ask(
+        BEGIN,
+        *writing.statements(),
+        statement("request_cancellation", target=target, failure=id_of(failure)),
+        COMMIT,
+    )
+    writing.written()
+    (posted,) = yield from ask(statement("deliver_cancellation", target=target))
+    if hints is not None:
+        for run_id, service, saga, version, delay in posted:
+            hints.mail(service, saga, version, run_id, delay)
+    return Answer.ACCEPTED if written else Answer.ALREADY_REQUESTED
+
+
+def _answer(runs: Rows, *, to_come: bool, taken_in: bool) -> Answer:
+    """Return `ACCEPTED` when something can still be cancelled, and else why nothing can."""
+    if to_come or any(can_give_up for _, can_give_up, _ in runs):
+        return Answer.ACCEPTED
+    if not runs:
+        return Answer.NOTHING_TO_DO if taken_in else Answer.UNKNOWN
+    return Answer.ALREADY_ROLLED_BACK if _all_are(runs, RunState.ROLLED_BACK) else Answer.NOTHING_TO_DO
+
+
+def _all_are(runs: Sequence[Sequence[object]], state: RunState) -> bool:
+    return all(found == state.value for *_, found in runs)
