@@ -11,6 +11,7 @@ import click
 
 from scoop_outbox._log import get_logger
 from scoop_outbox.cli.dead_letters import dead_letters
+from scoop_outbox.cli.explain import explain
 from scoop_outbox.cli.handlers import handlers
 from scoop_outbox.cli.log import is_json, with_log_format, with_log_level, write_log
 from scoop_outbox.cli.options import required
@@ -73,6 +74,7 @@ def main() -> None:
 
 
 main.add_command(dead_letters)
+main.add_command(explain)
 main.add_command(handlers)
 main.add_command(topology)
 main.add_command(cancel)

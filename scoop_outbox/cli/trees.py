@@ -18,6 +18,7 @@ _INDENT = "  "
 _UNSTARTED = {
     ChildState.WAITING: "not started: message {} has not been taken in",
     ChildState.SKIPPED: "skipped: its saga was forgotten before it began (message {})",
+    ChildState.CANCELLED: "cancelled before it began (message {})",
     ChildState.ROLLED_BACK: "failed: its saga was forgotten before it began (message {})",
 }
 
@@ -96,6 +97,8 @@ def _run(run: RunStatus, found: Hierarchy) -> Iterator[str]:
         yield f"{_INDENT}rolled back for: {failure_line(run.rollback_reason)}"
     if run.reason is not None:
         yield f"{_INDENT}reason: {in_one_line(run.reason)}"
+    if run.giving_up is not None:
+        yield f"{_INDENT}gives up for: {failure_line(run.giving_up)}"
     if run.interruptions:
         yield f"{_INDENT}interrupted {run.interruptions} times in a row: {in_one_line(run.interruption or '')}"
 

@@ -9,9 +9,9 @@ from datetime import timedelta
 from typing import Any
 
 from scoop_outbox._inside import refuse_wait
-from scoop_outbox.client.progress import read_standing
 from scoop_outbox.client.waiters import Outcomes, read_outcomes
 from scoop_outbox.policy import seconds
+from scoop_outbox.progress import read_standing
 from scoop_outbox.store.home import Home
 
 

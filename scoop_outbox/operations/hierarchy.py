@@ -16,7 +16,7 @@ from scoop_outbox.operations.prefixes import find
 from scoop_outbox.status import RunStatus, Status, read_status
 
 # Where `read_whereabouts` returns the number of a dead letter.
-_DEAD_LETTER = 4
+_DEAD_LETTER = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Unstarted:
     """A saga that was to handle a message, and has no run for it.
 
     Attributes:
-        state: `waiting`, or how it has ended without one: its saga was forgotten.
+        state: `waiting`, or how it has ended without one: its saga was forgotten, or its parent has given up.
         parent: the run whose step launched the message; None when it came from outside any run.
         launched_by: the number of the parent's execution that launched it.
     """
@@ -83,7 +83,7 @@ def show(sought: uuid.UUID | str, known: Known) -> Plan[Hierarchy]:
         DefinitionError, UnknownMessage, AmbiguousId: as `find`.
     """
     found = yield from find(sought)
-    whereabouts = yield from read_whereabouts(found.message_id)
+    whereabouts = yield from read_whereabouts([found.message_id])
     try:
         status = yield from read_status(found.message_id, known)
     except UnknownMessage:
@@ -92,7 +92,7 @@ def show(sought: uuid.UUID | str, known: Known) -> Plan[Hierarchy]:
     top = found.message_id if found.run_id is None else None
     unstarted, now = yield from read_unstarted([run.id for run in runs], top)
     topic, key, taken_in_at = next(
-        ((topic, key, at if where == "taken in" else None) for where, topic, key, at, *_ in whereabouts),
+        ((topic, key, at if where == "taken in" else None) for _, where, topic, key, at, *_ in whereabouts),
         (None, None, None),
     )
     return Hierarchy(

@@ -11,12 +11,24 @@ from scoop_outbox.core.plans import parking, requests
 from scoop_outbox.core.plans.parking import ParkedRun
 from scoop_outbox.core.plans.runs import STUCK, ListedRun, RunSelection, list_runs
 from scoop_outbox.core.run import RunState
-from scoop_outbox.operations import hierarchy
+from scoop_outbox.operations import explain, hierarchy
+from scoop_outbox.operations.explanation import Cause, Explanation, Reason, Waiting
 from scoop_outbox.operations.hierarchy import Hierarchy, Unstarted
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from scoop_outbox.store.standalone import OpenedDatabase
 
-__all__ = ["Answer", "Hierarchy", "ListedRun", "ParkedRun", "Runs", "Unstarted"]
+__all__ = [
+    "Answer",
+    "Cause",
+    "Explanation",
+    "Hierarchy",
+    "ListedRun",
+    "ParkedRun",
+    "Reason",
+    "Runs",
+    "Unstarted",
+    "Waiting",
+]
 
 LIMIT = 100
 """How many runs are listed unless more are asked for."""
@@ -88,6 +100,21 @@ class Runs(OpenedDatabase):
         """
         with self._home.blocking_driver() as driver:
             return driver.run(hierarchy.show(sought, self._home.failures))
+
+    def explain(self, sought: uuid.UUID | str) -> Explanation:
+        """Return what a run, or the hierarchy below a message, waits for.
+
+        Runs and messages are read one after the other, while workers go on: what has just changed may be told as it was
+        before. Nothing is locked.
+
+        Args:
+            sought: the id of the message or the run, or its first six hexadecimal digits or more.
+
+        Raises:
+            DefinitionError, UnknownMessage, AmbiguousId: as `show`.
+        """
+        with self._home.blocking_driver() as driver:
+            return driver.run(explain.explain(sought, self._home.failures))
 
     def parked(self, service: str, limit: int = 1000) -> Sequence[ParkedRun]:
         """Return parked runs of a service, at most `limit` of them."""

@@ -352,8 +352,9 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("read_roots", {"messages": [message_id(OLD + n) for n in range(10)]}),
         ("read_roots", {"messages": [uuid4()]}),
         ("read_origins", {"messages": [message_id(OLD)], "trails": [FAILURE], "origins": [FAILURE]}),
-        ("read_open_runs", {"message": message_id(OPEN), "most": 5}),
-        ("read_not_taken_in", {"message": message_id(OPEN), "most": 5}),
+        *[(name, {"message": message, "run": run, "most": 5})
+          for name in ("read_open_runs", "read_not_taken_in")
+          for message, run in ((message_id(OPEN), None), (None, run_id(OPEN)))],
         *[(name, {"claims": document([{"id": str(uuid4()), "topic": "t", "digest": "d"}] * 2)})
           for name in ("claim_ids", "read_launched", "release_ids")],
         ("read_taken_in", {"message": message_id(OLD)}),
@@ -363,7 +364,11 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("list_runs", listed),
         ("find_ids", {"low": message_id(OLD), "high": message_id(OLD + 15), "most": 11}),
         ("find_ids", {"low": message_id(0), "high": message_id(2**48 - 1), "most": 11}),
-        ("read_whereabouts", {"message": message_id(OLD)}),
+        ("read_situations", {"runs": [run_id(OLD), run_id(FINISHED + 20_000)]}),
+        ("read_situations", {"runs": [run_id(FINISHED + n) for n in range(1, 11)]}),
+        ("read_stuck_below", {"message": message_id(OLD), "run": None, "most": 100}),
+        ("read_stuck_below", {"message": None, "run": run_id(OLD), "most": 100}),
+        ("read_whereabouts", {"messages": [message_id(OLD), uuid4()]}),
         ("read_unstarted", {"runs": [run_id(OLD + number) for number in range(FAMILY)], "message": message_id(OLD)}),
         ("read_steps", {"runs": [run_id(OLD + number) for number in range(FAMILY)]}),
         ("register_worker", {**worker, "versions": ["v2", "v1"], "sagas": ["saga 1", "saga 2"], "steps": ['["a"]'] * 2,

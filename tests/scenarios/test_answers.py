@@ -13,7 +13,7 @@ import pytest
 
 from scoop_outbox import DistributedError, Handle, Result, Retry, RunStatus, Scoop, UnknownMessage
 from scoop_outbox.app import service_of
-from scoop_outbox.client.progress import read_standing
+from scoop_outbox.progress import read_standing
 from tests.scenarios.conftest import MakeShop
 from tests.scenarios.shop import LONG, Shop, launches, nothing, raises
 from tests.waiting import until

@@ -14,15 +14,16 @@ MODULES = [
 OF_THE_FIELD = """
     adaptation after announce announcer answers app arrays assignment async backward blockers blocking bounds cache
     cancellation changes channels classes client commit connect consumer contracts count counters daemons ddl decide
-    demonstration diagram disconnect docker engine env errors events execute exits external faults finding forks
-    forward frames gate generics groups handlers harness headers health http idempotency incoming inside inspect
-    installation kafka killed launch launcher leases leftovers lending limit limits log loops membership metrics migrate
-    migrations mode names node options orders other outages output parking payments pipeline placement places plugin
-    plugins policy polling pooler pools positions postgres prefetch prefixes preparing probe process processes progress
-    properties protocol publisher publishing queries query queue rabbitmq receiving reconnecting record reports
-    required reset revisions rounds route rows runner running same schema screen security selection serve server
-    session settings shipping show snapshot standalone start statement status stock stop storage surroundings system
-    tables time tls topology traceback transaction trees trial types unhandled url validation waiters waiting window
+    demonstration diagram disconnect docker engine env errors events execute exits explain explanation external faults
+    finding forks forward frames gate generics groups handlers harness headers health http idempotency incoming inside
+    inspect installation kafka killed launch launcher leases leftovers lending limit limits log loops membership
+    metrics migrate migrations mode names node options orders other outages output parking payments pipeline placement
+    places plugin plugins policy polling pooler pools positions postgres prefetch prefixes preparing probe process
+    processes progress properties protocol publisher publishing queries query queue rabbitmq reasons receiving
+    reconnecting record reports required reset revisions rounds route rows runner running same schema screen security
+    selection serve server session settings shipping show snapshot standalone start statement status stock stop storage
+    surroundings system tables time tls topology traceback transaction trees trial types unhandled url validation
+    waiters waiting window
 """
 """Words of the field that need no explanation. Whoever adds one asks first whether the field has another."""
 WORDS = set(OF_THE_FIELD.split())

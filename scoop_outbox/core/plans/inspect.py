@@ -1,4 +1,4 @@
-"""Plans of looking: how a hierarchy stands, what it waits for, and how it ended. Nothing is written."""
+"""Plans of looking: how a hierarchy stands, where its messages are, and how it ended. Nothing is written."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def find_ids(low: uuid.UUID, high: uuid.UUID, most: int) -> Plan[Rows]:
     return rows
 
 
-def read_whereabouts(message_id: uuid.UUID) -> Plan[Rows]:
-    """Return where a message is.
+def read_whereabouts(messages: Sequence[uuid.UUID]) -> Plan[Rows]:
+    """Return where messages are.
 
     Returns:
-        `taken in`, `outbox` or `dead letter`; topic, key and time; of a dead letter its number, who could not take it
-        in, and why.
+        Of each its id; `taken in`, `outbox` or `dead letter`; topic, key and time; of a dead letter its number, who
+        could not take it in, and why.
     """
-    (rows,) = yield from ask(statement("read_whereabouts", message=message_id))
+    (rows,) = yield from ask(statement("read_whereabouts", messages=list(messages)))
     return rows
 
 
@@ -61,20 +61,6 @@ def read_unstarted(runs: Sequence[uuid.UUID], message_id: uuid.UUID | None) -> P
     rows, clock = yield from ask(statement("read_unstarted", runs=list(runs), message=message_id), READ_CLOCK)
     now: datetime = clock[0][0]
     return rows, now
-
-
-def read_open(message_id: uuid.UUID, most: int) -> Plan[tuple[Rows, Rows]]:
-    """Return the runs below a message that have not ended, and the messages that have not been taken in.
-
-    Args:
-        message_id: the message at the top.
-        most: of each; the last column of a row says how many there are.
-    """
-    runs, missing = yield from ask(
-        statement("read_open_runs", message=message_id, most=most),
-        statement("read_not_taken_in", message=message_id, most=most),
-    )
-    return runs, missing
 
 
 def read_roots(messages: Sequence[uuid.UUID]) -> Plan[Rows]:

@@ -45,11 +45,14 @@ join {schema}.run r on r.id = t.id
 join unnest(%(origins)s::uuid[]) as o (id) on o.id in (r.failure, r.obstacle)
 
 -- name: read_open_runs
--- The runs of a hierarchy that have not ended: first those that wait for no other one, as nothing goes on before they do,
--- the longest idle first. Only what is open is looked at, and of that no more than matters to somebody who reads it.
+-- The runs below a message, or a run, that have not ended: first those that wait for no other one, as nothing goes on before
+-- they do, the longest idle first. Only what is open is looked at, and of that no more than matters to somebody who reads it.
 with recursive open as (
     select id from {schema}.run
     where message_id = %(message)s and state in ('running', 'rolling_back', 'parked')
+    union
+    select id from {schema}.run
+    where id = %(run)s and state in ('running', 'rolling_back', 'parked')
     union all
     select c.child_run
     from open p
@@ -57,8 +60,8 @@ with recursive open as (
 ), found as (
     select id from open limit 1000
 )
-select r.id, r.service, r.saga, r.state, r.step, r.next_step, w.children,
-       extract(epoch from clock_timestamp() - coalesce(s.ended_at, r.created_at))::float8,
+select r.id, r.message_id, r.parent_run, r.service, r.saga, r.state, r.step, r.next_step, w.children,
+       extract(epoch from clock_timestamp() - coalesce(s.ended_at, r.created_at))::float8 as idle,
        extract(epoch from r.not_before - clock_timestamp())::float8, r.reason, r.interruptions, r.interruption,
        coalesce((select not t.held from {schema}.lane_entry t where t.run_id = r.id), false),
        exists (select from {schema}.worker k where k.service = r.service and k.alive_until > clock_timestamp()),
@@ -71,15 +74,18 @@ cross join lateral (
 left join lateral (
     select ended_at from {schema}.step where run_id = r.id order by seq desc limit 1
 ) s on true
-order by w.children > 0, 8 desc, r.id
+order by w.children > 0, idle desc, r.id
 limit %(most)s
 
 -- name: read_not_taken_in
--- Which sagas are waited for below a message that have not been handed theirs yet, whether it is a dead letter of their
--- service, and whether a relay is alive.
+-- Which sagas are waited for below a message, or a run, that have not been handed theirs yet, whether it is a dead letter
+-- of their service, and whether a relay is alive.
 with recursive open as (
     select id from {schema}.run
     where message_id = %(message)s and state in ('running', 'rolling_back', 'parked')
+    union
+    select id from {schema}.run
+    where id = %(run)s and state in ('running', 'rolling_back', 'parked')
     union all
     select c.child_run
     from open p
@@ -87,21 +93,22 @@ with recursive open as (
 ), found as (
     select id from open limit 1000
 ), missing as (
-    select c.message_id, c.service, c.saga
+    select c.message_id, c.run_id, c.service, c.saga
     from found f
     join {schema}.child c on c.run_id = f.id and c.open and c.child_run is null
     union all
-    select o.message_id, e.service, e.saga
+    select o.message_id, null, e.service, e.saga
     from {schema}.expected_root o
     cross join unnest(o.services, o.sagas) as e (service, saga)
     where o.message_id = %(message)s
       and not exists (select from {schema}.run x where x.message_id = o.message_id and x.service = e.service)
     union all
-    select %(message)s::uuid, null, null
-    where not exists (select from {schema}.message where id = %(message)s)
+    select %(message)s::uuid, null, null, null
+    where %(message)s::uuid is not null
+      and not exists (select from {schema}.message where id = %(message)s)
       and not exists (select from {schema}.expected_root where message_id = %(message)s)
 )
-select m.message_id, m.service, m.saga,
+select m.message_id, m.run_id, m.service, m.saga,
        (select d.id from {schema}.dead_letter d
         where d.message_id = m.message_id and d.origin = 'intake' and (m.service is null or d.service = m.service)
         order by d.id desc limit 1),
@@ -163,15 +170,15 @@ union
 order by 2
 
 -- name: read_whereabouts
--- Where a message is: taken in, in the outbox, or given up, by a relay or by the intake of a service.
-select 'taken in', topic, key, created_at, null::bigint, null::text, null::text
-from {schema}.message where id = %(message)s
+-- Where messages are: taken in, in the outbox, or given up, by a relay or by the intake of a service.
+select id, 'taken in', topic, key, created_at, null::bigint, null::text, null::text
+from {schema}.message where id = any(%(messages)s::uuid[])
 union all
-select 'outbox', topic, key, created_at, null, null, null
-from {schema}.outbox where message_id = %(message)s
+select message_id, 'outbox', topic, key, created_at, null, null, null
+from {schema}.outbox where message_id = any(%(messages)s::uuid[])
 union all
-select 'dead letter', topic, key, created_at, id, coalesce(service, ''), reason
-from {schema}.dead_letter where message_id = %(message)s
+select message_id, 'dead letter', topic, key, created_at, id, service, reason
+from {schema}.dead_letter where message_id = any(%(messages)s::uuid[])
 
 -- name: read_unstarted
 -- Who was to handle a message and has no run for it: below these runs, and of the message at the top.
@@ -185,3 +192,53 @@ cross join unnest(o.services, o.sagas) as e (service, saga)
 where o.message_id = %(message)s
   and not exists (select from {schema}.run x where x.message_id = o.message_id and x.service = e.service)
 order by 6, 1, 2, 3
+
+-- name: read_situations
+-- What runs may wait for besides children: their turn in a lane, a time, mail, and whoever holds the lock of their row. Who
+-- locks a row writes its transaction into it, and holds the lock of that transaction as long as it lasts: nobody has to be
+-- waited for to learn that. What others execute is not asked: their statements may have values in them.
+select r.id, r.message_id, r.service, r.saga, r.lineage, r.parent_run, r.state, r.step, r.next_step, r.seq, r.instance,
+       r.iteration, r.attempt, r.handled, r.not_before, r.undo_seq, r.compensation_seq, r.handler_seq, r.failure,
+       r.obstacle, r.giving_up,
+       (select q.failure from {schema}.request q where q.kind = 'cancel' and q.target in (r.id, r.message_id)
+        order by q.id limit 1),
+       r.reason, r.version, r.needs, r.interruptions, r.interruption, r.ended_at, clock_timestamp(),
+       (select min(b.due) from {schema}.mailbox b where b.run_id = r.id),
+       l.queued, l.first, l.before,
+       k.pid, a.application_name, a.usename, a.backend_type, a.state, a.xact_start,
+       extract(epoch from clock_timestamp() - a.xact_start)::float8
+from {schema}.run r
+left join lateral (
+    select not t.held as queued,
+           coalesce(
+               (select h.run_id from {schema}.lane_entry h where h.lane = t.lane and h.held),
+               (select n.run_id from {schema}.lane_entry n where n.lane = t.lane order by n.seq limit 1)
+           ) as first,
+           (select count(*) from (
+               select from {schema}.lane_entry n where n.lane = t.lane and n.seq < t.seq limit 1000
+           ) n) as before
+    from {schema}.lane_entry t
+    where t.run_id = r.id
+) l on true
+left join lateral (
+    select coalesce(pid, 0) as pid
+    from pg_catalog.pg_locks
+    where locktype = 'transactionid' and granted and transactionid = r.xmax
+    limit 1
+) k on true
+left join pg_catalog.pg_stat_activity a on a.pid = k.pid
+where r.id = any(%(runs)s::uuid[])
+order by r.created_at, r.id
+
+-- name: read_stuck_below
+-- The runs of a message, or a run, and those below that could not be rolled back.
+with recursive stuck as (
+    select id from {schema}.run where message_id = %(message)s
+    union
+    select id from {schema}.run where id = %(run)s
+    union all
+    select c.child_run
+    from stuck s
+    join {schema}.child c on c.run_id = s.id and c.state = 'rollback_failed' and c.child_run is not null
+)
+select id from stuck limit %(most)s

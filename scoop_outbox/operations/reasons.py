@@ -1,0 +1,189 @@
+"""Reasons why runs and messages do not go on, from what was read about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from scoop_outbox._failure.root_cause import in_a_line, root_causes
+from scoop_outbox.core import decision
+from scoop_outbox.core.decision import Decision, needed
+from scoop_outbox.core.plans.explain import UNKNOWN_STEP, Situation, Workers
+from scoop_outbox.core.plans.progress import Missing
+from scoop_outbox.core.run import Instance, Run, RunState
+from scoop_outbox.core.statement import Rows
+from scoop_outbox.failure import Failure, GaveUp
+from scoop_outbox.operations.explanation import Cause, Reason
+from scoop_outbox.progress import dead_letter_text, interruption_text
+from scoop_outbox.store.blockers import Blocker
+
+
+def of_run(one: Situation, *, children: bool) -> Iterator[Reason]:
+    """Yield why a run does not go on.
+
+    Args:
+        one: what was read about it.
+        children: whether it waits for children: then only what else there is counts, now.
+    """
+    if one.run.state.ended:
+        yield from of_ended(one)
+        return
+    asked = one.run.giving_up or one.cancellation
+    if asked is not None:
+        yield Reason(
+            Cause.CANCELLED, f"it has been asked to give up, and what is shielded ends first: {_failure(asked)}"
+        )
+    if one.locked_by is not None:
+        yield _locked(one.run, Blocker(*one.locked_by))
+    if children:
+        return
+    unserved = list(_no_worker(one))
+    yield from unserved
+    if one.queued and one.first is not None:
+        text = (
+            f"it waits for its turn: run {one.first} comes first in its lane, and {one.before} were taken in before it"
+        )
+        yield Reason(Cause.LANE, text, run_id=one.first)
+    else:
+        yield from (reason for reason in _when(one) if not (unserved and reason.cause is Cause.DUE))
+
+
+def of_ended(one: Situation) -> Iterator[Reason]:
+    """Yield why nothing goes on by itself with a run that is parked or has ended."""
+    run = one.run
+    if run.state is RunState.PARKED:
+        yield Reason(Cause.PARKED, f"it is parked: {run.reason}{_unparked_by(one)}", at=one.ended_at)
+    elif run.state is RunState.ROLLBACK_FAILED:
+        obstacle = "" if run.obstacle is None else f": {_failure(run.obstacle)}"
+        why = "" if run.failure is None else f"; it was to be rolled back for: {_failure(run.failure)}"
+        yield Reason(Cause.ROLLBACK_FAILED, f"it could not be rolled back{obstacle}{why}", at=one.ended_at)
+    else:
+        why = "" if run.failure is None else f", for: {_failure(run.failure)}"
+        when = "" if one.ended_at is None else f" at {_time(one.ended_at)}"
+        yield Reason(Cause.ENDED, f"it has ended{when}{why}", at=one.ended_at)
+
+
+def of_message(missing: Missing, places: Rows, workers: Workers) -> Iterator[Reason]:
+    """Yield why a message has not been taken in.
+
+    Args:
+        missing: for whom it is waited for.
+        places: where messages are, as `read_whereabouts` answers.
+        workers: those of the service.
+    """
+    mine = [place for place in places if place[0] == missing.message_id]
+    for _, where, topic, _, at, number, service, why in mine:
+        if where == "outbox":
+            relayed = "a relay is alive" if missing.relayed else "no relay is alive"
+            yield Reason(Cause.OUTBOX, f"it is in the outbox, on topic {topic!r}, since {_time(at)}; {relayed}", at=at)
+        elif where == "dead letter" and service in (None, missing.service):
+            yield Reason(Cause.DEAD_LETTER, f"{dead_letter_text(number)}: {why}", at=at, dead_letter=number)
+    if any(where == "outbox" or (where == "dead letter" and who is None) for _, where, *_, who, _ in mine):
+        return
+    if missing.dead_letter is None:
+        text = f"it has left the outbox: service {missing.service!r} takes it in from the broker"
+        yield Reason(Cause.INTAKE, text)
+    if missing.service is not None and not workers.alive:
+        yield Reason(Cause.NO_WORKER, f"no worker of service {missing.service!r} is alive")
+
+
+def next_text(due: Decision) -> str | None:
+    """Return what a run does next, as far as can be told without its code; None when it waits."""
+    match due:
+        case decision.Invoke(step, iteration):
+            what = "its first step" if step.name == UNKNOWN_STEP else f"step {step.name!r}"
+            return f"{what} is executed" + (f", iteration {iteration}" if iteration else "")
+        case decision.Commit():
+            return "it commits"
+        case decision.CancelChildren(reason):
+            return f"its children are told to give up: {_failure(reason)}"
+        case decision.RollBack(failure):
+            gives_up = failure.type == GaveUp.__name__
+            does = (
+                "it gives up, and rolls back"
+                if gives_up
+                else "the failure of its children is handled, or it rolls back"
+            )
+            return f"{does}: {_failure(failure)}"
+        case decision.Park(_, needs):
+            return f"it needs step {needs!r}"
+    return _undoing_text(due)
+
+
+def _undoing_text(due: Decision) -> str | None:
+    match due:
+        case decision.AskChildren(instance):
+            return f"the children of {_execution(instance)} are ordered to roll back"
+        case decision.Compensate(instance=instance) | decision.Undone(instance):
+            return f"{_execution(instance)} is undone"
+        case decision.EndRolledBack():
+            return "it is rolled back: nothing is left to be undone"
+        case decision.EndRollbackFailed(failure) | decision.CompensationFailed(failure=failure):
+            return f"its code handles what could not be undone, or its rollback has failed: {_failure(failure)}"
+    return None
+
+
+def _locked(run: Run, process: Blocker) -> Reason:
+    since = process.since
+    if process.application == f"scoop_outbox {run.service}"[:63]:
+        return Reason(Cause.EXECUTING, f"it is being executed, by {process}", at=since, process=process)
+    return Reason(Cause.ROW_LOCK, f"its row is locked by {process}", at=since, process=process)
+
+
+def _no_worker(one: Situation) -> Iterator[Reason]:
+    run, workers, needs = one.run, one.workers, None if one.due is None else needed(one.due)
+    if not workers.alive:
+        yield Reason(Cause.NO_WORKER, f"no worker of service {run.service!r} is alive")
+    elif run.saga not in workers.steps:
+        yield Reason(Cause.NO_WORKER, f"no living worker of service {run.service!r} has saga {run.saga!r}")
+    elif needs is not None and not workers.know(run.saga, needs):
+        text = f"no living worker of service {run.service!r} knows step {needs!r} of saga {run.saga!r}"
+        yield Reason(Cause.NO_WORKER, text)
+
+
+def _when(one: Situation) -> Iterator[Reason]:
+    """Yield when a run is looked at."""
+    run, mail, now = one.run, one.mail_due, one.now
+    if run.not_before is not None and run.not_before > now:
+        text = f"attempts that failed: {run.attempt}; the next one is made {_when_due(run.not_before, now)}"
+        yield Reason(Cause.RETRY, text, at=run.not_before)
+    elif one.interruptions:
+        again = "" if mail is None else f"; it is executed again {_when_due(mail, now)}"
+        text = interruption_text(one.interruptions, one.interruption)
+        yield Reason(Cause.INTERRUPTED, text + again, at=mail)
+    elif one.locked_by is not None:
+        return
+    elif mail is None:
+        yield Reason(Cause.NO_MAIL, "no wake-up is posted for it: no worker looks at it")
+    elif mail > now:
+        yield Reason(Cause.DUE, f"a worker looks at it {_when_due(mail, now)}", at=mail)
+    else:
+        text = f"it has been due for {(now - mail).total_seconds():.1f} s: it waits for a worker with a free slot"
+        yield Reason(Cause.DUE, text, at=mail)
+
+
+def _unparked_by(one: Situation) -> str:
+    needs = one.run.needs
+    if needs is None:
+        return ""
+    known = "a living worker knows it" if one.workers.know(one.run.saga, needs) else "no living worker knows it"
+    return f" (it needs step {needs!r}: {known})"
+
+
+def _execution(instance: Instance) -> str:
+    return f"step {instance.step!r}, execution {instance.seq},"
+
+
+def _failure(failure: Failure) -> str:
+    root = root_causes(failure)[0]
+    told = in_a_line(failure)
+    return told if root == failure else f"{told}, root cause {in_a_line(root)}"
+
+
+def _when_due(at: datetime, now: datetime) -> str:
+    ahead = (at - now).total_seconds()
+    return f"in {ahead:.1f} s, at {_time(at)}" if ahead > 0 else "at once"
+
+
+def _time(at: datetime) -> str:
+    return at.isoformat(timespec="seconds")
