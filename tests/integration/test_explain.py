@@ -268,6 +268,16 @@ async def test_a_run_that_is_parked(database_url: str, runs: Runs) -> None:
         ask(database_url, "update run set needs = 'pay'")
         text = "it is parked: broken (it needs step 'pay': no living worker knows it)"
         assert texts(runs.explain(run_id)) == [text]
+        # One that executes it takes it on again at once, so it only says that it is alive.
+        ask(
+            database_url,
+            "with known as (insert into saga_version (id, service, saga, steps, alive_until) "
+            "values ('v', 'shop', 'place-order', array['pay'], clock_timestamp() + interval '1 hour') returning id) "
+            "insert into worker (id, service, sagas, versions, alive_until) "
+            "select gen_random_uuid(), 'shop', array['place-order'], array[id], clock_timestamp() + interval '1 hour' "
+            "from known",
+        )
+        assert texts(runs.explain(run_id)) == [text.replace("no living", "a living")]
 
 
 async def test_a_rollback_that_failed(database_url: str, runs: Runs) -> None:

@@ -42,7 +42,7 @@ UTILITY |= {"reset_session_authorization", "reset_role", "reset_settings", "disc
 UTILITY |= {"release_session", "release_locks", "wait_for_backend"}  # they look at the server, and at no table of ours
 UTILITY |= {"read_schema_exists", "read_backend", "limit_lock_waits", "lock_migrations", "read_blockers"}
 LIVING = {"read_handlers", "read_under_way", "retire_waiting", "retire_runs", "take_over", "is_in_outbox"}
-LIVING |= {"find_ids", "read_whereabouts", "list_found_runs"}
+LIVING |= {"find_ids_in_transit", "read_whereabouts", "list_found_runs"}
 """What operators ask, and a saga that has another name: they look through all that lives, but not through what was.
 They are asked on connections that search indexes, as in `plan_once`."""
 HISTORY = {"list_runs"}
@@ -364,6 +364,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("list_runs", listed),
         ("find_ids", {"low": message_id(OLD), "high": message_id(OLD + 15), "most": 11}),
         ("find_ids", {"low": message_id(0), "high": message_id(2**48 - 1), "most": 11}),
+        ("find_ids_in_transit", {"low": message_id(OLD), "high": message_id(OLD + 15), "most": 11}),
         ("read_situations", {"runs": [run_id(OLD), run_id(FINISHED + 20_000)]}),
         ("read_situations", {"runs": [run_id(FINISHED + n) for n in range(1, 11)]}),
         ("read_stuck_below", {"message": message_id(OLD), "run": None, "most": 100}),

@@ -33,11 +33,17 @@ def read_taken_in(message_id: uuid.UUID) -> Plan[tuple[Any, ...] | None]:
 def find_ids(low: uuid.UUID, high: uuid.UUID, most: int) -> Plan[Rows]:
     """Return the messages and runs whose ids lie in a range, at most so many of each.
 
+    The outbox and the dead letters are looked through only if they have to be: for a prefix, and for the id of a
+    message that nobody else knows.
+
     Returns:
         Of each `message` or `run`, its id, and of a run its message.
     """
     (rows,) = yield from ask(statement("find_ids", low=low, high=high, most=most))
-    return rows
+    if rows and low == high:
+        return rows
+    (more,) = yield from ask(statement("find_ids_in_transit", low=low, high=high, most=most))
+    return sorted({*rows, *more}, key=lambda row: row[1])
 
 
 def read_whereabouts(messages: Sequence[uuid.UUID]) -> Plan[Rows]:

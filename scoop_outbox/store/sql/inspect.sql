@@ -150,8 +150,7 @@ where run_id = any(%(runs)s::uuid[])
 order by ended_at, run_id, seq
 
 -- name: find_ids
--- Messages and runs whose ids lie in a range, which is how a prefix is looked for; of a run, its message too. Indexes are
--- searched, but for the outbox and dead letters: they hold what has to be dealt with, and no history.
+-- Messages and runs whose ids lie in a range, which is how a prefix is looked for; of a run, its message too.
 (select 'message', id, null::uuid from {schema}.message where id between %(low)s and %(high)s order by id limit %(most)s)
 union
 (select distinct 'message', message_id, null::uuid from {schema}.child
@@ -160,22 +159,28 @@ union
 (select 'message', message_id, null::uuid from {schema}.expected_root
  where message_id between %(low)s and %(high)s order by message_id limit %(most)s)
 union
+(select 'run', id, message_id from {schema}.run where id between %(low)s and %(high)s order by id limit %(most)s)
+order by 2
+
+-- name: find_ids_in_transit
+-- Looks through the outbox and the dead letters, which have no index for it.
 (select 'message', message_id, null::uuid from {schema}.outbox
  where message_id between %(low)s and %(high)s order by message_id limit %(most)s)
 union
 (select 'message', message_id, null::uuid from {schema}.dead_letter
  where message_id between %(low)s and %(high)s order by message_id limit %(most)s)
-union
-(select 'run', id, message_id from {schema}.run where id between %(low)s and %(high)s order by id limit %(most)s)
 order by 2
 
 -- name: read_whereabouts
--- Where messages are: taken in, in the outbox, or given up, by a relay or by the intake of a service.
+-- Where messages are: taken in, in the outbox, or given up, by a relay or by the intake of a service. The outbox is looked
+-- through unless all of them have been taken in: it has no index for it.
 select id, 'taken in', topic, key, created_at, null::bigint, null::text, null::text
 from {schema}.message where id = any(%(messages)s::uuid[])
 union all
 select message_id, 'outbox', topic, key, created_at, null, null, null
-from {schema}.outbox where message_id = any(%(messages)s::uuid[])
+from {schema}.outbox
+where message_id = any(%(messages)s::uuid[])
+  and (select count(*) from {schema}.message where id = any(%(messages)s::uuid[])) < cardinality(%(messages)s::uuid[])
 union all
 select message_id, 'dead letter', topic, key, created_at, id, service, reason
 from {schema}.dead_letter where message_id = any(%(messages)s::uuid[])

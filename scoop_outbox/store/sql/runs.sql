@@ -22,7 +22,7 @@ with found as (
       and (%(older)s::interval is null or r.created_at <= statement_timestamp() - %(older)s::interval)
       and (%(text)s::text is null
            or position(lower(%(text)s::text) in lower(r.reason)) > 0
-           or exists (
+           or coalesce(r.obstacle, r.failure) is not null and exists (
                select from {schema}.failure f
                where f.id in (r.obstacle, r.failure)
                  and position(lower(%(text)s::text) in lower(concat_ws(': ', f.type, f.message))) > 0
@@ -62,7 +62,7 @@ with chosen as (
       and (%(older)s::interval is null or r.created_at <= statement_timestamp() - %(older)s::interval)
       and (%(text)s::text is null
            or position(lower(%(text)s::text) in lower(r.reason)) > 0
-           or exists (
+           or coalesce(r.obstacle, r.failure) is not null and exists (
                select from {schema}.failure f
                where f.id in (r.obstacle, r.failure)
                  and position(lower(%(text)s::text) in lower(concat_ws(': ', f.type, f.message))) > 0
