@@ -9,7 +9,7 @@ from importlib import import_module as _import_module
 from importlib.util import find_spec as _find_spec
 
 if _typing.TYPE_CHECKING:
-    from scoop_outbox.answers import Answer
+    from scoop_outbox.answers import ActiveRun, Answer, RollbackAnswer
     from scoop_outbox.app import Scoop
     from scoop_outbox.broker.protocol import Resource
     from scoop_outbox.client.handle import Handle
@@ -54,6 +54,7 @@ if _typing.TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ActiveRun",
     "AmbiguousId",
     "Answer",
     "AsyncScope",
@@ -82,6 +83,7 @@ __all__ = [
     "Resource",
     "Result",
     "Retry",
+    "RollbackAnswer",
     "RollbackRequested",
     "RunState",
     "RunStatus",
@@ -106,7 +108,7 @@ __all__ = [
 # Imported when they are asked for: who only wants a command's help, or an error's name, needs no database driver. One
 # of them takes most of a second of processor time.
 _HOMES = {
-    "scoop_outbox.answers": ("Answer",),
+    "scoop_outbox.answers": ("ActiveRun", "Answer", "RollbackAnswer"),
     "scoop_outbox.app": ("Scoop",),
     "scoop_outbox.broker.protocol": ("Resource",),
     "scoop_outbox.context": ("Context",),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -13,6 +15,8 @@ class Answer(StrEnum):
         ALREADY_REQUESTED: somebody has asked for it before. The first reason counts.
         ALREADY_ROLLED_BACK: everything that it is about has been rolled back.
         NOTHING_TO_DO: the run is in no state in which it could be.
+        REFUSED_ACTIVE: runs that it concerns have not ended; nothing was done, and it can be asked for again.
+        REFUSED_ROLLBACK_FAILED: a run could not be rolled back before: that has to be dealt with first.
         UNKNOWN: there is no such run, here and now.
     """
 
@@ -20,9 +24,42 @@ class Answer(StrEnum):
     ALREADY_REQUESTED = "already requested"
     ALREADY_ROLLED_BACK = "already rolled back"
     NOTHING_TO_DO = "nothing to do"
+    REFUSED_ACTIVE = "refused: active"
+    REFUSED_ROLLBACK_FAILED = "refused: rollback failed"
     UNKNOWN = "unknown"
 
     @property
     def fulfils(self) -> bool:
         """Whether what was asked for is carried out, or has been."""
         return self in (Answer.ACCEPTED, Answer.ALREADY_REQUESTED, Answer.ALREADY_ROLLED_BACK)
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveRun:
+    """A run that has not ended: it is executed, waits, rolls back, or is parked.
+
+    Attributes:
+        state: `running`, `rolling_back` or `parked`.
+    """
+
+    id: uuid.UUID
+    service: str
+    saga: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackAnswer:
+    """What has become of a request to roll back.
+
+    Attributes:
+        answer: as for any request.
+        active: with `REFUSED_ACTIVE` the runs that have not ended, at most `MOST_ACTIVE` of them.
+    """
+
+    answer: Answer
+    active: tuple[ActiveRun, ...] = ()
+
+
+MOST_ACTIVE = 100
+"""How many active runs an answer names."""

@@ -11,16 +11,17 @@ from typing import Any, Literal
 
 from scoop_outbox._generics import T
 from scoop_outbox._log import get_logger
-from scoop_outbox.answers import Answer
+from scoop_outbox.answers import Answer, RollbackAnswer
 from scoop_outbox.broker.protocol import Resource
 from scoop_outbox.client.announce import announce, announce_sync
 from scoop_outbox.client.handle import Handle
 from scoop_outbox.client.launcher import Launcher
-from scoop_outbox.client.requests import cancel, cancel_sync
+from scoop_outbox.client.requests import cancel, cancel_sync, roll_back, roll_back_sync
 from scoop_outbox.client.serve import serve
 from scoop_outbox.client.servers import Servers
 from scoop_outbox.client.service import Service
 from scoop_outbox.core.plans import parking
+from scoop_outbox.core.plans.rollback import IfActive
 from scoop_outbox.daemon.intake.backpressure import HIGH_WATER
 from scoop_outbox.daemon.running import Running
 from scoop_outbox.daemon.worker.interruptions import MOST
@@ -331,6 +332,61 @@ class Scoop:
             DatabaseError: the database cannot be reached or is not migrated.
         """
         return cancel_sync(self._service, id, reason, source)
+
+    async def rollback(
+        self,
+        id: uuid.UUID,  # noqa: A002
+        *,
+        reason: str | None = None,
+        source: str | None = None,
+        if_active: IfActive = "refuse",
+    ) -> RollbackAnswer:
+        """Undo a hierarchy that has committed, or a part of it: the same as `scoop-outbox rollback`.
+
+        Everything below it is compensated in exact reverse order. Compensations are told `RollbackRequested` with the
+        reason, those of children `ParentSaidSo`, caused by it; they see the context with which their run has committed.
+        Waiting for the message raises `RollbackRequested`.
+
+        A part that is undone by the id of its own run stays undone: its parent stays committed, and is not told. A
+        rollback of the whole afterwards passes it by. Sagas that handle a message of the hierarchy and have not begun
+        execute nothing.
+
+        Args:
+            id: of a message, as in `Handle.id`: all runs that handle it; or of a run, as in `status`.
+            reason: in words; part of the failure.
+            source: who asks; the service's name unless given.
+            if_active: what becomes of the request when a run at, above or below it has not ended. `"refuse"` does
+                nothing. `"wait"` stores it: some worker of this database carries it out within seconds after the last
+                of them has ended. `"cancel"` does so, too, and cancels what is active, with the same reason and
+                source; runs above are not cancelled, and if only they are active, it is refused.
+
+        Returns:
+            An object with the `answer`: `ACCEPTED`; `REFUSED_ACTIVE`, with the runs that are `active`;
+            `REFUSED_ROLLBACK_FAILED` when a run could not be rolled back before; `ALREADY_REQUESTED`;
+            `ALREADY_ROLLED_BACK`; `NOTHING_TO_DO` when nobody has handled the message; `UNKNOWN` when this database has
+            no such message or run.
+
+        Raises:
+            DatabaseError: the database cannot be reached or is not migrated.
+            ValueError: `if_active` is none of these words.
+        """
+        return await roll_back(self._service, id, reason, source, if_active)
+
+    def rollback_sync(
+        self,
+        id: uuid.UUID,  # noqa: A002
+        *,
+        reason: str | None = None,
+        source: str | None = None,
+        if_active: IfActive = "refuse",
+    ) -> RollbackAnswer:
+        """Do as `rollback`, for code without an event loop.
+
+        Raises:
+            DatabaseError: the database cannot be reached or is not migrated.
+            ValueError: `if_active` is none of these words.
+        """
+        return roll_back_sync(self._service, id, reason, source, if_active)
 
     async def retry(self, run_id: uuid.UUID) -> Answer:
         """Take a parked run on again, where it was parked: the same as `scoop-outbox retry`.

@@ -1,24 +1,28 @@
-"""What a person asks of runs: `scoop-outbox cancel` and `scoop-outbox retry`."""
+"""What a person asks of runs: `scoop-outbox cancel`, `scoop-outbox rollback` and `scoop-outbox retry`."""
 
 from __future__ import annotations
 
 import getpass
 import uuid
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import click
 
-from scoop_outbox.answers import Answer
-from scoop_outbox.cli.options import on_a_database, required
+from scoop_outbox.answers import ActiveRun, Answer
+from scoop_outbox.cli.options import in_one_line, on_a_database, required
 
 NOT_ALL = 1
 """The exit code when something that was asked for is not carried out."""
 
+_reason = click.option("--reason", metavar="TEXT", help="Why, in words: part of the failure.")
+_source = click.option("--source", metavar="NAME", help="Who asks; default: the name of the user who runs the command.")
+
 
 @click.command()
 @click.argument("targets", metavar="ID...", type=click.UUID, nargs=-1, required=True)
-@click.option("--reason", metavar="TEXT", help="Why, in words: part of the failure.")
-@click.option("--source", metavar="NAME", help="Who asks; default: the name of the user who runs the command.")
+@_reason
+@_source
 @on_a_database
 def cancel(
     *, targets: Sequence[uuid.UUID], reason: str | None, source: str | None, database: str | None, schema: str
@@ -31,6 +35,44 @@ def cancel(
 
     with Runs(required(database), schema=schema) as runs:
         _answered({target: runs.cancel(target, reason=reason, source=source or _user()) for target in targets})
+
+
+@click.command()
+@click.argument("targets", metavar="ID...", type=click.UUID, nargs=-1, required=True)
+@_reason
+@_source
+@click.option(
+    "--if-active",
+    type=click.Choice(["refuse", "cancel", "wait"]),
+    default="refuse",
+    show_default=True,
+    help="When a run at, above or below ID has not ended: refuse; cancel it (none above), and roll back what commits "
+    "all the same; or wait until it has ended.",
+)
+@on_a_database
+def rollback(
+    *,
+    targets: Sequence[uuid.UUID],
+    reason: str | None,
+    source: str | None,
+    if_active: Literal["refuse", "cancel", "wait"],
+    database: str | None,
+    schema: str,
+) -> None:
+    """Undo hierarchies that have committed: everything below is compensated, in reverse order.
+
+    ID is a message, which means all runs that handle it, or a run. A part of a hierarchy may be undone, too: what is
+    above it stays committed, and is not told.
+    """
+    from scoop_outbox.operations.runs import Runs
+
+    answers: dict[uuid.UUID, Answer] = {}
+    active: dict[uuid.UUID, Sequence[ActiveRun]] = {}
+    with Runs(required(database), schema=schema) as runs:
+        for target in targets:
+            answered = runs.rollback(target, reason=reason, source=source or _user(), if_active=if_active)
+            answers[target], active[target] = answered.answer, answered.active
+    _answered(answers, active)
 
 
 def _user() -> str:
@@ -57,8 +99,12 @@ def retry(*, runs: Sequence[uuid.UUID], service: str | None, database: str | Non
         _answered({run_id: found.retry(run_id) for run_id in asked})
 
 
-def _answered(answers: Mapping[uuid.UUID, Answer]) -> None:
+def _answered(
+    answers: Mapping[uuid.UUID, Answer], active: Mapping[uuid.UUID, Sequence[ActiveRun]] | None = None
+) -> None:
     for target, answer in answers.items():
         click.echo(f"{target}\t{answer}")
+        for run in (active or {}).get(target, ()):
+            click.echo(f"  {run.id}\t{run.state}\t{in_one_line(run.service)}/{in_one_line(run.saga)}")
     if not all(answer.fulfils for answer in answers.values()):
         raise SystemExit(NOT_ALL)

@@ -23,7 +23,7 @@ from scoop_outbox.core.decision import (
     Wait,
 )
 from scoop_outbox.core.run import Child, Facts, Instance, Run, RunState, StepKind
-from scoop_outbox.failure import ChildRollbackFailed, Failure
+from scoop_outbox.failure import ChildRollbackFailed, Failure, RollbackRequested
 from scoop_outbox.policy import ROLLBACK_HANDLER_CALLS
 from scoop_outbox.saga import Saga
 from scoop_outbox.step import Step
@@ -44,7 +44,7 @@ def decide(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:
     if facts.open_children:
         return Wait()
     if reason is not None:
-        return RollBack(Failure.gave_up([reason], source=source))
+        return RollBack(_given_up(reason, source))
     if run.not_before is not None and facts.now < run.not_before:
         return Wait(run.not_before)
     if run.state is RunState.RUNNING:
@@ -67,6 +67,11 @@ def giving_up(saga: Saga, run: Run, facts: Facts) -> Failure | None:
     if step is not None and step.shield and (facts.open_children or facts.failed_children):
         return None  # what a shielded step has launched belongs to it, and so does what handles the failures of that
     return reason
+
+
+def _given_up(reason: Failure, source: str) -> Failure:
+    """Return what a run that gives up fails with: one that was to be rolled back before it began did not give up."""
+    return reason if reason.type == RollbackRequested.__name__ else Failure.gave_up([reason], source=source)
 
 
 def _forward(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:

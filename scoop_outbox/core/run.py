@@ -47,7 +47,7 @@ RUN_TRANSITIONS: Mapping[tuple[RunState, RunState], str] = {
     (RunState.RUNNING, RunState.ROLLING_BACK): "a step or a child failed, or it gave up",
     (RunState.RUNNING, RunState.PARKED): "it was interrupted too often, or no worker knows the step that is due",
     (RunState.PARKED, RunState.RUNNING): "somebody retried it, or a worker came that knows the step",
-    (RunState.COMMITTED, RunState.ROLLING_BACK): "the parent ordered it",
+    (RunState.COMMITTED, RunState.ROLLING_BACK): "the parent ordered it, or somebody asked for it",
     (RunState.ROLLING_BACK, RunState.ROLLED_BACK): "every executed instance is undone",
     (RunState.ROLLING_BACK, RunState.ROLLBACK_FAILED): "a compensation or the rollback of a child failed",
     (RunState.ROLLING_BACK, RunState.PARKED): "it was interrupted too often, or no worker knows the step to be undone",
@@ -69,7 +69,7 @@ CHILD_TRANSITIONS: Mapping[tuple[ChildState, ChildState], str] = {
     (ChildState.STARTED, ChildState.COMMITTED): "its run committed",
     (ChildState.STARTED, ChildState.ROLLED_BACK): "its run failed and rolled back",
     (ChildState.STARTED, ChildState.ROLLBACK_FAILED): "its run failed and could not roll back",
-    (ChildState.COMMITTED, ChildState.ROLLING_BACK): "the parent ordered it",
+    (ChildState.COMMITTED, ChildState.ROLLING_BACK): "the parent ordered it, or somebody asked for it",
     (ChildState.ROLLING_BACK, ChildState.ROLLED_BACK): "its run rolled back",
     (ChildState.ROLLING_BACK, ChildState.ROLLBACK_FAILED): "its run could not roll back",
 }

@@ -1,4 +1,4 @@
-"""Runs: looking at them, cancelling them, and taking parked ones on again. Needs no application."""
+"""Runs: looking at them, cancelling and undoing them, taking parked ones on again. Needs no application."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import uuid
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 
-from scoop_outbox.answers import Answer
-from scoop_outbox.core.plans import parking, requests
+from scoop_outbox.answers import ActiveRun, Answer, RollbackAnswer
+from scoop_outbox.core.plans import parking, requests, rollback
 from scoop_outbox.core.plans.parking import ParkedRun
+from scoop_outbox.core.plans.rollback import IfActive
 from scoop_outbox.core.plans.runs import STUCK, ListedRun, RunSelection, list_runs
 from scoop_outbox.core.run import RunState
 from scoop_outbox.operations import explain, hierarchy
@@ -18,6 +19,7 @@ from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from scoop_outbox.store.standalone import OpenedDatabase
 
 __all__ = [
+    "ActiveRun",
     "Answer",
     "Cause",
     "Explanation",
@@ -25,6 +27,7 @@ __all__ = [
     "ListedRun",
     "ParkedRun",
     "Reason",
+    "RollbackAnswer",
     "Runs",
     "Unstarted",
     "Waiting",
@@ -125,6 +128,13 @@ class Runs(OpenedDatabase):
         """Ask a hierarchy, or a part of one, to give up: see `Scoop.cancel`."""
         with self._home.blocking_driver() as driver:
             return driver.run(requests.cancel(target, reason, source, self._home.failures, None))
+
+    def rollback(
+        self, target: uuid.UUID, *, reason: str | None = None, source: str, if_active: IfActive = "refuse"
+    ) -> RollbackAnswer:
+        """Undo a hierarchy that has committed, or a part of it: see `Scoop.rollback`."""
+        with self._home.blocking_driver() as driver:
+            return driver.run(rollback.roll_back(target, reason, source, if_active, self._home.failures, None))
 
     def retry(self, run_id: uuid.UUID) -> Answer:
         """Take a parked run on again: see `Scoop.retry`."""

@@ -229,6 +229,7 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
     # What somebody asks of a run: a person, or the parent of one that gives up. Insert only, and no row of `run` is
     # locked for it: a step holds that lock as long as it takes. `target` is a run, or a message whose runs are all
     # meant, also those that do not exist yet; `failure` is what the runs are told. It stays, to be looked up later.
+    # `outcome` is what has become of a request to roll back: none while it waits for what is active.
     request = Table(
         "request",
         metadata,
@@ -237,9 +238,12 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         Column("kind", Text, nullable=False),
         Column("failure", Uuid, nullable=False),
         _time("created_at", nullable=False, default=True),
+        Column("outcome", Text),
     )
     # Once, and the first reason counts.
     Index("request_cancel", request.c.target, unique=True, postgresql_where=text("kind = 'cancel'"))
+    waiting = text("kind = 'rollback' and outcome is null")
+    Index("request_waiting", request.c.target, unique=True, postgresql_where=waiting)
 
     # Why something failed, without its causes, which are referred to: each failure once, whoever is told of it. Type,
     # message and source are as people and queries read them, the document is whole.

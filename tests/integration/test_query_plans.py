@@ -124,6 +124,8 @@ select r({FINISHED} + n), case when n <= 50000 then r(1) else r(n) end, n = 1 or
 from generate_series(1, {WAITING}) n;
 
 insert into request (target, kind, failure) select r(n), 'cancel', f(n) from generate_series(1, {FINISHED}) n;
+insert into request (target, kind, failure, outcome)
+select m(n), 'rollback', f(n), case when n % 1000 <> 7 then 'accepted' end from generate_series(1, {FINISHED}) n;
 
 insert into outbox (shard, message_id, topic, body, content_type, headers)
 select n % 8, m({FINISHED + WAITING} + n), 'topic 1', '\\x31', 'application/json', '{{}}'
@@ -393,6 +395,14 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("is_in_outbox", {"target": uuid4()}),
         ("request_cancellation", {"target": message_id(OPEN), "failure": FAILURE}),
         ("deliver_cancellation", {"target": message_id(1)}),
+        *[("read_in_the_way", {"target": one, "most": 100})
+          for one in (run_id(OLD), message_id(OLD), run_id(OLD + 1), message_id(OPEN + 1), run_id(FINISHED))],
+        *[(name, {"target": message_id(OLD)}) for name in ("is_rollback_waiting",)],
+        *[("roll_back_runs", {"runs": runs, "failure": FAILURE})
+          for runs in ([], [run_id(FINISHED)], [run_id(FINISHED - n) for n in range(1, 10)])],
+        ("store_rollback", {"target": message_id(1), "failure": FAILURE}),
+        ("close_rollback", {"target": message_id(7), "outcome": "accepted"}),
+        ("read_waiting_rollbacks", {"after": message_id(0), "most": 10}),
         ("plan_once", {"local": False}),
         ("search_indexes", {"local": False}),
         ("set_limits", {"local": False}),

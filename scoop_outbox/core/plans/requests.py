@@ -26,11 +26,7 @@ def cancel(target: uuid.UUID, reason: str | None, source: str, known: Known, hin
         known: the failures that this process knows.
         hints: told which runs have mail; None leaves it to the workers to find it.
     """
-    runs, coming = yield from ask(statement("read_target", target=target), statement("read_to_come", target=target))
-    to_come, taken_in = coming[0]
-    if not runs and not to_come and not taken_in:
-        (in_outbox,) = yield from ask(statement("is_in_outbox", target=target))
-        to_come = in_outbox[0][0]
+    runs, to_come, taken_in = yield from read_target(target)
     answer = _answer(runs, to_come=to_come, taken_in=taken_in)
     if answer is not Answer.ACCEPTED:
         return answer
@@ -44,15 +40,30 @@ def cancel(target: uuid.UUID, reason: str | None, source: str, known: Known, hin
     )
     writing.written()
     (posted,) = yield from ask(statement("deliver_cancellation", target=target))
+    pass_on(posted, hints)
+    return Answer.ACCEPTED if written else Answer.ALREADY_REQUESTED
+
+
+def read_target(target: uuid.UUID) -> Plan[tuple[Rows, bool, bool]]:
+    """Return the runs that an id means, whether more of them are to come, and whether it is a message taken in."""
+    runs, coming = yield from ask(statement("read_target", target=target), statement("read_to_come", target=target))
+    to_come, taken_in = coming[0]
+    if not runs and not to_come and not taken_in:
+        (in_outbox,) = yield from ask(statement("is_in_outbox", target=target))
+        to_come = in_outbox[0][0]
+    return runs, to_come, taken_in
+
+
+def pass_on(posted: Rows, hints: Hints | None) -> None:
+    """Tell the processes whose runs have got mail."""
     if hints is not None:
         for run_id, service, saga, version, delay in posted:
             hints.mail(service, saga, version, run_id, delay)
-    return Answer.ACCEPTED if written else Answer.ALREADY_REQUESTED
 
 
 def _answer(runs: Rows, *, to_come: bool, taken_in: bool) -> Answer:
     """Return `ACCEPTED` when something can still be cancelled, and else why nothing can."""
-    if to_come or any(can_give_up for _, can_give_up, _ in runs):
+    if to_come or any(can_give_up for _, can_give_up, *_ in runs):
         return Answer.ACCEPTED
     if not runs:
         return Answer.NOTHING_TO_DO if taken_in else Answer.UNKNOWN
@@ -60,4 +71,4 @@ def _answer(runs: Rows, *, to_come: bool, taken_in: bool) -> Answer:
 
 
 def _all_are(runs: Sequence[Sequence[object]], state: RunState) -> bool:
-    return all(found == state.value for *_, found in runs)
+    return all(found == state.value for _, _, found, _ in runs)

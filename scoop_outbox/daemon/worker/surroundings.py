@@ -1,7 +1,7 @@
 """Surroundings: what a worker looks at every few seconds besides its mail, and says when it is not as it should be.
 
-Who else is there, which parked runs it can take on, whether anybody publishes what is launched, and, once, whether
-messages come for sagas that it does not have.
+Who else is there, which parked runs it can take on, which requests to roll back have waited long enough, whether
+anybody publishes what is launched, and, once, whether messages come for sagas that it does not have.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from scoop_outbox._log import get_logger
 from scoop_outbox.core.plans import parking
+from scoop_outbox.core.plans.rollback import roll_back_waiting
 from scoop_outbox.core.plans.workers import is_relayed, read_strangers
 from scoop_outbox.daemon.hints import ProcessHints
 from scoop_outbox.daemon.worker import roster
@@ -62,6 +63,12 @@ class Surroundings:
                 "run: unparked (service %s, run %s: this worker has the step that is due)",
                 *(self._service, run_id),
                 extra={"service": self._service, "run_id": run_id},
+            )
+        for target, answer in await driver.run(roll_back_waiting(self._hints)):
+            log.info(
+                "run: waiting rollback request closed (service %s, message or run %s: %s)",
+                *(self._service, target, answer),
+                extra={"service": self._service, "target": target},
             )
         self._relays.saw(there=await driver.run(is_relayed()))
         if now >= self._look_for_strangers_at:

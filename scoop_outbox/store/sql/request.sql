@@ -1,8 +1,10 @@
 -- Requests: what somebody asks of runs that go on. No row of `run` is locked for them.
 
 -- name: read_target
--- The runs that an id means, by their own or by their message's: whether each can still give up, and its state.
-select r.id, r.state = 'running' or r.state = 'parked' and r.undo_seq is null, r.state
+-- The runs that an id means, by their own or by their message's: whether each can still give up, its state, and whether
+-- somebody has asked for its rollback.
+select r.id, r.state = 'running' or r.state = 'parked' and r.undo_seq is null, r.state,
+       coalesce((select f.type = 'RollbackRequested' from {schema}.failure f where f.id = r.failure), false)
 from (
     select * from {schema}.run where id = %(target)s
     union all
@@ -60,3 +62,111 @@ with asked as (
 insert into {schema}.mailbox (service, saga, version, run_id, due)
 select service, saga, version, id, clock_timestamp() from asked
 returning run_id, service, saga, version, 0.0::float8
+
+-- name: read_in_the_way
+-- What keeps the runs that an id means from being rolled back: runs that are active, at them, above them or below them,
+-- and runs that could not be rolled back. Above is who waits, or has waited: a late run has nobody there. Below a run that
+-- has ended, a child that is open is one that somebody else has asked to roll back.
+with recursive asked as (
+    select id, parent_run from {schema}.run where id = %(target)s
+    union all
+    select id, parent_run from {schema}.run where message_id = %(target)s
+), above (id) as (
+    (
+        select parent_run from asked
+        union
+        select run_id from {schema}.child where message_id = %(target)s and open and state = 'waiting'
+    )
+    union
+    select r.parent_run from above a join {schema}.run r on r.id = a.id
+), below (id, looked_at) as (
+    select id, true from asked
+    union all
+    select c.child_run, c.looked_at
+    from below b
+    cross join lateral (
+        select child_run, open or state = 'rollback_failed' as looked_at
+        from {schema}.child
+        where run_id = b.id and child_run is not null
+          and (open or state = 'committed' or state = 'rollback_failed' and not consumed)
+        offset 0
+    ) c
+), found (id, is_above) as (
+    select id, true from above where id is not null
+    union all
+    select id, false from below where looked_at
+)
+select r.id, r.service, r.saga, r.state, f.is_above
+from found f
+join {schema}.run r on r.id = f.id
+where r.state in ('running', 'rolling_back', 'parked') or r.state = 'rollback_failed' and not f.is_above
+order by r.state = 'rollback_failed'
+limit %(most)s
+
+-- name: is_rollback_waiting
+select exists (
+    select from {schema}.request where kind = 'rollback' and outcome is null and target = %(target)s
+)
+
+-- name: roll_back_runs
+-- As the parent would order it, who is committed and does not hear of it: but its row of the child opens, so that a
+-- rollback of its own waits for the child, and finds in the end that there is nothing left to order. Its lock keeps it
+-- from ordering the same at this moment. What somebody else holds is left alone: that is looked at again.
+with parents as (
+    select p.id
+    from {schema}.run p
+    where p.id in (select parent_run from {schema}.run where id = any(%(runs)s::uuid[]))
+      and p.state not in ('running', 'rolling_back', 'parked')
+    order by p.id
+    for share skip locked
+), found as (
+    select r.id, r.message_id, r.parent_run
+    from {schema}.run r
+    where r.id = any(%(runs)s::uuid[]) and r.state = 'committed'
+      and (r.parent_run is null or r.parent_run in (select id from parents))
+    order by r.id
+    for update of r skip locked
+), opened as (
+    update {schema}.child c
+    set state = 'rolling_back', open = true
+    from found f
+    where c.message_id = f.message_id and c.child_run = f.id and c.state = 'committed'
+), told as (
+    update {schema}.run r
+    set state = 'rolling_back', failure = %(failure)s, undo_seq = r.seq, attempt = 0, handled = 0,
+        failed_at = clock_timestamp(), ended_at = null
+    from found f
+    where r.id = f.id
+    returning r.id, r.service, r.saga, r.version
+), posted as (
+    insert into {schema}.mailbox (service, saga, version, run_id, due)
+    select service, saga, version, id, clock_timestamp() from told
+)
+select id, service, saga, version, 0.0::float8 from told
+
+-- name: store_rollback
+-- It waits until it is closed, once for each target; then it stays, to be looked up.
+insert into {schema}.request (target, kind, failure)
+values (%(target)s, 'rollback', %(failure)s)
+on conflict do nothing
+returning id
+
+-- name: close_rollback
+update {schema}.request
+set outcome = %(outcome)s
+where kind = 'rollback' and outcome is null and target = %(target)s
+
+-- name: read_waiting_rollbacks
+-- Those whose own runs have all ended, by target. Whether others are active is for whoever looks at each. `offset 0`: request
+-- by request, and not by reading all runs.
+select q.target, q.failure
+from {schema}.request q
+where q.kind = 'rollback' and q.outcome is null and q.target > %(after)s
+  and not exists (
+      select from {schema}.run r where r.id = q.target and r.state in ('running', 'rolling_back', 'parked') offset 0
+  )
+  and not exists (
+      select from {schema}.run r where r.message_id = q.target and r.state in ('running', 'rolling_back', 'parked') offset 0
+  )
+order by q.target
+limit %(most)s

@@ -1,0 +1,196 @@
+"""Plans of rollbacks that somebody asks for: of what has committed, at once or as soon as nothing of it is active."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from scoop_outbox.answers import MOST_ACTIVE, ActiveRun, Answer, RollbackAnswer
+from scoop_outbox.core.plans.claim import Hints
+from scoop_outbox.core.plans.failures import Known, Writing, id_of
+from scoop_outbox.core.plans.requests import cancel, pass_on, read_target
+from scoop_outbox.core.run import RunState
+from scoop_outbox.core.statement import BEGIN, COMMIT, ROLLBACK, Plan, Statement, ask, statement
+from scoop_outbox.failure import Failure, RollbackRequested
+
+IfActive = Literal["refuse", "cancel", "wait"]
+"""What becomes of a request for something that is active."""
+
+AT_ONCE = 100
+"""How many requests that wait are read together."""
+
+_LOWEST = uuid.UUID(int=0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What an id means, and how it stands.
+
+    Attributes:
+        known: whether it means anything here: a run, or a message that has been taken in or will be.
+        committed: its runs that can be rolled back.
+        to_come: whether runs of it are still to begin.
+        can_give_up: whether one of its runs can.
+        rolled_back: whether it has runs, and all of them have been rolled back.
+        undone: whether they have been, or are being rolled back because somebody asked for it.
+        active: runs that have not ended: its own, those above and those below.
+        active_below: whether some of them are not above it.
+        stuck: whether a run of it, or below it, could not be rolled back.
+        waits: whether a request for it waits.
+    """
+
+    known: bool
+    committed: Sequence[uuid.UUID]
+    to_come: bool
+    can_give_up: bool
+    rolled_back: bool
+    undone: bool
+    active: tuple[ActiveRun, ...]
+    active_below: bool
+    stuck: bool
+    waits: bool
+
+
+def roll_back(
+    target: uuid.UUID, reason: str | None, source: str, if_active: IfActive, known: Known, hints: Hints | None
+) -> Plan[RollbackAnswer]:
+    """Roll back what has committed, with everything below it.
+
+    Args:
+        target: a run, or a message: then each run that handles it. Those that are still to come execute nothing.
+        reason: in words, for the failure that the compensations are told.
+        source: who asks.
+        if_active: what becomes of the request if a run at, above or below the target has not ended.
+        known: the failures that this process knows.
+        hints: told which runs have mail; None leaves it to the workers to find it.
+
+    Raises:
+        ValueError: `if_active` is none of these words.
+    """
+    if if_active not in get_args(IfActive):
+        raise ValueError(f"if_active is one of {', '.join(map(repr, get_args(IfActive)))}, and not {if_active!r}")
+    found = yield from _look(target)
+    answer = _judge(found, if_active)
+    if answer is not Answer.ACCEPTED:
+        return _answered(answer, found)
+    writing = Writing(known)
+    failure = id_of(writing.name(Failure(RollbackRequested.__name__, reason, source).within_limits()))
+    stored = [*writing.statements(), statement("store_rollback", target=target, failure=failure)]
+    if not found.active:
+        if (yield from _carry_out(target, found, failure, stored, hints)):
+            writing.written()
+            return RollbackAnswer(Answer.ACCEPTED)
+        # Somebody was faster, or looks at one of the runs just now.
+        found = yield from _look(target)
+        answer = _judge(found, if_active)
+        if answer is not Answer.ACCEPTED:
+            return _answered(answer, found)
+    *_, new, _ = yield from ask(BEGIN, *stored, COMMIT)
+    writing.written()
+    accepted = bool(new)
+    if if_active == "cancel" and (found.can_give_up or found.to_come):
+        accepted |= (yield from cancel(target, reason, source, known, hints)) is Answer.ACCEPTED
+    return RollbackAnswer(Answer.ACCEPTED if accepted else Answer.ALREADY_REQUESTED)
+
+
+def roll_back_waiting(hints: Hints) -> Plan[list[tuple[uuid.UUID, Answer]]]:
+    """Carry out the requests that have waited until nothing was active.
+
+    Any number of processes may do this at the same time: each run is told once.
+
+    Returns:
+        What has become of those that wait no more, by their targets.
+    """
+    done: list[tuple[uuid.UUID, Answer]] = []
+    after = _LOWEST
+    while True:
+        (waiting,) = yield from ask(statement("read_waiting_rollbacks", after=after, most=AT_ONCE))
+        for target, failure in waiting:
+            answer = yield from _try(target, failure, hints)
+            if answer is not None:
+                done.append((target, answer))
+        if len(waiting) < AT_ONCE:
+            return done
+        after = waiting[-1][0]
+
+
+def _try(target: uuid.UUID, failure: uuid.UUID, hints: Hints) -> Plan[Answer | None]:
+    """Carry out a request that waits; return what has become of it, None if it still waits."""
+    found = yield from _look(target)
+    if found.active:
+        return None
+    answer = _judge(replace(found, waits=False), "wait")
+    if answer is Answer.ACCEPTED:
+        told = yield from _carry_out(target, found, failure, (), hints)
+        return answer if told and not found.to_come else None
+    yield from ask(statement("close_rollback", target=target, outcome=answer.value))
+    return answer
+
+
+def _carry_out(
+    target: uuid.UUID, found: _Found, failure: uuid.UUID | None, first: Sequence[Statement], hints: Hints | None
+) -> Plan[bool]:
+    """Tell runs to roll back, in one transaction with what is written `first`; answer whether any was told.
+
+    Those that are still to come find the request when they begin, as they find a cancellation. It goes on waiting as
+    long as there are any: they may be shielded.
+    """
+    coming = [statement("request_cancellation", target=target, failure=failure)] if found.to_come else []
+    orders = statement("roll_back_runs", runs=list(found.committed), failure=failure)
+    *_, told = yield from ask(BEGIN, *first, *coming, orders)
+    if not told and not coming:
+        yield from ask(ROLLBACK)
+        return False
+    done = len(told) == len(found.committed) and not coming
+    closing = [statement("close_rollback", target=target, outcome=Answer.ACCEPTED.value)] if done else []
+    yield from ask(*closing, COMMIT)
+    pass_on(told, hints)
+    if coming:
+        (posted,) = yield from ask(statement("deliver_cancellation", target=target))
+        pass_on(posted, hints)
+    return True
+
+
+def _look(target: uuid.UUID) -> Plan[_Found]:
+    runs, to_come, taken_in = yield from read_target(target)
+    in_the_way, waiting = yield from ask(
+        statement("read_in_the_way", target=target, most=MOST_ACTIVE),
+        statement("is_rollback_waiting", target=target),
+    )
+    states = [RunState(state) for _, _, state, _ in runs]
+    active = [row for row in in_the_way if row[3] != RunState.ROLLBACK_FAILED.value]
+    return _Found(
+        known=bool(runs) or to_come or taken_in,
+        committed=[run_id for run_id, _, state, _ in runs if state == RunState.COMMITTED.value],
+        to_come=to_come,
+        can_give_up=any(can_give_up for _, can_give_up, *_ in runs),
+        rolled_back=bool(runs) and set(states) == {RunState.ROLLED_BACK},
+        undone=bool(runs) and all(state == RunState.ROLLED_BACK.value or asked for _, _, state, asked in runs),
+        active=tuple(ActiveRun(*row[:4]) for row in active),
+        active_below=any(not above for *_, above in active),
+        stuck=len(active) < len(in_the_way),
+        waits=waiting[0][0],
+    )
+
+
+def _judge(found: _Found, if_active: IfActive) -> Answer:
+    """Return `ACCEPTED` when something is to be done, now or later, and else why nothing is."""
+    if not found.known:
+        return Answer.UNKNOWN
+    if found.rolled_back and not found.to_come:
+        return Answer.ALREADY_ROLLED_BACK
+    later = bool(found.active) or (found.to_come and not found.committed)
+    if later and ((found.undone and not found.to_come) or (found.waits and if_active != "cancel")):
+        return Answer.ALREADY_REQUESTED
+    if found.active:
+        wanted = if_active == "wait" or (if_active == "cancel" and found.active_below)
+        return Answer.ACCEPTED if wanted else Answer.REFUSED_ACTIVE
+    if found.stuck:
+        return Answer.REFUSED_ROLLBACK_FAILED
+    return Answer.ACCEPTED if found.committed or found.to_come else Answer.NOTHING_TO_DO
+
+
+def _answered(answer: Answer, found: _Found) -> RollbackAnswer:
+    return RollbackAnswer(answer, found.active if answer is Answer.REFUSED_ACTIVE else ())
