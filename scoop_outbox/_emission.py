@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scoop_outbox._deadlines import NONE, Deadlines, Timeouts
 from scoop_outbox.errors import PayloadError
 from scoop_outbox.failure import Frame
 from scoop_outbox.message import Topic, encode, saga_names, topic_name, uuid7
@@ -27,6 +28,8 @@ class Emission:
         launched_at: the line of the launching code; it shows up in the traceback of a failure below it.
         handlers: the sagas that have to be subscribed, none by name if it may be anyone; None if nobody has to be.
         given: whether the id is the caller's: then the message is launched once, however often it is tried.
+        timeouts: what its launcher says about time.
+        deadlines: what this comes to, together with what the launching run is bound by.
     """
 
     message_id: uuid.UUID
@@ -40,6 +43,8 @@ class Emission:
     launched_at: Frame
     handlers: tuple[str, ...] | None = None
     given: bool = False
+    timeouts: Timeouts | None = None
+    deadlines: Deadlines = NONE
 
     @property
     def size(self) -> int:
@@ -60,6 +65,7 @@ def emission(
     require_handlers: bool = False,
     handled_by: Sequence[object] = (),
     message_id: object = None,
+    timeouts: Timeouts | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Emission:
     """Check and encode one message to be launched.
@@ -75,6 +81,7 @@ def emission(
         require_handlers: whether some saga has to be subscribed to the topic.
         handled_by: the sagas that have to be, or their names.
         message_id: the caller's id for it; one is drawn unless given.
+        timeouts: what the launcher says about time.
         limits: how large the body may be; the caller has checked the context.
 
     Raises:
@@ -83,8 +90,28 @@ def emission(
     """
     body, content_type = encode(topic, payload)
     limits.check(len(body), f"the payload for topic {topic_name(topic)!r}")
-    others = {}
-    for name, value in (headers or {}).items():
+    others, said = _checked_headers(headers or {})
+    return Emission(
+        uuid7() if message_id is None else checked_id(message_id),
+        topic_name(topic),
+        checked_key(key),
+        body,
+        content_type if said is None else said,
+        others,
+        context,
+        awaited,
+        Frame.of_caller(depth + 1),
+        _required(topic, require_handlers, handled_by),
+        message_id is not None,
+        timeouts,
+    )
+
+
+def _checked_headers(headers: Mapping[Any, Any]) -> tuple[dict[str, str], str | None]:
+    """Return the launcher's headers, and what they say the body is."""
+    others: dict[str, str] = {}
+    content_type = None
+    for name, value in headers.items():
         if not is_text(name) or not is_text(value):
             raise PayloadError(f"header {name!r}: names and values are text; encode other values yourself")
         if name.lower().startswith(PREFIX):
@@ -93,19 +120,7 @@ def emission(
             content_type = checked_content_type(value)
         else:
             others[name] = value
-    return Emission(
-        uuid7() if message_id is None else checked_id(message_id),
-        topic_name(topic),
-        checked_key(key),
-        body,
-        content_type,
-        others,
-        context,
-        awaited,
-        Frame.of_caller(depth + 1),
-        _required(topic, require_handlers, handled_by),
-        message_id is not None,
-    )
+    return others, content_type
 
 
 def _required(

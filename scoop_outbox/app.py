@@ -6,7 +6,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from scoop_outbox._generics import T
@@ -128,6 +128,8 @@ class Scoop:
         version: str | None = None,
         formerly: Iterable[str] = (),
         shield: bool = False,
+        timeout: float | timedelta | None = None,
+        rollback_timeout: float | timedelta | None = None,
     ) -> Saga[T]:
         """Declare a saga: a handler of the messages on a topic.
 
@@ -141,12 +143,23 @@ class Scoop:
                 over when the service starts; leave them there as long as something of the old name may be undone.
             shield: its runs never give up: whoever cancels them, or what is above them, waits for their end. What they
                 have done is rolled back afterwards if their parent has given up.
+            timeout: seconds within which a run, with all below it, has to commit, from when its message is taken in;
+                or it gives up.
+            rollback_timeout: seconds that a rollback of a run, with all below it, may take; or it is `rollback_failed`.
 
         Raises:
             DefinitionError: the name is taken or cannot be used, or the topic, `ordered` or `formerly` cannot; or this
                 process runs the service already, and would not execute the saga.
         """
-        return self._service.saga(name, on, ordered=ordered, version=version, formerly=formerly, shield=shield)
+        return self._service.saga(
+            *(name, on),
+            ordered=ordered,
+            version=version,
+            formerly=formerly,
+            shield=shield,
+            timeout=timeout,
+            rollback_timeout=rollback_timeout,
+        )
 
     @property
     def sagas(self) -> Mapping[str, Saga]:
@@ -163,6 +176,9 @@ class Scoop:
         headers: Mapping[str, str] | None = None,
         require_handlers: bool = False,
         handled_by: Sequence[Any] = (),
+        timeout: float | timedelta | None = None,  # noqa: ASYNC109 - not of this call
+        deadline: datetime | None = None,
+        rollback_timeout: float | timedelta | None = None,
         session: AsyncTransaction | None = None,
         detached: bool = False,
         id: uuid.UUID | None = None,  # noqa: A002 - what everybody calls it
@@ -177,6 +193,10 @@ class Scoop:
             headers: text headers that travel with the message.
             require_handlers: refuse to launch if no saga is subscribed to the topic.
             handled_by: sagas, or their names; refuse to launch if one of them is not subscribed to it.
+            timeout: seconds within which its hierarchy has to commit, from this launch on; or it gives up, and waiting
+                for it raises `GaveUp`.
+            deadline: likewise, as a time with a time zone.
+            rollback_timeout: seconds that a rollback of the hierarchy may take; or it is `rollback_failed`.
             session: launch inside this transaction, to be committed with it and gone with it: an SQLAlchemy
                 `AsyncSession`, `async_scoped_session` or `AsyncConnection`, on psycopg or asyncpg, or a psycopg
                 `AsyncConnection`, on this service's database. Without it the message is launched in a transaction of
@@ -200,7 +220,8 @@ class Scoop:
             DatabaseError: the database cannot be reached or is not migrated, or `session` cannot be joined. Or another
                 transaction is launching under the id and does not end: nothing is launched then; try again.
         """
-        draft = Draft(topic, payload, key, context, headers, id, require_handlers, handled_by)
+        times = timeout, deadline, rollback_timeout
+        draft = Draft(topic, payload, key, context, headers, id, require_handlers, handled_by, *times)
         return (await self._launcher.launch([draft], session, detached=detached))[0]
 
     def launch_sync(
@@ -213,6 +234,9 @@ class Scoop:
         headers: Mapping[str, str] | None = None,
         require_handlers: bool = False,
         handled_by: Sequence[Any] = (),
+        timeout: float | timedelta | None = None,
+        deadline: datetime | None = None,
+        rollback_timeout: float | timedelta | None = None,
         session: Transaction | None = None,
         detached: bool = False,
         id: uuid.UUID | None = None,  # noqa: A002 - what everybody calls it
@@ -225,7 +249,8 @@ class Scoop:
         Raises:
             StepError, DefinitionError, PayloadError, ConflictingMessage, UnhandledMessage, DatabaseError: as `launch`.
         """
-        draft = Draft(topic, payload, key, context, headers, id, require_handlers, handled_by)
+        times = timeout, deadline, rollback_timeout
+        draft = Draft(topic, payload, key, context, headers, id, require_handlers, handled_by, *times)
         return self._launcher.launch_sync([draft], session, detached=detached)[0]
 
     async def launch_many(

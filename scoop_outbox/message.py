@@ -127,6 +127,9 @@ class Topic(Generic[T]):
             type: builtins.type[T],
             require_handlers: bool = ...,  # noqa: FBT001 - as the dataclass has it
             handled_by: Sequence[Any] = ...,
+            timeout: float | timedelta | None = ...,
+            deadline: datetime | None = ...,
+            rollback_timeout: float | timedelta | None = ...,
         ) -> None: ...
         @overload
         def __init__(
@@ -135,6 +138,9 @@ class Topic(Generic[T]):
             type: Any,
             require_handlers: bool = ...,  # noqa: FBT001 - as above
             handled_by: Sequence[Any] = ...,
+            timeout: float | timedelta | None = ...,
+            deadline: datetime | None = ...,
+            rollback_timeout: float | timedelta | None = ...,
         ) -> None: ...
         def __init__(self, *_: Any, **__: Any) -> None: ...
 
@@ -193,6 +199,9 @@ class Draft:
         id: the message's id, a UUID of the caller's; one is drawn unless given.
         require_handlers: refuse to launch if no saga is subscribed to the topic.
         handled_by: sagas, or their names; refuse to launch if one of them is not subscribed to it.
+        timeout: seconds within which its hierarchy has to commit, from the launch on.
+        deadline: when it has to have committed, with a time zone.
+        rollback_timeout: seconds that a rollback of it may take.
     """
 
     topic: str | Topic[Any]
@@ -203,6 +212,9 @@ class Draft:
     id: uuid.UUID | None = None
     require_handlers: bool = False
     handled_by: Sequence[Any] = ()
+    timeout: float | timedelta | None = None
+    deadline: datetime | None = None
+    rollback_timeout: float | timedelta | None = None
 
     if TYPE_CHECKING:  # a class of no type of its own: mypy would not look at payloads in a list of them, otherwise
 
@@ -216,6 +228,9 @@ class Draft:
             id: uuid.UUID | None = ...,  # noqa: A002 - as the dataclass has it
             require_handlers: bool = ...,  # noqa: FBT001 - as the dataclass has it
             handled_by: Sequence[Any] = ...,
+            timeout: float | timedelta | None = ...,
+            deadline: datetime | None = ...,
+            rollback_timeout: float | timedelta | None = ...,
         ) -> None: ...
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from typing import Generic, Literal, Protocol, overload
 
+from scoop_outbox._deadlines import Timeouts
 from scoop_outbox._generics import Params, R, T
 from scoop_outbox.errors import DefinitionError
 from scoop_outbox.message import Topic, checked_name, topic_name
@@ -47,6 +49,8 @@ class Saga(Generic[T]):
         version: str | None = None,
         formerly: Iterable[str] = (),
         shield: bool = False,
+        timeout: float | timedelta | None = None,
+        rollback_timeout: float | timedelta | None = None,
     ) -> None:
         """See `Scoop.saga`."""
         self.name = checked_name("saga", name)
@@ -59,6 +63,7 @@ class Saga(Generic[T]):
             )
         self.ordered = ordered
         self.shield = shield
+        self.timeouts = Timeouts.of(timeout, None, rollback_timeout)
         self.topic = topic_name(on)
         self.schema: Topic[T] | None = on if isinstance(on, Topic) else None
         self._steps: dict[str, Step[T]] = {}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from scoop_outbox._deadlines import Timeouts
 from scoop_outbox._emission import DEFAULT_LIMITS, Emission, Emissions, emission
 from scoop_outbox._generics import T
 from scoop_outbox.context import Context
-from scoop_outbox.errors import ScopeEnded
+from scoop_outbox.errors import ScopeEnded, StepError
 from scoop_outbox.message import Topic, dump_json
 from scoop_outbox.wire.limits import Limits
 
@@ -29,12 +31,21 @@ class Result:
     value: Any
 
 
+@dataclass(slots=True)
+class _Left:
+    """What a callback leaves, besides what it launches, and whether its run rolls back."""
+
+    undoes: bool
+    result: str | None = None
+    asks: Timeouts | None = None
+
+
 class Scope:
     """One call of one callback of a run: its transaction, and what it may launch.
 
     Everything done through it commits or vanishes with the step. It ends with its callback: `session`, `connection`,
-    `context`, `launch`, `launch_on_global_scope` and `set_result` raise `ScopeEnded` from then on, and so does what was
-    taken from it before. The plain values stay readable.
+    `context`, `launch`, `launch_on_global_scope`, `set_deadline` and `set_result` raise `ScopeEnded` from then on, and
+    so does what was taken from it before. The plain values stay readable.
 
     Attributes:
         run_id: the run that this call belongs to.
@@ -63,8 +74,12 @@ class Scope:
         idempotency_key: str,
         limits: Limits = DEFAULT_LIMITS,
         handles: bool = False,
+        undoes: bool = False,
     ) -> None:
-        """Called by the drivers, and by tests of steps; `handles` says that the callback is there for a failure."""
+        """Called by the drivers, and by tests of steps.
+
+        `handles` says that the callback is there for a failure, and `undoes` that its run rolls back.
+        """
         self.run_id = run_id
         self.saga = saga
         self.step = step
@@ -75,7 +90,7 @@ class Scope:
         self.attempt = attempt
         self.idempotency_key = idempotency_key
         self._emissions = Emissions(limits, f"step {step!r}")
-        self.result: str | None = None
+        self._left = _Left(undoes)
         self._ended = False
         if handles:
             context.exempt()
@@ -84,6 +99,16 @@ class Scope:
     def ended(self) -> bool:
         """Whether the callback has returned or raised."""
         return self._ended
+
+    @property
+    def result(self) -> str | None:
+        """What `set_result` left, as JSON text; for the drivers, and for tests of steps."""
+        return self._left.result
+
+    @property
+    def asks(self) -> Timeouts | None:
+        """What `set_deadline` said; for the drivers, and for tests of steps."""
+        return self._left.asks
 
     @property
     def emissions(self) -> Sequence[Emission]:
@@ -142,6 +167,9 @@ class Scope:
         headers: Mapping[str, str] | None = None,
         require_handlers: bool = False,
         handled_by: Sequence[Any] = (),
+        timeout: float | timedelta | None = None,
+        deadline: datetime | None = None,
+        rollback_timeout: float | timedelta | None = None,
     ) -> uuid.UUID:
         """Launch a message: the run's next step starts when all its handlers, and all below them, have finished.
 
@@ -155,12 +183,16 @@ class Scope:
             headers: text headers that travel with the message.
             require_handlers: the step fails with `UnhandledMessage` if no saga is subscribed to the topic.
             handled_by: sagas, or their names; the step fails with `UnhandledMessage` if one of them is not subscribed.
+            timeout: seconds within which its handlers, and all below them, have to commit, from the commit of this
+                step on; or they give up. What binds this run binds them, too: it can only be tightened.
+            deadline: likewise, as a time with a time zone.
+            rollback_timeout: seconds that a rollback of its handlers, with all below them, may take.
 
         Returns:
             The message's id.
 
         Raises:
-            DefinitionError: the topic's name cannot be used.
+            DefinitionError: the topic's name cannot be used, or a duration or a time cannot.
             PayloadError: payload, key, context or a header cannot be encoded, or is larger than `max_body`; or this
                 step launches more than a statement can hold.
             ScopeEnded: the callback has ended.
@@ -171,7 +203,9 @@ class Scope:
             # Only what is added here: what was inherited is not this launch's to answer for.
             self._emissions.limits.check(len(dump_json(dict(context), "the context")), "the context")
             own = self._context.dumps(**context)
-        return self._launch(topic, payload, key, own, headers, awaited=True, required=(require_handlers, handled_by))
+        timeouts = Timeouts.of(timeout, deadline, rollback_timeout)
+        required = require_handlers, handled_by
+        return self._launch(topic, payload, key, own, headers, timeouts, awaited=True, required=required)
 
     def launch_on_global_scope(
         self,
@@ -183,16 +217,21 @@ class Scope:
         headers: Mapping[str, str] | None = None,
         require_handlers: bool = False,
         handled_by: Sequence[Any] = (),
+        timeout: float | timedelta | None = None,
+        deadline: datetime | None = None,
+        rollback_timeout: float | timedelta | None = None,
     ) -> uuid.UUID:
         """Launch a message that starts a hierarchy of its own: nobody waits for it, and no rollback reaches it.
 
         It is still written with the step's transaction: if the step fails, it was never launched.
-        Arguments, return value and errors are those of `launch`; its context holds only what is passed.
+        Arguments, return value and errors are those of `launch`; its context holds only what is passed, and it has no
+        deadlines but those.
         """
         own = None if context is None else dump_json(dict(context), "the context")
         self._emissions.limits.check(len(own or ""), "the context")
+        timeouts = Timeouts.of(timeout, deadline, rollback_timeout)
         required = require_handlers, handled_by
-        return self._launch(topic, payload, key, own, headers, awaited=False, required=required)
+        return self._launch(topic, payload, key, own, headers, timeouts, awaited=False, required=required)
 
     def _launch(
         self,
@@ -201,6 +240,7 @@ class Scope:
         key: str | bytes | None,
         context: str | None,
         headers: Mapping[str, str] | None,
+        timeouts: Timeouts | None,
         *,
         awaited: bool,
         required: tuple[bool, Sequence[Any]],
@@ -217,10 +257,34 @@ class Scope:
             depth=2,
             require_handlers=require_handlers,
             handled_by=handled_by,
+            timeouts=timeouts,
             limits=self._emissions.limits,
         )
         self._emissions.add(launched)
         return launched.message_id
+
+    def set_deadline(self, *, timeout: float | timedelta | None = None, deadline: datetime | None = None) -> None:
+        """Have this run give up unless it has committed by then, with all below it; without arguments, lift that.
+
+        It replaces what the run has set itself before. What its launcher, or its saga, has set stays. Children that
+        this callback launches are bound by it; those that were launched before are told when the run gives up.
+
+        Args:
+            timeout: in so many seconds from the end of this callback on.
+            deadline: at this time, with a time zone.
+
+        Raises:
+            DefinitionError: the duration or the time cannot be used.
+            StepError: the run rolls back, which no deadline of its own ends: see `rollback_timeout`.
+            ScopeEnded: the callback has ended.
+        """
+        self.check()
+        if self._left.undoes:
+            raise StepError(
+                f"set_deadline() while step {self.step!r} of saga {self.saga!r} is rolled back: a rollback is not "
+                "given up. How long it may take is said by rollback_timeout=, at the launch or for the saga"
+            )
+        self._left.asks = Timeouts.of(timeout, deadline, None) or Timeouts()
 
     def set_result(self, value: Any) -> None:
         """Leave a JSON value for the parent's next step, which finds it in `scope.results`; the last call counts.
@@ -232,7 +296,7 @@ class Scope:
         self.check()
         text = dump_json(value, "the result")
         self._emissions.limits.check(len(text), "the result")
-        self.result = text
+        self._left.result = text
 
     @property
     def session(self) -> Any:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from scoop_outbox._deadlines import Deadline, earlier
 from scoop_outbox.core.plans.failures import Known, recall
 from scoop_outbox.core.plans.inspect import read_hierarchy, read_steps, read_taken_in
-from scoop_outbox.core.rows import Failures, Row, failure_of, message_of
+from scoop_outbox.core.rows import Failures, Row, deadline_of, deadlines_of, failure_of, message_of
 from scoop_outbox.core.run import RunState, StepKind
 from scoop_outbox.core.statement import Plan
 from scoop_outbox.errors import UnknownMessage
@@ -61,6 +62,8 @@ class RunStatus:
         late: whether its parent does not wait for it, and no rollback reaches it: its saga was subscribed only after
             the message had been launched. Which execution launched it is not known then.
         giving_up: why it gives up, while it waits for children that it has told to.
+        deadline: until when it has to commit, and who says so; what its saga says is not known here.
+        rollback_by: until when its rollback has to end.
     """
 
     id: uuid.UUID
@@ -84,6 +87,8 @@ class RunStatus:
     interruption: str | None = None
     late: bool = False
     giving_up: Failure | None = None
+    deadline: Deadline | None = None
+    rollback_by: datetime | None = None
 
     @property
     def parent(self) -> uuid.UUID | None:
@@ -150,7 +155,8 @@ def _step_of(row: Row, failures: Failures) -> StepStatus:
 def _run_of(row: Row, steps: Sequence[StepStatus], failures: Failures) -> RunStatus:
     """Return the run in a row of `read_hierarchy`."""
     run_id, service, saga, message_id, state, lineage, launched_by, step, next_step, failure, obstacle, *rest = row
-    reason, created_at, ended_at, topic, version, interruptions, interruption, late, giving_up = rest
+    reason, created_at, ended_at, topic, version, interruptions, interruption, late, giving_up, *times = rest
+    deadlines, own_deadline, rollback_by = times
     return RunStatus(
         run_id,
         service,
@@ -173,4 +179,6 @@ def _run_of(row: Row, steps: Sequence[StepStatus], failures: Failures) -> RunSta
         interruption,
         late,
         failure_of(giving_up, failures),
+        earlier(deadlines_of(deadlines).happy_path, deadline_of(own_deadline)),
+        rollback_by,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Sequence
 
+from scoop_outbox._deadlines import Timeouts
 from scoop_outbox._emission import Emission, emission
 from scoop_outbox._inside import refuse_launch
 from scoop_outbox.client.handle import Handle
@@ -72,11 +73,11 @@ class Launcher:
         if session is not None:
             whose = home.whose
             with map_missing_tables(home.url):
-                plan = launch(launched, via_broker=via_broker, here=here)
+                plan = launch(launched, source=self._service.name, via_broker=via_broker, here=here)
                 unhandled = await run_joined(plan, session, home.queries, hints.outbox, whose)
         else:
             async with home.claiming_driver() if _claims(launched) else home.driver() as driver:
-                plan = launch_and_commit(launched, hints, via_broker=via_broker, here=here)
+                plan = launch_and_commit(launched, hints, source=self._service.name, via_broker=via_broker, here=here)
                 unhandled = await driver.run(plan)
         self._note_unhandled(unhandled)
 
@@ -88,11 +89,11 @@ class Launcher:
         if session is not None:
             whose = home.whose
             with map_missing_tables(home.url):
-                plan = launch(launched, via_broker=via_broker, here=here)
+                plan = launch(launched, source=self._service.name, via_broker=via_broker, here=here)
                 unhandled = run_joined_blocking(plan, session, home.queries, hints.outbox, whose)
         else:
             with home.blocking_claiming_driver() if _claims(launched) else home.blocking_driver() as driver:
-                plan = launch_and_commit(launched, hints, via_broker=via_broker, here=here)
+                plan = launch_and_commit(launched, hints, source=self._service.name, via_broker=via_broker, here=here)
                 unhandled = driver.run(plan)
         self._note_unhandled(unhandled)
 
@@ -175,6 +176,7 @@ def _emission(draft: Draft, limits: Limits) -> Emission:
         require_handlers=draft.require_handlers,
         handled_by=draft.handled_by,
         message_id=draft.id,
+        timeouts=Timeouts.of(draft.timeout, draft.deadline, draft.rollback_timeout),
         limits=limits,
     )
     limits.check_together(one.size, "this launches")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from typing import Any, Literal
 
 from scoop_outbox._forks import begins_anew
@@ -85,6 +86,8 @@ class Service:
         version: str | None,
         formerly: Iterable[str],
         shield: bool,
+        timeout: float | timedelta | None,
+        rollback_timeout: float | timedelta | None,
     ) -> Saga[T]:
         """See `Scoop.saga`."""
         if self.running:
@@ -98,7 +101,15 @@ class Service:
                 f"service {self.name!r} has a saga {name!r} already (on {self.sagas[name].topic!r}): "
                 "give each saga a name of its own"
             )
-        saga = Saga(name, on, ordered=ordered, version=version, formerly=formerly, shield=shield)
+        saga = Saga(
+            *(name, on),
+            ordered=ordered,
+            version=version,
+            formerly=formerly,
+            shield=shield,
+            timeout=timeout,
+            rollback_timeout=rollback_timeout,
+        )
         self.sagas[name] = saga
         return saga
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from scoop_outbox.core.deadline import missed, missed_rollback
 from scoop_outbox.core.decision import (
     AskChildren,
     CancelChildren,
@@ -13,6 +14,7 @@ from scoop_outbox.core.decision import (
     Decision,
     EndRollbackFailed,
     EndRolledBack,
+    ExpireChildren,
     HandleChildFailure,
     HandleChildRollbackFailure,
     Handled,
@@ -41,10 +43,14 @@ def decide(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:
     reason = giving_up(saga, run, facts)
     if reason is not None and facts.untold:
         return CancelChildren(reason)
+    if facts.child_deadline is not None and facts.child_deadline <= facts.now:
+        return ExpireChildren(facts.child_deadline)
     if facts.open_children:
         return Wait()
     if reason is not None:
         return RollBack(_given_up(reason, source))
+    if _has_no_time_left(run, facts):
+        return EndRollbackFailed(missed_rollback(run, source))
     if run.not_before is not None and facts.now < run.not_before:
         return Wait(run.not_before)
     if run.state is RunState.RUNNING:
@@ -54,13 +60,20 @@ def decide(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:
     return Wait()
 
 
+def _has_no_time_left(run: Run, facts: Facts) -> bool:
+    """Tell whether a rollback has taken longer than it may, and something is left to be undone."""
+    return run.rollback_by is not None and run.rollback_by <= facts.now and facts.instance is not None
+
+
 def giving_up(saga: Saga, run: Run, facts: Facts) -> Failure | None:
-    """Return why a run gives up; None when it does not, because nobody asked it to, or it is shielded for now."""
+    """Return why a run gives up; None when it does not: it need not, or is shielded for now."""
     if run.state is not RunState.RUNNING:
         return None
     if run.giving_up is not None:
         return run.giving_up
     reason = facts.cancellation
+    if reason is None and facts.deadline is not None and facts.deadline.at <= facts.now:
+        reason = missed(facts.deadline)
     if reason is None or saga.shield:
         return None
     step = None if run.step is None else saga.get(run.step)

@@ -49,6 +49,13 @@ class CancelChildren:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpireChildren:
+    """End children that have not started by a deadline of their own: they have failed."""
+
+    deadline: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class AskChildren:
     """Order the committed children of an instance to roll back."""
 
@@ -128,6 +135,7 @@ Decision = (
     | HandleChildFailure
     | RollBack
     | CancelChildren
+    | ExpireChildren
     | AskChildren
     | Compensate
     | HandleChildRollbackFailure

@@ -16,6 +16,7 @@ from scoop_outbox.core.decision import (
     Decision,
     EndRollbackFailed,
     EndRolledBack,
+    ExpireChildren,
     HandleChildFailure,
     HandleChildRollbackFailure,
     Handled,
@@ -38,7 +39,9 @@ State = TypeVar("State", bound=StrEnum)
 RULES: tuple[tuple[str, str, type[Decision]], ...] = (
     ("running", "it gives up, and open children do not know", CancelChildren),
     ("running", "it gives up, and no child is open", RollBack),
+    ("any", "a child has not started by its deadline", ExpireChildren),
     ("any", "a child is open", Wait),
+    ("rolling_back", "the rollback has taken longer than it may, and something is left", EndRollbackFailed),
     ("any", "a retry is not due yet", Wait),
     ("running", "children failed, and their step is not in the code any more", Park),
     ("running", "children failed, and their step has no handler for that", RollBack),

@@ -58,6 +58,7 @@ def step_returned(saga: Saga, run: Run, due: Invoke, outcome: Returned) -> Trans
         not_before=None,
         context=outcome.context,
         result=outcome.result or run.result,
+        own_deadline=run.own_deadline if outcome.asks is None else outcome.deadline,
     )
     return Transition(
         after,
@@ -96,6 +97,7 @@ def handler_returned(saga: Saga, run: Run, due: HandleChildFailure, outcome: Ret
         handled=run.handled + 1,
         context=outcome.context,
         result=outcome.result or run.result,
+        own_deadline=run.own_deadline if outcome.asks is None else outcome.deadline,
     )
     return Transition(
         after,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
+from scoop_outbox._deadlines import NONE, Deadline, Deadlines
 from scoop_outbox.core.run import Child, ChildState, Instance, Run, RunState, StepKind
 from scoop_outbox.failure import Failure, Frame
 from scoop_outbox.message import Message, Topic
@@ -16,10 +19,10 @@ Failures = Mapping[uuid.UUID, Failure]
 """Those that the rows at hand name, by id."""
 
 # Where `claim_run` returns what comes after the run's own columns.
-CLOCK, MAIL, CANCELLATION, MESSAGE = 29, 30, 31, slice(32, 39)
+CLOCK, MAIL, CANCELLATION, MESSAGE = 33, 34, 35, slice(36, 43)
 
 _FAILURES = (20, 21, 28, CANCELLATION)
-_CHILD_FAILURES = slice(6, 8)
+_CHILD_FAILURES, _DEADLINE = slice(6, 8), 10
 # Where `read_instance` returns a child, as `read_children` does.
 _INSTANCE = 6
 
@@ -50,7 +53,8 @@ def run_of(row: Row, failures: Failures) -> Run:
     (
         run_id, message_id, service, saga, lineage, parent_run, state, step, next_step, seq, instance, iteration,
         attempt, handled, not_before, undo_seq, compensation_seq, handler_seq, context, inherited, failure, obstacle,
-        result, launched_at, reason, lane, version, interrupted, giving_up, *_,
+        result, launched_at, reason, lane, version, interrupted, giving_up,
+        deadlines, own_deadline, rollback_by, created_at, *_,
     ) = row  # fmt: skip
     return Run(
         run_id,
@@ -82,17 +86,35 @@ def run_of(row: Row, failures: Failures) -> Run:
         version,
         interrupted,
         giving_up=failure_of(giving_up, failures),
+        deadlines=deadlines_of(deadlines),
+        own_deadline=deadline_of(own_deadline),
+        rollback_by=rollback_by,
+        created_at=created_at,
     )
 
 
-def children_of(rows: Sequence[Row], failures: Failures) -> tuple[bool, list[Child]]:
-    """Return whether children are open, and the ended ones that have something to tell, from `read_children`."""
+def deadlines_of(text: str | None) -> Deadlines:
+    """Return the deadlines that came with a run's message."""
+    return NONE if text is None else Deadlines.from_json(json.loads(text))
+
+
+def deadline_of(text: str | None) -> Deadline | None:
+    """Return the deadline that a run has set itself."""
+    return None if text is None else Deadline.from_json(json.loads(text))
+
+
+def children_of(rows: Sequence[Row], failures: Failures) -> tuple[bool, list[Child], datetime | None]:
+    """Return what `read_children` tells of children.
+
+    Returns:
+        Whether some are open, the ended ones that have something to tell, and by when the next one has to have started.
+    """
     is_open = bool(rows and rows[0][0])
-    return is_open, [_child_of(row, failures) for row in rows if row[1] is not None]
+    return is_open, [_child_of(row, failures) for row in rows if row[1] is not None], rows[0][_DEADLINE]
 
 
 def _child_of(row: Row, failures: Failures) -> Child:
-    _, message_id, saga, state, ordinal, result, failure, obstacle, failed_at, delivered = row
+    _, message_id, saga, state, ordinal, result, failure, obstacle, failed_at, delivered, *_ = row
     return Child(
         message_id,
         saga,

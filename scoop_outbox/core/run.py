@@ -9,6 +9,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from scoop_outbox._deadlines import NONE, Deadline, Deadlines
 from scoop_outbox.failure import Failure, Frame
 
 
@@ -57,7 +58,7 @@ RUN_TRANSITIONS: Mapping[tuple[RunState, RunState], str] = {
 
 CHILD_TRANSITIONS: Mapping[tuple[ChildState, ChildState], str] = {
     (ChildState.WAITING, ChildState.STARTED): "its message was taken in",
-    (ChildState.WAITING, ChildState.ROLLED_BACK): "its saga was forgotten, and what waited for it failed",
+    (ChildState.WAITING, ChildState.ROLLED_BACK): "its saga was forgotten, or it had not started by its deadline",
     (ChildState.WAITING, ChildState.SKIPPED): "its saga was forgotten, and what waited for it was skipped",
     (ChildState.WAITING, ChildState.CANCELLED): "the parent gave up: its message, when it comes, starts nothing",
     (ChildState.STARTED, ChildState.CANCELLING): "the parent gave up, and told it to",
@@ -112,6 +113,10 @@ class Run:
         interrupted: whether something is noted of executions that were interrupted, which progress takes away.
         needs: for a parked run, the step without which it cannot go on; it goes on by itself when somebody knows it.
         giving_up: why the run gives up, from when it has told its children until they have ended.
+        deadlines: those that came with its message.
+        own_deadline: what it has set itself with `scope.set_deadline`.
+        rollback_by: until when its rollback has to end.
+        created_at: when its message was taken in.
     """
 
     id: uuid.UUID
@@ -144,6 +149,10 @@ class Run:
     interrupted: bool = False
     needs: str | None = None
     giving_up: Failure | None = None
+    deadlines: Deadlines = NONE
+    own_deadline: Deadline | None = None
+    rollback_by: datetime | None = None
+    created_at: datetime | None = None
 
     @property
     def told(self) -> Failure | None:
@@ -232,6 +241,8 @@ class Facts:
         instance: while rolling back, what is to be undone next; None when nothing is left.
         cancellation: why somebody asked the run to give up, if somebody did.
         untold: whether some open child does not know yet that the run gives up. Read only when it does.
+        deadline: until when the run has to commit.
+        child_deadline: the earliest time by which a child has to commit that has not started, if it has one of its own.
     """
 
     now: datetime
@@ -240,6 +251,8 @@ class Facts:
     instance: Instance | None = None
     cancellation: Failure | None = None
     untold: bool = False
+    deadline: Deadline | None = None
+    child_deadline: datetime | None = None
 
     @property
     def failed_children(self) -> list[Child]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum, auto
 
+from scoop_outbox._deadlines import Deadline, Timeouts
 from scoop_outbox._emission import Emission
 from scoop_outbox.core.run import Run, RunState, StepKind, changed
 from scoop_outbox.failure import Failure
@@ -15,12 +16,19 @@ from scoop_outbox.policy import Retry
 
 @dataclass(frozen=True, slots=True)
 class Returned:
-    """A callback returned: what it gave, and what it left in its scope."""
+    """A callback returned: what it gave, and what it left in its scope.
+
+    Attributes:
+        asks: what it has said about its run's deadline; nothing in it lifts what the run had set before.
+        deadline: the one that this is, by the database's clock.
+    """
 
     value: object
     emissions: Sequence[Emission]
     context: str | None
     result: str | None
+    asks: Timeouts | None = None
+    deadline: Deadline | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +83,7 @@ class Transition:
         emissions: messages to be launched by execution `record.seq`.
         asks: the instance whose committed children are ordered to roll back, and why.
         cancels: why open children are told to give up.
+        expires: the deadline of children that have not started, and what is told of them.
         consumes: the instance whose failed children count as handled.
         delivers: the instance of whose children that could not be rolled back the run was told.
         undone: the instance that is compensated now.
@@ -88,6 +97,7 @@ class Transition:
     emissions: Sequence[Emission] = ()
     asks: tuple[int, Failure] | None = None
     cancels: Failure | None = None
+    expires: tuple[datetime, Failure] | None = None
     consumes: int | None = None
     delivers: int | None = None
     undone: int | None = None

@@ -27,6 +27,7 @@ class Cause(StrEnum):
         DUE: it waits for a slot, or for its time.
         NO_MAIL: nothing makes a worker look at it.
         CANCELLED: somebody has asked it to give up, and it has not done so yet.
+        DEADLINE: until when it has to have committed, or its rollback to have ended.
         PARKED: it cannot go on by itself.
         ROLLBACK_FAILED: it could not be rolled back.
         ENDED: it has committed or rolled back.
@@ -44,6 +45,7 @@ class Cause(StrEnum):
     DUE = "due"
     NO_MAIL = "no_mail"
     CANCELLED = "cancelled"
+    DEADLINE = "deadline"
     PARKED = "parked"
     ROLLBACK_FAILED = "rollback_failed"
     ENDED = "ended"

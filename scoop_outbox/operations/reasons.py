@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 
+from scoop_outbox._deadlines import earlier
 from scoop_outbox._failure.root_cause import in_a_line, root_causes
 from scoop_outbox.core import decision
 from scoop_outbox.core.decision import Decision, needed
@@ -35,6 +36,7 @@ def of_run(one: Situation, *, children: bool) -> Iterator[Reason]:
         )
     if one.locked_by is not None:
         yield _locked(one.run, Blocker(*one.locked_by))
+    yield from _deadlines(one)
     if children:
         return
     unserved = list(_no_worker(one))
@@ -46,6 +48,18 @@ def of_run(one: Situation, *, children: bool) -> Iterator[Reason]:
         yield Reason(Cause.LANE, text, run_id=one.first)
     else:
         yield from (reason for reason in _when(one) if not (unserved and reason.cause is Cause.DUE))
+
+
+def _deadlines(one: Situation) -> Iterator[Reason]:
+    """Yield until when a run waits at most. The timeout of its saga is known to the code alone."""
+    run = one.run
+    deadline = earlier(run.deadlines.happy_path, run.own_deadline)
+    if run.state is RunState.ROLLING_BACK and run.rollback_by is not None:
+        text = f"its rollback has to end {_when_due(run.rollback_by, one.now)}, or has failed"
+        yield Reason(Cause.DEADLINE, text, at=run.rollback_by)
+    elif run.state is RunState.RUNNING and deadline is not None:
+        text = f"it has to commit {_when_due(deadline.at, one.now)}, or gives up: a deadline of {deadline.source}"
+        yield Reason(Cause.DEADLINE, text, at=deadline.at)
 
 
 def of_ended(one: Situation) -> Iterator[Reason]:
@@ -95,8 +109,6 @@ def next_text(due: Decision) -> str | None:
             return f"{what} is executed" + (f", iteration {iteration}" if iteration else "")
         case decision.Commit():
             return "it commits"
-        case decision.CancelChildren(reason):
-            return f"its children are told to give up: {_failure(reason)}"
         case decision.RollBack(failure):
             gives_up = failure.type == GaveUp.__name__
             does = (
@@ -107,15 +119,19 @@ def next_text(due: Decision) -> str | None:
             return f"{does}: {_failure(failure)}"
         case decision.Park(_, needs):
             return f"it needs step {needs!r}"
-    return _undoing_text(due)
+        case decision.CancelChildren(reason):
+            return f"its children are told to give up: {_failure(reason)}"
+    return _ending_text(due)
 
 
-def _undoing_text(due: Decision) -> str | None:
+def _ending_text(due: Decision) -> str | None:
     match due:
         case decision.AskChildren(instance):
             return f"the children of {_execution(instance)} are ordered to roll back"
         case decision.Compensate(instance=instance) | decision.Undone(instance):
             return f"{_execution(instance)} is undone"
+        case decision.ExpireChildren():
+            return "children that have not started by their deadline have failed"
         case decision.EndRolledBack():
             return "it is rolled back: nothing is left to be undone"
         case decision.EndRollbackFailed(failure) | decision.CompensationFailed(failure=failure):

@@ -14,6 +14,7 @@ from scoop_outbox import _inside
 from scoop_outbox._failure.traceback import keep_root
 from scoop_outbox._log import get_logger
 from scoop_outbox.context import Context
+from scoop_outbox.core.run import RunState
 from scoop_outbox.core.statement import Call
 from scoop_outbox.core.transition import Raised, Returned
 from scoop_outbox.errors import PayloadError, StepError
@@ -64,6 +65,7 @@ def scope_arguments(call: Call) -> dict[str, Any]:
         "attempt": call.attempt,
         "idempotency_key": call.key,
         "handles": call.error is not None,
+        "undoes": call.run.state is RunState.ROLLING_BACK,
     }
 
 
@@ -153,7 +155,7 @@ def returned(call: Call, scope: Scope, value: object) -> Returned:
         PayloadError: the context cannot be stored.
     """
     call.check(value)
-    return Returned(value, tuple(scope.emissions), scope.left_context(), scope.result)
+    return Returned(value, tuple(scope.emissions), scope.left_context(), scope.result, scope.asks)
 
 
 def raised(call: Call, scope: Scope, error: BaseException, *, at: datetime | None) -> Raised:

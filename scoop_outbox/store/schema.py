@@ -210,6 +210,9 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         Column("late", Boolean, nullable=False, server_default=text("false")),
         Column("unwanted", Integer, nullable=False, server_default=text("0")),
         Column("giving_up", Uuid),
+        Column("deadlines", JSON),
+        Column("own_deadline", JSON),
+        _time("rollback_by"),
         # Leads with the message: it is the idempotency of intake, and how the runs of a message are found.
         Index("run_once", "message_id", "service", "saga", unique=True),
         # Below which run a late one belongs stands in its lineage alone.
@@ -295,8 +298,12 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         Column("consumed", Boolean, nullable=False, server_default=text("false")),
         Column("obstacle", Uuid),
         Column("delivered", Boolean, nullable=False, server_default=text("false")),
+        _time("deadline"),
         Index("child_of_instance", "run_id", "seq"),
     )
+    # Few: those that have a deadline of their own, and have not started.
+    late = text("state = 'waiting' and deadline is not null")
+    Index("child_deadline", child.c.run_id, child.c.deadline, postgresql_where=late)
     # The rule asks of this index alone whether a run still has to wait, however many children it had.
     Index("child_open", child.c.run_id, postgresql_where=child.c.open)
 

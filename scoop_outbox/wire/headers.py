@@ -20,6 +20,7 @@ TOPIC = "scoop-topic"
 LINEAGE = "scoop-lineage"
 CONTEXT = "scoop-context"
 LAUNCHED_AT = "scoop-launched-at"
+DEADLINES = "scoop-deadlines"
 
 CONTENT_TYPE = "content-type"
 """What a launcher calls the media type of a body in its headers; at the broker it is where programs look for it."""

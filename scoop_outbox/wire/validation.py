@@ -7,9 +7,10 @@ import re
 import uuid
 from typing import TypeGuard
 
+from scoop_outbox._deadlines import Deadlines
 from scoop_outbox.errors import PayloadError
 from scoop_outbox.message import Envelope
-from scoop_outbox.wire.headers import CONTENT_TYPE, CONTEXT, HOME, ID, LAUNCHED_AT, LINEAGE, id_of, key_text
+from scoop_outbox.wire.headers import CONTENT_TYPE, CONTEXT, DEADLINES, HOME, ID, LAUNCHED_AT, LINEAGE, id_of, key_text
 
 KEY_LIMIT = 1024
 CONTENT_TYPE_LIMIT = 255
@@ -88,6 +89,9 @@ def _malformed_header(envelope: Envelope) -> str | None:
         value = headers.get(name)
         if value is not None and not _is_json_object(value):
             return f"its header {name} is no JSON object"
+    deadlines = headers.get(DEADLINES)
+    if deadlines is not None and not _are_deadlines(deadlines):
+        return f"its header {DEADLINES} holds no deadlines"
     return None
 
 
@@ -99,11 +103,19 @@ def unstorable(envelope: Envelope) -> str | None:
         "content type": envelope.content_type,
         f"header {CONTEXT}": envelope.headers.get(CONTEXT),
         f"header {LAUNCHED_AT}": envelope.headers.get(LAUNCHED_AT),
+        f"header {DEADLINES}": envelope.headers.get(DEADLINES),
     }
     for what, value in texts.items():
         if value is not None and ("\0" in value or not is_text(value)):
             return f"its {what} is no text that can be stored: it holds NUL, or bytes that are no UTF-8"
     return None
+
+
+def _are_deadlines(value: str) -> bool:
+    try:
+        return Deadlines.from_json(json.loads(value)) is not None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return False
 
 
 def _is_json_object(value: str) -> bool:

@@ -201,7 +201,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
     advance = {
         "run": run_id(OPEN), "seq": 2, "step": "first", "next_step": None, "iteration": 0, "attempt": 0,
         "state": "running", "context": None, "result": None, "ended": False, "started_at": NOW,
-        "worker": "w", "version": "v1", "yields": True,
+        "worker": "w", "version": "v1", "yields": True, "deadline": NOW + timedelta(hours=1), "own_deadline": None,
     }  # fmt: skip
     update = {
         "run": run_id(OPEN), "state": "running", "step": "first", "next_step": None, "seq": 2, "instance": 2,
@@ -209,11 +209,12 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         "handler_seq": None, "context": None, "context_changed": True, "failure": None, "obstacle": None,
         "failed": False, "result": None, "result_changed": True, "reason": None, "ended": False,
         "needs": None, "version": "v1", "giving_up": None, "yields": True,
+        "deadline": NOW + timedelta(hours=1), "own_deadline": None, "rollback_by": None,
     }  # fmt: skip
     below: dict[str, Any] = {
         **batch(size=10), "ids": [message_id(OPEN + 1)] + [uuid4() for _ in range(9)],
         "lineages": [str(run_id(OPEN))] * 10, "contexts": [None] * 10, "launched_at": [None] * 10,
-        "service": None,
+        "deadlines": [None] * 10, "service": None,
     }  # fmt: skip
     told = {
         "state": "committed", "result": None, "failure": None, "obstacle": None, "run": run_id(OPEN + 1),
@@ -260,7 +261,9 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("read_failures", {"failures": [failure_id(n) for n in (10, 5000, 700_000)], "most": 100, "bytes": 10_000}),
         ("deliver_failures", {"run": run_id(OLD), "seq": 1}),
         ("consume_failures", {"run": run_id(OLD), "seq": 1}),
-        ("ask_children", {"run": run_id(OLD), "seq": 1, "failure": FAILURE, "context": None}),
+        ("ask_children", {"run": run_id(OLD), "seq": 1, "failure": FAILURE, "context": None, "rollback_by": None}),
+        ("expire_children", {"run": run_id(OPEN), "deadline": NOW, "failure": FAILURE}),
+        ("expire_children", {"run": run_id(FANOUT), "deadline": NOW, "failure": FAILURE}),
         ("cancel_children", {"run": run_id(OPEN), "failure": FAILURE}),
         ("tell_parent", told),
         ("read_children", {"run": run_id(FANOUT)}),
@@ -389,6 +392,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("list_parked", {"service": "shop", "most": 100}),
         ("read_state", {"run": run_id(OPEN)}),
         ("count_stuck", {"service": "shop", "most": 100}),
+        ("read_epoch", {}),
         ("read_target", {"target": run_id(OPEN)}),
         ("read_target", {"target": message_id(OPEN)}),
         ("read_to_come", {"target": message_id(OPEN)}),

@@ -11,8 +11,20 @@ from typing import Any
 
 import pytest
 
-from scoop_outbox import DistributedError, Handle, Retry, RunState, RunStatus, Saga, Scoop, Status, Step
+from scoop_outbox import (
+    DistributedError,
+    Handle,
+    Retry,
+    RunState,
+    RunStatus,
+    Saga,
+    Scoop,
+    Status,
+    Step,
+    UnknownMessage,
+)
 from scoop_outbox.daemon.daemons import Daemons
+from tests.carriers import Carrier
 from tests.waiting import until, until_blocking
 
 COLOURS = ("async", "blocking", "mixed")
@@ -52,6 +64,18 @@ class Journal:
 
     def count(self, entry: str) -> int:
         return self.entries.count(entry)
+
+
+class Gate:
+    """The body of a step that is held back until the test lets it go."""
+
+    def __init__(self) -> None:
+        self.entered = False
+        self.open = False
+
+    def __call__(self, *_: object) -> Any:
+        self.entered = True
+        yield lambda: self.open
 
 
 def order(journal: Journal, *expected: str) -> None:
@@ -279,3 +303,27 @@ def seconds(duration: float | timedelta) -> float:
 async def together(*coroutines: Any) -> list[Any]:
     """Run coroutines at the same time and return their results."""
     return list(await asyncio.gather(*coroutines))
+
+
+@asynccontextmanager
+async def with_a_message_on_its_way(shop: Shop, carrier: Carrier) -> AsyncIterator[Handle]:
+    """Run a service whose root, on topic R, has launched a message in step 0 that nobody has taken in."""
+    if carrier.url is not None:  # it is at the broker
+        async with shop.running():
+            handle = await shop.app.launch("R", None)
+            await until(lambda: shop.journal.count("root-0"), LONG)
+            yield handle
+        return
+    async with shop.running(worker=False):  # it is in the outbox
+        handle = await shop.app.launch("R", None)
+        await until(lambda: _is_taken_in(shop, handle), LONG)
+    async with shop.running(relay=False):
+        await until(lambda: shop.journal.count("root-0"), LONG)
+        yield handle
+
+
+async def _is_taken_in(shop: Shop, handle: Handle) -> bool:
+    try:
+        return bool(await shop.runs(handle))
+    except UnknownMessage:
+        return False

@@ -2,14 +2,12 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from scoop_outbox import Answer, CancellationRequested, GaveUp, Handle, Retry, RunState, Saga, UnknownMessage
+from scoop_outbox import Answer, CancellationRequested, GaveUp, Handle, Retry, RunState, Saga
 from scoop_outbox.cli import main
 from scoop_outbox.core import forward
 from scoop_outbox.core.run import Run
@@ -17,22 +15,10 @@ from scoop_outbox.core.transition import Transition
 from scoop_outbox.operations.runs import Runs
 from tests.carriers import Carrier
 from tests.scenarios.conftest import MakeShop
-from tests.scenarios.shop import LONG, Shop, events, launches, order, raises
+from tests.scenarios.shop import LONG, Gate, Shop, events, launches, order, raises, with_a_message_on_its_way
 from tests.waiting import until
 
 FEELZ = {"reason": "feelz", "source": "master-system"}
-
-
-class Gate:
-    """Holds a step back until the test lets it go."""
-
-    def __init__(self) -> None:
-        self.entered = False
-        self.open = False
-
-    def __call__(self, *_: object) -> Any:
-        self.entered = True
-        yield lambda: self.open
 
 
 def gave_up(failure: Any, saga: str) -> bool:
@@ -166,7 +152,7 @@ async def test_ca_08_a_child_that_has_not_started_never_does(make_shop: MakeShop
     elsewhere.saga("child", "C", None)
     await elsewhere.app.announce()
 
-    async with _with_a_message_on_its_way(here, carrier) as handle:
+    async with with_a_message_on_its_way(here, carrier) as handle:
         assert await here.app.cancel(handle.id, **FEELZ) is Answer.ACCEPTED
         with pytest.raises(GaveUp) as caught:
             await handle.wait(LONG)
@@ -176,30 +162,6 @@ async def test_ca_08_a_child_that_has_not_started_never_does(make_shop: MakeShop
 
     assert here.journal == ["root-0", "root-rb0", "child-0"]
     assert await here.states(handle) == {"root": RunState.ROLLED_BACK}
-
-
-@asynccontextmanager
-async def _with_a_message_on_its_way(shop: Shop, carrier: Carrier) -> AsyncIterator[Handle]:
-    """Run a service whose root has launched a message that nobody has taken in."""
-    if carrier.url is not None:  # it is at the broker
-        async with shop.running():
-            handle = await shop.app.launch("R", None)
-            await until(lambda: shop.journal.count("root-0"), LONG)
-            yield handle
-        return
-    async with shop.running(worker=False):  # it is in the outbox
-        handle = await shop.app.launch("R", None)
-        await until(lambda: is_taken_in(shop, handle), LONG)
-    async with shop.running(relay=False):
-        await until(lambda: shop.journal.count("root-0"), LONG)
-        yield handle
-
-
-async def is_taken_in(shop: Shop, handle: Handle) -> bool:
-    try:
-        return bool(await shop.runs(handle))
-    except UnknownMessage:
-        return False
 
 
 async def test_ca_09_another_run_of_the_same_saga_goes_on(mixed: Shop) -> None:

@@ -15,8 +15,8 @@ MODULE_LIMIT = 400
 FUNCTION_LIMIT = 60
 CLASS_LIMIT = 250
 ATTRIBUTE_LIMIT = 12
-REFERENCE = {"Scoop"}
-"""All that users do with a service, in one place: its docstrings are their reference, and do not count."""
+REFERENCE = {"Scoop", "Scope"}
+"""All that users do with a service, and in a step: their docstrings are a reference, and do not count."""
 DECLARATIONS = {"tables"}
 """The schema: a list of tables, with nothing in it to be followed."""
 

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scoop_outbox._deadlines import Deadline
 from scoop_outbox.core import diagram
+from scoop_outbox.core.deadline import missed
 from scoop_outbox.core.decide import child_failure, decide, rollback_failure, undo_name
 from scoop_outbox.core.decision import (
     AskChildren,
@@ -21,6 +23,7 @@ from scoop_outbox.core.decision import (
     Decision,
     EndRollbackFailed,
     EndRolledBack,
+    ExpireChildren,
     HandleChildFailure,
     HandleChildRollbackFailure,
     Handled,
@@ -117,6 +120,14 @@ def stuck_in(phase: str, *causes: Failure) -> Failure:
 
 def gave_up(reason: Failure) -> Failure:
     return Failure.gave_up([reason], source=SOURCE)
+
+
+MISSED = missed(Deadline(NOW, "somebody"))
+
+
+def no_time_left() -> Failure:
+    told = Failure("MissedRollbackDeadline", "Missed rollback deadline at 2026-11-24T12:00:00+00:00", SOURCE)
+    return Failure.gave_up([told, REASON], source=SOURCE)
 
 
 def because(*causes: Failure) -> Failure:
@@ -312,6 +323,34 @@ CASES: dict[str, tuple[Run, Facts, Decision]] = {
     "cancelled, and a shielded step's children have ended": (
         run(step="shielded", seq=1, instance=1), facts(cancellation=WHY, children=COMMITTED),
         RollBack(gave_up(WHY))),
+    # Late
+    "its deadline is over": (
+        run(**BETWEEN, next_step="full"), facts(deadline=Deadline(NOW, "somebody")), RollBack(gave_up(MISSED))),
+    "its deadline is to come": (
+        run(**BETWEEN, next_step="full"), facts(deadline=Deadline(LATER, "somebody")), Invoke(FULL, 0)),
+    "its deadline is over, and open children do not know": (
+        run(**BETWEEN), facts(deadline=Deadline(NOW, "somebody"), open_children=True, untold=True),
+        CancelChildren(MISSED)),
+    "its deadline is over, and it was cancelled before": (
+        run(**BETWEEN), facts(deadline=Deadline(NOW, "somebody"), cancellation=WHY), RollBack(gave_up(WHY))),
+    "its deadline is over, but it rolls back": (
+        back(), facts(deadline=Deadline(NOW, "somebody"), instance=instance()),
+        Compensate(FULL, callback, instance())),
+    "a child has not started by its deadline": (
+        run(**BETWEEN), facts(open_children=True, child_deadline=NOW), ExpireChildren(NOW)),
+    "a child of a compensation has not started by its deadline": (
+        back(compensation_seq=4), facts(open_children=True, child_deadline=NOW, instance=instance()),
+        ExpireChildren(NOW)),
+    "a child may still start": (run(**BETWEEN), facts(open_children=True, child_deadline=LATER), Wait()),
+    "a rollback has no time left": (
+        back(rollback_by=NOW), facts(instance=instance()), EndRollbackFailed(no_time_left())),
+    "a rollback has no time left, and waits for a retry": (
+        back(rollback_by=NOW, not_before=LATER), facts(instance=instance()), EndRollbackFailed(no_time_left())),
+    "a rollback has no time left, and waits for children": (
+        back(rollback_by=NOW), facts(instance=instance(), open_children=True), Wait()),
+    "a rollback has no time left, and nothing is left to be done": (back(rollback_by=NOW), facts(), EndRolledBack()),
+    "a rollback has time left": (
+        back(rollback_by=LATER), facts(instance=instance()), Compensate(FULL, callback, instance())),
     "cancelled before a shielded step": (
         run(**BETWEEN, next_step="shielded"), facts(cancellation=WHY), RollBack(gave_up(WHY))),
     # Ended

@@ -68,7 +68,8 @@ def row(state: str = "running", **more: Any) -> tuple[Any, ...]:
         "handled": 0, "not_before": None, "undo_seq": None, "compensation_seq": None, "handler_seq": None,
         "context": None, "inherited": None, "failure": None, "obstacle": None, "result": None, "launched_at": None,
         "reason": None, "lane": None, "version": "", "interrupted": False,
-        "giving_up": None, "now": NOW, "mail": [11, 12], "cancellation": None, "message": MESSAGE,
+        "giving_up": None, "deadlines": None, "own_deadline": None, "rollback_by": None, "created": NOW,
+        "now": NOW, "mail": [11, 12], "cancellation": None, "message": MESSAGE,
         "topic": "topic", "key": None, "body": b"{}",
         "content_type": "application/json", "headers": {}, "created_at": NOW,
     }  # fmt: skip
@@ -82,7 +83,7 @@ class Store:
     def __init__(self, rows: dict[str, Rows], *outcomes: Returned | Raised) -> None:
         self.rows: dict[str, Rows] = {
             "claim_again": [(NOW, False)],
-            "read_children": [(False, *[None] * 9)],
+            "read_children": [(False, *[None] * 10)],
             **rows,
         }
         self.outcomes = list(outcomes)
@@ -268,7 +269,7 @@ def test_mail_of_an_ended_run_is_dropped_and_nothing_else_is_done(state: RunStat
 
 def test_a_run_with_an_open_child_waits() -> None:
     suspended = row(step="first", next_step="second", seq=1, instance=1)
-    store = Store({"claim_run": [suspended], "read_children": [(True, *[None] * 9)]})
+    store = Store({"claim_run": [suspended], "read_children": [(True, *[None] * 10)]})
     assert store.drive(execute(RUN, executor(saga()))) is Execution.DONE
     assert store.batches == [CLAIM, ["drop_mail", "commit"]]
 

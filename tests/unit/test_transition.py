@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scoop_outbox._deadlines import Deadline, Timeouts
 from scoop_outbox._emission import Emission
-from scoop_outbox.core import backward, decision, forward, transition
+from scoop_outbox.core import backward, deadline, decision, forward, transition
 from scoop_outbox.core.run import RUN_TRANSITIONS, Instance, Run, RunState, StepKind
 from scoop_outbox.core.transition import Mail, Raised, Record, Returned, Transition
 from scoop_outbox.errors import StepError
@@ -260,6 +261,23 @@ CASES: dict[str, tuple[Run, Transition, Transition]] = {
     "children that are open are told": (
         SUSPENDED, transition.cancel_children(SUSPENDED, REASON),
         Transition(replace(SUSPENDED, giving_up=REASON), cancels=REASON, mail=Mail.DROP_IF_WAITING)),
+    "children that have not started by their deadline have failed": (
+        SUSPENDED, deadline.expire_children(SUSPENDED, NOW, SOURCE),
+        Transition(SUSPENDED, expires=(NOW, Failure.gave_up([deadline.missed(Deadline(NOW, SOURCE))], source=SOURCE)),
+                   mail=Mail.DROP_IF_WAITING)),
+    "a step that has set a deadline": (
+        MIDDLE, forward.step_returned(
+            SAGA, MIDDLE, invoke, replace(returned(), asks=Timeouts(1.0), deadline=Deadline(NOW, SOURCE))),
+        Transition(forwarded(own_deadline=Deadline(NOW, SOURCE)), Record(5, "second", STEP, 0, 1), yields=True)),
+    "a step that says nothing leaves the deadline": (
+        replace(MIDDLE, own_deadline=Deadline(NOW, SOURCE)),
+        forward.step_returned(SAGA, replace(MIDDLE, own_deadline=Deadline(NOW, SOURCE)), invoke, returned()),
+        Transition(forwarded(own_deadline=Deadline(NOW, SOURCE)), Record(5, "second", STEP, 0, 1), yields=True)),
+    "a step that has lifted the deadline": (
+        replace(MIDDLE, own_deadline=Deadline(NOW, SOURCE)),
+        forward.step_returned(SAGA, replace(MIDDLE, own_deadline=Deadline(NOW, SOURCE)), invoke,
+                              replace(returned(), asks=Timeouts())),
+        Transition(forwarded(), Record(5, "second", STEP, 0, 1), yields=True)),
     "it has given up, and its children have ended": (
         replace(SUSPENDED, giving_up=REASON),
         transition.roll_back(replace(SUSPENDED, giving_up=REASON), BOOM, SUSPENDED.context),

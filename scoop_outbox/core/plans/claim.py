@@ -5,9 +5,12 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Protocol
 
+from scoop_outbox._deadlines import Deadline
 from scoop_outbox.context import merge
+from scoop_outbox.core.deadline import deadline_of
 from scoop_outbox.core.decide import giving_up
 from scoop_outbox.core.plans.failures import Known, recall
 from scoop_outbox.core.rows import (
@@ -137,11 +140,12 @@ def claim(run_id: uuid.UUID, executor: Executor) -> Plan[Claim | None]:
     if saga is None:
         yield from ask(ROLLBACK)  # another deployment's work
         return None
-    is_open, ended = children_of(children, failures)
-    facts = Facts(now, is_open, ended, cancellation=cancellation)
+    is_open, ended, child_deadline = children_of(children, failures)
+    deadline = deadline_of(saga, run) if run.state is RunState.RUNNING else None
+    facts = Facts(*(now, is_open, ended), cancellation=cancellation, deadline=deadline, child_deadline=child_deadline)
     gives_up = giving_up(saga, run, facts) is not None
     if run.lane is not None and run.seq == 0 and not gives_up and not (yield from _holds_lane(run)):
-        if (yield from _take_lane(run, run.lane, mail)):
+        if (yield from _take_lane(run, run.lane, mail, deadline)):
             return (yield from claim(run_id, executor))
         return None
     if run.state is RunState.ROLLING_BACK:
@@ -167,19 +171,28 @@ def _holds_lane(run: Run) -> Plan[bool]:
     return not entry or entry[0][0]
 
 
-def _take_lane(run: Run, lane: uuid.UUID, mail: list[int]) -> Plan[bool]:
+def _take_lane(run: Run, lane: uuid.UUID, mail: list[int], deadline: Deadline | None) -> Plan[bool]:
     """Let a run that is the first of its lane begin; answer whether it is. The transaction ends with this.
+
+    One that is not, and has a deadline, is looked at again then.
 
     The lane is locked for that long only, and never while a step is executed. If the server loses this commit, it has
     lost nothing: the mail is there again, and whoever follows it asks again.
     """
-    *_, taken, _ = yield from ask(
+    timer = [] if deadline is None else [timer_of(run, deadline.at)]
+    _, _, taken, *_ = yield from ask(
         statement("without_waiting_for_disk"),
         statement("lock_lane", lane=lane),
         statement("take_lane", run=run.id, mail=mail),
+        *timer,
         COMMIT,
     )
     return bool(taken[0][0])
+
+
+def timer_of(run: Run, due: datetime) -> Statement:
+    """Return what has a run looked at again at a point in time."""
+    return statement("post_timer", run=run.id, service=run.service, saga=run.saga, version=run.version, due=due)
 
 
 def reclaim_statements(run: Run, *, children: bool) -> list[Statement]:
@@ -203,11 +216,18 @@ def claimed_again(claimed: Claim, run: Run, rows: Sequence[Rows], executor: Exec
     if asked and run.state is RunState.RUNNING and claimed.facts.cancellation is None:
         yield from ask(ROLLBACK)
         return (yield from claim(run.id, executor))  # somebody has asked it to give up: what it is told is read there
+    deadline = deadline_of(claimed.saga, run) if run.state is RunState.RUNNING else None
     if not found:
-        facts = Facts(now, cancellation=claimed.facts.cancellation)
+        facts = Facts(now, cancellation=claimed.facts.cancellation, deadline=deadline)
     elif run.state is RunState.ROLLING_BACK:
         facts = Facts(now, instance=(yield from _instance(found[0], run, executor)))
     else:
         failures = yield from recall(failures_of_children(found[0]), executor.failures)
-        facts = Facts(now, *children_of(found[0], failures), cancellation=claimed.facts.cancellation)
+        is_open, ended, child_deadline = children_of(found[0], failures)
+        facts = Facts(
+            *(now, is_open, ended),
+            cancellation=claimed.facts.cancellation,
+            deadline=deadline,
+            child_deadline=child_deadline,
+        )
     return replace(claimed, run=run, facts=facts)

@@ -12,9 +12,11 @@ from typing import Any
 
 from scoop_outbox._failure.traceback import keep_root
 from scoop_outbox.core import backward, decision, forward, transition
+from scoop_outbox.core.deadline import dated, expire_children
 from scoop_outbox.core.decide import decide, giving_up
 from scoop_outbox.core.decision import Decision
 from scoop_outbox.core.plans.claim import Claim, Executor, claim
+from scoop_outbox.core.plans.deadlines import date_outcome
 from scoop_outbox.core.plans.placement import place_run
 from scoop_outbox.core.plans.required_handlers import check_handlers
 from scoop_outbox.core.plans.settle import settle
@@ -71,11 +73,13 @@ def execute(run_id: uuid.UUID, executor: Executor) -> Plan[Execution]:
             outcome = yield call
             if isinstance(outcome, Returned):
                 outcome = yield from _handled(call, outcome)
+            if isinstance(outcome, Returned):
+                outcome = yield from date_outcome(outcome, claimed)
         more = count < STEPS_IN_A_ROW and not executor.draining()
         if isinstance(outcome, Raised) and not outcome.open:
             go_on = yield from _settle_failure(claimed, due, outcome, executor, go_on=more)
         else:
-            change = _change(due, claimed, outcome, executor.chance)
+            change = dated(_change(due, claimed, outcome, executor.chance), claimed.saga, claimed.run, claimed.facts)
             returned = isinstance(outcome, Returned)
             try:
                 go_on = yield from settle(claimed, change, executor, go_on=more, called=returned)
@@ -136,7 +140,8 @@ def _settle_failure(
     if gives_up or again.run.seq != claimed.run.seq:
         return (yield from _left(again, go_on=go_on))
     again.run = changed(again.run, version=claimed.run.version)
-    return (yield from settle(again, _change(due, again, outcome, executor.chance), executor, go_on=go_on))
+    change = dated(_change(due, again, outcome, executor.chance), again.saga, again.run, again.facts)
+    return (yield from settle(again, change, executor, go_on=go_on))
 
 
 def _give_way(claimed: Claim, refusal: Refused, executor: Executor, *, go_on: bool) -> Plan[Claim | None]:
@@ -220,6 +225,8 @@ def _change(due: Decision, claimed: Claim, outcome: CallOutcome | None, chance: 
             return _delivered(claimed, transition.roll_back(run, failure, run.context))
         case decision.CancelChildren(reason):
             return transition.cancel_children(run, reason)
+        case decision.ExpireChildren(deadline):
+            return expire_children(run, deadline, claimed.source)
         case decision.AskChildren():
             return backward.ask_children(run, due, claimed.source)
         case decision.Compensate():

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from scoop_outbox._deadlines import earlier
 from scoop_outbox.core.decide import decide
 from scoop_outbox.core.decision import Decision
 from scoop_outbox.core.plans.failures import Known, recall
 from scoop_outbox.core.rows import (
     Row,
     children_of,
+    deadline_of,
+    deadlines_of,
     failure_of,
     failures_of_children,
     failures_of_instance,
@@ -134,10 +137,11 @@ def _situation(row: Row, facts: Sequence[Rows], failures: Mapping[uuid.UUID, Fai
     run, cancellation, rest = _run(row, failures)
     interruptions, interruption, ended_at, now, mail_due, queued, first, before, *locked_by = rest
     children, untold, instance = facts
-    is_open, ended = children_of(children, failures)
+    is_open, ended, child_deadline = children_of(children, failures)
     undoing = instance_of(instance, run, failures) if run.state is RunState.ROLLING_BACK else None
     saga = _without_code(run, undoing, workers.steps.get(run.saga, ()))
-    known = Facts(now, is_open, ended, undoing, cancellation, untold[0][0])
+    deadline = earlier(run.deadlines.happy_path, run.own_deadline) if run.state is RunState.RUNNING else None
+    known = Facts(now, is_open, ended, undoing, cancellation, untold[0][0], deadline, child_deadline)
     return Situation(
         run,
         None if run.state.ended else decide(saga, run, known, _NO_CODE),
@@ -160,7 +164,7 @@ def _run(row: Row, failures: Mapping[uuid.UUID, Failure]) -> tuple[Run, Failure 
     (
         run_id, message_id, service, saga, lineage, parent_run, state, step, next_step, seq, instance, iteration,
         attempt, handled, not_before, undo_seq, compensation_seq, handler_seq, failure, obstacle, giving_up,
-        cancellation, reason, version, needs, *rest,
+        cancellation, reason, version, needs, deadlines, own_deadline, rollback_by, *rest,
     ) = row  # fmt: skip
     run = Run(
         run_id,
@@ -187,6 +191,9 @@ def _run(row: Row, failures: Mapping[uuid.UUID, Failure]) -> tuple[Run, Failure 
         version=version,
         needs=needs,
         giving_up=failure_of(giving_up, failures),
+        deadlines=deadlines_of(deadlines),
+        own_deadline=deadline_of(own_deadline),
+        rollback_by=rollback_by,
     )
     asked = failure_of(cancellation, failures)
     if asked is not None and run.state is RunState.PARKED and run.undo_seq is None:

@@ -11,7 +11,7 @@ from typing import Any
 from scoop_outbox.core.plans.claim import Hints
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, ask, statement
 from scoop_outbox.message import Envelope
-from scoop_outbox.wire.headers import CONTEXT, HOME, LAUNCHED_AT, LINEAGE, PREFIX, storable
+from scoop_outbox.wire.headers import CONTEXT, DEADLINES, HOME, LAUNCHED_AT, LINEAGE, PREFIX, storable
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,7 @@ def intake_params(envelopes: Sequence[Envelope], service: str | None, home: uuid
         "lineages": [lineage(envelope) for envelope in envelopes],
         "contexts": [envelope.headers.get(CONTEXT) for envelope in envelopes],
         "launched_at": [envelope.headers.get(LAUNCHED_AT) for envelope in envelopes],
+        "deadlines": [envelope.headers.get(DEADLINES) for envelope in envelopes],
         "service": service,
     }
 

@@ -10,11 +10,12 @@ from typing import Any
 
 from scoop_outbox._emission import Emission
 from scoop_outbox.core.plans.claim import Hints, Unhandled
+from scoop_outbox.core.plans.deadlines import date_launches
 from scoop_outbox.core.plans.idempotency import claim_ids
 from scoop_outbox.core.plans.required_handlers import check_handlers
 from scoop_outbox.core.run import Run
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, Rows, Statement, ask, document, statement
-from scoop_outbox.wire.headers import CONTEXT, LAUNCHED_AT, LINEAGE
+from scoop_outbox.wire.headers import CONTEXT, DEADLINES, LAUNCHED_AT, LINEAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,9 @@ class Here:
     sagas: Mapping[str, Sequence[str]]
 
 
-def launch(emissions: Sequence[Emission], *, via_broker: bool = False, here: Here | None = None) -> Plan[Unhandled]:
+def launch(
+    emissions: Sequence[Emission], *, source: str = "scoop_outbox", via_broker: bool = False, here: Here | None = None
+) -> Plan[Unhandled]:
     """Write messages from outside any run into the outbox, in whatever transaction is open.
 
     Returns the topics of those that no saga is subscribed to. Raises `UnhandledMessage` if one of them must not be, and
@@ -38,6 +41,7 @@ def launch(emissions: Sequence[Emission], *, via_broker: bool = False, here: Her
 
     Args:
         emissions: the messages.
+        source: who launches them.
         via_broker: whether a broker carries them, and not this home itself.
         here: who handles them and has not been announced; whoever waits for a message waits for them, too.
     """
@@ -45,12 +49,18 @@ def launch(emissions: Sequence[Emission], *, via_broker: bool = False, here: Her
     fresh = yield from claim_ids(emissions)
     if not fresh:
         return []
+    fresh = yield from date_launches(fresh, source)
     unhandled, *_ = yield from ask(*_launching(fresh, here, via_broker=via_broker))
     return _unhandled(unhandled, fresh, here)
 
 
 def launch_and_commit(
-    emissions: Sequence[Emission], hints: Hints, *, via_broker: bool = False, here: Here | None = None
+    emissions: Sequence[Emission],
+    hints: Hints,
+    *,
+    source: str = "scoop_outbox",
+    via_broker: bool = False,
+    here: Here | None = None,
 ) -> Plan[Unhandled]:
     """Do as `launch` in a transaction of its own."""
     yield from check_handlers(emissions)
@@ -58,6 +68,7 @@ def launch_and_commit(
     if not fresh:
         yield from ask(COMMIT)
         return []
+    fresh = yield from date_launches(fresh, source)
     begin = [] if any(one.given for one in emissions) else [BEGIN]
     *_, unhandled = (yield from ask(*begin, *_launching(fresh, here, via_broker=via_broker), COMMIT))[: len(begin) + 1]
     hints.outbox()
@@ -95,6 +106,7 @@ def launch_params(emissions: Sequence[Emission], run: Run | None, seq: int, *, v
             # Text within text: Postgres looks for broken characters in what it takes apart, and headers may hold such.
             "headers": json.dumps(_headers(emission, lineage)),
             "awaited": emission.awaited and run is not None,
+            "deadline": _own_deadline(emission),
         }
         for emission, start in zip(emissions, starts, strict=False)
     ]
@@ -107,11 +119,20 @@ def launch_params(emissions: Sequence[Emission], run: Run | None, seq: int, *, v
     }
 
 
+def _own_deadline(emission: Emission) -> str | None:
+    """Return by when a child has to have started that has a deadline which its parent may not have."""
+    deadline = emission.deadlines.happy_path
+    return None if emission.timeouts is None or deadline is None else deadline.at.isoformat()
+
+
 def _headers(emission: Emission, lineage: str) -> dict[str, str]:
     headers = dict(emission.headers)
     if emission.awaited and lineage:
         headers[LINEAGE] = lineage
     if emission.context is not None:
         headers[CONTEXT] = emission.context
+    deadlines = emission.deadlines.dumps()
+    if deadlines is not None:
+        headers[DEADLINES] = deadlines
     headers[LAUNCHED_AT] = json.dumps(emission.launched_at.to_json())
     return headers

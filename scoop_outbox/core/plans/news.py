@@ -34,9 +34,19 @@ def news(change: Transition) -> Iterator[Statement]:
     run = change.run
     if change.asks is not None:
         seq, reason = change.asks
-        yield statement("ask_children", run=run.id, seq=seq, failure=id_of(reason), context=run.context)
+        yield statement(
+            "ask_children",
+            run=run.id,
+            seq=seq,
+            failure=id_of(reason),
+            context=run.context,
+            rollback_by=run.rollback_by,
+        )
     if change.cancels is not None:
         yield statement("cancel_children", run=run.id, failure=id_of(change.cancels))
+    if change.expires is not None:
+        deadline, failure = change.expires
+        yield statement("expire_children", run=run.id, deadline=deadline, failure=id_of(failure))
     if not has_ended(run):
         return
     if run.parent_run is not None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from scoop_outbox.core.plans.claim import Claim, Executor, claim, claimed_again, reclaim_statements
+from scoop_outbox._deadlines import Deadline
+from scoop_outbox.core.plans.claim import Claim, Executor, claim, claimed_again, reclaim_statements, timer_of
 from scoop_outbox.core.plans.failures import Known, Writing, id_of
 from scoop_outbox.core.plans.launch import launch_params
 from scoop_outbox.core.plans.news import news, pass_on
@@ -81,7 +83,8 @@ def _step_of(claimed: Claim, change: Transition) -> str | None:
 def _named(change: Transition, known: Known) -> tuple[Transition, Writing | None]:
     """Return a transition whose failures have ids, and those of them that are to be written down first."""
     run, record, asks = change.run, change.record, change.asks
-    if run.failure is None and run.giving_up is None and (record is None or record.failure is None):
+    told = (run.failure, run.giving_up, change.expires, None if record is None else record.failure)
+    if all(one is None for one in told):
         return change, None
     writing = Writing(known)
     failure, obstacle = writing.name_any(run.failure), writing.name_any(run.obstacle)
@@ -92,7 +95,8 @@ def _named(change: Transition, known: Known) -> tuple[Transition, Writing | None
         record = replace(record, failure=writing.name(record.failure))
     asks = None if asks is None else (asks[0], writing.name(asks[1]))
     cancels = writing.name_any(change.cancels)
-    return replace(change, run=run, record=record, asks=asks, cancels=cancels), writing
+    expires = None if change.expires is None else (change.expires[0], writing.name(change.expires[1]))
+    return replace(change, run=run, record=record, asks=asks, cancels=cancels, expires=expires), writing
 
 
 def _writes_run(claimed: Claim, change: Transition, executor: Executor) -> Iterator[Statement]:
@@ -104,7 +108,7 @@ def _writes_run(claimed: Claim, change: Transition, executor: Executor) -> Itera
         if record is not None:
             yield statement("record_step", **_record(record, claimed, executor))
         if after != before or before.interrupted:
-            yield statement("update_run", **_columns(before, after), yields=change.yields)
+            yield statement("update_run", **_columns(before, after), **_yielding(change, claimed))
     yield from _marks(change)
     if change.emissions:
         seq = after.seq if record is None else record.seq
@@ -132,9 +136,7 @@ def _writes_mail(claimed: Claim, change: Transition, *, go_on: bool) -> Iterator
     elif not go_on:
         yield statement("defer_mail", ids=claimed.mail)
     if change.wake_at is not None:
-        yield statement(
-            "post_timer", run=run.id, service=run.service, saga=run.saga, version=run.version, due=change.wake_at
-        )
+        yield timer_of(run, change.wake_at)
 
 
 def _advances(change: Transition) -> bool:
@@ -159,8 +161,19 @@ def _advance(change: Transition, claimed: Claim, executor: Executor) -> dict[str
         "started_at": claimed.facts.now,
         "worker": executor.id,
         "version": after.version,
-        "yields": change.yields,
+        "own_deadline": _stored(after.own_deadline),
+        **_yielding(change, claimed),
     }
+
+
+def _yielding(change: Transition, claimed: Claim) -> dict[str, Any]:
+    """Return what says whether the run is to give up instead."""
+    deadline = claimed.facts.deadline if change.yields else None
+    return {"yields": change.yields, "deadline": None if deadline is None else deadline.at}
+
+
+def _stored(deadline: Deadline | None) -> str | None:
+    return None if deadline is None else json.dumps(deadline.to_json())
 
 
 def _record(record: Record, claimed: Claim, executor: Executor) -> dict[str, Any]:
@@ -207,6 +220,8 @@ def _columns(before: Run, run: Run) -> dict[str, Any]:
         "reason": run.reason,
         "needs": run.needs,
         "giving_up": id_of(run.giving_up),
+        "own_deadline": _stored(run.own_deadline),
+        "rollback_by": run.rollback_by,
         "version": run.version,
         "ended": run.state.ended,
     }

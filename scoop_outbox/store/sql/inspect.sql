@@ -137,7 +137,7 @@ with recursive tree as (
 )
 select r.id, r.service, r.saga, r.message_id, r.state, r.lineage, t.launched_by, r.step, r.next_step, r.failure, r.obstacle,
        r.reason, r.created_at, r.ended_at, m.topic, r.version, r.interruptions, r.interruption, r.late,
-       r.giving_up
+       r.giving_up, r.deadlines::text, r.own_deadline::text, r.rollback_by
 from tree t
 join {schema}.run r on r.id = t.id
 join {schema}.message m on m.id = r.message_id
@@ -207,7 +207,8 @@ select r.id, r.message_id, r.service, r.saga, r.lineage, r.parent_run, r.state, 
        r.obstacle, r.giving_up,
        (select q.failure from {schema}.request q where q.kind = 'cancel' and q.target in (r.id, r.message_id)
         order by q.id limit 1),
-       r.reason, r.version, r.needs, r.interruptions, r.interruption, r.ended_at, clock_timestamp(),
+       r.reason, r.version, r.needs, r.deadlines::text, r.own_deadline::text, r.rollback_by, r.interruptions,
+       r.interruption, r.ended_at, clock_timestamp(),
        (select min(b.due) from {schema}.mailbox b where b.run_id = r.id),
        l.queued, l.first, l.before,
        k.pid, a.application_name, a.usename, a.backend_type, a.state, a.xact_start,

@@ -10,9 +10,9 @@ with arrived as (
     select distinct on (id) *
     from unnest(%(ids)s::uuid[], %(topics)s::text[], %(keys)s::text[], %(bodies)s::bytea[],
                 %(content_types)s::text[], %(headers)s::text[], %(lineages)s::text[], %(contexts)s::text[],
-                %(launched_at)s::text[])
+                %(launched_at)s::text[], %(deadlines)s::text[])
          with ordinality
-         as m (id, topic, key, body, content_type, headers, lineage, context, launched_at, ordinal)
+         as m (id, topic, key, body, content_type, headers, lineage, context, launched_at, deadlines, ordinal)
     order by id, ordinal
 ), taken as (
     insert into {schema}.message (id, topic, key, body, content_type, headers)
@@ -37,7 +37,7 @@ with arrived as (
     where (select count(*) from taken) >= 0
       and c.message_id = any(%(ids)s::uuid[]) and c.message_id = m.id and c.state = 'waiting'
       and m.lineage is not null and (%(service)s::text is null or c.service = %(service)s::text)
-    returning m.id, m.topic, m.key, m.lineage, m.context, m.launched_at, c.service, c.saga
+    returning m.id, m.topic, m.key, m.lineage, m.context, m.launched_at, m.deadlines, c.service, c.saga
 ), known as (
     -- Launched for a name that a saga had once, it is the saga's all the same, also in its order.
     select topic, service, saga, ordered, lane from listening
@@ -49,7 +49,7 @@ with arrived as (
 ), unexpected as (
     -- Who else is subscribed when it is first taken in handles it too, by this service if it takes in for itself: as a
     -- root, or as a late run that nobody waits for. Who was told once, under whatever name, is not told again.
-    select m.id, m.key, m.lineage, m.context, m.launched_at, s.service, s.saga, s.ordered, s.lane,
+    select m.id, m.key, m.lineage, m.context, m.launched_at, m.deadlines, s.service, s.saga, s.ordered, s.lane,
            m.lineage is not null as late
     from arrived m
     join listening s on s.topic = m.topic
@@ -69,16 +69,17 @@ with arrived as (
           ))
       ))
 ), handled as (
-    select e.id, e.key, e.lineage, e.context, e.launched_at, e.service, e.saga, coalesce(k.ordered, false) as ordered,
-           coalesce(k.lane, e.saga) as lane, false as late
+    select e.id, e.key, e.lineage, e.context, e.launched_at, e.deadlines, e.service, e.saga,
+           coalesce(k.ordered, false) as ordered, coalesce(k.lane, e.saga) as lane, false as late
     from expected e
     left join known k on k.topic = e.topic and k.service = e.service and k.saga = e.saga
     union all
     select * from unexpected
 ), started as (
-    insert into {schema}.run (id, message_id, service, saga, lineage, parent_run, context, launched_at, lane, late)
+    insert into {schema}.run
+        (id, message_id, service, saga, lineage, parent_run, context, launched_at, deadlines, lane, late)
     select n.id, h.id, h.service, h.saga, n.above || n.id, case when not h.late then n.above[cardinality(n.above)] end,
-           h.context::json, h.launched_at::json,
+           h.context::json, h.launched_at::json, h.deadlines::json,
            -- A run does not wait for one above it, which waits for it.
            case when h.ordered and (h.late or not exists (
                select from {schema}.lane_entry t where t.lane = l.lane and t.run_id = any(n.above)

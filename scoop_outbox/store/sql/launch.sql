@@ -8,11 +8,12 @@
 -- a plan for the one at hand always looked better than the one it keeps, and to make it took longer than to launch.
 with launched as (
     select l.id, l.topic, l.key, substring(%(bodies)b::bytea from l.start + 1 for l.size) as body, l.content_type,
-           l.headers, l.awaited, l.ordinal
+           l.headers, l.awaited, l.deadline, l.ordinal
     from rows from (
         json_to_recordset(convert_from(%(document)b::bytea, 'UTF8')::json)
-            as (id uuid, topic text, key text, start int, size int, content_type text, headers text, awaited bool)
-    ) with ordinality as l (id, topic, key, start, size, content_type, headers, awaited, ordinal)
+            as (id uuid, topic text, key text, start int, size int, content_type text, headers text, awaited bool,
+                deadline timestamptz)
+    ) with ordinality as l (id, topic, key, start, size, content_type, headers, awaited, deadline, ordinal)
 ), listening as (
     -- Once, however many of its topics are this one: a saga that has changed its topic is known under both.
     select t.topic, s.service, s.saga
@@ -20,8 +21,8 @@ with launched as (
     join {schema}.subscription s on s.topic = t.topic or t.topic = any(s.names) or t.topic ~ s.pattern
     group by t.topic, s.service, s.saga
 ), expected as (
-    insert into {schema}.child (message_id, service, saga, run_id, seq, ordinal)
-    select l.id, s.service, s.saga, %(run)s::uuid, %(seq)s::int, l.ordinal
+    insert into {schema}.child (message_id, service, saga, run_id, seq, ordinal, deadline)
+    select l.id, s.service, s.saga, %(run)s::uuid, %(seq)s::int, l.ordinal, l.deadline
     from launched l
     join listening s on s.topic = l.topic
     where l.awaited

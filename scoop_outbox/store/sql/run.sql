@@ -7,7 +7,8 @@
 select r.id, r.message_id, r.service, r.saga, r.lineage, r.parent_run, r.state, r.step, r.next_step, r.seq,
        r.instance, r.iteration, r.attempt, r.handled, r.not_before, r.undo_seq, r.compensation_seq, r.handler_seq,
        r.context::text, r.inherited::text, r.failure, r.obstacle, r.result::text, r.launched_at, r.reason, r.lane,
-       r.version, r.interruptions > 0 or r.taken_by is not null, r.giving_up,
+       r.version, r.interruptions > 0 or r.taken_by is not null, r.giving_up, r.deadlines::text,
+       r.own_deadline::text, r.rollback_by, r.created_at,
        clock_timestamp(), array(select b.id from {schema}.mailbox b where b.run_id = r.id),
        (select q.failure from {schema}.request q where q.kind = 'cancel' and q.target in (r.id, r.message_id)
         order by q.id limit 1),
@@ -28,7 +29,11 @@ for update skip locked
 -- name: read_children
 -- One row at least. While a child is open nothing else matters, and nothing else is read: `offset 0` keeps the
 -- sub-select whole, so that the answer is asked for once and not for each child.
-select o.open, c.message_id, c.saga, c.state, c.ordinal, c.result::text, c.failure, c.obstacle, c.failed_at, c.delivered
+select o.open, c.message_id, c.saga, c.state, c.ordinal, c.result::text, c.failure, c.obstacle, c.failed_at, c.delivered,
+       case when o.open then (
+           select min(d.deadline) from {schema}.child d
+           where d.run_id = %(run)s and d.state = 'waiting' and d.deadline is not null
+       ) end
 from (select exists (select from {schema}.child where run_id = %(run)s and open) as open) o
 left join lateral (
     select *
@@ -78,7 +83,8 @@ order by f.failed_at, f.ordinal
 -- What most transactions of the engine consist of: a step has been executed, and the run goes on or has finished.
 -- Both end at the time of the statement: its parts are executed in no particular order. What the callback of a run that
 -- has been asked to give up has done is not committed, unless it is shielded: then the statement fails, and with it the
--- transaction. No other statement could keep the commit behind it in the same round trip from taking place.
+-- transaction. So it is with what has come too late. No other statement could keep the commit behind it in the same
+-- round trip from taking place.
 with recorded as (
     insert into {schema}.step (run_id, seq, step, kind, iteration, attempt, state, started_at, ended_at, worker)
     values (%(run)s, %(seq)s, %(step)s, 'step', %(iteration)s, %(attempt)s, 'committed', %(started_at)s,
@@ -89,11 +95,16 @@ set state = %(state)s, step = %(step)s, next_step = %(next_step)s, seq = %(seq)s
     iteration = %(iteration)s, attempt = 0, handled = 0, not_before = null, context = %(context)s,
     result = %(result)s, ended_at = case when %(ended)s then statement_timestamp() end,
     version = %(version)s, interruptions = 0, unwanted = 0, interruption = null,
-    taken_by = null
+    taken_by = null, own_deadline = %(own_deadline)s::json
 where id = %(run)s and not ((select %(yields)s::bool) and coalesce((
     select ('asked to give up by request ' || q.id)::bool
     from {schema}.request q
     where q.kind = 'cancel' and q.target = %(run)s
+    union all
+    select ('later than ' || d.deadline)::bool
+    from (select %(deadline)s::timestamptz as deadline) d
+    where d.deadline <= clock_timestamp()
+    limit 1
 ), false))
 
 -- name: record_step
@@ -141,11 +152,17 @@ set state = %(state)s, step = %(step)s, next_step = %(next_step)s, seq = %(seq)s
     needs = %(needs)s, version = %(version)s, interruptions = 0, unwanted = 0, interruption = null,
     taken_by = null,
     failed_at = case when %(failed)s then clock_timestamp() else failed_at end,
-    ended_at = case when %(ended)s then clock_timestamp() end, giving_up = %(giving_up)s
+    ended_at = case when %(ended)s then clock_timestamp() end, giving_up = %(giving_up)s,
+    own_deadline = %(own_deadline)s::json, rollback_by = %(rollback_by)s
 where id = %(run)s and not ((select %(yields)s::bool) and coalesce((
     select ('asked to give up by request ' || q.id)::bool
     from {schema}.request q
     where q.kind = 'cancel' and q.target = %(run)s
+    union all
+    select ('later than ' || d.deadline)::bool
+    from (select %(deadline)s::timestamptz as deadline) d
+    where d.deadline <= clock_timestamp()
+    limit 1
 ), false))
 
 -- name: consume_failures
@@ -170,7 +187,7 @@ with asked as (
 ), told as (
     update {schema}.run r
     set state = 'rolling_back', failure = %(failure)s, inherited = %(context)s, undo_seq = r.seq, attempt = 0,
-        handled = 0, failed_at = clock_timestamp(), ended_at = null
+        rollback_by = %(rollback_by)s, handled = 0, failed_at = clock_timestamp(), ended_at = null
     from asked a
     where r.id = a.child_run and r.state = 'committed'
     returning r.id, r.service, r.saga, r.version
@@ -219,6 +236,20 @@ with found as (
     returning run_id, service, saga, version, 0.02::float8 as delay
 )
 select * from posted union all select * from again
+
+-- name: expire_children
+-- Children that have not started by a deadline of their own have failed: their message, when it comes, starts nothing.
+-- One that is taken in at this moment has started.
+with late as (
+    select message_id, service, saga
+    from {schema}.child
+    where run_id = %(run)s and state = 'waiting' and deadline <= %(deadline)s
+    for update skip locked
+)
+update {schema}.child c
+set state = 'rolled_back', open = false, failure = %(failure)s, failed_at = clock_timestamp()
+from late l
+where c.message_id = l.message_id and c.service = l.service and c.saga = l.saga
 
 -- name: tell_parent
 -- Insert only: children that end at the same moment never wait for each other. One that sees open siblings posts

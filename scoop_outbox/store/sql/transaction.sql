@@ -25,5 +25,9 @@ rollback to savepoint scoop_step
 -- name: without_waiting_for_disk
 set local synchronous_commit = off
 
+-- name: read_epoch
+-- The clock in microseconds since 1970: on the caller's connection, too, whose settings may write a time in any form.
+select (extract(epoch from clock_timestamp()) * 1000000)::bigint
+
 -- name: read_clock
 select clock_timestamp()

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from alembic import context, op
 
 revision = "0017"
-down_revision = "0015"
+down_revision = "0016"
 locks = ("request",)
 
 

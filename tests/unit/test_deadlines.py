@@ -1,0 +1,159 @@
+"""Deadlines as values: how they combine, travel, and when a run is looked at because of them."""
+
+import json
+import uuid
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scoop_outbox._deadlines import NONE, TRACE_LIMIT, Budget, Deadline, Deadlines, Timeouts, earlier
+from scoop_outbox._emission import Emission
+from scoop_outbox.core.deadline import dated, passed_on
+from scoop_outbox.core.run import Facts, Run, RunState
+from scoop_outbox.core.transition import Mail, Transition
+from scoop_outbox.errors import DefinitionError
+from scoop_outbox.failure import Failure, Frame
+from scoop_outbox.saga import Saga
+
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+SECOND = timedelta(seconds=1)
+PLAIN = Saga("plain", "topic")
+
+times = st.integers(0, 5).map(lambda seconds: NOW + seconds * SECOND)
+deadlines = st.recursive(
+    st.builds(Deadline, times, st.sampled_from("ab")),
+    lambda below: st.builds(Deadline, times, st.sampled_from("ab"), st.lists(below, max_size=3).map(tuple)),
+    max_leaves=5,
+)
+
+
+def test_dl_04_the_later_one_and_both_traces_go_into_the_trace() -> None:
+    x, y = Deadline(NOW, "x"), Deadline(NOW + 9 * SECOND, "y")
+    one, other = Deadline(NOW + SECOND, "a", (x,)), Deadline(NOW + 2 * SECOND, "b", (y,))
+    expected = Deadline(NOW + SECOND, "a", (x, Deadline(NOW + 2 * SECOND, "b"), y))
+    assert earlier(one, other) == earlier(other, one) != one
+    assert earlier(one, other) == expected
+
+
+def test_dl_04_of_two_equal_ones_the_first_counts() -> None:
+    found = earlier(Deadline(NOW, "a"), Deadline(NOW, "b"))
+    assert found == Deadline(NOW, "a", (Deadline(NOW, "b"),))
+
+
+@given(deadlines, deadlines)
+def test_the_earlier_one_is_never_later_and_its_trace_is_bounded(one: Deadline, other: Deadline) -> None:
+    found = earlier(one, other)
+    assert found is not None
+    assert found.at == min(one.at, other.at)
+    assert len(found.trace) <= TRACE_LIMIT
+    assert earlier(one, None) == one == earlier(None, one)
+
+
+@given(st.none() | deadlines, st.none() | st.builds(Budget, st.floats(0.1, 9), st.sampled_from("ab")))
+def test_deadlines_come_back_as_they_were_sent(happy_path: Deadline | None, rollback: Budget | None) -> None:
+    sent = Deadlines(happy_path, rollback)
+    text = sent.dumps()
+    assert (text is None) == (sent == NONE)
+    assert text is None or Deadlines.from_json(json.loads(text)) == sent
+
+
+def test_dl_13_what_is_told_names_source_time_and_trace() -> None:
+    there = timezone(timedelta(hours=2))
+    told = Deadline(NOW.astimezone(there), "me", (Deadline(NOW + SECOND, "you"),)).missed
+    assert told == (
+        "Missed happy path deadline of me at 2026-11-24T12:00:00+00:00. Deadline trace: "
+        '[{"happyPath": {"deadline": "2026-11-24T12:00:01+00:00", "source": "you", "trace": []}}]'
+    )
+    assert Deadline(NOW, "me").missed.endswith("Deadline trace: []")
+
+
+def test_dl_05_no_end_of_time_is_too_far() -> None:
+    found = Timeouts(timeout=1e18).resolve(NOW, "me").happy_path
+    assert found is not None
+    assert found.at.year == 9999
+
+
+@pytest.mark.parametrize("duration", [0, -1, float("nan"), "soon", timedelta(0)])
+def test_durations_are_positive(duration: Any) -> None:
+    with pytest.raises(DefinitionError, match="timeout="):
+        Timeouts.of(duration, None, None)
+
+
+def test_the_shorter_budget_counts() -> None:
+    short, long = Budget(1.0, "a"), Budget(2.0, "b")
+    assert Deadlines(rollback=long).within(Deadlines(rollback=short)).rollback == short
+    assert Deadlines(rollback=short).within(Deadlines(rollback=long)).rollback == short
+    assert NONE.within(Deadlines(rollback=long)).rollback == long
+
+
+def run(state: RunState = RunState.RUNNING, **more: Any) -> Run:
+    ids = [uuid.UUID(int=number) for number in (1, 2)]
+    return Run(ids[0], ids[1], "service", "plain", (ids[0],), None, state, created_at=NOW, **more)
+
+
+LATE = Deadlines(Deadline(NOW + 5 * SECOND, "above"))
+
+
+@pytest.mark.parametrize(
+    "change, facts, due",
+    [
+        (Transition(run(deadlines=LATE), mail=Mail.DROP_IF_WAITING), Facts(NOW), 5),
+        (Transition(run(deadlines=LATE), mail=Mail.DROP), Facts(NOW), 5),
+        (Transition(run(deadlines=LATE), mail=Mail.DROP, wake_at=NOW + 2 * SECOND), Facts(NOW), 2),
+        (Transition(run(deadlines=LATE), mail=Mail.DROP, wake_at=NOW + 9 * SECOND), Facts(NOW), 5),
+        (Transition(run(deadlines=LATE), mail=Mail.DROP), Facts(NOW, child_deadline=NOW + SECOND), 1),
+        (Transition(run(), mail=Mail.DROP_IF_WAITING), Facts(NOW), None),
+        (Transition(run(deadlines=LATE), mail=Mail.KEEP), Facts(NOW), None),
+        (Transition(run(deadlines=LATE), mail=Mail.DROP), Facts(NOW + 5 * SECOND), None),
+        (Transition(run(RunState.COMMITTED, deadlines=LATE), mail=Mail.DROP), Facts(NOW), None),
+        (Transition(run(RunState.ROLLING_BACK, deadlines=LATE), mail=Mail.DROP), Facts(NOW), None),
+        (Transition(run(RunState.ROLLING_BACK, rollback_by=NOW + SECOND), mail=Mail.DROP), Facts(NOW), 1),
+        (
+            Transition(run(deadlines=LATE, giving_up=Failure("Why", None, "me")), mail=Mail.DROP_IF_WAITING),
+            Facts(NOW),
+            None,
+        ),
+    ],
+)
+def test_a_run_that_waits_is_looked_at_when_its_next_deadline_comes(
+    change: Transition, facts: Facts, due: int | None
+) -> None:
+    before = replace(change.run, state=RunState.ROLLING_BACK)  # a rollback that begins is another matter
+    after = dated(change, PLAIN, before, facts)
+    assert after.wake_at == (None if due is None else NOW + due * SECOND)
+
+
+def test_a_child_with_a_deadline_of_its_own_is_looked_after_from_its_launch_on() -> None:
+    child = Emission(uuid.UUID(int=9), "t", None, b"", "", {}, None, True, Frame("f", 1, None, "f"))
+    child = replace(child, timeouts=Timeouts(3.0), deadlines=Deadlines(Deadline(NOW + 3 * SECOND, "me")))
+    change = Transition(run(), emissions=(child,), mail=Mail.DROP_IF_WAITING)
+    assert dated(change, PLAIN, run(), Facts(NOW)).wake_at == NOW + 3 * SECOND
+
+
+def test_q20_the_budget_begins_with_the_rollback() -> None:
+    before = run(deadlines=Deadlines(rollback=Budget(7.0, "above")))
+    began = dated(Transition(replace(before, state=RunState.ROLLING_BACK)), PLAIN, before, Facts(NOW))
+    assert began.run.rollback_by == NOW + 7 * SECOND
+    shorter = Saga("plain", "topic", rollback_timeout=2)
+    began = dated(Transition(replace(before, state=RunState.ROLLING_BACK)), shorter, before, Facts(NOW))
+    assert began.run.rollback_by == NOW + 2 * SECOND
+
+
+def test_what_binds_a_run_goes_down() -> None:
+    saga = Saga("plain", "topic", timeout=3, rollback_timeout=2)
+    own = Deadline(NOW + 4 * SECOND, "me")
+    found = passed_on(saga, run(own_deadline=own, deadlines=LATE))
+    assert found.happy_path is not None
+    assert (found.happy_path.at, found.happy_path.source) == (NOW + 3 * SECOND, "plain")
+    assert found.rollback == Budget(2.0, "plain")
+
+
+def test_dl_10_what_a_compensation_launches_is_bound_by_the_budget_alone() -> None:
+    assert passed_on(PLAIN, run(RunState.ROLLING_BACK, deadlines=LATE)) == NONE
+    bound = passed_on(PLAIN, run(RunState.ROLLING_BACK, deadlines=LATE, rollback_by=NOW)).happy_path
+    assert bound is not None
+    assert bound.at == NOW
