@@ -48,12 +48,13 @@ if _typing.TYPE_CHECKING:
     from scoop_outbox.policy import Retry
     from scoop_outbox.saga import Saga
     from scoop_outbox.scope import AsyncScope, BlockingScope, Result, Scope
-    from scoop_outbox.status import RunStatus, Status, StepStatus
+    from scoop_outbox.status import ActionStatus, RunStatus, Status, StepStatus
     from scoop_outbox.step import GoTo, Repeat, Step
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ActionStatus",
     "ActiveRun",
     "AmbiguousId",
     "Answer",
@@ -147,7 +148,7 @@ _HOMES = {
     "scoop_outbox.policy": ("Retry",),
     "scoop_outbox.saga": ("Saga",),
     "scoop_outbox.scope": ("AsyncScope", "BlockingScope", "Result", "Scope"),
-    "scoop_outbox.status": ("RunStatus", "Status", "StepStatus"),
+    "scoop_outbox.status": ("ActionStatus", "RunStatus", "Status", "StepStatus"),
     "scoop_outbox.step": ("GoTo", "Repeat", "Step"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -12,11 +12,14 @@ class Answer(StrEnum):
 
     Attributes:
         ACCEPTED: it is carried out.
-        ALREADY_REQUESTED: somebody has asked for it before. The first reason counts.
+        ALREADY_REQUESTED: somebody has asked for it before, or for what it depends on. The first reason counts.
         ALREADY_ROLLED_BACK: everything that it is about has been rolled back.
         NOTHING_TO_DO: the run is in no state in which it could be.
         REFUSED_ACTIVE: runs that it concerns have not ended; nothing was done, and it can be asked for again.
         REFUSED_ROLLBACK_FAILED: a run could not be rolled back before: that has to be dealt with first.
+        NOT_ROLLING_BACK: only a run that rolls back has something to skip. Cancel this one, or retry it.
+        ABANDONED: the run was abandoned, which is final.
+        BUSY: somebody decides about the run, or its parent, at this moment. Ask again.
         UNKNOWN: there is no such run, here and now.
     """
 
@@ -26,6 +29,9 @@ class Answer(StrEnum):
     NOTHING_TO_DO = "nothing to do"
     REFUSED_ACTIVE = "refused: active"
     REFUSED_ROLLBACK_FAILED = "refused: rollback failed"
+    NOT_ROLLING_BACK = "not rolling back"
+    ABANDONED = "abandoned"
+    BUSY = "busy"
     UNKNOWN = "unknown"
 
     @property

@@ -20,8 +20,9 @@ from scoop_outbox.client.requests import cancel, cancel_sync, roll_back, roll_ba
 from scoop_outbox.client.serve import serve
 from scoop_outbox.client.servers import Servers
 from scoop_outbox.client.service import Service
-from scoop_outbox.core.plans import parking
+from scoop_outbox.client.stuck import act, act_sync
 from scoop_outbox.core.plans.rollback import IfActive
+from scoop_outbox.core.plans.stuck import Action
 from scoop_outbox.daemon.intake.backpressure import HIGH_WATER
 from scoop_outbox.daemon.running import Running
 from scoop_outbox.daemon.worker.interruptions import MOST
@@ -413,28 +414,90 @@ class Scoop:
         """
         return roll_back_sync(self._service, id, reason, source, if_active)
 
-    async def retry(self, run_id: uuid.UUID) -> Answer:
-        """Take a parked run on again, where it was parked: the same as `scoop-outbox retry`.
+    async def retry(self, run_id: uuid.UUID, *, note: str | None = None, source: str | None = None) -> Answer:
+        """Execute again what a stuck run failed with: the same as `scoop-outbox retry`.
 
-        A run that was parked because no living version of its saga could take it over goes on under whichever does.
+        A run whose rollback has failed calls what failed again, a compensation or a handler, with all its attempts.
+        When it has been rolled back, the runs above that had stopped because of it go on, one after the other. If it
+        has itself stopped because of runs below it, these are retried. A run that is parked goes on where it was
+        parked; one that no living version of its saga could take over goes on under whichever does.
 
         Args:
             run_id: the run, as in `status`.
+            note: why, in words; kept with who, and when.
+            source: who asks; the service's name unless given.
 
         Returns:
-            `ACCEPTED`; `NOTHING_TO_DO` when it is not parked; `UNKNOWN` when there is no such run in this database.
+            `ACCEPTED`; `ALREADY_REQUESTED` while what failed is tried again; `NOTHING_TO_DO` when the run is not stuck;
+            `ABANDONED` when it has been abandoned; `BUSY` when somebody decides about it or its parent at this moment;
+            `UNKNOWN` when there is no such run in this database.
 
         Raises:
             DatabaseError: the database cannot be reached or is not migrated.
         """
-        async with self._service.home.driver() as driver:
-            answer = await driver.run(parking.retry(run_id, self._service.hints))
-        log.info(
-            "run: retry requested (service %s, run %s: %s)",
-            *(self.service, run_id, answer),
-            extra={"service": self.service, "run_id": run_id},
-        )
-        return answer
+        return await act(self._service, Action.RETRY, run_id, note, source)
+
+    def retry_sync(self, run_id: uuid.UUID, *, note: str | None = None, source: str | None = None) -> Answer:
+        """Do as `retry`, for code without an event loop.
+
+        Raises:
+            DatabaseError: the database cannot be reached or is not migrated.
+        """
+        return act_sync(self._service, Action.RETRY, run_id, note, source)
+
+    async def skip(self, run_id: uuid.UUID, *, note: str | None = None, source: str | None = None) -> Answer:
+        """Count as compensated what a stuck run could not undo, because somebody did it: as `scoop-outbox skip`.
+
+        If a compensation failed, it is left out. If children could not be rolled back, they count as compensated, and
+        the compensation of the step that launched them is next. The rollback goes on from there, as with `retry`.
+
+        Args:
+            run_id: the run, as in `status`.
+            note: what was done by hand; kept with who, when, and the execution that it is about.
+            source: who asks; the service's name unless given.
+
+        Returns:
+            As `retry`; and `NOT_ROLLING_BACK` for a run that was parked before it rolled back: cancel it, or retry it.
+
+        Raises:
+            DatabaseError: the database cannot be reached or is not migrated.
+        """
+        return await act(self._service, Action.SKIP, run_id, note, source)
+
+    def skip_sync(self, run_id: uuid.UUID, *, note: str | None = None, source: str | None = None) -> Answer:
+        """Do as `skip`, for code without an event loop.
+
+        Raises:
+            DatabaseError: the database cannot be reached or is not migrated.
+        """
+        return act_sync(self._service, Action.SKIP, run_id, note, source)
+
+    async def abandon(self, run_id: uuid.UUID, *, note: str | None = None, source: str | None = None) -> Answer:
+        """Leave a stuck run as it is, for good: the same as `scoop-outbox abandon`.
+
+        Nothing more is executed or undone of it. A parked one ends as one whose rollback has failed. To its parent it
+        is a child that could not be rolled back. What has stopped because of it stays so: retry, skip or abandon that.
+
+        Args:
+            run_id: the run, as in `status`.
+            note: why, in words; kept with who, and when.
+            source: who asks; the service's name unless given.
+
+        Returns:
+            `ACCEPTED`, `ALREADY_REQUESTED`, `NOTHING_TO_DO` when the run is not stuck, `BUSY` or `UNKNOWN`.
+
+        Raises:
+            DatabaseError: the database cannot be reached or is not migrated.
+        """
+        return await act(self._service, Action.ABANDON, run_id, note, source)
+
+    def abandon_sync(self, run_id: uuid.UUID, *, note: str | None = None, source: str | None = None) -> Answer:
+        """Do as `abandon`, for code without an event loop.
+
+        Raises:
+            DatabaseError: the database cannot be reached or is not migrated.
+        """
+        return act_sync(self._service, Action.ABANDON, run_id, note, source)
 
     async def topology(self, *topics: str | Topic[Any]) -> list[Resource]:
         """Tell what has to exist at the broker for this service, and whether it does; create nothing.

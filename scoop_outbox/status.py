@@ -9,7 +9,7 @@ from datetime import datetime
 
 from scoop_outbox._deadlines import Deadline, earlier
 from scoop_outbox.core.plans.failures import Known, recall
-from scoop_outbox.core.plans.inspect import read_hierarchy, read_steps, read_taken_in
+from scoop_outbox.core.plans.inspect import read_executions, read_hierarchy, read_taken_in
 from scoop_outbox.core.rows import Failures, Row, deadline_of, deadlines_of, failure_of, message_of
 from scoop_outbox.core.run import RunState, StepKind
 from scoop_outbox.core.statement import Plan
@@ -45,6 +45,24 @@ class StepStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ActionStatus:
+    """What a person has done about a run that was stuck.
+
+    Attributes:
+        kind: `retry`, `skip` or `abandon`.
+        source: who.
+        note: why, or what was done by hand, if they said so.
+        seq: of what was skipped, the number of the execution that was to be undone.
+    """
+
+    kind: str
+    at: datetime
+    source: str
+    note: str | None
+    seq: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class RunStatus:
     """One run of a hierarchy.
 
@@ -64,6 +82,8 @@ class RunStatus:
         giving_up: why it gives up, while it waits for children that it has told to.
         deadline: until when it has to commit, and who says so; what its saga says is not known here.
         rollback_by: until when its rollback has to end.
+        abandoned: whether somebody has abandoned it: it stays as it is.
+        actions: what people have done about it, in order.
     """
 
     id: uuid.UUID
@@ -89,6 +109,8 @@ class RunStatus:
     giving_up: Failure | None = None
     deadline: Deadline | None = None
     rollback_by: datetime | None = None
+    abandoned: bool = False
+    actions: tuple[ActionStatus, ...] = ()
 
     @property
     def parent(self) -> uuid.UUID | None:
@@ -123,13 +145,17 @@ def read_status(message_id: uuid.UUID, known: Known) -> Plan[Status]:
     rows, roots = yield from read_hierarchy(message_id)
     if not any(known for _, known, *_ in roots):
         raise UnknownMessage(f"message {message_id} has not been taken in here, or it has been pruned")
-    steps = yield from read_steps([row[0] for row in rows])
+    steps, actions = yield from read_executions([row[0] for row in rows])
     named = [row[column] for row in rows for column in _FAILURES] + [row[_STEP_FAILURE] for row in steps]
     failures = yield from recall(named, known)
     by_run: dict[uuid.UUID, list[StepStatus]] = {}
     for row in steps:
         by_run.setdefault(row[0], []).append(_step_of(row, failures))
-    return Status(message_id, tuple(_run_of(row, by_run.get(row[0], ()), failures) for row in rows))
+    done: dict[uuid.UUID, list[ActionStatus]] = {}
+    for run_id, *action in actions:
+        done.setdefault(run_id, []).append(ActionStatus(*action))
+    runs = (_run_of(row, by_run.get(row[0], ()), done.get(row[0], ()), failures) for row in rows)
+    return Status(message_id, tuple(runs))
 
 
 def read_message(message_id: uuid.UUID) -> Plan[Message]:
@@ -152,10 +178,10 @@ def _step_of(row: Row, failures: Failures) -> StepStatus:
     )
 
 
-def _run_of(row: Row, steps: Sequence[StepStatus], failures: Failures) -> RunStatus:
+def _run_of(row: Row, steps: Sequence[StepStatus], actions: Sequence[ActionStatus], failures: Failures) -> RunStatus:
     """Return the run in a row of `read_hierarchy`."""
     run_id, service, saga, message_id, state, lineage, launched_by, step, next_step, failure, obstacle, *rest = row
-    reason, created_at, ended_at, topic, version, interruptions, interruption, late, giving_up, *times = rest
+    reason, created_at, ended_at, topic, version, interruptions, interruption, late, giving_up, abandoned, *times = rest
     deadlines, own_deadline, rollback_by = times
     return RunStatus(
         run_id,
@@ -181,4 +207,6 @@ def _run_of(row: Row, steps: Sequence[StepStatus], failures: Failures) -> RunSta
         failure_of(giving_up, failures),
         earlier(deadlines_of(deadlines).happy_path, deadline_of(own_deadline)),
         rollback_by,
+        abandoned,
+        tuple(actions),
     )

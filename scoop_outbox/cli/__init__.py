@@ -15,7 +15,7 @@ from scoop_outbox.cli.explain import explain
 from scoop_outbox.cli.handlers import handlers
 from scoop_outbox.cli.log import is_json, with_log_format, with_log_level, write_log
 from scoop_outbox.cli.options import required
-from scoop_outbox.cli.requests import cancel, retry, rollback
+from scoop_outbox.cli.requests import abandon, cancel, retry, rollback, skip
 from scoop_outbox.cli.runs import runs
 from scoop_outbox.cli.settings import broker_settings, settings_of
 from scoop_outbox.cli.show import show
@@ -80,6 +80,8 @@ main.add_command(topology)
 main.add_command(cancel)
 main.add_command(rollback)
 main.add_command(retry)
+main.add_command(skip)
+main.add_command(abandon)
 main.add_command(runs)
 main.add_command(show)
 

@@ -1,4 +1,4 @@
-"""What a person asks of runs: `scoop-outbox cancel`, `scoop-outbox rollback` and `scoop-outbox retry`."""
+"""What a person asks of runs: `scoop-outbox cancel`, `rollback`, `retry`, `skip` and `abandon`."""
 
 from __future__ import annotations
 
@@ -82,21 +82,70 @@ def _user() -> str:
         return "scoop-outbox"
 
 
+_run_ids = click.argument("run_ids", metavar="RUN...", type=click.UUID, nargs=-1, required=True)
+_note = click.option("--note", metavar="TEXT", help="Why, or what was done by hand: kept with who, and when.")
+_source = click.option("--source", metavar="NAME", help="Who asks; default: the name of the user who runs the command.")
+
+
 @click.command()
-@click.argument("runs", metavar="[RUN]...", type=click.UUID, nargs=-1)
+@click.argument("run_ids", metavar="[RUN]...", type=click.UUID, nargs=-1)
 @click.option("--service", metavar="NAME", help="All parked runs of this service.")
+@_note
+@_source
 @on_a_database
-def retry(*, runs: Sequence[uuid.UUID], service: str | None, database: str | None, schema: str) -> None:
-    """Resume parked runs where they were parked, after their cause has been fixed."""
+def retry(
+    *,
+    run_ids: Sequence[uuid.UUID],
+    service: str | None,
+    note: str | None,
+    source: str | None,
+    database: str | None,
+    schema: str,
+) -> None:
+    """Execute again what stuck runs failed with, after its cause has been fixed.
+
+    A run whose rollback has failed is rolled back, and then those above that had stopped because of it. A parked run
+    goes on where it was parked.
+    """
     from scoop_outbox.operations.runs import Runs
 
-    if bool(runs) == bool(service):
+    if bool(run_ids) == bool(service):
         raise click.UsageError("pass ids of runs, or --service")
-    with Runs(required(database), schema=schema) as found:
-        asked = list(runs) if service is None else [run.id for run in found.parked(service)]
+    with Runs(required(database), schema=schema) as runs:
+        asked = list(run_ids) if service is None else [run.id for run in runs.parked(service)]
         if not asked:
             click.echo(f"no parked runs of service {service}", err=True)
-        _answered({run_id: found.retry(run_id) for run_id in asked})
+        _answered({run_id: runs.retry(run_id, note=note, source=source or _user()) for run_id in asked})
+
+
+@click.command()
+@_run_ids
+@_note
+@_source
+@on_a_database
+def skip(
+    *, run_ids: Sequence[uuid.UUID], note: str | None, source: str | None, database: str | None, schema: str
+) -> None:
+    """Count as compensated what stuck runs could not undo, because somebody did it by hand, and go on behind that."""
+    from scoop_outbox.operations.runs import Runs
+
+    with Runs(required(database), schema=schema) as runs:
+        _answered({run_id: runs.skip(run_id, note=note, source=source or _user()) for run_id in run_ids})
+
+
+@click.command()
+@_run_ids
+@_note
+@_source
+@on_a_database
+def abandon(
+    *, run_ids: Sequence[uuid.UUID], note: str | None, source: str | None, database: str | None, schema: str
+) -> None:
+    """Leave stuck runs as they are, for good: nothing more of them is executed or undone."""
+    from scoop_outbox.operations.runs import Runs
+
+    with Runs(required(database), schema=schema) as runs:
+        _answered({run_id: runs.abandon(run_id, note=note, source=source or _user()) for run_id in run_ids})
 
 
 def _answered(

@@ -12,7 +12,7 @@ from scoop_outbox.cli.options import in_one_line
 from scoop_outbox.cli.output import failure_line, seconds_text, time_text
 from scoop_outbox.core.run import ChildState, StepKind
 from scoop_outbox.operations.runs import Hierarchy, Unstarted
-from scoop_outbox.status import RunStatus, StepStatus
+from scoop_outbox.status import ActionStatus, RunStatus, StepStatus
 
 _INDENT = "  "
 _UNSTARTED = {
@@ -90,7 +90,8 @@ def _message(found: Hierarchy) -> str:
 def _run(run: RunStatus, found: Hierarchy) -> Iterator[str]:
     lasted = f"{seconds_text((run.ended_at or found.at) - run.created_at)}{'' if run.ended_at else ' so far'}"
     late = ", late: nobody waits for it" if run.late else ""
-    yield f"{_whose(run)}: {run.state}, began {time_text(run.created_at)}, {lasted}, run {run.id}{late}"
+    state = f"{run.state}, abandoned" if run.abandoned else run.state
+    yield f"{_whose(run)}: {state}, began {time_text(run.created_at)}, {lasted}, run {run.id}{late}"
     if run.failure is not None:
         yield f"{_INDENT}failure: {failure_line(run.failure)}"
     if run.rollback_reason is not None and run.rollback_reason != run.failure:
@@ -99,8 +100,16 @@ def _run(run: RunStatus, found: Hierarchy) -> Iterator[str]:
         yield f"{_INDENT}reason: {in_one_line(run.reason)}"
     if run.giving_up is not None:
         yield f"{_INDENT}gives up for: {failure_line(run.giving_up)}"
+    for action in run.actions:
+        yield f"{_INDENT}{_action(action)}"
     if run.interruptions:
         yield f"{_INDENT}interrupted {run.interruptions} times in a row: {in_one_line(run.interruption or '')}"
+
+
+def _action(action: ActionStatus) -> str:
+    what = action.kind if action.seq is None else f"{action.kind} of {action.seq}"
+    note = "" if action.note is None else f": {in_one_line(action.note)}"
+    return f"{what}, {time_text(action.at)}, by {in_one_line(action.source)}{note}"
 
 
 def _execution(step: StepStatus) -> str:

@@ -53,6 +53,8 @@ RUN_TRANSITIONS: Mapping[tuple[RunState, RunState], str] = {
     (RunState.ROLLING_BACK, RunState.ROLLBACK_FAILED): "a compensation or the rollback of a child failed",
     (RunState.ROLLING_BACK, RunState.PARKED): "it was interrupted too often, or no worker knows the step to be undone",
     (RunState.PARKED, RunState.ROLLING_BACK): "likewise; or it was cancelled",
+    (RunState.PARKED, RunState.ROLLBACK_FAILED): "somebody abandoned it",
+    (RunState.ROLLBACK_FAILED, RunState.ROLLING_BACK): "somebody retried it or skipped what failed, or that of a child",
 }
 """Every change of a run's state that is allowed, and why it happens."""
 
@@ -73,6 +75,7 @@ CHILD_TRANSITIONS: Mapping[tuple[ChildState, ChildState], str] = {
     (ChildState.COMMITTED, ChildState.ROLLING_BACK): "the parent ordered it, or somebody asked for it",
     (ChildState.ROLLING_BACK, ChildState.ROLLED_BACK): "its run rolled back",
     (ChildState.ROLLING_BACK, ChildState.ROLLBACK_FAILED): "its run could not roll back",
+    (ChildState.ROLLBACK_FAILED, ChildState.ROLLING_BACK): "its run goes on, and the parent has not handled it",
 }
 """Every change of a child's state, as its parent knows it, and why it happens."""
 

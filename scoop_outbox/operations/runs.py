@@ -1,7 +1,8 @@
-"""Runs: looking at them, cancelling and undoing them, taking parked ones on again. Needs no application."""
+"""Runs: looking at them, cancelling and undoing them, and what can be done about stuck ones. Needs no application."""
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
@@ -11,6 +12,7 @@ from scoop_outbox.core.plans import parking, requests, rollback
 from scoop_outbox.core.plans.parking import ParkedRun
 from scoop_outbox.core.plans.rollback import IfActive
 from scoop_outbox.core.plans.runs import STUCK, ListedRun, RunSelection, list_runs
+from scoop_outbox.core.plans.stuck import PAUSES, Action, Origin, carry_out
 from scoop_outbox.core.run import RunState
 from scoop_outbox.operations import explain, hierarchy
 from scoop_outbox.operations.explanation import Cause, Explanation, Reason, Waiting
@@ -72,11 +74,11 @@ class Runs(OpenedDatabase):
 
         Args:
             states: in which states. Unless given, any with `key` or `text`, otherwise all but `committed` and
-                `rolled_back`.
+                `rolled_back`. Abandoned runs are listed as `rollback_failed` if `parked` ones are not asked for.
             service: only those of this service.
             saga: only those of sagas of this name.
             older_than: only those whose message was taken in at least so long ago.
-            stuck: only those that need a person: `parked` or `rollback_failed`.
+            stuck: only those that need a person: `parked` or `rollback_failed`, and not abandoned.
             text: only those that have this in the type or the first 200 characters of the message of their failure, or
                 in why they are parked; upper and lower case are the same.
             key: only those of messages with this key; a binary one as it is shown.
@@ -136,7 +138,24 @@ class Runs(OpenedDatabase):
         with self._home.blocking_driver() as driver:
             return driver.run(rollback.roll_back(target, reason, source, if_active, self._home.failures, None))
 
-    def retry(self, run_id: uuid.UUID) -> Answer:
-        """Take a parked run on again: see `Scoop.retry`."""
-        with self._home.blocking_driver() as driver:
-            return driver.run(parking.retry(run_id))
+    def retry(self, run_id: uuid.UUID, *, note: str | None = None, source: str) -> Answer:
+        """Execute again what has failed, or take a parked run on again: see `Scoop.retry`."""
+        return self._act(Action.RETRY, run_id, note, source)
+
+    def skip(self, run_id: uuid.UUID, *, note: str | None = None, source: str) -> Answer:
+        """Count as compensated what could not be undone: see `Scoop.skip`."""
+        return self._act(Action.SKIP, run_id, note, source)
+
+    def abandon(self, run_id: uuid.UUID, *, note: str | None = None, source: str) -> Answer:
+        """Leave a run as it is, for good: see `Scoop.abandon`."""
+        return self._act(Action.ABANDON, run_id, note, source)
+
+    def _act(self, action: Action, run_id: uuid.UUID, note: str | None, source: str) -> Answer:
+        answer = Answer.BUSY
+        for pause in (0.0, *PAUSES):
+            time.sleep(pause)
+            with self._home.blocking_driver() as driver:
+                answer = driver.run(carry_out(action, run_id, Origin(source, note), self._home.failures))
+            if answer is not Answer.BUSY:
+                break
+        return answer

@@ -167,8 +167,7 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
     # One execution of one saga for one message; see core/run.py for what the columns mean. JSON, not JSONB: it keeps
     # what was written, and an escaped NUL can be stored. `interruptions` counts how often in a row the run could not be
     # executed, for the reason in `interruption`, and `unwanted` those of them that it did not ask for; `taken_by` is
-    # the worker that is about to execute it, written only where the one before may have died of it; `needs` is the step
-    # without which a parked run cannot go on.
+    # the worker that is about to execute it, written only where the one before may have died of it.
     run = Table(
         "run",
         metadata,
@@ -213,6 +212,7 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         Column("deadlines", JSON),
         Column("own_deadline", JSON),
         _time("rollback_by"),
+        Column("abandoned", Boolean, nullable=False, server_default=text("false")),
         # Leads with the message: it is the idempotency of intake, and how the runs of a message are found.
         Index("run_once", "message_id", "service", "saga", unique=True),
         # Below which run a late one belongs stands in its lineage alone.
@@ -232,21 +232,26 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
     # What somebody asks of a run: a person, or the parent of one that gives up. Insert only, and no row of `run` is
     # locked for it: a step holds that lock as long as it takes. `target` is a run, or a message whose runs are all
     # meant, also those that do not exist yet; `failure` is what the runs are told. It stays, to be looked up later.
-    # `outcome` is what has become of a request to roll back: none while it waits for what is active.
+    # `outcome` is what has become of a request to roll back: none while it waits for what is active. What a person does
+    # about a stuck run is carried out at once, and a row, too: who (`source`), why, and of which execution (`seq`).
     request = Table(
         "request",
         metadata,
         Column("id", BigInteger, Identity(always=True), primary_key=True),
         Column("target", Uuid, nullable=False),
         Column("kind", Text, nullable=False),
-        Column("failure", Uuid, nullable=False),
+        Column("failure", Uuid),
         _time("created_at", nullable=False, default=True),
         Column("outcome", Text),
+        Column("note", Text),
+        Column("source", Text),
+        Column("seq", Integer),
     )
     # Once, and the first reason counts.
     Index("request_cancel", request.c.target, unique=True, postgresql_where=text("kind = 'cancel'"))
     waiting = text("kind = 'rollback' and outcome is null")
     Index("request_waiting", request.c.target, unique=True, postgresql_where=waiting)
+    Index("request_action", request.c.target, postgresql_where=text("kind in ('retry', 'skip', 'abandon')"))
 
     # Why something failed, without its causes, which are referred to: each failure once, whoever is told of it. Type,
     # message and source are as people and queries read them, the document is whole.
@@ -279,7 +284,7 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         Column("worker", Text, nullable=False),
     )
 
-    # An expected child and how it ended. Written when its message is launched; `run_id` and `seq` are the parent's.
+    # An expected child and how it ended; `run_id` and `seq` are the parent's, which one that is `healing` had stopped.
     child = Table(
         "child",
         metadata,
@@ -299,6 +304,7 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         Column("obstacle", Uuid),
         Column("delivered", Boolean, nullable=False, server_default=text("false")),
         _time("deadline"),
+        Column("healing", Boolean, nullable=False, server_default=text("false")),
         Index("child_of_instance", "run_id", "seq"),
     )
     # Few: those that have a deadline of their own, and have not started.

@@ -64,6 +64,8 @@ insert into scoop_outbox.mailbox (service, saga, run_id, due) select 'shop', 'or
 FINISHED, WAITING, FAMILY = 300_000, 100_000, 10
 FANOUT = 2_000_000
 """A run with 40,000 children, half of which have ended."""
+STUCK = 4_000_000
+"""A run whose rollback has failed, as has that of its children."""
 PAGES = 400
 """Pages that one statement may touch, for a batch of at most ten. A scan of any big table takes 2,000 or more."""
 SORTED = 100
@@ -111,6 +113,17 @@ insert into child (message_id, service, saga, run_id, seq, ordinal, open, state,
 select m({FANOUT} + n), 'shop', 'saga 1', r({FANOUT}), 1, n, n > 20000,
        case when n <= 20000 then 'committed' else 'started' end, r({FANOUT} + n)
 from generate_series(1, 40000) n;
+
+insert into run (id, message_id, service, saga, lineage, parent_run, state, step, seq, instance, undo_seq, obstacle)
+select r({STUCK} + n), m({STUCK} + n), 'shop', 'saga 1', array[r({STUCK})], nullif(r({STUCK}), r({STUCK} + n)),
+       'rollback_failed', 'first', 1, 1, 1, f(1)
+from generate_series(0, {FAMILY}) n;
+insert into step (run_id, seq, step, kind, iteration, attempt, state, started_at, ended_at, worker)
+select r({STUCK} + n), 1, 'first', 'step', 0, 0, 'committed', now(), now(), 'w' from generate_series(0, {FAMILY}) n;
+insert into child (message_id, service, saga, run_id, seq, ordinal, open, state, child_run)
+select m({STUCK} + n), 'shop', 'saga 1', r({STUCK}), 1, n, false, 'rollback_failed', r({STUCK} + n)
+from generate_series(1, {FAMILY}) n;
+insert into request (target, kind, source) select r(n), 'retry', 'anna' from generate_series(1, {FINISHED}) n;
 
 insert into mailbox (service, saga, run_id, due)
 select 'shop', 'saga 1', r(n), now() + interval '1 hour' + (n::bigint * 7919 % 1000003) * interval '1 second'
@@ -364,8 +377,8 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
           for name in ("claim_ids", "read_launched", "release_ids")],
         ("read_taken_in", {"message": message_id(OLD)}),
         ("read_hierarchy", {"message": message_id(OLD)}),
-        ("list_found_runs", listed | {"live": True, "stuck": True, "keys": ["k"]}),
-        ("list_found_runs", listed | {"live": False, "stuck": True, "oldest": True}),
+        ("list_found_runs", listed | {"live": True, "stuck": True, "abandoned": False, "keys": ["k"]}),
+        ("list_found_runs", listed | {"live": False, "stuck": True, "abandoned": True, "oldest": True}),
         ("list_runs", listed),
         ("find_ids", {"low": message_id(OLD), "high": message_id(OLD + 15), "most": 11}),
         ("find_ids", {"low": message_id(0), "high": message_id(2**48 - 1), "most": 11}),
@@ -390,9 +403,22 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("read_parked", {"service": "shop", "sagas": ["saga 1"], "steps": ["a"], "most": 100}),
         ("unpark", {"runs": [run_id(OPEN)], "anew": True}),
         ("list_parked", {"service": "shop", "most": 100}),
-        ("read_state", {"run": run_id(OPEN)}),
         ("count_stuck", {"service": "shop", "most": 100}),
         ("read_epoch", {}),
+        ("lock_stuck", {"run": run_id(STUCK)}),
+        ("read_stuck", {"run": run_id(STUCK)}),
+        ("read_stuck", {"run": run_id(FANOUT)}),
+        ("lock_parent", {"run": run_id(STUCK + 1)}),
+        ("read_origins_below", {"run": run_id(STUCK)}),
+        ("read_origins_below", {"run": run_id(FANOUT)}),
+        ("read_phase", {"run": run_id(STUCK)}),
+        ("reopen", {"run": run_id(STUCK), "undo_seq": 1}),
+        ("reopen", {"run": run_id(STUCK + 1), "undo_seq": None}),
+        ("is_healed", {"run": run_id(STUCK)}),
+        ("is_healed", {"run": run_id(FANOUT)}),
+        ("abandon", {"run": run_id(STUCK), "failure": FAILURE}),
+        ("record_action", {"run": run_id(STUCK), "kind": "skip", "note": "n", "source": "s", "seq": 1}),
+        ("read_actions", {"runs": [run_id(OLD + number) for number in range(FAMILY)]}),
         ("read_target", {"target": run_id(OPEN)}),
         ("read_target", {"target": message_id(OPEN)}),
         ("read_to_come", {"target": message_id(OPEN)}),

@@ -259,12 +259,28 @@ def test_a_run_of_a_saga_that_is_not_known_here_keeps_its_mail() -> None:
     assert store.batches == [CLAIM, ["rollback"]]
 
 
-@pytest.mark.parametrize("state", [state for state in RunState if state.ended])
+@pytest.mark.parametrize("state", [s for s in RunState if s.ended and s is not RunState.ROLLBACK_FAILED])
 def test_mail_of_an_ended_run_is_dropped_and_nothing_else_is_done(state: RunState) -> None:
     store = Store({"claim_run": [row(state, step="first", seq=1, instance=1)]})
     assert store.drive(execute(RUN, executor(saga()))) is Execution.NOTHING
     assert store.batches == [CLAIM, ["drop_mail", "commit"]]
     assert store.params["drop_mail"] == {"ids": [11, 12]}
+
+
+STUCK = row("rollback_failed", step="first", seq=1, instance=1, undo_seq=1)
+
+
+def test_a_run_that_has_stopped_because_of_children_looks_whether_it_can_go_on() -> None:
+    store = Store({"claim_run": [STUCK], "is_healed": [(False,)]})
+    assert store.drive(execute(RUN, executor(saga()))) is Execution.NOTHING
+    assert store.batches == [CLAIM, ["is_healed"], ["drop_mail", "commit"]]
+
+
+def test_a_run_whose_parent_is_being_decided_about_looks_again_soon() -> None:
+    store, hints = Store({"claim_run": [STUCK], "is_healed": [(True,)], "lock_parent": [(False,)]}), Told()
+    assert store.drive(execute(RUN, executor(saga(), hints=hints))) is Execution.NOTHING
+    assert store.batches == [CLAIM, ["is_healed"], ["lock_parent"], ["drop_mail", "post_timer", "commit"]]
+    assert hints.mails == [("shop", "parent", "", RUN, 0.02)]
 
 
 def test_a_run_with_an_open_child_waits() -> None:

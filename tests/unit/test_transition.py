@@ -324,6 +324,8 @@ def test_every_change_that_a_run_makes_by_itself_has_a_case() -> None:
         (RunState.COMMITTED, RunState.ROLLING_BACK),  # by the parent
         (RunState.PARKED, RunState.RUNNING),  # by a person, or by a worker that knows what it needs
         (RunState.PARKED, RunState.ROLLING_BACK),
+        (RunState.PARKED, RunState.ROLLBACK_FAILED),
+        (RunState.ROLLBACK_FAILED, RunState.ROLLING_BACK),
     }
     assert {(one, other) for one, other in changes if one != other} == set(RUN_TRANSITIONS) - ordered
 

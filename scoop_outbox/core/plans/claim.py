@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from scoop_outbox._deadlines import Deadline
@@ -13,6 +13,7 @@ from scoop_outbox.context import merge
 from scoop_outbox.core.deadline import deadline_of
 from scoop_outbox.core.decide import giving_up
 from scoop_outbox.core.plans.failures import Known, recall
+from scoop_outbox.core.plans.healing import heal
 from scoop_outbox.core.rows import (
     CANCELLATION,
     CLOCK,
@@ -33,6 +34,9 @@ from scoop_outbox.core.versions import Deployment
 from scoop_outbox.failure import Failure
 from scoop_outbox.message import Message
 from scoop_outbox.saga import Saga
+
+_SOON = timedelta(milliseconds=20)
+"""When to look again at a run that cannot go on yet, because somebody decides about its parent."""
 
 Unhandled = Sequence[str]
 """Topics that no saga is subscribed to, one for each message that was launched there."""
@@ -134,8 +138,7 @@ def claim(run_id: uuid.UUID, executor: Executor) -> Plan[Claim | None]:
     if cancellation is not None and run.state is RunState.PARKED and run.undo_seq is None:
         run = changed(run, state=RunState.RUNNING, reason=None, needs=None)  # to give up it needs nobody's leave
     if run.state.ended:
-        yield from ask(statement("drop_mail", ids=mail), COMMIT)  # it told of something that no longer matters
-        return None
+        return (yield from _claim_ended(run, mail, now, executor))
     saga = executor.sagas.get(run.saga)
     if saga is None:
         yield from ask(ROLLBACK)  # another deployment's work
@@ -157,6 +160,20 @@ def claim(run_id: uuid.UUID, executor: Executor) -> Plan[Claim | None]:
         facts = replace(facts, untold=untold[0][0])
     message = message_of(locked[0][MESSAGE], saga.schema)
     return Claim(run, mail, facts, message, saga, f"{run.saga}[{executor.id}]")
+
+
+def _claim_ended(run: Run, mail: list[int], now: datetime, executor: Executor) -> Plan[Claim | None]:
+    """Claim a run that goes on after all; else drop its mail, which told of something that no longer matters."""
+    healed = (yield from heal(run.id)) if run.state is RunState.ROLLBACK_FAILED else False
+    if healed:
+        return (yield from claim(run.id, executor))
+    if healed is None:
+        address = {"run": run.id, "service": run.service, "saga": run.saga, "version": run.version}
+        yield from ask(statement("drop_mail", ids=mail), statement("post_timer", **address, due=now + _SOON), COMMIT)
+        executor.hints.mail(run.service, run.saga, run.version, run.id, _SOON.total_seconds())
+        return None
+    yield from ask(statement("drop_mail", ids=mail), COMMIT)
+    return None
 
 
 def _instance(rows: Rows, run: Run, executor: Executor) -> Plan[Instance | None]:

@@ -18,10 +18,12 @@ def read_hierarchy(message_id: uuid.UUID) -> Plan[tuple[Rows, Rows]]:
     return runs, roots
 
 
-def read_steps(runs: Sequence[uuid.UUID]) -> Plan[Rows]:
-    """Return the executions of runs, in order."""
-    (rows,) = yield from ask(statement("read_steps", runs=list(runs)))
-    return rows
+def read_executions(runs: Sequence[uuid.UUID]) -> Plan[tuple[Rows, Rows]]:
+    """Return the executions of runs, in order, and what people have done about them."""
+    steps, actions = yield from ask(
+        statement("read_steps", runs=list(runs)), statement("read_actions", runs=list(runs))
+    )
+    return steps, actions
 
 
 def read_taken_in(message_id: uuid.UUID) -> Plan[tuple[Any, ...] | None]:

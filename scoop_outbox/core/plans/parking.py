@@ -1,4 +1,4 @@
-"""Plans of parked runs: which of them can go on again, by themselves or because somebody says so."""
+"""Plans of parked runs: which of them can go on again by themselves."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from scoop_outbox.answers import Answer
 from scoop_outbox.core.plans.claim import Hints
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, Rows, ask, statement
 from scoop_outbox.core.versions import Deployment, executing_version, left_out
@@ -39,15 +38,6 @@ def list_parked(service: str, limit: int) -> Plan[list[ParkedRun]]:
     return [ParkedRun(*row) for row in rows]
 
 
-def retry(run_id: uuid.UUID, hints: Hints | None = None) -> Plan[Answer]:
-    """Take a parked run on again; one that no living version could take over goes on under whichever takes it."""
-    (state,) = yield from ask(statement("read_state", run=run_id))
-    if not state:
-        return Answer.UNKNOWN
-    freed = yield from _unpark([run_id], hints, anew=True)
-    return Answer.ACCEPTED if freed else Answer.NOTHING_TO_DO
-
-
 def unpark(service: str, deployment: Deployment, hints: Hints) -> Plan[list[uuid.UUID]]:
     """Let runs go on that were parked because nobody knew what they need, and that this process can execute now."""
     known = [(version.saga, step) for version in deployment.mine.values() for step in version.steps]
@@ -58,7 +48,13 @@ def unpark(service: str, deployment: Deployment, hints: Hints) -> Plan[list[uuid
         for run_id, saga, version, needs, undoing, before, executed in rows
         if _can_go_on(saga, version, needs, () if undoing else before or (), executed, deployment)
     ]
-    return (yield from _unpark(mine, hints, anew=False)) if mine else []
+    if not mine:
+        return []
+    freed: Rows
+    _, freed, _ = yield from ask(BEGIN, statement("unpark", runs=mine, anew=False), COMMIT)
+    for run_id, service_name, saga, version, delay in freed:
+        hints.mail(service_name, saga, version, run_id, delay)
+    return [row[0] for row in freed]
 
 
 def _can_go_on(
@@ -69,15 +65,6 @@ def _can_go_on(
     if by is None or by.id != mine.id:
         return False
     return version == mine.id or not left_out(before, mine.steps, needs, executed)
-
-
-def _unpark(runs: Sequence[uuid.UUID], hints: Hints | None, *, anew: bool) -> Plan[list[uuid.UUID]]:
-    freed: Rows
-    _, freed, _ = yield from ask(BEGIN, statement("unpark", runs=list(runs), anew=anew), COMMIT)
-    if hints is not None:
-        for run_id, service, saga, version, delay in freed:
-            hints.mail(service, saga, version, run_id, delay)
-    return [row[0] for row in freed]
 
 
 def count_stuck(service: str, limit: int) -> Plan[tuple[int, int, int]]:

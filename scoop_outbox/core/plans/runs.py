@@ -21,7 +21,7 @@ class RunSelection:
 
     Attributes:
         states: their states; empty is every state if `key` or `text` is given, else what has not ended, is parked, or
-            could not be rolled back.
+            could not be rolled back. Abandoned runs are meant only where `parked` ones are not.
         service: whose.
         saga: of which saga.
         older_than: those whose message was taken in so long ago, or longer.
@@ -90,7 +90,8 @@ def list_runs(selection: RunSelection, *, most: int) -> Plan[list[ListedRun]]:
     }
     if states <= LIVE | STUCK:
         live, stuck = bool(states & LIVE), bool(states & STUCK)
-        (rows,) = yield from ask(statement("list_found_runs", live=live, stuck=stuck, **params))
+        found = {"live": live, "stuck": stuck, "abandoned": RunState.PARKED not in states}
+        (rows,) = yield from ask(statement("list_found_runs", **found, **params))
     else:
         (rows,) = yield from ask(statement("list_runs", **params))
     return [_listed(*row) for row in rows]

@@ -137,7 +137,7 @@ with recursive tree as (
 )
 select r.id, r.service, r.saga, r.message_id, r.state, r.lineage, t.launched_by, r.step, r.next_step, r.failure, r.obstacle,
        r.reason, r.created_at, r.ended_at, m.topic, r.version, r.interruptions, r.interruption, r.late,
-       r.giving_up, r.deadlines::text, r.own_deadline::text, r.rollback_by
+       r.giving_up, r.abandoned, r.deadlines::text, r.own_deadline::text, r.rollback_by
 from tree t
 join {schema}.run r on r.id = t.id
 join {schema}.message m on m.id = r.message_id
@@ -148,6 +148,13 @@ select run_id, seq, step, kind, iteration, attempt, state, undoes, failure, star
 from {schema}.step
 where run_id = any(%(runs)s::uuid[])
 order by ended_at, run_id, seq
+
+-- name: read_actions
+-- What people have done about runs that were stuck.
+select target, kind, created_at, source, note, seq
+from {schema}.request
+where target = any(%(runs)s) and kind in ('retry', 'skip', 'abandon')
+order by id
 
 -- name: find_ids
 -- Messages and runs whose ids lie in a range, which is how a prefix is looked for; of a run, its message too.

@@ -27,9 +27,6 @@ insert into {schema}.mailbox (service, saga, run_id, due)
 select service, saga, id, clock_timestamp() from freed
 returning run_id, service, saga, version, 0.0::float8
 
--- name: read_state
-select state from {schema}.run where id = %(run)s
-
 -- name: count_stuck
 select (select count(*) from (
             select from {schema}.run where service = %(service)s and reason is not null limit %(most)s
@@ -38,7 +35,8 @@ select (select count(*) from (
             select from {schema}.run where service = %(service)s and interruptions > 0 limit %(most)s
         ) i),
        (select count(*) from (
-            select from {schema}.run where service = %(service)s and obstacle is not null limit %(most)s
+            select from {schema}.run where service = %(service)s and obstacle is not null and not abandoned
+            limit %(most)s
         ) s)
 
 -- name: list_parked

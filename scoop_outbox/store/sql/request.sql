@@ -99,7 +99,7 @@ with recursive asked as (
 select r.id, r.service, r.saga, r.state, f.is_above
 from found f
 join {schema}.run r on r.id = f.id
-where r.state in ('running', 'rolling_back', 'parked') or r.state = 'rollback_failed' and not f.is_above
+where r.state in ('running', 'rolling_back', 'parked') or r.state = 'rollback_failed' and not f.is_above and not r.abandoned
 order by r.state = 'rollback_failed'
 limit %(most)s
 

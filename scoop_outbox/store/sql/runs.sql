@@ -11,7 +11,8 @@ with found as (
     union
     (select id from {schema}.run where reason is not null and %(stuck)s::bool)
     union
-    (select id from {schema}.run where obstacle is not null and %(stuck)s::bool)
+    (select id from {schema}.run
+     where obstacle is not null and %(stuck)s::bool and (not abandoned or %(abandoned)s::bool))
 ), chosen as (
     select r.id
     from found n
