@@ -16,6 +16,7 @@ if _typing.TYPE_CHECKING:
     from scoop_outbox.context import Context
     from scoop_outbox.core.run import RunState, StepKind
     from scoop_outbox.daemon.running import Running
+    from scoop_outbox.daemon.worker.alerts import StuckRun
     from scoop_outbox.errors import (
         AmbiguousId,
         BrokerError,
@@ -100,6 +101,7 @@ __all__ = [
     "StepError",
     "StepKind",
     "StepStatus",
+    "StuckRun",
     "Topic",
     "TransientError",
     "UnhandledMessage",
@@ -149,6 +151,7 @@ _HOMES = {
     "scoop_outbox.saga": ("Saga",),
     "scoop_outbox.scope": ("AsyncScope", "BlockingScope", "Result", "Scope"),
     "scoop_outbox.status": ("ActionStatus", "RunStatus", "Status", "StepStatus"),
+    "scoop_outbox.daemon.worker.alerts": ("StuckRun",),
     "scoop_outbox.step": ("GoTo", "Repeat", "Step"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

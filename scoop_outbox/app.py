@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from scoop_outbox._generics import T
-from scoop_outbox._log import get_logger
+from scoop_outbox._generics import R, T
 from scoop_outbox.answers import Answer, RollbackAnswer
 from scoop_outbox.broker.protocol import Resource
 from scoop_outbox.client.announce import announce, announce_sync
@@ -25,8 +24,10 @@ from scoop_outbox.core.plans.rollback import IfActive
 from scoop_outbox.core.plans.stuck import Action
 from scoop_outbox.daemon.intake.backpressure import HIGH_WATER
 from scoop_outbox.daemon.running import Running
+from scoop_outbox.daemon.worker.alerts import StuckRun
 from scoop_outbox.daemon.worker.interruptions import MOST
 from scoop_outbox.daemon.worker.worker import SLOTS
+from scoop_outbox.errors import DefinitionError
 from scoop_outbox.message import Draft, Message, Topic
 from scoop_outbox.policy import seconds
 from scoop_outbox.saga import Saga
@@ -34,8 +35,6 @@ from scoop_outbox.status import Status, read_message, read_status
 from scoop_outbox.store.external_transaction import AsyncTransaction, Transaction
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from scoop_outbox.wire.limits import MAX_BODY
-
-log = get_logger(__name__)
 
 
 class Scoop:
@@ -498,6 +497,25 @@ class Scoop:
             DatabaseError: the database cannot be reached or is not migrated.
         """
         return act_sync(self._service, Action.ABANDON, run_id, note, source)
+
+    def on_stuck(self, callback: Callable[[StuckRun], R]) -> Callable[[StuckRun], R]:
+        """Have a callback told of each run of this service that needs a person from now on.
+
+        A worker in this process calls it with a `StuckRun` when it has committed that a run is `rollback_failed` or
+        `parked`; it is a decorator, too. An `async def` is called on the event loop, a `def` in a thread; no
+        transaction is open, and no run waits for it. What it raises is logged. It is called at most once for each time
+        that a run gets stuck, and not at all if the process dies in between: the metrics do not forget.
+
+        Args:
+            callback: a function of one argument.
+
+        Raises:
+            DefinitionError: it cannot be called.
+        """
+        if not callable(callback):
+            raise DefinitionError(f"on_stuck takes a function of one argument; {callback!r} cannot be called")
+        self._service.alerts.append(callback)
+        return callback
 
     async def topology(self, *topics: str | Topic[Any]) -> list[Resource]:
         """Tell what has to exist at the broker for this service, and whether it does; create nothing.

@@ -47,6 +47,7 @@ async def serve(
             high_water=high_water,
             max_interruptions=max_interruptions,
             grace=grace,
+            alerts=service.alerts,
         ) as running:
             yield running
     finally:

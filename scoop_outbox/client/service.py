@@ -12,6 +12,7 @@ from scoop_outbox.broker.protocol import Broker, Resource, Subscription
 from scoop_outbox.client.servers import Servers
 from scoop_outbox.daemon.announcer import Announcer
 from scoop_outbox.daemon.hints import ProcessHints
+from scoop_outbox.daemon.worker.alerts import Alert
 from scoop_outbox.errors import DefinitionError
 from scoop_outbox.message import Topic, checked_name, topic_name
 from scoop_outbox.saga import Saga
@@ -33,6 +34,7 @@ class Service:
         group: the consumer group or queue.
         start: where a new group begins.
         sagas: the declared sagas by name.
+        alerts: callbacks that are told of runs that get stuck.
         running: whether this process runs the service, and takes no more declarations.
     """
 
@@ -43,6 +45,7 @@ class Service:
         self.start = start
         self.servers = servers
         self.sagas: dict[str, Saga] = {}
+        self.alerts: list[Alert] = []
         self.running = False
         self._announcer: Announcer | None = None
         begins_anew(self)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from scoop_outbox._log import get_logger
@@ -19,6 +19,7 @@ from scoop_outbox.daemon.intake.intake import Intake
 from scoop_outbox.daemon.relay.home_publisher import HomePublisher
 from scoop_outbox.daemon.relay.relay import Relay
 from scoop_outbox.daemon.running import Running
+from scoop_outbox.daemon.worker.alerts import Alert
 from scoop_outbox.daemon.worker.interruptions import MOST
 from scoop_outbox.daemon.worker.worker import SLOTS, Worker
 from scoop_outbox.errors import BrokerError
@@ -46,6 +47,7 @@ async def daemons(
     high_water: int = HIGH_WATER,
     max_interruptions: int = MOST,
     grace: float = 20.0,
+    alerts: Sequence[Alert] = (),
 ) -> AsyncIterator[Running]:
     """Run relay, worker and intake in the background, and drain them at the end.
 
@@ -62,6 +64,7 @@ async def daemons(
         high_water: no more is taken in while so many runs lie waiting for a slot, until there are half as many.
         max_interruptions: a run that is interrupted so often in a row is parked.
         grace: seconds that running steps get to finish at the end.
+        alerts: called for each run that gets stuck.
 
     Raises:
         BrokerError: the broker says that this cannot work; then the service has not been announced.
@@ -76,17 +79,12 @@ async def daemons(
         *(home, subscription.service, names, hints, slots),
         via_broker=broker is not None,
         max_interruptions=max_interruptions,
+        alerts=alerts,
     )
-    running = Running(
-        home,
-        relaying,
-        new_worker() if serving else None,
-        Intake(home, broker, subscription, sagas, hints, announcer, high=high_water, low=high_water // 2)
-        if serving and broker is not None
-        else None,
-        subscription.service,
-        list(names),
-    )
+    intake = None
+    if serving and broker is not None:
+        intake = Intake(home, broker, subscription, sagas, hints, announcer, high=high_water, low=high_water // 2)
+    running = Running(home, relaying, new_worker() if serving else None, intake, subscription.service, list(names))
     running.tasks = _start(running, hints)
     try:
         yield running

@@ -1,13 +1,27 @@
 """Q6, Q78: runs that are stuck, and what a person can do about them."""
 
 import asyncio
+import threading
 import uuid
 from collections.abc import Iterator
 from typing import Any
 
+import psycopg
 import pytest
 
-from scoop_outbox import Answer, DistributedError, Handle, Retry, RunState, RunStatus
+from scoop_outbox import (
+    Answer,
+    DefinitionError,
+    DistributedError,
+    GaveUp,
+    Handle,
+    Retry,
+    RunState,
+    RunStatus,
+    StuckRun,
+    UnknownMessage,
+)
+from tests.scenarios.conftest import MakeShop
 from tests.scenarios.rollback_helpers import (
     child_rolled_back,
     declare_n_deep,
@@ -15,7 +29,7 @@ from tests.scenarios.rollback_helpers import (
     shape,
     simulated,
 )
-from tests.scenarios.shop import LONG, Shop, launches, raises
+from tests.scenarios.shop import LONG, Body, Shop, launches, raises
 from tests.waiting import until
 
 COMMITTED = RunState.COMMITTED
@@ -42,7 +56,10 @@ async def ends(shop: Shop, handle: Handle, saga: str, state: RunState) -> RunSta
     """Wait until the run of a saga is in a state."""
 
     async def is_there() -> bool:
-        return (await shop.only(handle, saga)).state is state
+        try:
+            return any(run.state is state for run in await shop.runs(handle, saga))
+        except UnknownMessage:  # its message has not been taken in yet
+            return False
 
     await until(is_there, LONG)
     return await shop.only(handle, saga)
@@ -353,6 +370,171 @@ async def test_q6_q10_what_is_abandoned_stays_as_it_is_and_its_parent_may_go_on(
 
     assert mixed.journal.entries[-3:] == ["root-hcrf1", "root-rb1", "root-rb0"]
     assert len(delivered) == 2
+
+
+def loses_its_connection(database_url: str, mended: list[bool]) -> Body:
+    """The body of a callback that costs its run the connection until it is mended."""
+
+    def body(scope: Any, *_: Any) -> None:
+        if not mended:
+            with psycopg.connect(database_url, autocommit=True) as other:
+                other.execute("select pg_terminate_backend(%s, 5000)", [scope.connection.info.backend_pid])
+
+    return body
+
+
+async def test_q6_a_parked_run_has_nothing_to_skip_before_it_rolls_back_and_can_be_abandoned(
+    make_shop: MakeShop, database_url: str
+) -> None:
+    shop = make_shop("blocking")
+    shop.saga("root", "R", None, launches("C"))
+    shop.saga("child", "C", None, loses_its_connection(database_url, []))
+
+    async with shop.running(max_interruptions=2):
+        handle = await shop.app.launch("R", None)
+        run = await ends(shop, handle, "child", RunState.PARKED)
+        assert await shop.app.skip(run.id) is Answer.NOT_ROLLING_BACK
+        assert await shop.app.abandon(run.id, note="lost", source="anna") is Answer.ACCEPTED
+        assert await shop.app.abandon(run.id) is Answer.ALREADY_REQUESTED
+        error = await told(handle)
+
+    # To its parent it is a child that could not be rolled back; nothing of it was.
+    assert "child-rb0" not in shop.journal.entries
+    assert await shop.states(handle) == dict.fromkeys(("root", "child"), ROLLBACK_FAILED)
+    run = await shop.only(handle, "child")
+    assert run.abandoned
+    assert run.failure is not None
+    assert (run.failure.type, run.failure.message, run.failure.source) == ("RunAbandoned", "lost", "anna")
+    assert [cause.type for cause in error.failure.causes] == ["RunAbandoned"]
+
+
+async def test_q6_a_compensation_that_a_run_was_parked_at_is_skipped(make_shop: MakeShop, database_url: str) -> None:
+    shop = make_shop("blocking")
+    root = shop.saga("root", "R", None)
+    shop.step(root, "1", compensate=loses_its_connection(database_url, []))
+    shop.step(root, "2", fails)
+
+    async with shop.running(max_interruptions=2):
+        handle = await shop.app.launch("R", None)
+        run = await ends(shop, handle, "root", RunState.PARKED)
+        assert shop.app.skip_sync(run.id, note="by hand") is Answer.ACCEPTED
+        run = await ends(shop, handle, "root", ROLLED_BACK)
+
+    assert shop.journal.entries[-1] == "root-rb0"
+    assert [(action.kind, action.note, action.source, action.seq) for action in run.actions] == [
+        ("skip", "by hand", "shop", 2)
+    ]
+
+
+async def test_ca_01_q6_a_hierarchy_that_was_cancelled_heals_alike(mixed: Shop) -> None:
+    broken = Broken()
+    gate = {"entered": False, "open": False}
+
+    def waits(*_: Any) -> Iterator[Any]:
+        gate["entered"] = True
+        yield lambda: gate["open"]
+
+    mixed.saga("root", "R", None, launches("C"))
+    child = mixed.app.saga("child", "C")
+    mixed.step(child, "0", compensate=broken)
+    mixed.step(child, "1", waits)
+
+    async with mixed.running():
+        handle = await mixed.app.launch("R", None)
+        await until(lambda: gate["entered"], LONG)
+        assert await mixed.app.cancel(handle.id, reason="feelz", source="master-system") is Answer.ACCEPTED
+        gate["open"] = True
+        await told(handle)
+        await ends(mixed, handle, "root", ROLLBACK_FAILED)
+        broken.mended = True
+        assert await mixed.app.retry((await mixed.only(handle, "root")).id) is Answer.ACCEPTED
+        await ends(mixed, handle, "root", ROLLED_BACK)
+        with pytest.raises(GaveUp):
+            await handle.wait(LONG)
+
+    assert mixed.journal.entries[-3:] == ["child-rb0", "root-rb1", "root-rb0"]
+
+
+async def test_q6_a_part_that_was_abandoned_counts_as_undone_when_the_whole_is(mixed: Shop) -> None:
+    broken = Broken()
+    mixed.saga("root", "R", launches("C"))
+    mixed.step(mixed.app.saga("child", "C"), "0", compensate=broken)
+
+    async with mixed.running():
+        handle = await mixed.app.launch("R", None)
+        await handle.wait(LONG)
+        child = await mixed.only(handle, "child")
+        assert (await mixed.app.rollback(child.id)).answer is Answer.ACCEPTED
+        await ends(mixed, handle, "child", ROLLBACK_FAILED)
+        assert (await mixed.app.rollback(handle.id)).answer is Answer.REFUSED_ROLLBACK_FAILED
+        assert await mixed.app.abandon(child.id) is Answer.ACCEPTED
+        assert (await mixed.app.rollback(handle.id)).answer is Answer.ACCEPTED
+        await ends(mixed, handle, "root", ROLLED_BACK)
+
+    assert mixed.journal == ["root-0", "child-0", "child-rb0", "root-rb0"]
+
+
+# the hook ------------------------------------------------------------------------------------------------------------
+
+
+async def test_q6_who_wants_to_know_is_told_of_each_run_that_gets_stuck(
+    mixed: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    alerts: list[StuckRun] = []
+    blocking: list[tuple[str, bool]] = []
+
+    @mixed.app.on_stuck
+    async def note(run: StuckRun) -> None:
+        alerts.append(run)
+        # No transaction is open, and what is launched here belongs to nobody's step.
+        await mixed.app.launch("alerts", run.saga)
+
+    @mixed.app.on_stuck
+    def fails_itself(run: StuckRun) -> None:
+        blocking.append((run.saga, threading.current_thread() is threading.main_thread()))
+        raise RuntimeError("no pager")
+
+    mixed.saga("root", "R", launches("C"), fails)
+    mixed.step(mixed.app.saga("child", "C"), "0", compensate=raises("rb boom"))
+    mixed.saga("pager", "alerts", None)
+
+    async with mixed.running() as running:
+        handle = await mixed.app.launch("R", None)
+        await told(handle)
+        await until(lambda: mixed.journal.count("pager-0") == len(blocking) == 2, LONG)
+        worker = running.worker
+        assert worker is not None
+        await until(lambda: worker.alerts.counts == {"returned": 2, "failed": 2}, LONG)
+
+    child, root = await mixed.only(handle, "child"), await mixed.only(handle, "root")
+    assert [(one.run_id, one.saga, one.step, one.state) for one in alerts] == [
+        (child.id, "child", "0", ROLLBACK_FAILED),
+        (root.id, "root", "0", ROLLBACK_FAILED),
+    ]
+    assert alerts[0].failure == child.failure
+    assert alerts[0].reason.startswith("RuntimeError: rb boom; it was to be rolled back for: RuntimeError")
+    assert sorted(blocking) == [("child", False), ("root", False)]
+    assert "run: alert failed (service shop, saga child, run" in caplog.text
+
+
+async def test_q65_who_wants_to_know_is_told_of_a_run_that_is_parked(make_shop: MakeShop, database_url: str) -> None:
+    shop = make_shop("blocking")
+    alerts: list[StuckRun] = []
+    shop.app.on_stuck(alerts.append)
+    shop.saga("root", "R", loses_its_connection(database_url, []))
+
+    async with shop.running(max_interruptions=2):
+        handle = await shop.app.launch("R", None)
+        await until(lambda: len(alerts) == 1, LONG)
+
+    (alert,) = alerts
+    assert (alert.message_id, alert.state, alert.failure) == (handle.id, RunState.PARKED, None)
+    assert alert.reason.startswith("interrupted 2 times in a row without progress")
+
+
+def test_q6_what_cannot_be_called_is_refused(mixed: Shop) -> None:
+    with pytest.raises(DefinitionError, match="on_stuck takes a function of one argument; 'pager' cannot be called"):
+        mixed.app.on_stuck("pager")  # type: ignore[arg-type]
 
 
 # at the same time ----------------------------------------------------------------------------------------------------

@@ -123,6 +123,12 @@ def _worker(worker: Worker) -> Iterator[Metric]:
     for (saga, kind), count in interruptions.counted.copy().items():
         interrupted.add_metric([saga, kind], count)
     yield interrupted
+    alerts = CounterMetricFamily(
+        _PREFIX + "alerts", "Calls of callbacks for stuck runs, by outcome.", None, ["outcome"]
+    )
+    for outcome, count in worker.alerts.counts.copy().items():
+        alerts.add_metric([outcome], count)
+    yield alerts
 
 
 def _runs(service: str, counters: RunCounters) -> Iterator[Metric]:

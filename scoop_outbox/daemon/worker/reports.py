@@ -14,6 +14,7 @@ from scoop_outbox.core.plans.claim import Unhandled
 from scoop_outbox.core.run import Run, RunState
 from scoop_outbox.daemon.counters import RunCounters
 from scoop_outbox.daemon.hints import ProcessHints
+from scoop_outbox.daemon.worker.alerts import Alerts, StuckRun
 from scoop_outbox.daemon.worker.redaction import first_line
 from scoop_outbox.failure import (
     CAUSES_LEFT_OUT,
@@ -78,6 +79,7 @@ class Reports:
         sagas: the names of its sagas.
         hints: counts launches that nobody handles, for the whole process.
         seconds_since: how long ago a time of the database's clock was.
+        alerts: told of runs that get stuck.
         via_broker: whether a broker carries the messages that are launched.
 
     Attributes:
@@ -90,6 +92,7 @@ class Reports:
         sagas: Iterable[str],
         hints: ProcessHints,
         seconds_since: Callable[[datetime], float],
+        alerts: Alerts,
         *,
         via_broker: bool,
     ) -> None:
@@ -97,6 +100,7 @@ class Reports:
         self._service = service
         self._hints = hints
         self._seconds_since = seconds_since
+        self._alerts = alerts
         self._via_broker = via_broker
         self._interrupted = Seldom(QUIET)
         self.counters = RunCounters(sagas)
@@ -111,6 +115,8 @@ class Reports:
         if state.ended:
             parked = state is RunState.PARKED
             self.counters.note(run.saga, state, None if parked else self._seconds_since(message.created_at))
+        if state in (RunState.PARKED, RunState.ROLLBACK_FAILED):
+            self._alerts.tell(_stuck(_subject(run, step, message), state, _told(run), run.obstacle))
         level = _level(run)
         if level is not None and log.isEnabledFor(level):
             subject = _subject(run, step, message)
@@ -147,6 +153,8 @@ class Reports:
     def parked(self, subject: Subject, reason: str, count: int, host: str) -> None:
         """Say that a run was interrupted so often that it is parked."""
         self.counters.note(subject.saga, RunState.PARKED, None)
+        why = f"interrupted {count} times in a row without progress, the last time: {reason}"
+        self._alerts.tell(_stuck(subject, RunState.PARKED, why, None))
         log.error(
             "run: parked (%s, at %s, interrupted %d times in a row without progress, the last time: %s; fix the cause, "
             "then run: scoop-outbox retry %s)",
@@ -182,6 +190,10 @@ class Seldom:
 
 def _subject(run: Run, step: str | None, message: Message) -> Subject:
     return Subject(run.service, run.saga, run.id, message.id, message.key, step)
+
+
+def _stuck(of: Subject, state: RunState, reason: str, failure: Failure | None) -> StuckRun:
+    return StuckRun(of.run, of.message, of.service, of.saga, of.key, of.step, state, reason, failure)
 
 
 _EVENTS = {

@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import random
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from scoop_outbox._log import get_logger
 from scoop_outbox.core.plans.claim import Executor
 from scoop_outbox.daemon.counters import WorkerCounters
 from scoop_outbox.daemon.hints import ProcessHints
+from scoop_outbox.daemon.worker.alerts import Alert, Alerts
 from scoop_outbox.daemon.worker.dispatcher import Dispatcher
 from scoop_outbox.daemon.worker.executors import Executors
 from scoop_outbox.daemon.worker.feeder import Feeder
@@ -47,8 +48,10 @@ class Worker:
         slots: how many runs are executed at the same time.
         via_broker: whether a broker carries the messages that are launched.
         max_interruptions: a run that is interrupted so often in a row is parked.
+        alerts: called for each run that gets stuck.
 
     Attributes:
+        alerts: who is told of runs that get stuck.
         reports: what has become of runs, counted and told.
         interruptions: runs that could not be executed.
     """
@@ -63,11 +66,13 @@ class Worker:
         *,
         via_broker: bool = False,
         max_interruptions: int = MOST,
+        alerts: Sequence[Alert] = (),
     ) -> None:
         """Execute nothing yet."""
         sagas = dict(sagas)
         self._roster = Roster(home.process_id, service, sagas)
-        self.reports = Reports(service, sagas, hints, self._roster.seconds_since, via_broker=via_broker)
+        self.alerts = Alerts(alerts)
+        self.reports = Reports(service, sagas, hints, self._roster.seconds_since, self.alerts, via_broker=via_broker)
         self.interruptions = Interruptions(service, sagas, self.reports, max_interruptions)
         self._dispatcher = dispatcher = Dispatcher(slots, sagas, self.interruptions)
         self._feeder = Feeder(service, sagas, self._roster, hints, self.interruptions, dispatcher)
@@ -136,6 +141,7 @@ class Worker:
             except DATABASE_ERRORS as error:
                 log.info("worker: departure not announced, counts as alive for a moment (%s)", words(error))
         await self._database.close()
+        await self.alerts.close()
 
     def _offer(self, run_id: uuid.UUID, saga: str, version: str, delay: float) -> bool:
         """Take mail that was posted in this process; answer whether this worker sees to it."""
