@@ -365,6 +365,7 @@ class Scoop:
         reason: str | None = None,
         source: str | None = None,
         if_active: IfActive = "refuse",
+        session: AsyncTransaction | None = None,
     ) -> RollbackAnswer:
         """Undo a hierarchy that has committed, or a part of it: the same as `scoop-outbox rollback`.
 
@@ -384,6 +385,9 @@ class Scoop:
                 nothing. `"wait"` stores it: some worker of this database carries it out within seconds after the last
                 of them has ended. `"cancel"` does so, too, and cancels what is active, with the same reason and
                 source; runs above are not cancelled, and if only they are active, it is refused.
+            session: ask inside this transaction, as `launch` does: the request is there if and only if it commits, and
+                some worker carries it out within seconds. The answer is about what others could see before; it cannot
+                be combined with `"cancel"`.
 
         Returns:
             An object with the `answer`: `ACCEPTED`; `REFUSED_ACTIVE`, with the runs that are `active`;
@@ -392,10 +396,10 @@ class Scoop:
             no such message or run.
 
         Raises:
-            DatabaseError: the database cannot be reached or is not migrated.
-            ValueError: `if_active` is none of these words.
+            DatabaseError: the database cannot be reached or is not migrated, or `session` is on another one.
+            ValueError: `if_active` is none of these words, or `"cancel"` with a `session`.
         """
-        return await roll_back(self._service, id, reason, source, if_active)
+        return await roll_back(self._service, id, reason, source, if_active, session)
 
     def rollback_sync(
         self,
@@ -404,14 +408,15 @@ class Scoop:
         reason: str | None = None,
         source: str | None = None,
         if_active: IfActive = "refuse",
+        session: Transaction | None = None,
     ) -> RollbackAnswer:
         """Do as `rollback`, for code without an event loop.
 
         Raises:
-            DatabaseError: the database cannot be reached or is not migrated.
-            ValueError: `if_active` is none of these words.
+            DatabaseError: the database cannot be reached or is not migrated, or `session` is on another one.
+            ValueError: `if_active` is none of these words, or `"cancel"` with a `session`.
         """
-        return roll_back_sync(self._service, id, reason, source, if_active)
+        return roll_back_sync(self._service, id, reason, source, if_active, session)
 
     async def retry(self, run_id: uuid.UUID, *, note: str | None = None, source: str | None = None) -> Answer:
         """Execute again what a stuck run failed with: the same as `scoop-outbox retry`.

@@ -8,8 +8,10 @@ from scoop_outbox._log import get_logger
 from scoop_outbox.answers import Answer, RollbackAnswer
 from scoop_outbox.client.service import Service
 from scoop_outbox.core.plans import requests, rollback
-from scoop_outbox.core.plans.rollback import IfActive
+from scoop_outbox.core.plans.rollback import IfActive, judge, store
 from scoop_outbox.core.statement import Plan
+from scoop_outbox.store.connect import map_missing_tables
+from scoop_outbox.store.external_transaction import AsyncTransaction, Transaction, run_joined, run_joined_blocking
 
 log = get_logger(__name__)
 
@@ -35,23 +37,51 @@ def _cancel(service: Service, target: uuid.UUID, reason: str | None, source: str
 
 
 async def roll_back(
-    service: Service, target: uuid.UUID, reason: str | None, source: str | None, if_active: IfActive
+    service: Service,
+    target: uuid.UUID,
+    reason: str | None,
+    source: str | None,
+    if_active: IfActive,
+    session: AsyncTransaction | None,
 ) -> RollbackAnswer:
     """Do what `Scoop.rollback` says."""
-    async with service.home.driver() as driver:
-        answered = await driver.run(_roll_back(service, target, reason, source, if_active))
+    home = service.home
+    async with home.driver() as driver:
+        plan = _roll_back(service, target, reason, source, if_active) if session is None else judge(target, if_active)
+        answered = await driver.run(plan)
+    if session is not None and answered.answer is Answer.ACCEPTED:
+        storing = store(target, reason, source or service.name, home.failures)
+        with map_missing_tables(home.url):
+            stored = await run_joined(storing, session, home.queries, _nobody_is_told, home.whose)
+        answered = answered if stored else RollbackAnswer(Answer.ALREADY_REQUESTED)
     _log_rollback(service, target, answered.answer)
     return answered
 
 
 def roll_back_sync(
-    service: Service, target: uuid.UUID, reason: str | None, source: str | None, if_active: IfActive
+    service: Service,
+    target: uuid.UUID,
+    reason: str | None,
+    source: str | None,
+    if_active: IfActive,
+    session: Transaction | None,
 ) -> RollbackAnswer:
     """Do what `Scoop.rollback_sync` says."""
-    with service.home.blocking_driver() as driver:
-        answered = driver.run(_roll_back(service, target, reason, source, if_active))
+    home = service.home
+    with home.blocking_driver() as driver:
+        plan = _roll_back(service, target, reason, source, if_active) if session is None else judge(target, if_active)
+        answered = driver.run(plan)
+    if session is not None and answered.answer is Answer.ACCEPTED:
+        storing = store(target, reason, source or service.name, home.failures)
+        with map_missing_tables(home.url):
+            stored = run_joined_blocking(storing, session, home.queries, _nobody_is_told, home.whose)
+        answered = answered if stored else RollbackAnswer(Answer.ALREADY_REQUESTED)
     _log_rollback(service, target, answered.answer)
     return answered
+
+
+def _nobody_is_told() -> None:
+    """Workers find the request by themselves."""
 
 
 def _roll_back(

@@ -1,4 +1,4 @@
-"""Launching inside the caller's own transaction, whatever kind of connection holds it."""
+"""Plans inside the caller's own transaction, whatever kind of connection holds it."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ T = TypeVar("T")
 _ASYNC_KINDS = (AsyncSession, async_scoped_session, AsyncConnection, psycopg.AsyncConnection)
 _BLOCKING_KINDS = (Session, scoped_session, sa.Connection, psycopg.Connection)
 _ASYNC = "an SQLAlchemy AsyncSession or AsyncConnection or a psycopg AsyncConnection"
+_FOR_ASYNC = "; for async ones there is launch() or rollback()"
+_FOR_BLOCKING = "; for blocking ones there is launch_sync() or rollback_sync()"
 _BLOCKING = "an SQLAlchemy Session or Connection or a psycopg Connection"
 
 
@@ -116,8 +118,8 @@ async def _join(session: object, queries: Mapping[str, bytes], after_commit: Cal
         _refuse_autocommit(session, autocommit=session.autocommit)
         return _Joined(_AsyncPsycopg(session, queries).execute, session.pgconn)
     else:
-        hint = "; for blocking ones there is launch_sync()" if isinstance(session, _BLOCKING_KINDS) else ""
-        raise DatabaseError(f"launch() cannot join {type(session).__qualname__}: pass {_ASYNC}{hint}")
+        hint = _FOR_BLOCKING if isinstance(session, _BLOCKING_KINDS) else ""
+        raise DatabaseError(f"cannot join {type(session).__qualname__}: pass {_ASYNC}{hint}")
     raw = await connection.run_sync(driver_connection)
     if isinstance(raw, psycopg.AsyncConnection):
         _refuse_autocommit(raw, autocommit=raw.autocommit)
@@ -150,8 +152,8 @@ def _join_blocking(session: object, queries: Mapping[str, bytes], after_commit: 
         _refuse_autocommit(session, autocommit=session.autocommit)
         return _Joined(_Psycopg(session, queries).execute, session.pgconn)
     else:
-        hint = "; for async ones there is launch()" if isinstance(session, _ASYNC_KINDS) else ""
-        raise DatabaseError(f"launch_sync() cannot join {type(session).__qualname__}: pass {_BLOCKING}{hint}")
+        hint = _FOR_ASYNC if isinstance(session, _ASYNC_KINDS) else ""
+        raise DatabaseError(f"cannot join {type(session).__qualname__}: pass {_BLOCKING}{hint}")
     raw = driver_connection(connection)
     if isinstance(raw, psycopg.Connection):
         _refuse_autocommit(raw, autocommit=raw.autocommit)
@@ -189,8 +191,8 @@ class _Psycopg(NamedTuple):
 def _check_portable(connection: sa.Connection) -> None:
     if connection.dialect.name != "postgresql":
         raise DatabaseError(
-            f"the session is one of {connection.dialect.name}, but messages are launched in PostgreSQL: pass a session "
-            "on this service's database, or launch without session="
+            f"the session is one of {connection.dialect.name}, but this service's database is a PostgreSQL: pass a "
+            "session on it, or pass no session="
         )
     if getattr(connection.connection.dbapi_connection, "autocommit", False):
         raise DatabaseError(_AUTOCOMMIT)
@@ -202,6 +204,6 @@ def _refuse_autocommit(connection: psycopg.Connection[Any] | psycopg.AsyncConnec
 
 
 _AUTOCOMMIT = (
-    "the session is in autocommit and in no transaction: the message would be launched whatever becomes of the rest. "
-    "Open a transaction first (`with connection.transaction():`), or launch without session="
+    "the session is in autocommit and in no transaction: what is written would stay whatever becomes of the rest. "
+    "Open a transaction first (`with connection.transaction():`), or pass no session="
 )

@@ -56,7 +56,7 @@ class Whose:
             raise DatabaseError(
                 f"the session is connected to the database {database!r}, which "
                 + (f"has no tables of scoop_outbox in schema {self._schema!r}" if found is None else "is another home")
-                + f": the message would never be published. This service's database is {redact_url(self._url)}; pass a "
-                "session on it"
+                + f": nobody would see what is written there. This service's database is {redact_url(self._url)}; pass "
+                "a session on it"
             )
         self._known.add(connection)

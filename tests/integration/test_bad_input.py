@@ -110,9 +110,9 @@ async def test_what_cannot_be_launched_is_refused_and_leaves_nothing(
 async def test_what_cannot_be_joined_is_refused_and_leaves_nothing(app: Scoop) -> None:
     sessions: list[Any] = [7, object(), "session", app]
     for session in sessions:
-        with pytest.raises(DatabaseError, match=r"launch\(\) cannot join \w+: pass an SQLAlchemy AsyncSession"):
+        with pytest.raises(DatabaseError, match=r"cannot join \w+: pass an SQLAlchemy AsyncSession"):
             await app.launch("orders", 1, session=session)
-        with pytest.raises(DatabaseError, match=r"launch_sync\(\) cannot join \w+: pass an SQLAlchemy Session"):
+        with pytest.raises(DatabaseError, match=r"cannot join \w+: pass an SQLAlchemy Session"):
             await asyncio.to_thread(app.launch_sync, "orders", 1, session=session)
     with (
         psycopg.connect(service_of(app).home.url) as blocking,

@@ -431,6 +431,10 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         *[("roll_back_runs", {"runs": runs, "failure": FAILURE})
           for runs in ([], [run_id(FINISHED)], [run_id(FINISHED - n) for n in range(1, 10)])],
         ("store_rollback", {"target": message_id(1), "failure": FAILURE}),
+        ("store_rollback_joined", {"document": document({
+            "target": str(message_id(2)), "failure": str(uuid4()), "type": "Boom", "message": None, "source": "s",
+            "document": "{}",
+        })}),
         ("close_rollback", {"target": message_id(7), "outcome": "accepted"}),
         ("read_waiting_rollbacks", {"after": message_id(0), "most": 10}),
         ("plan_once", {"local": False}),

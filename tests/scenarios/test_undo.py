@@ -10,9 +10,12 @@ from typing import Any
 import psycopg
 import pytest
 from click.testing import CliRunner
+from sqlalchemy import make_url
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from scoop_outbox import ActiveRun, Answer, GaveUp, Handle, RollbackAnswer, RollbackRequested, Runs, RunState
 from scoop_outbox.cli import main
+from scoop_outbox.core.plans import rollback
 from scoop_outbox.daemon.worker import roster
 from tests.scenarios.conftest import MakeShop
 from tests.scenarios.shop import LONG, Shop, events, launches, raises, together
@@ -261,6 +264,62 @@ async def test_ur_13_compensations_see_the_context_with_which_their_run_committe
     assert seen == [("child", True, "root"), ("root", True, "root")]
 
 
+KINDS = ("sqlalchemy", "asyncpg", "psycopg")
+
+
+@asynccontextmanager
+async def transaction(kind: str, url: str) -> AsyncIterator[Any]:
+    """A transaction of the user's, which is undone unless it is committed."""
+    if kind == "psycopg":
+        async with await psycopg.AsyncConnection.connect(url) as connection:
+            yield connection
+            await connection.rollback()
+        return
+    driver = {"sqlalchemy": "psycopg", "asyncpg": "asyncpg"}[kind]
+    engine = create_async_engine(make_url(url).set(drivername=f"postgresql+{driver}"))
+    try:
+        async with AsyncSession(engine) as session:
+            yield session
+    finally:
+        await engine.dispose()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_ur_14_a_request_is_there_if_the_transaction_of_its_caller_commits(
+    mixed: Shop, impatient: None, database_url: str, kind: str
+) -> None:
+    family(mixed)
+
+    async with mixed.running():
+        first, second = [await mixed.app.launch("R", None) for _ in range(2)]
+        for handle in (first, second):
+            await handle.wait(LONG)
+        async with transaction(kind, database_url) as session:
+            assert await mixed.app.rollback(second.id, session=session) == ACCEPTED
+        async with transaction(kind, database_url) as session:
+            assert await mixed.app.rollback(first.id, **FEELZ, session=session) == ACCEPTED
+            answered = await mixed.app.rollback(first.id, session=session)
+            assert answered == RollbackAnswer(Answer.ALREADY_REQUESTED)
+            assert outcomes(database_url) == []
+            await session.commit()
+        await until(lambda: is_in(mixed, first, "root", RunState.ROLLED_BACK), LONG)
+        error = await undone(first)
+        await second.wait(LONG)
+
+    assert str(error.failure) == "[master-system] RollbackRequested: feelz"
+    assert outcomes(database_url) == ["accepted"]
+    assert mixed.journal.count("root-rb0") == 1
+
+
+def test_ur_14_without_an_event_loop(mixed: Shop, database_url: str) -> None:
+    with psycopg.connect(database_url) as connection:
+        answered = mixed.app.rollback_sync(uuid.uuid4(), session=connection)
+        assert answered == RollbackAnswer(Answer.UNKNOWN)
+        with pytest.raises(ValueError, match="if_active='cancel' cannot be undone"):
+            mixed.app.rollback_sync(uuid.uuid4(), if_active="cancel", session=connection)
+    mixed.app.close_sync()
+
+
 async def test_q8_what_is_active_is_waited_for(mixed: Shop, impatient: None) -> None:
     gate = Gate()
     mixed.saga("root", "R", launches("C"), gate)
@@ -384,6 +443,30 @@ async def test_q8_of_sagas_that_handle_a_message_those_that_have_committed_are_u
         await until(lambda: is_in(mixed, handle, "quick", RunState.ROLLED_BACK), LONG)
 
     assert sorted(one for one in mixed.journal.entries if "rb" in one) == ["quick-rb0", "slow-rb0"]
+
+
+async def test_requests_that_go_on_waiting_do_not_hold_up_those_behind_them(
+    mixed: Shop, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollback, "AT_ONCE", 1)
+    gate = Gate()
+
+    def holds(_: object, message: Any) -> Any:
+        yield from gate() if message.payload else ()
+
+    mixed.saga("root", "R", launches("C"), holds)
+    mixed.saga("child", "C", None)
+
+    async with mixed.running():
+        handles = [await mixed.app.launch("R", held) for held in (True, True, False)]
+        for handle in handles:
+            await until(lambda: mixed.journal.count("root-1") == 3, LONG)
+            child = await mixed.only(handle, "child")
+            assert await mixed.app.rollback(child.id, if_active="wait") == ACCEPTED
+        await until(lambda: is_in(mixed, handles[-1], "child", RunState.ROLLED_BACK), LONG)
+        assert mixed.journal.count("child-rb0") == 1
+        gate.open = True
+        await until(lambda: mixed.journal.count("child-rb0") == 3, LONG)
 
 
 async def test_q12_a_hierarchy_with_a_failure_that_was_handled_is_undone(mixed: Shop) -> None:

@@ -44,6 +44,7 @@ SOURCE = "parent[worker]"
 BOOM = Failure("Boom", "no", "child[other]")
 WORSE = Failure("Worse", "not at all", "child[other]")
 WHY = Failure("Why", "at first", "child[other]")
+UNDO = Failure("RollbackRequested", "no more", "somebody")
 REASON = Failure("Reason", "that is why", SOURCE)
 GONE = "a step that was there once"
 
@@ -296,6 +297,7 @@ CASES: dict[str, tuple[Run, Facts, Decision]] = {
     "children of a compensation have finished, and its step is gone": (
         back(compensation_seq=4), facts(instance=instance(GONE)), Undone(instance(GONE))),
     # Giving up
+    "to be rolled back before its first step": (run(), facts(cancellation=UNDO), RollBack(UNDO)),
     "cancelled before its first step": (run(), facts(cancellation=WHY), RollBack(gave_up(WHY))),
     "cancelled between two steps": (
         run(**BETWEEN, next_step="full"), facts(cancellation=WHY), RollBack(gave_up(WHY))),

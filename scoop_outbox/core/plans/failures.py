@@ -127,9 +127,9 @@ class Writing:
                 "record_failures",
                 ids=[id_of(failure) for failure in self._new],
                 causes=[f"{{{','.join(str(id_of(cause)) for cause in failure.causes)}}}" for failure in self._new],
-                types=[_shown(failure.type) for failure in self._new],
-                messages=[None if failure.message is None else _shown(failure.message) for failure in self._new],
-                sources=[_shown(failure.source) for failure in self._new],
+                types=[shown(failure.type) for failure in self._new],
+                messages=[None if failure.message is None else shown(failure.message) for failure in self._new],
+                sources=[shown(failure.source) for failure in self._new],
                 documents=[replace(failure, causes=()).dumps() for failure in self._new],
             )
         ]
@@ -140,6 +140,6 @@ def id_of(failure: Failure | None) -> uuid.UUID | None:
     return None if failure is None or failure.stored is None else failure.stored.id
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """Return the beginning of a text as queries and people find it, in a form that Postgres can hold."""
     return storable(text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}...")

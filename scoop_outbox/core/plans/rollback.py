@@ -9,17 +9,17 @@ from typing import Literal, get_args
 
 from scoop_outbox.answers import MOST_ACTIVE, ActiveRun, Answer, RollbackAnswer
 from scoop_outbox.core.plans.claim import Hints
-from scoop_outbox.core.plans.failures import Known, Writing, id_of
+from scoop_outbox.core.plans.failures import Known, Writing, id_of, shown
 from scoop_outbox.core.plans.requests import cancel, pass_on, read_target
 from scoop_outbox.core.run import RunState
-from scoop_outbox.core.statement import BEGIN, COMMIT, ROLLBACK, Plan, Statement, ask, statement
+from scoop_outbox.core.statement import BEGIN, COMMIT, ROLLBACK, Plan, Statement, ask, document, statement
 from scoop_outbox.failure import Failure, RollbackRequested
 
 IfActive = Literal["refuse", "cancel", "wait"]
 """What becomes of a request for something that is active."""
 
 AT_ONCE = 100
-"""How many requests that wait are read together."""
+"""How many requests that wait are tried together."""
 
 _LOWEST = uuid.UUID(int=0)
 
@@ -69,14 +69,13 @@ def roll_back(
     Raises:
         ValueError: `if_active` is none of these words.
     """
-    if if_active not in get_args(IfActive):
-        raise ValueError(f"if_active is one of {', '.join(map(repr, get_args(IfActive)))}, and not {if_active!r}")
+    _check(if_active)
     found = yield from _look(target)
     answer = _judge(found, if_active)
     if answer is not Answer.ACCEPTED:
         return _answered(answer, found)
     writing = Writing(known)
-    failure = id_of(writing.name(Failure(RollbackRequested.__name__, reason, source).within_limits()))
+    failure = id_of(writing.name(_requested(reason, source)))
     stored = [*writing.statements(), statement("store_rollback", target=target, failure=failure)]
     if not found.active:
         if (yield from _carry_out(target, found, failure, stored, hints)):
@@ -95,25 +94,63 @@ def roll_back(
     return RollbackAnswer(Answer.ACCEPTED if accepted else Answer.ALREADY_REQUESTED)
 
 
-def roll_back_waiting(hints: Hints) -> Plan[list[tuple[uuid.UUID, Answer]]]:
-    """Carry out the requests that have waited until nothing was active.
+def judge(target: uuid.UUID, if_active: IfActive) -> Plan[RollbackAnswer]:
+    """Return what would become of a request that is stored now, and carried out when nothing is active any more.
+
+    Raises:
+        ValueError: `if_active` is none of the words, or `"cancel"`: what is cancelled cannot be taken back.
+    """
+    _check(if_active)
+    if if_active == "cancel":
+        raise ValueError("if_active='cancel' cannot be undone, should the session not commit: ask without session=")
+    found = yield from _look(target)
+    return _answered(_judge(found, if_active), found)
+
+
+def store(target: uuid.UUID, reason: str | None, source: str, known: Known) -> Plan[bool]:
+    """Store a request in whatever transaction is open; answer whether none waits for the same already."""
+    failure = _requested(reason, source)
+    given = {
+        "target": str(target),
+        "failure": str(known.draw()),
+        "type": failure.type,
+        "message": None if failure.message is None else shown(failure.message),
+        "source": shown(failure.source),
+        "document": failure.dumps(),
+    }
+    (stored,) = yield from ask(statement("store_rollback_joined", document=document(given)))
+    return bool(stored)
+
+
+@dataclass(frozen=True, slots=True)
+class TriedRequests:
+    """Requests that have waited, and of which some have been carried out.
+
+    Attributes:
+        closed: what has become of those that wait no more, with their targets.
+        last: the last that was looked at, if more may lie behind it.
+    """
+
+    closed: Sequence[tuple[uuid.UUID, Answer]]
+    last: uuid.UUID | None
+
+
+def roll_back_waiting(after: uuid.UUID | None, hints: Hints) -> Plan[TriedRequests]:
+    """Carry out requests that have waited until nothing was active, at most `AT_ONCE` of them.
 
     Any number of processes may do this at the same time: each run is told once.
 
-    Returns:
-        What has become of those that wait no more, by their targets.
+    Args:
+        after: the last that was looked at before, None to begin with the first.
+        hints: told which runs have mail.
     """
-    done: list[tuple[uuid.UUID, Answer]] = []
-    after = _LOWEST
-    while True:
-        (waiting,) = yield from ask(statement("read_waiting_rollbacks", after=after, most=AT_ONCE))
-        for target, failure in waiting:
-            answer = yield from _try(target, failure, hints)
-            if answer is not None:
-                done.append((target, answer))
-        if len(waiting) < AT_ONCE:
-            return done
-        after = waiting[-1][0]
+    (waiting,) = yield from ask(statement("read_waiting_rollbacks", after=after or _LOWEST, most=AT_ONCE))
+    closed: list[tuple[uuid.UUID, Answer]] = []
+    for target, failure in waiting:
+        answer = yield from _try(target, failure, hints)
+        if answer is not None:
+            closed.append((target, answer))
+    return TriedRequests(closed, waiting[-1][0] if len(waiting) == AT_ONCE else None)
 
 
 def _try(target: uuid.UUID, failure: uuid.UUID, hints: Hints) -> Plan[Answer | None]:
@@ -190,6 +227,15 @@ def _judge(found: _Found, if_active: IfActive) -> Answer:
     if found.stuck:
         return Answer.REFUSED_ROLLBACK_FAILED
     return Answer.ACCEPTED if found.committed or found.to_come else Answer.NOTHING_TO_DO
+
+
+def _check(if_active: str) -> None:
+    if if_active not in get_args(IfActive):
+        raise ValueError(f"if_active is one of {', '.join(map(repr, get_args(IfActive)))}, and not {if_active!r}")
+
+
+def _requested(reason: str | None, source: str) -> Failure:
+    return Failure(RollbackRequested.__name__, reason, source).within_limits()
 
 
 def _answered(answer: Answer, found: _Found) -> RollbackAnswer:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+import uuid
 from collections.abc import Mapping
 
 from scoop_outbox._log import get_logger
@@ -46,6 +47,7 @@ class Surroundings:
         self._roster = roster
         self._hints = hints
         self._relays = Relays()
+        self._tried: uuid.UUID | None = None
         self._missing: set[str] | None = None  # as it was at the first look
         self._look_for_strangers_at = 0.0  # never again once both looks are done
 
@@ -64,17 +66,23 @@ class Surroundings:
                 *(self._service, run_id),
                 extra={"service": self._service, "run_id": run_id},
             )
-        for target, answer in await driver.run(roll_back_waiting(self._hints)):
-            log.info(
-                "run: waiting rollback request closed (service %s, message or run %s: %s)",
-                *(self._service, target, answer),
-                extra={"service": self._service, "target": target},
-            )
+        await self._roll_back(driver)
         self._relays.saw(there=await driver.run(is_relayed()))
         if now >= self._look_for_strangers_at:
             # Behind it: a look that failed does not count.
             self._look_for_strangers_at = await self._look_for_strangers(driver, now)
         return changed
+
+    async def _roll_back(self, driver: AsyncDriver) -> None:
+        """Carry out some of the requests that waited, the next ones with the next look."""
+        tried = await driver.run(roll_back_waiting(self._tried, self._hints))
+        self._tried = tried.last
+        for target, answer in tried.closed:
+            log.info(
+                "run: waiting rollback request closed (service %s, message or run %s: %s)",
+                *(self._service, target, answer),
+                extra={"service": self._service, "target": target},
+            )
 
     async def _look_for_strangers(self, driver: AsyncDriver, now: float) -> float:
         """Warn of sagas of this service for which messages come and which nobody has; return when to look again.

@@ -151,6 +151,22 @@ values (%(target)s, 'rollback', %(failure)s)
 on conflict do nothing
 returning id
 
+-- name: store_rollback_joined
+-- On a connection whose settings and driver are the user's: one document, as `launch` takes it.
+with given as (
+    select d
+    from (select convert_from((select %(document)b::bytea), 'UTF8')::json) as l (d)
+), recorded as (
+    insert into {schema}.failure (id, causes, type, message, source, document)
+    select (d ->> 'failure')::uuid, array[]::uuid[], d ->> 'type', d ->> 'message', d ->> 'source',
+           (d ->> 'document')::json
+    from given
+)
+insert into {schema}.request (target, kind, failure)
+select (d ->> 'target')::uuid, 'rollback', (d ->> 'failure')::uuid from given
+on conflict do nothing
+returning true
+
 -- name: close_rollback
 update {schema}.request
 set outcome = %(outcome)s
