@@ -391,9 +391,9 @@ class Scoop:
 
         Returns:
             An object with the `answer`: `ACCEPTED`; `REFUSED_ACTIVE`, with the runs that are `active`;
-            `REFUSED_ROLLBACK_FAILED` when a run could not be rolled back before; `ALREADY_REQUESTED`;
-            `ALREADY_ROLLED_BACK`; `NOTHING_TO_DO` when nobody has handled the message; `UNKNOWN` when this database has
-            no such message or run.
+            `REFUSED_ROLLBACK_FAILED` when a run could not be rolled back before, `ABANDONED` when it was given up;
+            `ALREADY_REQUESTED`; `ALREADY_ROLLED_BACK`; `NOTHING_TO_DO` when nobody has handled the message; `UNKNOWN`
+            when this database has no such message or run.
 
         Raises:
             DatabaseError: the database cannot be reached or is not migrated, or `session` is on another one.

@@ -250,7 +250,7 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
     # Once, and the first reason counts.
     Index("request_cancel", request.c.target, unique=True, postgresql_where=text("kind = 'cancel'"))
     waiting = text("kind = 'rollback' and outcome is null")
-    Index("request_waiting", request.c.target, unique=True, postgresql_where=waiting)
+    Index("request_waiting", request.c.target, postgresql_where=waiting)
     Index("request_action", request.c.target, postgresql_where=text("kind in ('retry', 'skip', 'abandon')"))
 
     # Why something failed, without its causes, which are referred to: each failure once, whoever is told of it. Type,

@@ -428,6 +428,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         *[("read_in_the_way", {"target": one, "most": 100})
           for one in (run_id(OLD), message_id(OLD), run_id(OLD + 1), message_id(OPEN + 1), run_id(FINISHED))],
         *[(name, {"target": message_id(OLD)}) for name in ("is_rollback_waiting",)],
+        ("hold_parents", {"runs": [run_id(FINISHED - n) for n in range(1, 10)]}),
         *[("roll_back_runs", {"runs": runs, "failure": FAILURE})
           for runs in ([], [run_id(FINISHED)], [run_id(FINISHED - n) for n in range(1, 10)])],
         ("store_rollback", {"target": message_id(1), "failure": FAILURE}),

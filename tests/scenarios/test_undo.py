@@ -203,6 +203,13 @@ async def test_ur_07_q49_what_could_not_be_rolled_back_is_refused(mixed: Shop) -
     for one in (handle.id, child_run.id):
         assert await mixed.app.rollback(one, **FEELZ, if_active="wait") == refused
     assert await mixed.states(handle) == {"root": RunState.COMMITTED, "child": RunState.ROLLBACK_FAILED}
+    # When somebody has given the part up, it counts as done (behaviour Q10).
+    assert await mixed.app.abandon(child_run.id, note="by hand") is Answer.ACCEPTED
+    assert await mixed.app.rollback(child_run.id, **FEELZ) == RollbackAnswer(Answer.ABANDONED)
+    async with mixed.running():
+        assert await mixed.app.rollback(handle.id, **FEELZ) == ACCEPTED
+        await undone(handle)
+    assert mixed.journal == ["root-0", "child-0", "child-rb0", "root-rb0"]
 
 
 async def test_ur_08_q49_what_has_rolled_back_by_itself_is_said_to_have(mixed: Shop) -> None:
@@ -318,6 +325,19 @@ def test_ur_14_without_an_event_loop(mixed: Shop, database_url: str) -> None:
         with pytest.raises(ValueError, match="if_active='cancel' cannot be undone"):
             mixed.app.rollback_sync(uuid.uuid4(), if_active="cancel", session=connection)
     mixed.app.close_sync()
+
+
+async def test_nobody_waits_for_a_transaction_that_has_asked_the_same(mixed: Shop, database_url: str) -> None:
+    family(mixed)
+    handle = await mixed.run("R")
+
+    async with mixed.running(), transaction("psycopg", database_url) as session:
+        assert await mixed.app.rollback(handle.id, session=session) == ACCEPTED
+        assert await mixed.app.rollback(handle.id, **FEELZ) == ACCEPTED
+        await undone(handle)
+        await session.commit()
+
+    assert mixed.journal == ["root-0", "child-0", "child-rb0", "root-rb0"]
 
 
 async def test_q8_what_is_active_is_waited_for(mixed: Shop, impatient: None) -> None:

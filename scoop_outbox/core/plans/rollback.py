@@ -35,6 +35,7 @@ class _Found:
         can_give_up: whether one of its runs can.
         rolled_back: whether it has runs, and all of them have been rolled back.
         undone: whether they have been, or are being rolled back because somebody asked for it.
+        abandoned: whether one of its runs could not be rolled back, whatever has become of that.
         active: runs that have not ended: its own, those above and those below.
         active_below: whether some of them are not above it.
         stuck: whether a run of it, or below it, could not be rolled back.
@@ -47,6 +48,7 @@ class _Found:
     can_give_up: bool
     rolled_back: bool
     undone: bool
+    abandoned: bool
     active: tuple[ActiveRun, ...]
     active_below: bool
     stuck: bool
@@ -81,7 +83,7 @@ def roll_back(
         if (yield from _carry_out(target, found, failure, stored, hints)):
             writing.written()
             return RollbackAnswer(Answer.ACCEPTED)
-        # Somebody was faster, or looks at one of the runs just now.
+        # Somebody was faster.
         found = yield from _look(target)
         answer = _judge(found, if_active)
         if answer is not Answer.ACCEPTED:
@@ -175,8 +177,9 @@ def _carry_out(
     long as there are any: they may be shielded.
     """
     coming = [statement("request_cancellation", target=target, failure=failure)] if found.to_come else []
-    orders = statement("roll_back_runs", runs=list(found.committed), failure=failure)
-    *_, told = yield from ask(BEGIN, *first, *coming, orders)
+    runs = list(found.committed)
+    orders = [statement("hold_parents", runs=runs), statement("roll_back_runs", runs=runs, failure=failure)]
+    *_, told = yield from ask(BEGIN, *first, *coming, *orders)
     if not told and not coming:
         yield from ask(ROLLBACK)
         return False
@@ -205,6 +208,7 @@ def _look(target: uuid.UUID) -> Plan[_Found]:
         can_give_up=any(can_give_up for _, can_give_up, *_ in runs),
         rolled_back=bool(runs) and set(states) == {RunState.ROLLED_BACK},
         undone=bool(runs) and all(state == RunState.ROLLED_BACK.value or asked for _, _, state, asked in runs),
+        abandoned=RunState.ROLLBACK_FAILED in states,
         active=tuple(ActiveRun(*row[:4]) for row in active),
         active_below=any(not above for *_, above in active),
         stuck=len(active) < len(in_the_way),
@@ -224,9 +228,16 @@ def _judge(found: _Found, if_active: IfActive) -> Answer:
     if found.active:
         wanted = if_active == "wait" or (if_active == "cancel" and found.active_below)
         return Answer.ACCEPTED if wanted else Answer.REFUSED_ACTIVE
+    return _judge_ended(found)
+
+
+def _judge_ended(found: _Found) -> Answer:
+    """Return likewise what becomes of a request for something of which nothing is active."""
     if found.stuck:
         return Answer.REFUSED_ROLLBACK_FAILED
-    return Answer.ACCEPTED if found.committed or found.to_come else Answer.NOTHING_TO_DO
+    if found.committed or found.to_come:
+        return Answer.ACCEPTED
+    return Answer.ABANDONED if found.abandoned else Answer.NOTHING_TO_DO
 
 
 def _check(if_active: str) -> None:

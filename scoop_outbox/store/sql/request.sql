@@ -108,24 +108,29 @@ select exists (
     select from {schema}.request where kind = 'rollback' and outcome is null and target = %(target)s
 )
 
+-- name: hold_parents
+-- A parent that has ended cannot order its children to roll back as long as this lock is held. It is held by others for a
+-- moment at most: by whoever follows old mail of a run that has ended. One that is active is not waited for.
+select p.id
+from {schema}.run p
+where p.id in (select parent_run from {schema}.run where id = any(%(runs)s::uuid[]))
+  and p.state not in ('running', 'rolling_back', 'parked')
+order by p.id
+for share
+
 -- name: roll_back_runs
--- As the parent would order it, who is committed and does not hear of it: but its row of the child opens, so that a
--- rollback of its own waits for the child, and finds in the end that there is nothing left to order. Its lock keeps it
--- from ordering the same at this moment. What somebody else holds is left alone: that is looked at again.
-with parents as (
-    select p.id
-    from {schema}.run p
-    where p.id in (select parent_run from {schema}.run where id = any(%(runs)s::uuid[]))
-      and p.state not in ('running', 'rolling_back', 'parked')
-    order by p.id
-    for share skip locked
-), found as (
-    select r.id, r.message_id, r.parent_run
+-- As the parent would order it, who has ended and does not hear of it: but its row of the child opens, so that a rollback of
+-- its own waits for the child, and finds in the end that there is nothing left to order. Behind `hold_parents`.
+with found as (
+    select r.id, r.message_id
     from {schema}.run r
-    where r.id = any(%(runs)s::uuid[]) and r.state = 'committed'
-      and (r.parent_run is null or r.parent_run in (select id from parents))
+    where r.id = any(%(runs)s::uuid[]) and r.state = 'committed' and not exists (
+        select from {schema}.run p
+        where p.id = r.parent_run and p.state in ('running', 'rolling_back', 'parked')
+        offset 0
+    )
     order by r.id
-    for update of r skip locked
+    for update of r
 ), opened as (
     update {schema}.child c
     set state = 'rolling_back', open = true
@@ -145,10 +150,13 @@ with parents as (
 select id, service, saga, version, 0.0::float8 from told
 
 -- name: store_rollback
--- It waits until it is closed, once for each target; then it stays, to be looked up.
+-- It waits until it is closed; then it stays, to be looked up. Once for each target, but no index says so: whoever asks would
+-- wait for a transaction of a user's that has asked the same, and a second one is closed with the first.
 insert into {schema}.request (target, kind, failure)
-values (%(target)s, 'rollback', %(failure)s)
-on conflict do nothing
+select %(target)s::uuid, 'rollback', %(failure)s::uuid
+where not exists (
+    select from {schema}.request where kind = 'rollback' and outcome is null and target = %(target)s::uuid
+)
 returning id
 
 -- name: store_rollback_joined
@@ -163,8 +171,12 @@ with given as (
     from given
 )
 insert into {schema}.request (target, kind, failure)
-select (d ->> 'target')::uuid, 'rollback', (d ->> 'failure')::uuid from given
-on conflict do nothing
+select (d ->> 'target')::uuid, 'rollback', (d ->> 'failure')::uuid
+from given
+where not exists (
+    select from {schema}.request
+    where kind = 'rollback' and outcome is null and target = (select (d ->> 'target')::uuid from given)
+)
 returning true
 
 -- name: close_rollback
@@ -179,10 +191,14 @@ select q.target, q.failure
 from {schema}.request q
 where q.kind = 'rollback' and q.outcome is null and q.target > %(after)s
   and not exists (
-      select from {schema}.run r where r.id = q.target and r.state in ('running', 'rolling_back', 'parked') offset 0
+      select from {schema}.run r
+      where r.id = q.target and r.state in ('running', 'rolling_back', 'parked')
+      offset 0
   )
   and not exists (
-      select from {schema}.run r where r.message_id = q.target and r.state in ('running', 'rolling_back', 'parked') offset 0
+      select from {schema}.run r
+      where r.message_id = q.target and r.state in ('running', 'rolling_back', 'parked')
+      offset 0
   )
 order by q.target
 limit %(most)s

@@ -16,4 +16,4 @@ def upgrade() -> None:
     schema = context.config.attributes["schema"]
     op.add_column("request", sa.Column("outcome", sa.Text()), schema=schema)
     waiting = sa.text("kind = 'rollback' and outcome is null")
-    op.create_index("request_waiting", "request", ["target"], unique=True, schema=schema, postgresql_where=waiting)
+    op.create_index("request_waiting", "request", ["target"], schema=schema, postgresql_where=waiting)
