@@ -3,11 +3,16 @@
 import asyncio
 import threading
 import uuid
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
 import pytest
+from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from scoop_outbox import (
     Answer,
@@ -18,9 +23,12 @@ from scoop_outbox import (
     Retry,
     RunState,
     RunStatus,
+    Scoop,
     StuckRun,
     UnknownMessage,
 )
+from scoop_outbox.cli import main
+from scoop_outbox.operations.runs import Runs
 from tests.scenarios.conftest import MakeShop
 from tests.scenarios.rollback_helpers import (
     child_rolled_back,
@@ -29,7 +37,7 @@ from tests.scenarios.rollback_helpers import (
     shape,
     simulated,
 )
-from tests.scenarios.shop import LONG, Body, Shop, launches, raises
+from tests.scenarios.shop import LONG, Body, Journal, Shop, launches, raises
 from tests.waiting import until
 
 COMMITTED = RunState.COMMITTED
@@ -185,8 +193,10 @@ async def test_q5_q6_a_failure_that_was_delivered_on_the_way_forward_heals_alike
         broken.mended = True
         assert await mixed.app.retry((await mixed.only(handle, "child")).id) is Answer.ACCEPTED
         await ends(mixed, handle, "root", ROLLED_BACK)
+        error = await told(handle)
 
     assert mixed.journal.count("child-rb0") == 2
+    assert shape(error.failure) == child_rolled_back("root", "1", simulated("child", "boom 1"))
     assert mixed.journal.entries[-2:] == ["root-rb1", "root-rb0"]
 
 
@@ -289,6 +299,120 @@ async def test_rf_09_q6_a_rollback_that_took_too_long_is_taken_on_without_a_limi
 
     assert run.rollback_by is None
     assert mixed.journal.entries[-3:] == ["root-rb1", "root-rb1", "root-rb0"]
+
+
+async def test_q6_what_was_asked_while_no_worker_was_alive_is_found_by_the_next(
+    mixed: Shop, database_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = Broken()
+    mixed.saga("root", "R", launches("M"), fails)
+    mixed.saga("middle", "M", launches("C"))
+    child = mixed.app.saga("child", "C")
+    mixed.step(child, "0")
+    mixed.step(child, "1", compensate=broken)
+    handle, _ = await mixed.fail("R")
+    broken.mended = True
+
+    def asked(*arguments: str) -> list[str]:
+        result = CliRunner().invoke(main, [*arguments, "--database", database_url])
+        assert not result.exception or isinstance(result.exception, SystemExit)
+        return [line.partition("\t")[2] or line for line in result.output.splitlines()]
+
+    root, run = await mixed.only(handle, "root"), await mixed.only(handle, "child")
+    assert asked("retry", str(root.id), "--note", "it answers", "--source", "anna") == ["accepted"]
+    assert asked("retry", str(root.id), str(run.id)) == ["already requested"] * 2
+    assert asked("skip", str(run.id)) == ["already requested"]
+    assert asked("abandon", str(run.id), str(uuid.uuid4())) == ["nothing to do", "unknown"]
+    async with mixed.running():  # a process that dies has rolled back its transaction, and left the mail
+        await ends(mixed, handle, "root", ROLLED_BACK)
+    assert mixed.journal.entries[-4:] == ["child-rb1", "child-rb0", "middle-rb0", "root-rb0"]
+    assert [line for line in asked("show", str(run.id)) if "retry" in line and "by anna: it answers" in line]
+
+
+async def test_q6_a_parent_that_is_being_decided_about_is_not_waited_for(mixed: Shop, database_url: str) -> None:
+    mixed.saga("root", "R", launches("C"), fails)
+    mixed.step(mixed.app.saga("child", "C"), "0", compensate=raises("rb boom"))
+    handle, _ = await mixed.fail("R")
+    run = await mixed.only(handle, "child")
+
+    with psycopg.connect(database_url) as other:
+        other.execute("select from scoop_outbox.run where parent_run is null for update")
+        assert await mixed.app.retry(run.id) is Answer.BUSY
+        assert mixed.app.skip_sync(run.id) is Answer.BUSY
+        with Runs(database_url) as runs:
+            assert await asyncio.to_thread(runs.abandon, run.id, source="anna") is Answer.BUSY
+        other.rollback()
+    assert await mixed.app.retry(run.id) is Answer.ACCEPTED
+
+
+@dataclass
+class Part:
+    """A saga of a random tree: how many steps it has, and what each of them launches."""
+
+    below: list["Part | None"]
+
+
+parts = st.recursive(
+    st.builds(Part, st.lists(st.none(), min_size=1, max_size=2)),
+    lambda part: st.builds(Part, st.lists(st.none() | part, min_size=1, max_size=3)),
+    max_leaves=6,
+)
+
+
+def declare(shop: Shop, part: Part, name: str, undo: Callable[[str], Body]) -> None:
+    saga = shop.app.saga(name, name)
+    for number, below in enumerate(part.below):
+        topic = f"{name}/{number}"
+        body = None if below is None else launches(topic)
+        shop.step(saga, str(number), body, compensate=undo(topic))
+        if below is not None:
+            declare(shop, below, topic, undo)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(part=parts, data=st.data())
+async def test_q6_q78_what_is_healed_is_undone_in_the_order_of_what_never_got_stuck(
+    database_url: str, part: Part, data: st.DataObject
+) -> None:
+    undone: list[str] = []
+    names: list[str] = []
+    failing: dict[str, int] = {}
+
+    def undo(name: str) -> Body:
+        names.append(name)
+
+        def body(*_: Any) -> None:
+            if failing.get(name, 0):
+                failing[name] -= 1
+                raise RuntimeError(name)
+            undone.append(name)
+
+        return body
+
+    top = f"{uuid.uuid4()}"
+    shop = Shop(Scoop(top, database=database_url), Journal(), "mixed")
+    declare(shop, part, top, undo)
+    shop.step(shop.app.sagas[top], "last", fails)
+    broken = data.draw(st.lists(st.sampled_from(sorted(names)), min_size=1, max_size=3))
+    async with shop.running():
+        await told(await shop.app.launch(top, None))
+        expected = list(undone)
+        assert sorted(expected) == sorted(names)
+        undone.clear()
+        failing.update(Counter(broken))
+        handle = await shop.app.launch(top, None)
+        failure = (await told(handle)).failure
+        root = await shop.only(handle, top)
+
+        async def is_healed() -> bool:
+            await shop.app.retry(root.id)
+            return (await shop.only(handle, top)).state is ROLLED_BACK
+
+        await until(is_healed, LONG, 0.01)
+        assert (await told(handle)).failure != failure
+    await shop.app.close()
+    assert not any(failing.values())
+    assert undone == expected
 
 
 # skip ----------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from typing import TypedDict
 
 from pydantic import BaseModel
 
-from scoop_outbox import AsyncScope, BlockingScope, Draft, GoTo, Message, Scoop, Scope, Topic
+from scoop_outbox import AsyncScope, BlockingScope, Draft, GoTo, Message, RunStatus, Scoop, Scope, Topic
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,10 @@ async def launch() -> None:
 def launch_blocking() -> None:
     app.launch_sync(ORDERS, Refund(reason="late"))  # error: mypy, pyright
     app.launch_many_sync([Draft(LISTS, Order("a"))])  # error: mypy, pyright
+
+
+@app.on_stuck  # error: mypy, pyright
+def looks_at_another_value(run: RunStatus) -> None: ...
 
 
 @orders.step  # error: mypy, pyright

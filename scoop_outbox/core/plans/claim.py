@@ -28,7 +28,7 @@ from scoop_outbox.core.rows import (
     message_of,
     run_of,
 )
-from scoop_outbox.core.run import Facts, Instance, Run, RunState, changed
+from scoop_outbox.core.run import Child, Facts, Instance, Run, RunState, changed
 from scoop_outbox.core.statement import BEGIN, COMMIT, ROLLBACK, SAVEPOINT, Plan, Rows, Statement, ask, statement
 from scoop_outbox.core.versions import Deployment
 from scoop_outbox.failure import Failure
@@ -138,7 +138,7 @@ def claim(run_id: uuid.UUID, executor: Executor) -> Plan[Claim | None]:
     if cancellation is not None and run.state is RunState.PARKED and run.undo_seq is None:
         run = changed(run, state=RunState.RUNNING, reason=None, needs=None)  # to give up it needs nobody's leave
     if run.state.ended:
-        return (yield from _claim_ended(run, mail, now, executor))
+        return (yield from _claim_ended(run, mail, children_of(children, failures)[1], now, executor))
     saga = executor.sagas.get(run.saga)
     if saga is None:
         yield from ask(ROLLBACK)  # another deployment's work
@@ -162,9 +162,13 @@ def claim(run_id: uuid.UUID, executor: Executor) -> Plan[Claim | None]:
     return Claim(run, mail, facts, message, saga, f"{run.saga}[{executor.id}]")
 
 
-def _claim_ended(run: Run, mail: list[int], now: datetime, executor: Executor) -> Plan[Claim | None]:
+def _claim_ended(
+    run: Run, mail: list[int], children: Sequence[Child], now: datetime, executor: Executor
+) -> Plan[Claim | None]:
     """Claim a run that goes on after all; else drop its mail, which told of something that no longer matters."""
-    healed = (yield from heal(run.id)) if run.state is RunState.ROLLBACK_FAILED else False
+    healed: bool | None = False
+    if run.state is RunState.ROLLBACK_FAILED:
+        healed = yield from heal(run, children, now, f"{run.saga}[{executor.id}]", executor.failures)
     if healed:
         return (yield from claim(run.id, executor))
     if healed is None:

@@ -104,10 +104,8 @@ def _retry(run_id: uuid.UUID, origin: Origin, hints: Hints | None) -> Plan[Answe
     found = yield from _locked(run_id, Action.RETRY)
     if isinstance(found, Answer):
         return found
-    if found.state is RunState.PARKED:
-        change = statement("unpark", runs=[run_id], anew=True)
-    else:
-        change = statement("reopen", run=run_id, undo_seq=None)
+    parked = found.state is RunState.PARKED
+    change = statement("unpark", runs=[run_id], anew=True) if parked else _reopen(run_id)
     return (yield from _write([change, _recorded(found, Action.RETRY, origin)], hints))
 
 
@@ -121,14 +119,11 @@ def _skip(run_id: uuid.UUID, origin: Origin, hints: Hints | None) -> Plan[Answer
         return (yield from _left(Answer.NOTHING_TO_DO))
     seq, compensated, broken, unasked = phase[0]
     if broken and not compensated:
-        changes = [
-            statement("consume_failures", run=run_id, seq=seq),
-            statement("reopen", run=run_id, undo_seq=None),
-        ]
+        changes = [statement("consume_failures", run=run_id, seq=seq), _reopen(run_id)]
     elif unasked:  # nothing of the user's is in the way: its children are not even asked
         return (yield from _left(Answer.NOTHING_TO_DO))
     else:
-        changes = [statement("mark_undone", run=run_id, seq=seq), statement("reopen", run=run_id, undo_seq=seq - 1)]
+        changes = [statement("mark_undone", run=run_id, seq=seq), _reopen(run_id, seq - 1)]
     return (yield from _write([*changes, _recorded(found, Action.SKIP, origin, seq)], hints))
 
 
@@ -203,6 +198,10 @@ def _write(changes: Sequence[Statement], hints: Hints | None) -> Plan[Answer]:
             for run_id, service, saga, version, delay in posted:
                 hints.mail(service, saga, version, run_id, delay)
     return Answer.ACCEPTED
+
+
+def _reopen(run_id: uuid.UUID, undo_seq: int | None = None) -> Statement:
+    return statement("reopen", run=run_id, undo_seq=undo_seq, failure=None)
 
 
 def _recorded(found: _Stuck, action: Action, origin: Origin, seq: int | None = None) -> Statement:

@@ -78,7 +78,7 @@ where r.id = %(run)s
 -- was to take, it takes as long as it does now.
 with again as (
     update {schema}.run
-    set state = 'rolling_back', obstacle = null, undo_seq = coalesce(%(undo_seq)s::integer, undo_seq), attempt = 0,
+    set state = 'rolling_back', failure = coalesce(%(failure)s, failure), obstacle = null, undo_seq = coalesce(%(undo_seq)s::integer, undo_seq), attempt = 0,
         handled = 0, not_before = null, compensation_seq = null, handler_seq = null, ended_at = null, reason = null,
         needs = null, interruptions = 0, unwanted = 0, interruption = null, taken_by = null, rollback_by = null
     where id = %(run)s and (state = 'rollback_failed' and not abandoned or state = 'parked' and undo_seq is not null)
