@@ -70,7 +70,9 @@ def of_ended(one: Situation) -> Iterator[Reason]:
     elif run.state is RunState.ROLLBACK_FAILED:
         obstacle = "" if run.obstacle is None else f": {_failure(run.obstacle)}"
         why = "" if run.failure is None else f"; it was to be rolled back for: {_failure(run.failure)}"
-        yield Reason(Cause.ROLLBACK_FAILED, f"it could not be rolled back{obstacle}{why}", at=one.ended_at)
+        then = "it was abandoned" if one.abandoned else f"scoop-outbox retry {run.id}, skip or abandon it"
+        text = f"it could not be rolled back{obstacle}{why}; {then}"
+        yield Reason(Cause.ROLLBACK_FAILED, text, at=one.ended_at)
     else:
         why = "" if run.failure is None else f", for: {_failure(run.failure)}"
         when = "" if one.ended_at is None else f" at {_time(one.ended_at)}"

@@ -296,11 +296,16 @@ async def test_a_rollback_that_failed(database_url: str, runs: Runs) -> None:
         ("take", RunState.ROLLBACK_FAILED),
     ]
     assert causes(found) == [Cause.ROLLBACK_FAILED] * 2
+    stuck = found.waiting[1].run_id
+    assert stuck is not None
     assert texts(found)[1] == (
         "it could not be rolled back: ValueError: no way back (saga 'take'); "
-        "it was to be rolled back for: ValueError: out of stock (saga 'take')"
+        "it was to be rolled back for: ValueError: out of stock (saga 'take'); "
+        f"scoop-outbox retry {stuck}, skip or abandon it"
     )
     assert "root cause ValueError: no way back (saga 'take')" in texts(found)[0]
+    assert runs.abandon(stuck, source="anna") is Answer.ACCEPTED
+    assert texts(runs.explain(handle.id))[1].endswith("(saga 'take'); it was abandoned")
 
 
 async def test_what_has_ended(database_url: str, runs: Runs) -> None:

@@ -65,6 +65,7 @@ class Situation:
         interruptions: how often in a row it has been interrupted.
         interruption: why it was interrupted last.
         ended_at: when it ended or was parked.
+        abandoned: whether somebody has abandoned it.
         now: when this was read, by the database's clock.
         mail_due: when its earliest wake-up is due; None when there is none.
         queued: whether it waits for its turn in a lane.
@@ -80,6 +81,7 @@ class Situation:
     interruptions: int
     interruption: str | None
     ended_at: datetime | None
+    abandoned: bool
     now: datetime
     mail_due: datetime | None
     queued: bool
@@ -135,7 +137,7 @@ def _read_facts(runs: Sequence[uuid.UUID]) -> Plan[Mapping[uuid.UUID, Sequence[R
 
 def _situation(row: Row, facts: Sequence[Rows], failures: Mapping[uuid.UUID, Failure], workers: Workers) -> Situation:
     run, cancellation, rest = _run(row, failures)
-    interruptions, interruption, ended_at, now, mail_due, queued, first, before, *locked_by = rest
+    interruptions, interruption, ended_at, abandoned, now, mail_due, queued, first, before, *locked_by = rest
     children, untold, instance = facts
     is_open, ended, child_deadline = children_of(children, failures)
     undoing = instance_of(instance, run, failures) if run.state is RunState.ROLLING_BACK else None
@@ -149,6 +151,7 @@ def _situation(row: Row, facts: Sequence[Rows], failures: Mapping[uuid.UUID, Fai
         interruptions,
         interruption,
         ended_at,
+        abandoned,
         now,
         mail_due,
         bool(queued),

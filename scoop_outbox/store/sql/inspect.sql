@@ -215,7 +215,7 @@ select r.id, r.message_id, r.service, r.saga, r.lineage, r.parent_run, r.state, 
        (select q.failure from {schema}.request q where q.kind = 'cancel' and q.target in (r.id, r.message_id)
         order by q.id limit 1),
        r.reason, r.version, r.needs, r.deadlines::text, r.own_deadline::text, r.rollback_by, r.interruptions,
-       r.interruption, r.ended_at, clock_timestamp(),
+       r.interruption, r.ended_at, r.abandoned, clock_timestamp(),
        (select min(b.due) from {schema}.mailbox b where b.run_id = r.id),
        l.queued, l.first, l.before,
        k.pid, a.application_name, a.usename, a.backend_type, a.state, a.xact_start,
