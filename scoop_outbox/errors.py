@@ -67,6 +67,19 @@ class ScopeEnded(ScoopError):
         )
 
 
+class RunCancelled(BaseException):
+    """The run gives up, because it was cancelled or is late: raised by `scope.checkpoint()`.
+
+    Let it through, as an `asyncio.CancelledError`: what the step has done is undone, and the run is rolled back. It is
+    no `Exception`, so that what handles errors does not take it for one.
+    """
+
+    @classmethod
+    def of(cls, step: str, saga: str, run_id: object) -> RunCancelled:
+        """Return what a step is told at a checkpoint."""
+        return cls(f"run {run_id} of saga {saga!r} gives up: what step {step!r} has done is undone")
+
+
 class UnhandledMessage(ScoopError):
     """A message was launched that somebody has to handle, and those are not subscribed to its topic."""
 

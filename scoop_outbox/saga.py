@@ -19,6 +19,8 @@ from scoop_outbox.step import (
     Callback,
     Compensation,
     FailureHandler,
+    Options,
+    Order,
     Step,
     StepCallback,
     too_late,
@@ -104,6 +106,8 @@ class Saga(Generic[T]):
         compensate_retry: Retry = COMPENSATION,
         shield: bool = False,
         complete_on_give_up: bool = False,
+        fail_fast: bool = False,
+        rollback_children: Order = "together",
     ) -> StepDecorator[T]: ...
     def step(
         self,
@@ -114,6 +118,8 @@ class Saga(Generic[T]):
         compensate_retry: Retry = COMPENSATION,
         shield: bool = False,
         complete_on_give_up: bool = False,
+        fail_fast: bool = False,
+        rollback_children: Order = "together",
     ) -> Step[T] | Callable[[Callback], Step[T]]:
         """Declare the next step with a decorator: bare, with a name, or with options.
 
@@ -123,6 +129,8 @@ class Saga(Generic[T]):
             compensate_retry: how often its compensation is tried before the run is `rollback_failed`.
             shield: see `add_step`.
             complete_on_give_up: see `add_step`.
+            fail_fast: see `add_step`.
+            rollback_children: see `add_step`.
 
         Returns:
             The step, on which `compensate`, `on_child_failure` and the like are decorators in turn.
@@ -142,6 +150,8 @@ class Saga(Generic[T]):
                 compensate_retry=compensate_retry,
                 shield=shield,
                 complete_on_give_up=complete_on_give_up,
+                fail_fast=fail_fast,
+                rollback_children=rollback_children,
             )
 
         return declare
@@ -158,6 +168,8 @@ class Saga(Generic[T]):
         compensate_retry: Retry = COMPENSATION,
         shield: bool = False,
         complete_on_give_up: bool = False,
+        fail_fast: bool = False,
+        rollback_children: Order = "together",
     ) -> Step[T]:
         """Declare the next step without decorators.
 
@@ -174,6 +186,11 @@ class Saga(Generic[T]):
             complete_on_give_up: a cancellation does not discard the step: it commits, and the run gives up afterwards
                 and compensates it. For steps whose effect outside the database cannot be taken back otherwise. What
                 the step has launched gives up, unlike that of a `shield`.
+            fail_fast: when a message that the step has launched has failed, the others give up, instead of being
+                executed to their end. Its failure handler is called once, when all have ended.
+            rollback_children: `together` rolls back at the same time what the step has launched, as it was executed.
+                `reverse` rolls back one message after the other, the last one first; sagas that handle the same message
+                are rolled back together. Messages before one that cannot be rolled back are left as they are.
 
         Raises:
             DefinitionError: the name is taken or cannot be used, or a callback cannot be called as it will be; or the
@@ -193,8 +210,7 @@ class Saga(Generic[T]):
             on_child_rollback_failure=on_child_rollback_failure,
             retry=retry,
             compensate_retry=compensate_retry,
-            shield=shield,
-            complete_on_give_up=complete_on_give_up,
+            options=Options(shield, complete_on_give_up, fail_fast, rollback_children),
         )
         self._steps[name] = step
         self._after = None

@@ -31,6 +31,9 @@ class Result:
     value: Any
 
 
+_UNBOUND = "this scope is not bound to a database; a worker's driver makes one that is"
+
+
 @dataclass(slots=True)
 class _Left:
     """What a callback leaves, besides what it launches, and whether its run rolls back."""
@@ -44,8 +47,8 @@ class Scope:
     """One call of one callback of a run: its transaction, and what it may launch.
 
     Everything done through it commits or vanishes with the step. It ends with its callback: `session`, `connection`,
-    `context`, `launch`, `launch_on_global_scope`, `set_deadline` and `set_result` raise `ScopeEnded` from then on, and
-    so does what was taken from it before. The plain values stay readable.
+    `context`, `launch`, `launch_on_global_scope`, `set_deadline`, `set_result` and `checkpoint` raise `ScopeEnded` from
+    then on, and so does what was taken from it before. The plain values stay readable.
 
     Attributes:
         run_id: the run that this call belongs to.
@@ -298,6 +301,18 @@ class Scope:
         self._emissions.limits.check(len(text), "the result")
         self._left.result = text
 
+    def checkpoint(self) -> Any:
+        """Stop here if the run gives up, because it was cancelled or is late: `await` it in an `async def`.
+
+        A step is not interrupted. One that takes long asks now and then, in its own transaction, and spares itself the
+        rest. Nothing happens in what is shielded, in a step that completes on giving up, and during a rollback.
+
+        Raises:
+            RunCancelled: the run gives up. What the step has done is undone; let it through.
+            ScopeEnded: the callback has ended.
+        """
+        raise RuntimeError(_UNBOUND)
+
     @property
     def session(self) -> Any:
         """An SQLAlchemy session in the step's transaction: an `AsyncSession` in an `async def`, else a `Session`.
@@ -305,7 +320,7 @@ class Scope:
         It is flushed when the callback returns. Its `commit()` and `rollback()` reach as far as the session's own
         work: the step's transaction is ended by the engine.
         """
-        raise RuntimeError("this scope is not bound to a database; a worker's driver makes one that is")
+        raise RuntimeError(_UNBOUND)
 
     @property
     def connection(self) -> Any:
@@ -313,7 +328,7 @@ class Scope:
 
         Use `connection.transaction()` for savepoints; never commit or roll back the connection itself.
         """
-        raise RuntimeError("this scope is not bound to a database; a worker's driver makes one that is")
+        raise RuntimeError(_UNBOUND)
 
 
 class AsyncScope(Scope):
@@ -323,6 +338,7 @@ class AsyncScope(Scope):
 
         @property
         def session(self) -> AsyncSession: ...  # noqa: D102
+        async def checkpoint(self) -> None: ...  # noqa: D102
         @property
         def connection(self) -> AsyncConnection[Any]: ...  # noqa: D102
 
@@ -334,5 +350,6 @@ class BlockingScope(Scope):
 
         @property
         def session(self) -> Session: ...  # noqa: D102
+        def checkpoint(self) -> None: ...  # noqa: D102
         @property
         def connection(self) -> Connection[Any]: ...  # noqa: D102

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, get_args, overload
 
 from scoop_outbox._generics import A_co, P, Params, R, R_co, T, T_contra
 from scoop_outbox.errors import DefinitionError
@@ -16,6 +16,8 @@ from scoop_outbox.policy import COMPENSATION, ONCE, Retry
 from scoop_outbox.scope import AsyncScope, BlockingScope
 
 Callback = Callable[..., Any]
+Order: TypeAlias = Literal["together", "reverse"]
+"""In which order the messages of a step are rolled back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,27 @@ _STEP = ("scope", "message")
 _FAILED = ("scope", "message", "error")
 
 
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a step says about giving up, and about its children: see `Saga.add_step`."""
+
+    shield: bool = False
+    complete_on_give_up: bool = False
+    fail_fast: bool = False
+    rollback_children: Order = "together"
+
+    def __post_init__(self) -> None:
+        """Refuse an order that is unknown."""
+        if self.rollback_children not in get_args(Order):
+            raise DefinitionError(
+                f"rollback_children={self.rollback_children!r} is unknown; 'together' tells all of them at once, and "
+                "'reverse' one message after the other, the last one first"
+            )
+
+
+DEFAULT_OPTIONS = Options()
+
+
 class Step(Generic[T, P, R_co]):
     """One step of a saga: a callback, and what belongs to it.
 
@@ -149,8 +172,7 @@ class Step(Generic[T, P, R_co]):
         on_child_rollback_failure: Callback | None = None,
         retry: Retry = ONCE,
         compensate_retry: Retry = COMPENSATION,
-        shield: bool = False,
-        complete_on_give_up: bool = False,
+        options: Options = DEFAULT_OPTIONS,
     ) -> None:
         """See `Saga.add_step`."""
         self._of = f"step {name!r} of saga {saga!r}"
@@ -162,8 +184,7 @@ class Step(Generic[T, P, R_co]):
         self.child_rollback_failure_handler: Callback | None = None
         self.retry = retry
         self.compensate_retry = compensate_retry
-        self.shield = shield
-        self.complete_on_give_up = complete_on_give_up
+        self.options = options
         if compensate is not None:
             self.compensate(compensate)
         if on_child_failure is not None:

@@ -19,7 +19,7 @@ _UNSTARTED = {
     ChildState.WAITING: "not started: message {} has not been taken in",
     ChildState.SKIPPED: "skipped: its saga was forgotten before it began (message {})",
     ChildState.CANCELLED: "cancelled before it began (message {})",
-    ChildState.ROLLED_BACK: "failed: its saga was forgotten before it began (message {})",
+    ChildState.ROLLED_BACK: "failed before it began: late, or its saga was forgotten (message {})",
 }
 
 

@@ -20,7 +20,7 @@ def ask_children(run: Run, due: AskChildren, source: str) -> Transition:
     """Order the committed children of an instance to roll back, and wait for them."""
     assert run.failure is not None  # noqa: S101 - no run rolls back for nothing
     reason = Failure.parent_said_so(run.failure, source=source)
-    return Transition(run, asks=(due.instance.seq, reason), mail=Mail.DROP_IF_WAITING)
+    return Transition(run, asks=(due.instance.seq, reason), reverse=due.reverse, mail=Mail.DROP_IF_WAITING)
 
 
 def compensation_returned(run: Run, due: Compensate, outcome: Returned) -> Transition:

@@ -8,6 +8,7 @@ from scoop_outbox.core.deadline import missed, missed_rollback
 from scoop_outbox.core.decision import (
     AskChildren,
     CancelChildren,
+    CancelSiblings,
     Commit,
     Compensate,
     CompensationFailed,
@@ -30,6 +31,9 @@ from scoop_outbox.policy import ROLLBACK_HANDLER_CALLS
 from scoop_outbox.saga import Saga
 from scoop_outbox.step import Step
 
+SIBLING_FAILED = "SiblingFailed"
+"""Type of what children are told of which another one has failed: a neutral name, and no class."""
+
 
 def decide(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:
     """Return what `run` does next.
@@ -45,6 +49,8 @@ def decide(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:
         return CancelChildren(reason)
     if facts.child_deadline is not None and facts.child_deadline <= facts.now:
         return ExpireChildren(facts.child_deadline)
+    if facts.first_failure is not None and facts.untold:
+        return CancelSiblings(sibling_failed(facts.first_failure, source))
     if facts.open_children:
         return Wait()
     if reason is not None:
@@ -77,7 +83,7 @@ def giving_up(saga: Saga, run: Run, facts: Facts) -> Failure | None:
     if reason is None or saga.shield:
         return None
     step = None if run.step is None else saga.get(run.step)
-    if step is not None and step.shield and (facts.open_children or facts.failed_children):
+    if step is not None and step.options.shield and (facts.open_children or facts.failed_children):
         return None  # what a shielded step has launched belongs to it, and so does what handles the failures of that
     return reason
 
@@ -126,8 +132,9 @@ def _backward(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:
         if handler is None or step.compensate_retry.allows(run.attempt + 1, failure.to_exception(lazily=True)):
             return CompensationFailed(step, instance, failure)
         return HandleChildRollbackFailure(step, handler, instance, failure)
-    if instance.askable:
-        return AskChildren(instance)
+    reverse = step is not None and step.options.rollback_children == "reverse"
+    if instance.askable and not (reverse and instance.stuck):
+        return AskChildren(instance, reverse)
     if step is None:
         return missing(saga, instance.step)
     if instance.stuck:
@@ -165,6 +172,12 @@ def _handle_again(step: Step | None, run: Run, instance: Instance, source: str) 
     still_stuck = before is not None and before.type == ChildRollbackFailed.__name__
     tell = Failure.child_rollback_failed if still_stuck else Failure.child_rolled_back
     return _handle(step, run, instance, tell(phase, causes, source=source))
+
+
+def sibling_failed(child: Child, source: str) -> Failure:
+    """Return why the other children of a step that fails fast are to give up."""
+    what = "" if child.failure is None else f": {child.failure.type}"
+    return Failure(SIBLING_FAILED, f"saga {child.saga!r} failed{what}", source).within_limits()
 
 
 def child_failure(step: str, failed: Sequence[Child], source: str) -> Failure:

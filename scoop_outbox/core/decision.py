@@ -56,10 +56,18 @@ class ExpireChildren:
 
 
 @dataclass(frozen=True, slots=True)
+class CancelSiblings:
+    """A child has failed, and its step fails fast: the other children are told to give up."""
+
+    reason: Failure
+
+
+@dataclass(frozen=True, slots=True)
 class AskChildren:
-    """Order the committed children of an instance to roll back."""
+    """Order the committed children of an instance to roll back: all, or those of the last message."""
 
     instance: Instance
+    reverse: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +144,7 @@ Decision = (
     | RollBack
     | CancelChildren
     | ExpireChildren
+    | CancelSiblings
     | AskChildren
     | Compensate
     | HandleChildRollbackFailure

@@ -43,7 +43,10 @@ def step_returned(saga: Saga, run: Run, due: Invoke, outcome: Returned) -> Trans
     """A step has done its work: the run goes on, waits for children, or has finished."""
     follows = next_step(saga, due.step.name, outcome.value)
     waits = awaited(outcome.emissions)
-    finished = follows is None and not waits
+    options = due.step.options
+    yields = not (saga.shield or options.shield or options.complete_on_give_up)
+    # What is committed whatever is asked of the run does not end it: whether it gives up is looked at afterwards.
+    finished = follows is None and not waits and (yields or saga.shield)
     seq = run.seq + 1
     after = changed(
         run,
@@ -65,7 +68,7 @@ def step_returned(saga: Saga, run: Run, due: Invoke, outcome: Returned) -> Trans
         Record(seq, due.step.name, StepKind.STEP, due.iteration, run.attempt),
         outcome.emissions,
         mail=Mail.DROP if finished else Mail.DROP_IF_WAITING if waits else Mail.KEEP,
-        yields=not (saga.shield or due.step.shield or due.step.complete_on_give_up),
+        yields=yields,
     )
 
 
@@ -105,7 +108,7 @@ def handler_returned(saga: Saga, run: Run, due: HandleChildFailure, outcome: Ret
         outcome.emissions,
         consumes=run.instance,
         mail=Mail.DROP_IF_WAITING if awaited(outcome.emissions) else Mail.KEEP,
-        yields=not (saga.shield or due.step.shield),
+        yields=not (saga.shield or due.step.options.shield),
     )
 
 

@@ -109,8 +109,8 @@ def children_of(rows: Sequence[Row], failures: Failures) -> tuple[bool, list[Chi
     Returns:
         Whether some are open, the ended ones that have something to tell, and by when the next one has to have started.
     """
-    is_open = bool(rows and rows[0][0])
-    return is_open, [_child_of(row, failures) for row in rows if row[1] is not None], rows[0][_DEADLINE]
+    is_open, deadline = (bool(rows[0][0]), rows[0][_DEADLINE]) if rows else (False, None)
+    return is_open, [_child_of(row, failures) for row in rows if row[1] is not None], deadline
 
 
 def _child_of(row: Row, failures: Failures) -> Child:

@@ -245,6 +245,7 @@ class Facts:
         cancellation: why somebody asked the run to give up, if somebody did.
         untold: whether some open child does not know yet that the run gives up. Read only when it does.
         deadline: until when the run has to commit.
+        first_failure: the child that failed first, while others are open. Read only for a step that fails fast.
         child_deadline: the earliest time by which a child has to commit that has not started, if it has one of its own.
     """
 
@@ -256,6 +257,7 @@ class Facts:
     untold: bool = False
     deadline: Deadline | None = None
     child_deadline: datetime | None = None
+    first_failure: Child | None = None
 
     @property
     def failed_children(self) -> list[Child]:

@@ -8,8 +8,10 @@ the blocking and the async driver run the same plans.
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
 from scoop_outbox.core.run import Run
@@ -42,6 +44,19 @@ Batch = Sequence[Statement]
 
 
 @dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a callback asks for at a checkpoint: whether its run gives up.
+
+    Attributes:
+        run: which run.
+        deadline: until when it has to commit.
+    """
+
+    run: uuid.UUID
+    deadline: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """A callback of the user to be called inside the transaction, behind its savepoint.
 
@@ -51,6 +66,7 @@ class Call:
         key: identifies callback and instance, whatever the attempt.
         check: raises when the callback's return value cannot be used; then the call counts as raised.
         source: names this worker in a failure.
+        checkpoint: what is asked at a checkpoint; None for a callback that ends whatever is asked of its run.
     """
 
     callback: Callback
@@ -65,6 +81,7 @@ class Call:
     handles: bool = False
     results: Sequence[Result] = field(default=())
     check: Callable[[object], object] = lambda value: value
+    checkpoint: Checkpoint | None = None
 
 
 Ask = Batch | Call

@@ -82,6 +82,7 @@ class Transition:
         record: the execution to be recorded.
         emissions: messages to be launched by execution `record.seq`.
         asks: the instance whose committed children are ordered to roll back, and why.
+        reverse: whether only those of its last message are.
         cancels: why open children are told to give up.
         expires: the deadline of children that have not started, and what is told of them.
         consumes: the instance whose failed children count as handled.
@@ -96,6 +97,7 @@ class Transition:
     record: Record | None = None
     emissions: Sequence[Emission] = ()
     asks: tuple[int, Failure] | None = None
+    reverse: bool = False
     cancels: Failure | None = None
     expires: tuple[datetime, Failure] | None = None
     consumes: int | None = None

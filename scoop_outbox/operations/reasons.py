@@ -121,7 +121,7 @@ def next_text(due: Decision) -> str | None:
             return f"{does}: {_failure(failure)}"
         case decision.Park(_, needs):
             return f"it needs step {needs!r}"
-        case decision.CancelChildren(reason):
+        case decision.CancelChildren(reason) | decision.CancelSiblings(reason):
             return f"its children are told to give up: {_failure(reason)}"
     return _ending_text(due)
 

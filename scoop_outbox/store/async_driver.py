@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextvars
 import threading
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Self, TypeVar
 
 import psycopg
 from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
@@ -23,8 +25,17 @@ from scoop_outbox.core.statement import (
     Rows,
     Statement,
 )
+from scoop_outbox.errors import RunCancelled
 from scoop_outbox.scope import AsyncScope
-from scoop_outbox.store.callbacks import Interrupted, async_invoke, check_transaction, raised, returned, scope_arguments
+from scoop_outbox.store.callbacks import (
+    Interrupted,
+    async_invoke,
+    check_transaction,
+    checkpoint,
+    raised,
+    returned,
+    scope_arguments,
+)
 from scoop_outbox.store.disconnect import async_abort
 from scoop_outbox.store.faults import (
     CONNECTION_ERRORS,
@@ -40,6 +51,7 @@ from scoop_outbox.store.lending import Lending
 from scoop_outbox.store.lent import NOWHERE, AsyncLentConnection, async_session, is_invalidated, works_on
 from scoop_outbox.store.mode import Mode
 from scoop_outbox.store.pipeline import Pipeline
+from scoop_outbox.store.query import Query
 from scoop_outbox.store.session_events import async_tell
 from scoop_outbox.store.session_reset import commits, ends, is_clean
 from scoop_outbox.store.stop import ends_the_worker
@@ -58,6 +70,7 @@ class _Scope(AsyncScope):
     def __init__(self, call: Call, driver: AsyncDriver) -> None:
         super().__init__(**scope_arguments(call), limits=driver.limits)
         self._driver = driver
+        self._call = call
         self.opened: AsyncSession | None = None
         self._lock = threading.RLock()
         self.lent: AsyncLentConnection | None = None
@@ -78,6 +91,16 @@ class _Scope(AsyncScope):
             if self.lent is None:
                 self.lent = self._driver.lend(self)
             return self.lent
+
+    async def checkpoint(self) -> None:
+        self.check()
+        asked = checkpoint(self._call, self._driver.queries)
+        if asked is not None:
+            async with psycopg.AsyncRawCursor(self.connection, row_factory=tuple_row) as cursor:
+                await cursor.execute(*asked)
+                gives_up = await cursor.fetchone()
+            if gives_up == (True,):
+                raise RunCancelled.of(self.step, self.saga, self.run_id)
 
     @property
     def broken(self) -> bool:
@@ -197,6 +220,11 @@ class AsyncDriver:
     def pooled(self) -> bool:
         """Whether connections of the server's are lent for one transaction only."""
         return self._mode.pooled
+
+    @property
+    def queries(self) -> Mapping[str, Query]:
+        """The statements by name."""
+        return self._mode.queries
 
     @property
     def limits(self) -> Limits:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Self
 
@@ -17,10 +18,11 @@ from scoop_outbox.context import Context
 from scoop_outbox.core.run import RunState
 from scoop_outbox.core.statement import Call
 from scoop_outbox.core.transition import Raised, Returned
-from scoop_outbox.errors import PayloadError, StepError
+from scoop_outbox.errors import PayloadError, RunCancelled, StepError
 from scoop_outbox.failure import Failure
 from scoop_outbox.scope import Scope
 from scoop_outbox.store.lent import Lent
+from scoop_outbox.store.query import Query
 
 Raw = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
@@ -116,6 +118,15 @@ def invoke(call: Call, scope: Scope, context: contextvars.Context) -> object:
     return own.run(call.callback, *arguments(call, scope))
 
 
+def checkpoint(call: Call, queries: Mapping[str, Query]) -> tuple[bytes, list[Any]] | None:
+    """Return what is asked at a checkpoint, with its parameters; None if the callback ends whatever is asked."""
+    if call.checkpoint is None:
+        return None
+    query = queries["is_asked_to_give_up"]
+    values = {"run": call.checkpoint.run, "deadline": call.checkpoint.deadline}
+    return query.text, [values[name] for name in query.order]
+
+
 def check_transaction(call: Call, raw: Raw, lent: Lent | None, *, broken: bool, invalidated: bool) -> None:
     """Refuse a transaction that the callback has ended or broken, and a connection that it does not give back.
 
@@ -160,7 +171,7 @@ def returned(call: Call, scope: Scope, value: object) -> Returned:
 
 def raised(call: Call, scope: Scope, error: BaseException, *, at: datetime | None) -> Raised:
     """Return the outcome of a callback that raised `error`; `at` is None when its transaction is gone."""
-    if not isinstance(error, Exception):
+    if not isinstance(error, Exception | RunCancelled):
         log.warning(
             "run: callback raised a BaseException, which counts as a failure (saga %r, run %s, step %r: %s)",
             *(call.run.saga, call.run.id, call.step, type(error).__name__),

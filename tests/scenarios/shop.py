@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 import pytest
 
 from scoop_outbox import (
@@ -23,6 +24,7 @@ from scoop_outbox import (
     Step,
     UnknownMessage,
 )
+from scoop_outbox.app import service_of
 from scoop_outbox.daemon.daemons import Daemons
 from tests.carriers import Carrier
 from tests.waiting import until, until_blocking
@@ -153,11 +155,11 @@ class Shop:
     def __init__(self, app: Scoop, journal: Journal, colour: str) -> None:
         self.app = app
         self.journal = journal
-        self._colours = itertools.cycle(("async", "blocking") if colour == "mixed" else (colour,))
+        self.colours = itertools.cycle(("async", "blocking") if colour == "mixed" else (colour,))
 
     def coloured(self, body: Body) -> Body:
         """`body` as a callback of the colour whose turn it is."""
-        return callback(next(self._colours), body)
+        return callback(next(self.colours), body)
 
     def saga(self, name: str, on: str, *bodies: Body | None) -> Saga:
         """Declare a saga whose steps are called 0, 1, ...; None is a step that only notes that it ran."""
@@ -240,6 +242,11 @@ class Shop:
             assert (await self.app.status(handle.id)).ended
         return handle, caught.value
 
+    async def ask(self, statement: str, *params: object) -> list[tuple[Any, ...]]:
+        """Ask the service's database something."""
+        async with await psycopg.AsyncConnection.connect(service_of(self.app).home.url) as connection:
+            return await (await connection.execute(statement, params)).fetchall()
+
     async def status(self, handle: Handle) -> Status:
         return await self.app.status(handle.id)
 
@@ -281,6 +288,16 @@ def raises(text: str = "boom", kind: type[BaseException] = RuntimeError) -> Body
 
     def body(*_: object) -> None:
         raise kind(text)
+
+    return body
+
+
+def fails_when(condition: Callable[[], object]) -> Body:
+    """The body of a callback that fails once a condition holds."""
+
+    def body(*_: object) -> Iterator[Any]:
+        yield condition
+        raise RuntimeError("no")
 
     return body
 

@@ -17,6 +17,7 @@ from scoop_outbox.core.decide import child_failure, decide, rollback_failure, un
 from scoop_outbox.core.decision import (
     AskChildren,
     CancelChildren,
+    CancelSiblings,
     Commit,
     Compensate,
     CompensationFailed,
@@ -58,6 +59,8 @@ FULL = SAGA.add_step(
     "full", callback, compensate=callback, on_child_failure=callback, on_child_rollback_failure=callback
 )
 UNDOABLE = SAGA.add_step("undoable", callback, compensate=callback)
+SAGA.add_step("fast", callback, fail_fast=True)
+SAGA.add_step("ordered", callback, rollback_children="reverse")
 SHIELDED = SAGA.add_step("shielded", callback, on_child_failure=callback, shield=True)
 
 
@@ -325,6 +328,22 @@ CASES: dict[str, tuple[Run, Facts, Decision]] = {
     "cancelled, and a shielded step's children have ended": (
         run(step="shielded", seq=1, instance=1), facts(cancellation=WHY, children=COMMITTED),
         RollBack(gave_up(WHY))),
+    # Failing fast
+    "a child failed, its step fails fast, and others do not know": (
+        run(step="fast", seq=1, instance=1), facts(open_children=True, untold=True, first_failure=FAILED[0]),
+        CancelSiblings(Failure("SiblingFailed", "saga 'child' failed: Boom", SOURCE))),
+    "a child failed, its step fails fast, and others know": (
+        run(step="fast", seq=1, instance=1), facts(open_children=True, first_failure=FAILED[0]), Wait()),
+    "a child failed, its step fails fast, and the run gives up": (
+        run(step="fast", seq=1, instance=1),
+        facts(open_children=True, untold=True, first_failure=FAILED[0], cancellation=WHY), CancelChildren(WHY)),
+    # In reverse
+    "committed children one message after the other": (
+        back(), facts(instance=instance("ordered", askable=True)),
+        AskChildren(instance("ordered", askable=True), reverse=True)),
+    "one of them could not be rolled back": (
+        back(), facts(instance=instance("ordered", askable=True, stuck=OURS)),
+        EndRollbackFailed(stuck_in("Rollback of ordered[5] (rolling back child scopes)", BOOM, REASON))),
     # Late
     "its deadline is over": (
         run(**BETWEEN, next_step="full"), facts(deadline=Deadline(NOW, "somebody")), RollBack(gave_up(MISSED))),

@@ -288,6 +288,9 @@ CASES: dict[str, tuple[Run, Transition, Transition]] = {
     "a step that completes on giving up is committed, whatever is asked": (
         MIDDLE, forward.step_returned(ASIDE, MIDDLE, decision.Invoke(COMPLETING, 0), returned(GoTo("shielded"))),
         Transition(forwarded(step="completing", next_step="shielded"), Record(5, "completing", STEP, 0, 1))),
+    "the last step, if it is committed whatever is asked, does not end the run": (
+        MIDDLE, forward.step_returned(ASIDE, MIDDLE, decision.Invoke(COMPLETING, 0), returned()),
+        Transition(forwarded(step="completing", next_step=None), Record(5, "completing", STEP, 0, 1))),
     # Ends
     "committed": (
         SUSPENDED, forward.committed(SAGA, SUSPENDED),

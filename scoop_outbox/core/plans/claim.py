@@ -61,8 +61,8 @@ class Reports(Protocol):
     def changed(self, run: Run, step: str | None, message: Message) -> None:
         """A run has got into another state, at this step if it was at one."""
 
-    def gives_up(self, run: Run, reason: Failure, message: Message) -> None:
-        """A run gives up, and has told its children."""
+    def cancels_children(self, run: Run, reason: Failure, message: Message) -> None:
+        """A run has told its children to give up: because it does, or because one of them has failed."""
 
     def discarded(self, run: Run, step: str, message: Message) -> None:
         """What a step has done was undone, for its run was asked to give up meanwhile."""
@@ -73,7 +73,7 @@ class Reports(Protocol):
 
 class _Silent:
     def changed(self, run: Run, step: str | None, message: Message) -> None: ...
-    def gives_up(self, run: Run, reason: Failure, message: Message) -> None: ...
+    def cancels_children(self, run: Run, reason: Failure, message: Message) -> None: ...
     def discarded(self, run: Run, step: str, message: Message) -> None: ...
     def unhandled(self, topics: Unhandled) -> None: ...
 
@@ -155,9 +155,8 @@ def claim(run_id: uuid.UUID, executor: Executor) -> Plan[Claim | None]:
         run = changed(run, context=merge(run.context, run.inherited))
         (found,) = yield from ask(statement("read_instance", run=run.id))
         facts = replace(facts, instance=(yield from _instance(found, run, executor)))
-    elif gives_up and is_open:
-        (untold,) = yield from ask(statement("read_untold", run=run.id))
-        facts = replace(facts, untold=untold[0][0])
+    elif is_open and (gives_up or _fails_fast(saga, run)):
+        facts = yield from _read_open(run, facts, executor)
     message = message_of(locked[0][MESSAGE], saga.schema)
     return Claim(run, mail, facts, message, saga, f"{run.saga}[{executor.id}]")
 
@@ -178,6 +177,21 @@ def _claim_ended(
         return None
     yield from ask(statement("drop_mail", ids=mail), COMMIT)
     return None
+
+
+def _fails_fast(saga: Saga, run: Run) -> bool:
+    step = None if run.step is None else saga.get(run.step)
+    return step is not None and step.options.fail_fast
+
+
+def _read_open(run: Run, facts: Facts, executor: Executor) -> Plan[Facts]:
+    """Return facts with what counts while children are open that may have to be told: who knows, and who has failed."""
+    untold, failed = yield from ask(
+        statement("read_untold", run=run.id), statement("read_first_failure", run=run.id, seq=run.instance)
+    )
+    failures = yield from recall(failures_of_children(failed), executor.failures)
+    first = [child for child in children_of(failed, failures)[1] if child.failed]
+    return replace(facts, untold=untold[0][0], first_failure=first[0] if first else None)
 
 
 def _instance(rows: Rows, run: Run, executor: Executor) -> Plan[Instance | None]:

@@ -27,15 +27,16 @@ from scoop_outbox.core.statement import (
     ROLLBACK_TO_SAVEPOINT,
     Call,
     CallOutcome,
+    Checkpoint,
     Plan,
     Refused,
     ask,
 )
 from scoop_outbox.core.transition import Mail, Raised, Returned, Transition
-from scoop_outbox.errors import StepError, UnhandledMessage
+from scoop_outbox.errors import RunCancelled, StepError, UnhandledMessage
 from scoop_outbox.failure import Failure
 from scoop_outbox.scope import Result
-from scoop_outbox.step import Callback, is_async
+from scoop_outbox.step import Callback, Step, is_async
 
 _NO_SAVEPOINT = "3B001"
 
@@ -75,6 +76,8 @@ def execute(run_id: uuid.UUID, executor: Executor) -> Plan[Execution]:
                 outcome = yield from _handled(call, outcome)
             if isinstance(outcome, Returned):
                 outcome = yield from date_outcome(outcome, claimed)
+        if isinstance(outcome, Raised) and _is_cancelled(outcome.error):
+            outcome = yield from _withdrawn(outcome)
         more = count < STEPS_IN_A_ROW and not executor.draining()
         if isinstance(outcome, Raised) and not outcome.open:
             go_on = yield from _settle_failure(claimed, due, outcome, executor, go_on=more)
@@ -95,6 +98,20 @@ def execute(run_id: uuid.UUID, executor: Executor) -> Plan[Execution]:
             break
         claimed = go_on
     return Execution.DONE
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    """Tell whether a callback let through what a checkpoint has raised, alone or in a group."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(RunCancelled) is not None
+    return isinstance(error, RunCancelled)
+
+
+def _withdrawn(outcome: Raised) -> Plan[Raised]:
+    """End the transaction of a callback that was stopped: the run is claimed again, to see whether it gives up."""
+    if outcome.open:
+        yield from ask(ROLLBACK)
+    return replace(outcome, open=False)
 
 
 def _handled(call: Call, outcome: Returned) -> Plan[CallOutcome]:
@@ -179,11 +196,19 @@ def _call(due: Decision, claimed: Claim) -> Call | None:
     match due:
         case decision.Invoke(step, iteration):
             numbers = (run.instance + 1, iteration, run.attempt)
-            return make(step.invoke, step.name, numbers, "step", results=_results(claimed), check=check)
+            here = None if step.options.complete_on_give_up else _checkpoint(claimed, step)
+            results = _results(claimed)
+            return make(step.invoke, step.name, numbers, "step", results=results, check=check, checkpoint=here)
         case decision.HandleChildFailure(step, handler, failure):
             numbers = (run.instance, run.iteration, run.handled)
-            error = failure.to_exception()
-            return make(handler, step.name, numbers, "child-failure", error=error, handles=True, check=check)
+            error, here = failure.to_exception(), _checkpoint(claimed, step)
+            return make(
+                *(handler, step.name, numbers, "child-failure"),
+                error=error,
+                handles=True,
+                check=check,
+                checkpoint=here,
+            )
         case decision.Compensate(step, compensation, instance):
             numbers = (instance.seq, instance.iteration, run.attempt)
             reason = None if run.failure is None else run.failure.to_exception(lazily=True)
@@ -194,6 +219,14 @@ def _call(due: Decision, claimed: Claim) -> Call | None:
             return make(handler, step.name, numbers, "child-rollback-failure", error=error, handles=True)
         case _:
             return None
+
+
+def _checkpoint(claimed: Claim, step: Step) -> Checkpoint | None:
+    """Return what the callbacks of a step ask for that gives way when its run gives up."""
+    if claimed.saga.shield or step.options.shield:
+        return None
+    deadline = claimed.facts.deadline
+    return Checkpoint(claimed.run.id, None if deadline is None else deadline.at)
 
 
 def _results(claimed: Claim) -> list[Result]:
@@ -225,6 +258,8 @@ def _change(due: Decision, claimed: Claim, outcome: CallOutcome | None, chance: 
             return _delivered(claimed, transition.roll_back(run, failure, run.context))
         case decision.CancelChildren(reason):
             return transition.cancel_children(run, reason)
+        case decision.CancelSiblings(reason):
+            return Transition(run, cancels=reason, mail=Mail.DROP_IF_WAITING)
         case decision.ExpireChildren(deadline):
             return expire_children(run, deadline, claimed.source)
         case decision.AskChildren():

@@ -41,6 +41,7 @@ def news(change: Transition) -> Iterator[Statement]:
             failure=id_of(reason),
             context=run.context,
             rollback_by=run.rollback_by,
+            reverse=change.reverse,
         )
     if change.cancels is not None:
         yield statement("cancel_children", run=run.id, failure=id_of(change.cancels))

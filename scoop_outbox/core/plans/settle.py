@@ -66,7 +66,7 @@ def _hint(claimed: Claim, change: Transition, rows: Mapping[str, Rows], executor
         wait = change.wake_at - claimed.facts.now
         executor.hints.mail(after.service, after.saga, after.version, after.id, wait.total_seconds())
     if change.cancels is not None:
-        executor.reports.gives_up(after, change.cancels, claimed.message)
+        executor.reports.cancels_children(after, change.cancels, claimed.message)
     if after.state is not claimed.run.state:
         executor.reports.changed(after, _step_of(claimed, change), claimed.message)
     pass_on(after, rows, executor.hints)
@@ -83,7 +83,7 @@ def _step_of(claimed: Claim, change: Transition) -> str | None:
 def _named(change: Transition, known: Known) -> tuple[Transition, Writing | None]:
     """Return a transition whose failures have ids, and those of them that are to be written down first."""
     run, record, asks = change.run, change.record, change.asks
-    told = (run.failure, run.giving_up, change.expires, None if record is None else record.failure)
+    told = (run.failure, change.cancels, change.expires, None if record is None else record.failure)
     if all(one is None for one in told):
         return change, None
     writing = Writing(known)

@@ -130,10 +130,11 @@ class Reports:
                 extra={"service": run.service, "saga": run.saga, "run_id": run.id},
             )
 
-    def gives_up(self, run: Run, reason: Failure, message: Message) -> None:
-        """Say that a run gives up and waits for its children, which it has told."""
+    def cancels_children(self, run: Run, reason: Failure, message: Message) -> None:
+        """Say that a run has told its children to give up, and waits for them."""
         subject, why = _subject(run, run.step, message), _why(reason, run.saga)
-        log.info("run: giving up, children were told (%s: %s)", subject, why, extra={**subject.fields, "reason": why})
+        event = "giving up" if run.giving_up is not None else "failing fast"
+        log.info(_CANCELS[event], subject, why, extra={**subject.fields, "reason": why})
 
     def discarded(self, run: Run, step: str, message: Message) -> None:
         """Say that what a step has done was undone, for its run was asked to give up meanwhile."""
@@ -196,6 +197,10 @@ def _stuck(of: Subject, state: RunState, reason: str, failure: Failure | None) -
     return StuckRun(of.run, of.message, of.service, of.saga, of.key, of.step, state, reason, failure)
 
 
+_CANCELS = {
+    "giving up": "run: giving up, children were told (%s: %s)",
+    "failing fast": "run: failing fast, children were told (%s: %s)",
+}
 _EVENTS = {
     RunState.ROLLING_BACK: "run: rolling back (%s: %s)",
     RunState.ROLLED_BACK: "run: rolled back for its parent (%s: %s)",

@@ -1,5 +1,10 @@
 -- Requests: what somebody asks of runs that go on. No row of `run` is locked for them.
 
+-- name: is_asked_to_give_up
+-- Whether somebody has cancelled a run, or its deadline is over.
+select exists (select from {schema}.request where kind = 'cancel' and target = %(run)s::uuid)
+       or coalesce(%(deadline)s::timestamptz <= clock_timestamp(), false)
+
 -- name: read_target
 -- The runs that an id means, by their own or by their message's: whether each can still give up, its state, and whether
 -- somebody has asked for its rollback.

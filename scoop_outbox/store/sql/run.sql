@@ -52,6 +52,14 @@ select exists (
     select from {schema}.child where run_id = %(run)s and open and state in ('waiting', 'started')
 )
 
+-- name: read_first_failure
+-- The child of an instance that failed first, as `read_children` tells it.
+select true, c.message_id, c.saga, c.state, c.ordinal, null, c.failure, c.obstacle, c.failed_at, c.delivered, null
+from {schema}.child c
+where c.run_id = %(run)s and c.seq = %(seq)s and c.state in ('rolled_back', 'rollback_failed') and not c.consumed
+order by c.failed_at, c.ordinal
+limit 1
+
 -- name: read_instance
 -- What is to be undone next, with a row for each failed child that stands in the way.
 with instance as (
@@ -178,12 +186,16 @@ where run_id = %(run)s and seq = %(seq)s and state = 'rollback_failed' and not c
 
 -- name: ask_children
 -- Only children that committed are asked: one that failed has rolled itself back, one that never started has
--- nothing to undo.
+-- nothing to undo. In reverse, those of one message at a time.
 with asked as (
-    update {schema}.child
+    update {schema}.child c
     set state = 'rolling_back', open = true
-    where run_id = %(run)s and seq = %(seq)s and state = 'committed'
-    returning child_run
+    where c.run_id = %(run)s and c.seq = %(seq)s and c.state = 'committed'
+      and (not (select %(reverse)s::bool) or c.ordinal = (
+          select max(l.ordinal) from {schema}.child l
+          where l.run_id = %(run)s and l.seq = %(seq)s and l.state = 'committed'
+      ))
+    returning c.child_run
 ), told as (
     update {schema}.run r
     set state = 'rolling_back', failure = %(failure)s, inherited = %(context)s, undo_seq = r.seq, attempt = 0,
