@@ -16,7 +16,10 @@ from scoop_outbox.policy import seconds
 
 TRACE_LIMIT = 20
 """How many of the deadlines that others have set are kept next to the one that counts."""
+LONGEST = 100 * 365 * 86_400.0
+"""Seconds that a timeout is cut to: a hundred years."""
 _LATEST = datetime(9999, 1, 1, tzinfo=UTC)
+_EARLIEST = datetime(1900, 1, 1, tzinfo=UTC)
 _HAPPY_PATH, _ROLLBACK = "happyPath", "rollback"
 
 
@@ -44,12 +47,11 @@ class Deadline:
         """Return the deadline of a stored form.
 
         Raises:
-            ValueError, TypeError, KeyError, AttributeError: it is none.
+            ValueError, TypeError, KeyError, AttributeError, OverflowError: it is none.
         """
-        at = datetime.fromisoformat(data["deadline"])
-        if at.tzinfo is None:
-            raise ValueError("a deadline has a time zone")
-        return cls(at, str(data["source"]), tuple(cls.from_json(one) for one in data.get("trace", ())[:TRACE_LIMIT]))
+        # What is in a trace has none: whoever combines two puts theirs side by side.
+        trace = tuple(cls(_time(one["deadline"]), str(one["source"])) for one in data.get("trace", ())[:TRACE_LIMIT])
+        return cls(_time(data["deadline"]), str(data["source"]), trace)
 
     @property
     def missed(self) -> str:
@@ -106,20 +108,20 @@ class Deadlines:
             data[_HAPPY_PATH] = self.happy_path.to_json()
         if self.rollback is not None:
             data[_ROLLBACK] = {"timeout": self.rollback.timeout, "source": self.rollback.source}
-        return json.dumps(data) if data else None
+        return json.dumps(data, allow_nan=False) if data else None
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Return the deadlines of a stored form.
 
         Raises:
-            ValueError, TypeError, KeyError, AttributeError: they are none.
+            ValueError, TypeError, KeyError, AttributeError, OverflowError: they are none.
         """
         happy_path, rollback = data.get(_HAPPY_PATH), data.get(_ROLLBACK)
-        return cls(
-            None if happy_path is None else Deadline.from_json(happy_path),
-            None if rollback is None else Budget(float(rollback["timeout"]), str(rollback["source"])),
-        )
+        budget = None if rollback is None else Budget(float(rollback["timeout"]), str(rollback["source"]))
+        if budget is not None and not 0 < budget.timeout <= LONGEST:
+            raise ValueError("a rollback takes some time, and not for ever")
+        return cls(None if happy_path is None else Deadline.from_json(happy_path), budget)
 
 
 NONE = Deadlines()
@@ -150,9 +152,7 @@ class Timeouts:
         """
         if timeout is None and deadline is None and rollback_timeout is None:
             return None
-        if deadline is not None and getattr(deadline, "tzinfo", None) is None:
-            raise DefinitionError(f"deadline={deadline!r}: pass a datetime with a time zone, as datetime.now(UTC) has")
-        return cls(_positive("timeout", timeout), deadline, _positive("rollback_timeout", rollback_timeout))
+        return cls(_positive("timeout", timeout), _checked(deadline), _positive("rollback_timeout", rollback_timeout))
 
     @property
     def asks_the_clock(self) -> bool:
@@ -161,7 +161,7 @@ class Timeouts:
 
     def resolve(self, now: datetime, source: str) -> Deadlines:
         """Return the deadlines that these are at `now`, set by `source`."""
-        happy_path = None if self.deadline is None else Deadline(self.deadline.astimezone(UTC), source)
+        happy_path = None if self.deadline is None else Deadline(self.deadline, source)
         if self.timeout is not None:
             happy_path = earlier(Deadline(_after(now, self.timeout), source), happy_path)
         return Deadlines(happy_path, self.budget(source))
@@ -180,11 +180,31 @@ def _positive(name: str, duration: float | timedelta | None) -> float | None:
         raise DefinitionError(f"{name}={duration!r}: pass seconds, or a timedelta") from None
     if not value > 0:
         raise DefinitionError(f"{name}={duration!r}: pass more than 0 seconds")
-    return value
+    return min(value, LONGEST)
+
+
+def _checked(deadline: object) -> datetime | None:
+    """Return a deadline in UTC, which every time zone can be told from."""
+    if deadline is None:
+        return None
+    if not isinstance(deadline, datetime) or deadline.tzinfo is None:
+        raise DefinitionError(f"deadline={deadline!r}: pass a datetime with a time zone, as datetime.now(UTC) has")
+    try:
+        return min(max(deadline.astimezone(UTC), _EARLIEST), _LATEST)
+    except OverflowError:
+        return _EARLIEST if deadline.year == 1 else _LATEST
+
+
+def _time(text: str) -> datetime:
+    """Return a point in time that was stored or sent."""
+    at = datetime.fromisoformat(text)
+    if at.tzinfo is None:
+        raise ValueError("a deadline has a time zone")
+    at = at.astimezone(UTC)
+    if not _EARLIEST <= at <= _LATEST:
+        raise ValueError("a deadline is a time that calendars agree on")
+    return at
 
 
 def _after(now: datetime, timeout: float) -> datetime:
-    try:
-        return min(now.astimezone(UTC) + timedelta(seconds=timeout), _LATEST)
-    except OverflowError:
-        return _LATEST
+    return min(now.astimezone(UTC) + timedelta(seconds=timeout), _LATEST)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from scoop_outbox._deadlines import NONE, Deadlines, Timeouts
@@ -30,6 +31,7 @@ class Emission:
         given: whether the id is the caller's: then the message is launched once, however often it is tried.
         timeouts: what its launcher says about time.
         deadlines: what this comes to, together with what the launching run is bound by.
+        child_deadline: by when its handlers have to have started, if the launching run has to look after that.
     """
 
     message_id: uuid.UUID
@@ -45,6 +47,7 @@ class Emission:
     given: bool = False
     timeouts: Timeouts | None = None
     deadlines: Deadlines = NONE
+    child_deadline: datetime | None = None
 
     @property
     def size(self) -> int:

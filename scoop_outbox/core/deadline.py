@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from scoop_outbox._deadlines import Deadline, Deadlines, earlier
+from scoop_outbox._deadlines import NONE, Budget, Deadline, Deadlines, earlier
 from scoop_outbox.core.run import Facts, Run, RunState, changed
 from scoop_outbox.core.transition import Mail, Transition
-from scoop_outbox.failure import Failure, RollbackRequested
+from scoop_outbox.failure import Failure
 from scoop_outbox.saga import Saga
 
 MISSED_HAPPY_PATH, MISSED_ROLLBACK = "MissedHappyPathDeadline", "MissedRollbackDeadline"
@@ -24,20 +24,36 @@ def deadline_of(saga: Saga, run: Run) -> Deadline | None:
     return earlier(run.deadlines.happy_path, own)
 
 
-def passed_on(saga: Saga, run: Run) -> Deadlines:
-    """Return the deadlines that go down with what a run launches."""
+def passed_on(saga: Saga, run: Run, now: datetime, *, shielded: bool = False) -> Deadlines:
+    """Return the deadlines that go down with what a run launches.
+
+    Args:
+        saga: its saga.
+        run: the run.
+        now: the time, by the database's clock.
+        shielded: whether it launches for a step that is shielded, or is so itself: then what it launches is not late.
+    """
     if run.state is RunState.ROLLING_BACK:  # a compensation is bound by the budget alone (behaviour DL-10, Q77)
-        return Deadlines(None if run.rollback_by is None else Deadline(run.rollback_by, "the budget of the rollback"))
-    if saga.timeouts is None and run.own_deadline is None:
+        if run.rollback_by is None:
+            return NONE
+        left = max((run.rollback_by - now).total_seconds(), _LEAST)
+        return Deadlines(Deadline(run.rollback_by, _BUDGET), Budget(left, _BUDGET))
+    if saga.timeouts is None and run.own_deadline is None and not shielded:
         return run.deadlines
     budget = None if saga.timeouts is None else saga.timeouts.budget(saga.name)
-    return replace(Deadlines(rollback=budget).within(run.deadlines), happy_path=deadline_of(saga, run))
+    rollback = Deadlines(rollback=budget).within(run.deadlines).rollback
+    return Deadlines(None if shielded else deadline_of(saga, run), rollback)
+
+
+_BUDGET = "the budget of the rollback"
+_LEAST = 0.001
 
 
 def rollback_by(saga: Saga, run: Run, now: datetime) -> datetime | None:
     """Return until when a rollback that begins now has to end; None when nobody has said so."""
-    budget = passed_on(saga, run).rollback
-    return None if budget is None else now + timedelta(seconds=budget.timeout)
+    budget = passed_on(saga, changed(run, state=RunState.RUNNING), now).rollback
+    own = None if budget is None else now + timedelta(seconds=budget.timeout)
+    return min((at for at in (own, run.rollback_by) if at is not None), default=None)
 
 
 def missed(deadline: Deadline) -> Failure:
@@ -56,41 +72,46 @@ def missed_rollback(run: Run, source: str) -> Failure:
 def expire_children(run: Run, deadline: datetime, source: str) -> Transition:
     """End children that have not started by a deadline of their own; the others are waited for."""
     failure = Failure.gave_up([missed(Deadline(deadline, source))], source=source)
-    return Transition(run, expires=(deadline, failure), mail=Mail.DROP_IF_WAITING)
+    return Transition(run, expires=failure, mail=Mail.DROP_IF_WAITING)
 
 
-def _begins_rollback(before: Run) -> bool:
-    """Tell whether a run is the outermost of a rollback that begins: by itself, or because somebody requested it."""
-    if before.state is RunState.RUNNING:
-        return True
-    requested = before.failure is not None and before.failure.type == RollbackRequested.__name__
-    return before.state is RunState.ROLLING_BACK and requested and before.rollback_by is None
-
-
-def dated(change: Transition, saga: Saga, before: Run, facts: Facts) -> Transition:
+def dated(change: Transition, saga: Saga, before: Run, facts: Facts, now: datetime) -> Transition:
     """Return a transition with what deadlines add: until when a rollback that begins may take, and when to look again.
 
-    A look drops all mail of the run, timers included. A deadline that is over does not wake: whoever goes on all the
-    same, because it is shielded, would be woken for ever.
+    A look drops all mail of the run, timers included. A deadline that is over wakes once, after the callback that has
+    set it: whoever goes on all the same, because it is shielded, would be woken for ever.
 
     Args:
         change: what becomes of the run.
         saga: its saga.
         before: as the run was.
         facts: what was known of it.
+        now: when a callback has failed, or when the run was claimed.
     """
     run = change.run
     if run.state is RunState.ROLLING_BACK and _begins_rollback(before):
-        by = rollback_by(saga, changed(before, state=RunState.RUNNING), facts.now)
+        by = rollback_by(saga, before, now)
         if by is not None:
             run = changed(run, rollback_by=by)
             change = replace(change, run=run)
-    if run.state.ended or run.giving_up is not None or change.mail is Mail.KEEP:
+    if (run.state.ended and run.state is not RunState.PARKED) or run.giving_up is not None or change.mail is Mail.KEEP:
         return change
-    dates = [change.wake_at, run.rollback_by, facts.child_deadline]
-    if run.state is RunState.RUNNING:
+    dates = [change.wake_at]
+    if run.state is RunState.ROLLING_BACK:
+        dates.append(run.rollback_by)
+    elif run.undo_seq is None:
         deadline = deadline_of(saga, run)
         dates.append(None if deadline is None else deadline.at)
-    dates += [one.deadlines.happy_path.at for one in change.emissions if one.deadlines.happy_path is not None]
-    ahead = [at for at in dates if at is not None and at > facts.now]
+    if not run.state.ended:
+        dates += [facts.child_deadline, *(one.child_deadline for one in change.emissions)]
+    called = change.record is not None
+    ahead = [at for at in dates if at is not None and (called or at > facts.now)]
     return replace(change, wake_at=min(ahead)) if ahead else change
+
+
+def _begins_rollback(before: Run) -> bool:
+    """Tell whether a rollback begins: by the run itself, or because its parent or somebody else has told it to."""
+    if before.state is RunState.RUNNING:
+        return True
+    untouched = before.attempt == 0 and before.compensation_seq is None and before.handler_seq is None
+    return before.state is RunState.ROLLING_BACK and before.undo_seq == before.seq and untouched

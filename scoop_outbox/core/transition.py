@@ -84,7 +84,7 @@ class Transition:
         asks: the instance whose committed children are ordered to roll back, and why.
         reverse: whether only those of its last message are.
         cancels: why open children are told to give up.
-        expires: the deadline of children that have not started, and what is told of them.
+        expires: what is told of children that have not started by their deadline.
         consumes: the instance whose failed children count as handled.
         delivers: the instance of whose children that could not be rolled back the run was told.
         undone: the instance that is compensated now.
@@ -99,7 +99,7 @@ class Transition:
     asks: tuple[int, Failure] | None = None
     reverse: bool = False
     cancels: Failure | None = None
-    expires: tuple[datetime, Failure] | None = None
+    expires: Failure | None = None
     consumes: int | None = None
     delivers: int | None = None
     undone: int | None = None

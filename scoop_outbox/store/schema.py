@@ -307,11 +307,9 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         Column("healing", Boolean, nullable=False, server_default=text("false")),
         Index("child_of_instance", "run_id", "seq"),
     )
-    # Few: those that have a deadline of their own, and have not started.
-    late = text("state = 'waiting' and deadline is not null")
-    Index("child_deadline", child.c.run_id, child.c.deadline, postgresql_where=late)
-    failed = text("state in ('rolled_back', 'rollback_failed')")
-    Index("child_failed", child.c.run_id, child.c.seq, child.c.failed_at, postgresql_where=failed)
+    where = text("state = 'waiting' and deadline is not null"), text("state in ('rolled_back', 'rollback_failed')")
+    Index("child_deadline", child.c.run_id, child.c.deadline, postgresql_where=where[0])
+    Index("child_failed", child.c.run_id, child.c.seq, child.c.failed_at, postgresql_where=where[1])
     # The rule asks of this index alone whether a run still has to wait, however many children it had.
     Index("child_open", child.c.run_id, postgresql_where=child.c.open)
 

@@ -114,7 +114,7 @@ def unstorable(envelope: Envelope) -> str | None:
 def _are_deadlines(value: str) -> bool:
     try:
         return Deadlines.from_json(json.loads(value)) is not None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return False
 
 

@@ -220,6 +220,7 @@ async def test_a_run_that_waits_for_its_turn(database_url: str, runs: Runs) -> N
     async with taken_in(app, count=3) as first, app.running(relay=False):
         await until(lambda: gate.entered)
         ((last,),) = ask(database_url, "select id from run order by created_at desc limit 1")
+        await until(lambda: causes(runs.explain(last)) == [Cause.LANE])  # a worker may be looking at it
         (reason,) = runs.explain(last).waiting[0].reasons
         assert (reason.cause, reason.run_id) == (Cause.LANE, first)
         assert reason.text == (

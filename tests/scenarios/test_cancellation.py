@@ -4,6 +4,7 @@ import asyncio
 import uuid
 from typing import Any
 
+import psycopg
 import pytest
 from click.testing import CliRunner
 
@@ -494,3 +495,99 @@ async def test_what_looks_like_a_cancellation_and_is_none_is_a_failure(mixed: Sh
 
     assert (error.failure.type, error.failure.message) == ("scoop_outbox.errors.RunCancelled", "of my own")
     assert mixed.journal == ["root-0", "root-1", "root-rb0"]
+
+
+async def test_a_shielded_run_that_is_parked_stays_parked(mixed: Shop) -> None:
+    def dies(*_: object) -> None:
+        raise MemoryError
+
+    root = mixed.app.saga("root", "R", shield=True)
+    mixed.step(root, "0", dies)
+
+    async with mixed.running(max_interruptions=1):
+        handle = await mixed.app.launch("R", None)
+        await until(lambda: mixed.journal.count("root-0"), LONG)
+        await until(lambda: _is_parked(mixed, handle), LONG)
+        assert await mixed.app.cancel(handle.id, **FEELZ) is Answer.ACCEPTED
+        await until(lambda: _has_no_mail(mixed), LONG)  # the worker has looked
+
+    assert mixed.journal == ["root-0"]
+
+
+async def _has_no_mail(shop: Shop) -> bool:
+    return not await shop.ask("select from scoop_outbox.mailbox")
+
+
+@pytest.mark.parametrize("option", ["shield", "complete_on_give_up"])
+async def test_q21_a_last_step_that_is_committed_is_compensated(mixed: Shop, option: str) -> None:
+    gate = Gate()
+    root = mixed.saga("root", "R", None)
+    given: dict[str, Any] = {option: True}
+    mixed.step(root, "1", gate, **given)
+
+    async with mixed.running():
+        handle = await mixed.app.launch("R", None)
+        await until(lambda: gate.entered, LONG)
+        assert await mixed.app.cancel(handle.id, **FEELZ) is Answer.ACCEPTED
+        gate.open = True
+        with pytest.raises(GaveUp):
+            await handle.wait(LONG)
+
+    assert mixed.journal == ["root-0", "root-1", "root-rb1", "root-rb0"]
+
+
+async def test_q14_the_message_of_a_cancelled_child_starts_no_late_run(make_shop: MakeShop, carrier: Carrier) -> None:
+    here, elsewhere, newcomer = make_shop(), make_shop(service="elsewhere"), make_shop(service="newcomer")
+    here.saga("root", "R", launches("C"))
+    elsewhere.saga("child", "C", None)
+    await elsewhere.app.announce()
+
+    async with with_a_message_on_its_way(here, carrier) as handle:
+        await here.app.cancel(handle.id, **FEELZ)
+        with pytest.raises(GaveUp):
+            await handle.wait(LONG)
+    newcomer.saga("late", "C", None)
+    async with here.running(worker=False), elsewhere.running(), newcomer.running():
+        await (await newcomer.app.launch("C", None)).wait(LONG)  # behind the other one
+
+    assert sorted(here.journal.entries) == ["child-0", "late-0", "root-0", "root-rb0"]
+
+
+async def test_a_message_that_is_taken_in_while_it_is_looked_for_is_cancelled(mixed: Shop, database_url: str) -> None:
+    mixed.saga("root", "R", None)
+    await mixed.app.announce()
+    handle = await mixed.app.launch("R", None)
+
+    async with await psycopg.AsyncConnection.connect(database_url) as other:
+        await other.execute("lock table scoop_outbox.expected_root in access exclusive mode")
+        asking = asyncio.create_task(mixed.app.cancel(handle.id, **FEELZ))
+        await until(lambda: _is_waited_for(mixed), LONG)
+        async with mixed.running(worker=False):
+            await until(lambda: mixed.ask("select from scoop_outbox.run"), LONG)
+            await other.rollback()
+            assert await asking is Answer.ACCEPTED
+
+
+async def _is_waited_for(shop: Shop) -> bool:
+    return bool(await shop.ask("select from pg_locks where not granted"))
+
+
+async def test_q76_children_that_are_stuck_are_told_of_when_the_run_has_given_up(mixed: Shop) -> None:
+    gate = Gate()
+    root = mixed.app.saga("root", "R")
+    mixed.step(root, "0", launches("C", "D"), on_child_failure=True, on_child_rollback_failure=lambda *_: None)
+    stuck = mixed.app.saga("stuck", "C")
+    mixed.step(stuck, "0", compensate=raises("cannot"))
+    mixed.step(stuck, "1", raises("no"))
+    mixed.saga("child", "D", gate)
+
+    async with mixed.running():
+        handle = await mixed.app.launch("R", None)
+        await until(lambda: gate.entered and mixed.journal.count("stuck-rb0"), LONG)
+        await until(lambda: mixed.ask("select from scoop_outbox.child where state = 'rollback_failed'"), LONG)
+        assert await mixed.app.cancel(handle.id, **FEELZ) is Answer.ACCEPTED
+        gate.open = True
+        with pytest.raises(GaveUp):
+            await handle.wait(LONG)
+
+    assert mixed.journal.of("root") == ["root-0", "root-hcrf0", "root-rb0"]

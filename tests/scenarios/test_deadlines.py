@@ -14,6 +14,8 @@ from tests.scenarios.shop import LONG, Gate, Shop, launches, raises, with_a_mess
 from tests.waiting import until
 
 SOON = 0.3
+ENOUGH = 2.0
+"""Seconds in which what has to happen before a deadline does, also on a machine that is busy."""
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 ROLLED_BACK = RunState.ROLLED_BACK
 
@@ -70,7 +72,7 @@ async def test_dl_03_what_a_step_does_after_the_deadline_is_discarded_and_what_w
     shop.saga("root", "R", None, gate)
 
     async with shop.running():
-        handle = await shop.app.launch("R", None, timeout=SOON)
+        handle = await shop.app.launch("R", None, timeout=ENOUGH)
         await until(lambda: gate.entered, LONG)
         await _passed(handle, shop)
         gate.open = True
@@ -120,7 +122,7 @@ async def test_dl_06_a_deadline_binds_all_that_is_below(mixed: Shop) -> None:
     mixed.saga("grandchild", "G", gate)
 
     async with mixed.running():
-        handle = await mixed.app.launch("R", None, timeout=2 * SOON)
+        handle = await mixed.app.launch("R", None, timeout=ENOUGH)
         await until(lambda: gate.entered, LONG)
         await _passed(handle, mixed)
         gate.open = True
@@ -137,7 +139,7 @@ async def test_dl_07_a_run_that_sets_its_own_deadline_gives_up_and_its_child_is_
 
     def launches_and_sets(scope: Any, _: Any) -> None:
         scope.launch("C", None)
-        scope.set_deadline(timeout=SOON)
+        scope.set_deadline(timeout=ENOUGH)
 
     mixed.saga("root", "R", launches_and_sets, None)
     child = mixed.app.saga("child", "C", shield=True)
@@ -165,10 +167,10 @@ async def test_dl_08_the_budget_of_a_rollback_counts_from_its_beginning(mixed: S
     mixed.saga("root", "R", None, gate, raises("no"))
 
     async with mixed.running():
-        handle = await mixed.app.launch("R", None, rollback_timeout=5 * SOON)
+        handle = await mixed.app.launch("R", None, rollback_timeout=ENOUGH)
         await until(lambda: gate.entered, LONG)
         launched = datetime.now(UTC)
-        await until(lambda: datetime.now(UTC) > launched + timedelta(seconds=6 * SOON), LONG)
+        await until(lambda: datetime.now(UTC) > launched + timedelta(seconds=1.1 * ENOUGH), LONG)
         gate.open = True
         with pytest.raises(DistributedError, match="no"):
             await handle.wait(LONG)
@@ -181,7 +183,7 @@ async def test_dl_09_a_run_that_waits_for_a_retry_gives_up_at_its_deadline(mixed
     mixed.step(root, "1", raises("not yet"), retry=Retry(attempts=2, backoff=3600.0, max_backoff=3600.0))
 
     async with mixed.running():
-        handle = await mixed.app.launch("R", None, timeout=2 * SOON)
+        handle = await mixed.app.launch("R", None, timeout=ENOUGH)
         with pytest.raises(GaveUp):
             await handle.wait(LONG)
 
@@ -275,7 +277,7 @@ async def test_dl_10_a_rollback_and_what_its_compensations_launch_is_not_late(mi
     mixed.saga("child", "C", None)
 
     async with mixed.running():
-        handle = await mixed.app.launch("R", None, timeout=SOON)
+        handle = await mixed.app.launch("R", None, timeout=ENOUGH)
         await until(lambda: gate.entered, LONG)
         await _passed(handle, mixed)
         gate.open = True
@@ -305,7 +307,7 @@ async def test_q20_a_budget_ends_a_rollback_that_waits_for_a_retry_and_all_above
 
 async def test_a_saga_has_a_timeout_of_its_own(mixed: Shop) -> None:
     gate = Gate()
-    root = mixed.app.saga("root", "R", timeout=timedelta(seconds=SOON))
+    root = mixed.app.saga("root", "R", timeout=timedelta(seconds=ENOUGH))
     mixed.step(root, "0")
     mixed.step(root, "1", launches("C"))
     mixed.saga("child", "C", gate)
@@ -382,3 +384,148 @@ async def test_a_rollback_sets_no_deadline(mixed: Shop) -> None:
     await mixed.fail("R")
 
     assert mixed.journal == ["root-0", "root-1", "root-rb0"]
+
+
+def takes(duration: float, then: Exception | None = None) -> Any:
+    """The body of a callback that takes so many seconds, and then returns or fails."""
+
+    def body(*_: object) -> Any:
+        end = datetime.now(UTC) + timedelta(seconds=duration)
+        yield lambda: datetime.now(UTC) > end
+        if then is not None:
+            raise then
+
+    return body
+
+
+def launches_two(scope: Any, _: Any) -> None:
+    scope.launch("C", None, timeout=SOON)
+    scope.launch("D", None, timeout=2 * SOON)
+
+
+@pytest.mark.parametrize("body", [launches_two, launches("C", deadline=LONG_AGO)], ids=["two", "long ago"])
+async def test_q53_each_child_that_never_starts_fails_at_its_deadline(
+    make_shop: MakeShop, carrier: Carrier, body: Any
+) -> None:
+    here, elsewhere = make_shop(), make_shop(service="elsewhere")
+    root = here.app.saga("root", "R")
+    here.step(root, "0", body)
+    elsewhere.saga("child", "C", None)
+    elsewhere.saga("other", "D", None)
+    await elsewhere.app.announce()
+
+    async with with_a_message_on_its_way(here, carrier) as handle:
+        with pytest.raises(DistributedError):
+            await handle.wait(LONG)
+
+    assert here.journal == ["root-0", "root-rb0"]
+
+
+async def test_a_deadline_that_is_over_when_it_is_set_ends_the_run(make_shop: MakeShop, carrier: Carrier) -> None:
+    here, elsewhere = make_shop(), make_shop(service="elsewhere")
+
+    def sets(scope: Any, _: Any) -> None:
+        scope.launch("C", None)
+        scope.set_deadline(deadline=LONG_AGO)
+
+    here.saga("root", "R", sets)
+    elsewhere.saga("child", "C", None)
+    await elsewhere.app.announce()
+
+    async with with_a_message_on_its_way(here, carrier) as handle:
+        with pytest.raises(GaveUp):
+            await handle.wait(LONG)
+
+
+async def test_children_that_somebody_is_about_to_take_in_are_looked_at_again(
+    make_shop: MakeShop, carrier: Carrier, database_url: str
+) -> None:
+    here, elsewhere = make_shop(), make_shop(service="elsewhere")
+    here.saga("root", "R", launches("C", timeout=SOON))
+    elsewhere.saga("child", "C", None)
+    await elsewhere.app.announce()
+
+    async with with_a_message_on_its_way(here, carrier) as handle:
+        async with await psycopg.AsyncConnection.connect(database_url) as other:
+            await other.execute("select from scoop_outbox.child where state = 'waiting' for update")
+            late = datetime.now(UTC) + timedelta(seconds=2 * SOON)
+            await until(lambda: datetime.now(UTC) > late, LONG)
+            await other.rollback()
+        with pytest.raises(DistributedError):
+            await handle.wait(LONG)
+
+
+async def test_dl_08_the_budget_does_not_begin_with_the_step_that_fails(mixed: Shop) -> None:
+    mixed.saga("root", "R", None, takes(1.1 * ENOUGH, RuntimeError("no")))
+
+    async with mixed.running():
+        handle = await mixed.app.launch("R", None, rollback_timeout=ENOUGH)
+        with pytest.raises(DistributedError, match="no"):
+            await handle.wait(LONG)
+
+    assert mixed.journal == ["root-0", "root-1", "root-rb0"]
+
+
+async def test_q20_a_budget_reaches_what_a_compensation_launches(make_shop: MakeShop, carrier: Carrier) -> None:
+    here, elsewhere = make_shop(), make_shop(service="elsewhere")
+    root = here.app.saga("root", "R", rollback_timeout=SOON)
+    here.step(root, "0", compensate=launches("C"))
+    here.step(root, "1", raises("no"))
+    elsewhere.saga("child", "C", None)
+    await elsewhere.app.announce()
+
+    async with with_a_message_on_its_way(here, carrier) as handle:
+        with pytest.raises(DistributedError):
+            await handle.wait(LONG)
+
+    assert await here.states(handle) == {"root": RunState.ROLLBACK_FAILED}
+
+
+async def test_q20_a_child_that_is_told_to_roll_back_has_a_budget_of_its_own(mixed: Shop) -> None:
+    mixed.saga("root", "R", launches("C", rollback_timeout=SOON), raises("no"))
+    child = mixed.app.saga("child", "C")
+    patient = Retry(attempts=5, backoff=3600.0, max_backoff=3600.0)
+    mixed.step(child, "0", compensate=raises("not now"), compensate_retry=patient)
+
+    async with mixed.running():
+        handle = await mixed.app.launch("R", None)
+        with pytest.raises(DistributedError):
+            await handle.wait(LONG)
+
+    assert (await mixed.only(handle, "child")).state is RunState.ROLLBACK_FAILED
+
+
+def dies(*_: object) -> None:
+    raise MemoryError
+
+
+async def test_a_parked_run_gives_up_at_its_deadline(mixed: Shop) -> None:
+    mixed.saga("root", "R", launches("C", timeout=ENOUGH))
+    child = mixed.saga("child", "C", None)
+    mixed.step(child, "1", dies)
+
+    async with mixed.running(max_interruptions=1):
+        handle = await mixed.app.launch("R", None)
+        with pytest.raises(DistributedError) as caught:
+            await handle.wait(LONG)
+
+    assert mixed.journal == ["root-0", "child-0", "child-1", "child-rb0", "root-rb0"]
+    assert late(caught.value.failure.causes[0], "child", "root")
+
+
+async def test_q37_what_a_shielded_step_has_launched_is_not_late(mixed: Shop) -> None:
+    gate = Gate()
+    root = mixed.app.saga("root", "R")
+    mixed.step(root, "0", launches("C"), shield=True, on_child_failure=True)
+    mixed.step(root, "1")
+    mixed.saga("child", "C", gate, None)
+
+    async with mixed.running():
+        handle = await mixed.app.launch("R", None, timeout=ENOUGH)
+        await until(lambda: gate.entered, LONG)
+        await _passed(handle, mixed)
+        gate.open = True
+        with pytest.raises(GaveUp):
+            await handle.wait(LONG)
+
+    assert mixed.journal == ["root-0", "child-0", "child-1", "child-rb1", "child-rb0", "root-rb0"]

@@ -263,7 +263,7 @@ CASES: dict[str, tuple[Run, Transition, Transition]] = {
         Transition(replace(SUSPENDED, giving_up=REASON), cancels=REASON, mail=Mail.DROP_IF_WAITING)),
     "children that have not started by their deadline have failed": (
         SUSPENDED, deadline.expire_children(SUSPENDED, NOW, SOURCE),
-        Transition(SUSPENDED, expires=(NOW, Failure.gave_up([deadline.missed(Deadline(NOW, SOURCE))], source=SOURCE)),
+        Transition(SUSPENDED, expires=Failure.gave_up([deadline.missed(Deadline(NOW, SOURCE))], source=SOURCE),
                    mail=Mail.DROP_IF_WAITING)),
     "a step that has set a deadline": (
         MIDDLE, forward.step_returned(

@@ -64,6 +64,9 @@ class Reports(Protocol):
     def cancels_children(self, run: Run, reason: Failure, message: Message) -> None:
         """A run has told its children to give up: because it does, or because one of them has failed."""
 
+    def expires_children(self, run: Run, reason: Failure, message: Message) -> None:
+        """Children of a run that had not started by their deadline have failed."""
+
     def discarded(self, run: Run, step: str, message: Message) -> None:
         """What a step has done was undone, for its run was asked to give up meanwhile."""
 
@@ -74,6 +77,7 @@ class Reports(Protocol):
 class _Silent:
     def changed(self, run: Run, step: str | None, message: Message) -> None: ...
     def cancels_children(self, run: Run, reason: Failure, message: Message) -> None: ...
+    def expires_children(self, run: Run, reason: Failure, message: Message) -> None: ...
     def discarded(self, run: Run, step: str, message: Message) -> None: ...
     def unhandled(self, topics: Unhandled) -> None: ...
 
@@ -135,11 +139,11 @@ def claim(run_id: uuid.UUID, executor: Executor) -> Plan[Claim | None]:
     failures = (yield from recall(named, executor.failures)) if named else {}
     run, now, mail = run_of(locked[0], failures), locked[0][CLOCK], locked[0][MAIL]
     cancellation = failure_of(locked[0][CANCELLATION], failures)
-    if cancellation is not None and run.state is RunState.PARKED and run.undo_seq is None:
-        run = changed(run, state=RunState.RUNNING, reason=None, needs=None)  # to give up it needs nobody's leave
-    if run.state.ended:
-        return (yield from _claim_ended(run, mail, children_of(children, failures)[1], now, executor))
     saga = executor.sagas.get(run.saga)
+    if run.state.ended:
+        parked = saga is not None and run.state is RunState.PARKED and _gives_up_parked(saga, run, now, cancellation)
+        ended = children_of(children, failures)[1]
+        return (yield from _claim_ended(run, mail, ended, now, executor, gives_up=parked))
     if saga is None:
         yield from ask(ROLLBACK)  # another deployment's work
         return None
@@ -147,8 +151,10 @@ def claim(run_id: uuid.UUID, executor: Executor) -> Plan[Claim | None]:
     deadline = deadline_of(saga, run) if run.state is RunState.RUNNING else None
     facts = Facts(*(now, is_open, ended), cancellation=cancellation, deadline=deadline, child_deadline=child_deadline)
     gives_up = giving_up(saga, run, facts) is not None
-    if run.lane is not None and run.seq == 0 and not gives_up and not (yield from _holds_lane(run)):
-        if (yield from _take_lane(run, run.lane, mail, deadline)):
+    begins = run.state is RunState.RUNNING and run.seq == 0 and not gives_up
+    if run.lane is not None and begins and not (yield from _holds_lane(run)):
+        ahead = deadline if deadline is not None and deadline.at > now else None
+        if (yield from _take_lane(run, run.lane, mail, ahead)):
             return (yield from claim(run_id, executor))
         return None
     if run.state is RunState.ROLLING_BACK:
@@ -161,10 +167,21 @@ def claim(run_id: uuid.UUID, executor: Executor) -> Plan[Claim | None]:
     return Claim(run, mail, facts, message, saga, f"{run.saga}[{executor.id}]")
 
 
+def _gives_up_parked(saga: Saga, run: Run, now: datetime, cancellation: Failure | None) -> bool:
+    """Tell whether a parked run gives up: it needs nobody's leave for that."""
+    running = changed(run, state=RunState.RUNNING)
+    facts = Facts(now, cancellation=cancellation, deadline=deadline_of(saga, running))
+    return run.undo_seq is None and giving_up(saga, running, facts) is not None
+
+
 def _claim_ended(
-    run: Run, mail: list[int], children: Sequence[Child], now: datetime, executor: Executor
+    run: Run, mail: list[int], children: Sequence[Child], now: datetime, executor: Executor, *, gives_up: bool
 ) -> Plan[Claim | None]:
     """Claim a run that goes on after all; else drop its mail, which told of something that no longer matters."""
+    if gives_up:
+        # In the table, and not here alone: what interrupts it now is counted and delayed as for any other run.
+        yield from ask(statement("drop_mail", ids=mail), statement("unpark", runs=[run.id], anew=True), COMMIT)
+        return (yield from claim(run.id, executor))
     healed: bool | None = False
     if run.state is RunState.ROLLBACK_FAILED:
         healed = yield from heal(run, children, now, f"{run.saga}[{executor.id}]", executor.failures)

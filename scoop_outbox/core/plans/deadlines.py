@@ -10,7 +10,7 @@ from scoop_outbox._deadlines import NONE, Deadlines
 from scoop_outbox._emission import Emission
 from scoop_outbox.core.deadline import passed_on
 from scoop_outbox.core.plans.claim import Claim
-from scoop_outbox.core.run import changed
+from scoop_outbox.core.run import RunState, changed
 from scoop_outbox.core.statement import Plan, ask, statement
 from scoop_outbox.core.transition import Returned
 
@@ -30,22 +30,28 @@ def date_launches(emissions: Sequence[Emission], source: str) -> Plan[Sequence[E
     )
 
 
-def date_outcome(outcome: Returned, claimed: Claim) -> Plan[Returned]:
-    """Return what a callback has left, with the deadline of its run and those of what it launches."""
-    asks, run = outcome.asks, claimed.run
+def date_outcome(outcome: Returned, claimed: Claim, step: str) -> Plan[Returned]:
+    """Return what a callback of a step has left, with the deadline of its run and those of what it launches."""
+    asks, run, saga = outcome.asks, claimed.run, claimed.saga
     now = yield from _now(outcome.emissions, asks_the_clock=asks is not None and asks.asks_the_clock)
     if asks is not None:
         outcome = replace(outcome, deadline=asks.resolve(now, claimed.source).happy_path)
         run = changed(run, own_deadline=outcome.deadline)
-    above = passed_on(claimed.saga, run)
+    of = saga.get(step)
+    shielded = saga.shield or (of is not None and of.options.shield)
+    above = passed_on(saga, run, claimed.facts.now, shielded=shielded)
     if above == NONE and not any(one.timeouts for one in outcome.emissions):
         return outcome
-    return replace(outcome, emissions=[_dated(one, now, claimed.source, above) for one in outcome.emissions])
+    bound = run.state is RunState.ROLLING_BACK  # the run is not late itself: it looks after what it launches
+    dated = [_dated(one, now, claimed.source, above, bound=bound) for one in outcome.emissions]
+    return replace(outcome, emissions=dated)
 
 
-def _dated(emission: Emission, now: datetime, source: str, above: Deadlines) -> Emission:
+def _dated(emission: Emission, now: datetime, source: str, above: Deadlines, *, bound: bool = False) -> Emission:
     own = NONE if emission.timeouts is None else emission.timeouts.resolve(now, source)
-    return replace(emission, deadlines=own.within(above) if emission.awaited else own)
+    deadlines = own.within(above) if emission.awaited else own
+    by = deadlines.happy_path if emission.awaited and (bound or own.happy_path is not None) else None
+    return replace(emission, deadlines=deadlines, child_deadline=None if by is None else by.at)
 
 
 def _now(emissions: Sequence[Emission], *, asks_the_clock: bool = False) -> Plan[datetime]:

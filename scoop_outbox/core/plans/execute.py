@@ -75,14 +75,14 @@ def execute(run_id: uuid.UUID, executor: Executor) -> Plan[Execution]:
             if isinstance(outcome, Returned):
                 outcome = yield from _handled(call, outcome)
             if isinstance(outcome, Returned):
-                outcome = yield from date_outcome(outcome, claimed)
+                outcome = yield from date_outcome(outcome, claimed, call.step)
         if isinstance(outcome, Raised) and _is_cancelled(outcome.error):
             outcome = yield from _withdrawn(outcome)
         more = count < STEPS_IN_A_ROW and not executor.draining()
         if isinstance(outcome, Raised) and not outcome.open:
             go_on = yield from _settle_failure(claimed, due, outcome, executor, go_on=more)
         else:
-            change = dated(_change(due, claimed, outcome, executor.chance), claimed.saga, claimed.run, claimed.facts)
+            change = _dated(due, claimed, outcome, executor)
             returned = isinstance(outcome, Returned)
             try:
                 go_on = yield from settle(claimed, change, executor, go_on=more, called=returned)
@@ -157,7 +157,7 @@ def _settle_failure(
     if gives_up or again.run.seq != claimed.run.seq:
         return (yield from _left(again, go_on=go_on))
     again.run = changed(again.run, version=claimed.run.version)
-    change = dated(_change(due, again, outcome, executor.chance), again.saga, again.run, again.facts)
+    change = _dated(due, again, outcome, executor)
     return (yield from settle(again, change, executor, go_on=go_on))
 
 
@@ -166,7 +166,7 @@ def _give_way(claimed: Claim, refusal: Refused, executor: Executor, *, go_on: bo
     again = yield from claim(claimed.run.id, executor)
     if again is None:
         return None
-    if again.facts.cancellation is None:
+    if giving_up(again.saga, again.run, again.facts) is None:
         yield from ask(ROLLBACK)
         raise refusal
     return (yield from _left(again, go_on=go_on))
@@ -237,11 +237,21 @@ def _results(claimed: Claim) -> list[Result]:
     ]
 
 
+def _dated(due: Decision, claimed: Claim, outcome: CallOutcome | None, executor: Executor) -> Transition:
+    """Return what becomes of the run, and when it is to be looked at because of deadlines."""
+    change = _change(due, claimed, outcome, executor.chance)
+    return dated(change, claimed.saga, claimed.run, claimed.facts, _now(claimed, outcome))
+
+
+def _now(claimed: Claim, outcome: CallOutcome | None) -> datetime:
+    """Return when a callback has failed, or else when the run was claimed."""
+    return outcome.at if isinstance(outcome, Raised) and outcome.at is not None else claimed.facts.now
+
+
 def _change(due: Decision, claimed: Claim, outcome: CallOutcome | None, chance: Callable[[], float]) -> Transition:
     """Return what becomes of the run, now that the decision was carried out."""
-    run, saga, now = claimed.run, claimed.saga, claimed.facts.now
+    run, saga, now = claimed.run, claimed.saga, _now(claimed, outcome)
     raised = outcome if isinstance(outcome, Raised) else None
-    now = now if raised is None or raised.at is None else raised.at
     returned = outcome if isinstance(outcome, Returned) else Returned(None, (), run.context, None)
     match due:
         case decision.Wait(until):
@@ -255,7 +265,10 @@ def _change(due: Decision, claimed: Claim, outcome: CallOutcome | None, chance: 
                 return _delivered(claimed, forward.handler_raised(run, due, raised))
             return forward.handler_returned(saga, run, due, returned)
         case decision.RollBack(failure):
-            return _delivered(claimed, transition.roll_back(run, failure, run.context))
+            change = transition.roll_back(run, failure, run.context)
+            # One that gives up was not told of children that are stuck: its rollback is (behaviour Q76).
+            gives_up = giving_up(saga, run, claimed.facts) is not None
+            return change if gives_up else _delivered(claimed, change)
         case decision.CancelChildren(reason):
             return transition.cancel_children(run, reason)
         case decision.CancelSiblings(reason):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scoop_outbox._deadlines import Deadlines
 from scoop_outbox.core.plans.claim import Hints
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, ask, statement
 from scoop_outbox.message import Envelope
@@ -96,9 +97,15 @@ def intake_params(envelopes: Sequence[Envelope], service: str | None, home: uuid
         "lineages": [lineage(envelope) for envelope in envelopes],
         "contexts": [envelope.headers.get(CONTEXT) for envelope in envelopes],
         "launched_at": [envelope.headers.get(LAUNCHED_AT) for envelope in envelopes],
-        "deadlines": [envelope.headers.get(DEADLINES) for envelope in envelopes],
+        "deadlines": [_deadlines(envelope) for envelope in envelopes],
         "service": service,
     }
+
+
+def _deadlines(envelope: Envelope) -> str | None:
+    """Return the deadlines of a message as they are stored, whatever its producer has put around them."""
+    text = envelope.headers.get(DEADLINES)
+    return None if text is None else Deadlines.from_json(json.loads(text)).dumps()
 
 
 def _buried(unusable: Sequence[Unusable], service: str | None) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def launch_params(emissions: Sequence[Emission], run: Run | None, seq: int, *, v
             # Text within text: Postgres looks for broken characters in what it takes apart, and headers may hold such.
             "headers": json.dumps(_headers(emission, lineage)),
             "awaited": emission.awaited and run is not None,
-            "deadline": _own_deadline(emission),
+            "deadline": None if emission.child_deadline is None else emission.child_deadline.isoformat(),
         }
         for emission, start in zip(emissions, starts, strict=False)
     ]
@@ -117,12 +117,6 @@ def launch_params(emissions: Sequence[Emission], run: Run | None, seq: int, *, v
         "seq": seq,
         "via_broker": via_broker,
     }
-
-
-def _own_deadline(emission: Emission) -> str | None:
-    """Return by when a child has to have started that has a deadline which its parent may not have."""
-    deadline = emission.deadlines.happy_path
-    return None if emission.timeouts is None or deadline is None else deadline.at.isoformat()
 
 
 def _headers(emission: Emission, lineage: str) -> dict[str, str]:

@@ -21,7 +21,7 @@ from scoop_outbox.core.run import Run, RunState
 from scoop_outbox.core.statement import Rows, Statement, statement
 from scoop_outbox.core.transition import Transition
 
-_POSTS = ("ask_children", "cancel_children", "tell_parent", "leave_lane")
+_POSTS = ("ask_children", "cancel_children", "expire_children", "tell_parent", "leave_lane")
 """Statements that answer which runs they have posted mail for."""
 
 
@@ -46,8 +46,7 @@ def news(change: Transition) -> Iterator[Statement]:
     if change.cancels is not None:
         yield statement("cancel_children", run=run.id, failure=id_of(change.cancels))
     if change.expires is not None:
-        deadline, failure = change.expires
-        yield statement("expire_children", run=run.id, deadline=deadline, failure=id_of(failure))
+        yield statement("expire_children", run=run.id, failure=id_of(change.expires))
     if not has_ended(run):
         return
     if run.parent_run is not None:

@@ -46,11 +46,14 @@ def cancel(target: uuid.UUID, reason: str | None, source: str, known: Known, hin
 
 def read_target(target: uuid.UUID) -> Plan[tuple[Rows, bool, bool]]:
     """Return the runs that an id means, whether more of them are to come, and whether it is a message taken in."""
-    runs, coming = yield from ask(statement("read_target", target=target), statement("read_to_come", target=target))
-    to_come, taken_in = coming[0]
-    if not runs and not to_come and not taken_in:
+    look = statement("read_to_come", target=target), statement("read_target", target=target)
+    coming, runs = yield from ask(*look)
+    if not runs and coming[0] == (False, False):
         (in_outbox,) = yield from ask(statement("is_in_outbox", target=target))
-        to_come = in_outbox[0][0]
+        if in_outbox[0][0]:
+            return runs, True, False
+        coming, runs = yield from ask(*look)  # it may have left the outbox meanwhile
+    to_come, taken_in = coming[0]
     return runs, to_come, taken_in
 
 

@@ -67,6 +67,8 @@ def _hint(claimed: Claim, change: Transition, rows: Mapping[str, Rows], executor
         executor.hints.mail(after.service, after.saga, after.version, after.id, wait.total_seconds())
     if change.cancels is not None:
         executor.reports.cancels_children(after, change.cancels, claimed.message)
+    if change.expires is not None:
+        executor.reports.expires_children(after, change.expires, claimed.message)
     if after.state is not claimed.run.state:
         executor.reports.changed(after, _step_of(claimed, change), claimed.message)
     pass_on(after, rows, executor.hints)
@@ -95,7 +97,7 @@ def _named(change: Transition, known: Known) -> tuple[Transition, Writing | None
         record = replace(record, failure=writing.name(record.failure))
     asks = None if asks is None else (asks[0], writing.name(asks[1]))
     cancels = writing.name_any(change.cancels)
-    expires = None if change.expires is None else (change.expires[0], writing.name(change.expires[1]))
+    expires = writing.name_any(change.expires)
     return replace(change, run=run, record=record, asks=asks, cancels=cancels, expires=expires), writing
 
 

@@ -136,6 +136,11 @@ class Reports:
         event = "giving up" if run.giving_up is not None else "failing fast"
         log.info(_CANCELS[event], subject, why, extra={**subject.fields, "reason": why})
 
+    def expires_children(self, run: Run, reason: Failure, message: Message) -> None:
+        """Say that children have failed that had not started by their deadline."""
+        subject, why = _subject(run, run.step, message), _why(reason, run.saga)
+        log.info("run: children were late (%s: %s)", subject, why, extra={**subject.fields, "reason": why})
+
     def discarded(self, run: Run, step: str, message: Message) -> None:
         """Say that what a step has done was undone, for its run was asked to give up meanwhile."""
         subject = _subject(run, step, message)

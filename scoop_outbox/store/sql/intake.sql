@@ -60,13 +60,17 @@ with arrived as (
                    select from {schema}.run r where r.message_id = m.id and r.service = %(service)s::text offset 0
                )
           end
+      -- What was ended before it was taken in starts nothing, of nobody.
       and (m.lineage is null or not exists (
           select from {schema}.child c
-          where c.message_id = m.id and c.service = s.service and (c.saga = s.saga or exists (
-              select from {schema}.renamed n
-              where n.service = s.service
-                and (n.former = c.saga and n.saga = s.saga or n.former = s.saga and n.saga = c.saga)
-          ))
+          where c.message_id = m.id and (
+              c.child_run is null and c.state in ('cancelled', 'rolled_back')
+              or c.service = s.service and (c.saga = s.saga or exists (
+                  select from {schema}.renamed n
+                  where n.service = s.service
+                    and (n.former = c.saga and n.saga = s.saga or n.former = s.saga and n.saga = c.saga)
+              ))
+          )
       ))
 ), handled as (
     select e.id, e.key, e.lineage, e.context, e.launched_at, e.deadlines, e.service, e.saga,

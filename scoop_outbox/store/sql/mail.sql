@@ -144,9 +144,20 @@ with told as (
     from held h
     join told t on t.id = h.id
     where r.id = h.id
-    returning r.id, r.message_id, r.interruptions, r.unwanted, r.state, r.seq, r.next_step, r.undo_seq, t.chance
+    returning r.id, r.message_id, r.interruptions, r.unwanted, r.state, r.seq, r.next_step, r.undo_seq, t.chance,
+              r.service, r.saga, r.version,
+              least((r.deadlines -> 'happyPath' ->> 'deadline')::timestamptz,
+                    (r.own_deadline ->> 'deadline')::timestamptz) as deadline
 ), dropped as (
-    delete from {schema}.mailbox m using noted n where m.run_id = n.id and n.state = 'parked'
+    -- What is due later stays: a deadline, by which it gives up.
+    delete from {schema}.mailbox m
+    using noted n
+    where m.run_id = n.id and n.state = 'parked' and m.due <= clock_timestamp()
+), timed as (
+    insert into {schema}.mailbox (service, saga, version, run_id, due)
+    select n.service, n.saga, n.version, n.id, n.deadline
+    from noted n
+    where n.state = 'parked' and n.undo_seq is null and n.deadline > clock_timestamp()
 ), delayed as (
     update {schema}.mailbox m
     set due = greatest(m.due, clock_timestamp() + n.chance * least(0.04 * power(1.4, least(n.interruptions - 1, 30)), 30)

@@ -17,9 +17,11 @@ from (
 ) r
 
 -- name: read_to_come
--- Whether somebody is known to handle a message who has not taken it in yet, and whether anybody has.
+-- Whether somebody is known to handle a message who has not taken it in yet, and whether it is known here. Asked before
+-- the runs are: of one that is taken in between the two, one or the other tells.
 with known as (
-    select exists (select from {schema}.message where id = %(target)s) as taken
+    select exists (select from {schema}.message where id = %(target)s)
+           or exists (select from {schema}.child where message_id = %(target)s) as taken
 ), expected as (
     select exists (
         select from {schema}.child where message_id = %(target)s and open and state = 'waiting'
@@ -62,6 +64,7 @@ with asked as (
 ), written as (
     insert into {schema}.request (target, kind, failure)
     select id, 'cancel', failure from asked
+    order by id
     on conflict do nothing
 )
 insert into {schema}.mailbox (service, saga, version, run_id, due)

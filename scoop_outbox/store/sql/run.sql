@@ -229,6 +229,8 @@ with found as (
 ), asked as (
     insert into {schema}.request (target, kind, failure)
     select child_run, 'cancel', %(failure)s from told where open
+    -- As everywhere: somebody else may ask the same runs at the same time.
+    order by child_run
     on conflict do nothing
 ), posted as (
     insert into {schema}.mailbox (service, saga, version, run_id, due)
@@ -251,17 +253,38 @@ select * from posted union all select * from again
 
 -- name: expire_children
 -- Children that have not started by a deadline of their own have failed: their message, when it comes, starts nothing.
--- One that is taken in at this moment has started.
-with late as (
+-- One that is taken in at this moment may have started: the parent looks again soon, and when the next one is late.
+with now as materialized (
+    select clock_timestamp() as at
+), late as (
     select message_id, service, saga
     from {schema}.child
-    where run_id = %(run)s and state = 'waiting' and deadline <= %(deadline)s
+    where run_id = %(run)s and state = 'waiting' and deadline <= (select at from now)
     for update skip locked
+), ended as (
+    update {schema}.child c
+    set state = 'rolled_back', open = false, failure = %(failure)s, failed_at = (select at from now)
+    from late l
+    where c.message_id = l.message_id and c.service = l.service and c.saga = l.saga
+    returning c.message_id
+), next as (
+    select greatest(min(c.deadline), n.at + interval '20 milliseconds') as due, n.at
+    from now n
+    cross join {schema}.child c
+    where c.run_id = %(run)s and c.state = 'waiting' and c.deadline is not null
+      and not exists (
+          select from late l where l.message_id = c.message_id and l.service = c.service and l.saga = c.saga
+      )
+    group by n.at
+), posted as (
+    insert into {schema}.mailbox (service, saga, version, run_id, due)
+    select r.service, r.saga, r.version, r.id, n.due
+    from next n
+    join {schema}.run r on r.id = %(run)s
 )
-update {schema}.child c
-set state = 'rolled_back', open = false, failure = %(failure)s, failed_at = clock_timestamp()
-from late l
-where c.message_id = l.message_id and c.service = l.service and c.saga = l.saga
+select r.id, r.service, r.saga, r.version, extract(epoch from n.due - n.at)::float8
+from next n
+join {schema}.run r on r.id = %(run)s
 
 -- name: tell_parent
 -- Insert only: children that end at the same moment never wait for each other. One that sees open siblings posts
