@@ -13,6 +13,7 @@ from rich.console import Console
 
 from benchmarks import (
     broker_hop,
+    cancelling,
     drain,
     end_to_end,
     fan_out,
@@ -40,6 +41,7 @@ BENCHMARKS: dict[str, Callable[[Bench], Awaitable[list[Table]]]] = {
     "history": history.measure,
     "waiting": waiting.measure,
     "fan-out": fan_out.measure,
+    "cancelling": cancelling.measure,
     "relay": relay.measure,
     "processes": processes.measure,
     "idle": idle.measure,

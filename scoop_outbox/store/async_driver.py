@@ -27,15 +27,8 @@ from scoop_outbox.core.statement import (
 )
 from scoop_outbox.errors import RunCancelled
 from scoop_outbox.scope import AsyncScope
-from scoop_outbox.store.callbacks import (
-    Interrupted,
-    async_invoke,
-    check_transaction,
-    checkpoint,
-    raised,
-    returned,
-    scope_arguments,
-)
+from scoop_outbox.store.callbacks import Interrupted, async_invoke, check_transaction, raised, returned, scope_arguments
+from scoop_outbox.store.checkpoint import checkpoint
 from scoop_outbox.store.disconnect import async_abort
 from scoop_outbox.store.faults import (
     CONNECTION_ERRORS,

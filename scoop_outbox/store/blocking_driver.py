@@ -27,15 +27,8 @@ from scoop_outbox.core.statement import (
 )
 from scoop_outbox.errors import RunCancelled
 from scoop_outbox.scope import BlockingScope
-from scoop_outbox.store.callbacks import (
-    Interrupted,
-    check_transaction,
-    checkpoint,
-    invoke,
-    raised,
-    returned,
-    scope_arguments,
-)
+from scoop_outbox.store.callbacks import Interrupted, check_transaction, invoke, raised, returned, scope_arguments
+from scoop_outbox.store.checkpoint import checkpoint
 from scoop_outbox.store.disconnect import abort
 from scoop_outbox.store.faults import (
     CONNECTION_ERRORS,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Self
 
@@ -22,7 +21,6 @@ from scoop_outbox.errors import PayloadError, RunCancelled, StepError
 from scoop_outbox.failure import Failure
 from scoop_outbox.scope import Scope
 from scoop_outbox.store.lent import Lent
-from scoop_outbox.store.query import Query
 
 Raw = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
@@ -116,15 +114,6 @@ def invoke(call: Call, scope: Scope, context: contextvars.Context) -> object:
     own = context.copy()
     own.run(_inside.enter, scope)
     return own.run(call.callback, *arguments(call, scope))
-
-
-def checkpoint(call: Call, queries: Mapping[str, Query]) -> tuple[bytes, list[Any]] | None:
-    """Return what is asked at a checkpoint, with its parameters; None if the callback ends whatever is asked."""
-    if call.checkpoint is None:
-        return None
-    query = queries["is_asked_to_give_up"]
-    values = {"run": call.checkpoint.run, "deadline": call.checkpoint.deadline}
-    return query.text, [values[name] for name in query.order]
 
 
 def check_transaction(call: Call, raw: Raw, lent: Lent | None, *, broken: bool, invalidated: bool) -> None:

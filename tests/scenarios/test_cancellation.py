@@ -31,7 +31,7 @@ def gave_up(failure: Any, saga: str) -> bool:
 
 
 @pytest.mark.everywhere
-async def test_ca_01_a_child_that_executes_gives_up_at_its_end_and_then_its_parent(shop: Shop) -> None:
+async def test_ca_01_cf_11_q56_a_child_that_executes_gives_up_at_its_end_and_then_its_parent(shop: Shop) -> None:
     gate = Gate()
     root = shop.app.saga("root", "R")
     shop.step(root, "0", launches("C"), on_child_failure=True)
@@ -67,7 +67,7 @@ async def test_ca_02_what_has_committed_is_not_cancelled(mixed: Shop) -> None:
 
 
 @pytest.mark.everywhere
-async def test_ca_03_a_message_that_nobody_has_seen_starts_a_run_that_executes_nothing(mixed: Shop) -> None:
+async def test_ca_03_q50_a_message_that_nobody_has_seen_starts_a_run_that_executes_nothing(mixed: Shop) -> None:
     mixed.saga("root", "R", None)
     await mixed.app.announce()
     handle = await mixed.app.launch("R", None)
@@ -82,7 +82,7 @@ async def test_ca_03_a_message_that_nobody_has_seen_starts_a_run_that_executes_n
     assert gave_up(caught.value.failure, "root")
 
 
-async def test_ca_04_the_first_reason_counts_and_an_unknown_id_is_said_to_be_unknown(mixed: Shop) -> None:
+async def test_ca_04_q8_the_first_reason_counts_and_an_unknown_id_is_said_to_be_unknown(mixed: Shop) -> None:
     gate = Gate()
     mixed.saga("root", "R", gate)
 

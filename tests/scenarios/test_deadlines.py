@@ -53,7 +53,7 @@ async def test_dl_01_a_child_that_comes_too_late_executes_nothing(shop: Shop) ->
     assert "2020-01-01T00:00:00+00:00" in (failure.causes[0].message or "")
 
 
-async def test_dl_02_a_rollback_without_time_left_calls_no_compensation(mixed: Shop) -> None:
+async def test_dl_02_rf_09_a_rollback_without_time_left_calls_no_compensation(mixed: Shop) -> None:
     mixed.saga("root", "R", None, raises("no"))
 
     async with mixed.running():
@@ -269,7 +269,7 @@ async def test_dl_12_what_somebody_else_has_set_is_not_lifted(mixed: Shop) -> No
     assert deadlines == {"shop"}
 
 
-async def test_dl_10_a_rollback_and_what_its_compensations_launch_is_not_late(mixed: Shop) -> None:
+async def test_dl_10_q77_a_rollback_and_what_its_compensations_launch_is_not_late(mixed: Shop) -> None:
     gate = Gate()
     root = mixed.app.saga("root", "R")
     mixed.step(root, "0", compensate=launches("C"))
@@ -529,3 +529,19 @@ async def test_q37_what_a_shielded_step_has_launched_is_not_late(mixed: Shop) ->
             await handle.wait(LONG)
 
     assert mixed.journal == ["root-0", "child-0", "child-1", "child-rb1", "child-rb0", "root-rb0"]
+
+
+async def test_dl_11_a_deadline_counts_next_to_other_context(mixed: Shop) -> None:
+    gate = Gate()
+    mixed.saga("root", "R", launches("C", context={"tenant": "b"}, timeout=60))
+    mixed.saga("child", "C", gate)
+
+    async with mixed.running():
+        handle = await mixed.app.launch("R", None, context={"tenant": "a"}, timeout=3600)
+        await until(lambda: gate.entered, LONG)
+        deadline = (await mixed.only(handle, "child")).deadline
+        gate.open = True
+        await handle.wait(LONG)
+
+    assert deadline is not None
+    assert deadline.source.startswith("root[")

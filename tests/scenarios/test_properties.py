@@ -6,7 +6,7 @@ import itertools
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from psycopg import sql
 from sqlalchemy import make_url
 
-from scoop_outbox import DistributedError, RunState, RunStatus, Scoop
+from scoop_outbox import DistributedError, RunState, RunStatus, Scoop, StepKind
 from scoop_outbox.app import service_of
 from tests.scenarios.shop import LONG, callback
+from tests.waiting import until
 
 STEPS = 3
 KINDS = ("async", "blocking", "mixed", "twins")
@@ -170,12 +171,22 @@ class Forest:
 
         return undo
 
-    async def run(self, root: Node) -> tuple[RunStatus, ...]:
-        """Handle a tree, and return its runs."""
+    async def run(self, root: Node, *, cancel_after: int | None = None, **options: Any) -> tuple[RunStatus, ...]:
+        """Handle a tree, and return its runs.
+
+        Args:
+            root: the tree.
+            cancel_after: cancel it as soon as the journal has so many entries, if it ever has.
+            options: of the launch.
+        """
         async with self.app.running():
-            handle = await self.app.launch(root.kind, root.payload())
+            handle = await self.app.launch(root.kind, root.payload(), **options)
+            waiting = asyncio.create_task(handle.wait(LONG))
+            if cancel_after is not None:
+                await until(lambda: len(self.entries) >= cancel_after or waiting.done(), LONG, 0.001)
+                await self.app.cancel(handle.id)
             with contextlib.suppress(DistributedError, ExceptionGroup):
-                await handle.wait(LONG)
+                await waiting
             runs = (await self.app.status(handle.id)).runs
         assert await self._left() == 0
         return runs
@@ -234,6 +245,51 @@ async def test_promise_2_a_failure_undoes_everything_in_reverse(database: str, r
     for run in runs:
         assert run.state is (RunState.ROLLED_BACK if run.lineage[0] in failed else RunState.COMMITTED)
     assert not [entry for entry in forest.entries if entry.what == "undo" and entry.lineage[0] not in failed]
+
+
+@given(root=trees() | failing_trees(), entries=st.integers(0, 40))
+@settings(max_examples=20)
+async def test_promise_36_whenever_a_hierarchy_is_cancelled_everything_is_undone_in_reverse(
+    database: str, root: Node, entries: int
+) -> None:
+    forest = Forest(database)
+
+    runs = await forest.run(root, cancel_after=entries)
+
+    check_ends(runs)
+
+
+@given(root=trees() | failing_trees(), within=st.floats(0.001, 0.2))
+@settings(max_examples=20)
+async def test_promise_37_whenever_a_hierarchy_is_late_everything_is_undone_in_reverse(
+    database: str, root: Node, within: float
+) -> None:
+    forest = Forest(database)
+
+    runs = await forest.run(root, timeout=within)
+
+    check_ends(runs)
+
+
+def check_ends(runs: Sequence[RunStatus]) -> None:
+    """A hierarchy has committed, or all that it had committed is undone: once, in reverse, children first."""
+    for root in {run.lineage[0] for run in runs}:
+        tree = {run.id: run for run in runs if run.lineage[0] == root}
+        ended = tree[root].state
+        assert ended in (RunState.COMMITTED, RunState.ROLLED_BACK)
+        assert {run.state for run in tree.values()} == {ended}
+        for run in tree.values() if ended is RunState.ROLLED_BACK else ():
+            check_compensations(run, [child for child in tree.values() if child.parent == run.id])
+
+
+def check_compensations(run: RunStatus, children: Sequence[RunStatus]) -> None:
+    undone = [step for step in run.steps if step.kind is StepKind.COMPENSATION]
+    steps = [step for step in run.steps if step.kind is StepKind.STEP]
+    assert {step.state for step in steps} <= {"compensated", "failed"}
+    assert [step.undoes for step in undone] == [step.seq for step in steps if step.state == "compensated"][::-1]
+    for child in children:
+        (after,) = [step for step in undone if step.undoes == child.launched_by]
+        assert all(step.ended_at <= after.started_at for step in child.steps)
 
 
 def check_rule(entries: list[Entry], root: Node) -> None:

@@ -18,23 +18,11 @@ from scoop_outbox.cli import main
 from scoop_outbox.core.plans import rollback
 from scoop_outbox.daemon.worker import roster
 from tests.scenarios.conftest import MakeShop
-from tests.scenarios.shop import LONG, Shop, events, launches, raises, together
+from tests.scenarios.shop import LONG, Gate, Shop, events, launches, raises, together
 from tests.waiting import until
 
 FEELZ: dict[str, Any] = {"reason": "feelz", "source": "master-system"}
 ACCEPTED = RollbackAnswer(Answer.ACCEPTED)
-
-
-class Gate:
-    """Holds a callback back until the test lets it go."""
-
-    def __init__(self) -> None:
-        self.entered = False
-        self.open = False
-
-    def __call__(self, *_: object) -> Any:
-        self.entered = True
-        yield lambda: self.open
 
 
 @pytest.fixture
