@@ -270,7 +270,8 @@ class Scope:
         """Have this run give up unless it has committed by then, with all below it; without arguments, lift that.
 
         It replaces what the run has set itself before. What its launcher, or its saga, has set stays. Children that
-        this callback launches are bound by it; those that were launched before are told when the run gives up.
+        this callback launches are bound by it; those that were launched before are told when the run gives up. It
+        counts from the end of the callback on: what the run had set before may still discard this very step.
 
         Args:
             timeout: in so many seconds from the end of this callback on.
