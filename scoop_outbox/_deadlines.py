@@ -152,7 +152,7 @@ class Timeouts:
         """
         if timeout is None and deadline is None and rollback_timeout is None:
             return None
-        return cls(_positive("timeout", timeout), _checked(deadline), _positive("rollback_timeout", rollback_timeout))
+        return cls(positive("timeout", timeout), _checked(deadline), positive("rollback_timeout", rollback_timeout))
 
     @property
     def asks_the_clock(self) -> bool:
@@ -171,7 +171,12 @@ class Timeouts:
         return None if self.rollback_timeout is None else Budget(self.rollback_timeout, source)
 
 
-def _positive(name: str, duration: float | timedelta | None) -> float | None:
+def positive(name: str, duration: float | timedelta | None) -> float | None:
+    """Return a duration in seconds, cut to `LONGEST`; None if there is none.
+
+    Raises:
+        DefinitionError: it is no duration, or not above 0.
+    """
     if duration is None:
         return None
     try:

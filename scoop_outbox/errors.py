@@ -67,6 +67,15 @@ class ScopeEnded(ScoopError):
         )
 
 
+class StepTimeout(ScoopError):
+    """A step has taken longer than its `timeout`: a failure like any other, for its retry policy and for the run."""
+
+    @classmethod
+    def of(cls, step: str, saga: str, timeout: float) -> StepTimeout:
+        """Return what is wrong with a step that takes too long."""
+        return cls(f"step {step!r} of saga {saga!r} has taken longer than {timeout:g} s, and was ended")
+
+
 class RunCancelled(BaseException):
     """The run gives up, because it was cancelled or is late: raised by `scope.checkpoint()`.
 

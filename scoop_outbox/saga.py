@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Generic, Literal, Protocol, overload
 
-from scoop_outbox._deadlines import Timeouts
+from scoop_outbox._deadlines import Timeouts, positive
 from scoop_outbox._generics import Params, R, T
 from scoop_outbox.errors import DefinitionError
 from scoop_outbox.message import Topic, checked_name, topic_name
@@ -108,6 +108,7 @@ class Saga(Generic[T]):
         complete_on_give_up: bool = False,
         fail_fast: bool = False,
         rollback_children: Order = "together",
+        timeout: float | timedelta | None = None,
     ) -> StepDecorator[T]: ...
     def step(
         self,
@@ -120,6 +121,7 @@ class Saga(Generic[T]):
         complete_on_give_up: bool = False,
         fail_fast: bool = False,
         rollback_children: Order = "together",
+        timeout: float | timedelta | None = None,
     ) -> Step[T] | Callable[[Callback], Step[T]]:
         """Declare the next step with a decorator: bare, with a name, or with options.
 
@@ -131,6 +133,7 @@ class Saga(Generic[T]):
             complete_on_give_up: see `add_step`.
             fail_fast: see `add_step`.
             rollback_children: see `add_step`.
+            timeout: see `add_step`.
 
         Returns:
             The step, on which `compensate`, `on_child_failure` and the like are decorators in turn.
@@ -152,6 +155,7 @@ class Saga(Generic[T]):
                 complete_on_give_up=complete_on_give_up,
                 fail_fast=fail_fast,
                 rollback_children=rollback_children,
+                timeout=timeout,
             )
 
         return declare
@@ -170,6 +174,7 @@ class Saga(Generic[T]):
         complete_on_give_up: bool = False,
         fail_fast: bool = False,
         rollback_children: Order = "together",
+        timeout: float | timedelta | None = None,
     ) -> Step[T]:
         """Declare the next step without decorators.
 
@@ -183,14 +188,14 @@ class Saga(Generic[T]):
             compensate_retry: how often the compensation is tried before the run is `rollback_failed`.
             shield: a cancellation neither discards the step nor reaches what it has launched: the run gives up when all
                 of that has ended, and compensates it.
-            complete_on_give_up: a cancellation does not discard the step: it commits, and the run gives up afterwards
-                and compensates it. For steps whose effect outside the database cannot be taken back otherwise. What
-                the step has launched gives up, unlike that of a `shield`.
-            fail_fast: when a message that the step has launched has failed, the others give up, instead of being
-                executed to their end. Its failure handler is called once, when all have ended.
+            complete_on_give_up: a cancellation does not discard the step, for its effects outside the database can be
+                taken back by its compensation only. What it has launched gives up, unlike that of a `shield`.
+            fail_fast: when a message that the step has launched has failed, the others give up.
             rollback_children: `together` rolls back at the same time what the step has launched, as it was executed.
                 `reverse` rolls back one message after the other, the last one first; sagas that handle the same message
                 are rolled back together. Messages before one that cannot be rolled back are left as they are.
+            timeout: seconds that an execution of the step may take, or it has failed with `StepTimeout`. An `async def`
+                is cancelled; a `def` loses its connection, and its statement is cancelled at the server.
 
         Raises:
             DefinitionError: the name is taken or cannot be used, or a callback cannot be called as it will be; or the
@@ -210,7 +215,7 @@ class Saga(Generic[T]):
             on_child_rollback_failure=on_child_rollback_failure,
             retry=retry,
             compensate_retry=compensate_retry,
-            options=Options(shield, complete_on_give_up, fail_fast, rollback_children),
+            options=Options(shield, complete_on_give_up, fail_fast, rollback_children, positive("timeout", timeout)),
         )
         self._steps[name] = step
         self._after = None

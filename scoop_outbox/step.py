@@ -129,12 +129,13 @@ _FAILED = ("scope", "message", "error")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a step says about giving up, and about its children: see `Saga.add_step`."""
+    """What a step says about giving up, its children and its time, in seconds: see `Saga.add_step`."""
 
     shield: bool = False
     complete_on_give_up: bool = False
     fail_fast: bool = False
     rollback_children: Order = "together"
+    timeout: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse an order that is unknown."""

@@ -67,6 +67,7 @@ class Call:
         check: raises when the callback's return value cannot be used; then the call counts as raised.
         source: names this worker in a failure.
         checkpoint: what is asked at a checkpoint; None for a callback that ends whatever is asked of its run.
+        timeout: how many seconds it may take.
     """
 
     callback: Callback
@@ -82,6 +83,7 @@ class Call:
     results: Sequence[Result] = field(default=())
     check: Callable[[object], object] = lambda value: value
     checkpoint: Checkpoint | None = None
+    timeout: float | None = None
 
 
 Ask = Batch | Call

@@ -64,6 +64,7 @@ class _Scope(AsyncScope):
         super().__init__(**scope_arguments(call), limits=driver.limits)
         self._driver = driver
         self._call = call
+        self.cut: int | None = None
         self.opened: AsyncSession | None = None
         self._lock = threading.RLock()
         self.lent: AsyncLentConnection | None = None
@@ -96,6 +97,11 @@ class _Scope(AsyncScope):
                 raise RunCancelled.of(self.step, self.saga, self.run_id)
 
     @property
+    def raw(self) -> psycopg.AsyncConnection[Any]:
+        """The driver's connection."""
+        return self._driver.raw
+
+    @property
     def broken(self) -> bool:
         """Whether a flush has failed, which a session does not survive without a rollback."""
         return self.opened is not None and not self.opened.is_active
@@ -103,6 +109,8 @@ class _Scope(AsyncScope):
     @property
     def can_be_taken_back(self) -> bool:
         """Whether what was lent is as the driver needs it: open, and nobody at work on it."""
+        if self.cut is not None:
+            return False
         if self.lent is None:
             return True
         return self.lent.is_as_lent and not self.lent.closed_by_user and not is_invalidated(self.opened)
@@ -309,7 +317,7 @@ class AsyncDriver:
         except BaseException as error:
             if ends_the_worker(error):
                 raise
-            interrupted = interruption(error, scope.lent, lost=self.raw.closed)
+            interrupted = interruption(error, scope.lent, lost=self.raw.closed and scope.cut is None)
             if interrupted is not None:
                 raise interrupted from error
             return raised(call, scope, error, at=await self._take_back(scope))
@@ -335,17 +343,21 @@ class AsyncDriver:
                 self._lending.touched = False
                 at: datetime = clock[0][0]
                 return at
-        await self._renew()
+        await self._renew(scope.cut)
         await self._tell(committed=False)
         return None
 
-    async def _renew(self) -> None:
+    async def _renew(self, cut: int | None = None) -> None:
         """Give the connection up, and go on with a new one.
+
+        Args:
+            cut: the server process at its other end, if it has been taken from its callback.
 
         Raises:
             Interrupted: there is none to be had.
         """
-        pid, in_use = self.raw.info.backend_pid, not self._lending.is_free
+        pid = self.raw.info.backend_pid if cut is None else cut  # a connection that is gone does not tell
+        in_use = cut is not None or not self._lending.is_free
         self._lending.touched = False
         await self._undo()
         await self.close()

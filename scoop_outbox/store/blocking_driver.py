@@ -63,6 +63,7 @@ class _Scope(BlockingScope):
         super().__init__(**scope_arguments(call), limits=driver.limits)
         self._driver = driver
         self._call = call
+        self.cut: int | None = None
         self.opened: Session | None = None
         self._lock = threading.RLock()
         self.lent: LentConnection | None = None
@@ -95,6 +96,11 @@ class _Scope(BlockingScope):
                 raise RunCancelled.of(self.step, self.saga, self.run_id)
 
     @property
+    def raw(self) -> psycopg.Connection[Any]:
+        """The driver's connection."""
+        return self._driver.raw
+
+    @property
     def broken(self) -> bool:
         """Whether a flush has failed, which a session does not survive without a rollback."""
         return self.opened is not None and not self.opened.is_active
@@ -102,6 +108,8 @@ class _Scope(BlockingScope):
     @property
     def can_be_taken_back(self) -> bool:
         """Whether what was lent is as the driver needs it: open, and nobody at work on it."""
+        if self.cut is not None:
+            return False
         if self.lent is None:
             return True
         return self.lent.is_as_lent and not self.lent.closed_by_user and not is_invalidated(self.opened)
@@ -316,7 +324,7 @@ class BlockingDriver:
         except BaseException as error:
             if ends_the_worker(error):
                 raise
-            interrupted = interruption(error, scope.lent, lost=self.raw.closed)
+            interrupted = interruption(error, scope.lent, lost=self.raw.closed and scope.cut is None)
             if interrupted is not None:
                 raise interrupted from error
             return raised(call, scope, error, at=self._take_back(scope))
@@ -342,17 +350,21 @@ class BlockingDriver:
                 self._lending.touched = False
                 at: datetime = clock[0][0]
                 return at
-        self._renew()
+        self._renew(scope.cut)
         self._tell(committed=False)
         return None
 
-    def _renew(self) -> None:
+    def _renew(self, cut: int | None = None) -> None:
         """Give the connection up, and go on with a new one.
+
+        Args:
+            cut: the server process at its other end, if it has been taken from its callback.
 
         Raises:
             Interrupted: there is none to be had.
         """
-        pid, in_use = self.raw.info.backend_pid, not self._lending.is_free
+        pid = self.raw.info.backend_pid if cut is None else cut  # a connection that is gone does not tell
+        in_use = cut is not None or not self._lending.is_free
         self._lending.touched = False
         self._undo()
         self.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -21,6 +21,7 @@ from scoop_outbox.errors import PayloadError, RunCancelled, StepError
 from scoop_outbox.failure import Failure
 from scoop_outbox.scope import Scope
 from scoop_outbox.store.lent import Lent
+from scoop_outbox.store.step_timeout import Limit, Scoped, within
 
 Raw = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
@@ -86,7 +87,7 @@ async def async_invoke(call: Call, scope: Scope, context: contextvars.Context) -
     own = context.copy()
     own.run(_inside.enter, scope)
     task = asyncio.get_running_loop().create_task(_caught(call, scope), context=own)
-    value, error = await task
+    value, error = await (task if call.timeout is None else within(task, call))
     if error is None:
         return value
     try:
@@ -113,7 +114,16 @@ def invoke(call: Call, scope: Scope, context: contextvars.Context) -> object:
     """
     own = context.copy()
     own.run(_inside.enter, scope)
-    return own.run(call.callback, *arguments(call, scope))
+    if call.timeout is None:
+        return own.run(call.callback, *arguments(call, scope))
+    limit = Limit(cast("Scoped", scope), call)  # the driver's
+    try:
+        value: object = own.run(call.callback, *arguments(call, scope))
+    except BaseException as error:
+        limit.stop(error)
+        raise
+    limit.stop()
+    return value
 
 
 def check_transaction(call: Call, raw: Raw, lent: Lent | None, *, broken: bool, invalidated: bool) -> None:

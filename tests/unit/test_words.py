@@ -22,8 +22,8 @@ OF_THE_FIELD = """
     processes progress properties protocol publisher publishing queries query queue rabbitmq reasons receiving
     reconnecting record reports required reset revisions rounds route rows runner running same schema screen security
     selection serve server session settings shipping show snapshot standalone start statement status stock stop storage
-    surroundings system tables time tls topology traceback transaction trees trial types unhandled url validation
-    waiters waiting window
+    surroundings system tables time timeout tls topology traceback transaction trees trial types unhandled url
+    validation waiters waiting window
 """
 """Words of the field that need no explanation. Whoever adds one asks first whether the field has another."""
 WORDS = set(OF_THE_FIELD.split())

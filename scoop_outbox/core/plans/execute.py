@@ -197,8 +197,13 @@ def _call(due: Decision, claimed: Claim) -> Call | None:
         case decision.Invoke(step, iteration):
             numbers = (run.instance + 1, iteration, run.attempt)
             here = None if step.options.complete_on_give_up else _checkpoint(claimed, step)
-            results = _results(claimed)
-            return make(step.invoke, step.name, numbers, "step", results=results, check=check, checkpoint=here)
+            return make(
+                *(step.invoke, step.name, numbers, "step"),
+                results=_results(claimed),
+                check=check,
+                checkpoint=here,
+                timeout=step.options.timeout,
+            )
         case decision.HandleChildFailure(step, handler, failure):
             numbers = (run.instance, run.iteration, run.handled)
             error, here = failure.to_exception(), _checkpoint(claimed, step)
