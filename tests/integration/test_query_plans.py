@@ -421,6 +421,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("abandon", {"run": run_id(STUCK), "failure": FAILURE}),
         ("record_action", {"run": run_id(STUCK), "kind": "skip", "note": "n", "source": "s", "seq": 1}),
         ("read_actions", {"runs": [run_id(OLD + number) for number in range(FAMILY)]}),
+        ("is_free", {"runs": [run_id(OLD + number) for number in range(FAMILY)]}),
         ("is_asked_to_give_up", {"run": run_id(OPEN), "deadline": NOW}),
         ("read_target", {"target": run_id(OPEN)}),
         ("read_target", {"target": message_id(OPEN)}),

@@ -591,3 +591,27 @@ async def test_q76_children_that_are_stuck_are_told_of_when_the_run_has_given_up
             await handle.wait(LONG)
 
     assert mixed.journal.of("root") == ["root-0", "root-hcrf0", "root-rb0"]
+
+
+async def test_a_run_that_is_cancelled_while_it_is_parked_gives_up(mixed: Shop) -> None:
+    gate = Gate()
+
+    def dies(*_: object) -> Any:
+        yield from gate()
+        raise MemoryError
+
+    mixed.saga("root", "R", launches("C"))
+    child = mixed.app.saga("child", "C")
+    mixed.step(child, "0")
+    mixed.step(child, "1", dies)
+
+    async with mixed.running(max_interruptions=1):
+        handle = await mixed.app.launch("R", None)
+        await until(lambda: gate.entered, LONG)
+        assert await mixed.app.cancel(handle.id, **FEELZ) is Answer.ACCEPTED
+        await until(lambda: _gives_up(mixed, handle), LONG)  # the child has been told, while it is executed
+        gate.open = True
+        with pytest.raises(GaveUp):
+            await handle.wait(LONG)
+
+    assert mixed.journal == ["root-0", "child-0", "child-1", "child-rb0", "root-rb0"]

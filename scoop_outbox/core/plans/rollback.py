@@ -162,6 +162,9 @@ def _try(target: uuid.UUID, failure: uuid.UUID, hints: Hints) -> Plan[Answer | N
         return None
     answer = _judge(replace(found, waits=False), "wait")
     if answer is Answer.ACCEPTED:
+        (free,) = yield from ask(statement("is_free", runs=list(found.committed)))
+        if not free[0][0]:
+            return None  # all mail of the service waits while this look does
         told = yield from _carry_out(target, found, failure, (), hints)
         return answer if told and not found.to_come else None
     yield from ask(statement("close_rollback", target=target, outcome=answer.value))

@@ -97,6 +97,8 @@ def _retry_below(run_id: uuid.UUID, origin: Origin, hints: Hints | None) -> Plan
     answers: set[Answer] = set()
     for one in [row[0] for row in rows] or [run_id]:
         answers.add((yield from _retry(one, origin, hints)))
+    if Answer.BUSY in answers:
+        return Answer.BUSY  # not all of them: asked again, those that are retried already say so
     return Answer.ACCEPTED if Answer.ACCEPTED in answers else min(answers)
 
 

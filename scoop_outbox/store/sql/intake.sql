@@ -117,7 +117,11 @@ select id, service, saga, message_id from started
 select m.id
 from unnest(%(ids)s::uuid[]) as m (id)
 where not exists (select from {schema}.run r where r.message_id = m.id and r.service = %(service)s)
-  and not exists (select from {schema}.child c where c.message_id = m.id and c.service = %(service)s)
+  and not exists (
+      select from {schema}.child c
+      where c.message_id = m.id
+        and (c.service = %(service)s or c.child_run is null and c.state in ('cancelled', 'rolled_back'))
+  )
 
 -- name: read_listening
 select distinct t.topic, s.saga

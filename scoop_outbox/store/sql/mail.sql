@@ -154,10 +154,16 @@ with told as (
     using noted n
     where m.run_id = n.id and n.state = 'parked' and m.due <= clock_timestamp()
 ), timed as (
+    -- What has come while it was executed was dropped unread: somebody may have cancelled it, or it is late by now.
     insert into {schema}.mailbox (service, saga, version, run_id, due)
-    select n.service, n.saga, n.version, n.id, n.deadline
+    select n.service, n.saga, n.version, n.id, case when c.cancelled then clock_timestamp() else n.deadline end
     from noted n
-    where n.state = 'parked' and n.undo_seq is null and n.deadline > clock_timestamp()
+    cross join lateral (
+        select exists (
+            select from {schema}.request q where q.kind = 'cancel' and q.target in (n.id, n.message_id)
+        ) as cancelled
+    ) c
+    where n.state = 'parked' and n.undo_seq is null and (c.cancelled or n.deadline is not null)
 ), delayed as (
     update {schema}.mailbox m
     set due = greatest(m.due, clock_timestamp() + n.chance * least(0.04 * power(1.4, least(n.interruptions - 1, 30)), 30)

@@ -116,6 +116,17 @@ select exists (
     select from {schema}.request where kind = 'rollback' and outcome is null and target = %(target)s
 )
 
+-- name: is_free
+-- Whether nobody holds the rows of runs, or of what is above them: whoever looks in passing must not wait for somebody.
+with wanted as (
+    select id from {schema}.run where id = any(%(runs)s::uuid[])
+    union
+    select parent_run from {schema}.run where id = any(%(runs)s::uuid[]) and parent_run is not null
+), held as (
+    select r.id from {schema}.run r where r.id in (select id from wanted) for no key update skip locked
+)
+select (select count(*) from wanted) = (select count(*) from held)
+
 -- name: hold_parents
 -- A parent that has ended cannot order its children to roll back as long as this lock is held. It is held by others for a
 -- moment at most: by whoever follows old mail of a run that has ended. One that is active is not waited for.

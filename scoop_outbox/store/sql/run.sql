@@ -268,13 +268,13 @@ with now as materialized (
     where c.message_id = l.message_id and c.service = l.service and c.saga = l.saga
     returning c.message_id
 ), next as (
-    select greatest(min(c.deadline), n.at + interval '20 milliseconds') as due, n.at
+    -- Whoever fails has others to tell: the parent looks at once.
+    select n.at as due, n.at from now n where exists (select from late)
+    union all
+    select greatest(min(c.deadline), n.at + interval '20 milliseconds'), n.at
     from now n
     cross join {schema}.child c
-    where c.run_id = %(run)s and c.state = 'waiting' and c.deadline is not null
-      and not exists (
-          select from late l where l.message_id = c.message_id and l.service = c.service and l.saga = c.saga
-      )
+    where c.run_id = %(run)s and c.state = 'waiting' and c.deadline is not null and not exists (select from late)
     group by n.at
 ), posted as (
     insert into {schema}.mailbox (service, saga, version, run_id, due)

@@ -78,7 +78,9 @@ where r.id = %(run)s
 -- was to take, it takes as long as it does now.
 with again as (
     update {schema}.run
-    set state = 'rolling_back', failure = coalesce(%(failure)s, failure), obstacle = null, undo_seq = coalesce(%(undo_seq)s::integer, undo_seq), attempt = 0,
+    set state = 'rolling_back', failure = coalesce(%(failure)s, failure), obstacle = null,
+        -- One that was ended on its way forward has all of it to undo.
+        undo_seq = coalesce(%(undo_seq)s::integer, undo_seq, seq), giving_up = null, attempt = 0,
         handled = 0, not_before = null, compensation_seq = null, handler_seq = null, ended_at = null, reason = null,
         needs = null, interruptions = 0, unwanted = 0, interruption = null, taken_by = null, rollback_by = null
     where id = %(run)s and (state = 'rollback_failed' and not abandoned or state = 'parked' and undo_seq is not null)
@@ -142,7 +144,7 @@ with gone as (
     update {schema}.child c
     set consumed = true
     from gone g
-    where c.message_id = g.message_id and c.child_run = g.id and c.state = 'rollback_failed'
+    where c.message_id = g.message_id and c.child_run = g.id and c.state in ('rolling_back', 'rollback_failed')
       and exists (select from {schema}.run p where p.id = c.run_id and p.state = 'committed' offset 0)
 )
 select failure from gone
