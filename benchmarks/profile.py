@@ -39,12 +39,14 @@ from scoop_outbox.store.schema import DEFAULT_SCHEMA
 
 _NOW = datetime.now(UTC)
 _RUN = uuid4()
-_NO_CHILDREN = (False, *[None] * 9)
+_NO_CHILDREN = (False, *[None] * 10)
 _BEGINS: tuple[Any, ...] = (_RUN, uuid4(), SERVICE, "steps-async", [_RUN], None, "running", None, None, *[0] * 5)
 _VERSION: tuple[Any, ...] = ("", False)
+_TIMES: tuple[Any, ...] = (None, None, None, None, _NOW)
 _MESSAGE: tuple[Any, ...] = (uuid4(), "steps.async", None, b"{}", "application/json", {}, _NOW)
-_CLAIMED = (*_BEGINS, *[None] * (CLOCK - len(_BEGINS) - len(_VERSION)), *_VERSION, _NOW, [1], *_MESSAGE)
-_ANSWERS = {"claim_run": [_CLAIMED], "claim_again": [(_NOW,)], "read_children": [_NO_CHILDREN]}
+_BETWEEN = [None] * (CLOCK - len(_BEGINS) - len(_VERSION) - len(_TIMES))
+_CLAIMED = (*_BEGINS, *_BETWEEN, *_VERSION, *_TIMES, _NOW, [1], None, *_MESSAGE)
+_ANSWERS = {"claim_run": [_CLAIMED], "claim_again": [(_NOW, False)], "read_children": [_NO_CHILDREN]}
 
 
 async def measure(bench: Bench) -> list[Table]:
@@ -80,6 +82,7 @@ def _step(seq: int, run: UUID) -> Batch:
     advance = statement(
         "advance_run", run=run, seq=seq, step="first", next_step="second", iteration=0, attempt=0, state="running",
         context=None, result=None, ended=False, started_at=_NOW, worker="benchmark", version="",
+        yields=True, deadline=None, own_deadline=None,
     )  # fmt: skip
     again = statement("claim_again", run=_RUN, seq=1, state="running", saga="steps-async")
     return (SAVEPOINT, RELEASE_SAVEPOINT, advance, COMMIT_AND_BEGIN, again, SAVEPOINT)
