@@ -1,7 +1,6 @@
 """Q63: a step that takes longer than it may has failed, and its worker goes on."""
 
 import asyncio
-import time
 from datetime import timedelta
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 
 from scoop_outbox import DefinitionError, DistributedError, Retry, RunState, Saga, StepTimeout
 from tests.scenarios.shop import COLOURS, LONG, Shop, raises
-from tests.waiting import until
+from tests.waiting import until, until_blocking
 
 SHORT = 0.3
 TIMEOUT = "scoop_outbox.errors.StepTimeout"
@@ -95,7 +94,7 @@ async def test_q63_a_step_that_swallows_it_has_failed_all_the_same(shop: Shop) -
 
 async def test_q63_a_def_that_asks_nothing_of_the_database_has_failed_when_it_returns(mixed: Shop) -> None:
     def computes(scope: Any, message: Any) -> None:
-        time.sleep(2 * SHORT)
+        until_blocking(lambda: scope.cut is not None, LONG)  # its connection is gone, and it goes on
 
     root = mixed.saga("root", "R", None)
     root.add_step("1", computes, timeout=SHORT)
@@ -140,7 +139,7 @@ async def test_a_worker_that_stops_takes_its_steps_with_it(mixed: Shop) -> None:
 
     async def waits(scope: Any, message: Any) -> None:
         entered.set()
-        await asyncio.sleep(60)
+        await asyncio.Event().wait()  # for ever
 
     mixed.app.saga("root", "R").add_step("0", waits, timeout=60)
 
