@@ -8,26 +8,17 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
-from scoop_outbox import Answer, CancellationRequested, GaveUp, Handle, Retry, RunCancelled, RunState, Saga
+from scoop_outbox import Answer, GaveUp, RunState, Saga
 from scoop_outbox.cli import main
 from scoop_outbox.core import forward
 from scoop_outbox.core.run import Run
 from scoop_outbox.core.transition import Transition
 from scoop_outbox.operations.runs import Runs
 from tests.carriers import Carrier
+from tests.scenarios.cancelling import FEELZ, gave_up, gives_up
 from tests.scenarios.conftest import MakeShop
-from tests.scenarios.shop import COLOURS, LONG, Gate, Shop, events, launches, order, raises, with_a_message_on_its_way
+from tests.scenarios.shop import LONG, Gate, Shop, events, launches, order, raises, with_a_message_on_its_way
 from tests.waiting import until
-
-FEELZ = {"reason": "feelz", "source": "master-system"}
-
-
-def gave_up(failure: Any, saga: str) -> bool:
-    """Whether a failure is that of a run of `saga` which gave up for the reason above, and for nothing else."""
-    (cause,) = failure.causes
-    return (failure.type, failure.message, failure.source.split("[")[0]) == (GaveUp.__name__, None, saga) and (
-        (cause.type, cause.message, cause.source) == (CancellationRequested.__name__, "feelz", "master-system")
-    )
 
 
 @pytest.mark.everywhere
@@ -42,7 +33,7 @@ async def test_ca_01_cf_11_q56_a_child_that_executes_gives_up_at_its_end_and_the
         handle = await shop.app.launch("R", None)
         await until(lambda: gate.entered, LONG)
         assert await shop.app.cancel(handle.id, **FEELZ) is Answer.ACCEPTED
-        await until(lambda: _gives_up(shop, handle), LONG)  # the child has been told, too
+        await until(lambda: gives_up(shop, handle), LONG)  # the child has been told, too
         gate.open = True
         with pytest.raises(GaveUp) as caught:
             await handle.wait(LONG)
@@ -201,7 +192,7 @@ async def test_ca_10_nothing_is_rolled_back_beside_a_child_that_executes(mixed: 
         handle = await mixed.app.launch("R", None)
         await until(lambda: gate.entered and mixed.journal.count("quick-0"), LONG)
         assert await mixed.app.cancel(handle.id, **FEELZ) is Answer.ACCEPTED
-        await until(lambda: _gives_up(mixed, handle), LONG)
+        await until(lambda: gives_up(mixed, handle), LONG)
         assert not [entry for entry in mixed.journal.entries if "rb" in entry]
         gate.open = True
         with pytest.raises(GaveUp):
@@ -209,107 +200,6 @@ async def test_ca_10_nothing_is_rolled_back_beside_a_child_that_executes(mixed: 
 
     order(mixed.journal, "child-0", "quick-rb0", "root-rb1", "root-rb0")
     assert mixed.journal.count("child-rb0") == 0
-
-
-async def _gives_up(shop: Shop, handle: Handle) -> bool:
-    root, *_ = await shop.runs(handle, "root")
-    return root.giving_up is not None
-
-
-async def test_ca_11_a_shielded_saga_runs_to_its_end_and_is_rolled_back_afterwards(mixed: Shop) -> None:
-    gate = Gate()
-    mixed.saga("root", "R", launches("C"), None)
-    child = mixed.app.saga("child", "C", shield=True)
-    mixed.step(child, "0", gate)
-    mixed.step(child, "1", launches("G"))
-    mixed.saga("grandchild", "G", None)
-
-    async with mixed.running():
-        handle = await mixed.app.launch("R", None)
-        await until(lambda: gate.entered, LONG)
-        assert await mixed.app.cancel(handle.id, **FEELZ) is Answer.ACCEPTED
-        gate.open = True
-        with pytest.raises(GaveUp):
-            await handle.wait(LONG)
-
-    assert mixed.journal == [
-        *("root-0", "child-0", "child-1", "grandchild-0"),
-        *("grandchild-rb0", "child-rb1", "child-rb0", "root-rb0"),
-    ]
-    assert (await mixed.only(handle, "child")).state is RunState.ROLLED_BACK
-
-
-async def test_q37_a_shielded_step_and_what_it_launched_are_finished_first(shop: Shop) -> None:
-    gate = Gate()
-    root = shop.app.saga("root", "R")
-    shop.step(root, "0", launches("C"), shield=True)
-    shop.step(root, "1")
-    shop.saga("child", "C", gate, None)
-
-    async with shop.running():
-        handle = await shop.app.launch("R", None)
-        await until(lambda: gate.entered, LONG)
-        assert await shop.app.cancel(handle.id, **FEELZ) is Answer.ACCEPTED
-        gate.open = True
-        with pytest.raises(GaveUp):
-            await handle.wait(LONG)
-
-    assert shop.journal == ["root-0", "child-0", "child-1", "child-rb1", "child-rb0", "root-rb0"]
-
-
-async def test_q21_a_step_that_completes_on_give_up_is_compensated(shop: Shop) -> None:
-    gate = Gate()
-    root = shop.saga("root", "R", None)
-    shop.step(root, "1", gate, complete_on_give_up=True)
-    shop.step(root, "2")
-
-    async with shop.running():
-        handle = await shop.app.launch("R", None)
-        await until(lambda: gate.entered, LONG)
-        assert await shop.app.cancel(handle.id, **FEELZ) is Answer.ACCEPTED
-        gate.open = True
-        with pytest.raises(GaveUp):
-            await handle.wait(LONG)
-
-    assert shop.journal == ["root-0", "root-1", "root-rb1", "root-rb0"]
-
-
-async def test_a_run_that_waits_for_a_retry_gives_up_at_once(mixed: Shop) -> None:
-    root = mixed.saga("root", "R", None)
-    mixed.step(root, "1", raises("not yet"), retry=Retry(attempts=2, backoff=3600.0, max_backoff=3600.0))
-
-    async with mixed.running():
-        handle = await mixed.app.launch("R", None)
-        await until(lambda: mixed.journal.count("root-1"), LONG)
-        await until(lambda: _has_failed(mixed, handle), LONG)
-        assert await mixed.app.cancel(handle.id, **FEELZ) is Answer.ACCEPTED
-        with pytest.raises(GaveUp):
-            await handle.wait(LONG)
-
-    assert mixed.journal == ["root-0", "root-1", "root-rb0"]
-
-
-async def _has_failed(shop: Shop, handle: Handle) -> bool:
-    return any(step.state == "failed" for step in (await shop.only(handle, "root")).steps)
-
-
-async def test_a_run_that_waits_for_its_lane_gives_up_at_once(mixed: Shop) -> None:
-    gate = Gate()
-    root = mixed.app.saga("root", "R", ordered="key")
-    mixed.step(root, "0", gate)
-
-    async with mixed.running():
-        first, second, third = [await mixed.app.launch("R", None, key="k") for _ in range(3)]
-        await until(lambda: gate.entered, LONG)
-        assert await mixed.app.cancel(second.id, **FEELZ) is Answer.ACCEPTED
-        with pytest.raises(GaveUp):
-            await second.wait(LONG)
-        assert mixed.journal == ["root-0"]
-        gate.open = True
-        await first.wait(LONG)
-        await third.wait(LONG)
-
-    assert mixed.journal == ["root-0", "root-0"]
 
 
 async def test_a_run_that_is_about_to_end_gives_up_instead(mixed: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,51 +239,6 @@ async def test_a_cancelled_step_leaves_no_row_and_no_message(mixed: Shop) -> Non
     assert await mixed.states(handle) == {"root": RunState.ROLLED_BACK}
 
 
-async def test_a_parked_run_gives_up(mixed: Shop) -> None:
-    def dies(*_: object) -> None:
-        raise MemoryError
-
-    mixed.saga("root", "R", launches("C"))
-    child = mixed.saga("child", "C", None)
-    mixed.step(child, "1", dies)
-
-    async with mixed.running(max_interruptions=1):
-        handle = await mixed.app.launch("R", None)
-        await until(lambda: mixed.journal.count("child-1"), LONG)
-        await until(lambda: _is_parked(mixed, handle), LONG)
-        assert await mixed.app.cancel(handle.id, **FEELZ) is Answer.ACCEPTED
-        with pytest.raises(GaveUp):
-            await handle.wait(LONG)
-
-    assert mixed.journal == ["root-0", "child-0", "child-1", "child-rb0", "root-rb0"]
-
-
-async def _is_parked(shop: Shop, handle: Handle) -> bool:
-    return any(run.state is RunState.PARKED for run in await shop.runs(handle))
-
-
-async def test_many_children_are_cancelled_those_that_run_and_those_that_wait(mixed: Shop) -> None:
-    gate = Gate()
-
-    def launches_many(scope: Any, _: Any) -> None:
-        for number in range(100):
-            scope.launch("C", number)
-
-    mixed.saga("root", "R", launches_many)
-    mixed.saga("child", "C", gate)
-
-    async with mixed.running(slots=4):
-        handle = await mixed.app.launch("R", None)
-        await until(lambda: len(mixed.journal.entries) > 4, LONG)
-        assert await mixed.app.cancel(handle.id, **FEELZ) is Answer.ACCEPTED
-        gate.open = True  # there is no slot for the parent before
-        with pytest.raises(GaveUp):
-            await handle.wait(LONG)
-
-    assert mixed.journal.count("child-0") < 50  # the parent does not wait until all mail before its own is seen to
-    assert {run.state for run in await mixed.runs(handle)} == {RunState.ROLLED_BACK}
-
-
 async def test_operators_cancel_without_an_application(mixed: Shop, database_url: str) -> None:
     gate = Gate()
     mixed.saga("root", "R", None, gate)
@@ -412,128 +257,6 @@ async def test_operators_cancel_without_an_application(mixed: Shop, database_url
     assert str(caught.value.failure.causes[0]) == "[me] CancellationRequested: feelz"
     with Runs(database_url) as runs:
         assert runs.cancel(handle.id, source="me") is Answer.ALREADY_ROLLED_BACK
-
-
-@pytest.mark.parametrize("colour", COLOURS[:2], indirect=True)
-async def test_q62_a_step_asks_at_a_checkpoint(shop: Shop) -> None:
-    gate = Gate()
-
-    def asks(scope: Any, _: Any) -> Any:
-        yield scope.checkpoint()
-        shop.journal("root-goes on")
-        yield from gate()
-        yield scope.checkpoint()
-        shop.journal("root-never")
-
-    shop.saga("root", "R", None, asks)
-
-    async with shop.running():
-        handle = await shop.app.launch("R", None)
-        await until(lambda: gate.entered, LONG)
-        assert await shop.app.cancel(handle.id, **FEELZ) is Answer.ACCEPTED
-        gate.open = True
-        with pytest.raises(GaveUp) as caught:
-            await handle.wait(LONG)
-
-    assert gave_up(caught.value.failure, "root")
-    assert shop.journal == ["root-0", "root-1", "root-goes on", "root-rb0"]
-    assert await events(shop.app, handle) == ["root 0 step compensated", "root 0 compensation committed"]
-
-
-@pytest.mark.parametrize("colour", COLOURS[:2], indirect=True)
-async def test_q62_a_checkpoint_sees_a_deadline_and_may_be_in_a_group(shop: Shop) -> None:
-    async def waits(scope: Any) -> None:
-        while True:
-            await scope.checkpoint()
-
-    async def grouped(scope: Any, _: Any) -> None:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(waits(scope))
-            group.create_task(asyncio.sleep(LONG))
-
-    def loops(scope: Any, _: Any) -> None:
-        while True:
-            scope.checkpoint()
-
-    root = shop.app.saga("root", "R")
-    root.add_step("0", grouped if next(shop.colours) == "async" else loops)
-
-    async with shop.running():
-        handle = await shop.app.launch("R", None, timeout=0.2)
-        with pytest.raises(GaveUp) as caught:
-            await handle.wait(LONG)
-
-    assert [cause.type for cause in caught.value.failure.causes] == ["MissedHappyPathDeadline"]
-
-
-async def test_q62_nothing_is_stopped_in_what_is_shielded(mixed: Shop) -> None:
-    gate = Gate()
-
-    def asks(scope: Any, _: Any) -> Any:
-        yield from gate()
-        yield scope.checkpoint()
-        mixed.journal("root-goes on")
-
-    root = mixed.app.saga("root", "R")
-    mixed.step(root, "0", asks, shield=True)
-
-    async with mixed.running():
-        handle = await mixed.app.launch("R", None)
-        await until(lambda: gate.entered, LONG)
-        assert await mixed.app.cancel(handle.id, **FEELZ) is Answer.ACCEPTED
-        gate.open = True
-        with pytest.raises(GaveUp):
-            await handle.wait(LONG)
-
-    assert mixed.journal == ["root-0", "root-goes on", "root-rb0"]
-
-
-async def test_what_looks_like_a_cancellation_and_is_none_is_a_failure(mixed: Shop) -> None:
-    mixed.saga("root", "R", None, raises("of my own", RunCancelled))
-
-    _, error = await mixed.fail("R")
-
-    assert (error.failure.type, error.failure.message) == ("scoop_outbox.errors.RunCancelled", "of my own")
-    assert mixed.journal == ["root-0", "root-1", "root-rb0"]
-
-
-async def test_a_shielded_run_that_is_parked_stays_parked(mixed: Shop) -> None:
-    def dies(*_: object) -> None:
-        raise MemoryError
-
-    root = mixed.app.saga("root", "R", shield=True)
-    mixed.step(root, "0", dies)
-
-    async with mixed.running(max_interruptions=1):
-        handle = await mixed.app.launch("R", None)
-        await until(lambda: mixed.journal.count("root-0"), LONG)
-        await until(lambda: _is_parked(mixed, handle), LONG)
-        assert await mixed.app.cancel(handle.id, **FEELZ) is Answer.ACCEPTED
-        await until(lambda: _has_no_mail(mixed), LONG)  # the worker has looked
-
-    assert mixed.journal == ["root-0"]
-
-
-async def _has_no_mail(shop: Shop) -> bool:
-    return not await shop.ask("select from scoop_outbox.mailbox")
-
-
-@pytest.mark.parametrize("option", ["shield", "complete_on_give_up"])
-async def test_q21_a_last_step_that_is_committed_is_compensated(mixed: Shop, option: str) -> None:
-    gate = Gate()
-    root = mixed.saga("root", "R", None)
-    given: dict[str, Any] = {option: True}
-    mixed.step(root, "1", gate, **given)
-
-    async with mixed.running():
-        handle = await mixed.app.launch("R", None)
-        await until(lambda: gate.entered, LONG)
-        assert await mixed.app.cancel(handle.id, **FEELZ) is Answer.ACCEPTED
-        gate.open = True
-        with pytest.raises(GaveUp):
-            await handle.wait(LONG)
-
-    assert mixed.journal == ["root-0", "root-1", "root-rb1", "root-rb0"]
 
 
 async def test_q14_the_message_of_a_cancelled_child_starts_no_late_run(make_shop: MakeShop, carrier: Carrier) -> None:
@@ -591,27 +314,3 @@ async def test_q76_children_that_are_stuck_are_told_of_when_the_run_has_given_up
             await handle.wait(LONG)
 
     assert mixed.journal.of("root") == ["root-0", "root-hcrf0", "root-rb0"]
-
-
-async def test_a_run_that_is_cancelled_while_it_is_parked_gives_up(mixed: Shop) -> None:
-    gate = Gate()
-
-    def dies(*_: object) -> Any:
-        yield from gate()
-        raise MemoryError
-
-    mixed.saga("root", "R", launches("C"))
-    child = mixed.app.saga("child", "C")
-    mixed.step(child, "0")
-    mixed.step(child, "1", dies)
-
-    async with mixed.running(max_interruptions=1):
-        handle = await mixed.app.launch("R", None)
-        await until(lambda: gate.entered, LONG)
-        assert await mixed.app.cancel(handle.id, **FEELZ) is Answer.ACCEPTED
-        await until(lambda: _gives_up(mixed, handle), LONG)  # the child has been told, while it is executed
-        gate.open = True
-        with pytest.raises(GaveUp):
-            await handle.wait(LONG)
-
-    assert mixed.journal == ["root-0", "child-0", "child-1", "child-rb0", "root-rb0"]
