@@ -1,35 +1,22 @@
-"""Q6, Q78: runs that are stuck, and what a person can do about them."""
+"""Q6, Q78: runs that are stuck are tried again, from the bottom to the top."""
 
 import asyncio
-import threading
 import uuid
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
 from click.testing import CliRunner
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from scoop_outbox import (
     Answer,
-    DefinitionError,
-    DistributedError,
     GaveUp,
-    Handle,
     Retry,
-    RunState,
-    RunStatus,
-    Scoop,
-    StuckRun,
-    UnknownMessage,
 )
 from scoop_outbox.cli import main
 from scoop_outbox.operations.runs import Runs
-from tests.scenarios.conftest import MakeShop
+from tests.scenarios.healing import COMMITTED, ROLLBACK_FAILED, ROLLED_BACK, Broken, ends, told
 from tests.scenarios.rollback_helpers import (
     child_rolled_back,
     declare_n_deep,
@@ -37,46 +24,8 @@ from tests.scenarios.rollback_helpers import (
     shape,
     simulated,
 )
-from tests.scenarios.shop import LONG, Body, Journal, Shop, launches, raises
+from tests.scenarios.shop import LONG, Shop, launches, raises
 from tests.waiting import until
-
-COMMITTED = RunState.COMMITTED
-ROLLING_BACK = RunState.ROLLING_BACK
-ROLLED_BACK = RunState.ROLLED_BACK
-ROLLBACK_FAILED = RunState.ROLLBACK_FAILED
-
-
-class Broken:
-    """The body of a compensation that fails until it is mended."""
-
-    def __init__(self, text: str = "rb boom") -> None:
-        self.mended = False
-        self.attempts: list[int] = []
-        self._text = text
-
-    def __call__(self, scope: Any, *_: Any) -> None:
-        self.attempts.append(scope.attempt)
-        if not self.mended:
-            raise RuntimeError(self._text)
-
-
-async def ends(shop: Shop, handle: Handle, saga: str, state: RunState) -> RunStatus:
-    """Wait until the run of a saga is in a state."""
-
-    async def is_there() -> bool:
-        try:
-            return any(run.state is state for run in await shop.runs(handle, saga))
-        except UnknownMessage:  # its message has not been taken in yet
-            return False
-
-    await until(is_there, LONG)
-    return await shop.only(handle, saga)
-
-
-async def told(handle: Handle) -> DistributedError:
-    with pytest.raises(DistributedError) as caught:
-        await handle.wait(LONG)
-    return caught.value
 
 
 @pytest.mark.everywhere
@@ -345,211 +294,6 @@ async def test_q6_a_parent_that_is_being_decided_about_is_not_waited_for(mixed: 
     assert await mixed.app.retry(run.id) is Answer.ACCEPTED
 
 
-@dataclass
-class Part:
-    """A saga of a random tree: how many steps it has, and what each of them launches."""
-
-    below: list["Part | None"]
-
-
-parts = st.recursive(
-    st.builds(Part, st.lists(st.none(), min_size=1, max_size=2)),
-    lambda part: st.builds(Part, st.lists(st.none() | part, min_size=1, max_size=3)),
-    max_leaves=6,
-)
-
-
-def declare(shop: Shop, part: Part, name: str, undo: Callable[[str], Body]) -> None:
-    saga = shop.app.saga(name, name)
-    for number, below in enumerate(part.below):
-        topic = f"{name}/{number}"
-        body = None if below is None else launches(topic)
-        shop.step(saga, str(number), body, compensate=undo(topic))
-        if below is not None:
-            declare(shop, below, topic, undo)
-
-
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(part=parts, data=st.data())
-async def test_q6_q78_what_is_healed_is_undone_in_the_order_of_what_never_got_stuck(
-    database_url: str, part: Part, data: st.DataObject
-) -> None:
-    undone: list[str] = []
-    names: list[str] = []
-    failing: dict[str, int] = {}
-
-    def undo(name: str) -> Body:
-        names.append(name)
-
-        def body(*_: Any) -> None:
-            if failing.get(name, 0):
-                failing[name] -= 1
-                raise RuntimeError(name)
-            undone.append(name)
-
-        return body
-
-    top = f"{uuid.uuid4()}"
-    shop = Shop(Scoop(top, database=database_url), Journal(), "mixed")
-    declare(shop, part, top, undo)
-    shop.step(shop.app.sagas[top], "last", fails)
-    broken = data.draw(st.lists(st.sampled_from(sorted(names)), min_size=1, max_size=3))
-    async with shop.running():
-        await told(await shop.app.launch(top, None))
-        expected = list(undone)
-        assert sorted(expected) == sorted(names)
-        undone.clear()
-        failing.update(Counter(broken))
-        handle = await shop.app.launch(top, None)
-        failure = (await told(handle)).failure
-        root = await shop.only(handle, top)
-
-        async def is_healed() -> bool:
-            await shop.app.retry(root.id)
-            return (await shop.only(handle, top)).state is ROLLED_BACK
-
-        await until(is_healed, LONG, 0.01)
-        assert (await told(handle)).failure != failure
-    await shop.app.close()
-    assert not any(failing.values())
-    assert undone == expected
-
-
-# skip ----------------------------------------------------------------------------------------------------------------
-
-
-async def test_q6_a_skipped_compensation_counts_as_done_and_what_is_below_it_is_undone(shop: Shop) -> None:
-    root = shop.saga("root", "R", None)
-    shop.step(root, "1", compensate=raises("rb boom"))
-    shop.step(root, "2", fails)
-
-    async with shop.running():
-        handle = await shop.app.launch("R", None)
-        await told(handle)
-        run = await shop.only(handle, "root")
-        assert await shop.app.skip(run.id, note="refunded by hand", source="anna") is Answer.ACCEPTED
-        run = await ends(shop, handle, "root", ROLLED_BACK)
-        assert await shop.app.skip(run.id) is Answer.NOTHING_TO_DO
-
-    assert shop.journal == ["root-0", "root-1", "root-2", "root-rb1", "root-rb0"]
-    assert [(step.step, step.state) for step in run.steps if step.state == "compensated"] == [
-        ("0", "compensated"),
-        ("1", "compensated"),
-    ]
-
-
-async def test_q6_children_that_are_skipped_count_as_compensated_and_their_parent_undoes_its_own(mixed: Shop) -> None:
-    root = mixed.saga("root", "R", None)
-    mixed.step(root, "1", launches("C"))
-    mixed.step(root, "2", fails)
-    child = mixed.saga("child", "C", None)
-    mixed.step(child, "1", compensate=raises("rb boom"))
-
-    async with mixed.running():
-        handle = await mixed.app.launch("R", None)
-        await told(handle)
-        run = await mixed.only(handle, "root")
-        assert await mixed.app.skip(run.id) is Answer.ACCEPTED
-        await ends(mixed, handle, "root", ROLLED_BACK)
-        # It is nobody's any more, and can still be undone.
-        lost = await mixed.only(handle, "child")
-        assert lost.state is ROLLBACK_FAILED
-        assert await mixed.app.skip(lost.id) is Answer.ACCEPTED
-        await ends(mixed, handle, "child", ROLLED_BACK)
-
-    assert mixed.journal == [
-        "root-0", "root-1", "child-0", "child-1", "root-2", "child-rb1", "root-rb1", "root-rb0", "child-rb0",
-    ]  # fmt: skip
-
-
-# abandon -------------------------------------------------------------------------------------------------------------
-
-
-async def test_q6_q10_what_is_abandoned_stays_as_it_is_and_its_parent_may_go_on(mixed: Shop) -> None:
-    delivered: list[Any] = []
-
-    def handles(_: Any, __: Any, error: Any) -> None:
-        delivered.append(error)
-        if len(delivered) == 1:
-            raise error
-
-    root = mixed.saga("root", "R", None)
-    mixed.step(root, "1", launches("C"), on_child_rollback_failure=handles)
-    mixed.step(root, "2", fails)
-    mixed.step(mixed.saga("child", "C", None), "1", compensate=raises("rb boom"))
-
-    async with mixed.running():
-        handle = await mixed.app.launch("R", None)
-        await told(handle)
-        child, run = await mixed.only(handle, "child"), await mixed.only(handle, "root")
-        assert await mixed.app.abandon(child.id, note="lost") is Answer.ACCEPTED
-        assert await mixed.app.abandon(child.id) is Answer.ALREADY_REQUESTED
-        assert await mixed.app.retry(child.id) is Answer.ABANDONED
-        assert await mixed.app.skip(child.id) is Answer.ABANDONED
-        assert (await mixed.only(handle, "root")).state is ROLLBACK_FAILED
-        # Nothing is left to be retried below: its own phase is, and its handler may do better now.
-        assert await mixed.app.retry(run.id) is Answer.ACCEPTED
-        await ends(mixed, handle, "root", ROLLED_BACK)
-        assert (await mixed.only(handle, "child")).state is ROLLBACK_FAILED
-
-    assert mixed.journal.entries[-3:] == ["root-hcrf1", "root-rb1", "root-rb0"]
-    assert len(delivered) == 2
-
-
-def loses_its_connection(database_url: str, mended: list[bool]) -> Body:
-    """The body of a callback that costs its run the connection until it is mended."""
-
-    def body(scope: Any, *_: Any) -> None:
-        if not mended:
-            with psycopg.connect(database_url, autocommit=True) as other:
-                other.execute("select pg_terminate_backend(%s, 5000)", [scope.connection.info.backend_pid])
-
-    return body
-
-
-async def test_q6_a_parked_run_has_nothing_to_skip_before_it_rolls_back_and_can_be_abandoned(
-    make_shop: MakeShop, database_url: str
-) -> None:
-    shop = make_shop("blocking")
-    shop.saga("root", "R", None, launches("C"))
-    shop.saga("child", "C", None, loses_its_connection(database_url, []))
-
-    async with shop.running(max_interruptions=2):
-        handle = await shop.app.launch("R", None)
-        run = await ends(shop, handle, "child", RunState.PARKED)
-        assert await shop.app.skip(run.id) is Answer.NOT_ROLLING_BACK
-        assert await shop.app.abandon(run.id, note="lost", source="anna") is Answer.ACCEPTED
-        assert await shop.app.abandon(run.id) is Answer.ALREADY_REQUESTED
-        error = await told(handle)
-
-    # To its parent it is a child that could not be rolled back; nothing of it was.
-    assert "child-rb0" not in shop.journal.entries
-    assert await shop.states(handle) == dict.fromkeys(("root", "child"), ROLLBACK_FAILED)
-    run = await shop.only(handle, "child")
-    assert run.abandoned
-    assert run.failure is not None
-    assert (run.failure.type, run.failure.message, run.failure.source) == ("RunAbandoned", "lost", "anna")
-    assert [cause.type for cause in error.failure.causes] == ["RunAbandoned"]
-
-
-async def test_q6_a_compensation_that_a_run_was_parked_at_is_skipped(make_shop: MakeShop, database_url: str) -> None:
-    shop = make_shop("blocking")
-    root = shop.saga("root", "R", None)
-    shop.step(root, "1", compensate=loses_its_connection(database_url, []))
-    shop.step(root, "2", fails)
-
-    async with shop.running(max_interruptions=2):
-        handle = await shop.app.launch("R", None)
-        run = await ends(shop, handle, "root", RunState.PARKED)
-        assert shop.app.skip_sync(run.id, note="by hand") is Answer.ACCEPTED
-        run = await ends(shop, handle, "root", ROLLED_BACK)
-
-    assert shop.journal.entries[-1] == "root-rb0"
-    assert [(action.kind, action.note, action.source, action.seq) for action in run.actions] == [
-        ("skip", "by hand", "shop", 2)
-    ]
-
-
 async def test_ca_01_q6_a_hierarchy_that_was_cancelled_heals_alike(mixed: Shop) -> None:
     broken = Broken()
     gate = {"entered": False, "open": False}
@@ -577,91 +321,6 @@ async def test_ca_01_q6_a_hierarchy_that_was_cancelled_heals_alike(mixed: Shop) 
             await handle.wait(LONG)
 
     assert mixed.journal.entries[-3:] == ["child-rb0", "root-rb1", "root-rb0"]
-
-
-async def test_q6_a_part_that_was_abandoned_counts_as_undone_when_the_whole_is(mixed: Shop) -> None:
-    broken = Broken()
-    mixed.saga("root", "R", launches("C"))
-    mixed.step(mixed.app.saga("child", "C"), "0", compensate=broken)
-
-    async with mixed.running():
-        handle = await mixed.app.launch("R", None)
-        await handle.wait(LONG)
-        child = await mixed.only(handle, "child")
-        assert (await mixed.app.rollback(child.id)).answer is Answer.ACCEPTED
-        await ends(mixed, handle, "child", ROLLBACK_FAILED)
-        assert (await mixed.app.rollback(handle.id)).answer is Answer.REFUSED_ROLLBACK_FAILED
-        assert await mixed.app.abandon(child.id) is Answer.ACCEPTED
-        assert (await mixed.app.rollback(handle.id)).answer is Answer.ACCEPTED
-        await ends(mixed, handle, "root", ROLLED_BACK)
-
-    assert mixed.journal == ["root-0", "child-0", "child-rb0", "root-rb0"]
-
-
-# the hook ------------------------------------------------------------------------------------------------------------
-
-
-async def test_q6_who_wants_to_know_is_told_of_each_run_that_gets_stuck(
-    mixed: Shop, caplog: pytest.LogCaptureFixture
-) -> None:
-    alerts: list[StuckRun] = []
-    blocking: list[tuple[str, bool]] = []
-
-    @mixed.app.on_stuck
-    async def note(run: StuckRun) -> None:
-        alerts.append(run)
-        # No transaction is open, and what is launched here belongs to nobody's step.
-        await mixed.app.launch("alerts", run.saga)
-
-    @mixed.app.on_stuck
-    def fails_itself(run: StuckRun) -> None:
-        blocking.append((run.saga, threading.current_thread() is threading.main_thread()))
-        raise RuntimeError("no pager")
-
-    mixed.saga("root", "R", launches("C"), fails)
-    mixed.step(mixed.app.saga("child", "C"), "0", compensate=raises("rb boom"))
-    mixed.saga("pager", "alerts", None)
-
-    async with mixed.running() as running:
-        handle = await mixed.app.launch("R", None)
-        await told(handle)
-        await until(lambda: mixed.journal.count("pager-0") == len(blocking) == 2, LONG)
-        worker = running.worker
-        assert worker is not None
-        await until(lambda: worker.alerts.counts == {"returned": 2, "failed": 2}, LONG)
-
-    child, root = await mixed.only(handle, "child"), await mixed.only(handle, "root")
-    assert [(one.run_id, one.saga, one.step, one.state) for one in alerts] == [
-        (child.id, "child", "0", ROLLBACK_FAILED),
-        (root.id, "root", "0", ROLLBACK_FAILED),
-    ]
-    assert alerts[0].failure == child.failure
-    assert alerts[0].reason.startswith("RuntimeError: rb boom; it was to be rolled back for: RuntimeError")
-    assert sorted(blocking) == [("child", False), ("root", False)]
-    assert "run: alert failed (service shop, saga child, run" in caplog.text
-
-
-async def test_q65_who_wants_to_know_is_told_of_a_run_that_is_parked(make_shop: MakeShop, database_url: str) -> None:
-    shop = make_shop("blocking")
-    alerts: list[StuckRun] = []
-    shop.app.on_stuck(alerts.append)
-    shop.saga("root", "R", loses_its_connection(database_url, []))
-
-    async with shop.running(max_interruptions=2):
-        handle = await shop.app.launch("R", None)
-        await until(lambda: len(alerts) == 1, LONG)
-
-    (alert,) = alerts
-    assert (alert.message_id, alert.state, alert.failure) == (handle.id, RunState.PARKED, None)
-    assert alert.reason.startswith("interrupted 2 times in a row without progress")
-
-
-def test_q6_what_cannot_be_called_is_refused(mixed: Shop) -> None:
-    with pytest.raises(DefinitionError, match="on_stuck takes a function of one argument; 'pager' cannot be called"):
-        mixed.app.on_stuck("pager")  # type: ignore[arg-type]
-
-
-# at the same time ----------------------------------------------------------------------------------------------------
 
 
 async def test_q6_two_people_at_once_retry_a_run_once(mixed: Shop) -> None:

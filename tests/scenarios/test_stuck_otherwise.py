@@ -14,9 +14,9 @@ from scoop_outbox.message import Envelope
 from scoop_outbox.operations.handlers import Handlers
 from tests.carriers import BUILTIN, Carrier
 from tests.scenarios.conftest import MakeShop
+from tests.scenarios.healing import Broken, ends, loses_its_connection, told
 from tests.scenarios.rollback_helpers import fails
 from tests.scenarios.shop import LONG, Gate, Shop, launches, raises, with_a_message_on_its_way
-from tests.scenarios.test_stuck import Broken, ends, loses_its_connection, told
 from tests.waiting import until
 
 
