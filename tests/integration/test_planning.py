@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 
 from scoop_outbox import AsyncScope, BlockingScope, DistributedError, Message, Scoop
 from scoop_outbox.app import service_of
@@ -141,3 +142,37 @@ def planned(log: str) -> Counter[tuple[str, str]]:
             waiting.discard(pid)
             plannings[pid, " ".join(text.split())] += 1
     return plannings
+
+
+PREPARED = "select name, custom_plans from pg_prepared_statements where generic_plans + custom_plans > 6"
+
+
+async def test_the_statements_of_a_step_are_planned_a_few_times_and_then_no_more(database_url: str) -> None:
+    # Their connections have the user's settings, so that Postgres decides: it takes the first five plans as a sample.
+    app = Scoop("shop", database=database_url)
+    planned_anew: dict[str, int] = {}
+
+    def launch(scope: BlockingScope, _: Message) -> None:
+        scope.launch("prices", 1)
+        planned_anew.update(scope.connection.execute(PREPARED))
+
+    app.saga("order", on="orders").add_step("launch", launch)
+    app.saga("price", on="prices").add_step("nothing", lambda scope, message: None)
+    async with app.running(slots=1):
+        handles = [await app.launch("orders", number) for number in range(20)]
+        for handle in handles:
+            await handle.wait(20)
+    assert {"scoop_claim_run_0", "scoop_advance_run_0", "scoop_launch_0"} <= planned_anew.keys()
+    assert {name: custom for name, custom in planned_anew.items() if custom > 5} == {}
+
+
+@pytest.mark.parametrize("broker", [None, "kafka://localhost"])
+def test_a_launch_in_a_transaction_of_the_users_is_planned_a_few_times_and_then_no_more(
+    database_url: str, broker: str | None
+) -> None:
+    app = Scoop("shop", database=database_url, broker=broker, group=broker and "shop", start=broker and "earliest")
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        for number in range(20):
+            with connection.transaction():
+                app.launch_sync("orders", number, session=connection)
+        assert [custom for _, custom in connection.execute(PREPARED)] == [5]

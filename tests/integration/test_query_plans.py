@@ -4,8 +4,6 @@ One test, because what it needs takes long to build: tables with hundreds of tho
 """
 
 import json
-import re
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,172 +15,33 @@ import psycopg
 import pytest
 from psycopg import sql
 from psycopg.adapt import PyFormat, Transformer
-from sqlalchemy import make_url
 
-from scoop_outbox import BlockingScope, Message, Scoop
 from scoop_outbox._emission import Emission
 from scoop_outbox.core.plans.launch import launch_params
 from scoop_outbox.core.statement import document
 from scoop_outbox.failure import Frame
 from scoop_outbox.store import queries
-from scoop_outbox.store.home import Home
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
+from tests.integration.full_database import FAMILY, FANOUT, FINISHED, STUCK, failure_id, filled, message_id, run_id
+from tests.integration.statement_kinds import BIG, HISTORY, LIVING, QUEUES, UTILITY
 
-UTILITY = {
-    "begin",
-    "commit",
-    "commit_and_begin",
-    "rollback",
-    "savepoint",
-    "release_savepoint",
-    "rollback_to_savepoint",
-}
-UTILITY |= {"without_waiting_for_disk", "read_clock"}
-UTILITY |= {"reset_session_authorization", "reset_role", "reset_settings", "discard_temporary", "discard_sequences"}
-UTILITY |= {"release_session", "release_locks", "wait_for_backend"}  # they look at the server, and at no table of ours
-UTILITY |= {"read_schema_exists", "read_backend", "limit_lock_waits", "lock_migrations", "read_blockers"}
-LIVING = {"read_handlers", "read_under_way", "retire_waiting", "retire_runs", "take_over", "is_in_outbox"}
-LIVING |= {"find_ids_in_transit", "read_whereabouts", "list_found_runs"}
-"""What operators ask, and a saga that has another name: they look through all that lives, but not through what was.
-They are asked on connections that search indexes, as in `plan_once`."""
-HISTORY = {"list_runs"}
-"""What operators ask about runs in any state: they look through all that was, and `docs/operations.md` says so."""
-BIG = {"message", "run", "step", "child", "mailbox", "outbox", "lane_entry", "failure", "request"}
-
-QUEUES = ("outbox", "mailbox", "lane_entry")
-LOOK_AT_QUEUES = f"vacuum analyze {', '.join(f'{DEFAULT_SCHEMA}.{name}' for name in QUEUES)}"
-A_LITTLE = """
-with these as (
-    insert into scoop_outbox.outbox (shard, message_id, topic, body, content_type, headers)
-    select n %% 8, gen_random_uuid(), 'orders', repeat('1', 1000)::bytea, 'application/json', '{}'
-    from generate_series(1, %s) n
-    returning message_id
-)
-insert into scoop_outbox.mailbox (service, saga, run_id, due) select 'shop', 'orders', message_id, now() from these
-"""
-
-FINISHED, WAITING, FAMILY = 300_000, 100_000, 10
-FANOUT = 2_000_000
-"""A run with 40,000 children, half of which have ended."""
-STUCK = 4_000_000
-"""A run whose rollback has failed, as has that of its children."""
 PAGES = 400
 """Pages that one statement may touch, for a batch of at most ten. A scan of any big table takes 2,000 or more."""
 SORTED = 100
 """Rows that a statement may sort: those of one hierarchy or batch."""
-
-FILL = f"""
-create function r(n bigint) returns uuid immutable parallel safe language sql
-    return ('00000000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid;
-create function m(n bigint) returns uuid immutable parallel safe language sql
-    return ('00000000-0000-7000-9000-' || lpad(to_hex(n), 12, '0'))::uuid;
-
-insert into subscription (topic, service, saga)
-select 'topic ' || n, 'shop', 'saga ' || n from generate_series(1, 200) n;
-insert into subscription (topic, service, saga, ordered) values ('topic in order', 'shop', 'in order', true);
-
-insert into message (id, topic, body, content_type, headers)
-select m(n), 'topic 1', '\\x31', 'application/json', '{{}}' from generate_series(1, {FINISHED + WAITING}) n;
-
-insert into run (id, message_id, service, saga, lineage, parent_run, state, step, seq, instance)
-select r(n), m(n), 'shop', 'saga 1', array[r(n - n % {FAMILY}), r(n)], r(n - n % {FAMILY}),
-       case when n <= {FINISHED} then 'committed' else 'running' end, 'first', 1, 1
-from generate_series(1, {FINISHED + WAITING}) n;
-
-insert into step (run_id, seq, step, kind, iteration, attempt, state, started_at, ended_at, worker)
-select r(n), 1, 'first', 'step', 0, 0, 'committed', now(), now(), 'w'
-from generate_series(1, {FINISHED + WAITING}) n;
-
-insert into child (message_id, service, saga, run_id, seq, ordinal, open, state, child_run)
-select m(n), 'shop', 'saga 1', r(n - n % {FAMILY}), 1, n % {FAMILY}, n > {FINISHED},
-       case when n <= {FINISHED} then 'committed' else 'started' end, r(n)
-from generate_series(1, {FINISHED + WAITING}) n where n % {FAMILY} <> 0;
-
-create function f(n bigint) returns uuid immutable parallel safe language sql
-    return ('00000000-0000-7000-a000-' || lpad(to_hex(n), 12, '0'))::uuid;
-insert into failure (id, causes, type, message, source, document)
-select f(n),
-       case when n % {FAMILY} = 0 then array(select f(n + k) from generate_series(1, {FAMILY} - 1) k)
-            else array[]::uuid[] end,
-       'Boom', 'no', 'saga 1[w]', '{{"type":"Boom"}}'
-from generate_series(1, {FINISHED}) n;
-
-insert into run (id, message_id, service, saga, lineage, step, seq, instance)
-values (r({FANOUT}), m({FANOUT}), 'shop', 'saga 1', array[r({FANOUT})], 'first', 1, 1);
-insert into child (message_id, service, saga, run_id, seq, ordinal, open, state, child_run)
-select m({FANOUT} + n), 'shop', 'saga 1', r({FANOUT}), 1, n, n > 20000,
-       case when n <= 20000 then 'committed' else 'started' end, r({FANOUT} + n)
-from generate_series(1, 40000) n;
-
-insert into run (id, message_id, service, saga, lineage, parent_run, state, step, seq, instance, undo_seq, obstacle)
-select r({STUCK} + n), m({STUCK} + n), 'shop', 'saga 1', array[r({STUCK})], nullif(r({STUCK}), r({STUCK} + n)),
-       'rollback_failed', 'first', 1, 1, 1, f(1)
-from generate_series(0, {FAMILY}) n;
-insert into step (run_id, seq, step, kind, iteration, attempt, state, started_at, ended_at, worker)
-select r({STUCK} + n), 1, 'first', 'step', 0, 0, 'committed', now(), now(), 'w' from generate_series(0, {FAMILY}) n;
-insert into child (message_id, service, saga, run_id, seq, ordinal, open, state, child_run)
-select m({STUCK} + n), 'shop', 'saga 1', r({STUCK}), 1, n, false, 'rollback_failed', r({STUCK} + n)
-from generate_series(1, {FAMILY}) n;
-insert into request (target, kind, source) select r(n), 'retry', 'anna' from generate_series(1, {FINISHED}) n;
-
-insert into mailbox (service, saga, run_id, due)
-select 'shop', 'saga 1', r(n), now() + interval '1 hour' + (n::bigint * 7919 % 1000003) * interval '1 second'
-from generate_series(1, {FINISHED}) n;
-insert into mailbox (service, saga, run_id, due)
-select case when n <= 20 then 'shop' else 'other' end, 'saga 1', r({FINISHED} + n), now() - interval '1 minute'
-from generate_series(1, 1000) n;
-
-insert into lane_entry (run_id, lane, held)
-select r({FINISHED} + n), case when n <= 50000 then r(1) else r(n) end, n = 1 or n > 50000
-from generate_series(1, {WAITING}) n;
-
-insert into request (target, kind, failure) select r(n), 'cancel', f(n) from generate_series(1, {FINISHED}) n;
-insert into request (target, kind, failure, outcome)
-select m(n), 'rollback', f(n), case when n % 1000 <> 7 then 'accepted' end from generate_series(1, {FINISHED}) n;
-
-insert into outbox (shard, message_id, topic, body, content_type, headers)
-select n % 8, m({FINISHED + WAITING} + n), 'topic 1', '\\x31', 'application/json', '{{}}'
-from generate_series(1, {FINISHED}) n;
-"""  # noqa: S608 - of our own numbers
-
-
-@pytest.fixture(scope="module")
-def full_database(postgres_url: str, template_database: str) -> Iterator[psycopg.Connection[Any]]:
-    """A connection to a database that has a past, and a lot of work."""
-    name = f"scoop_outbox_full_{secrets.token_hex(8)}"
-    with psycopg.connect(postgres_url, autocommit=True) as admin:
-        create = sql.SQL("create database {} template {}")
-        admin.execute(create.format(sql.Identifier(name), sql.Identifier(template_database)))
-        url = make_url(postgres_url).set(database=name).render_as_string(hide_password=False)
-        try:
-            with psycopg.connect(url, autocommit=True) as connection:
-                connection.execute(sql.SQL("set search_path to {}, public").format(sql.Identifier(DEFAULT_SCHEMA)))
-                for table in BIG:  # nothing here needs to survive a crash, and plans are the same
-                    connection.execute(sql.SQL("alter table {} set unlogged").format(sql.Identifier(table)))
-                connection.execute(FILL.encode())
-                connection.execute("analyze")
-                yield connection
-        finally:
-            admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
-
-
-def run_id(number: int) -> UUID:
-    return UUID(f"00000000-0000-7000-8000-{number:012x}")
-
-
-def failure_id(number: int) -> UUID:
-    return UUID(f"00000000-0000-7000-a000-{number:012x}")
-
-
-def message_id(number: int) -> UUID:
-    return UUID(f"00000000-0000-7000-9000-{number:012x}")
-
 
 NOW = datetime.now(UTC)
 OLD, OPEN = 500_000, FINISHED + 50_000  # both are the root of a family
 SHARDS = list(range(8))
 LEASE = timedelta(seconds=6)
 FAILURE = UUID(int=4)
+
+
+@pytest.fixture(scope="module")
+def full_database(postgres_url: str, template_database: str) -> Iterator[psycopg.Connection[Any]]:
+    """A connection to a database that has a past, and a lot of work."""
+    with filled(postgres_url, template_database) as connection:
+        yield connection
 
 
 def batch(*, size: int, lineage: str | None = None) -> dict[str, list[Any]]:
@@ -517,114 +376,3 @@ def test_d1_no_statement_costs_more_as_history_and_work_grow(full_database: psyc
                 problems[f"{mode} {number} {name}"] = plan
     text = "\n\n".join(f"{what}: {', '.join(plan.problems)}\n{plan.text}" for what, plan in problems.items())
     assert not problems, text
-
-
-PREPARED = "select name, custom_plans from pg_prepared_statements where generic_plans + custom_plans > 6"
-
-
-async def test_the_statements_of_a_step_are_planned_a_few_times_and_then_no_more(database_url: str) -> None:
-    # Their connections have the user's settings, so that Postgres decides: it takes the first five plans as a sample.
-    app = Scoop("shop", database=database_url)
-    planned_anew: dict[str, int] = {}
-
-    def launch(scope: BlockingScope, _: Message) -> None:
-        scope.launch("prices", 1)
-        planned_anew.update(scope.connection.execute(PREPARED))
-
-    app.saga("order", on="orders").add_step("launch", launch)
-    app.saga("price", on="prices").add_step("nothing", lambda scope, message: None)
-    async with app.running(slots=1):
-        handles = [await app.launch("orders", number) for number in range(20)]
-        for handle in handles:
-            await handle.wait(20)
-    assert {"scoop_claim_run_0", "scoop_advance_run_0", "scoop_launch_0"} <= planned_anew.keys()
-    assert {name: custom for name, custom in planned_anew.items() if custom > 5} == {}
-
-
-@pytest.mark.parametrize("broker", [None, "kafka://localhost"])
-def test_a_launch_in_a_transaction_of_the_users_is_planned_a_few_times_and_then_no_more(
-    database_url: str, broker: str | None
-) -> None:
-    app = Scoop("shop", database=database_url, broker=broker, group=broker and "shop", start=broker and "earliest")
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        for number in range(20):
-            with connection.transaction():
-                app.launch_sync("orders", number, session=connection)
-        assert [custom for _, custom in connection.execute(PREPARED)] == [5]
-
-
-def planned(connection: psycopg.Connection[Any]) -> dict[str, str]:
-    """How every statement is executed if it is planned now."""
-    connection.execute("set plan_cache_mode = force_generic_plan")
-    plans: dict[str, str] = {}
-    for name, query in queries.compiled(DEFAULT_SCHEMA).items():
-        if name in UTILITY:
-            continue
-        connection.execute(sql.SQL("prepare {} as ").format(sql.Identifier(name)).as_bytes(None) + query.text)
-        nulls = (
-            sql.SQL("({})").format(sql.SQL(", ").join([sql.NULL] * len(query.order))) if query.order else sql.SQL("")
-        )
-        asked = sql.SQL("explain execute {} {}").format(sql.Identifier(name), nulls)
-        plans[name] = "\n".join(line for (line,) in connection.execute(asked))
-    return plans
-
-
-# Queues are empty, or nearly so, whenever vacuum comes. What is planned then is what is executed when a broker was down
-# for hours.
-
-
-def test_d1_nor_if_it_was_planned_while_there_was_no_work(database_url: str) -> None:
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute(LOOK_AT_QUEUES.encode())
-        plans = planned(connection)
-    scanned = {name for name, plan in plans.items() if any(f"Seq Scan on {queue} " in plan for queue in QUEUES)}
-    assert scanned - LIVING == set()
-
-
-def test_d1_nor_if_it_was_planned_while_there_was_no_history(database_url: str) -> None:
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute("vacuum analyze")
-    driver = Home(database_url, DEFAULT_SCHEMA, "test").connect_blocking()
-    try:
-        plans = planned(driver.raw)
-    finally:
-        driver.close()
-    del plans["read_instance"]  # part of a step, whose connection is as users expect theirs to be
-    assert [
-        name
-        for name, plan in plans.items()
-        if name not in HISTORY and any(f"Seq Scan on {table} " in plan for table in BIG - set(QUEUES))
-    ] == []
-
-
-@pytest.mark.parametrize("rows", [0, 1, 60, 1000])
-def test_d1_nor_if_it_was_planned_while_there_was_little_work(database_url: str, rows: int) -> None:
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute(A_LITTLE.encode(), [rows])
-        connection.execute(LOOK_AT_QUEUES.encode())
-    driver = Home(database_url, DEFAULT_SCHEMA, "test").connect_to_queues_blocking()
-    try:
-        plans = planned(driver.raw)
-    finally:
-        driver.close()
-    for name in ("read_outbox", "look_at_outbox", "read_due", "read_left_lying", "count_due"):
-        # In the order of an index, up to the limit: what lies behind it is neither read nor sorted.
-        assert re.search(r"(Seq|Heap) Scan on (outbox|mailbox)\b", plans[name]) is None, plans[name]
-        assert sorts_without_end(plans[name]) == [], plans[name]
-
-
-def sorts_without_end(plan: str) -> list[str]:
-    """What sorts the rows of a queue before a limit has made them few."""
-    above: list[tuple[int, str]] = []
-    found = []
-    for line in plan.splitlines():
-        indent = len(line) - len(line.lstrip())
-        above = [entry for entry in above if entry[0] < indent]
-        above.append((indent, line))
-        if re.search(r"Scan .*on (outbox|mailbox)\b", line):
-            for _, node in reversed(above):
-                if re.search(r"Limit  \(", node):
-                    break
-                if re.search(r"Sort  \(", node):
-                    found.append(node)
-    return found
