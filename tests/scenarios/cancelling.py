@@ -2,8 +2,11 @@
 
 from typing import Any
 
-from scoop_outbox import CancellationRequested, GaveUp, Handle, RunState
-from tests.scenarios.shop import Shop
+import pytest
+
+from scoop_outbox import Answer, CancellationRequested, GaveUp, Handle, RunState
+from tests.scenarios.shop import LONG, Gate, Shop
+from tests.waiting import until
 
 FEELZ = {"reason": "feelz", "source": "master-system"}
 
@@ -14,6 +17,27 @@ def gave_up(failure: Any, saga: str) -> bool:
     return (failure.type, failure.message, failure.source.split("[")[0]) == (GaveUp.__name__, None, saga) and (
         (cause.type, cause.message, cause.source) == (CancellationRequested.__name__, "feelz", "master-system")
     )
+
+
+async def cancelled_at(gate: Gate, shop: Shop, *, told: bool = False, **options: Any) -> tuple[Handle, GaveUp]:
+    """Launch a message on R, cancel its hierarchy when it is held back at the gate, and return how it ended.
+
+    Args:
+        gate: the body of the step that is executed meanwhile.
+        shop: the service; it runs just for this.
+        told: the gate is opened when the root has been told to give up, and not as soon as that was asked for.
+        options: of `Shop.running`.
+    """
+    async with shop.running(**options):
+        handle = await shop.app.launch("R", None)
+        await until(lambda: gate.entered, LONG)
+        assert await shop.app.cancel(handle.id, **FEELZ) is Answer.ACCEPTED
+        if told:
+            await until(lambda: gives_up(shop, handle), LONG)
+        gate.open = True
+        with pytest.raises(GaveUp) as caught:
+            await handle.wait(LONG)
+    return handle, caught.value
 
 
 async def gives_up(shop: Shop, handle: Handle) -> bool:

@@ -317,6 +317,14 @@ def seconds(duration: float | timedelta) -> float:
     return duration.total_seconds() if isinstance(duration, timedelta) else duration
 
 
+async def announced(shop: Shop, **topics: str) -> Shop:
+    """Declare sagas of one step, each on its topic, and announce the service: it is waited for before it ever runs."""
+    for saga, topic in topics.items():
+        shop.saga(saga, topic, None)
+    await shop.app.announce()
+    return shop
+
+
 async def together(*coroutines: Any) -> list[Any]:
     """Run coroutines at the same time and return their results."""
     return list(await asyncio.gather(*coroutines))

@@ -15,9 +15,9 @@ from scoop_outbox.core.run import Run
 from scoop_outbox.core.transition import Transition
 from scoop_outbox.operations.runs import Runs
 from tests.carriers import Carrier
-from tests.scenarios.cancelling import FEELZ, gave_up, gives_up
+from tests.scenarios.cancelling import FEELZ, cancelled_at, gave_up, gives_up
 from tests.scenarios.conftest import MakeShop
-from tests.scenarios.shop import LONG, Gate, Shop, events, launches, order, raises, with_a_message_on_its_way
+from tests.scenarios.shop import LONG, Gate, Shop, announced, events, launches, order, raises, with_a_message_on_its_way
 from tests.waiting import until
 
 
@@ -29,19 +29,12 @@ async def test_ca_01_cf_11_q56_a_child_that_executes_gives_up_at_its_end_and_the
     shop.step(root, "1")
     shop.saga("child", "C", gate, None)
 
-    async with shop.running():
-        handle = await shop.app.launch("R", None)
-        await until(lambda: gate.entered, LONG)
-        assert await shop.app.cancel(handle.id, **FEELZ) is Answer.ACCEPTED
-        await until(lambda: gives_up(shop, handle), LONG)  # the child has been told, too
-        gate.open = True
-        with pytest.raises(GaveUp) as caught:
-            await handle.wait(LONG)
+    handle, error = await cancelled_at(gate, shop, told=True)
 
     assert shop.journal == ["root-0", "child-0", "root-rb0"]  # no failure handler, nothing of the child's to undo
     assert await events(shop.app, handle) == ["root 0 step compensated", "root 0 compensation committed"]
     assert await shop.states(handle) == {"root": RunState.ROLLED_BACK, "child": RunState.ROLLED_BACK}
-    assert gave_up(caught.value.failure, "root")
+    assert gave_up(error.failure, "root")
     assert gave_up((await shop.only(handle, "child")).failure, "child")
 
 
@@ -139,10 +132,8 @@ async def test_ca_06_cancelled_by_its_run_a_child_fails_for_its_parent(mixed: Sh
 
 @pytest.mark.everywhere
 async def test_ca_08_a_child_that_has_not_started_never_does(make_shop: MakeShop, carrier: Carrier) -> None:
-    here, elsewhere = make_shop(), make_shop(service="elsewhere")
+    here, elsewhere = make_shop(), await announced(make_shop(service="elsewhere"), child="C")
     here.saga("root", "R", launches("C"), None)
-    elsewhere.saga("child", "C", None)
-    await elsewhere.app.announce()
 
     async with with_a_message_on_its_way(here, carrier) as handle:
         assert await here.app.cancel(handle.id, **FEELZ) is Answer.ACCEPTED
@@ -260,10 +251,9 @@ async def test_operators_cancel_without_an_application(mixed: Shop, database_url
 
 
 async def test_q14_the_message_of_a_cancelled_child_starts_no_late_run(make_shop: MakeShop, carrier: Carrier) -> None:
-    here, elsewhere, newcomer = make_shop(), make_shop(service="elsewhere"), make_shop(service="newcomer")
+    here, newcomer = make_shop(), make_shop(service="newcomer")
+    elsewhere = await announced(make_shop(service="elsewhere"), child="C")
     here.saga("root", "R", launches("C"))
-    elsewhere.saga("child", "C", None)
-    await elsewhere.app.announce()
 
     async with with_a_message_on_its_way(here, carrier) as handle:
         await here.app.cancel(handle.id, **FEELZ)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from scoop_outbox import Answer, GaveUp, Handle, Retry, RunState
-from tests.scenarios.cancelling import FEELZ, gives_up, is_parked
+from tests.scenarios.cancelling import FEELZ, cancelled_at, is_parked
 from tests.scenarios.shop import LONG, Gate, Shop, launches, raises
 from tests.waiting import until
 
@@ -49,12 +49,9 @@ async def test_a_run_that_waits_for_its_lane_gives_up_at_once(mixed: Shop) -> No
 
 
 async def test_a_parked_run_gives_up(mixed: Shop) -> None:
-    def dies(*_: object) -> None:
-        raise MemoryError
-
     mixed.saga("root", "R", launches("C"))
     child = mixed.saga("child", "C", None)
-    mixed.step(child, "1", dies)
+    mixed.step(child, "1", raises(kind=MemoryError))
 
     async with mixed.running(max_interruptions=1):
         handle = await mixed.app.launch("R", None)
@@ -101,13 +98,6 @@ async def test_a_run_that_is_cancelled_while_it_is_parked_gives_up(mixed: Shop) 
     mixed.step(child, "0")
     mixed.step(child, "1", dies)
 
-    async with mixed.running(max_interruptions=1):
-        handle = await mixed.app.launch("R", None)
-        await until(lambda: gate.entered, LONG)
-        assert await mixed.app.cancel(handle.id, **FEELZ) is Answer.ACCEPTED
-        await until(lambda: gives_up(mixed, handle), LONG)  # the child has been told, while it is executed
-        gate.open = True
-        with pytest.raises(GaveUp):
-            await handle.wait(LONG)
+    await cancelled_at(gate, mixed, told=True, max_interruptions=1)
 
     assert mixed.journal == ["root-0", "child-0", "child-1", "child-rb0", "root-rb0"]

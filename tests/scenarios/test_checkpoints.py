@@ -5,10 +5,9 @@ from typing import Any
 
 import pytest
 
-from scoop_outbox import Answer, GaveUp, RunCancelled
-from tests.scenarios.cancelling import FEELZ, gave_up
+from scoop_outbox import GaveUp, RunCancelled
+from tests.scenarios.cancelling import cancelled_at, gave_up
 from tests.scenarios.shop import COLOURS, LONG, Gate, Shop, events, raises
-from tests.waiting import until
 
 
 @pytest.mark.parametrize("colour", COLOURS[:2], indirect=True)
@@ -24,15 +23,9 @@ async def test_q62_a_step_asks_at_a_checkpoint(shop: Shop) -> None:
 
     shop.saga("root", "R", None, asks)
 
-    async with shop.running():
-        handle = await shop.app.launch("R", None)
-        await until(lambda: gate.entered, LONG)
-        assert await shop.app.cancel(handle.id, **FEELZ) is Answer.ACCEPTED
-        gate.open = True
-        with pytest.raises(GaveUp) as caught:
-            await handle.wait(LONG)
+    handle, error = await cancelled_at(gate, shop)
 
-    assert gave_up(caught.value.failure, "root")
+    assert gave_up(error.failure, "root")
     assert shop.journal == ["root-0", "root-1", "root-goes on", "root-rb0"]
     assert await events(shop.app, handle) == ["root 0 step compensated", "root 0 compensation committed"]
 

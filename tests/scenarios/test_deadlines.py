@@ -10,7 +10,7 @@ import pytest
 from scoop_outbox import DefinitionError, DistributedError, GaveUp, Handle, Retry, RunState, StepError
 from tests.carriers import Carrier
 from tests.scenarios.conftest import MakeShop
-from tests.scenarios.shop import LONG, Gate, Shop, launches, raises, with_a_message_on_its_way
+from tests.scenarios.shop import LONG, Gate, Shop, announced, launches, raises, with_a_message_on_its_way
 from tests.waiting import until
 
 SOON = 0.3
@@ -32,6 +32,49 @@ def late(failure: Any, saga: str, source: str) -> bool:
         and not cause.stack_trace
         and not cause.causes
     )
+
+
+async def late_at(gate: Gate, shop: Shop) -> tuple[Handle, GaveUp]:
+    """Launch a message on R whose deadline passes while it is held back at the gate, and return how it ended."""
+    async with shop.running():
+        handle = await shop.app.launch("R", None, timeout=ENOUGH)
+        await until(lambda: gate.entered, LONG)
+        deadline = (await shop.only(handle, "root")).deadline
+        assert deadline is not None
+        # Test and database have one clock.
+        await until(lambda: datetime.now(UTC) > deadline.at + timedelta(milliseconds=50), LONG)
+        return handle, await _gave_up(gate, handle)
+
+
+async def gives_up_at(gate: Gate, shop: Shop) -> tuple[Handle, GaveUp]:
+    """Launch a message on R whose root gives up while its child is held back at the gate, and return how it ended."""
+
+    async def gives_up() -> bool:
+        return (await shop.only(handle, "root")).giving_up is not None
+
+    async with shop.running():
+        handle = await shop.app.launch("R", None)
+        await until(lambda: gate.entered, LONG)
+        await until(gives_up, LONG)
+        return handle, await _gave_up(gate, handle)
+
+
+async def deadlines_at(gate: Gate, shop: Shop, **options: Any) -> dict[str, Any]:
+    """Launch a message on R and return the deadline of each saga's run while the one at the gate is executed."""
+    async with shop.running():
+        handle = await shop.app.launch("R", None, **options)
+        await until(lambda: gate.entered, LONG)
+        deadlines = {run.saga: run.deadline for run in await shop.runs(handle)}
+        gate.open = True
+        await handle.wait(LONG)
+    return deadlines
+
+
+async def _gave_up(gate: Gate, handle: Handle) -> GaveUp:
+    gate.open = True
+    with pytest.raises(GaveUp) as caught:
+        await handle.wait(LONG)
+    return caught.value
 
 
 @pytest.mark.everywhere
@@ -71,23 +114,10 @@ async def test_dl_03_what_a_step_does_after_the_deadline_is_discarded_and_what_w
     gate = Gate()
     shop.saga("root", "R", None, gate)
 
-    async with shop.running():
-        handle = await shop.app.launch("R", None, timeout=ENOUGH)
-        await until(lambda: gate.entered, LONG)
-        await _passed(handle, shop)
-        gate.open = True
-        with pytest.raises(GaveUp) as caught:
-            await handle.wait(LONG)
+    _, error = await late_at(gate, shop)
 
     assert shop.journal == ["root-0", "root-1", "root-rb0"]
-    assert late(caught.value.failure, "root", "shop")
-
-
-async def _passed(handle: Handle, shop: Shop) -> None:
-    """Wait until the deadline of the root is over: test and database have one clock."""
-    deadline = (await shop.only(handle, "root")).deadline
-    assert deadline is not None
-    await until(lambda: datetime.now(UTC) > deadline.at + timedelta(milliseconds=50), LONG)
+    assert late(error.failure, "root", "shop")
 
 
 async def test_dl_04_the_earlier_deadline_counts_and_names_the_others(mixed: Shop) -> None:
@@ -97,12 +127,7 @@ async def test_dl_04_the_earlier_deadline_counts_and_names_the_others(mixed: Sho
     mixed.saga("child", "C", launches("G", deadline=far + timedelta(hours=1)))
     mixed.saga("grandchild", "G", gate)
 
-    async with mixed.running():
-        handle = await mixed.app.launch("R", None, deadline=far)
-        await until(lambda: gate.entered, LONG)
-        deadline = (await mixed.only(handle, "grandchild")).deadline
-        gate.open = True
-        await handle.wait(LONG)
+    deadline = (await deadlines_at(gate, mixed, deadline=far))["grandchild"]
 
     assert deadline is not None
     assert deadline.source.startswith("root[")
@@ -121,16 +146,10 @@ async def test_dl_06_a_deadline_binds_all_that_is_below(mixed: Shop) -> None:
     mixed.saga("child", "C", launches("G"))
     mixed.saga("grandchild", "G", gate)
 
-    async with mixed.running():
-        handle = await mixed.app.launch("R", None, timeout=ENOUGH)
-        await until(lambda: gate.entered, LONG)
-        await _passed(handle, mixed)
-        gate.open = True
-        with pytest.raises(GaveUp) as caught:
-            await handle.wait(LONG)
+    handle, error = await late_at(gate, mixed)
 
     assert mixed.journal == ["root-0", "child-0", "grandchild-0", "child-rb0", "root-rb0"]
-    assert late(caught.value.failure, "root", "shop")
+    assert late(error.failure, "root", "shop")
     assert late((await mixed.only(handle, "child")).failure, "child", "shop")
 
 
@@ -146,20 +165,10 @@ async def test_dl_07_a_run_that_sets_its_own_deadline_gives_up_and_its_child_is_
     mixed.step(child, "0", gate)
     mixed.step(child, "1")
 
-    async with mixed.running():
-        handle = await mixed.app.launch("R", None)
-        await until(lambda: gate.entered, LONG)
-        await until(lambda: _gives_up(mixed, handle), LONG)
-        gate.open = True
-        with pytest.raises(GaveUp) as caught:
-            await handle.wait(LONG)
+    _, error = await gives_up_at(gate, mixed)
 
     assert mixed.journal == ["root-0", "child-0", "child-1", "child-rb1", "child-rb0", "root-rb0"]
-    assert late(caught.value.failure, "root", "root")
-
-
-async def _gives_up(shop: Shop, handle: Handle) -> bool:
-    return (await shop.only(handle, "root")).giving_up is not None
+    assert late(error.failure, "root", "root")
 
 
 async def test_dl_08_the_budget_of_a_rollback_counts_from_its_beginning(mixed: Shop) -> None:
@@ -209,11 +218,9 @@ async def test_a_run_that_waits_for_its_lane_gives_up_at_its_deadline(mixed: Sho
 
 @pytest.mark.everywhere
 async def test_q53_a_child_that_never_starts_fails_at_its_deadline(make_shop: MakeShop, carrier: Carrier) -> None:
-    here, elsewhere = make_shop(), make_shop(service="elsewhere")
+    here, elsewhere = make_shop(), await announced(make_shop(service="elsewhere"), child="C")
     root = here.app.saga("root", "R")
     here.step(root, "0", launches("C", timeout=SOON), on_child_failure=True)
-    elsewhere.saga("child", "C", None)
-    await elsewhere.app.announce()
 
     async with with_a_message_on_its_way(here, carrier) as handle:
         with pytest.raises(DistributedError) as caught:
@@ -241,14 +248,7 @@ async def test_dl_12_a_deadline_is_lifted_by_the_run_that_has_set_it(shop: Shop)
     shop.step(root, "2", launches("C"))
     shop.saga("child", "C", gate)
 
-    async with shop.running():
-        handle = await shop.app.launch("R", None)
-        await until(lambda: gate.entered, LONG)
-        statuses = {run.saga: run.deadline for run in await shop.runs(handle)}
-        gate.open = True
-        await handle.wait(LONG)
-
-    assert statuses == {"root": None, "child": None}
+    assert await deadlines_at(gate, shop) == {"root": None, "child": None}
 
 
 async def test_dl_12_what_somebody_else_has_set_is_not_lifted(mixed: Shop) -> None:
@@ -259,14 +259,9 @@ async def test_dl_12_what_somebody_else_has_set_is_not_lifted(mixed: Shop) -> No
     gate = Gate()
     mixed.saga("child", "C", gate)
 
-    async with mixed.running():
-        handle = await mixed.app.launch("R", None, timeout=3600)
-        await until(lambda: gate.entered, LONG)
-        deadlines = {run.deadline.source for run in await mixed.runs(handle) if run.deadline is not None}
-        gate.open = True
-        await handle.wait(LONG)
+    deadlines = await deadlines_at(gate, mixed, timeout=3600)
 
-    assert deadlines == {"shop"}
+    assert [one and one.source for one in deadlines.values()] == ["shop", "shop"]
 
 
 async def test_dl_10_q77_a_rollback_and_what_its_compensations_launch_is_not_late(mixed: Shop) -> None:
@@ -276,13 +271,7 @@ async def test_dl_10_q77_a_rollback_and_what_its_compensations_launch_is_not_lat
     mixed.step(root, "1", gate)
     mixed.saga("child", "C", None)
 
-    async with mixed.running():
-        handle = await mixed.app.launch("R", None, timeout=ENOUGH)
-        await until(lambda: gate.entered, LONG)
-        await _passed(handle, mixed)
-        gate.open = True
-        with pytest.raises(GaveUp):
-            await handle.wait(LONG)
+    handle, _ = await late_at(gate, mixed)
 
     assert mixed.journal == ["root-0", "root-1", "root-rb0", "child-0"]
     assert await mixed.states(handle) == {"root": ROLLED_BACK, "child": RunState.COMMITTED}
@@ -312,16 +301,10 @@ async def test_a_saga_has_a_timeout_of_its_own(mixed: Shop) -> None:
     mixed.step(root, "1", launches("C"))
     mixed.saga("child", "C", gate)
 
-    async with mixed.running():
-        handle = await mixed.app.launch("R", None)
-        await until(lambda: gate.entered, LONG)
-        await until(lambda: _gives_up(mixed, handle), LONG)
-        gate.open = True
-        with pytest.raises(GaveUp) as caught:
-            await handle.wait(LONG)
+    _, error = await gives_up_at(gate, mixed)
 
     assert mixed.journal == ["root-0", "root-1", "child-0", "root-rb1", "root-rb0"]
-    assert late(caught.value.failure, "root", "root")
+    assert late(error.failure, "root", "root")
 
 
 async def test_a_shielded_step_is_finished_first_and_nobody_polls_meanwhile(mixed: Shop) -> None:
@@ -407,12 +390,10 @@ def launches_two(scope: Any, _: Any) -> None:
 async def test_q53_each_child_that_never_starts_fails_at_its_deadline(
     make_shop: MakeShop, carrier: Carrier, body: Any
 ) -> None:
-    here, elsewhere = make_shop(), make_shop(service="elsewhere")
+    here = make_shop()
+    await announced(make_shop(service="elsewhere"), child="C", other="D")
     root = here.app.saga("root", "R")
     here.step(root, "0", body)
-    elsewhere.saga("child", "C", None)
-    elsewhere.saga("other", "D", None)
-    await elsewhere.app.announce()
 
     async with with_a_message_on_its_way(here, carrier) as handle:
         with pytest.raises(DistributedError):
@@ -422,15 +403,14 @@ async def test_q53_each_child_that_never_starts_fails_at_its_deadline(
 
 
 async def test_a_deadline_that_is_over_when_it_is_set_ends_the_run(make_shop: MakeShop, carrier: Carrier) -> None:
-    here, elsewhere = make_shop(), make_shop(service="elsewhere")
+    here = make_shop()
+    await announced(make_shop(service="elsewhere"), child="C")
 
     def sets(scope: Any, _: Any) -> None:
         scope.launch("C", None)
         scope.set_deadline(deadline=LONG_AGO)
 
     here.saga("root", "R", sets)
-    elsewhere.saga("child", "C", None)
-    await elsewhere.app.announce()
 
     async with with_a_message_on_its_way(here, carrier) as handle:
         with pytest.raises(GaveUp):
@@ -440,10 +420,9 @@ async def test_a_deadline_that_is_over_when_it_is_set_ends_the_run(make_shop: Ma
 async def test_children_that_somebody_is_about_to_take_in_are_looked_at_again(
     make_shop: MakeShop, carrier: Carrier, database_url: str
 ) -> None:
-    here, elsewhere = make_shop(), make_shop(service="elsewhere")
+    here = make_shop()
+    await announced(make_shop(service="elsewhere"), child="C")
     here.saga("root", "R", launches("C", timeout=SOON))
-    elsewhere.saga("child", "C", None)
-    await elsewhere.app.announce()
 
     async with with_a_message_on_its_way(here, carrier) as handle:
         async with await psycopg.AsyncConnection.connect(database_url) as other:
@@ -467,12 +446,11 @@ async def test_dl_08_the_budget_does_not_begin_with_the_step_that_fails(mixed: S
 
 
 async def test_q20_a_budget_reaches_what_a_compensation_launches(make_shop: MakeShop, carrier: Carrier) -> None:
-    here, elsewhere = make_shop(), make_shop(service="elsewhere")
+    here = make_shop()
+    await announced(make_shop(service="elsewhere"), child="C")
     root = here.app.saga("root", "R", rollback_timeout=SOON)
     here.step(root, "0", compensate=launches("C"))
     here.step(root, "1", raises("no"))
-    elsewhere.saga("child", "C", None)
-    await elsewhere.app.announce()
 
     async with with_a_message_on_its_way(here, carrier) as handle:
         with pytest.raises(DistributedError):
@@ -495,14 +473,10 @@ async def test_q20_a_child_that_is_told_to_roll_back_has_a_budget_of_its_own(mix
     assert (await mixed.only(handle, "child")).state is RunState.ROLLBACK_FAILED
 
 
-def dies(*_: object) -> None:
-    raise MemoryError
-
-
 async def test_a_parked_run_gives_up_at_its_deadline(mixed: Shop) -> None:
     mixed.saga("root", "R", launches("C", timeout=ENOUGH))
     child = mixed.saga("child", "C", None)
-    mixed.step(child, "1", dies)
+    mixed.step(child, "1", raises(kind=MemoryError))
 
     async with mixed.running(max_interruptions=1):
         handle = await mixed.app.launch("R", None)
@@ -520,13 +494,7 @@ async def test_q37_what_a_shielded_step_has_launched_is_not_late(mixed: Shop) ->
     mixed.step(root, "1")
     mixed.saga("child", "C", gate, None)
 
-    async with mixed.running():
-        handle = await mixed.app.launch("R", None, timeout=ENOUGH)
-        await until(lambda: gate.entered, LONG)
-        await _passed(handle, mixed)
-        gate.open = True
-        with pytest.raises(GaveUp):
-            await handle.wait(LONG)
+    await late_at(gate, mixed)
 
     assert mixed.journal == ["root-0", "child-0", "child-1", "child-rb1", "child-rb0", "root-rb0"]
 
@@ -536,12 +504,7 @@ async def test_dl_11_a_deadline_counts_next_to_other_context(mixed: Shop) -> Non
     mixed.saga("root", "R", launches("C", context={"tenant": "b"}, timeout=60))
     mixed.saga("child", "C", gate)
 
-    async with mixed.running():
-        handle = await mixed.app.launch("R", None, context={"tenant": "a"}, timeout=3600)
-        await until(lambda: gate.entered, LONG)
-        deadline = (await mixed.only(handle, "child")).deadline
-        gate.open = True
-        await handle.wait(LONG)
+    deadline = (await deadlines_at(gate, mixed, context={"tenant": "a"}, timeout=3600))["child"]
 
     assert deadline is not None
     assert deadline.source.startswith("root[")

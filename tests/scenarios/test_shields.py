@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from scoop_outbox import Answer, GaveUp, RunState
-from tests.scenarios.cancelling import FEELZ, is_parked
-from tests.scenarios.shop import LONG, Gate, Shop, launches
+from scoop_outbox import Answer, RunState
+from tests.scenarios.cancelling import FEELZ, cancelled_at, is_parked
+from tests.scenarios.shop import LONG, Gate, Shop, launches, raises
 from tests.waiting import until
 
 
@@ -18,13 +18,7 @@ async def test_ca_11_a_shielded_saga_runs_to_its_end_and_is_rolled_back_afterwar
     mixed.step(child, "1", launches("G"))
     mixed.saga("grandchild", "G", None)
 
-    async with mixed.running():
-        handle = await mixed.app.launch("R", None)
-        await until(lambda: gate.entered, LONG)
-        assert await mixed.app.cancel(handle.id, **FEELZ) is Answer.ACCEPTED
-        gate.open = True
-        with pytest.raises(GaveUp):
-            await handle.wait(LONG)
+    handle, _ = await cancelled_at(gate, mixed)
 
     assert mixed.journal == [
         *("root-0", "child-0", "child-1", "grandchild-0"),
@@ -40,13 +34,7 @@ async def test_q37_a_shielded_step_and_what_it_launched_are_finished_first(shop:
     shop.step(root, "1")
     shop.saga("child", "C", gate, None)
 
-    async with shop.running():
-        handle = await shop.app.launch("R", None)
-        await until(lambda: gate.entered, LONG)
-        assert await shop.app.cancel(handle.id, **FEELZ) is Answer.ACCEPTED
-        gate.open = True
-        with pytest.raises(GaveUp):
-            await handle.wait(LONG)
+    await cancelled_at(gate, shop)
 
     assert shop.journal == ["root-0", "child-0", "child-1", "child-rb1", "child-rb0", "root-rb0"]
 
@@ -57,13 +45,7 @@ async def test_q21_a_step_that_completes_on_give_up_is_compensated(shop: Shop) -
     shop.step(root, "1", gate, complete_on_give_up=True)
     shop.step(root, "2")
 
-    async with shop.running():
-        handle = await shop.app.launch("R", None)
-        await until(lambda: gate.entered, LONG)
-        assert await shop.app.cancel(handle.id, **FEELZ) is Answer.ACCEPTED
-        gate.open = True
-        with pytest.raises(GaveUp):
-            await handle.wait(LONG)
+    await cancelled_at(gate, shop)
 
     assert shop.journal == ["root-0", "root-1", "root-rb1", "root-rb0"]
 
@@ -79,23 +61,14 @@ async def test_q62_nothing_is_stopped_in_what_is_shielded(mixed: Shop) -> None:
     root = mixed.app.saga("root", "R")
     mixed.step(root, "0", asks, shield=True)
 
-    async with mixed.running():
-        handle = await mixed.app.launch("R", None)
-        await until(lambda: gate.entered, LONG)
-        assert await mixed.app.cancel(handle.id, **FEELZ) is Answer.ACCEPTED
-        gate.open = True
-        with pytest.raises(GaveUp):
-            await handle.wait(LONG)
+    await cancelled_at(gate, mixed)
 
     assert mixed.journal == ["root-0", "root-goes on", "root-rb0"]
 
 
 async def test_a_shielded_run_that_is_parked_stays_parked(mixed: Shop) -> None:
-    def dies(*_: object) -> None:
-        raise MemoryError
-
     root = mixed.app.saga("root", "R", shield=True)
-    mixed.step(root, "0", dies)
+    mixed.step(root, "0", raises(kind=MemoryError))
 
     async with mixed.running(max_interruptions=1):
         handle = await mixed.app.launch("R", None)
@@ -118,12 +91,6 @@ async def test_q21_a_last_step_that_is_committed_is_compensated(mixed: Shop, opt
     given: dict[str, Any] = {option: True}
     mixed.step(root, "1", gate, **given)
 
-    async with mixed.running():
-        handle = await mixed.app.launch("R", None)
-        await until(lambda: gate.entered, LONG)
-        assert await mixed.app.cancel(handle.id, **FEELZ) is Answer.ACCEPTED
-        gate.open = True
-        with pytest.raises(GaveUp):
-            await handle.wait(LONG)
+    await cancelled_at(gate, mixed)
 
     assert mixed.journal == ["root-0", "root-1", "root-rb1", "root-rb0"]
