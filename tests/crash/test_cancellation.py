@@ -9,14 +9,13 @@ import psycopg
 import pytest
 
 from scoop_outbox import Answer, Scoop
-from tests.crash import flow
+from tests.crash.killing import kill_one, two_of_each, until_a_step_is_done
 from tests.crash.ledger import UNENDED, assert_exactly_once, count
 from tests.crash.processes import Fleet
 from tests.waiting import until_blocking
 
 ORDERS = 60
 KILLS = 8
-STEPS = "select count(*) from scoop_outbox.step"
 ROOTS = "select count(*) from scoop_outbox.run where parent_run is null"
 
 
@@ -24,9 +23,7 @@ ROOTS = "select count(*) from scoop_outbox.run where parent_run is null"
 def test_whoever_is_killed_a_hierarchy_that_gives_up_is_undone_once(
     database_url: str, effects: psycopg.Connection[Any], fleet: Fleet
 ) -> None:
-    running = [fleet.worker(f"flow:{service}", "--relay") for service in flow.SERVICES for _ in range(2)]
-    for process in running:
-        process.wait_until_ready()
+    running = two_of_each(fleet)
     launcher = Scoop("launcher", database=database_url)
     launched = []
     for number in range(1, ORDERS + 1):
@@ -35,12 +32,9 @@ def test_whoever_is_killed_a_hierarchy_that_gives_up_is_undone_once(
         launched.append(handle.id)
     answers = set()
     for _ in range(KILLS):
-        before = count(effects, STEPS)
-        until_blocking(lambda before=before: count(effects, STEPS) > before or is_quiet(effects), 60)  # type: ignore[misc]
+        until_a_step_is_done(effects, is_quiet)
         answers |= {launcher.cancel_sync(one, reason="at random") for one in random.sample(launched, 5)}
-        victim = random.choice(running)
-        victim.kill()
-        running[running.index(victim)] = fleet.start(*victim.arguments)
+        kill_one(running, fleet)
     launcher.close_sync()
 
     until_blocking(lambda: is_quiet(effects), 150)

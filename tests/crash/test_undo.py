@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import psycopg
 import pytest
 
 from scoop_outbox import Answer, Scoop
-from tests.crash import flow
+from tests.crash.killing import kill_one, two_of_each, until_a_step_is_done
 from tests.crash.ledger import UNENDED, assert_exactly_once, count
 from tests.crash.processes import Fleet
 from tests.waiting import until_blocking
@@ -17,16 +16,13 @@ from tests.waiting import until_blocking
 ORDERS = 40
 KILLS = 6
 WAITING = "select count(*) from scoop_outbox.request where kind = 'rollback' and outcome is null"
-STEPS = "select count(*) from scoop_outbox.step"
 
 
 @pytest.mark.timeout(240)
 def test_requests_that_wait_are_carried_out_once_whoever_is_killed(
     database_url: str, effects: psycopg.Connection[Any], fleet: Fleet
 ) -> None:
-    running = [fleet.worker(f"flow:{service}", "--relay") for service in flow.SERVICES for _ in range(2)]
-    for process in running:
-        process.wait_until_ready()
+    running = two_of_each(fleet)
     launcher = Scoop("launcher", database=database_url)
     for number in range(1, ORDERS + 1):
         handle = launcher.launch_sync("order.placed", {"n": number}, key=str(number % 8))
@@ -35,11 +31,8 @@ def test_requests_that_wait_are_carried_out_once_whoever_is_killed(
         assert answered.answer in (Answer.ACCEPTED, Answer.ALREADY_ROLLED_BACK)
     launcher.close_sync()
     for _ in range(KILLS):
-        before = count(effects, STEPS)
-        until_blocking(lambda before=before: count(effects, STEPS) > before or is_quiet(effects), 60)  # type: ignore[misc]
-        victim = random.choice(running)
-        victim.kill()
-        running[running.index(victim)] = fleet.start(*victim.arguments)
+        until_a_step_is_done(effects, is_quiet)
+        kill_one(running, fleet)
 
     until_blocking(lambda: is_quiet(effects), 150)
     assert_exactly_once(effects)
