@@ -5,7 +5,7 @@ import logging
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, LiteralString
+from typing import Any
 
 import psycopg
 import pytest
@@ -19,36 +19,37 @@ from tests.waiting import until
 
 LONG = 30.0
 BODY = bytes(range(256))
-SETTINGS: list[LiteralString] = [
-    "datestyle = 'SQL, DMY'",
-    "datestyle = 'German'",
-    "intervalstyle = 'sql_standard'",
-    "bytea_output = 'escape'",
-    "standard_conforming_strings = off",
-    "array_nulls = off",
-    "client_encoding = 'latin1'",
-    "default_transaction_isolation = 'serializable'",
-    "default_transaction_read_only = on",
-    "default_transaction_deferrable = on",
-    "timezone = 'Asia/Kathmandu'",
-    "extra_float_digits = -15",
-    "search_path = ''",
-    "plan_cache_mode = 'force_custom_plan'",
-    "transform_null_equals = on",
+SETTINGS = [
+    ("datestyle", "SQL, DMY"),
+    ("datestyle", "German"),
+    ("intervalstyle", "sql_standard"),
+    ("bytea_output", "escape"),
+    ("standard_conforming_strings", "off"),
+    ("array_nulls", "off"),
+    ("client_encoding", "latin1"),
+    ("default_transaction_isolation", "serializable"),
+    ("default_transaction_read_only", "on"),
+    ("default_transaction_deferrable", "on"),
+    ("timezone", "Asia/Kathmandu"),
+    ("extra_float_digits", "-15"),
+    ("search_path", ""),
+    ("plan_cache_mode", "force_custom_plan"),
+    ("transform_null_equals", "on"),
 ]
 
-Database = Callable[[LiteralString], str]
+Database = Callable[..., str]
 
 
 @pytest.fixture
 def new_database(postgres_url: str) -> Iterator[Database]:
-    """Makes databases that are not migrated, however they are to be."""
+    """Makes databases that are not migrated, in the encoding that is asked for."""
     made: list[str] = []
     with psycopg.connect(postgres_url, autocommit=True) as admin:
 
-        def make(options: LiteralString) -> str:
+        def make(encoding: str = "UTF8") -> str:
             made.append(f"scoop_outbox_test_{secrets.token_hex(8)}")
-            admin.execute(sql.SQL("create database {} {}").format(sql.Identifier(made[-1]), sql.SQL(options)))
+            create = sql.SQL("create database {} encoding {} template template0 locale 'C'")
+            admin.execute(create.format(sql.Identifier(made[-1]), sql.Literal(encoding)))
             return make_url(postgres_url).set(database=made[-1]).render_as_string(hide_password=False)
 
         yield make
@@ -56,8 +57,11 @@ def new_database(postgres_url: str) -> Iterator[Database]:
             admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
 
 
-def named(url: str) -> sql.Identifier:
-    return sql.Identifier(make_url(url).database or "")
+def set_for_all(connection: psycopg.Connection[Any], name: str, value: str) -> None:
+    """Set what every new connection to this database begins with."""
+    database = sql.Identifier(connection.info.dbname)
+    change = sql.SQL("alter database {} set {} = {}").format(database, sql.Identifier(name), sql.Literal(value))
+    connection.execute(change)
 
 
 def service(url: str, seen: list[Any]) -> Scoop:
@@ -97,19 +101,19 @@ async def works(url: str) -> None:
     assert seen == [(BODY, "č"), ({"name": "ž"}, "č"), "undone"]
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-async def test_bug_07_settings_of_a_database_are_no_hindrance(database_url: str, setting: LiteralString) -> None:
+@pytest.mark.parametrize("name, value", SETTINGS)
+async def test_bug_07_settings_of_a_database_are_no_hindrance(database_url: str, name: str, value: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute(sql.SQL("alter database {} set {}").format(named(database_url), sql.SQL(setting)))
+        set_for_all(connection, name, value)
     await works(database_url)
 
 
 async def test_bug_07_migrating_is_not_disturbed_by_settings_either(new_database: Database) -> None:
-    url = new_database("")
+    url = new_database()
     with psycopg.connect(url, autocommit=True) as connection:
-        for setting in SETTINGS:
+        for name, value in SETTINGS:
             if connection.info.server_version < 190000:
-                connection.execute(sql.SQL("alter database {} set {}").format(named(url), sql.SQL(setting)))
+                set_for_all(connection, name, value)
     await Scoop("shop", database=url).migrate()
     await works(url)
 
@@ -117,9 +121,7 @@ async def test_bug_07_migrating_is_not_disturbed_by_settings_either(new_database
 async def test_limits_of_a_role_are_not_those_of_the_machinery(database_url: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as connection:
         for limit in ("statement_timeout", "lock_timeout"):
-            connection.execute(
-                sql.SQL("alter database {} set {} = '100ms'").format(named(database_url), sql.Identifier(limit))
-            )
+            set_for_all(connection, limit, "100ms")
     app = Scoop("shop", database=database_url)
     show = "select current_setting('statement_timeout'), current_setting('lock_timeout')"
     async with service_of(app).home.driver() as driver:
@@ -133,13 +135,13 @@ async def test_limits_of_a_role_are_not_those_of_the_machinery(database_url: str
 
 
 async def test_bug_07_a_database_in_sql_ascii_takes_utf_8_as_it_is(new_database: Database) -> None:
-    url = new_database("encoding 'SQL_ASCII' template template0 locale 'C'")
+    url = new_database("SQL_ASCII")
     await Scoop("shop", database=url).migrate()
     await works(url)
 
 
 async def test_bug_19_a_database_in_latin_1_is_refused_in_words(new_database: Database) -> None:
-    url = new_database("encoding 'LATIN1' template template0 locale 'C'")
+    url = new_database("LATIN1")
     app = Scoop("shop", database=url)
     with pytest.raises(
         DatabaseError, match="has the encoding LATIN1, which cannot store every text: use a database in UTF8"

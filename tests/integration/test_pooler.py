@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
+from psycopg import sql
 from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
@@ -19,6 +21,11 @@ from tests.waiting import until
 LONG = 30.0
 SERVERS = 5
 """Connections to the server, for all: many fewer than the clients have."""
+
+ONE_THAT_IS_GONE = """
+insert into scoop_outbox.worker (id, service, sagas, versions, alive_until)
+select gen_random_uuid(), service, sagas, versions, now() + interval '3 seconds' from scoop_outbox.worker
+"""
 
 Through = Callable[[str], str]
 
@@ -145,10 +152,7 @@ async def test_a_worker_that_is_gone_is_taken_over_though_no_process_of_the_serv
         async with app.running():
             (await (await app.launch("orders", 1)).wait(LONG))
             backends = connection.execute("select backend from scoop_outbox.worker").fetchall()
-            connection.execute(
-                "insert into scoop_outbox.worker (id, service, sagas, versions, alive_until) select gen_random_uuid(), "
-                "service, sagas, versions, now() + interval '3 seconds' from scoop_outbox.worker"
-            )
+            connection.execute(ONE_THAT_IS_GONE)
             handles = [await app.launch("orders", number) for number in range(2, 12)]
             await asyncio.gather(*(handle.wait(LONG) for handle in handles))
     assert backends == [(None,)]
@@ -157,9 +161,9 @@ async def test_a_worker_that_is_gone_is_taken_over_though_no_process_of_the_serv
 
 
 async def test_migrating_through_it_works_too(pooler: str, postgres_url: str) -> None:
-    name = "migrated_through_a_pooler"
+    name = f"migrated_through_a_pooler_{secrets.token_hex(8)}"
     with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute("create database migrated_through_a_pooler")
+        connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
     try:
         app = Scoop("shop", database=make_url(pooler).set(database=name).render_as_string(hide_password=False))
         await app.migrate()
@@ -169,7 +173,7 @@ async def test_migrating_through_it_works_too(pooler: str, postgres_url: str) ->
         await app.close()
     finally:
         with psycopg.connect(postgres_url, autocommit=True) as connection:
-            connection.execute("drop database migrated_through_a_pooler with (force)")
+            connection.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
 
 
 async def test_one_that_lends_connections_for_a_session_is_no_hindrance(

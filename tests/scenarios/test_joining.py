@@ -22,19 +22,27 @@ JoinsBlocking = Callable[[str, str], AbstractContextManager[Any]]
 BODY = bytes(range(256))
 HEADERS = {"kind": "ž", "broken": "a\\b'c"}
 SETTINGS = [
-    "set client_encoding = latin1",
-    "set client_encoding = sql_ascii",
-    "set standard_conforming_strings = off",
-    "set array_nulls = off",
-    "set datestyle = German",
-    "set default_transaction_isolation = serializable",
-    "set plan_cache_mode = force_custom_plan",
+    "client_encoding=latin1",
+    "client_encoding=sql_ascii",
+    "standard_conforming_strings=off",
+    "array_nulls=off",
+    "datestyle=German",
+    "default_transaction_isolation=serializable",
+    "plan_cache_mode=force_custom_plan",
 ]
+SET = "select set_config(%(name)s, %(value)s, false)"
+SET_BY_SQLALCHEMY = sa.text("select set_config(:name, :value, false)")
+
+
+def named(setting: str) -> dict[str, str]:
+    """The parameters of SET."""
+    name, _, value = setting.partition("=")
+    return {"name": name, "value": value}
 
 
 async def change(connection: Any, setting: str) -> None:
     if setting:
-        await connection.execute(sa.text(setting))
+        await connection.execute(SET_BY_SQLALCHEMY, named(setting))
         await connection.commit()
 
 
@@ -66,7 +74,7 @@ async def async_scoped(url: str, setting: str) -> AsyncIterator[Any]:
 async def async_psycopg(url: str, setting: str) -> AsyncIterator[Any]:
     async with await psycopg.AsyncConnection.connect(url) as connection:
         if setting:
-            await connection.execute(setting.encode())
+            await connection.execute(SET, named(setting))
             await connection.commit()
         yield connection
 
@@ -77,7 +85,7 @@ def blocking_sqlalchemy(driver: str, *, scoped: bool = False) -> JoinsBlocking:
         engine = sa.create_engine(sa.make_url(url).set(drivername=f"postgresql+{driver}"))
         with engine.connect() as connection:
             if setting:
-                connection.execute(sa.text(setting))
+                connection.execute(SET_BY_SQLALCHEMY, named(setting))
                 connection.commit()
             session: Any = scoped_session(sessionmaker(connection)) if scoped else Session(connection)
             yield session
@@ -91,7 +99,7 @@ def blocking_sqlalchemy(driver: str, *, scoped: bool = False) -> JoinsBlocking:
 def blocking_psycopg(url: str, setting: str) -> Iterator[Any]:
     with psycopg.connect(url) as connection:
         if setting:
-            connection.execute(setting.encode())
+            connection.execute(SET, named(setting))
             connection.commit()
         yield connection
 
@@ -274,7 +282,7 @@ async def test_ids_of_the_callers_and_many_at_once_join_every_session(
     seen = declare(shop)
     drafts = [Draft("ž", number, key="č", id=uuid.uuid4()) for number in range(5)]
     async with shop.running():
-        with join(database_url, "set client_encoding = latin1") as session:
+        with join(database_url, "client_encoding=latin1") as session:
             first = shop.app.launch_many_sync(drafts, session=session)
             again = shop.app.launch_many_sync(drafts, session=session)
             with pytest.raises(ConflictingMessage):
