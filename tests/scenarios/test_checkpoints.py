@@ -11,7 +11,7 @@ from tests.scenarios.shop import COLOURS, LONG, Gate, Shop, events, raises
 
 
 @pytest.mark.parametrize("colour", COLOURS[:2], indirect=True)
-async def test_q62_a_step_asks_at_a_checkpoint(shop: Shop) -> None:
+async def test_if_05_q62_a_step_asks_at_a_checkpoint(shop: Shop) -> None:
     gate = Gate()
 
     def asks(scope: Any, _: Any) -> Any:
@@ -26,7 +26,7 @@ async def test_q62_a_step_asks_at_a_checkpoint(shop: Shop) -> None:
     handle, error = await cancelled_at(gate, shop)
 
     assert gave_up(error.failure, "root")
-    assert shop.journal == ["root-0", "root-1", "root-goes on", "root-rb0"]
+    assert shop.journal == ["root-0", "root-1", "root-goes on", "root-rb0"]  # nothing was executed again
     assert await events(shop.app, handle) == ["root 0 step compensated", "root 0 compensation committed"]
 
 

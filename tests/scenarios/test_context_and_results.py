@@ -141,6 +141,32 @@ async def test_cx_03_each_message_has_a_snapshot_of_its_own(shop: Shop) -> None:
     assert seen == {0: 0, 1: 1, 2: 2}
 
 
+async def test_cx_06_d27_all_that_is_given_with_a_launch_counts(shop: Shop) -> None:
+    given: list[dict[str, Any]] = [{"F": 2}, {"F": 2, "G": 2}, {"F": 2, "G": None, "H": {"deep": [2]}, "new": 2}]
+    inherited = {"F": 1, "G": 1, "H": {"deep": [1]}, "kept": 1}
+    seen: dict[int, dict[str, Any]] = {}
+    left: list[dict[str, Any]] = []
+
+    def first(scope: Any, _: Any) -> None:
+        scope.context["kept"] = 1
+        for number, context in enumerate(given):
+            scope.launch("C", number, context=context)
+
+    def of_child(scope: Any, message: Any) -> None:
+        seen[message.payload] = dict(scope.context)
+
+    def second(scope: Any, _: Any) -> None:
+        left.append(dict(scope.context))
+
+    shop.saga("root", "R", first, second)
+    shop.saga("child", "C", of_child)
+
+    await shop.run("R", context={key: value for key, value in inherited.items() if key != "kept"})
+
+    assert seen == {number: {**inherited, **context} for number, context in enumerate(given)}
+    assert left == [inherited]
+
+
 @pytest.mark.everywhere
 async def test_hp_13_a_global_launch_inherits_no_context(shop: Shop) -> None:
     seen: list[dict[str, Any]] = []

@@ -74,7 +74,7 @@ async def test_if_01_a_transient_error_is_tried_again_and_never_rolls_back(shop:
     assert [step.attempt for step in run.steps] == [0, 0]
 
 
-async def test_q35_running_out_of_memory_is_no_failure_of_the_saga(shop: Shop, database_url: str) -> None:
+async def test_if_05_q35_running_out_of_memory_is_no_failure_of_the_saga(shop: Shop, database_url: str) -> None:
     create_table(database_url)
     shop.saga("root", "R", failing(1, MemoryError, []))
 
@@ -214,7 +214,7 @@ async def test_if_01_a_transient_error_in_a_failure_handler_is_not_its_answer(sh
     assert await shop.states(handle) == {"root": COMMITTED, "child": RunState.ROLLED_BACK}
 
 
-async def test_if_01_attempts_come_with_growing_pauses(mixed: Shop) -> None:
+async def test_if_01_if_04_attempts_come_with_growing_pauses(mixed: Shop) -> None:
     at: list[float] = []
 
     def body(*_: Any) -> None:
@@ -269,7 +269,7 @@ async def test_if_01_a_real_deadlock_between_two_runs(shop: Shop, database_url: 
 
 
 @pytest.mark.parametrize("goes_on", [True, False], ids=["and uses it again", "and returns"])
-async def test_if_01_the_connection_of_a_step_is_lost(shop: Shop, database_url: str, goes_on: bool) -> None:
+async def test_if_01_if_03_the_connection_of_a_step_is_lost(shop: Shop, database_url: str, goes_on: bool) -> None:
     create_table(database_url)
 
     def body(scope: Any, _: Any) -> Generator[Any, Any, None]:
@@ -288,7 +288,7 @@ async def test_if_01_the_connection_of_a_step_is_lost(shop: Shop, database_url: 
     assert await events(shop.app, handle) == ["root 0 step committed", "root 1 step committed"]
 
 
-async def test_if_01_the_connection_of_a_session_is_lost(shop: Shop, database_url: str) -> None:
+async def test_if_01_if_03_the_connection_of_a_session_is_lost(shop: Shop, database_url: str) -> None:
     create_table(database_url)
 
     def body(scope: Any, _: Any) -> Generator[Any, Any, None]:

@@ -350,7 +350,7 @@ async def test_q55_attempts_are_counted_for_each_instance(shop: Shop) -> None:
     assert (await shop.only(handle, "root")).state is ROLLED_BACK
 
 
-async def test_q45_a_handled_rollback_failure_lets_the_rollback_go_on(shop: Shop) -> None:
+async def test_rf_05_q45_a_handled_rollback_failure_lets_the_rollback_go_on(shop: Shop) -> None:
     delivered: list[Any] = []
 
     def handles(scope: Any, _: Any, error: Any) -> None:
