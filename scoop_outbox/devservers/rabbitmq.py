@@ -64,8 +64,10 @@ class RabbitServer:
     on the same folder finds what this one left. The server never outlives its owner: it is ended when the
     interpreter exits, and when the interpreter is killed. Not for concurrent use by several threads.
 
-    RabbitMQ 3.10 brings a quorum queue that was declared only seconds before a ``kill`` back without a leader:
-    a test that wants to find its messages again declares it, calls ``stop`` and ``start`` once, and kills later.
+    RabbitMQ keeps what was declared in memory for up to two seconds before it is on the disk, and 3.10 brings a
+    quorum queue that was declared only seconds before a ``kill`` back without a leader. A test that wants to find
+    a classic queue and its bindings again calls ``sync`` before ``kill``; for a quorum queue, it calls ``stop``
+    and ``start`` once, and kills later.
 
     Args:
         folder: the folder that holds everything the server owns; created when it does not exist.
@@ -166,6 +168,15 @@ class RabbitServer:
                 process.kill()
         self._process = self._mapper = None
         self._held.close()
+
+    def sync(self) -> None:
+        """Have the server write to the disk which exchanges, queues and bindings there are; messages are not meant.
+
+        Raises:
+            RuntimeError: the server does not run.
+            RabbitStartError: it did not write.
+        """
+        self.ctl("eval", "ok = mnesia:sync_log().")
 
     def freeze(self) -> None:
         """Stop the server where it is, by SIGSTOP: connections stay open, and nothing answers.
