@@ -42,7 +42,7 @@ _RUN = uuid4()
 _NO_CHILDREN = (False, *[None] * 10)
 _BEGINS: tuple[Any, ...] = (_RUN, uuid4(), SERVICE, "steps-async", [_RUN], None, "running", None, None, *[0] * 5)
 _VERSION: tuple[Any, ...] = ("", False)
-_TIMES: tuple[Any, ...] = (None, None, None, None, _NOW)
+_TIMES: tuple[Any, ...] = (None, None, None, None, None, None, _NOW)
 _MESSAGE: tuple[Any, ...] = (uuid4(), "steps.async", None, b"{}", "application/json", {}, _NOW)
 _BETWEEN = [None] * (CLOCK - len(_BEGINS) - len(_VERSION) - len(_TIMES))
 _CLAIMED = (*_BEGINS, *_BETWEEN, *_VERSION, *_TIMES, _NOW, [1], None, *_MESSAGE)
@@ -81,7 +81,7 @@ def _step(seq: int, run: UUID) -> Batch:
     """Send what a step that goes straight on sends, and the savepoint that the claim before it has made."""
     advance = statement(
         "advance_run", run=run, seq=seq, step="first", next_step="second", iteration=0, attempt=0, state="running",
-        context=None, result=None, ended=False, started_at=_NOW, worker="benchmark", version="",
+        context=None, result=None, ended=False, started_at=_NOW, worker="benchmark", version="", body_seq=None,
         yields=True, deadline=None, own_deadline=None,
     )  # fmt: skip
     again = statement("claim_again", run=_RUN, seq=1, state="running", saga="steps-async")

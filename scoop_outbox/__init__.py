@@ -52,7 +52,7 @@ if _typing.TYPE_CHECKING:
     from scoop_outbox.saga import Saga
     from scoop_outbox.scope import AsyncScope, BlockingScope, Result, Scope
     from scoop_outbox.status import ActionStatus, RunStatus, Status, StepStatus
-    from scoop_outbox.step import GoTo, Repeat, Step
+    from scoop_outbox.step import GoTo, Repeat, Step, StepOptions
 
 __version__ = "0.1.0"
 
@@ -103,6 +103,7 @@ __all__ = [
     "Step",
     "StepError",
     "StepKind",
+    "StepOptions",
     "StepStatus",
     "StepTimeout",
     "StuckRun",
@@ -158,7 +159,7 @@ _HOMES = {
     "scoop_outbox.scope": ("AsyncScope", "BlockingScope", "Result", "Scope"),
     "scoop_outbox.status": ("ActionStatus", "RunStatus", "Status", "StepStatus"),
     "scoop_outbox.daemon.worker.alerts": ("StuckRun",),
-    "scoop_outbox.step": ("GoTo", "Repeat", "Step"),
+    "scoop_outbox.step": ("GoTo", "Repeat", "Step", "StepOptions"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -6,9 +6,9 @@ import functools
 import itertools
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import Generic, Literal, Protocol, overload
+from typing import Generic, Literal, Protocol, Unpack, overload
 
-from scoop_outbox._deadlines import Timeouts, positive
+from scoop_outbox._deadlines import Timeouts
 from scoop_outbox._generics import Params, R, T
 from scoop_outbox.errors import DefinitionError
 from scoop_outbox.message import Topic, checked_name, topic_name
@@ -19,10 +19,11 @@ from scoop_outbox.step import (
     Callback,
     Compensation,
     FailureHandler,
+    Finaliser,
     Options,
-    Order,
     Step,
     StepCallback,
+    StepOptions,
     too_late,
 )
 
@@ -104,11 +105,7 @@ class Saga(Generic[T]):
         *,
         retry: Retry = ONCE,
         compensate_retry: Retry = COMPENSATION,
-        shield: bool = False,
-        complete_on_give_up: bool = False,
-        fail_fast: bool = False,
-        rollback_children: Order = "together",
-        timeout: float | timedelta | None = None,
+        **options: Unpack[StepOptions],
     ) -> StepDecorator[T]: ...
     def step(
         self,
@@ -117,11 +114,7 @@ class Saga(Generic[T]):
         *,
         retry: Retry = ONCE,
         compensate_retry: Retry = COMPENSATION,
-        shield: bool = False,
-        complete_on_give_up: bool = False,
-        fail_fast: bool = False,
-        rollback_children: Order = "together",
-        timeout: float | timedelta | None = None,
+        **options: Unpack[StepOptions],
     ) -> Step[T] | Callable[[Callback], Step[T]]:
         """Declare the next step with a decorator: bare, with a name, or with options.
 
@@ -129,11 +122,7 @@ class Saga(Generic[T]):
             name: the step's name; the function's own name unless given.
             retry: how often the step is tried before the run rolls back; once unless given.
             compensate_retry: how often its compensation is tried before the run is `rollback_failed`.
-            shield: see `add_step`.
-            complete_on_give_up: see `add_step`.
-            fail_fast: see `add_step`.
-            rollback_children: see `add_step`.
-            timeout: see `add_step`.
+            options: see `StepOptions`.
 
         Returns:
             The step, on which `compensate`, `on_child_failure` and the like are decorators in turn.
@@ -151,11 +140,7 @@ class Saga(Generic[T]):
                 invoke,
                 retry=retry,
                 compensate_retry=compensate_retry,
-                shield=shield,
-                complete_on_give_up=complete_on_give_up,
-                fail_fast=fail_fast,
-                rollback_children=rollback_children,
-                timeout=timeout,
+                **options,
             )
 
         return declare
@@ -168,13 +153,10 @@ class Saga(Generic[T]):
         compensate: Compensation[T] | None = None,
         on_child_failure: FailureHandler[T] | None = None,
         on_child_rollback_failure: Compensation[T] | None = None,
+        finally_: Finaliser[T] | None = None,
         retry: Retry = ONCE,
         compensate_retry: Retry = COMPENSATION,
-        shield: bool = False,
-        complete_on_give_up: bool = False,
-        fail_fast: bool = False,
-        rollback_children: Order = "together",
-        timeout: float | timedelta | None = None,
+        **options: Unpack[StepOptions],
     ) -> Step[T]:
         """Declare the next step without decorators.
 
@@ -184,18 +166,10 @@ class Saga(Generic[T]):
             compensate: see `Step.compensate`.
             on_child_failure: see `Step.on_child_failure`.
             on_child_rollback_failure: see `Step.on_child_rollback_failure`.
+            finally_: see `Step.finally_`.
             retry: how often the step is tried before the run rolls back.
             compensate_retry: how often the compensation is tried before the run is `rollback_failed`.
-            shield: a cancellation neither discards the step nor reaches what it has launched: the run gives up when all
-                of that has ended, and compensates it.
-            complete_on_give_up: a cancellation does not discard the step, for its effects outside the database can be
-                taken back by its compensation only. What it has launched gives up, unlike that of a `shield`.
-            fail_fast: when a message that the step has launched has failed, the others give up.
-            rollback_children: `together` rolls back at the same time what the step has launched, as it was executed.
-                `reverse` rolls back one message after the other, the last one first; sagas that handle the same message
-                are rolled back together. Messages before one that cannot be rolled back are left as they are.
-            timeout: seconds that an execution of the step may take, or it has failed with `StepTimeout`. An `async def`
-                is cancelled; a `def` loses its connection, and its statement is cancelled at the server.
+            options: see `StepOptions`.
 
         Raises:
             DefinitionError: the name is taken or cannot be used, or a callback cannot be called as it will be; or the
@@ -213,9 +187,10 @@ class Saga(Generic[T]):
             compensate=compensate,
             on_child_failure=on_child_failure,
             on_child_rollback_failure=on_child_rollback_failure,
+            finally_=finally_,
             retry=retry,
             compensate_retry=compensate_retry,
-            options=Options(shield, complete_on_give_up, fail_fast, rollback_children, positive("timeout", timeout)),
+            options=Options.of(options),
         )
         self._steps[name] = step
         self._after = None

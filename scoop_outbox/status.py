@@ -27,7 +27,7 @@ class StepStatus:
 
     Attributes:
         state: `committed`, `failed`, or `compensated`.
-        undoes: for a compensation, the number of the execution that it undid.
+        undoes: for a compensation, the number of the execution that it undid; for a finaliser, that it is of.
         failure: what it raised, if it failed; of a handler that returned during a rollback, what it was called for.
     """
 

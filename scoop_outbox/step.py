@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, get_args, overload
+from dataclasses import dataclass, fields
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, TypedDict, get_args, overload
 
+from scoop_outbox._deadlines import positive
 from scoop_outbox._generics import A_co, P, Params, R, R_co, T, T_contra
 from scoop_outbox.errors import DefinitionError
 from scoop_outbox.failure import DistributedError
@@ -18,6 +20,8 @@ from scoop_outbox.scope import AsyncScope, BlockingScope
 Callback = Callable[..., Any]
 Order: TypeAlias = Literal["together", "reverse"]
 """In which order the messages of a step are rolled back."""
+Transaction: TypeAlias = Literal["separate", "step"]
+"""In which transaction the finaliser of a step that has failed is called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,9 @@ StepCallback: TypeAlias = (
 Compensation: TypeAlias = (
     Callable[[BlockingScope, Message[T], DistributedError], None]
     | Callable[[AsyncScope, Message[T], DistributedError], Coroutine[Any, Any, None]]
+)
+Finaliser: TypeAlias = (
+    Callable[[BlockingScope, Message[T]], None] | Callable[[AsyncScope, Message[T]], Coroutine[Any, Any, None]]
 )
 FailureHandler: TypeAlias = (
     Callable[[BlockingScope, Message[T], DistributedError], Next]
@@ -98,6 +105,24 @@ class AsyncHandler(Protocol[T_contra, A_co, Params, R_co]):
     def __call__(self, *args: Params.args, **kwargs: Params.kwargs) -> R_co: ...
 
 
+class BlockingFinaliser(Protocol[T_contra, Params, R_co]):
+    """A `def` that is called when a step has been left."""
+
+    @overload
+    def __call__(self, scope: BlockingScope, message: Message[T_contra], /) -> None: ...
+    @overload
+    def __call__(self, *args: Params.args, **kwargs: Params.kwargs) -> R_co: ...
+
+
+class AsyncFinaliser(Protocol[T_contra, Params, R_co]):
+    """An `async def` that is called when a step has been left."""
+
+    @overload
+    def __call__(self, scope: AsyncScope, message: Message[T_contra], /) -> Coroutine[Any, Any, None]: ...
+    @overload
+    def __call__(self, *args: Params.args, **kwargs: Params.kwargs) -> R_co: ...
+
+
 def is_async(callback: Callback) -> bool:
     """Tell whether calling `callback` gives a coroutine; looks through `partial` and callable objects."""
     while isinstance(callback, functools.partial):
@@ -127,22 +152,69 @@ _STEP = ("scope", "message")
 _FAILED = ("scope", "message", "error")
 
 
+class StepOptions(TypedDict, total=False):
+    """What a step says about giving up, its children, its time and its finaliser; each may be left out.
+
+    Attributes:
+        shield: a cancellation neither discards the step nor reaches what it has launched: the run gives up when all of
+            that has ended, and compensates it.
+        complete_on_give_up: a cancellation does not discard the step, for its effects outside the database can be taken
+            back by its compensation only. What it has launched gives up, unlike that of a `shield`.
+        fail_fast: when a message that the step has launched has failed, the others give up.
+        rollback_children: `together`, as it is by itself, rolls back at the same time what the step has launched, as it
+            was executed. `reverse` rolls back one message after the other, the last one first; sagas that handle the
+            same message are rolled back together. Messages before one that cannot be rolled back are left as they are.
+        timeout: seconds that an execution of the step may take, or it has failed with `StepTimeout`. An `async def` is
+            cancelled; a `def` loses its connection, and its statement is cancelled at the server.
+        finally_transaction: what becomes of the finaliser's own work when the step has failed. `separate`, as it is by
+            itself, keeps it: the finaliser is called in a transaction of its own. `step` calls it in that of the step,
+            with which all is undone that it does in the database and launches.
+    """
+
+    shield: bool
+    complete_on_give_up: bool
+    fail_fast: bool
+    rollback_children: Order
+    timeout: float | timedelta | None
+    finally_transaction: Transaction
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a step says about giving up, its children and its time, in seconds: see `Saga.add_step`."""
+    """The options of a step as they were given, or as they are by themselves; the timeout in seconds."""
 
     shield: bool = False
     complete_on_give_up: bool = False
     fail_fast: bool = False
     rollback_children: Order = "together"
     timeout: float | None = None
+    finally_transaction: Transaction = "separate"
+
+    @classmethod
+    def of(cls, given: StepOptions) -> Options:
+        """Check options.
+
+        Raises:
+            DefinitionError: one is unknown, or what it says is.
+        """
+        known = [one.name for one in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise DefinitionError(f"option {name!r} of a step is unknown; there are {', '.join(known)}")
+        checked: Any = {**given, "timeout": positive("timeout", given.get("timeout"))}
+        return cls(**checked)
 
     def __post_init__(self) -> None:
-        """Refuse an order that is unknown."""
+        """Refuse words that are unknown."""
         if self.rollback_children not in get_args(Order):
             raise DefinitionError(
                 f"rollback_children={self.rollback_children!r} is unknown; 'together' tells all of them at once, and "
                 "'reverse' one message after the other, the last one first"
+            )
+        if self.finally_transaction not in get_args(Transaction):
+            raise DefinitionError(
+                f"finally_transaction={self.finally_transaction!r} is unknown; 'separate' keeps what the finaliser "
+                "of a step that has failed does, and 'step' undoes it with what the step has done"
             )
 
 
@@ -171,6 +243,7 @@ class Step(Generic[T, P, R_co]):
         compensate: Callback | None = None,
         on_child_failure: Callback | None = None,
         on_child_rollback_failure: Callback | None = None,
+        finally_: Callback | None = None,
         retry: Retry = ONCE,
         compensate_retry: Retry = COMPENSATION,
         options: Options = DEFAULT_OPTIONS,
@@ -183,6 +256,7 @@ class Step(Generic[T, P, R_co]):
         self.compensation: Callback | None = None
         self.child_failure_handler: Callback | None = None
         self.child_rollback_failure_handler: Callback | None = None
+        self.finaliser: Callback | None = None
         self.retry = retry
         self.compensate_retry = compensate_retry
         self.options = options
@@ -192,6 +266,8 @@ class Step(Generic[T, P, R_co]):
             self.on_child_failure(on_child_failure)
         if on_child_rollback_failure is not None:
             self.on_child_rollback_failure(on_child_rollback_failure)
+        if finally_ is not None:
+            self.finally_(finally_)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Call the step's callback."""
@@ -255,6 +331,34 @@ class Step(Generic[T, P, R_co]):
         self.child_rollback_failure_handler = self._set(self.child_rollback_failure_handler, handler, what)
         return callback
 
+    @overload
+    def finally_(self, callback: BlockingFinaliser[T, Params, R], /) -> Callable[Params, R]: ...
+    @overload
+    def finally_(self, callback: AsyncFinaliser[T, Params, R], /) -> Callable[Params, R]: ...
+    def finally_(self, callback: Callback) -> Callback:
+        """Declare what is called however this step is left, its finaliser: `(scope, message)`.
+
+        Each execution of the step that commits, fails or is discarded has exactly one committed execution of it: after
+        everything that the execution launched has ended and its failures were handled, before the next step, the next
+        attempt, and anything is compensated. What it launches is waited for, and neither cancelled nor late.
+
+        When it raises, the step has failed, and may be tried again as `retry` says. Once the run rolls back, it is
+        called before anything else, and tried as often as `compensate_retry` says.
+
+        Raises:
+            DefinitionError: there is one already, it cannot be called with two arguments, or it is to share the
+                transaction of a step of the other colour.
+        """
+        what = f"the finaliser of {self._of}"
+        checked = _checked(callback, what, _STEP)
+        if self.options.finally_transaction == "step" and is_async(checked) is not is_async(self.invoke):
+            raise DefinitionError(
+                f"{what} is called in the transaction of the step: make both a def, or both an async def; or leave "
+                "finally_transaction='step' out"
+            )
+        self.finaliser = self._set(self.finaliser, checked, what)
+        return callback
+
     def _set(self, present: Callback | None, callback: Callback, what: str) -> Callback:
         if self.sealed:
             raise too_late(what)
@@ -265,7 +369,8 @@ class Step(Generic[T, P, R_co]):
     @property
     def callbacks(self) -> tuple[Callback, ...]:
         """Every callback declared on the step."""
-        optional = (self.compensation, self.child_failure_handler, self.child_rollback_failure_handler)
+        handlers = (self.child_failure_handler, self.child_rollback_failure_handler)
+        optional = (self.compensation, *handlers, self.finaliser)
         return (self.invoke, *(callback for callback in optional if callback is not None))
 
 

@@ -116,6 +116,8 @@ def _execution(step: StepStatus) -> str:
     what = in_one_line(step.step) + (f"[{step.iteration}]" if step.iteration else "")
     if step.kind is StepKind.COMPENSATION:
         what += f", compensation of {step.undoes}"
+    elif step.kind is StepKind.FINALISER:
+        what += f", finaliser of {step.undoes}"
     elif step.kind is StepKind.CHILD_FAILURE_HANDLER:
         what += ", failure handler"
     attempt = f", attempt {step.attempt}" if step.attempt else ""

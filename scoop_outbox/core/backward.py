@@ -49,8 +49,7 @@ def compensation_raised(run: Run, due: Compensate, outcome: Raised, now: datetim
     )
     if due.step.compensate_retry.allows(run.attempt + 1, outcome.error):
         return retried(run, seq, record, due.step.compensate_retry, now, chance)
-    change = rollback_failed(changed(run, seq=seq, context=outcome.context), outcome.failure)
-    return replace(change, record=replace(record, failure=change.run.obstacle))
+    return rollback_failed(changed(run, seq=seq, context=outcome.context), outcome.failure, record)
 
 
 def compensation_failed(run: Run, due: CompensationFailed, now: datetime, chance: float) -> Transition:
@@ -93,8 +92,7 @@ def child_rollback_not_handled(run: Run, due: HandleChildRollbackFailure, outcom
     seq = run.seq + 1
     kind = StepKind.CHILD_FAILURE_HANDLER
     record = Record(seq, due.step.name, kind, due.instance.iteration, run.handled, undoes=due.instance.seq)
-    change = rollback_failed(changed(run, seq=seq, context=outcome.context), outcome.failure)
-    return replace(change, record=replace(record, failure=change.run.obstacle))
+    return rollback_failed(changed(run, seq=seq, context=outcome.context), outcome.failure, record)
 
 
 def undone(run: Run, instance: Instance) -> Transition:
@@ -116,8 +114,16 @@ def rolled_back(run: Run) -> Transition:
     return Transition(changed(run, state=RunState.ROLLED_BACK), mail=Mail.DROP)
 
 
-def rollback_failed(run: Run, obstacle: Failure) -> Transition:
-    """The rollback cannot go on; everything above stops and is told. Why the run was to roll back stays."""
+def rollback_failed(run: Run, obstacle: Failure, record: Record | None = None) -> Transition:
+    """The rollback cannot go on; everything above stops and is told. Why the run was to roll back stays.
+
+    Args:
+        run: the run.
+        obstacle: why.
+        record: the execution that has failed so, if one has: one failure, kept once.
+    """
     if run.launched_at is not None:
         obstacle = obstacle.with_launched_at(run.launched_at)
-    return Transition(changed(run, state=RunState.ROLLBACK_FAILED, obstacle=obstacle), mail=Mail.DROP)
+    if record is not None:
+        record = replace(record, failure=obstacle)
+    return Transition(changed(run, state=RunState.ROLLBACK_FAILED, obstacle=obstacle), record, mail=Mail.DROP)

@@ -16,6 +16,8 @@ from scoop_outbox.core.decision import (
     EndRollbackFailed,
     EndRolledBack,
     ExpireChildren,
+    Finalise,
+    Finalised,
     HandleChildFailure,
     HandleChildRollbackFailure,
     Handled,
@@ -25,7 +27,7 @@ from scoop_outbox.core.decision import (
     Undone,
     Wait,
 )
-from scoop_outbox.core.run import Child, Facts, Instance, Run, RunState, StepKind
+from scoop_outbox.core.run import Body, Child, Facts, Instance, Run, RunState, StepKind
 from scoop_outbox.failure import ChildRollbackFailed, Failure, RollbackRequested
 from scoop_outbox.policy import ROLLBACK_HANDLER_CALLS
 from scoop_outbox.saga import Saga
@@ -68,7 +70,8 @@ def decide(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:
 
 def _has_no_time_left(run: Run, facts: Facts) -> bool:
     """Tell whether a rollback has taken longer than it may, and something is left to be undone."""
-    return run.rollback_by is not None and run.rollback_by <= facts.now and facts.instance is not None
+    is_late = run.rollback_by is not None and run.rollback_by <= facts.now
+    return is_late and (facts.instance is not None or facts.body is not None)
 
 
 def giving_up(saga: Saga, run: Run, facts: Facts) -> Failure | None:
@@ -82,6 +85,8 @@ def giving_up(saga: Saga, run: Run, facts: Facts) -> Failure | None:
         reason = missed(facts.deadline)
     if reason is None or saga.shield:
         return None
+    if run.finaliser_seq is not None and facts.open_children:
+        return None  # a finaliser is called however its step is left: what it has launched ends, too
     step = None if run.step is None else saga.get(run.step)
     if step is not None and step.options.shield and (facts.open_children or facts.failed_children):
         return None  # what a shielded step has launched belongs to it, and so does what handles the failures of that
@@ -103,6 +108,8 @@ def _forward(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:
         if step.child_failure_handler is None:
             return RollBack(failure)
         return HandleChildFailure(step, step.child_failure_handler, failure)
+    if facts.body is not None:
+        return _finalise(saga, run, facts.body, source)
     if run.instance == 0 and run.next_step is None:
         return Invoke(saga.steps[0], 0)
     if run.next_step is None:
@@ -113,7 +120,22 @@ def _forward(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:
     return Invoke(step, run.iteration + 1 if run.next_step == run.step else 0)
 
 
+def _finalise(saga: Saga, run: Run, body: Body, source: str) -> Decision:
+    """Return what is to be done about the finaliser of an execution whose children have ended."""
+    if body.children:
+        failure = child_failure(finaliser_name(body), body.children, source)
+        return RollBack(failure) if run.state is RunState.RUNNING else EndRollbackFailed(failure)
+    if run.finaliser_seq is not None:
+        return Finalised()
+    step = saga.get(body.step)
+    if step is None:
+        return missing(saga, body.step)
+    return Finalised() if step.finaliser is None else Finalise(step, step.finaliser, body)
+
+
 def _backward(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:
+    if facts.body is not None:
+        return _finalise(saga, run, facts.body, source)
     instance = facts.instance
     if instance is None:
         return EndRolledBack()
@@ -220,6 +242,11 @@ def undo_name(instance: Instance, *, children: bool = False) -> str:
     """Return how a phase of a rollback is called in failures."""
     name = f"Rollback of {instance.step}[{instance.iteration}]"
     return f"{name} (rolling back child scopes)" if children else name
+
+
+def finaliser_name(body: Body) -> str:
+    """Return how the finaliser of an execution is called in failures."""
+    return f"Finaliser of {body.step}[{body.iteration}]"
 
 
 def missing(saga: Saga, step: str) -> Park:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from scoop_outbox.core.run import Instance
+from scoop_outbox.core.run import Body, Instance
 from scoop_outbox.failure import Failure
 from scoop_outbox.step import Callback, Step
 
@@ -32,6 +32,20 @@ class HandleChildFailure:
     step: Step
     handler: Callback
     failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Finalise:
+    """Call the finaliser of an execution of a step that has been left."""
+
+    step: Step
+    finaliser: Callback
+    body: Body
+
+
+@dataclass(frozen=True, slots=True)
+class Finalised:
+    """The finaliser has been called, and what it launched has finished, or it is not in the code any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +155,8 @@ Decision = (
     Wait
     | Invoke
     | HandleChildFailure
+    | Finalise
+    | Finalised
     | RollBack
     | CancelChildren
     | ExpireChildren

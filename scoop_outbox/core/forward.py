@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import datetime
 
-from scoop_outbox.core.decision import (
-    HandleChildFailure,
-    Invoke,
-)
+from scoop_outbox.core.decision import HandleChildFailure, Invoke
 from scoop_outbox.core.run import Run, RunState, StepKind, changed
-from scoop_outbox.core.transition import Mail, Raised, Record, Returned, Transition, awaited, retried, roll_back
+from scoop_outbox.core.transition import (
+    Mail,
+    Raised,
+    Record,
+    Returned,
+    Transition,
+    awaited,
+    recorded,
+    retried,
+    roll_back,
+)
 from scoop_outbox.errors import StepError
+from scoop_outbox.failure import Failure
 from scoop_outbox.saga import Saga
 from scoop_outbox.step import GoTo, Repeat
 
@@ -46,7 +53,8 @@ def step_returned(saga: Saga, run: Run, due: Invoke, outcome: Returned) -> Trans
     options = due.step.options
     yields = not (saga.shield or options.shield or options.complete_on_give_up)
     # What is committed whatever is asked of the run does not end it: whether it gives up is looked at afterwards.
-    finished = follows is None and not waits and (yields or saga.shield)
+    finishes = due.step.finaliser is None
+    finished = follows is None and not waits and finishes and (yields or saga.shield)
     seq = run.seq + 1
     after = changed(
         run,
@@ -62,6 +70,7 @@ def step_returned(saga: Saga, run: Run, due: Invoke, outcome: Returned) -> Trans
         context=outcome.context,
         result=outcome.result or run.result,
         own_deadline=run.own_deadline if outcome.asks is None else outcome.deadline,
+        body_seq=None if finishes else seq,
     )
     return Transition(
         after,
@@ -77,14 +86,20 @@ def step_raised(run: Run, due: Invoke, outcome: Raised, now: datetime, chance: f
     seq = run.seq + 1
     record = Record(seq, due.step.name, StepKind.STEP, due.iteration, run.attempt, outcome.failure)
     failed = run.attempt + 1
+    options = due.step.options
+    body = seq if due.step.finaliser is not None and options.finally_transaction == "separate" else None
     if due.step.retry.allows(failed, outcome.error):
-        return retried(run, seq, record, due.step.retry, now, chance)
-    return _recorded(roll_back(changed(run, seq=seq), outcome.failure, outcome.context), record)
+        if body is None:
+            return retried(run, seq, record, due.step.retry, now, chance)
+        return Transition(changed(run, seq=seq, attempt=failed, not_before=None, body_seq=body), record)
+    return recorded(roll_back(changed(run, seq=seq, body_seq=body), outcome.failure, outcome.context), record)
 
 
-def _recorded(change: Transition, record: Record) -> Transition:
-    """Return the beginning of a rollback with the execution that it is for: one failure, kept once."""
-    return replace(change, record=replace(record, failure=change.run.failure))
+def step_discarded(run: Run, due: Invoke, reason: Failure) -> Transition:
+    """What a step did was undone, for its run gives up: it was left all the same, and its finaliser is called."""
+    seq = run.seq + 1
+    record = Record(seq, due.step.name, StepKind.STEP, due.iteration, run.attempt, reason)
+    return Transition(changed(run, seq=seq, body_seq=seq), record)
 
 
 def handler_returned(saga: Saga, run: Run, due: HandleChildFailure, outcome: Returned) -> Transition:
@@ -117,7 +132,7 @@ def handler_raised(run: Run, due: HandleChildFailure, outcome: Raised) -> Transi
     seq = run.seq + 1
     kind = StepKind.CHILD_FAILURE_HANDLER
     record = Record(seq, due.step.name, kind, run.iteration, run.handled, outcome.failure)
-    return _recorded(roll_back(changed(run, seq=seq), outcome.failure, outcome.context), record)
+    return recorded(roll_back(changed(run, seq=seq), outcome.failure, outcome.context), record)
 
 
 def committed(saga: Saga, run: Run) -> Transition:

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from scoop_outbox._deadlines import NONE, Deadline, Deadlines
-from scoop_outbox.core.run import Child, ChildState, Instance, Run, RunState, StepKind
+from scoop_outbox.core.run import Body, Child, ChildState, Instance, Run, RunState, StepKind
 from scoop_outbox.failure import Failure, Frame
 from scoop_outbox.message import Message, Topic
 from scoop_outbox.wire.headers import key_seen
@@ -19,12 +19,14 @@ Failures = Mapping[uuid.UUID, Failure]
 """Those that the rows at hand name, by id."""
 
 # Where `claim_run` returns what comes after the run's own columns.
-CLOCK, MAIL, CANCELLATION, MESSAGE = 33, 34, 35, slice(36, 43)
+CLOCK, MAIL, CANCELLATION, MESSAGE = 35, 36, 37, slice(38, 45)
 
 _FAILURES = (20, 21, 28, CANCELLATION)
 _CHILD_FAILURES, _DEADLINE = slice(6, 8), 10
 # Where `read_instance` returns a child, as `read_children` does.
 _INSTANCE = 6
+# Where `read_body` does.
+_BODY = 3
 
 
 def failure_of(failure_id: uuid.UUID | None, failures: Failures) -> Failure | None:
@@ -48,13 +50,18 @@ def failures_of_instance(rows: Sequence[Row]) -> list[uuid.UUID]:
     return handled + failures_of_children([row[_INSTANCE:] for row in rows])
 
 
+def failures_of_body(rows: Sequence[Row]) -> list[uuid.UUID]:
+    """Return the failures that rows of `read_body` name."""
+    return failures_of_children([row[_BODY:] for row in rows])
+
+
 def run_of(row: Row, failures: Failures) -> Run:
     """Return the run in a row of `claim_run`, which also holds the clock, the mail and the message."""
     (
         run_id, message_id, service, saga, lineage, parent_run, state, step, next_step, seq, instance, iteration,
         attempt, handled, not_before, undo_seq, compensation_seq, handler_seq, context, inherited, failure, obstacle,
         result, launched_at, reason, lane, version, interrupted, giving_up,
-        deadlines, own_deadline, rollback_by, created_at, *_,
+        deadlines, own_deadline, rollback_by, body_seq, finaliser_seq, created_at, *_,
     ) = row  # fmt: skip
     return Run(
         run_id,
@@ -89,6 +96,8 @@ def run_of(row: Row, failures: Failures) -> Run:
         deadlines=deadlines_of(deadlines),
         own_deadline=deadline_of(own_deadline),
         rollback_by=rollback_by,
+        body_seq=body_seq,
+        finaliser_seq=finaliser_seq,
         created_at=created_at,
     )
 
@@ -149,6 +158,15 @@ def instance_of(rows: Sequence[Row], run: Run, failures: Failures) -> Instance |
         of(run.handler_seq),
         failure_of(handled, failures),
     )
+
+
+def body_of(rows: Sequence[Row], failures: Failures) -> Body | None:
+    """Return the execution whose finaliser is to be called, from `read_body`: one row a failed child, one at least."""
+    if not rows:
+        return None
+    seq, step, iteration, *_ = rows[0]
+    children = tuple(_child_of(row[_BODY:], failures) for row in rows if row[_BODY] is not None)
+    return Body(seq, step, iteration, children)
 
 
 def message_of(row: Row, schema: Topic[Any] | None) -> Message:

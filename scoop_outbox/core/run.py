@@ -86,6 +86,7 @@ class StepKind(StrEnum):
     STEP = "step"
     CHILD_FAILURE_HANDLER = "child_failure_handler"
     COMPENSATION = "compensation"
+    FINALISER = "finaliser"
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,8 @@ class Run:
         undo_seq: while rolling back, instances above this number are undone already.
         compensation_seq: while rolling back, the compensation whose children are waited for.
         handler_seq: while rolling back, the call of the handler of rollback failures whose children are waited for.
+        body_seq: the execution of a step whose finaliser is to be called, until what that has launched has ended.
+        finaliser_seq: the call of that finaliser whose children are waited for.
         context: the cooperation context as JSON text.
         inherited: the context of the parent that ordered the rollback, until it has been merged.
         failure: why the run rolls back or rolled back, or was to: what its compensations are told.
@@ -155,6 +158,8 @@ class Run:
     deadlines: Deadlines = NONE
     own_deadline: Deadline | None = None
     rollback_by: datetime | None = None
+    body_seq: int | None = None
+    finaliser_seq: int | None = None
     created_at: datetime | None = None
 
     @property
@@ -234,6 +239,24 @@ class Instance:
 
 
 @dataclass(frozen=True, slots=True)
+class Body:
+    """The execution of a step whose finaliser is to be called, or has been called and waits for what it has launched.
+
+    Attributes:
+        children: failed children of the call `Run.finaliser_seq`.
+    """
+
+    seq: int
+    step: str
+    iteration: int
+    children: tuple[Child, ...] = ()
+
+    def raised(self, run: Run) -> bool:
+        """Tell whether the execution has failed: then the run is still suspended in the one before it."""
+        return self.seq > run.instance
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """Everything that `decide` may look at, read under the run's row lock after its mail was read.
 
@@ -242,6 +265,7 @@ class Facts:
         open_children: whether some child has not ended, or is rolling back.
         children: ended children of the suspended instance that failed or left a result.
         instance: while rolling back, what is to be undone next; None when nothing is left.
+        body: the execution whose finaliser comes before anything else; None when there is none.
         cancellation: why somebody asked the run to give up, if somebody did.
         untold: whether some open child does not know yet that the run gives up. Read only when it does.
         deadline: until when the run has to commit.
@@ -253,6 +277,7 @@ class Facts:
     open_children: bool = False
     children: Sequence[Child] = field(default=())
     instance: Instance | None = None
+    body: Body | None = None
     cancellation: Failure | None = None
     untold: bool = False
     deadline: Deadline | None = None

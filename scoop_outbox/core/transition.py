@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum, auto
 
@@ -121,7 +121,10 @@ def retried(run: Run, seq: int, record: Record | None, retry: Retry, now: dateti
 
 
 def roll_back(run: Run, failure: Failure, context: str | None) -> Transition:
-    """Begin to roll back: compensations see the context that the failing callback left (behaviour Q26)."""
+    """Begin to roll back: compensations see the context that the failing callback left (behaviour Q26).
+
+    A finaliser that was not called yet is called first; one that was is not called again (behaviour TF-05).
+    """
     if run.launched_at is not None:
         failure = failure.with_launched_at(run.launched_at)
     after = changed(
@@ -134,8 +137,15 @@ def roll_back(run: Run, failure: Failure, context: str | None) -> Transition:
         handled=0,
         not_before=None,
         giving_up=None,
+        body_seq=run.body_seq if run.finaliser_seq is None else None,
+        finaliser_seq=None,
     )
     return Transition(after)
+
+
+def recorded(change: Transition, record: Record) -> Transition:
+    """Return the beginning of a rollback with the execution that it is for: one failure, kept once."""
+    return replace(change, record=replace(record, failure=change.run.failure))
 
 
 def cancel_children(run: Run, reason: Failure) -> Transition:

@@ -60,9 +60,11 @@ class _Drawing:
                 line.append(f"undo {step.step}", style="yellow")
             case StepStatus(kind=StepKind.CHILD_FAILURE_HANDLER):
                 line.append(f"{step.step} handled the failure of what it launched", style="yellow")
+            case StepStatus(kind=StepKind.FINALISER):
+                line.append(f"{step.step} cleaned up", style="yellow")
             case _:
                 line.append(step.step)
-                undone = any(other.undoes == step.seq for other in run.steps)
+                undone = any(other.undoes == step.seq and other.kind is not StepKind.FINALISER for other in run.steps)
                 if step.state == "compensated" and not undone:
                     line.append(" (nothing of its own to undo)", style="dim")
         times = f"{_milliseconds(step.ended_at - self._began):>5.0f} ms  {_took(step):>7}"

@@ -74,6 +74,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         "run": run_id(OPEN), "seq": 2, "step": "first", "next_step": None, "iteration": 0, "attempt": 0,
         "state": "running", "context": None, "result": None, "ended": False, "started_at": NOW,
         "worker": "w", "version": "v1", "yields": True, "deadline": NOW + timedelta(hours=1), "own_deadline": None,
+        "body_seq": 2,
     }  # fmt: skip
     update = {
         "run": run_id(OPEN), "state": "running", "step": "first", "next_step": None, "seq": 2, "instance": 2,
@@ -82,6 +83,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         "failed": False, "result": None, "result_changed": True, "reason": None, "ended": False,
         "needs": None, "version": "v1", "giving_up": None, "yields": True,
         "deadline": NOW + timedelta(hours=1), "own_deadline": None, "rollback_by": None,
+        "body_seq": 1, "finaliser_seq": None,
     }  # fmt: skip
     below: dict[str, Any] = {
         **batch(size=10), "ids": [message_id(OPEN + 1)] + [uuid4() for _ in range(9)],
@@ -125,6 +127,8 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("read_instance", {"run": run_id(OLD)}),
         ("advance_run", advance),
         ("record_step", record),
+        ("read_body", {"run": run_id(OLD), "body_seq": 1, "finaliser_seq": 2}),
+        ("read_body", {"run": run_id(FANOUT), "body_seq": 1, "finaliser_seq": None}),
         ("mark_undone", {"run": run_id(OLD), "seq": 1}),
         ("update_run", update),
         ("record_failures",
@@ -273,6 +277,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("read_origins_below", {"run": run_id(STUCK)}),
         ("read_origins_below", {"run": run_id(FANOUT)}),
         ("read_phase", {"run": run_id(STUCK)}),
+        ("skip_finaliser", {"run": run_id(STUCK), "finaliser_seq": 1}),
         ("reopen", {"run": run_id(STUCK), "undo_seq": 1, "failure": FAILURE}),
         ("reopen", {"run": run_id(STUCK + 1), "undo_seq": None, "failure": None}),
         ("is_healed", {"run": run_id(STUCK)}),

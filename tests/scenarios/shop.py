@@ -177,6 +177,7 @@ class Shop:
         compensate: Body | bool = True,
         on_child_failure: Body | bool = False,
         on_child_rollback_failure: Body | bool = False,
+        finally_: Body | bool = False,
         retry: Retry | None = None,
         compensate_retry: Retry | None = None,
         **options: Any,
@@ -190,6 +191,7 @@ class Shop:
             compensate: `(scope, message, error)`; True only notes, False declares none.
             on_child_failure: likewise; True notes and re-raises.
             on_child_rollback_failure: likewise; True notes and re-raises.
+            finally_: `(scope, message)`; True only notes.
             retry: of the step.
             compensate_retry: of the compensation; a single attempt unless given.
             options: of `Saga.add_step`, as they are.
@@ -214,6 +216,7 @@ class Shop:
             compensate=noted("rb", compensate, nothing),
             on_child_failure=noted("hcf", on_child_failure, reraises),
             on_child_rollback_failure=noted("hcrf", on_child_rollback_failure, reraises),
+            finally_=noted("fin", finally_, nothing),
             retry=retry or Retry(attempts=1),
             compensate_retry=compensate_retry or Retry(attempts=1),
             **options,

@@ -43,8 +43,17 @@ class Log:
     def __init__(self, shop: Shop) -> None:
         self._shop = shop
 
-    def step(self, saga: Saga, name: str, number: str, then: Any = None, *, undo: str | None = None) -> None:
-        """Declare a step that logs `number`, and whose compensation logs `undo`."""
+    def step(
+        self,
+        saga: Saga,
+        name: str,
+        number: str,
+        then: Any = None,
+        *,
+        undo: str | None = None,
+        finally_: str | None = None,
+    ) -> None:
+        """Declare a step that logs `number`, whose compensation logs `undo`, and whose finaliser logs `finally_`."""
 
         def invoke(scope: Any, message: Any) -> Any:
             self._shop.journal(number)
@@ -54,8 +63,15 @@ class Log:
             assert undo is not None
             self._shop.journal(undo)
 
+        def finish(*_: Any) -> None:
+            assert finally_ is not None
+            self._shop.journal(finally_)
+
         saga.add_step(
-            name, self._shop.coloured(invoke), compensate=None if undo is None else self._shop.coloured(compensate)
+            name,
+            self._shop.coloured(invoke),
+            compensate=None if undo is None else self._shop.coloured(compensate),
+            finally_=None if finally_ is None else self._shop.coloured(finish),
         )
 
 
@@ -250,6 +266,24 @@ async def test_seed_5_a_later_step_fails(shop: Shop, log: Log) -> None:
 
     assert shop.journal == ["1", "2", "3", "4", "5", "6", "7"]
     assert await shop.states(handle) == {"parent-handler": ROLLED_BACK, "child-handler": ROLLED_BACK}
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["succeeds", "fails"])
+async def test_seed_6_a_resource_is_given_back_behind_the_calculation(shop: Shop, log: Log, fails: bool) -> None:
+    root = shop.app.saga("root", on="root-topic")
+    log.step(root, "Calculate", "spin up", launches("do-intensive-calculation"), undo="undo", finally_="spin down")
+    calculation = shop.app.saga("calculation", on="do-intensive-calculation")
+    log.step(calculation, "first", "calculate", launches("below"), undo="calculate-rb")
+    log.step(calculation, "second", "calculated", raises("no") if fails else None, undo="never")
+    log.step(shop.app.saga("below", on="below"), "only", "below", undo="below-rb")
+
+    await (shop.fail if fails else shop.run)("root-topic")
+
+    undone = ["below-rb", "calculate-rb"] if fails else []
+    assert shop.journal == [
+        *("spin up", "calculate", "below", "calculated"),
+        *(*undone, "spin down", *(["undo"] if fails else [])),
+    ]
 
 
 def declare_cluster(shop: Shop, log: Log, calculates: Any = None, closes: Any = None) -> None:

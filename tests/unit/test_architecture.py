@@ -17,7 +17,7 @@ CLASS_LIMIT = 250
 ATTRIBUTE_LIMIT = 12
 REFERENCE = {"Scoop", "Scope"}
 """All that users do with a service, and in a step: their docstrings are a reference, and do not count."""
-DECLARATIONS = {"tables"}
+DECLARATIONS = {"tables", "run_tables"}
 """The schema: a list of tables, with nothing in it to be followed."""
 
 

@@ -25,6 +25,8 @@ from scoop_outbox.core.decision import (
     EndRollbackFailed,
     EndRolledBack,
     ExpireChildren,
+    Finalise,
+    Finalised,
     HandleChildFailure,
     HandleChildRollbackFailure,
     Handled,
@@ -34,7 +36,7 @@ from scoop_outbox.core.decision import (
     Undone,
     Wait,
 )
-from scoop_outbox.core.run import Child, ChildState, Facts, Instance, Run, RunState, StepKind
+from scoop_outbox.core.run import Body, Child, ChildState, Facts, Instance, Run, RunState, StepKind
 from scoop_outbox.failure import Failure
 from scoop_outbox.policy import ROLLBACK_HANDLER_CALLS
 from scoop_outbox.saga import Saga
@@ -61,6 +63,7 @@ FULL = SAGA.add_step(
 UNDOABLE = SAGA.add_step("undoable", callback, compensate=callback)
 SAGA.add_step("fast", callback, fail_fast=True)
 SAGA.add_step("ordered", callback, rollback_children="reverse")
+GUARDED = SAGA.add_step("guarded", callback, finally_=callback)
 SHIELDED = SAGA.add_step("shielded", callback, on_child_failure=callback, shield=True)
 
 
@@ -96,6 +99,9 @@ FAILED = [child(ChildState.ROLLED_BACK)]
 STUCK = [stuck(BOOM, WHY)]
 OURS = (stuck(BOOM),)
 BOTH = (stuck(BOOM), stuck(WORSE))
+BODY = Body(3, "guarded", 0)
+LEFT_BROKEN = Body(3, "guarded", 0, tuple(FAILED))
+FINALISE = Finalise(GUARDED, callback, BODY)
 COMMITTED = [child(ChildState.COMMITTED, None, None)]
 HANDLER = StepKind.CHILD_FAILURE_HANDLER
 UNDOING = "Rollback of full[5]"
@@ -363,6 +369,34 @@ CASES: dict[str, tuple[Run, Facts, Decision]] = {
         back(compensation_seq=4), facts(open_children=True, child_deadline=NOW, instance=instance()),
         ExpireChildren(NOW)),
     "a child may still start": (run(**BETWEEN), facts(open_children=True, child_deadline=LATER), Wait()),
+    # Finalisers
+    "a step was left": (run(body_seq=3, instance=3, step="guarded"), facts(body=BODY), FINALISE),
+    "a step was left, and it was the last": (
+        run(body_seq=3, instance=3, step="guarded", next_step=None), facts(body=BODY), FINALISE),
+    "a step has failed, and is to be tried again": (run(body_seq=3, attempt=1), facts(body=BODY), FINALISE),
+    "a step was left, and its children failed": (
+        run(**BETWEEN, body_seq=3), facts(body=BODY, children=FAILED), RollBack(failed_in("plain", BOOM))),
+    "a step was left, and children are open": (run(body_seq=3), facts(body=BODY, open_children=True), Wait()),
+    "a step was left, and the run gives up": (
+        run(body_seq=3), facts(body=BODY, cancellation=WHY), RollBack(gave_up(WHY))),
+    "its finaliser waits, and the run is to give up": (
+        run(body_seq=3, finaliser_seq=4), facts(body=BODY, cancellation=WHY, open_children=True, untold=True), Wait()),
+    "its finaliser is to be tried again later": (
+        run(body_seq=3, not_before=LATER), facts(body=BODY), Wait(LATER)),
+    "its finaliser was called": (run(body_seq=3, finaliser_seq=4), facts(body=BODY), Finalised()),
+    "its finaliser's children failed": (
+        run(body_seq=3, finaliser_seq=4), facts(body=LEFT_BROKEN),
+        RollBack(failed_in("Finaliser of guarded[0]", BOOM))),
+    "its finaliser went from the code": (run(body_seq=3), facts(body=Body(3, "plain", 0)), Finalised()),
+    "its step went from the code": (run(body_seq=3), facts(body=Body(3, GONE, 0)), parked()),
+    "it rolls back, and a step was left": (back(body_seq=3), facts(body=BODY, instance=instance()), FINALISE),
+    "it rolls back, and the finaliser was called": (
+        back(body_seq=3, finaliser_seq=4), facts(body=BODY, instance=instance()), Finalised()),
+    "it rolls back, and the finaliser's children failed": (
+        back(body_seq=3, finaliser_seq=4), facts(body=LEFT_BROKEN, instance=instance()),
+        EndRollbackFailed(failed_in("Finaliser of guarded[0]", BOOM))),
+    "it rolls back, has no time left, and a finaliser is all that is left": (
+        back(rollback_by=NOW, body_seq=3), facts(body=BODY), EndRollbackFailed(no_time_left())),
     "a rollback has no time left": (
         back(rollback_by=NOW), facts(instance=instance()), EndRollbackFailed(no_time_left())),
     "a rollback has no time left, and waits for a retry": (

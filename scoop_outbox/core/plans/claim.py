@@ -19,8 +19,10 @@ from scoop_outbox.core.rows import (
     CLOCK,
     MAIL,
     MESSAGE,
+    body_of,
     children_of,
     failure_of,
+    failures_of_body,
     failures_of_children,
     failures_of_instance,
     failures_of_run,
@@ -28,7 +30,7 @@ from scoop_outbox.core.rows import (
     message_of,
     run_of,
 )
-from scoop_outbox.core.run import Child, Facts, Instance, Run, RunState, changed
+from scoop_outbox.core.run import Body, Child, Facts, Instance, Run, RunState, changed
 from scoop_outbox.core.statement import BEGIN, COMMIT, ROLLBACK, SAVEPOINT, Plan, Rows, Statement, ask, statement
 from scoop_outbox.core.versions import Deployment
 from scoop_outbox.failure import Failure
@@ -163,6 +165,9 @@ def claim(run_id: uuid.UUID, executor: Executor) -> Plan[Claim | None]:
         facts = replace(facts, instance=(yield from _instance(found, run, executor)))
     elif is_open and (gives_up or _fails_fast(saga, run)):
         facts = yield from _read_open(run, facts, executor)
+    if run.body_seq is not None:
+        (found,) = yield from ask(_body_statement(run))
+        facts = replace(facts, body=(yield from _body(found, executor)))
     message = message_of(locked[0][MESSAGE], saga.schema)
     return Claim(run, mail, facts, message, saga, f"{run.saga}[{executor.id}]")
 
@@ -217,6 +222,16 @@ def _instance(rows: Rows, run: Run, executor: Executor) -> Plan[Instance | None]
     return instance_of(rows, run, failures)
 
 
+def _body_statement(run: Run) -> Statement:
+    return statement("read_body", run=run.id, body_seq=run.body_seq, finaliser_seq=run.finaliser_seq)
+
+
+def _body(rows: Rows, executor: Executor) -> Plan[Body | None]:
+    """Return the execution whose finaliser comes next, with the failures of what it has launched."""
+    failures = yield from recall(failures_of_body(rows), executor.failures)
+    return body_of(rows, failures)
+
+
 def _holds_lane(run: Run) -> Plan[bool]:
     """Tell whether an ordered run may begin; one that has begun holds its lane until it ends."""
     (entry,) = yield from ask(statement("read_lane_entry", run=run.id))
@@ -255,6 +270,8 @@ def reclaim_statements(run: Run, *, children: bool) -> list[Statement]:
         statements.append(statement("read_instance", run=run.id))
     elif children:
         statements.append(statement("read_children", run=run.id))
+    if run.body_seq is not None:
+        statements.append(_body_statement(run))
     return statements
 
 
@@ -269,15 +286,17 @@ def claimed_again(claimed: Claim, run: Run, rows: Sequence[Rows], executor: Exec
         yield from ask(ROLLBACK)
         return (yield from claim(run.id, executor))  # somebody has asked it to give up: what it is told is read there
     deadline = deadline_of(claimed.saga, run) if run.state is RunState.RUNNING else None
+    body = None if run.body_seq is None else (yield from _body(found.pop(), executor))
     if not found:
-        facts = Facts(now, cancellation=claimed.facts.cancellation, deadline=deadline)
+        facts = Facts(now, body=body, cancellation=claimed.facts.cancellation, deadline=deadline)
     elif run.state is RunState.ROLLING_BACK:
-        facts = Facts(now, instance=(yield from _instance(found[0], run, executor)))
+        facts = Facts(now, instance=(yield from _instance(found[0], run, executor)), body=body)
     else:
         failures = yield from recall(failures_of_children(found[0]), executor.failures)
         is_open, ended, child_deadline = children_of(found[0], failures)
         facts = Facts(
             *(now, is_open, ended),
+            body=body,
             cancellation=claimed.facts.cancellation,
             deadline=deadline,
             child_deadline=child_deadline,

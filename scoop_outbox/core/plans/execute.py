@@ -11,7 +11,7 @@ from enum import Enum, auto
 from typing import Any
 
 from scoop_outbox._failure.traceback import keep_root
-from scoop_outbox.core import backward, decision, forward, transition
+from scoop_outbox.core import backward, decision, finaliser, forward, transition
 from scoop_outbox.core.deadline import dated, expire_children
 from scoop_outbox.core.decide import decide, giving_up
 from scoop_outbox.core.decision import Decision
@@ -20,7 +20,7 @@ from scoop_outbox.core.plans.deadlines import date_outcome
 from scoop_outbox.core.plans.placement import place_run
 from scoop_outbox.core.plans.required_handlers import check_handlers
 from scoop_outbox.core.plans.settle import settle
-from scoop_outbox.core.run import ChildState, changed
+from scoop_outbox.core.run import Body, ChildState, changed
 from scoop_outbox.core.statement import (
     READ_CLOCK,
     ROLLBACK,
@@ -78,6 +78,8 @@ def execute(run_id: uuid.UUID, executor: Executor) -> Plan[Execution]:
                 outcome = yield from date_outcome(outcome, claimed, call.step)
         if isinstance(outcome, Raised) and _is_cancelled(outcome.error):
             outcome = yield from _withdrawn(outcome)
+        elif isinstance(outcome, Raised):
+            outcome = yield from _left_within(claimed, due, outcome)
         more = count < STEPS_IN_A_ROW and not executor.draining()
         if isinstance(outcome, Raised) and not outcome.open:
             go_on = yield from _settle_failure(claimed, due, outcome, executor, go_on=more)
@@ -105,6 +107,28 @@ def _is_cancelled(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return error.subgroup(RunCancelled) is not None
     return isinstance(error, RunCancelled)
+
+
+def _left_within(claimed: Claim, due: Decision, outcome: Raised) -> Plan[Raised]:
+    """Call the finaliser of a step that has failed, if it belongs to the transaction of the step: it is undone with it.
+
+    So what it does outside the database is all that remains of it (behaviour TF-02). What it raises takes the place of
+    what the step has raised, which becomes its cause.
+    """
+    if not isinstance(due, decision.Invoke) or due.step.finaliser is None:
+        return outcome
+    if due.step.options.finally_transaction != "step" or not outcome.open:
+        return outcome
+    body = Body(claimed.run.seq + 1, due.step.name, due.iteration)
+    call = _call(decision.Finalise(due.step, due.step.finaliser, body), claimed)
+    assert call is not None  # noqa: S101 - a finaliser is a callback
+    ended = yield call
+    if isinstance(ended, Raised):
+        keep_root(outcome.error if isinstance(outcome.error, Exception) else None, ended.error)
+        failure = Failure.of(ended.error, source=call.source)
+        return replace(ended, failure=failure, context=outcome.context)
+    yield from ask(ROLLBACK_TO_SAVEPOINT)
+    return outcome
 
 
 def _withdrawn(outcome: Raised) -> Plan[Raised]:
@@ -151,11 +175,15 @@ def _settle_failure(
     again = yield from claim(claimed.run.id, executor)
     if again is None:
         return None
-    gives_up = giving_up(again.saga, again.run, again.facts) is not None
-    if gives_up:
+    reason = giving_up(again.saga, again.run, again.facts)
+    if reason is not None:
         executor.reports.discarded(claimed.run, decision.needed(due) or "", claimed.message)
-    if gives_up or again.run.seq != claimed.run.seq:
+    if again.run.seq != claimed.run.seq:
         return (yield from _left(again, go_on=go_on))
+    if reason is not None:
+        if not isinstance(due, decision.Invoke) or due.step.finaliser is None:
+            return (yield from _left(again, go_on=go_on))
+        return (yield from settle(again, forward.step_discarded(again.run, due, reason), executor, go_on=go_on))
     again.run = changed(again.run, version=claimed.run.version)
     change = _dated(due, again, outcome, executor)
     return (yield from settle(again, change, executor, go_on=go_on))
@@ -214,6 +242,8 @@ def _call(due: Decision, claimed: Claim) -> Call | None:
                 check=check,
                 checkpoint=here,
             )
+        case decision.Finalise(step, callback, body):
+            return make(callback, step.name, (body.seq, body.iteration, run.attempt), "finaliser")
         case decision.Compensate(step, compensation, instance):
             numbers = (instance.seq, instance.iteration, run.attempt)
             reason = None if run.failure is None else run.failure.to_exception(lazily=True)
@@ -269,6 +299,12 @@ def _change(due: Decision, claimed: Claim, outcome: CallOutcome | None, chance: 
             if raised is not None:
                 return _delivered(claimed, forward.handler_raised(run, due, raised))
             return forward.handler_returned(saga, run, due, returned)
+        case decision.Finalise():
+            if raised is not None:
+                return finaliser.finaliser_raised(run, due, raised, now, chance())
+            return finaliser.finaliser_returned(run, due, returned, now, chance())
+        case decision.Finalised():
+            return finaliser.finalised(run)
         case decision.RollBack(failure):
             change = transition.roll_back(run, failure, run.context)
             # One that gives up was not told of children that are stuck: its rollback is (behaviour Q76).
@@ -308,5 +344,8 @@ def _change(due: Decision, claimed: Claim, outcome: CallOutcome | None, chance: 
 
 def _delivered(claimed: Claim, change: Transition) -> Transition:
     """Return the beginning of a rollback for failed children: those that are stuck have been told of (behaviour Q5)."""
-    stuck = any(child.stuck for child in claimed.facts.children)
-    return replace(change, delivers=claimed.run.instance) if stuck else change
+    run, body = claimed.run, claimed.facts.body
+    seq, children = (run.instance, claimed.facts.children)
+    if body is not None and body.children:
+        seq, children = run.finaliser_seq or 0, body.children
+    return replace(change, delivers=seq) if any(child.stuck for child in children) else change

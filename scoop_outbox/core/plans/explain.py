@@ -18,15 +18,17 @@ from scoop_outbox.core.decision import Decision
 from scoop_outbox.core.plans.failures import Known, recall
 from scoop_outbox.core.rows import (
     Row,
+    body_of,
     children_of,
     deadline_of,
     deadlines_of,
     failure_of,
+    failures_of_body,
     failures_of_children,
     failures_of_instance,
     instance_of,
 )
-from scoop_outbox.core.run import Facts, Instance, Run, RunState, changed
+from scoop_outbox.core.run import Body, Facts, Instance, Run, RunState, changed
 from scoop_outbox.core.statement import Plan, Rows, Statement, ask, statement
 from scoop_outbox.failure import Failure
 from scoop_outbox.saga import Saga
@@ -35,7 +37,7 @@ UNKNOWN_STEP = "(unknown)"
 """The first step of a saga of which no worker is alive."""
 
 _NO_CODE = "explain"
-_FAILURES = slice(18, 22)
+_FAILURES, _BODY = slice(18, 22), slice(28, 30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +96,10 @@ class Situation:
 def read_situations(runs: Sequence[uuid.UUID], known: Known) -> Plan[list[Situation]]:
     """Return what runs may wait for, the oldest first."""
     (rows,) = yield from ask(statement("read_situations", runs=list(runs)))
-    facts = yield from _read_facts([row[0] for row in rows])
+    facts = yield from _read_facts({row[0]: row[_BODY] for row in rows})
     named = [one for row in rows for one in row[_FAILURES]]
-    for children, _, instance in facts.values():
-        named += failures_of_children(children) + failures_of_instance(instance)
+    for children, _, instance, body in facts.values():
+        named += failures_of_children(children) + failures_of_instance(instance) + failures_of_body(body)
     failures = yield from recall(named, known)
     workers = yield from read_workers_of(row[2] for row in rows)
     return [_situation(row, facts[row[0]], failures, workers[row[2]]) for row in rows]
@@ -123,27 +125,33 @@ def read_stuck_below(message_id: uuid.UUID | None, run_id: uuid.UUID | None, mos
     return [row[0] for row in rows]
 
 
-def _read_facts(runs: Sequence[uuid.UUID]) -> Plan[Mapping[uuid.UUID, Sequence[Rows]]]:
-    """Read of each run what a worker reads when it claims it: its children, and what is to be undone."""
+def _read_facts(runs: Mapping[uuid.UUID, Row]) -> Plan[Mapping[uuid.UUID, Sequence[Rows]]]:
+    """Read of each run what a worker reads when it claims it: its children, what is to be undone, and what finalised.
+
+    Args:
+        runs: of each run the execution whose finaliser comes next, and the call of that one.
+    """
     if not runs:
         return {}
     asked: list[Statement] = []
-    for run in runs:
+    for run, (body_seq, finaliser_seq) in runs.items():
         asked += statement("read_children", run=run), statement("read_untold", run=run)
         asked.append(statement("read_instance", run=run))
+        asked.append(statement("read_body", run=run, body_seq=body_seq, finaliser_seq=finaliser_seq))
     answers = yield from ask(*asked)
-    return {run: answers[3 * place : 3 * place + 3] for place, run in enumerate(runs)}
+    return {run: answers[4 * place : 4 * place + 4] for place, run in enumerate(runs)}
 
 
 def _situation(row: Row, facts: Sequence[Rows], failures: Mapping[uuid.UUID, Failure], workers: Workers) -> Situation:
     run, cancellation, rest = _run(row, failures)
     interruptions, interruption, ended_at, abandoned, now, mail_due, queued, first, before, *locked_by = rest
-    children, untold, instance = facts
+    children, untold, instance, body = facts
     is_open, ended, child_deadline = children_of(children, failures)
     undoing = instance_of(instance, run, failures) if run.state is RunState.ROLLING_BACK else None
-    saga = _without_code(run, undoing, workers.steps.get(run.saga, ()))
+    left = body_of(body, failures)
+    saga = _without_code(run, undoing, left, workers.steps.get(run.saga, ()))
     deadline = earlier(run.deadlines.happy_path, run.own_deadline) if run.state is RunState.RUNNING else None
-    known = Facts(now, is_open, ended, undoing, cancellation, untold[0][0], deadline, child_deadline)
+    known = Facts(now, is_open, ended, undoing, left, cancellation, untold[0][0], deadline, child_deadline)
     return Situation(
         run,
         None if run.state.ended else decide(saga, run, known, _NO_CODE),
@@ -167,7 +175,7 @@ def _run(row: Row, failures: Mapping[uuid.UUID, Failure]) -> tuple[Run, Failure 
     (
         run_id, message_id, service, saga, lineage, parent_run, state, step, next_step, seq, instance, iteration,
         attempt, handled, not_before, undo_seq, compensation_seq, handler_seq, failure, obstacle, giving_up,
-        cancellation, reason, version, needs, deadlines, own_deadline, rollback_by, *rest,
+        cancellation, reason, version, needs, deadlines, own_deadline, rollback_by, body_seq, finaliser_seq, *rest,
     ) = row  # fmt: skip
     run = Run(
         run_id,
@@ -197,6 +205,8 @@ def _run(row: Row, failures: Mapping[uuid.UUID, Failure]) -> tuple[Run, Failure 
         deadlines=deadlines_of(deadlines),
         own_deadline=deadline_of(own_deadline),
         rollback_by=rollback_by,
+        body_seq=body_seq,
+        finaliser_seq=finaliser_seq,
     )
     asked = failure_of(cancellation, failures)
     if asked is not None and run.state is RunState.PARKED and run.undo_seq is None:
@@ -204,12 +214,15 @@ def _run(row: Row, failures: Mapping[uuid.UUID, Failure]) -> tuple[Run, Failure 
     return run, asked, rest
 
 
-def _without_code(run: Run, undoing: Instance | None, versions: Sequence[Sequence[str]]) -> Saga[Any]:
+def _without_code(
+    run: Run, undoing: Instance | None, body: Body | None, versions: Sequence[Sequence[str]]
+) -> Saga[Any]:
     """Return a saga with the steps that living workers know; when none has the saga, with those that are at hand."""
     saga: Saga[Any] = Saga(run.saga, on=_NO_CODE)
-    at_hand = (run.step, run.next_step, None if undoing is None else undoing.step)
+    at_hand = (run.step, run.next_step, None if undoing is None else undoing.step, None if body is None else body.step)
     names = [name for steps in versions for name in steps]
     names = names or [name for name in at_hand if name is not None] or [UNKNOWN_STEP]
     for name in dict.fromkeys(names):
-        saga.add_step(name, lambda _scope, _message: None)
+        # Those have finalisers whose finaliser is to be called, and a run knows that of itself.
+        saga.add_step(name, lambda _scope, _message: None, finally_=lambda _scope, _message: None)
     return saga

@@ -164,6 +164,7 @@ def _advance(change: Transition, claimed: Claim, executor: Executor) -> dict[str
         "worker": executor.id,
         "version": after.version,
         "own_deadline": _stored(after.own_deadline),
+        "body_seq": after.body_seq,
         **_yielding(change, claimed),
     }
 
@@ -224,6 +225,8 @@ def _columns(before: Run, run: Run) -> dict[str, Any]:
         "giving_up": id_of(run.giving_up),
         "own_deadline": _stored(run.own_deadline),
         "rollback_by": run.rollback_by,
+        "body_seq": run.body_seq,
+        "finaliser_seq": run.finaliser_seq,
         "version": run.version,
         "ended": run.state.ended,
     }

@@ -56,6 +56,8 @@ class _Stuck:
     Attributes:
         requested: whether somebody has retried it, or skipped something of it, before.
         awaits: whether children of it are open.
+        body_seq: the execution whose finaliser comes next, or waits for what it has launched.
+        finaliser_seq: the call that does.
     """
 
     id: uuid.UUID
@@ -64,6 +66,8 @@ class _Stuck:
     undoing: bool
     requested: bool
     awaits: bool
+    body_seq: int | None
+    finaliser_seq: int | None
     message_id: uuid.UUID
     service: str
     saga: str
@@ -112,10 +116,14 @@ def _retry(run_id: uuid.UUID, origin: Origin, hints: Hints | None) -> Plan[Answe
 
 
 def _skip(run_id: uuid.UUID, origin: Origin, hints: Hints | None) -> Plan[Answer]:
-    """Count as compensated what a run could not undo: the children of an execution, or the execution."""
+    """Count as done what a run could not do: a finaliser, or undoing the children of an execution, or the execution."""
     found = yield from _locked(run_id, Action.SKIP)
     if isinstance(found, Answer):
         return found
+    if found.body_seq is not None:
+        gone = statement("skip_finaliser", run=run_id, finaliser_seq=found.finaliser_seq)
+        recorded = _recorded(found, Action.SKIP, origin, found.body_seq)
+        return (yield from _write([gone, _reopen(run_id), recorded], hints))
     (phase,) = yield from ask(statement("read_phase", run=run_id))
     if not phase:
         return (yield from _left(Answer.NOTHING_TO_DO))

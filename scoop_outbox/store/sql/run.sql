@@ -8,7 +8,7 @@ select r.id, r.message_id, r.service, r.saga, r.lineage, r.parent_run, r.state, 
        r.instance, r.iteration, r.attempt, r.handled, r.not_before, r.undo_seq, r.compensation_seq, r.handler_seq,
        r.context::text, r.inherited::text, r.failure, r.obstacle, r.result::text, r.launched_at, r.reason, r.lane,
        r.version, r.interruptions > 0 or r.taken_by is not null, r.giving_up, r.deadlines::text,
-       r.own_deadline::text, r.rollback_by, r.created_at,
+       r.own_deadline::text, r.rollback_by, r.body_seq, r.finaliser_seq, r.created_at,
        clock_timestamp(), array(select b.id from {schema}.mailbox b where b.run_id = r.id),
        (select q.failure from {schema}.request q where q.kind = 'cancel' and q.target in (r.id, r.message_id)
         order by q.id limit 1),
@@ -87,6 +87,20 @@ left join lateral (
 ) f on true
 order by f.failed_at, f.ordinal
 
+-- name: read_body
+-- The execution whose finaliser is to be called, with a row for each failed child of the call: one at least.
+select s.seq, s.step, s.iteration,
+       f.seq, f.message_id, f.saga, f.state, f.ordinal, null, f.failure, f.obstacle, f.failed_at, f.delivered
+from {schema}.step s
+left join lateral (
+    select c.*
+    from {schema}.child c
+    where c.run_id = s.run_id and c.seq = %(finaliser_seq)s and c.state in ('rolled_back', 'rollback_failed')
+      and not c.consumed
+) f on true
+where s.run_id = %(run)s and s.seq = %(body_seq)s
+order by f.failed_at, f.ordinal
+
 -- name: advance_run
 -- What most transactions of the engine consist of: a step has been executed, and the run goes on or has finished.
 -- Both end at the time of the statement: its parts are executed in no particular order. What the callback of a run that
@@ -103,7 +117,7 @@ set state = %(state)s, step = %(step)s, next_step = %(next_step)s, seq = %(seq)s
     iteration = %(iteration)s, attempt = 0, handled = 0, not_before = null, context = %(context)s,
     result = %(result)s, ended_at = case when %(ended)s then statement_timestamp() end,
     version = %(version)s, interruptions = 0, unwanted = 0, interruption = null,
-    taken_by = null, own_deadline = %(own_deadline)s::json
+    taken_by = null, own_deadline = %(own_deadline)s::json, body_seq = %(body_seq)s
 where id = %(run)s and not ((select %(yields)s::bool) and coalesce((
     select ('asked to give up by request ' || q.id)::bool
     from {schema}.request q
@@ -161,7 +175,8 @@ set state = %(state)s, step = %(step)s, next_step = %(next_step)s, seq = %(seq)s
     taken_by = null,
     failed_at = case when %(failed)s then clock_timestamp() else failed_at end,
     ended_at = case when %(ended)s then clock_timestamp() end, giving_up = %(giving_up)s,
-    own_deadline = %(own_deadline)s::json, rollback_by = %(rollback_by)s
+    own_deadline = %(own_deadline)s::json, rollback_by = %(rollback_by)s, body_seq = %(body_seq)s,
+    finaliser_seq = %(finaliser_seq)s
 where id = %(run)s and not ((select %(yields)s::bool) and coalesce((
     select ('asked to give up by request ' || q.id)::bool
     from {schema}.request q

@@ -13,7 +13,7 @@ with recursive stuck as (
         join {schema}.child c on c.run_id = r.id
         join {schema}.run x on x.id = c.child_run and x.state = 'rollback_failed' and not x.abandoned
         where r.id = s.id and c.state = 'rollback_failed' and not c.consumed
-          and c.seq in (r.compensation_seq, r.handler_seq, (
+          and c.seq in (r.compensation_seq, r.handler_seq, r.finaliser_seq, (
               select e.seq from {schema}.step e
               where e.run_id = r.id and e.seq <= r.undo_seq and e.state = 'committed' and e.kind <> 'compensation'
               order by e.seq desc
@@ -37,7 +37,7 @@ select true from {schema}.run where id = %(run)s for update skip locked
 select r.state, r.abandoned, r.undo_seq is not null,
        exists (select from {schema}.request q where q.target = r.id and q.kind in ('retry', 'skip')),
        exists (select from {schema}.child c where c.run_id = r.id and c.open),
-       r.message_id, r.service, r.saga, r.lane
+       r.body_seq, r.finaliser_seq, r.message_id, r.service, r.saga, r.lane
 from {schema}.run r
 where r.id = %(run)s
 
@@ -73,6 +73,14 @@ left join lateral (
 ) u on true
 where r.id = %(run)s
 
+-- name: skip_finaliser
+with skipped as (
+    update {schema}.run set body_seq = null where id = %(run)s
+)
+update {schema}.child
+set consumed = true
+where run_id = %(run)s and seq = %(finaliser_seq)s and state in ('rolled_back', 'rollback_failed') and not consumed
+
 -- name: reopen
 -- What has failed begins again from its beginning, or what comes after it. Attempts are counted anew, and however long it
 -- was to take, it takes as long as it does now.
@@ -81,7 +89,7 @@ with again as (
     set state = 'rolling_back', failure = coalesce(%(failure)s, failure), obstacle = null,
         -- One that was ended on its way forward has all of it to undo.
         undo_seq = coalesce(%(undo_seq)s::integer, undo_seq, seq), giving_up = null, attempt = 0,
-        handled = 0, not_before = null, compensation_seq = null, handler_seq = null, ended_at = null, reason = null,
+        handled = 0, not_before = null, compensation_seq = null, handler_seq = null, finaliser_seq = null, ended_at = null, reason = null,
         needs = null, interruptions = 0, unwanted = 0, interruption = null, taken_by = null, rollback_by = null
     where id = %(run)s and (state = 'rollback_failed' and not abandoned or state = 'parked' and undo_seq is not null)
     returning id, service, saga, version, message_id
@@ -103,7 +111,7 @@ returning run_id, service, saga, version, 0.0::float8
 -- Whether a run that has stopped because of children can go on: they have been rolled back since. `offset 0` keeps the
 -- sub-selects whole, so that what is asked of children is asked of those of one execution.
 with phase as (
-    select r.id, array[r.compensation_seq, r.handler_seq, (
+    select r.id, array[r.compensation_seq, r.handler_seq, r.finaliser_seq, (
         select e.seq from {schema}.step e
         where e.run_id = r.id and e.seq <= r.undo_seq and e.state = 'committed' and e.kind <> 'compensation'
         order by e.seq desc
