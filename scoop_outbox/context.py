@@ -57,7 +57,7 @@ class Context(MutableMapping[str, Any]):
         """Show the keys only: values are payload, and payload stays out of logs."""
         return f"Context({', '.join(sorted(self))})"
 
-    def dumps(self, **more: Any) -> str | None:
+    def dumps(self, /, **more: Any) -> str | None:
         """Return the context with `more` on top as JSON text, or None when there is nothing in it.
 
         Raises:

@@ -8,7 +8,7 @@ import pytest
 
 from scoop_outbox import DistributedError, PayloadError, Repeat, Result, Retry, RunState
 from tests.scenarios.rollback_helpers import SIMULATED, fails, shape, simulated
-from tests.scenarios.shop import Shop, launches, nothing
+from tests.scenarios.shop import Shop, launches, nothing, raises
 
 pytestmark = pytest.mark.parametrize("colour", ["async", "mixed"])
 
@@ -139,6 +139,24 @@ async def test_cx_03_each_message_has_a_snapshot_of_its_own(shop: Shop) -> None:
     await shop.run("R")
 
     assert seen == {0: 0, 1: 1, 2: 2}
+
+
+async def test_a_key_of_the_context_may_have_any_name(mixed: Shop) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def first(scope: Any, _: Any) -> None:
+        scope.context["self"] = 1  # was taken for an argument, and the rollback of the child was parked
+        scope.launch("C", None, context={"self": 2})
+
+    def undoes(scope: Any, *_: object) -> None:
+        seen.append(dict(scope.context))
+
+    mixed.saga("root", "R", first, raises("no"))
+    mixed.step(mixed.app.saga("child", "C"), "0", compensate=undoes)
+
+    await mixed.fail("R")
+
+    assert seen == [{"self": 1}]
 
 
 async def test_cx_06_d27_all_that_is_given_with_a_launch_counts(shop: Shop) -> None:
