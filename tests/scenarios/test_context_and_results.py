@@ -141,7 +141,7 @@ async def test_cx_03_each_message_has_a_snapshot_of_its_own(shop: Shop) -> None:
     assert seen == {0: 0, 1: 1, 2: 2}
 
 
-async def test_a_key_of_the_context_may_have_any_name(mixed: Shop) -> None:
+async def test_a_key_of_the_context_may_have_any_name(shop: Shop) -> None:
     seen: list[dict[str, Any]] = []
 
     def first(scope: Any, _: Any) -> None:
@@ -151,10 +151,10 @@ async def test_a_key_of_the_context_may_have_any_name(mixed: Shop) -> None:
     def undoes(scope: Any, *_: object) -> None:
         seen.append(dict(scope.context))
 
-    mixed.saga("root", "R", first, raises("no"))
-    mixed.step(mixed.app.saga("child", "C"), "0", compensate=undoes)
+    shop.saga("root", "R", first, raises("no"))
+    shop.step(shop.app.saga("child", "C"), "0", compensate=undoes)
 
-    await mixed.fail("R")
+    await shop.fail("R")
 
     assert seen == [{"self": 1}]
 
