@@ -53,10 +53,12 @@ if _typing.TYPE_CHECKING:
     from scoop_outbox.scope import AsyncScope, BlockingScope, Result, Scope
     from scoop_outbox.status import ActionStatus, RunStatus, Status, StepStatus
     from scoop_outbox.step import GoTo, Repeat, Step, StepOptions
+    from scoop_outbox.strategy import AcknowledgedWithin, OpenChild, Outlook, Participant, StaticTopology, Strategy
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AcknowledgedWithin",
     "ActionStatus",
     "ActiveRun",
     "AmbiguousId",
@@ -81,7 +83,10 @@ __all__ = [
     "Handle",
     "Handlers",
     "Message",
+    "OpenChild",
+    "Outlook",
     "ParentSaidSo",
+    "Participant",
     "PayloadError",
     "Repeat",
     "Resource",
@@ -99,6 +104,7 @@ __all__ = [
     "ScoopError",
     "Scope",
     "ScopeEnded",
+    "StaticTopology",
     "Status",
     "Step",
     "StepError",
@@ -106,6 +112,7 @@ __all__ = [
     "StepOptions",
     "StepStatus",
     "StepTimeout",
+    "Strategy",
     "StuckRun",
     "Topic",
     "TransientError",
@@ -160,6 +167,14 @@ _HOMES = {
     "scoop_outbox.status": ("ActionStatus", "RunStatus", "Status", "StepStatus"),
     "scoop_outbox.daemon.worker.alerts": ("StuckRun",),
     "scoop_outbox.step": ("GoTo", "Repeat", "Step", "StepOptions"),
+    "scoop_outbox.strategy": (
+        "AcknowledgedWithin",
+        "OpenChild",
+        "Outlook",
+        "Participant",
+        "StaticTopology",
+        "Strategy",
+    ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

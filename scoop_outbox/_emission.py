@@ -12,6 +12,7 @@ from scoop_outbox._deadlines import NONE, Deadlines, Timeouts
 from scoop_outbox.errors import PayloadError
 from scoop_outbox.failure import Frame
 from scoop_outbox.message import Topic, encode, saga_names, topic_name, uuid7
+from scoop_outbox.strategy import Participant
 from scoop_outbox.wire.headers import CONTENT_TYPE, PREFIX
 from scoop_outbox.wire.limits import Limits, written
 from scoop_outbox.wire.validation import checked_content_type, checked_id, checked_key, is_text
@@ -31,6 +32,7 @@ class Emission:
         given: whether the id is the caller's: then the message is launched once, however often it is tried.
         timeouts: what its launcher says about time.
         deadlines: what this comes to, together with what the launching run is bound by.
+        expects: who is waited for, if the strategy of the launching saga says that, and not who is subscribed.
         child_deadline: by when its handlers have to have started, if the launching run has to look after that.
     """
 
@@ -48,6 +50,7 @@ class Emission:
     timeouts: Timeouts | None = None
     deadlines: Deadlines = NONE
     child_deadline: datetime | None = None
+    expects: tuple[Participant, ...] | None = None
 
     @property
     def size(self) -> int:

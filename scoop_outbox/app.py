@@ -34,6 +34,7 @@ from scoop_outbox.saga import Saga
 from scoop_outbox.status import Status, read_message, read_status
 from scoop_outbox.store.external_transaction import AsyncTransaction, Transaction
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
+from scoop_outbox.strategy import Strategy
 from scoop_outbox.wire.limits import MAX_BODY
 
 
@@ -130,6 +131,7 @@ class Scoop:
         shield: bool = False,
         timeout: float | timedelta | None = None,
         rollback_timeout: float | timedelta | None = None,
+        strategy: Strategy | None = None,
     ) -> Saga[T]:
         """Declare a saga: a handler of the messages on a topic.
 
@@ -146,6 +148,7 @@ class Scoop:
             timeout: seconds within which a run, with all below it, has to commit, from when its message is taken in;
                 or it gives up.
             rollback_timeout: seconds that a rollback of a run, with all below it, may take; or it is `rollback_failed`.
+            strategy: when its runs begin, whom they wait for, and when they give up; see `Strategy`.
 
         Raises:
             DefinitionError: the name is taken or cannot be used, or the topic, `ordered` or `formerly` cannot; or this
@@ -159,6 +162,7 @@ class Scoop:
             shield=shield,
             timeout=timeout,
             rollback_timeout=rollback_timeout,
+            strategy=strategy,
         )
 
     @property

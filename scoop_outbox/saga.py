@@ -26,6 +26,7 @@ from scoop_outbox.step import (
     StepOptions,
     too_late,
 )
+from scoop_outbox.strategy import Strategy
 
 
 class StepDecorator(Protocol[T]):
@@ -54,6 +55,7 @@ class Saga(Generic[T]):
         shield: bool = False,
         timeout: float | timedelta | None = None,
         rollback_timeout: float | timedelta | None = None,
+        strategy: Strategy | None = None,
     ) -> None:
         """See `Scoop.saga`."""
         self.name = checked_name("saga", name)
@@ -67,6 +69,7 @@ class Saga(Generic[T]):
         self.ordered = ordered
         self.shield = shield
         self.timeouts = Timeouts.of(timeout, None, rollback_timeout)
+        self.strategy = _checked_strategy(name, strategy)
         self.topic = topic_name(on)
         self.schema: Topic[T] | None = on if isinstance(on, Topic) else None
         self._steps: dict[str, Step[T]] = {}
@@ -220,6 +223,15 @@ class Saga(Generic[T]):
         """
         if not self._steps:
             raise DefinitionError(f"saga {self.name!r} has no steps: declare one with @{self.name}.step or add_step()")
+
+
+def _checked_strategy(name: str, strategy: object) -> Strategy | None:
+    """Return the strategy of a saga, if it has one of its own: then more is read whenever its runs are looked at."""
+    if strategy is None or type(strategy) is Strategy:
+        return None
+    if not isinstance(strategy, Strategy):
+        raise DefinitionError(f"saga {name!r}: strategy={strategy!r} is no Strategy; derive its class from Strategy")
+    return strategy
 
 
 def _formerly(name: str, formerly: Iterable[str]) -> tuple[str, ...]:

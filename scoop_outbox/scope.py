@@ -36,9 +36,10 @@ _UNBOUND = "this scope is not bound to a database; a worker's driver makes one t
 
 @dataclass(slots=True)
 class _Left:
-    """What a callback leaves, besides what it launches, and whether its run rolls back."""
+    """What a callback leaves, besides what it launches, and what its run is like."""
 
     undoes: bool
+    late: bool
     result: str | None = None
     asks: Timeouts | None = None
 
@@ -78,10 +79,12 @@ class Scope:
         limits: Limits = DEFAULT_LIMITS,
         handles: bool = False,
         undoes: bool = False,
+        late: bool = False,
     ) -> None:
         """Called by the drivers, and by tests of steps.
 
-        `handles` says that the callback is there for a failure, and `undoes` that its run rolls back.
+        `handles` says that the callback is there for a failure, `undoes` that its run rolls back, `late` that nobody
+        waits for it.
         """
         self.run_id = run_id
         self.saga = saga
@@ -93,7 +96,7 @@ class Scope:
         self.attempt = attempt
         self.idempotency_key = idempotency_key
         self._emissions = Emissions(limits, f"step {step!r}")
-        self._left = _Left(undoes)
+        self._left = _Left(undoes, late)
         self._ended = False
         if handles:
             context.exempt()
@@ -102,6 +105,11 @@ class Scope:
     def ended(self) -> bool:
         """Whether the callback has returned or raised."""
         return self._ended
+
+    @property
+    def late(self) -> bool:
+        """Whether nobody waits for this run, and no rollback reaches it: see `RunStatus.late`."""
+        return self._left.late
 
     @property
     def result(self) -> str | None:
@@ -129,13 +137,13 @@ class Scope:
             ScopeEnded: the callback has ended.
         """
         if self._ended:
-            raise self.late()
+            raise self.too_late()
 
     def owns(self, joined: object) -> bool:  # noqa: ARG002 - drivers know
         """Tell whether a session or connection works in the step's transaction; for `Scoop.launch`."""
         return False
 
-    def late(self) -> ScopeEnded:
+    def too_late(self) -> ScopeEnded:
         """Return what is wrong with using the scope, or what was taken from it, after its end."""
         return ScopeEnded.of(self.step, self.saga, self.run_id)
 

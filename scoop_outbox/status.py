@@ -77,8 +77,8 @@ class RunStatus:
             "not now" itself.
         interruption: why it was interrupted last.
         steps: its executions in order.
-        late: whether its parent does not wait for it, and no rollback reaches it: its saga was subscribed only after
-            the message had been launched. Which execution launched it is not known then.
+        late: whether its parent does not wait for it, and no rollback reaches it: the parent has left it behind, or its
+            saga was subscribed only after the launch. Which execution launched it is not known then.
         giving_up: why it gives up, while it waits for children that it has told to.
         deadline: until when it has to commit, and who says so; what its saga says is not known here.
         rollback_by: until when its rollback has to end.

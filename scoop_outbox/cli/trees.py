@@ -18,6 +18,7 @@ _INDENT = "  "
 _UNSTARTED = {
     ChildState.WAITING: "not started: message {} has not been taken in",
     ChildState.SKIPPED: "skipped: its saga was forgotten before it began (message {})",
+    ChildState.LEFT_BEHIND: "left behind: it had not started in time, and is not waited for (message {})",
     ChildState.CANCELLED: "cancelled before it began (message {})",
     ChildState.ROLLED_BACK: "failed before it began: late, or its saga was forgotten (message {})",
 }

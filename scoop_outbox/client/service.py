@@ -17,6 +17,7 @@ from scoop_outbox.errors import DefinitionError
 from scoop_outbox.message import Topic, checked_name, topic_name
 from scoop_outbox.saga import Saga
 from scoop_outbox.store.home import Home
+from scoop_outbox.strategy import Strategy
 
 
 class Service:
@@ -91,6 +92,7 @@ class Service:
         shield: bool,
         timeout: float | timedelta | None,
         rollback_timeout: float | timedelta | None,
+        strategy: Strategy | None,
     ) -> Saga[T]:
         """See `Scoop.saga`."""
         if self.running:
@@ -112,6 +114,7 @@ class Service:
             shield=shield,
             timeout=timeout,
             rollback_timeout=rollback_timeout,
+            strategy=strategy,
         )
         self.sagas[name] = saga
         return saga

@@ -94,7 +94,11 @@ def dated(change: Transition, saga: Saga, before: Run, facts: Facts, now: dateti
         if by is not None:
             run = changed(run, rollback_by=by)
             change = replace(change, run=run)
-    if (run.state.ended and run.state is not RunState.PARKED) or run.giving_up is not None or change.mail is Mail.KEEP:
+    if (
+        (run.state.ended and run.state is not RunState.PARKED)
+        or run.giving_up is not None
+        or change.mail in (Mail.KEEP, Mail.LOOK)
+    ):
         return change
     dates = [change.wake_at]
     if run.state is RunState.ROLLING_BACK:

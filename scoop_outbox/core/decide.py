@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 from scoop_outbox.core.deadline import missed, missed_rollback
 from scoop_outbox.core.decision import (
@@ -22,6 +23,7 @@ from scoop_outbox.core.decision import (
     HandleChildRollbackFailure,
     Handled,
     Invoke,
+    LeaveBehind,
     Park,
     RollBack,
     Undone,
@@ -35,6 +37,10 @@ from scoop_outbox.step import Step
 
 SIBLING_FAILED = "SiblingFailed"
 """Type of what children are told of which another one has failed: a neutral name, and no class."""
+STRATEGY_GAVE_UP = "StrategyGaveUp"
+"""Type of what a run gives up for when its strategy does; likewise."""
+STRATEGY_PAUSE = timedelta(milliseconds=100)
+"""The shortest time after which a strategy is asked again: one that always says `now` must not keep a worker busy."""
 
 
 def decide(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:
@@ -54,9 +60,13 @@ def decide(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:
     if facts.first_failure is not None and facts.untold:
         return CancelSiblings(sibling_failed(facts.first_failure, source))
     if facts.open_children:
-        return Wait()
+        return _wait_for_children(saga, facts)
     if reason is not None:
         return RollBack(_given_up(reason, source))
+    if run.state is RunState.ROLLING_BACK and _has_something_left(facts):
+        told = strategy_gives_up(saga, facts)
+        if told is not None:
+            return EndRollbackFailed(_given_up(told, source))
     if _has_no_time_left(run, facts):
         return EndRollbackFailed(missed_rollback(run, source))
     if run.not_before is not None and facts.now < run.not_before:
@@ -68,10 +78,36 @@ def decide(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:
     return Wait()
 
 
+def _wait_for_children(saga: Saga, facts: Facts) -> Decision:
+    """Return how a run waits for its children: all of them, unless its strategy leaves some behind."""
+    if saga.strategy is None or facts.outlook is None:
+        return Wait()
+    left = tuple(child for child in saga.strategy.leave_behind(facts.outlook) if not child.started)
+    if left:
+        return LeaveBehind(left)
+    again = saga.strategy.look_again(facts.outlook)
+    return Wait(None if again is None else max(again, facts.now + STRATEGY_PAUSE))
+
+
+def strategy_gives_up(saga: Saga, facts: Facts) -> Failure | None:
+    """Return why the strategy of a saga gives up, if it does."""
+    if saga.strategy is None or facts.outlook is None:
+        return None
+    strategy, outlook = saga.strategy, facts.outlook
+    reason = strategy.give_up_rollback(outlook) if outlook.rolling_back else strategy.give_up(outlook)
+    if reason is None:
+        return None
+    return Failure(STRATEGY_GAVE_UP, reason, f"{type(saga.strategy).__name__} of {saga.name}").within_limits()
+
+
 def _has_no_time_left(run: Run, facts: Facts) -> bool:
     """Tell whether a rollback has taken longer than it may, and something is left to be undone."""
-    is_late = run.rollback_by is not None and run.rollback_by <= facts.now
-    return is_late and (facts.instance is not None or facts.body is not None)
+    return run.rollback_by is not None and run.rollback_by <= facts.now and _has_something_left(facts)
+
+
+def _has_something_left(facts: Facts) -> bool:
+    """Tell whether a run that rolls back has something to undo, or to finalise."""
+    return facts.instance is not None or facts.body is not None
 
 
 def giving_up(saga: Saga, run: Run, facts: Facts) -> Failure | None:
@@ -83,6 +119,8 @@ def giving_up(saga: Saga, run: Run, facts: Facts) -> Failure | None:
     reason = facts.cancellation
     if reason is None and facts.deadline is not None and facts.deadline.at <= facts.now:
         reason = missed(facts.deadline)
+    if reason is None:
+        reason = strategy_gives_up(saga, facts)
     if reason is None or saga.shield:
         return None
     if run.finaliser_seq is not None and facts.open_children:
@@ -111,13 +149,22 @@ def _forward(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:
     if facts.body is not None:
         return _finalise(saga, run, facts.body, source)
     if run.instance == 0 and run.next_step is None:
-        return Invoke(saga.steps[0], 0)
+        return _begin(saga, run, facts)
     if run.next_step is None:
         return Commit()
     step = saga.get(run.next_step)
     if step is None:
         return missing(saga, run.next_step)
     return Invoke(step, run.iteration + 1 if run.next_step == run.step else 0)
+
+
+def _begin(saga: Saga, run: Run, facts: Facts) -> Decision:
+    """Return how a run that has committed nothing begins."""
+    if run.seq == 0 and saga.strategy is not None and facts.outlook is not None:
+        at = saga.strategy.begin(facts.outlook)
+        if at is not None and at > facts.now:
+            return Wait(at)
+    return Invoke(saga.steps[0], 0)
 
 
 def _finalise(saga: Saga, run: Run, body: Body, source: str) -> Decision:

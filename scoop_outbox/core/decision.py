@@ -8,6 +8,7 @@ from datetime import datetime
 from scoop_outbox.core.run import Body, Instance
 from scoop_outbox.failure import Failure
 from scoop_outbox.step import Callback, Step
+from scoop_outbox.strategy import OpenChild
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,13 @@ class CancelSiblings:
     """A child has failed, and its step fails fast: the other children are told to give up."""
 
     reason: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveBehind:
+    """Wait no longer for children that have not started."""
+
+    children: tuple[OpenChild, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +169,7 @@ Decision = (
     | CancelChildren
     | ExpireChildren
     | CancelSiblings
+    | LeaveBehind
     | AskChildren
     | Compensate
     | HandleChildRollbackFailure

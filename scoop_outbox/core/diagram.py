@@ -24,6 +24,7 @@ from scoop_outbox.core.decision import (
     HandleChildRollbackFailure,
     Handled,
     Invoke,
+    LeaveBehind,
     Park,
     RollBack,
     Undone,
@@ -34,7 +35,7 @@ from scoop_outbox.core.run import CHILD_TRANSITIONS, RUN_TRANSITIONS, ChildState
 _RUN_ENDS = (RunState.COMMITTED, RunState.ROLLED_BACK, RunState.ROLLBACK_FAILED)
 _CHILD_ENDS = (
     *(ChildState.COMMITTED, ChildState.ROLLED_BACK, ChildState.ROLLBACK_FAILED),
-    *(ChildState.SKIPPED, ChildState.CANCELLED),
+    *(ChildState.SKIPPED, ChildState.CANCELLED, ChildState.LEFT_BEHIND),
 )
 
 State = TypeVar("State", bound=StrEnum)
@@ -44,7 +45,9 @@ RULES: tuple[tuple[str, str, type[Decision]], ...] = (
     ("running", "it gives up, and no child is open", RollBack),
     ("any", "a child has not started by its deadline", ExpireChildren),
     ("running", "a child failed, its step fails fast, and open children do not know", CancelSiblings),
+    ("any", "its strategy does not wait for open children that have not started", LeaveBehind),
     ("any", "a child is open", Wait),
+    ("rolling_back", "its strategy gives the rollback up", EndRollbackFailed),
     ("rolling_back", "the rollback has taken longer than it may, and something is left", EndRollbackFailed),
     ("any", "a retry is not due yet", Wait),
     ("running", "children failed, and their step is not in the code any more", Park),
@@ -58,6 +61,7 @@ RULES: tuple[tuple[str, str, type[Decision]], ...] = (
     ("any", "an execution was left, and its finaliser was not called", Finalise),
     ("running", "there is no next step", Commit),
     ("running", "the next step is not in the code any more", Park),
+    ("running", "it has executed nothing, and its strategy does not begin yet", Wait),
     ("running", "otherwise", Invoke),
     ("rolling_back", "nothing is left to be undone", EndRolledBack),
     ("rolling_back", "a handler of rollback failures has run, and its children have finished", Handled),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from scoop_outbox._deadlines import NONE, Deadline, Deadlines
 from scoop_outbox.failure import Failure, Frame
+from scoop_outbox.strategy import Outlook
 
 
 class RunState(StrEnum):
@@ -41,6 +42,7 @@ class ChildState(StrEnum):
     ROLLBACK_FAILED = "rollback_failed"
     SKIPPED = "skipped"
     CANCELLED = "cancelled"
+    LEFT_BEHIND = "left_behind"
 
 
 RUN_TRANSITIONS: Mapping[tuple[RunState, RunState], str] = {
@@ -63,6 +65,8 @@ CHILD_TRANSITIONS: Mapping[tuple[ChildState, ChildState], str] = {
     (ChildState.WAITING, ChildState.ROLLED_BACK): "its saga was forgotten, or it had not started by its deadline",
     (ChildState.WAITING, ChildState.SKIPPED): "its saga was forgotten, and what waited for it was skipped",
     (ChildState.WAITING, ChildState.CANCELLED): "the parent gave up: its message, when it comes, starts nothing",
+    (ChildState.WAITING, ChildState.LEFT_BEHIND): "the parent's strategy does not wait for it: it may start a late run",
+    (ChildState.STARTED, ChildState.LEFT_BEHIND): "likewise, before it had executed anything: its run is a late one",
     (ChildState.STARTED, ChildState.CANCELLING): "the parent gave up, and told it to",
     (ChildState.CANCELLING, ChildState.COMMITTED): "its run had finished before it was told",
     (ChildState.CANCELLING, ChildState.ROLLED_BACK): "its run gave up, or failed, and rolled back",
@@ -269,6 +273,7 @@ class Facts:
         cancellation: why somebody asked the run to give up, if somebody did.
         untold: whether some open child does not know yet that the run gives up. Read only when it does.
         deadline: until when the run has to commit.
+        outlook: what the strategy of its saga looks at, if that has one.
         first_failure: the child that failed first, while others are open. Read only for a step that fails fast.
         child_deadline: the earliest time by which a child has to commit that has not started, if it has one of its own.
     """
@@ -283,6 +288,7 @@ class Facts:
     deadline: Deadline | None = None
     child_deadline: datetime | None = None
     first_failure: Child | None = None
+    outlook: Outlook | None = None
 
     @property
     def failed_children(self) -> list[Child]:

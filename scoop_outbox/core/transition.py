@@ -12,6 +12,7 @@ from scoop_outbox._emission import Emission
 from scoop_outbox.core.run import Run, RunState, StepKind, changed
 from scoop_outbox.failure import Failure
 from scoop_outbox.policy import Retry
+from scoop_outbox.strategy import OpenChild
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class Mail(Enum):
 
     KEEP = auto()  # the run goes straight on; should this process die, the mail leads another one to it
     DROP_IF_WAITING = auto()  # whether somebody listens to what was launched is known to the database only
+    LOOK = auto()  # the run is looked at at once, though it may wait: its strategy says for how long
     DROP = auto()
 
 
@@ -85,6 +87,7 @@ class Transition:
         reverse: whether only those of its last message are.
         cancels: why open children are told to give up.
         expires: what is told of children that have not started by their deadline.
+        leaves: children that have not started and are not waited for any longer.
         consumes: the instance whose failed children count as handled.
         delivers: the instance of whose children that could not be rolled back the run was told.
         undone: the instance that is compensated now.
@@ -100,6 +103,7 @@ class Transition:
     reverse: bool = False
     cancels: Failure | None = None
     expires: Failure | None = None
+    leaves: Sequence[OpenChild] = ()
     consumes: int | None = None
     delivers: int | None = None
     undone: int | None = None

@@ -138,11 +138,13 @@ def _ending_text(due: Decision) -> str | None:
             return "it is rolled back: nothing is left to be undone"
         case decision.EndRollbackFailed(failure) | decision.CompensationFailed(failure=failure):
             return f"its code handles what could not be undone, or its rollback has failed: {_failure(failure)}"
-    return _finaliser_text(due)
+    return _rare_text(due)
 
 
-def _finaliser_text(due: Decision) -> str | None:
+def _rare_text(due: Decision) -> str | None:
     match due:
+        case decision.LeaveBehind():
+            return "its strategy does not wait any longer for children that have not started"
         case decision.Finalise(body=body):
             return f"the finaliser of step {body.step!r}, execution {body.seq}, is called"
         case decision.Finalised():

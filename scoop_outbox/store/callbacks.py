@@ -67,6 +67,7 @@ def scope_arguments(call: Call) -> dict[str, Any]:
         "idempotency_key": call.key,
         "handles": call.error is not None,
         "undoes": call.run.state is RunState.ROLLING_BACK,
+        "late": call.run.late,
     }
 
 

@@ -78,7 +78,7 @@ class Gate:
         self._watching.begins(sending)
         with self._lock:
             if self.is_shut or (self._only is not None and self._only != _doer()):
-                raise self._scope.late()
+                raise self._scope.too_late()
             self._using += 1
             self.asked += 1
 
@@ -95,4 +95,4 @@ class Gate:
         if error is not None:
             self._seen[id(error)] = error
             if self.is_shut:
-                raise self._scope.late() from None
+                raise self._scope.too_late() from None

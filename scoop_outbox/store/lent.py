@@ -113,7 +113,7 @@ class Lent(BaseConnection[Any]):
 
     def _check_connection_ok(self) -> None:
         if self._gate.is_shut:
-            raise self._scope.late()
+            raise self._scope.too_late()
         super()._check_connection_ok()
 
     @property

@@ -137,7 +137,7 @@ async def test_rev_07_who_is_forgotten_is_not_waited_for(database_url: str, hand
     assert [one.saga for one in handlers.read("stock")] == ["reserve"]
 
 
-async def test_what_is_pending_has_to_be_decided(database_url: str, handlers: Handlers) -> None:
+async def test_tp_07_what_is_pending_has_to_be_decided(database_url: str, handlers: Handlers) -> None:
     await announced(stock(database_url))
     launcher = Launcher(database_url)
     await launcher.launches()

@@ -1,6 +1,7 @@
 """The rule, as a table: facts and the decision that they lead to."""
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,6 +32,7 @@ from scoop_outbox.core.decision import (
     HandleChildRollbackFailure,
     Handled,
     Invoke,
+    LeaveBehind,
     Park,
     RollBack,
     Undone,
@@ -40,6 +42,7 @@ from scoop_outbox.core.run import Body, Child, ChildState, Facts, Instance, Run,
 from scoop_outbox.failure import Failure
 from scoop_outbox.policy import ROLLBACK_HANDLER_CALLS
 from scoop_outbox.saga import Saga
+from scoop_outbox.strategy import OpenChild, Outlook, Participant, Strategy
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 LATER = NOW + timedelta(seconds=1)
@@ -99,6 +102,36 @@ FAILED = [child(ChildState.ROLLED_BACK)]
 STUCK = [stuck(BOOM, WHY)]
 OURS = (stuck(BOOM),)
 BOTH = (stuck(BOOM), stuck(WORSE))
+
+
+class Strategic(Strategy):
+    """Begins later, leaves behind who has not started, and gives up runs of messages with certain numbers."""
+
+    def begin(self, outlook: Outlook) -> datetime | None:
+        return LATER
+
+    def leave_behind(self, outlook: Outlook) -> Sequence[OpenChild]:
+        return outlook.children
+
+    def look_again(self, outlook: Outlook) -> datetime | None:
+        return LATER
+
+    def give_up(self, outlook: Outlook) -> str | None:
+        return "why not" if outlook.message_id.int == 8 else None
+
+    def give_up_rollback(self, outlook: Outlook) -> str | None:
+        return "why not" if outlook.message_id.int == 9 else None
+
+
+STRATEGIC = Saga("parent", "topic", strategy=Strategic())
+STRATEGIC.add_step("plain", callback)
+TOLD = Failure("StrategyGaveUp", "why not", "Strategic of parent")
+ABSENT = OpenChild(uuid.UUID(int=7), Participant("service", "child"), started=False, launched_at=NOW)
+OUTLOOK = Outlook(NOW, uuid.UUID(int=1), uuid.UUID(int=2), "parent", None, False, NOW, (ABSENT,))
+STARTED = replace(OUTLOOK, children=(replace(ABSENT, started=True),))
+HOPELESS = replace(OUTLOOK, message_id=uuid.UUID(int=8), children=())
+PATIENT = replace(HOPELESS, rolling_back=True)
+BACK = replace(PATIENT, message_id=uuid.UUID(int=9))
 BODY = Body(3, "guarded", 0)
 LEFT_BROKEN = Body(3, "guarded", 0, tuple(FAILED))
 FINALISE = Finalise(GUARDED, callback, BODY)
@@ -433,8 +466,28 @@ def test_a_shielded_saga_does_not_give_up(known: Facts) -> None:
     assert decide(shielded, run(), known, SOURCE) == expected
 
 
+@pytest.mark.parametrize(
+    "of, known, expected",
+    [
+        (run(), facts(outlook=OUTLOOK), Wait(LATER)),
+        (run(seq=1, attempt=1), facts(outlook=OUTLOOK), Invoke(STRATEGIC.steps[0], 0)),
+        (run(**BETWEEN), facts(outlook=OUTLOOK, open_children=True), LeaveBehind((ABSENT,))),
+        (run(**BETWEEN), facts(outlook=STARTED, open_children=True), Wait(LATER)),
+        (run(**BETWEEN), facts(outlook=HOPELESS), RollBack(gave_up(TOLD))),
+        (run(**BETWEEN), facts(outlook=HOPELESS, open_children=True, untold=True), CancelChildren(TOLD)),
+        (run(**BETWEEN), facts(outlook=HOPELESS, cancellation=WHY), RollBack(gave_up(WHY))),
+        (back(), facts(outlook=PATIENT, instance=instance("plain")), Undone(instance("plain"))),
+        (back(), facts(outlook=BACK, instance=instance("plain")), EndRollbackFailed(gave_up(TOLD))),
+        (back(), facts(outlook=BACK), EndRolledBack()),
+    ],
+)
+def test_a_strategy_is_asked(of: Run, known: Facts, expected: Decision) -> None:
+    assert decide(STRATEGIC, of, known, SOURCE) == expected
+
+
 def test_every_decision_has_a_case() -> None:
-    assert {type(expected) for _, _, expected in CASES.values()} == set(get_args(Decision))
+    asked_of_strategies = {LeaveBehind}
+    assert {type(expected) for _, _, expected in CASES.values()} | asked_of_strategies == set(get_args(Decision))
 
 
 failures = st.sampled_from([BOOM, WORSE, REASON, stuck_in("full", BOOM)])

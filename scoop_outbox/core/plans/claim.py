@@ -14,6 +14,7 @@ from scoop_outbox.core.deadline import deadline_of
 from scoop_outbox.core.decide import giving_up
 from scoop_outbox.core.plans.failures import Known, recall
 from scoop_outbox.core.plans.healing import heal
+from scoop_outbox.core.plans.strategy import read_outlook
 from scoop_outbox.core.rows import (
     CANCELLATION,
     CLOCK,
@@ -36,6 +37,7 @@ from scoop_outbox.core.versions import Deployment
 from scoop_outbox.failure import Failure
 from scoop_outbox.message import Message
 from scoop_outbox.saga import Saga
+from scoop_outbox.strategy import OpenChild
 
 _SOON = timedelta(milliseconds=20)
 """When to look again at a run that cannot go on yet, because somebody decides about its parent."""
@@ -69,6 +71,9 @@ class Reports(Protocol):
     def expires_children(self, run: Run, reason: Failure, message: Message) -> None:
         """Children of a run that had not started by their deadline have failed."""
 
+    def leaves_behind(self, run: Run, children: Sequence[OpenChild], message: Message) -> None:
+        """A run does not wait any longer for children that have not started."""
+
     def discarded(self, run: Run, step: str, message: Message) -> None:
         """What a step has done was undone, for its run was asked to give up meanwhile."""
 
@@ -80,6 +85,7 @@ class _Silent:
     def changed(self, run: Run, step: str | None, message: Message) -> None: ...
     def cancels_children(self, run: Run, reason: Failure, message: Message) -> None: ...
     def expires_children(self, run: Run, reason: Failure, message: Message) -> None: ...
+    def leaves_behind(self, run: Run, children: Sequence[OpenChild], message: Message) -> None: ...
     def discarded(self, run: Run, step: str, message: Message) -> None: ...
     def unhandled(self, topics: Unhandled) -> None: ...
 
@@ -152,6 +158,8 @@ def claim(run_id: uuid.UUID, executor: Executor) -> Plan[Claim | None]:
     is_open, ended, child_deadline = children_of(children, failures)
     deadline = deadline_of(saga, run) if run.state is RunState.RUNNING else None
     facts = Facts(*(now, is_open, ended), cancellation=cancellation, deadline=deadline, child_deadline=child_deadline)
+    if saga.strategy is not None:
+        facts = replace(facts, outlook=(yield from read_outlook(run, now)))
     gives_up = giving_up(saga, run, facts) is not None
     begins = run.state is RunState.RUNNING and run.seq == 0 and not gives_up
     if run.lane is not None and begins and not (yield from _holds_lane(run)):
@@ -301,4 +309,6 @@ def claimed_again(claimed: Claim, run: Run, rows: Sequence[Rows], executor: Exec
             deadline=deadline,
             child_deadline=child_deadline,
         )
+    if claimed.saga.strategy is not None:
+        facts = replace(facts, outlook=(yield from read_outlook(run, now)))
     return replace(claimed, run=run, facts=facts)

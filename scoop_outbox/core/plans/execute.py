@@ -20,6 +20,7 @@ from scoop_outbox.core.plans.deadlines import date_outcome
 from scoop_outbox.core.plans.placement import place_run
 from scoop_outbox.core.plans.required_handlers import check_handlers
 from scoop_outbox.core.plans.settle import settle
+from scoop_outbox.core.plans.strategy import expect_participants
 from scoop_outbox.core.run import Body, ChildState, changed
 from scoop_outbox.core.statement import (
     READ_CLOCK,
@@ -76,6 +77,7 @@ def execute(run_id: uuid.UUID, executor: Executor) -> Plan[Execution]:
                 outcome = yield from _handled(call, outcome)
             if isinstance(outcome, Returned):
                 outcome = yield from date_outcome(outcome, claimed, call.step)
+                outcome = yield from expect_participants(outcome, claimed.saga)
         if isinstance(outcome, Raised) and _is_cancelled(outcome.error):
             outcome = yield from _withdrawn(outcome)
         elif isinstance(outcome, Raised):
@@ -275,6 +277,8 @@ def _results(claimed: Claim) -> list[Result]:
 def _dated(due: Decision, claimed: Claim, outcome: CallOutcome | None, executor: Executor) -> Transition:
     """Return what becomes of the run, and when it is to be looked at because of deadlines."""
     change = _change(due, claimed, outcome, executor.chance)
+    if claimed.saga.strategy is not None and change.mail is Mail.DROP_IF_WAITING:
+        change = replace(change, mail=Mail.LOOK)
     return dated(change, claimed.saga, claimed.run, claimed.facts, _now(claimed, outcome))
 
 
@@ -314,6 +318,8 @@ def _change(due: Decision, claimed: Claim, outcome: CallOutcome | None, chance: 
             return transition.cancel_children(run, reason)
         case decision.CancelSiblings(reason):
             return Transition(run, cancels=reason, mail=Mail.DROP_IF_WAITING)
+        case decision.LeaveBehind(children):
+            return Transition(run, leaves=children, mail=Mail.DROP_IF_WAITING)
         case decision.ExpireChildren(deadline):
             return expire_children(run, deadline, claimed.source)
         case decision.AskChildren():

@@ -21,7 +21,7 @@ from scoop_outbox.core.run import Run, RunState
 from scoop_outbox.core.statement import Rows, Statement, statement
 from scoop_outbox.core.transition import Transition
 
-_POSTS = ("ask_children", "cancel_children", "expire_children", "tell_parent", "leave_lane")
+_POSTS = ("ask_children", "cancel_children", "expire_children", "leave_behind", "tell_parent", "leave_lane")
 """Statements that answer which runs they have posted mail for."""
 
 
@@ -47,6 +47,14 @@ def news(change: Transition) -> Iterator[Statement]:
         yield statement("cancel_children", run=run.id, failure=id_of(change.cancels))
     if change.expires is not None:
         yield statement("expire_children", run=run.id, failure=id_of(change.expires))
+    if change.leaves:
+        yield statement(
+            "leave_behind",
+            run=run.id,
+            messages=[child.message_id for child in change.leaves],
+            services=[child.participant.service for child in change.leaves],
+            sagas=[child.participant.saga for child in change.leaves],
+        )
     if not has_ended(run):
         return
     if run.parent_run is not None:

@@ -12,6 +12,7 @@ from scoop_outbox.core.plans.claim import Claim, Executor, claim, claimed_again,
 from scoop_outbox.core.plans.failures import Known, Writing, id_of
 from scoop_outbox.core.plans.launch import launch_params
 from scoop_outbox.core.plans.news import news, pass_on
+from scoop_outbox.core.plans.strategy import expected
 from scoop_outbox.core.run import Run, StepKind, changed
 from scoop_outbox.core.statement import (
     COMMIT,
@@ -50,6 +51,8 @@ def settle(
         if after.interrupted or (after.inherited is not None and after != claimed.run):
             after = changed(after, inherited=None, interrupted=False)  # it has been written with the run
         return (yield from claimed_again(claimed, after, answers[len(writes) + 1 :], executor))
+    if go_on and change.mail is Mail.LOOK:
+        return (yield from claim(after.id, executor))
     if go_on and change.mail is Mail.DROP_IF_WAITING and not rows["drop_mail_if_waiting"][0][0]:
         return (yield from claim(after.id, executor))  # nobody listens to what was launched: nothing to wait for
     return None
@@ -69,6 +72,8 @@ def _hint(claimed: Claim, change: Transition, rows: Mapping[str, Rows], executor
         executor.reports.cancels_children(after, change.cancels, claimed.message)
     if change.expires is not None:
         executor.reports.expires_children(after, change.expires, claimed.message)
+    if change.leaves:
+        executor.reports.leaves_behind(after, change.leaves, claimed.message)
     if after.state is not claimed.run.state:
         executor.reports.changed(after, _step_of(claimed, change), claimed.message)
     pass_on(after, rows, executor.hints)
@@ -115,6 +120,7 @@ def _writes_run(claimed: Claim, change: Transition, executor: Executor) -> Itera
     if change.emissions:
         seq = after.seq if record is None else record.seq
         yield statement("launch", **launch_params(change.emissions, after, seq, via_broker=executor.via_broker))
+        yield from expected(change.emissions, after, seq)
     yield from news(change)
 
 

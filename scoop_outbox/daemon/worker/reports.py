@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -25,6 +25,7 @@ from scoop_outbox.failure import (
     ParentSaidSo,
 )
 from scoop_outbox.message import Message
+from scoop_outbox.strategy import OpenChild
 
 log = get_logger(__name__)
 
@@ -34,6 +35,8 @@ QUIET = 10.0
 """Seconds in which one cause of interruptions is said once, however many runs it interrupts."""
 _PASSED_ON = frozenset(kind.__name__ for kind in (ChildRolledBack, ChildRollbackFailed, ParentSaidSo, GaveUp))
 """Failures that tell how another one got here."""
+_NAMED = 3
+"""So many children that were left behind are named."""
 _CAUSES = 1000
 """So many causes are remembered."""
 
@@ -140,6 +143,14 @@ class Reports:
         """Say that children have failed that had not started by their deadline."""
         subject, why = _subject(run, run.step, message), _why(reason, run.saga)
         log.info("run: children were late (%s: %s)", subject, why, extra={**subject.fields, "reason": why})
+
+    def leaves_behind(self, run: Run, children: Sequence[OpenChild], message: Message) -> None:
+        """Say that a run does not wait any longer for children that have not started."""
+        subject = _subject(run, run.step, message)
+        whom = sorted({f"{child.participant.saga} in {child.participant.service}" for child in children})
+        who = ", ".join(whom[:_NAMED]) + (f" and {len(whom) - _NAMED} more" if len(whom) > _NAMED else "")
+        why = f"not started: {who}"
+        log.warning("run: children were left behind (%s: %s)", subject, why, extra={**subject.fields, "reason": why})
 
     def discarded(self, run: Run, step: str, message: Message) -> None:
         """Say that what a step has done was undone, for its run was asked to give up meanwhile."""

@@ -65,7 +65,7 @@ with arrived as (
           select from {schema}.child c
           where c.message_id = m.id and (
               c.child_run is null and c.state in ('cancelled', 'rolled_back')
-              or c.service = s.service and (c.saga = s.saga or exists (
+              or c.state <> 'left_behind' and c.service = s.service and (c.saga = s.saga or exists (
                   select from {schema}.renamed n
                   where n.service = s.service
                     and (n.former = c.saga and n.saga = s.saga or n.former = s.saga and n.saga = c.saga)

@@ -1,0 +1,72 @@
+-- Strategies: what they look at, and whom they wait for. Asked only for sagas that have one of their own.
+
+-- name: leave_behind
+-- Children that have executed nothing are not waited for any longer: their run is a late one, or will be, when its message
+-- comes. One that is taken in or begins at this moment is left alone: the parent looks again soon, and waits for it.
+with given as (
+    select * from unnest(%(messages)s::uuid[], %(services)s::text[], %(sagas)s::text[]) as g (message_id, service, saga)
+), waiting as (
+    select c.message_id, c.service, c.saga, null::uuid as child_run
+    from {schema}.child c
+    join given g on g.message_id = c.message_id and g.service = c.service and g.saga = c.saga
+    where c.run_id = %(run)s and c.open and c.state = 'waiting'
+    for update of c skip locked
+), idle as (
+    select c.message_id, c.service, c.saga, r.id as child_run
+    from {schema}.child c
+    join given g on g.message_id = c.message_id and g.service = c.service and g.saga = c.saga
+    join {schema}.run r on r.id = c.child_run
+    where c.run_id = %(run)s and c.open and c.state = 'started' and r.seq = 0 and r.state = 'running'
+    for update of c, r skip locked
+), found as (
+    select * from waiting union all select * from idle
+), left_behind as (
+    update {schema}.child c
+    set state = 'left_behind', open = false, child_run = null
+    from found f
+    where c.message_id = f.message_id and c.service = f.service and c.saga = f.saga
+), freed as (
+    update {schema}.run r set parent_run = null, late = true from idle i where r.id = i.child_run
+)
+insert into {schema}.mailbox (service, saga, version, run_id, due)
+select r.service, r.saga, r.version, r.id, clock_timestamp() + n.delay * interval '1 second'
+from {schema}.run r
+cross join (select case when exists (select from found) then 0.0 else 1.0 end as delay) n
+where r.id = %(run)s
+returning run_id, service, saga, version, greatest(extract(epoch from due - clock_timestamp()), 0)::float8
+
+-- name: read_open_children
+-- What the strategy of a saga looks at: whom a run waits for, since when, and whether it has executed anything.
+select c.message_id, c.service, c.saga,
+       c.state <> 'waiting' and coalesce(
+           (select r.seq > 0 or r.state <> 'running' from {schema}.run r where r.id = c.child_run), true),
+       s.ended_at
+from {schema}.child c
+join {schema}.step s on s.run_id = c.run_id and s.seq = c.seq
+where c.run_id = %(run)s and c.open
+order by c.seq, c.ordinal, c.service, c.saga
+
+-- name: read_participants
+select t.topic, s.service, s.saga
+from unnest(%(topics)s::text[]) as t (topic)
+join {schema}.subscription s on s.topic = t.topic or t.topic = any(s.names) or t.topic ~ s.pattern
+group by t.topic, s.service, s.saga
+order by t.topic, s.service, s.saga
+
+-- name: expect_children
+-- Who is waited for, as the strategy of the launching saga says, in the place of those that are subscribed.
+with given as (
+    select (m.value ->> 'id')::uuid as id, (m.value ->> 'ordinal')::int as ordinal,
+           (m.value ->> 'deadline')::timestamptz as deadline, h.value ->> 0 as service, h.value ->> 1 as saga
+    from json_array_elements(convert_from((select %(document)s::bytea), 'UTF8')::json) m
+    left join lateral json_array_elements(m.value -> 'handlers') h on true
+), gone as (
+    delete from {schema}.child c
+    where c.message_id in (select id from given)
+      and not exists (
+          select from given g where g.id = c.message_id and g.service = c.service and g.saga = c.saga
+      )
+)
+insert into {schema}.child (message_id, service, saga, run_id, seq, ordinal, deadline)
+select id, service, saga, %(run)s, %(seq)s, ordinal, deadline from given where service is not null
+on conflict do nothing
