@@ -13,7 +13,7 @@ from scoop_outbox.context import merge
 from scoop_outbox.core.deadline import deadline_of
 from scoop_outbox.core.decide import giving_up
 from scoop_outbox.core.plans.failures import Known, recall
-from scoop_outbox.core.plans.healing import heal
+from scoop_outbox.core.plans.healing import failure_anew, heal, replace_failure
 from scoop_outbox.core.rows import (
     CANCELLATION,
     CLOCK,
@@ -30,7 +30,7 @@ from scoop_outbox.core.rows import (
     message_of,
     run_of,
 )
-from scoop_outbox.core.run import Body, Child, Facts, Instance, Run, RunState, changed
+from scoop_outbox.core.run import Body, Facts, Instance, Run, RunState, changed
 from scoop_outbox.core.statement import BEGIN, COMMIT, ROLLBACK, SAVEPOINT, Plan, Rows, Statement, ask, statement
 from scoop_outbox.core.versions import Deployment
 from scoop_outbox.failure import Failure
@@ -144,21 +144,25 @@ def claim(run_id: uuid.UUID, executor: Executor) -> Plan[Claim | None]:
     saga = executor.sagas.get(run.saga)
     if run.state.ended:
         parked = saga is not None and run.state is RunState.PARKED and _gives_up_parked(saga, run, now, cancellation)
-        ended = children_of(children, failures)[1]
-        return (yield from _claim_ended(run, mail, ended, now, executor, gives_up=parked))
+        return (yield from _claim_ended(run, mail, now, executor, gives_up=parked))
     if saga is None:
         yield from ask(ROLLBACK)  # another deployment's work
         return None
     is_open, ended, child_deadline = children_of(children, failures)
+    source = f"{run.saga}[{executor.id}]"
+    if run.state is RunState.ROLLING_BACK and not is_open:
+        anew = failure_anew(run, ended, now, source)
+        if anew is not None:
+            yield from replace_failure(run, anew, executor.failures)
+            return (yield from claim(run_id, executor))
     deadline = deadline_of(saga, run) if run.state is RunState.RUNNING else None
     facts = Facts(*(now, is_open, ended), cancellation=cancellation, deadline=deadline, child_deadline=child_deadline)
     gives_up = giving_up(saga, run, facts) is not None
     begins = run.state is RunState.RUNNING and run.seq == 0 and not gives_up
     if run.lane is not None and begins and not (yield from _holds_lane(run)):
         ahead = deadline if deadline is not None and deadline.at > now else None
-        if (yield from _take_lane(run, run.lane, mail, ahead)):
-            return (yield from claim(run_id, executor))
-        return None
+        taken = yield from _take_lane(run, run.lane, mail, ahead)
+        return (yield from claim(run_id, executor)) if taken else None
     if run.state is RunState.ROLLING_BACK:
         run = changed(run, context=merge(run.context, run.inherited))
         (found,) = yield from ask(statement("read_instance", run=run.id))
@@ -169,7 +173,7 @@ def claim(run_id: uuid.UUID, executor: Executor) -> Plan[Claim | None]:
         (found,) = yield from ask(_body_statement(run))
         facts = replace(facts, body=(yield from _body(found, executor)))
     message = message_of(locked[0][MESSAGE], saga.schema)
-    return Claim(run, mail, facts, message, saga, f"{run.saga}[{executor.id}]")
+    return Claim(run, mail, facts, message, saga, source)
 
 
 def _gives_up_parked(saga: Saga, run: Run, now: datetime, cancellation: Failure | None) -> bool:
@@ -179,9 +183,7 @@ def _gives_up_parked(saga: Saga, run: Run, now: datetime, cancellation: Failure 
     return run.undo_seq is None and giving_up(saga, running, facts) is not None
 
 
-def _claim_ended(
-    run: Run, mail: list[int], children: Sequence[Child], now: datetime, executor: Executor, *, gives_up: bool
-) -> Plan[Claim | None]:
+def _claim_ended(run: Run, mail: list[int], now: datetime, executor: Executor, *, gives_up: bool) -> Plan[Claim | None]:
     """Claim a run that goes on after all; else drop its mail, which told of something that no longer matters."""
     if gives_up:
         # In the table, and not here alone: what interrupts it now is counted and delayed as for any other run.
@@ -189,7 +191,7 @@ def _claim_ended(
         return (yield from claim(run.id, executor))
     healed: bool | None = False
     if run.state is RunState.ROLLBACK_FAILED:
-        healed = yield from heal(run, children, now, f"{run.saga}[{executor.id}]", executor.failures)
+        healed = yield from heal(run)
     if healed:
         return (yield from claim(run.id, executor))
     if healed is None:

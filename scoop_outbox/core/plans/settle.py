@@ -217,7 +217,7 @@ def _columns(before: Run, run: Run) -> dict[str, Any]:
         "context_changed": context_changed,
         "failure": id_of(run.failure),
         "obstacle": id_of(run.obstacle),
-        "failed": before.failure is not run.failure or before.obstacle is not run.obstacle,
+        "failed": before.failure is not run.failure,
         "result": run.result if result_changed else None,
         "result_changed": result_changed,
         "reason": run.reason,

@@ -211,7 +211,7 @@ def _write(changes: Sequence[Statement], hints: Hints | None) -> Plan[Answer]:
 
 
 def _reopen(run_id: uuid.UUID, undo_seq: int | None = None) -> Statement:
-    return statement("reopen", run=run_id, undo_seq=undo_seq, failure=None)
+    return statement("reopen", run=run_id, undo_seq=undo_seq)
 
 
 def _recorded(found: _Stuck, action: Action, origin: Origin, seq: int | None = None) -> Statement:

@@ -304,11 +304,15 @@ join {schema}.run r on r.id = %(run)s
 -- name: tell_parent
 -- Insert only: children that end at the same moment never wait for each other. One that sees open siblings posts
 -- its mail a little in the future, the more of them the later, so that a fan-out of thousands does not wake its
--- parent thousands of times; the last one posts it for now.
+-- parent thousands of times; the last one posts it for now. Failures are told in the order in which they happened; of a
+-- run that is stuck, that it is: if it is healed, its failure is told in its own place.
 with ended as (
     update {schema}.child
     set state = %(state)s, open = false, result = %(result)s, failure = %(failure)s, obstacle = %(obstacle)s,
-        failed_at = (select failed_at from {schema}.run where id = %(run)s)
+        failed_at = case
+            when (select %(state)s::text) = 'rollback_failed' then clock_timestamp()
+            else (select failed_at from {schema}.run where id = %(run)s)
+        end
     where message_id = %(message)s and service = %(service)s and saga = %(saga)s and open
     returning run_id
 ), siblings as (

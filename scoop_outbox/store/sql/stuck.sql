@@ -86,7 +86,7 @@ where run_id = %(run)s and seq = %(finaliser_seq)s and state in ('rolled_back', 
 -- was to take, it takes as long as it does now.
 with again as (
     update {schema}.run
-    set state = 'rolling_back', failure = coalesce(%(failure)s, failure), obstacle = null,
+    set state = 'rolling_back', obstacle = null,
         -- One that was ended on its way forward has all of it to undo.
         undo_seq = coalesce(%(undo_seq)s::integer, undo_seq, seq), giving_up = null, attempt = 0,
         handled = 0, not_before = null, compensation_seq = null, handler_seq = null, finaliser_seq = null, ended_at = null, reason = null,
@@ -106,6 +106,10 @@ with again as (
 insert into {schema}.mailbox (service, saga, version, run_id, due)
 select service, saga, version, id, clock_timestamp() from again
 returning run_id, service, saga, version, 0.0::float8
+
+-- name: replace_failure
+-- What a run rolls back for, when that was that children could not be rolled back, and they have been.
+update {schema}.run set failure = %(failure)s where id = %(run)s and state = 'rolling_back'
 
 -- name: is_healed
 -- Whether a run that has stopped because of children can go on: they have been rolled back since. `offset 0` keeps the
