@@ -101,7 +101,7 @@ class Run:
         iteration: how often in a row `step` had been executed before its newest execution.
         attempt: failed attempts of the callback that is due.
         handled: calls of the child-failure handler since `step` was executed; while rolling back, of the handler of
-            rollback failures for the instance that is being undone.
+            rollback failures for the instance that is being undone, or in reverse for one message of it.
         not_before: a retry waits until then.
         undo_seq: while rolling back, instances above this number are undone already.
         compensation_seq: while rolling back, the compensation whose children are waited for.

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-
 from scoop_outbox import Answer, RunState
 from tests.scenarios.rollback_helpers import child_rolled_back, shape, simulated
 from tests.scenarios.shop import LONG, Shop, launches, raises
