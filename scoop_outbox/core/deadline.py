@@ -17,11 +17,24 @@ MISSED_HAPPY_PATH, MISSED_ROLLBACK = "MissedHappyPathDeadline", "MissedRollbackD
 
 def deadline_of(saga: Saga, run: Run) -> Deadline | None:
     """Return until when a run has to commit: what came with its message, what its saga says, what it has set itself."""
+    return earlier(run.deadlines.happy_path, kept_deadline(saga, run))
+
+
+def kept_deadline(saga: Saga, run: Run) -> Deadline | None:
+    """Return the deadline that is kept with a run for whoever has not its code: its saga's, and what it has set itself.
+
+    What its saga said when it was kept last is no matter: the code at hand counts.
+    """
     own = run.own_deadline
-    if saga.timeouts is not None and saga.timeouts.timeout is not None and run.created_at is not None:
-        of_saga = saga.timeouts.resolve(run.created_at, saga.name)
-        own = earlier(of_saga.happy_path, own)
-    return earlier(run.deadlines.happy_path, own)
+    names = (saga.name, *saga.formerly)
+    if own is not None and any(one.source in names for one in (own, *own.trace)):
+        ones = [replace(one, trace=()) for one in (own, *own.trace) if one.source not in names]
+        own = None
+        for one in ones:
+            own = earlier(own, one)
+    if saga.timeouts is None or saga.timeouts.timeout is None or run.created_at is None:
+        return own
+    return earlier(saga.timeouts.resolve(run.created_at, saga.name).happy_path, own)
 
 
 def passed_on(saga: Saga, run: Run, now: datetime, *, shielded: bool = False) -> Deadlines:

@@ -120,7 +120,7 @@ class Run:
         needs: for a parked run, the step without which it cannot go on; it goes on by itself when somebody knows it.
         giving_up: why the run gives up, from when it has told its children until they have ended.
         deadlines: those that came with its message.
-        own_deadline: what it has set itself with `scope.set_deadline`.
+        own_deadline: what it has set itself with `scope.set_deadline`, and what its saga says.
         rollback_by: until when its rollback has to end.
         created_at: when its message was taken in.
     """

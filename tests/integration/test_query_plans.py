@@ -116,6 +116,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
     told_of = {"runs": [run_id(OPEN + n) for n in range(10)]}
     noted = {
         **told_of, "reasons": ["why"] * 10, "parks": [True] * 10, "takers": [None] * 10, "chances": [0.7] * 10,
+        "timeouts": [60.0, None] * 5,
     }  # fmt: skip
     return [
         ("claim_run", {"run": run_id(OLD)}),
