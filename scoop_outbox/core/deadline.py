@@ -123,8 +123,10 @@ def dated(change: Transition, saga: Saga, before: Run, facts: Facts, now: dateti
 
 
 def _begins_rollback(before: Run) -> bool:
-    """Tell whether a rollback begins: by the run itself, or because its parent or somebody else has told it to."""
+    """Tell whether a rollback begins: by the run itself, because it was told to, or anew because it was retried."""
     if before.state is RunState.RUNNING:
         return True
+    if before.state is not RunState.ROLLING_BACK:
+        return False
     untouched = before.attempt == 0 and before.compensation_seq is None and before.handler_seq is None
-    return before.state is RunState.ROLLING_BACK and before.undo_seq == before.seq and untouched
+    return before.rollback_by is None or (before.undo_seq == before.seq and untouched)

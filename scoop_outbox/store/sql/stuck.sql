@@ -82,8 +82,8 @@ set consumed = true
 where run_id = %(run)s and seq = %(finaliser_seq)s and state in ('rolled_back', 'rollback_failed') and not consumed
 
 -- name: reopen
--- What has failed begins again from its beginning, or what comes after it. Attempts are counted anew, and however long it
--- was to take, it takes as long as it does now.
+-- What has failed begins again from its beginning, or what comes after it. Attempts are counted anew, and it may take
+-- as long as any rollback of it may.
 with again as (
     update {schema}.run
     set state = 'rolling_back', obstacle = null,
