@@ -1,12 +1,19 @@
 """Q1, Q44, Q73, Q75: a step whose messages are undone one after the other, and children of it that cannot be."""
 
 from collections import Counter
+from datetime import timedelta
 from typing import Any
 
-from scoop_outbox import RunState
+import pytest
+
+from scoop_outbox import Answer, RunState
+from scoop_outbox.core.plans import placement
+from scoop_outbox.daemon.worker import roster
 from scoop_outbox.policy import ROLLBACK_HANDLER_CALLS
+from tests.scenarios.conftest import MakeShop
 from tests.scenarios.rollback_helpers import fails
 from tests.scenarios.shop import Shop, raises
+from tests.scenarios.healing import ends
 
 MESSAGES = ROLLBACK_HANDLER_CALLS + 3
 
@@ -53,3 +60,34 @@ async def test_q44_q73_what_a_handler_launches_fails_and_it_is_called_again_for_
     assert [attempt for attempt, _ in calls] == [0, 1] * MESSAGES
     assert set(Counter(key for _, key in calls).values()) == {2}
     assert (await mixed.only(handle, "root")).state is RunState.ROLLED_BACK
+
+
+@pytest.mark.parametrize("compensate", [True, False])
+async def test_q1_q66_the_order_is_kept_when_the_newest_code_lacks_the_step(
+    make_shop: MakeShop, monkeypatch: pytest.MonkeyPatch, compensate: bool
+) -> None:
+    monkeypatch.setattr(placement, "GRACE", timedelta(0))
+    monkeypatch.setattr(roster, "EVERY", 0.1)
+    before, without = make_shop(), make_shop()
+
+    def undoes(_: Any, message: Any, __: Any) -> None:
+        before.journal(f"undo-{message.payload}")
+
+    for shop in (before, without):
+        shop.step(shop.app.saga("child", "C"), "0", compensate=undoes)
+        root = shop.app.saga("root", "R")
+        if shop is before:
+            shop.step(root, "0", launches_all, rollback_children="reverse", compensate=compensate)
+        shop.step(root, "1")
+
+    handle = await before.run("R")
+    async with without.running():
+        assert (await without.app.rollback(handle.id)).answer is Answer.ACCEPTED
+        run = await ends(without, handle, "root", RunState.PARKED)
+        assert run.reason is not None
+        assert run.reason.startswith("no living worker knows step '0' of saga 'root'")
+        assert before.journal.of("undo") == []
+        async with before.running(relay=False):  # the others are still there
+            await ends(before, handle, "root", RunState.ROLLED_BACK)
+
+    assert before.journal.of("undo") == [f"undo-{number}" for number in reversed(range(MESSAGES))]
