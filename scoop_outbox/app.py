@@ -461,7 +461,8 @@ class Scoop:
             source: who asks; the service's name unless given.
 
         Returns:
-            As `retry`; and `NOT_ROLLING_BACK` for a run that was parked before it rolled back: cancel it, or retry it.
+            As `retry`; `NOT_ROLLING_BACK` for a run that was parked before it rolled back: cancel it, or retry it; and
+            `REFUSED_ACTIVE` for one whose children are still being rolled back.
 
         Raises:
             DatabaseError: the database cannot be reached or is not migrated.
