@@ -287,7 +287,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("abandon", {"run": run_id(STUCK), "failure": FAILURE}),
         ("record_action", {"run": run_id(STUCK), "kind": "skip", "note": "n", "source": "s", "seq": 1}),
         ("read_actions", {"runs": [run_id(OLD + number) for number in range(FAMILY)]}),
-        ("is_free", {"runs": [run_id(OLD + number) for number in range(FAMILY)]}),
+        ("hold_runs", {"runs": [run_id(OLD + number) for number in range(FAMILY)]}),
         ("is_asked_to_give_up", {"run": run_id(OPEN), "deadline": NOW}),
         ("read_target", {"target": run_id(OPEN)}),
         ("read_target", {"target": message_id(OPEN)}),
@@ -298,7 +298,8 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         *[("read_in_the_way", {"target": one, "most": 100})
           for one in (run_id(OLD), message_id(OLD), run_id(OLD + 1), message_id(OPEN + 1), run_id(FINISHED))],
         *[(name, {"target": message_id(OLD)}) for name in ("is_rollback_waiting",)],
-        ("hold_parents", {"runs": [run_id(FINISHED - n) for n in range(1, 10)]}),
+        ("hold_runs", {"runs": [run_id(FINISHED - n) for n in range(1, 10)]}),
+        ("pause", {"seconds": 0.0}),
         *[("roll_back_runs", {"runs": runs, "failure": FAILURE})
           for runs in ([], [run_id(FINISHED)], [run_id(FINISHED - n) for n in range(1, 10)])],
         ("store_rollback", {"target": message_id(1), "failure": FAILURE}),
