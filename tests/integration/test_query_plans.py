@@ -308,7 +308,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
             "document": "{}",
         })}),
         ("close_rollback", {"target": message_id(7), "outcome": "accepted"}),
-        ("read_waiting_rollbacks", {"after": message_id(0), "most": 10}),
+        ("read_waiting_rollbacks", {"after": message_id(0), "resting": [message_id(1)], "most": 10}),
         ("plan_once", {"local": False}),
         ("search_indexes", {"local": False}),
         ("set_limits", {"local": False}),

@@ -204,11 +204,12 @@ set outcome = %(outcome)s
 where kind = 'rollback' and outcome is null and target = %(target)s
 
 -- name: read_waiting_rollbacks
--- Those whose own runs have all ended, by target. Whether others are active is for whoever looks at each. `offset 0`: request
--- by request, and not by reading all runs.
+-- Those whose own runs have all ended, by target, but for those that are left alone for now. Whether others are active is for
+-- whoever looks at each. `offset 0`: request by request, and not by reading all runs.
 select q.target, q.failure
 from {schema}.request q
 where q.kind = 'rollback' and q.outcome is null and q.target > %(after)s
+  and q.target <> all((select %(resting)s::uuid[])::uuid[])
   and not exists (
       select from {schema}.run r
       where r.id = q.target and r.state in ('running', 'rolling_back', 'parked')
