@@ -1,6 +1,9 @@
 """Q6, Q78: what a hierarchy raises, and what is said of it, once what had got stuck in it has been healed."""
 
+import logging
 from typing import Any
+
+import pytest
 
 from scoop_outbox import Answer, RunState
 from tests.scenarios.rollback_helpers import child_rolled_back, shape, simulated
@@ -117,6 +120,28 @@ def _fails_after(shop: Shop, entry: str, text: str) -> Any:
         raise RuntimeError(text)
 
     return body
+
+
+async def test_q6_operators_hear_of_each_run_that_goes_on_by_itself(
+    mixed: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "scoop_outbox")
+    mixed.saga("root", "R", launches("M"), raises("why"))
+    mixed.saga("middle", "M", launches("C"))
+    broken = breaks(mixed, "broken", "C")
+
+    async with mixed.running():
+        handle = await mixed.app.launch("R", "payload", key="its key")
+        await told(handle)
+        broken.mended = True
+        assert await mixed.app.retry((await mixed.only(handle, "broken")).id) is Answer.ACCEPTED
+        await ends(mixed, handle, "root", ROLLED_BACK)
+
+    lines = [record for record in caplog.records if record.message.startswith("run: rolling back again (")]
+    assert [vars(line)["saga"] for line in lines] == ["middle", "root"]
+    root = await mixed.only(handle, "root")
+    assert (vars(lines[1])["run_id"], vars(lines[1])["message_id"]) == (root.id, handle.id)
+    assert (vars(lines[1])["service"], vars(lines[1])["key"]) == ("shop", "its key")
 
 
 async def test_q6_a_failure_that_a_handler_put_in_its_place_stays(mixed: Shop) -> None:

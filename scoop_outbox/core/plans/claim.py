@@ -69,6 +69,9 @@ class Reports(Protocol):
     def expires_children(self, run: Run, reason: Failure, message: Message) -> None:
         """Children of a run that had not started by their deadline have failed."""
 
+    def healed(self, run: Run, message: Message) -> None:
+        """A run whose rollback had failed goes on, for what had stopped it has been rolled back."""
+
     def discarded(self, run: Run, step: str, message: Message) -> None:
         """What a step has done was undone, for its run was asked to give up meanwhile."""
 
@@ -80,6 +83,7 @@ class _Silent:
     def changed(self, run: Run, step: str | None, message: Message) -> None: ...
     def cancels_children(self, run: Run, reason: Failure, message: Message) -> None: ...
     def expires_children(self, run: Run, reason: Failure, message: Message) -> None: ...
+    def healed(self, run: Run, message: Message) -> None: ...
     def discarded(self, run: Run, step: str, message: Message) -> None: ...
     def unhandled(self, topics: Unhandled) -> None: ...
 
@@ -144,7 +148,8 @@ def claim(run_id: uuid.UUID, executor: Executor) -> Plan[Claim | None]:
     saga = executor.sagas.get(run.saga)
     if run.state.ended:
         parked = saga is not None and run.state is RunState.PARKED and _gives_up_parked(saga, run, now, cancellation)
-        return (yield from _claim_ended(run, mail, now, executor, gives_up=parked))
+        message = message_of(locked[0][MESSAGE], None)
+        return (yield from _claim_ended(run, mail, now, message, executor, gives_up=parked))
     if saga is None:
         yield from ask(ROLLBACK)  # another deployment's work
         return None
@@ -183,7 +188,9 @@ def _gives_up_parked(saga: Saga, run: Run, now: datetime, cancellation: Failure 
     return run.undo_seq is None and giving_up(saga, running, facts) is not None
 
 
-def _claim_ended(run: Run, mail: list[int], now: datetime, executor: Executor, *, gives_up: bool) -> Plan[Claim | None]:
+def _claim_ended(
+    run: Run, mail: list[int], now: datetime, message: Message, executor: Executor, *, gives_up: bool
+) -> Plan[Claim | None]:
     """Claim a run that goes on after all; else drop its mail, which told of something that no longer matters."""
     if gives_up:
         # In the table, and not here alone: what interrupts it now is counted and delayed as for any other run.
@@ -193,6 +200,7 @@ def _claim_ended(run: Run, mail: list[int], now: datetime, executor: Executor, *
     if run.state is RunState.ROLLBACK_FAILED:
         healed = yield from heal(run)
     if healed:
+        executor.reports.healed(run, message)
         return (yield from claim(run.id, executor))
     if healed is None:
         address = {"run": run.id, "service": run.service, "saga": run.saga, "version": run.version}
