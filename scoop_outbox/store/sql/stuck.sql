@@ -1,5 +1,13 @@
 -- Stuck runs: what people do about them, and how the runs above go on. No lock is waited for.
 
+-- part: to_be_undone
+-- The execution of run `r` that is undone next.
+select e.seq
+from {schema}.step e
+where e.run_id = r.id and e.seq <= r.undo_seq and e.state = 'committed' and e.kind <> 'compensation'
+order by e.seq desc
+limit 1
+
 -- name: read_origins_below
 -- The runs at which a rollback has failed, below a run that has stopped because of them, or that run itself.
 with recursive stuck as (
@@ -14,10 +22,7 @@ with recursive stuck as (
         join {schema}.run x on x.id = c.child_run and x.state = 'rollback_failed' and not x.abandoned
         where r.id = s.id and c.state = 'rollback_failed' and not c.consumed
           and c.seq in (r.compensation_seq, r.handler_seq, r.finaliser_seq, (
-              select e.seq from {schema}.step e
-              where e.run_id = r.id and e.seq <= r.undo_seq and e.state = 'committed' and e.kind <> 'compensation'
-              order by e.seq desc
-              limit 1
+              -- use: to_be_undone
           ))
     ) b
 ), below as (
@@ -57,10 +62,7 @@ where r.id = %(run)s
 select s.seq, r.compensation_seq is not null, b.found is not null, u.found is not null
 from {schema}.run r
 cross join lateral (
-    select e.seq from {schema}.step e
-    where e.run_id = r.id and e.seq <= r.undo_seq and e.state = 'committed' and e.kind <> 'compensation'
-    order by e.seq desc
-    limit 1
+    -- use: to_be_undone
 ) s
 left join lateral (
     select true as found from {schema}.child c
@@ -116,10 +118,7 @@ update {schema}.run set failure = %(failure)s where id = %(run)s and state = 'ro
 -- sub-selects whole, so that what is asked of children is asked of those of one execution.
 with phase as (
     select r.id, array[r.compensation_seq, r.handler_seq, r.finaliser_seq, (
-        select e.seq from {schema}.step e
-        where e.run_id = r.id and e.seq <= r.undo_seq and e.state = 'committed' and e.kind <> 'compensation'
-        order by e.seq desc
-        limit 1
+        -- use: to_be_undone
     )] as seqs
     from {schema}.run r
     where r.id = %(run)s and r.state = 'rollback_failed' and not r.abandoned
