@@ -25,16 +25,22 @@ def kept_deadline(saga: Saga, run: Run) -> Deadline | None:
 
     What its saga said when it was kept last is no matter: the code at hand counts.
     """
-    own = run.own_deadline
-    names = (saga.name, *saga.formerly)
-    if own is not None and any(one.source in names for one in (own, *own.trace)):
-        ones = [replace(one, trace=()) for one in (own, *own.trace) if one.source not in names]
-        own = None
-        for one in ones:
-            own = earlier(own, one)
+    own = None if run.own_deadline is None else _without_saga(saga, run.own_deadline)
     if saga.timeouts is None or saga.timeouts.timeout is None or run.created_at is None:
         return own
     return earlier(saga.timeouts.resolve(run.created_at, saga.name).happy_path, own)
+
+
+def _without_saga(saga: Saga, kept: Deadline) -> Deadline | None:
+    """Return what a run has set itself, of a deadline that was kept with it."""
+    names, ones = (saga.name, *saga.formerly), (kept, *kept.trace)
+    if not any(one.source in names for one in ones):
+        return kept
+    own = None
+    for one in ones:
+        if one.source not in names:
+            own = earlier(own, replace(one, trace=()))
+    return own
 
 
 def passed_on(saga: Saga, run: Run, now: datetime, *, shielded: bool = False) -> Deadlines:

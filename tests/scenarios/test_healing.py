@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from scoop_outbox import Answer, RunState
+from tests.scenarios.healing import Broken, ends, told
 from tests.scenarios.rollback_helpers import child_rolled_back, shape, simulated
 from tests.scenarios.shop import LONG, Shop, launches, raises
-from tests.scenarios.healing import Broken, ends, told
 from tests.waiting import until
 
 ROLLED_BACK = RunState.ROLLED_BACK

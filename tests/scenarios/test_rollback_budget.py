@@ -5,9 +5,9 @@ from typing import Any
 
 from scoop_outbox import Answer, Handle, Retry, RunState
 from tests.scenarios.conftest import MakeShop
+from tests.scenarios.healing import Broken, ends, loses_its_connection
 from tests.scenarios.rollback_helpers import fails
 from tests.scenarios.shop import LONG, Shop, launches
-from tests.scenarios.healing import Broken, ends, loses_its_connection
 from tests.waiting import until
 
 BUDGET = 600.0

@@ -7,8 +7,8 @@ import pytest
 
 from scoop_outbox import GaveUp, RunState
 from tests.scenarios.conftest import MakeShop
-from tests.scenarios.shop import LONG, Gate, Shop, launches
 from tests.scenarios.healing import ends, loses_its_connection, told
+from tests.scenarios.shop import LONG, Gate, Shop, launches
 from tests.waiting import until
 
 TIMEOUT = 600.0

@@ -1,9 +1,9 @@
 """Q6, Q65: what is skipped of a run that was parked while it rolled back."""
 
 from scoop_outbox import Answer, RunState
+from tests.scenarios.healing import ends
 from tests.scenarios.rollback_helpers import fails
 from tests.scenarios.shop import LONG, Gate, Shop, launches
-from tests.scenarios.healing import ends
 from tests.waiting import until
 
 

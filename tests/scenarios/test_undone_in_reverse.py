@@ -11,9 +11,9 @@ from scoop_outbox.core.plans import placement
 from scoop_outbox.daemon.worker import roster
 from scoop_outbox.policy import ROLLBACK_HANDLER_CALLS
 from tests.scenarios.conftest import MakeShop
+from tests.scenarios.healing import ends
 from tests.scenarios.rollback_helpers import fails
 from tests.scenarios.shop import Shop, raises
-from tests.scenarios.healing import ends
 
 MESSAGES = ROLLBACK_HANDLER_CALLS + 3
 

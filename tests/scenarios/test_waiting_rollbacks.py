@@ -9,8 +9,8 @@ from scoop_outbox import Answer, RunState
 from scoop_outbox.daemon.worker import roster
 from tests.carriers import BUILTIN, Carrier
 from tests.scenarios.conftest import MakeShop
-from tests.scenarios.shop import LONG, Shop, launches, with_a_message_on_its_way
 from tests.scenarios.healing import ends
+from tests.scenarios.shop import LONG, Shop, launches, with_a_message_on_its_way
 from tests.waiting import until
 
 
