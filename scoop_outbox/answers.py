@@ -54,9 +54,9 @@ class ActiveRun:
     state: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class RollbackAnswer:
-    """What has become of a request to roll back.
+    """What has become of a request to roll back. It equals its `answer`: whoever compares the two means that.
 
     Attributes:
         answer: as for any request.
@@ -65,6 +65,20 @@ class RollbackAnswer:
 
     answer: Answer
     active: tuple[ActiveRun, ...] = ()
+
+    @property
+    def fulfils(self) -> bool:
+        """Whether what was asked for is carried out, or has been."""
+        return self.answer.fulfils
+
+    def __eq__(self, other: object) -> bool:
+        """Compare it with another one, or with what any request is answered."""
+        if isinstance(other, RollbackAnswer):
+            return (self.answer, self.active) == (other.answer, other.active)
+        return self.answer is other if isinstance(other, Answer) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.answer)
 
 
 MOST_ACTIVE = 100

@@ -387,8 +387,9 @@ class Scoop:
             source: who asks; the service's name unless given.
             if_active: what becomes of the request when a run at, above or below it has not ended. `"refuse"` does
                 nothing. `"wait"` stores it: some worker of this database carries it out within seconds after the last
-                of them has ended. `"cancel"` does so, too, and cancels what is active, with the same reason and
-                source; runs above are not cancelled, and if only they are active, it is refused.
+                of them has ended, or within a minute if others than its own have kept it waiting for long. `"cancel"`
+                does so, too, and cancels what is active, with the same reason and source; runs above are not
+                cancelled, and if only they are active, it is refused.
             session: ask inside this transaction, as `launch` does: the request is there if and only if it commits, and
                 some worker carries it out within seconds. The answer is about what others could see before; it cannot
                 be combined with `"cancel"`.
@@ -465,7 +466,8 @@ class Scoop:
             source: who asks; the service's name unless given.
 
         Returns:
-            As `retry`; and `NOT_ROLLING_BACK` for a run that was parked before it rolled back: cancel it, or retry it.
+            As `retry`; `NOT_ROLLING_BACK` for a run that was parked before it rolled back: cancel it, or retry it; and
+            `REFUSED_ACTIVE` for one whose children are still being rolled back.
 
         Raises:
             DatabaseError: the database cannot be reached or is not migrated.

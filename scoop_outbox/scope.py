@@ -59,9 +59,11 @@ class Scope:
         results: results of the committed children emitted since the run was last suspended, in order of emission.
         iteration: how often in a row this step has been executed before; callbacks that belong to a step instance
             see that instance's number.
-        attempt: how often this very callback has been called before for this instance.
+        attempt: how often this very callback has been called before for this instance; with
+            `rollback_children="reverse"`, for this message of it.
         idempotency_key: the same text each time this callback is called for this step instance, however often it
-            is tried: hand it to systems outside the database, where a crash may repeat a call.
+            is tried: hand it to systems outside the database, where a crash may repeat a call. A handler of rollback
+            failures has one for each message whose children are undone together, and one for the compensation.
     """
 
     def __init__(

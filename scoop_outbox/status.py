@@ -80,7 +80,7 @@ class RunStatus:
         late: whether its parent does not wait for it, and no rollback reaches it: the parent has left it behind, or its
             saga was subscribed only after the launch. Which execution launched it is not known then.
         giving_up: why it gives up, while it waits for children that it has told to.
-        deadline: until when it has to commit, and who says so; what its saga says is not known here.
+        deadline: until when it has to commit, and who says so; what its saga says is known once it has executed a step.
         rollback_by: until when its rollback has to end.
         abandoned: whether somebody has abandoned it: it stays as it is.
         actions: what people have done about it, in order.

@@ -81,10 +81,14 @@ def child_rollback_handled(run: Run, due: HandleChildRollbackFailure, outcome: R
 
 
 def handled(run: Run, instance: Instance) -> Transition:
-    """Whatever could not be undone below an instance counts as compensated from now on (behaviour Q45)."""
+    """Whatever could not be undone below an instance counts as compensated from now on (behaviour Q45).
+
+    In reverse, the children of the message before come next: calls for those are counted anew.
+    """
     if run.compensation_seq is not None:  # it was the compensation's own: it has done what it could
         return undone(run, instance)
-    return Transition(changed(run, handler_seq=None), consumes=instance.seq)
+    calls = 0 if instance.askable else run.handled
+    return Transition(changed(run, handler_seq=None, handled=calls), consumes=instance.seq)
 
 
 def child_rollback_not_handled(run: Run, due: HandleChildRollbackFailure, outcome: Raised) -> Transition:

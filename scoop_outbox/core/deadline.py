@@ -17,11 +17,30 @@ MISSED_HAPPY_PATH, MISSED_ROLLBACK = "MissedHappyPathDeadline", "MissedRollbackD
 
 def deadline_of(saga: Saga, run: Run) -> Deadline | None:
     """Return until when a run has to commit: what came with its message, what its saga says, what it has set itself."""
-    own = run.own_deadline
-    if saga.timeouts is not None and saga.timeouts.timeout is not None and run.created_at is not None:
-        of_saga = saga.timeouts.resolve(run.created_at, saga.name)
-        own = earlier(of_saga.happy_path, own)
-    return earlier(run.deadlines.happy_path, own)
+    return earlier(run.deadlines.happy_path, kept_deadline(saga, run))
+
+
+def kept_deadline(saga: Saga, run: Run) -> Deadline | None:
+    """Return the deadline that is kept with a run for whoever has not its code: its saga's, and what it has set itself.
+
+    What its saga said when it was kept last is no matter: the code at hand counts.
+    """
+    own = None if run.own_deadline is None else _without_saga(saga, run.own_deadline)
+    if saga.timeouts is None or saga.timeouts.timeout is None or run.created_at is None:
+        return own
+    return earlier(saga.timeouts.resolve(run.created_at, saga.name).happy_path, own)
+
+
+def _without_saga(saga: Saga, kept: Deadline) -> Deadline | None:
+    """Return what a run has set itself, of a deadline that was kept with it."""
+    names, ones = (saga.name, *saga.formerly), (kept, *kept.trace)
+    if not any(one.source in names for one in ones):
+        return kept
+    own = None
+    for one in ones:
+        if one.source not in names:
+            own = earlier(own, replace(one, trace=()))
+    return own
 
 
 def passed_on(saga: Saga, run: Run, now: datetime, *, shielded: bool = False) -> Deadlines:
@@ -114,8 +133,10 @@ def dated(change: Transition, saga: Saga, before: Run, facts: Facts, now: dateti
 
 
 def _begins_rollback(before: Run) -> bool:
-    """Tell whether a rollback begins: by the run itself, or because its parent or somebody else has told it to."""
+    """Tell whether a rollback begins: by the run itself, because it was told to, or anew because it was retried."""
     if before.state is RunState.RUNNING:
         return True
+    if before.state is not RunState.ROLLING_BACK:
+        return False
     untouched = before.attempt == 0 and before.compensation_seq is None and before.handler_seq is None
-    return before.state is RunState.ROLLING_BACK and before.undo_seq == before.seq and untouched
+    return before.rollback_by is None or (before.undo_seq == before.seq and untouched)

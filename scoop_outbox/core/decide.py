@@ -201,11 +201,11 @@ def _backward(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:
         if handler is None or step.compensate_retry.allows(run.attempt + 1, failure.to_exception(lazily=True)):
             return CompensationFailed(step, instance, failure)
         return HandleChildRollbackFailure(step, handler, instance, failure)
-    reverse = step is not None and step.options.rollback_children == "reverse"
+    if step is None:  # in which order its children are undone is not known, either
+        return missing(saga, instance.step)
+    reverse = step.options.rollback_children == "reverse"
     if instance.askable and not (reverse and instance.stuck):
         return AskChildren(instance, reverse)
-    if step is None:
-        return missing(saga, instance.step)
     if instance.stuck:
         if run.failure is not None and all(child.delivered for child in instance.stuck):
             # They are what the run rolls back for: they were delivered on the forward path (behaviour Q5).

@@ -105,7 +105,7 @@ class Run:
         iteration: how often in a row `step` had been executed before its newest execution.
         attempt: failed attempts of the callback that is due.
         handled: calls of the child-failure handler since `step` was executed; while rolling back, of the handler of
-            rollback failures for the instance that is being undone.
+            rollback failures for the instance that is being undone, or in reverse for one message of it.
         not_before: a retry waits until then.
         undo_seq: while rolling back, instances above this number are undone already.
         compensation_seq: while rolling back, the compensation whose children are waited for.
@@ -124,7 +124,7 @@ class Run:
         needs: for a parked run, the step without which it cannot go on; it goes on by itself when somebody knows it.
         giving_up: why the run gives up, from when it has told its children until they have ended.
         deadlines: those that came with its message.
-        own_deadline: what it has set itself with `scope.set_deadline`.
+        own_deadline: what it has set itself with `scope.set_deadline`, and what its saga says.
         rollback_by: until when its rollback has to end.
         created_at: when its message was taken in.
     """

@@ -51,7 +51,7 @@ def of_run(one: Situation, *, children: bool) -> Iterator[Reason]:
 
 
 def _deadlines(one: Situation) -> Iterator[Reason]:
-    """Yield until when a run waits at most. The timeout of its saga is known to the code alone."""
+    """Yield until when a run waits at most. Of its saga's timeout the code alone knows before a step is executed."""
     run = one.run
     deadline = earlier(run.deadlines.happy_path, run.own_deadline)
     if run.state is RunState.ROLLING_BACK and run.rollback_by is not None:

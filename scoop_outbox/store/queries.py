@@ -1,9 +1,13 @@
-"""Loads the statements: `-- name: x` sections of the files in `sql/`, with the schema's name filled in."""
+"""Loads the statements: `-- name: x` sections of the files in `sql/`, with the schema's name filled in.
+
+What several statements of one file say alike is a `-- part: x` section above them; a line `-- use: x` stands for it.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from importlib import resources
 
 from psycopg import sql
@@ -12,7 +16,8 @@ from scoop_outbox.store.adaptation import ADAPTERS
 from scoop_outbox.store.query import Query
 from scoop_outbox.store.schema import SHARDS
 
-_MARK = "-- name: "
+_MARK = re.compile(r"^-- (name|part): (\w+)\n", re.MULTILINE)
+_USE = re.compile(r"^ *-- use: (\w+)$", re.MULTILINE)
 
 
 @functools.cache
@@ -23,17 +28,26 @@ def load(schema: str) -> Mapping[str, bytes]:
     fill = {"schema": sql.Identifier(name), "schema_name": sql.Literal(name), "shards": sql.Literal(SHARDS)}
     statements: dict[str, bytes] = {}
     for file in sorted((resources.files(__package__) / "sql").iterdir(), key=lambda entry: entry.name):
-        head, *sections = file.read_text("utf-8").split(_MARK)
-        del head  # the essay at the top
-        for section in sections:
-            name, text = section.split("\n", 1)
-            if name in statements:
-                raise ValueError(f"statement {name!r} is defined twice, the second time in {file.name}")
+        for statement, text in _sections(file.read_text("utf-8")):
+            if statement in statements:
+                raise ValueError(f"statement {statement!r} is defined twice, the second time in {file.name}")
             lines = [line for line in text.splitlines() if not line.lstrip().startswith("--")]
             # The text comes from our own files, never from a value: composing is safe.
             composed = sql.SQL("\n".join(lines).strip()).format(**fill)
-            statements[name] = composed.as_bytes(ADAPTERS)
+            statements[statement] = composed.as_bytes(ADAPTERS)
     return statements
+
+
+def _sections(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the statements of a file by name, with their comments."""
+    parts: dict[str, str] = {}
+    _, *found = _MARK.split(text)  # the first is the essay at the top
+    for kind, name, section in zip(found[::3], found[1::3], found[2::3], strict=True):
+        whole = _USE.sub(lambda use: parts[use[1]].rstrip(), section)
+        if kind == "part":
+            parts[name] = whole
+        else:
+            yield name, whole
 
 
 @functools.cache

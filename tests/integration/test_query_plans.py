@@ -116,6 +116,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
     told_of = {"runs": [run_id(OPEN + n) for n in range(10)]}
     noted = {
         **told_of, "reasons": ["why"] * 10, "parks": [True] * 10, "takers": [None] * 10, "chances": [0.7] * 10,
+        "timeouts": [60.0, None] * 5,
     }  # fmt: skip
     return [
         ("claim_run", {"run": run_id(OLD)}),
@@ -286,14 +287,15 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("read_origins_below", {"run": run_id(FANOUT)}),
         ("read_phase", {"run": run_id(STUCK)}),
         ("skip_finaliser", {"run": run_id(STUCK), "finaliser_seq": 1}),
-        ("reopen", {"run": run_id(STUCK), "undo_seq": 1, "failure": FAILURE}),
-        ("reopen", {"run": run_id(STUCK + 1), "undo_seq": None, "failure": None}),
+        ("reopen", {"run": run_id(STUCK), "undo_seq": 1}),
+        ("reopen", {"run": run_id(STUCK + 1), "undo_seq": None}),
+        ("replace_failure", {"run": run_id(STUCK), "failure": FAILURE}),
         ("is_healed", {"run": run_id(STUCK)}),
         ("is_healed", {"run": run_id(FANOUT)}),
         ("abandon", {"run": run_id(STUCK), "failure": FAILURE}),
         ("record_action", {"run": run_id(STUCK), "kind": "skip", "note": "n", "source": "s", "seq": 1}),
         ("read_actions", {"runs": [run_id(OLD + number) for number in range(FAMILY)]}),
-        ("is_free", {"runs": [run_id(OLD + number) for number in range(FAMILY)]}),
+        ("hold_runs", {"runs": [run_id(OLD + number) for number in range(FAMILY)]}),
         ("is_asked_to_give_up", {"run": run_id(OPEN), "deadline": NOW}),
         ("read_target", {"target": run_id(OPEN)}),
         ("read_target", {"target": message_id(OPEN)}),
@@ -304,7 +306,8 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         *[("read_in_the_way", {"target": one, "most": 100})
           for one in (run_id(OLD), message_id(OLD), run_id(OLD + 1), message_id(OPEN + 1), run_id(FINISHED))],
         *[(name, {"target": message_id(OLD)}) for name in ("is_rollback_waiting",)],
-        ("hold_parents", {"runs": [run_id(FINISHED - n) for n in range(1, 10)]}),
+        ("hold_runs", {"runs": [run_id(FINISHED - n) for n in range(1, 10)]}),
+        ("pause", {"seconds": 0.0}),
         *[("roll_back_runs", {"runs": runs, "failure": FAILURE})
           for runs in ([], [run_id(FINISHED)], [run_id(FINISHED - n) for n in range(1, 10)])],
         ("store_rollback", {"target": message_id(1), "failure": FAILURE}),
@@ -313,7 +316,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
             "document": "{}",
         })}),
         ("close_rollback", {"target": message_id(7), "outcome": "accepted"}),
-        ("read_waiting_rollbacks", {"after": message_id(0), "most": 10}),
+        ("read_waiting_rollbacks", {"after": message_id(0), "resting": [message_id(1)], "most": 10}),
         ("plan_once", {"local": False}),
         ("search_indexes", {"local": False}),
         ("set_limits", {"local": False}),

@@ -232,24 +232,6 @@ async def test_rf_01_q6_the_deepest_hierarchy_of_the_specification_heals(mixed: 
     assert shape(error.failure) == child_rolled_back("root", "1", simulated("c2"))
 
 
-async def test_rf_09_q6_a_rollback_that_took_too_long_is_taken_on_without_a_limit(mixed: Shop) -> None:
-    broken = Broken()
-    root = mixed.saga("root", "R", None)
-    mixed.step(root, "1", compensate=broken, compensate_retry=Retry(attempts=2, backoff=600.0))
-    mixed.step(root, "2", fails)
-
-    async with mixed.running():
-        handle = await mixed.app.launch("R", None, rollback_timeout=0.2)
-        await until(lambda: broken.attempts == [0], LONG)
-        run = await ends(mixed, handle, "root", ROLLBACK_FAILED)
-        broken.mended = True
-        assert await mixed.app.retry(run.id) is Answer.ACCEPTED
-        run = await ends(mixed, handle, "root", ROLLED_BACK)
-
-    assert run.rollback_by is None
-    assert mixed.journal.entries[-3:] == ["root-rb1", "root-rb1", "root-rb0"]
-
-
 async def test_q6_what_was_asked_while_no_worker_was_alive_is_found_by_the_next(
     mixed: Shop, database_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,8 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from scoop_outbox import ActiveRun, Answer, GaveUp, Handle, RollbackAnswer, RollbackRequested, Runs, RunState
 from scoop_outbox.cli import main
-from scoop_outbox.core.plans import rollback
-from scoop_outbox.daemon.worker import roster
+from scoop_outbox.daemon.worker import roster, waiting_requests
 from tests.scenarios.conftest import MakeShop
 from tests.scenarios.shop import LONG, Gate, Shop, events, launches, raises, together
 from tests.waiting import until
@@ -456,7 +455,7 @@ async def test_q8_of_sagas_that_handle_a_message_those_that_have_committed_are_u
 async def test_requests_that_go_on_waiting_do_not_hold_up_those_behind_them(
     mixed: Shop, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rollback, "AT_ONCE", 1)
+    monkeypatch.setattr(waiting_requests, "AT_ONCE", 1)
     gate = Gate()
 
     def holds(_: object, message: Any) -> Any:

@@ -5,7 +5,7 @@ from typing import TypedDict
 
 from pydantic import BaseModel
 
-from scoop_outbox import AsyncScope, BlockingScope, Draft, GoTo, Message, RunStatus, Scoop, Scope, Topic
+from scoop_outbox import Answer, AsyncScope, BlockingScope, Draft, GoTo, Message, RunStatus, Scoop, Scope, Topic
 
 
 @dataclass(frozen=True)
@@ -142,3 +142,7 @@ GoTo(undo)  # error: mypy, pyright
 
 async def test_a_step(scope: AsyncScope, message: Message[Refund]) -> None:
     await launches(scope, message)  # error: mypy, pyright
+
+
+async def asks(run: RunStatus) -> bool:
+    return await app.rollback(run.id) is Answer.ACCEPTED  # error: mypy

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from scoop_outbox._deadlines import LONGEST, NONE, TRACE_LIMIT, Budget, Deadline, Deadlines, Timeouts, earlier
 from scoop_outbox._emission import Emission
-from scoop_outbox.core.deadline import dated, passed_on
+from scoop_outbox.core.deadline import dated, deadline_of, kept_deadline, passed_on
 from scoop_outbox.core.run import Facts, Run, RunState, StepKind
 from scoop_outbox.core.transition import Mail, Record, Transition
 from scoop_outbox.errors import DefinitionError
@@ -155,6 +155,21 @@ def test_what_binds_a_run_goes_down() -> None:
     assert found.happy_path is not None
     assert (found.happy_path.at, found.happy_path.source) == (NOW + 3 * SECOND, "plain")
     assert found.rollback == Budget(2.0, "plain")
+
+
+@pytest.mark.parametrize(
+    "timeout, at",
+    [(3, 3), (9, 4), (None, 4)],  # as before; raised since, or taken away: then what the run has set itself counts
+)
+def test_the_timeout_of_a_saga_that_is_kept_with_a_run_gives_way_to_that_of_the_code(
+    timeout: float | None, at: int
+) -> None:
+    own = Deadline(NOW + 4 * SECOND, "plain[worker]")
+    kept = kept_deadline(Saga("former", "topic", timeout=3), run(own_deadline=own))
+    assert kept == Deadline(NOW + 3 * SECOND, "former", (own,))
+    found = deadline_of(Saga("plain", "topic", timeout=timeout, formerly=["former"]), run(own_deadline=kept))
+    assert found is not None
+    assert found.at == NOW + at * SECOND
 
 
 def test_dl_10_what_a_compensation_launches_is_bound_by_the_budget_alone() -> None:

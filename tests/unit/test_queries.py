@@ -35,3 +35,15 @@ def test_a_statement_is_defined_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(resources, "files", lambda _: tmp_path)
     with pytest.raises(ValueError, match=r"'one' is defined twice, the second time in b\.sql"):
         queries.load.__wrapped__("scoop_outbox")
+
+
+def test_a_part_stands_in_every_statement_that_uses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "sql"
+    folder.mkdir()
+    text = (
+        "-- An essay.\n\n-- part: late\n-- Why.\nwhere late\n\n-- name: one\nselect 1\n-- use: late\n\n-- name: two\n"
+    )
+    (folder / "a.sql").write_text(f"{text}select (\n    select 2\n    -- use: late\n)\n")
+    monkeypatch.setattr(resources, "files", lambda _: tmp_path)
+    loaded = {name: " ".join(text.decode().split()) for name, text in queries.load.__wrapped__("scoop_outbox").items()}
+    assert loaded == {"one": "select 1 where late", "two": "select ( select 2 where late )"}

@@ -6,7 +6,6 @@ from typing import Any, cast
 
 import pytest
 
-from scoop_outbox.core.plans.rollback import TriedRequests
 from scoop_outbox.daemon.worker import surroundings as module
 from scoop_outbox.daemon.worker.surroundings import Surroundings
 from scoop_outbox.store.callbacks import Interrupted
@@ -26,7 +25,7 @@ class Driver:
     async def run(self, plan: Any) -> Any:
         plan.close()
         if plan.__name__ != "read_strangers":
-            return {"unpark": [], "roll_back_waiting": TriedRequests([], None)}.get(plan.__name__, True)
+            return {"unpark": [], "read_waiting": []}.get(plan.__name__, True)
         self.asked += 1
         if self.fails:
             raise Interrupted("the server went away")

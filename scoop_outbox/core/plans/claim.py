@@ -13,7 +13,7 @@ from scoop_outbox.context import merge
 from scoop_outbox.core.deadline import deadline_of
 from scoop_outbox.core.decide import giving_up
 from scoop_outbox.core.plans.failures import Known, recall
-from scoop_outbox.core.plans.healing import heal
+from scoop_outbox.core.plans.healing import failure_anew, heal, replace_failure
 from scoop_outbox.core.plans.strategy import read_outlook
 from scoop_outbox.core.rows import (
     CANCELLATION,
@@ -31,7 +31,7 @@ from scoop_outbox.core.rows import (
     message_of,
     run_of,
 )
-from scoop_outbox.core.run import Body, Child, Facts, Instance, Run, RunState, changed
+from scoop_outbox.core.run import Body, Facts, Instance, Run, RunState, changed
 from scoop_outbox.core.statement import BEGIN, COMMIT, ROLLBACK, SAVEPOINT, Plan, Rows, Statement, ask, statement
 from scoop_outbox.core.versions import Deployment
 from scoop_outbox.failure import Failure
@@ -74,6 +74,9 @@ class Reports(Protocol):
     def leaves_behind(self, run: Run, children: Sequence[OpenChild], message: Message) -> None:
         """A run does not wait any longer for children that have not started."""
 
+    def healed(self, run: Run, message: Message) -> None:
+        """A run whose rollback had failed goes on, for what had stopped it has been rolled back."""
+
     def discarded(self, run: Run, step: str, message: Message) -> None:
         """What a step has done was undone, for its run was asked to give up meanwhile."""
 
@@ -86,6 +89,7 @@ class _Silent:
     def cancels_children(self, run: Run, reason: Failure, message: Message) -> None: ...
     def expires_children(self, run: Run, reason: Failure, message: Message) -> None: ...
     def leaves_behind(self, run: Run, children: Sequence[OpenChild], message: Message) -> None: ...
+    def healed(self, run: Run, message: Message) -> None: ...
     def discarded(self, run: Run, step: str, message: Message) -> None: ...
     def unhandled(self, topics: Unhandled) -> None: ...
 
@@ -150,12 +154,18 @@ def claim(run_id: uuid.UUID, executor: Executor) -> Plan[Claim | None]:
     saga = executor.sagas.get(run.saga)
     if run.state.ended:
         parked = saga is not None and run.state is RunState.PARKED and _gives_up_parked(saga, run, now, cancellation)
-        ended = children_of(children, failures)[1]
-        return (yield from _claim_ended(run, mail, ended, now, executor, gives_up=parked))
+        message = message_of(locked[0][MESSAGE], None)
+        return (yield from _claim_ended(run, mail, now, message, executor, gives_up=parked))
     if saga is None:
         yield from ask(ROLLBACK)  # another deployment's work
         return None
     is_open, ended, child_deadline = children_of(children, failures)
+    source = f"{run.saga}[{executor.id}]"
+    if run.state is RunState.ROLLING_BACK and not is_open:
+        anew = failure_anew(run, ended, now, source)
+        if anew is not None:
+            yield from replace_failure(run, anew, executor.failures)
+            return (yield from claim(run_id, executor))
     deadline = deadline_of(saga, run) if run.state is RunState.RUNNING else None
     facts = Facts(*(now, is_open, ended), cancellation=cancellation, deadline=deadline, child_deadline=child_deadline)
     if saga.strategy is not None:
@@ -164,20 +174,26 @@ def claim(run_id: uuid.UUID, executor: Executor) -> Plan[Claim | None]:
     begins = run.state is RunState.RUNNING and run.seq == 0 and not gives_up
     if run.lane is not None and begins and not (yield from _holds_lane(run)):
         ahead = deadline if deadline is not None and deadline.at > now else None
-        if (yield from _take_lane(run, run.lane, mail, ahead)):
-            return (yield from claim(run_id, executor))
-        return None
+        taken = yield from _take_lane(run, run.lane, mail, ahead)
+        return (yield from claim(run_id, executor)) if taken else None
     if run.state is RunState.ROLLING_BACK:
         run = changed(run, context=merge(run.context, run.inherited))
-        (found,) = yield from ask(statement("read_instance", run=run.id))
-        facts = replace(facts, instance=(yield from _instance(found, run, executor)))
     elif is_open and (gives_up or _fails_fast(saga, run)):
         facts = yield from _read_open(run, facts, executor)
+    facts = yield from _read_executions(run, facts, executor)
+    message = message_of(locked[0][MESSAGE], saga.schema)
+    return Claim(run, mail, facts, message, saga, source)
+
+
+def _read_executions(run: Run, facts: Facts, executor: Executor) -> Plan[Facts]:
+    """Return facts with the execution that is to be undone next, and the one whose finaliser comes next."""
+    if run.state is RunState.ROLLING_BACK:
+        (found,) = yield from ask(statement("read_instance", run=run.id))
+        facts = replace(facts, instance=(yield from _instance(found, run, executor)))
     if run.body_seq is not None:
         (found,) = yield from ask(_body_statement(run))
         facts = replace(facts, body=(yield from _body(found, executor)))
-    message = message_of(locked[0][MESSAGE], saga.schema)
-    return Claim(run, mail, facts, message, saga, f"{run.saga}[{executor.id}]")
+    return facts
 
 
 def _gives_up_parked(saga: Saga, run: Run, now: datetime, cancellation: Failure | None) -> bool:
@@ -188,7 +204,7 @@ def _gives_up_parked(saga: Saga, run: Run, now: datetime, cancellation: Failure 
 
 
 def _claim_ended(
-    run: Run, mail: list[int], children: Sequence[Child], now: datetime, executor: Executor, *, gives_up: bool
+    run: Run, mail: list[int], now: datetime, message: Message, executor: Executor, *, gives_up: bool
 ) -> Plan[Claim | None]:
     """Claim a run that goes on after all; else drop its mail, which told of something that no longer matters."""
     if gives_up:
@@ -197,8 +213,9 @@ def _claim_ended(
         return (yield from claim(run.id, executor))
     healed: bool | None = False
     if run.state is RunState.ROLLBACK_FAILED:
-        healed = yield from heal(run, children, now, f"{run.saga}[{executor.id}]", executor.failures)
+        healed = yield from heal(run)
     if healed:
+        executor.reports.healed(run, message)
         return (yield from claim(run.id, executor))
     if healed is None:
         address = {"run": run.id, "service": run.service, "saga": run.saga, "version": run.version}

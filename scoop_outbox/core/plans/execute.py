@@ -253,7 +253,12 @@ def _call(due: Decision, claimed: Claim) -> Call | None:
         case decision.HandleChildRollbackFailure(step, handler, instance, failure):
             numbers = (instance.seq, instance.iteration, run.handled)
             error = failure.to_exception()
-            return make(handler, step.name, numbers, "child-rollback-failure", error=error, handles=True)
+            kind = "child-rollback-failure"
+            if (
+                instance.stuck
+            ):  # in reverse, it is called for one message after the other; and then for the compensation
+                kind += f":{max(child.ordinal for child in instance.stuck)}"
+            return make(handler, step.name, numbers, kind, error=error, handles=True)
         case _:
             return None
 

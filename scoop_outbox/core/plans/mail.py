@@ -18,12 +18,14 @@ class NotedInterruption(NamedTuple):
         parks: whether it counts towards the limit at which the run is parked.
         taker: who is known to have died of the run, or None.
         chance: by which part of the backoff the run is due later, from 0 to 1.
+        timeout: seconds in which the run has to commit, as its saga says: one that is parked gives up then.
     """
 
     reason: str
     parks: bool
     taker: uuid.UUID | None
     chance: float
+    timeout: float | None
 
 
 def read_due(where: Mapping[str, Any], shares: Mapping[str, list[int]], most: int) -> Plan[Rows]:
@@ -73,6 +75,7 @@ def note_interruptions(noted: Mapping[uuid.UUID, NotedInterruption], most: int) 
             parks=[one.parks for one in noted.values()],
             takers=[one.taker for one in noted.values()],
             chances=[one.chance for one in noted.values()],
+            timeouts=[one.timeout for one in noted.values()],
             most=most,
         )
     )

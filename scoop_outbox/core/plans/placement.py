@@ -17,6 +17,9 @@ def place_run(claimed: Claim, due: Decision, executor: Executor) -> Plan[Decisio
     The run belongs to our version from then on. None: it is left to others, and the transaction has ended.
     """
     run, deployment, needs = claimed.run, executor.deployment, needed(due)
+    undoing = claimed.facts.instance
+    if needs is None and undoing is not None and claimed.saga.get(undoing.step) is not None:
+        needs = undoing.step  # how it is undone is for those who know it, even if nothing is called
     mine = deployment.mine.get(run.saga)
     if mine is None:
         return due  # this process does not say what it knows

@@ -18,10 +18,9 @@ from scoop_outbox.failure import Failure, RollbackRequested
 IfActive = Literal["refuse", "cancel", "wait"]
 """What becomes of a request for something that is active."""
 
-AT_ONCE = 100
-"""How many requests that wait are tried together."""
-
 _LOWEST = uuid.UUID(int=0)
+_PAUSES = (0.01, 0.05, 0.1)
+"""Seconds after which it is tried again to lock a run: a worker that only looks at it is done in no time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +79,10 @@ def roll_back(
     failure = id_of(writing.name(_requested(reason, source)))
     stored = [*writing.statements(), statement("store_rollback", target=target, failure=failure)]
     if not found.active:
-        if (yield from _carry_out(target, found, failure, stored, hints)):
+        if (yield from _carry_out(target, found, failure, stored, hints, _PAUSES)):
             writing.written()
             return RollbackAnswer(Answer.ACCEPTED)
-        # Somebody was faster.
+        # Somebody was faster, or holds a run: then the request is left for later.
         found = yield from _look(target)
         answer = _judge(found, if_active)
         if answer is not Answer.ACCEPTED:
@@ -124,47 +123,43 @@ def store(target: uuid.UUID, reason: str | None, source: str, known: Known) -> P
     return bool(stored)
 
 
-@dataclass(frozen=True, slots=True)
-class TriedRequests:
-    """Requests that have waited, and of which some have been carried out.
+def read_waiting(
+    after: uuid.UUID | None, resting: Sequence[uuid.UUID], most: int
+) -> Plan[Sequence[tuple[uuid.UUID, uuid.UUID]]]:
+    """Return requests that wait, and whose own runs have all ended: what they are about, and the failure they tell.
 
-    Attributes:
-        closed: what has become of those that wait no more, with their targets.
-        last: the last that was looked at, if more may lie behind it.
+    Args:
+        after: the last that was returned before, None to begin with the first.
+        resting: those that are left out.
+        most: how many.
     """
+    look = statement("read_waiting_rollbacks", after=after or _LOWEST, resting=list(resting), most=most)
+    (waiting,) = yield from ask(look)
+    return [(target, failure) for target, failure in waiting]
 
-    closed: Sequence[tuple[uuid.UUID, Answer]]
-    last: uuid.UUID | None
 
-
-def roll_back_waiting(after: uuid.UUID | None, hints: Hints) -> Plan[TriedRequests]:
-    """Carry out requests that have waited until nothing was active, at most `AT_ONCE` of them.
+def try_waiting(target: uuid.UUID, failure: uuid.UUID, hints: Hints) -> Plan[Answer | None]:
+    """Carry out a request that has waited until nothing was active; return what has become of it.
 
     Any number of processes may do this at the same time: each run is told once.
 
     Args:
-        after: the last that was looked at before, None to begin with the first.
+        target: what it is about.
+        failure: what the runs are told.
         hints: told which runs have mail.
+
+    Returns:
+        None if it still waits.
     """
-    (waiting,) = yield from ask(statement("read_waiting_rollbacks", after=after or _LOWEST, most=AT_ONCE))
-    closed: list[tuple[uuid.UUID, Answer]] = []
-    for target, failure in waiting:
-        answer = yield from _try(target, failure, hints)
-        if answer is not None:
-            closed.append((target, answer))
-    return TriedRequests(closed, waiting[-1][0] if len(waiting) == AT_ONCE else None)
-
-
-def _try(target: uuid.UUID, failure: uuid.UUID, hints: Hints) -> Plan[Answer | None]:
-    """Carry out a request that waits; return what has become of it, None if it still waits."""
     found = yield from _look(target)
     if found.active:
         return None
     answer = _judge(replace(found, waits=False), "wait")
     if answer is Answer.ACCEPTED:
-        (free,) = yield from ask(statement("is_free", runs=list(found.committed)))
-        if not free[0][0]:
-            return None  # all mail of the service waits while this look does
+        if not found.committed:
+            (asked,) = yield from ask(statement("is_asked_to_give_up", run=target, deadline=None))
+            if asked[0][0]:
+                return None  # those that are still to come will find it
         told = yield from _carry_out(target, found, failure, (), hints)
         return answer if told and not found.to_come else None
     yield from ask(statement("close_rollback", target=target, outcome=answer.value))
@@ -172,17 +167,23 @@ def _try(target: uuid.UUID, failure: uuid.UUID, hints: Hints) -> Plan[Answer | N
 
 
 def _carry_out(
-    target: uuid.UUID, found: _Found, failure: uuid.UUID | None, first: Sequence[Statement], hints: Hints | None
+    target: uuid.UUID,
+    found: _Found,
+    failure: uuid.UUID | None,
+    first: Sequence[Statement],
+    hints: Hints | None,
+    pauses: Sequence[float] = (),
 ) -> Plan[bool]:
     """Tell runs to roll back, in one transaction with what is written `first`; answer whether any was told.
 
-    Those that are still to come find the request when they begin, as they find a cancellation. It goes on waiting as
-    long as there are any: they may be shielded.
+    No lock is waited for: a step may hold it as long as it takes. Those that are still to come find the request when
+    they begin, as they find a cancellation. It goes on waiting as long as there are any: they may be shielded.
     """
     coming = [statement("request_cancellation", target=target, failure=failure)] if found.to_come else []
     runs = list(found.committed)
-    orders = [statement("hold_parents", runs=runs), statement("roll_back_runs", runs=runs, failure=failure)]
-    *_, told = yield from ask(BEGIN, *first, *coming, *orders)
+    if not (yield from _hold(runs, pauses)):
+        return False
+    *_, told = yield from ask(*first, *coming, statement("roll_back_runs", runs=runs, failure=failure))
     if not told and not coming:
         yield from ask(ROLLBACK)
         return False
@@ -194,6 +195,18 @@ def _carry_out(
         (posted,) = yield from ask(statement("deliver_cancellation", target=target))
         pass_on(posted, hints)
     return True
+
+
+def _hold(runs: Sequence[uuid.UUID], pauses: Sequence[float]) -> Plan[bool]:
+    """Lock runs, in a transaction that goes on if all of them could be; try again after each of these pauses."""
+    for pause in (*pauses, None):
+        _, held = yield from ask(BEGIN, statement("hold_runs", runs=list(runs)))
+        if held[0][0]:
+            return True
+        yield from ask(ROLLBACK)
+        if pause is not None:
+            yield from ask(statement("pause", seconds=pause))
+    return False
 
 
 def _look(target: uuid.UUID) -> Plan[_Found]:

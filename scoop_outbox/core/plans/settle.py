@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from scoop_outbox._deadlines import Deadline
+from scoop_outbox.core.deadline import kept_deadline
 from scoop_outbox.core.plans.claim import Claim, Executor, claim, claimed_again, reclaim_statements, timer_of
 from scoop_outbox.core.plans.failures import Known, Writing, id_of
 from scoop_outbox.core.plans.launch import launch_params
@@ -115,7 +116,7 @@ def _writes_run(claimed: Claim, change: Transition, executor: Executor) -> Itera
         if record is not None:
             yield statement("record_step", **_record(record, claimed, executor))
         if after != before or before.interrupted:
-            yield statement("update_run", **_columns(before, after), **_yielding(change, claimed))
+            yield statement("update_run", **_columns(claimed, after), **_yielding(change, claimed))
     yield from _marks(change)
     if change.emissions:
         seq = after.seq if record is None else record.seq
@@ -169,7 +170,7 @@ def _advance(change: Transition, claimed: Claim, executor: Executor) -> dict[str
         "started_at": claimed.facts.now,
         "worker": executor.id,
         "version": after.version,
-        "own_deadline": _stored(after.own_deadline),
+        "own_deadline": _stored(kept_deadline(claimed.saga, after)),
         "body_seq": after.body_seq,
         **_yielding(change, claimed),
     }
@@ -201,7 +202,8 @@ def _record(record: Record, claimed: Claim, executor: Executor) -> dict[str, Any
     }
 
 
-def _columns(before: Run, run: Run) -> dict[str, Any]:
+def _columns(claimed: Claim, run: Run) -> dict[str, Any]:
+    before = claimed.run
     # What was inherited has been merged into the context that the claim gave, and is written with it.
     context_changed = run.context != before.context or before.inherited is not None
     result_changed = run.result != before.result
@@ -223,13 +225,13 @@ def _columns(before: Run, run: Run) -> dict[str, Any]:
         "context_changed": context_changed,
         "failure": id_of(run.failure),
         "obstacle": id_of(run.obstacle),
-        "failed": before.failure is not run.failure or before.obstacle is not run.obstacle,
+        "failed": before.failure is not run.failure,
         "result": run.result if result_changed else None,
         "result_changed": result_changed,
         "reason": run.reason,
         "needs": run.needs,
         "giving_up": id_of(run.giving_up),
-        "own_deadline": _stored(run.own_deadline),
+        "own_deadline": _stored(kept_deadline(claimed.saga, run)),
         "rollback_by": run.rollback_by,
         "body_seq": run.body_seq,
         "finaliser_seq": run.finaliser_seq,

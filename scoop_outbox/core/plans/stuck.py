@@ -186,12 +186,19 @@ def _refused(found: _Stuck, action: Action) -> Answer | None:
     if found.abandoned:
         return Answer.ALREADY_REQUESTED if action is Action.ABANDON else Answer.ABANDONED
     if found.state is RunState.PARKED:
-        return Answer.NOT_ROLLING_BACK if action is Action.SKIP and not found.undoing else None
+        return _refused_parked(found, action)
     if action is not Action.ABANDON and found.state is RunState.ROLLBACK_FAILED and found.awaits:
         return Answer.ALREADY_REQUESTED  # what it has stopped for is being rolled back
     if action is not Action.ABANDON and found.state is RunState.ROLLING_BACK and found.requested:
         return Answer.ALREADY_REQUESTED
     return None if found.state is RunState.ROLLBACK_FAILED else Answer.NOTHING_TO_DO
+
+
+def _refused_parked(found: _Stuck, action: Action) -> Answer | None:
+    """Return likewise what is refused of a run that is parked."""
+    if action is Action.SKIP and not found.undoing:
+        return Answer.NOT_ROLLING_BACK
+    return Answer.REFUSED_ACTIVE if action is Action.SKIP and found.awaits else None
 
 
 def _left(answer: Answer) -> Plan[Answer]:
@@ -211,7 +218,7 @@ def _write(changes: Sequence[Statement], hints: Hints | None) -> Plan[Answer]:
 
 
 def _reopen(run_id: uuid.UUID, undo_seq: int | None = None) -> Statement:
-    return statement("reopen", run=run_id, undo_seq=undo_seq, failure=None)
+    return statement("reopen", run=run_id, undo_seq=undo_seq)
 
 
 def _recorded(found: _Stuck, action: Action, origin: Origin, seq: int | None = None) -> Statement:

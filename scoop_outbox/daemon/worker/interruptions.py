@@ -108,6 +108,7 @@ class Interruptions:
                 one.kind != WANTED,
                 _NOT_ALIVE if one.kind == DIED else None,
                 random.uniform(0.5, 1.0),  # so that runs which were interrupted together do not come back together
+                self._timeout_of(one.saga),
             )
             for run_id, one in pending.items()
         }
@@ -120,6 +121,10 @@ class Interruptions:
             say(subject, one.reason, count, one.server or driver.server)
         for run_id in pending:
             del self._pending[run_id]
+
+    def _timeout_of(self, saga: str) -> float | None:
+        known = self._sagas.get(saga)
+        return None if known is None or known.timeouts is None else known.timeouts.timeout
 
 
 @contextmanager

@@ -152,6 +152,15 @@ class Reports:
         why = f"not started: {who}"
         log.warning("run: children were left behind (%s: %s)", subject, why, extra={**subject.fields, "reason": why})
 
+    def healed(self, run: Run, message: Message) -> None:
+        """Say that a run whose rollback had failed goes on by itself."""
+        subject = _subject(run, run.step, message)
+        log.info(
+            "run: rolling back again (%s: what had stopped it below has been rolled back)",
+            subject,
+            extra=subject.fields,
+        )
+
     def discarded(self, run: Run, step: str, message: Message) -> None:
         """Say that what a step has done was undone, for its run was asked to give up meanwhile."""
         subject = _subject(run, step, message)

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import math
 import time
-import uuid
 from collections.abc import Mapping
 
 from scoop_outbox._log import get_logger
 from scoop_outbox.core.plans import parking
-from scoop_outbox.core.plans.rollback import roll_back_waiting
 from scoop_outbox.core.plans.workers import is_relayed, read_strangers
 from scoop_outbox.daemon.hints import ProcessHints
 from scoop_outbox.daemon.worker import roster
 from scoop_outbox.daemon.worker.roster import Roster
+from scoop_outbox.daemon.worker.waiting_requests import WaitingRequests
 from scoop_outbox.saga import Saga
 from scoop_outbox.store.async_driver import AsyncDriver
 
@@ -47,7 +46,7 @@ class Surroundings:
         self._roster = roster
         self._hints = hints
         self._relays = Relays()
-        self._tried: uuid.UUID | None = None
+        self._requests = WaitingRequests(service, hints)
         self._missing: set[str] | None = None  # as it was at the first look
         self._look_for_strangers_at = 0.0  # never again once both looks are done
 
@@ -66,23 +65,12 @@ class Surroundings:
                 *(self._service, run_id),
                 extra={"service": self._service, "run_id": run_id},
             )
-        await self._roll_back(driver)
+        await self._requests.look(driver)
         self._relays.saw(there=await driver.run(is_relayed()))
         if now >= self._look_for_strangers_at:
             # Behind it: a look that failed does not count.
             self._look_for_strangers_at = await self._look_for_strangers(driver, now)
         return changed
-
-    async def _roll_back(self, driver: AsyncDriver) -> None:
-        """Carry out some of the requests that waited, the next ones with the next look."""
-        tried = await driver.run(roll_back_waiting(self._tried, self._hints))
-        self._tried = tried.last
-        for target, answer in tried.closed:
-            log.info(
-                "run: waiting rollback request closed (service %s, message or run %s: %s)",
-                *(self._service, target, answer),
-                extra={"service": self._service, "target": target},
-            )
 
     async def _look_for_strangers(self, driver: AsyncDriver, now: float) -> float:
         """Warn of sagas of this service for which messages come and which nobody has; return when to look again.

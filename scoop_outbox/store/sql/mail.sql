@@ -123,8 +123,9 @@ select id, died from asked
 -- the step is the next one, or the one that is undone next.
 with told as (
     select *
-    from unnest(%(runs)s::uuid[], %(reasons)s::text[], %(parks)s::bool[], %(takers)s::uuid[], %(chances)s::float8[])
-         as t (id, reason, parks, taker, chance)
+    from unnest(%(runs)s::uuid[], %(reasons)s::text[], %(parks)s::bool[], %(takers)s::uuid[], %(chances)s::float8[],
+                %(timeouts)s::float8[])
+         as t (id, reason, parks, taker, chance, timeout)
 ), held as (
     select r.id
     from {schema}.run r
@@ -147,7 +148,9 @@ with told as (
     returning r.id, r.message_id, r.interruptions, r.unwanted, r.state, r.seq, r.next_step, r.undo_seq, t.chance,
               r.service, r.saga, r.version,
               least((r.deadlines -> 'happyPath' ->> 'deadline')::timestamptz,
-                    (r.own_deadline ->> 'deadline')::timestamptz) as deadline
+                    (r.own_deadline ->> 'deadline')::timestamptz,
+                    -- What its saga says is kept with it only since it has executed something.
+                    r.created_at + t.timeout * interval '1 second') as deadline
 ), dropped as (
     -- What is due later stays: a deadline, by which it gives up.
     delete from {schema}.mailbox m

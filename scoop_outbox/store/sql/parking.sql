@@ -13,13 +13,14 @@ join {schema}.run r on r.service = %(service)s and r.saga = k.saga and r.needs =
 limit %(most)s
 
 -- name: unpark
--- A run goes on where it was parked; `anew` ones belong to no version any more: whoever takes it on decides. The mail is
--- for all versions: whoever finds it knows whose it is.
+-- A run goes on where it was parked; `anew` ones belong to no version any more: whoever takes it on decides. Their rollback
+-- may take as long as any. The mail is for all versions: whoever finds it knows whose it is.
 with freed as (
     update {schema}.run
     set state = case when undo_seq is null then 'running' else 'rolling_back' end, reason = null, needs = null,
         ended_at = null, interruptions = 0, unwanted = 0, interruption = null, taken_by = null,
-        version = case when %(anew)s and needs is not null then '' else version end
+        version = case when %(anew)s and needs is not null then '' else version end,
+        rollback_by = case when %(anew)s then null else rollback_by end
     where id = any(%(runs)s::uuid[]) and state = 'parked'
     returning id, service, saga, version
 )

@@ -116,30 +116,30 @@ select exists (
     select from {schema}.request where kind = 'rollback' and outcome is null and target = %(target)s
 )
 
--- name: is_free
--- Whether nobody holds the rows of runs, or of what is above them: whoever looks in passing must not wait for somebody.
+-- name: hold_runs
+-- The locks that it takes to roll runs back, without waiting for anybody; answers whether all were there to be had. A parent that
+-- has ended cannot order its children to roll back as long as this one is held. Of one that is active, none is needed: see below.
 with wanted as (
-    select id from {schema}.run where id = any(%(runs)s::uuid[])
-    union
-    select parent_run from {schema}.run where id = any(%(runs)s::uuid[]) and parent_run is not null
+    select id, parent_run from {schema}.run where id = any(%(runs)s::uuid[])
+), above as (
+    select p.id
+    from {schema}.run p
+    where p.id in (select parent_run from wanted) and p.state not in ('running', 'rolling_back', 'parked')
+), held_above as (
+    select p.id from {schema}.run p where p.id in (select id from above) for share skip locked
 ), held as (
-    select r.id from {schema}.run r where r.id in (select id from wanted) for no key update skip locked
+    select r.id from {schema}.run r where r.id in (select id from wanted) for update skip locked
 )
-select (select count(*) from wanted) = (select count(*) from held)
+select (select count(*) from above) = (select count(*) from held_above)
+       and (select count(*) from wanted) = (select count(*) from held)
 
--- name: hold_parents
--- A parent that has ended cannot order its children to roll back as long as this lock is held. It is held by others for a
--- moment at most: by whoever follows old mail of a run that has ended. One that is active is not waited for.
-select p.id
-from {schema}.run p
-where p.id in (select parent_run from {schema}.run where id = any(%(runs)s::uuid[]))
-  and p.state not in ('running', 'rolling_back', 'parked')
-order by p.id
-for share
+-- name: pause
+-- Outside of any transaction: somebody holds a lock that most hold for a moment only.
+select pg_sleep(%(seconds)s)
 
 -- name: roll_back_runs
 -- As the parent would order it, who has ended and does not hear of it: but its row of the child opens, so that a rollback of
--- its own waits for the child, and finds in the end that there is nothing left to order. Behind `hold_parents`.
+-- its own waits for the child, and finds in the end that there is nothing left to order. Behind `hold_runs`.
 with found as (
     select r.id, r.message_id
     from {schema}.run r
@@ -204,11 +204,12 @@ set outcome = %(outcome)s
 where kind = 'rollback' and outcome is null and target = %(target)s
 
 -- name: read_waiting_rollbacks
--- Those whose own runs have all ended, by target. Whether others are active is for whoever looks at each. `offset 0`: request
--- by request, and not by reading all runs.
+-- Those whose own runs have all ended, by target, but for those that are left alone for now. Whether others are active is for
+-- whoever looks at each. `offset 0`: request by request, and not by reading all runs.
 select q.target, q.failure
 from {schema}.request q
 where q.kind = 'rollback' and q.outcome is null and q.target > %(after)s
+  and q.target <> all((select %(resting)s::uuid[])::uuid[])
   and not exists (
       select from {schema}.run r
       where r.id = q.target and r.state in ('running', 'rolling_back', 'parked')

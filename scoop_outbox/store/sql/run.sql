@@ -101,12 +101,24 @@ left join lateral (
 where s.run_id = %(run)s and s.seq = %(body_seq)s
 order by f.failed_at, f.ordinal
 
+-- part: unless_it_gives_up
+-- What the callback of a run that has been asked to give up has done is not committed, unless it is shielded: then the
+-- statement fails, and with it the transaction. So it is with what has come too late. No other statement could keep the
+-- commit behind it in the same round trip from taking place.
+and not ((select %(yields)s::bool) and coalesce((
+    select ('asked to give up by request ' || q.id)::bool
+    from {schema}.request q
+    where q.kind = 'cancel' and q.target = %(run)s
+    union all
+    select ('later than ' || d.deadline)::bool
+    from (select %(deadline)s::timestamptz as deadline) d
+    where d.deadline <= clock_timestamp()
+    limit 1
+), false))
+
 -- name: advance_run
 -- What most transactions of the engine consist of: a step has been executed, and the run goes on or has finished.
--- Both end at the time of the statement: its parts are executed in no particular order. What the callback of a run that
--- has been asked to give up has done is not committed, unless it is shielded: then the statement fails, and with it the
--- transaction. So it is with what has come too late. No other statement could keep the commit behind it in the same
--- round trip from taking place.
+-- Both end at the time of the statement: its parts are executed in no particular order.
 with recorded as (
     insert into {schema}.step (run_id, seq, step, kind, iteration, attempt, state, started_at, ended_at, worker)
     values (%(run)s, %(seq)s, %(step)s, 'step', %(iteration)s, %(attempt)s, 'committed', %(started_at)s,
@@ -118,16 +130,8 @@ set state = %(state)s, step = %(step)s, next_step = %(next_step)s, seq = %(seq)s
     result = %(result)s, ended_at = case when %(ended)s then statement_timestamp() end,
     version = %(version)s, interruptions = 0, unwanted = 0, interruption = null,
     taken_by = null, own_deadline = %(own_deadline)s::json, body_seq = %(body_seq)s
-where id = %(run)s and not ((select %(yields)s::bool) and coalesce((
-    select ('asked to give up by request ' || q.id)::bool
-    from {schema}.request q
-    where q.kind = 'cancel' and q.target = %(run)s
-    union all
-    select ('later than ' || d.deadline)::bool
-    from (select %(deadline)s::timestamptz as deadline) d
-    where d.deadline <= clock_timestamp()
-    limit 1
-), false))
+where id = %(run)s
+-- use: unless_it_gives_up
 
 -- name: record_step
 insert into {schema}.step
@@ -163,7 +167,7 @@ join {schema}.failure f on f.id = c.id
 order by c.place
 
 -- name: update_run
--- A context or result that is as it was is not written again: it may be large. Fails as `advance_run` does.
+-- A context or result that is as it was is not written again: it may be large.
 update {schema}.run
 set state = %(state)s, step = %(step)s, next_step = %(next_step)s, seq = %(seq)s, instance = %(instance)s,
     iteration = %(iteration)s, attempt = %(attempt)s, handled = %(handled)s, not_before = %(not_before)s,
@@ -177,16 +181,8 @@ set state = %(state)s, step = %(step)s, next_step = %(next_step)s, seq = %(seq)s
     ended_at = case when %(ended)s then clock_timestamp() end, giving_up = %(giving_up)s,
     own_deadline = %(own_deadline)s::json, rollback_by = %(rollback_by)s, body_seq = %(body_seq)s,
     finaliser_seq = %(finaliser_seq)s
-where id = %(run)s and not ((select %(yields)s::bool) and coalesce((
-    select ('asked to give up by request ' || q.id)::bool
-    from {schema}.request q
-    where q.kind = 'cancel' and q.target = %(run)s
-    union all
-    select ('later than ' || d.deadline)::bool
-    from (select %(deadline)s::timestamptz as deadline) d
-    where d.deadline <= clock_timestamp()
-    limit 1
-), false))
+where id = %(run)s
+-- use: unless_it_gives_up
 
 -- name: consume_failures
 update {schema}.child
@@ -304,11 +300,15 @@ join {schema}.run r on r.id = %(run)s
 -- name: tell_parent
 -- Insert only: children that end at the same moment never wait for each other. One that sees open siblings posts
 -- its mail a little in the future, the more of them the later, so that a fan-out of thousands does not wake its
--- parent thousands of times; the last one posts it for now.
+-- parent thousands of times; the last one posts it for now. Failures are told in the order in which they happened; of a
+-- run that is stuck, that it is: if it is healed, its failure is told in its own place.
 with ended as (
     update {schema}.child
     set state = %(state)s, open = false, result = %(result)s, failure = %(failure)s, obstacle = %(obstacle)s,
-        failed_at = (select failed_at from {schema}.run where id = %(run)s)
+        failed_at = case
+            when (select %(state)s::text) = 'rollback_failed' then clock_timestamp()
+            else (select failed_at from {schema}.run where id = %(run)s)
+        end
     where message_id = %(message)s and service = %(service)s and saga = %(saga)s and open
     returning run_id
 ), siblings as (

@@ -1,5 +1,13 @@
 -- Stuck runs: what people do about them, and how the runs above go on. No lock is waited for.
 
+-- part: to_be_undone
+-- The execution of run `r` that is undone next.
+select e.seq
+from {schema}.step e
+where e.run_id = r.id and e.seq <= r.undo_seq and e.state = 'committed' and e.kind <> 'compensation'
+order by e.seq desc
+limit 1
+
 -- name: read_origins_below
 -- The runs at which a rollback has failed, below a run that has stopped because of them, or that run itself.
 with recursive stuck as (
@@ -14,10 +22,7 @@ with recursive stuck as (
         join {schema}.run x on x.id = c.child_run and x.state = 'rollback_failed' and not x.abandoned
         where r.id = s.id and c.state = 'rollback_failed' and not c.consumed
           and c.seq in (r.compensation_seq, r.handler_seq, r.finaliser_seq, (
-              select e.seq from {schema}.step e
-              where e.run_id = r.id and e.seq <= r.undo_seq and e.state = 'committed' and e.kind <> 'compensation'
-              order by e.seq desc
-              limit 1
+              -- use: to_be_undone
           ))
     ) b
 ), below as (
@@ -57,10 +62,7 @@ where r.id = %(run)s
 select s.seq, r.compensation_seq is not null, b.found is not null, u.found is not null
 from {schema}.run r
 cross join lateral (
-    select e.seq from {schema}.step e
-    where e.run_id = r.id and e.seq <= r.undo_seq and e.state = 'committed' and e.kind <> 'compensation'
-    order by e.seq desc
-    limit 1
+    -- use: to_be_undone
 ) s
 left join lateral (
     select true as found from {schema}.child c
@@ -82,11 +84,11 @@ set consumed = true
 where run_id = %(run)s and seq = %(finaliser_seq)s and state in ('rolled_back', 'rollback_failed') and not consumed
 
 -- name: reopen
--- What has failed begins again from its beginning, or what comes after it. Attempts are counted anew, and however long it
--- was to take, it takes as long as it does now.
+-- What has failed begins again from its beginning, or what comes after it. Attempts are counted anew, and it may take
+-- as long as any rollback of it may.
 with again as (
     update {schema}.run
-    set state = 'rolling_back', failure = coalesce(%(failure)s, failure), obstacle = null,
+    set state = 'rolling_back', obstacle = null,
         -- One that was ended on its way forward has all of it to undo.
         undo_seq = coalesce(%(undo_seq)s::integer, undo_seq, seq), giving_up = null, attempt = 0,
         handled = 0, not_before = null, compensation_seq = null, handler_seq = null, finaliser_seq = null, ended_at = null, reason = null,
@@ -107,15 +109,16 @@ insert into {schema}.mailbox (service, saga, version, run_id, due)
 select service, saga, version, id, clock_timestamp() from again
 returning run_id, service, saga, version, 0.0::float8
 
+-- name: replace_failure
+-- What a run rolls back for, when that was that children could not be rolled back, and they have been.
+update {schema}.run set failure = %(failure)s where id = %(run)s and state = 'rolling_back'
+
 -- name: is_healed
 -- Whether a run that has stopped because of children can go on: they have been rolled back since. `offset 0` keeps the
 -- sub-selects whole, so that what is asked of children is asked of those of one execution.
 with phase as (
     select r.id, array[r.compensation_seq, r.handler_seq, r.finaliser_seq, (
-        select e.seq from {schema}.step e
-        where e.run_id = r.id and e.seq <= r.undo_seq and e.state = 'committed' and e.kind <> 'compensation'
-        order by e.seq desc
-        limit 1
+        -- use: to_be_undone
     )] as seqs
     from {schema}.run r
     where r.id = %(run)s and r.state = 'rollback_failed' and not r.abandoned
