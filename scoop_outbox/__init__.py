@@ -33,6 +33,7 @@ if _typing.TYPE_CHECKING:
         UnhandledMessage,
         UnknownMessage,
     )
+    from scoop_outbox.external import External
     from scoop_outbox.failure import (
         CancellationRequested,
         ChildRollbackFailed,
@@ -76,6 +77,7 @@ __all__ = [
     "DefinitionError",
     "DistributedError",
     "Draft",
+    "External",
     "Failure",
     "Frame",
     "GaveUp",
@@ -145,6 +147,7 @@ _HOMES = {
         "UnhandledMessage",
         "UnknownMessage",
     ),
+    "scoop_outbox.external": ("External",),
     "scoop_outbox.failure": (
         "CancellationRequested",
         "ChildRollbackFailed",

@@ -21,6 +21,12 @@ class Answer(StrEnum):
         ABANDONED: the run was abandoned, which is final.
         BUSY: somebody decides about the run, or its parent, at this moment. Ask again.
         UNKNOWN: there is no such run, here and now.
+        ALREADY_COMPLETED: somebody has completed it before: it cannot fail any more.
+        ALREADY_FAILED: somebody has said before that it failed: it cannot be completed any more.
+        GAVE_UP: it was cancelled, or was late, before it was completed: nobody waits for it.
+        NOT_YET: its message has not been taken in, and inside a session nothing is kept for it. Ask again.
+        NOT_EXTERNAL: a saga of that name handles the message, which ends when its steps have.
+        AMBIGUOUS: several services handle the message under that name. Say which is meant.
     """
 
     ACCEPTED = "accepted"
@@ -33,6 +39,12 @@ class Answer(StrEnum):
     ABANDONED = "abandoned"
     BUSY = "busy"
     UNKNOWN = "unknown"
+    ALREADY_COMPLETED = "already completed"
+    ALREADY_FAILED = "already failed"
+    GAVE_UP = "gave up"
+    NOT_YET = "not yet"
+    NOT_EXTERNAL = "not external"
+    AMBIGUOUS = "ambiguous"
 
     @property
     def fulfils(self) -> bool:

@@ -13,6 +13,7 @@ from scoop_outbox._generics import R, T
 from scoop_outbox.answers import Answer, RollbackAnswer
 from scoop_outbox.broker.protocol import Resource
 from scoop_outbox.client.announce import announce, announce_sync
+from scoop_outbox.client.external import settle, settle_sync
 from scoop_outbox.client.handle import Handle
 from scoop_outbox.client.launcher import Launcher
 from scoop_outbox.client.requests import cancel, cancel_sync, roll_back, roll_back_sync
@@ -20,6 +21,7 @@ from scoop_outbox.client.serve import serve
 from scoop_outbox.client.servers import Servers
 from scoop_outbox.client.service import Service
 from scoop_outbox.client.stuck import act, act_sync
+from scoop_outbox.core.plans.external import ExternalOrName, completion, failing
 from scoop_outbox.core.plans.rollback import IfActive
 from scoop_outbox.core.plans.stuck import Action
 from scoop_outbox.daemon.intake.backpressure import HIGH_WATER
@@ -28,6 +30,7 @@ from scoop_outbox.daemon.worker.alerts import StuckRun
 from scoop_outbox.daemon.worker.interruptions import MOST
 from scoop_outbox.daemon.worker.worker import SLOTS
 from scoop_outbox.errors import DefinitionError
+from scoop_outbox.external import External
 from scoop_outbox.message import Draft, Message, Topic
 from scoop_outbox.policy import seconds
 from scoop_outbox.saga import Saga
@@ -164,6 +167,40 @@ class Scoop:
             rollback_timeout=rollback_timeout,
             strategy=strategy,
         )
+
+    def external(
+        self,
+        name: str,
+        on: str | Topic[T],
+        *,
+        on_undo: str | Topic[Any] | None = None,
+        formerly: Iterable[str] = (),
+        timeout: float | timedelta | None = None,
+        rollback_timeout: float | timedelta | None = None,
+    ) -> External[T]:
+        """Declare an external participant: a handler of the messages on a topic whose work is done elsewhere.
+
+        Each message on the topic is a piece of work for somebody outside: a person, another system, a program in
+        another language. Whoever launched it waits until `complete` or `fail` says how that ended. Until then it is
+        listed, cancelled and late like any run of a saga; giving up takes no more than that. It has no steps.
+
+        Args:
+            name: unique within the service, among its sagas, too. It is stored with its runs.
+            on: the topic; others may handle it as well.
+            on_undo: the topic on which a message is launched when completed work is to be undone: a dict with
+                `message_id`, `name`, the `result`, and as `reason` the `type`, `message` and `source` of what went
+                wrong. Who handles it is waited for, as for anything that a compensation launches. Without it, nothing
+                happens: the work counts as rolled back.
+            formerly: names that it had before, as in `saga`.
+            timeout: seconds within which it has to be completed, from when its message is taken in; or it gives up.
+            rollback_timeout: seconds that undoing may take; or it is `rollback_failed`.
+
+        Raises:
+            DefinitionError: the name is taken or cannot be used, or a topic or `formerly` cannot; or this process runs
+                the service already.
+        """
+        times = {"timeout": timeout, "rollback_timeout": rollback_timeout}
+        return self._service.external(name, on, on_undo=on_undo, formerly=formerly, **times)
 
     @property
     def sagas(self) -> Mapping[str, Saga]:
@@ -508,6 +545,118 @@ class Scoop:
             DatabaseError: the database cannot be reached or is not migrated.
         """
         return act_sync(self._service, Action.ABANDON, run_id, note, source)
+
+    async def complete(
+        self,
+        id: uuid.UUID,  # noqa: A002
+        name: ExternalOrName,
+        *,
+        result: Any = None,
+        service: str | None = None,
+        source: str | None = None,
+        session: AsyncTransaction | None = None,
+    ) -> Answer:
+        """Say that the work of an external participant is done: the same as `scoop-outbox complete`.
+
+        Any process may say so that reaches the database. It is said once: asked again, it answers so and changes
+        nothing. What was `ACCEPTED` counts, also if somebody cancels the work afterwards, or its deadline comes. Then
+        it is undone like any child that has committed.
+
+        Args:
+            id: of the message that is the work, as `scope.launch` returns it; or of the run that handles it.
+            name: the participant, or its name.
+            result: a JSON value that the work leaves, as with `scope.set_result`; None leaves nothing.
+            service: the service that declares it, if more than one has one of that name.
+            source: who did the work; kept. The service's name unless given.
+            session: say it inside this transaction, as `launch` does: it is said if and only if that commits. The
+                answer is about what others could see before: what is cancelled or late meanwhile has given up.
+
+        Returns:
+            `ACCEPTED`, also when the message is still on its way: then it counts when it comes. `ALREADY_REQUESTED`,
+            and the first result counts; `ALREADY_FAILED`; `GAVE_UP` when it was cancelled or late before; `UNKNOWN`
+            when nobody of that name handles the message in this database; `NOT_EXTERNAL` when a saga does;
+            `AMBIGUOUS` when several services do; `NOT_YET` when the message is still on its way, and there is a
+            `session`.
+
+        Raises:
+            DefinitionError: that is no name.
+            PayloadError: the result cannot be encoded as JSON, or is larger than `max_body`.
+            DatabaseError: the database cannot be reached or is not migrated, or `session` is on another one.
+        """
+        word = completion(id, name, result, service, source or self._service.name, self._service.servers.limits)
+        return await settle(self._service, word, session)
+
+    def complete_sync(
+        self,
+        id: uuid.UUID,  # noqa: A002
+        name: ExternalOrName,
+        *,
+        result: Any = None,
+        service: str | None = None,
+        source: str | None = None,
+        session: Transaction | None = None,
+    ) -> Answer:
+        """Do as `complete`, for code without an event loop.
+
+        Raises:
+            DefinitionError, PayloadError, DatabaseError: as `complete`.
+        """
+        word = completion(id, name, result, service, source or self._service.name, self._service.servers.limits)
+        return settle_sync(self._service, word, session)
+
+    async def fail(
+        self,
+        id: uuid.UUID,  # noqa: A002
+        name: ExternalOrName,
+        *,
+        reason: str | None = None,
+        error: BaseException | None = None,
+        service: str | None = None,
+        source: str | None = None,
+        session: AsyncTransaction | None = None,
+    ) -> Answer:
+        """Say that the work of an external participant has failed: the same as `scoop-outbox fail`.
+
+        To whoever launched the message, a child has failed and rolled back. It is said once, as with `complete`.
+
+        Args:
+            id: as for `complete`.
+            name: as for `complete`.
+            reason: in words: the message of a failure whose type is `ExternalFailed`.
+            error: instead of that, an exception, with its traceback and causes.
+            service: as for `complete`.
+            source: who says so, part of the failure; the service's name unless given.
+            session: as for `complete`.
+
+        Returns:
+            As `complete`, but `ALREADY_REQUESTED` when it has failed before, and `ALREADY_COMPLETED`.
+
+        Raises:
+            DefinitionError: that is no name.
+            ValueError: there are a reason and an error.
+            DatabaseError: the database cannot be reached or is not migrated, or `session` is on another one.
+        """
+        word = failing(id, name, reason, error, service, source or self._service.name)
+        return await settle(self._service, word, session)
+
+    def fail_sync(
+        self,
+        id: uuid.UUID,  # noqa: A002
+        name: ExternalOrName,
+        *,
+        reason: str | None = None,
+        error: BaseException | None = None,
+        service: str | None = None,
+        source: str | None = None,
+        session: Transaction | None = None,
+    ) -> Answer:
+        """Do as `fail`, for code without an event loop.
+
+        Raises:
+            DefinitionError, ValueError, DatabaseError: as `fail`.
+        """
+        word = failing(id, name, reason, error, service, source or self._service.name)
+        return settle_sync(self._service, word, session)
 
     def on_stuck(self, callback: Callable[[StuckRun], R]) -> Callable[[StuckRun], R]:
         """Have a callback told of each run of this service that needs a person from now on.

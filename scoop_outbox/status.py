@@ -46,18 +46,18 @@ class StepStatus:
 
 @dataclass(frozen=True, slots=True)
 class ActionStatus:
-    """What a person has done about a run that was stuck.
+    """What a person has done about a run that was stuck, or said of the work of an external participant.
 
     Attributes:
-        kind: `retry`, `skip` or `abandon`.
-        source: who.
+        kind: `retry`, `skip` or `abandon`; `complete` or `fail`.
+        source: who; None if a statement of SQL did not say.
         note: why, or what was done by hand, if they said so.
         seq: of what was skipped, the number of the execution that was to be undone.
     """
 
     kind: str
     at: datetime
-    source: str
+    source: str | None
     note: str | None
     seq: int | None
 

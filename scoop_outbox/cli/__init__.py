@@ -12,6 +12,7 @@ import click
 from scoop_outbox._log import get_logger
 from scoop_outbox.cli.dead_letters import dead_letters
 from scoop_outbox.cli.explain import explain
+from scoop_outbox.cli.external import complete, fail
 from scoop_outbox.cli.handlers import handlers
 from scoop_outbox.cli.log import is_json, with_log_format, with_log_level, write_log
 from scoop_outbox.cli.options import required
@@ -82,6 +83,8 @@ main.add_command(rollback)
 main.add_command(retry)
 main.add_command(skip)
 main.add_command(abandon)
+main.add_command(complete)
+main.add_command(fail)
 main.add_command(runs)
 main.add_command(show)
 

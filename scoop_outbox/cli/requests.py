@@ -34,7 +34,7 @@ def cancel(
     from scoop_outbox.operations.runs import Runs
 
     with Runs(required(database), schema=schema) as runs:
-        _answered({target: runs.cancel(target, reason=reason, source=source or _user()) for target in targets})
+        _answered({target: runs.cancel(target, reason=reason, source=source or user()) for target in targets})
 
 
 @click.command()
@@ -70,12 +70,13 @@ def rollback(
     active: dict[uuid.UUID, Sequence[ActiveRun]] = {}
     with Runs(required(database), schema=schema) as runs:
         for target in targets:
-            answered = runs.rollback(target, reason=reason, source=source or _user(), if_active=if_active)
+            answered = runs.rollback(target, reason=reason, source=source or user(), if_active=if_active)
             answers[target], active[target] = answered.answer, answered.active
     _answered(answers, active)
 
 
-def _user() -> str:
+def user() -> str:
+    """Return the name of who runs the command."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # in a container the user may have no name
@@ -115,7 +116,7 @@ def retry(
         asked = list(run_ids) if service is None else [run.id for run in runs.parked(service)]
         if not asked:
             click.echo(f"no parked runs of service {service}", err=True)
-        _answered({run_id: runs.retry(run_id, note=note, source=source or _user()) for run_id in asked})
+        _answered({run_id: runs.retry(run_id, note=note, source=source or user()) for run_id in asked})
 
 
 @click.command()
@@ -130,7 +131,7 @@ def skip(
     from scoop_outbox.operations.runs import Runs
 
     with Runs(required(database), schema=schema) as runs:
-        _answered({run_id: runs.skip(run_id, note=note, source=source or _user()) for run_id in run_ids})
+        _answered({run_id: runs.skip(run_id, note=note, source=source or user()) for run_id in run_ids})
 
 
 @click.command()
@@ -145,7 +146,7 @@ def abandon(
     from scoop_outbox.operations.runs import Runs
 
     with Runs(required(database), schema=schema) as runs:
-        _answered({run_id: runs.abandon(run_id, note=note, source=source or _user()) for run_id in run_ids})
+        _answered({run_id: runs.abandon(run_id, note=note, source=source or user()) for run_id in run_ids})
 
 
 def _answered(

@@ -110,7 +110,7 @@ def _run(run: RunStatus, found: Hierarchy) -> Iterator[str]:
 def _action(action: ActionStatus) -> str:
     what = action.kind if action.seq is None else f"{action.kind} of {action.seq}"
     note = "" if action.note is None else f": {in_one_line(action.note)}"
-    return f"{what}, {time_text(action.at)}, by {in_one_line(action.source)}{note}"
+    return f"{what}, {time_text(action.at)}, by {in_one_line(action.source or '-')}{note}"
 
 
 def _execution(step: StepStatus) -> str:

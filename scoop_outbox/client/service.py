@@ -14,6 +14,7 @@ from scoop_outbox.daemon.announcer import Announcer
 from scoop_outbox.daemon.hints import ProcessHints
 from scoop_outbox.daemon.worker.alerts import Alert
 from scoop_outbox.errors import DefinitionError
+from scoop_outbox.external import External
 from scoop_outbox.message import Topic, checked_name, topic_name
 from scoop_outbox.saga import Saga
 from scoop_outbox.store.home import Home
@@ -95,17 +96,7 @@ class Service:
         strategy: Strategy | None,
     ) -> Saga[T]:
         """See `Scoop.saga`."""
-        if self.running:
-            raise DefinitionError(
-                f"saga {name!r} is declared too late: service {self.name!r} is running in this process, and would "
-                "neither receive the saga's messages nor execute it. Declare all sagas before app.running() begins, "
-                "where the module is imported"
-            )
-        if name in self.sagas:
-            raise DefinitionError(
-                f"service {self.name!r} has a saga {name!r} already (on {self.sagas[name].topic!r}): "
-                "give each saga a name of its own"
-            )
+        self._check_declaration(name)
         saga = Saga(
             *(name, on),
             ordered=ordered,
@@ -118,6 +109,36 @@ class Service:
         )
         self.sagas[name] = saga
         return saga
+
+    def external(
+        self,
+        name: str,
+        on: str | Topic[T],
+        *,
+        on_undo: str | Topic[Any] | None,
+        formerly: Iterable[str],
+        timeout: float | timedelta | None,
+        rollback_timeout: float | timedelta | None,
+    ) -> External[T]:
+        """See `Scoop.external`."""
+        self._check_declaration(name)
+        times = {"timeout": timeout, "rollback_timeout": rollback_timeout}
+        external = External(name, on, on_undo=on_undo, formerly=formerly, **times)
+        self.sagas[name] = external
+        return external
+
+    def _check_declaration(self, name: str) -> None:
+        if self.running:
+            raise DefinitionError(
+                f"saga {name!r} is declared too late: service {self.name!r} is running in this process, and would "
+                "neither receive the saga's messages nor execute it. Declare all sagas before app.running() begins, "
+                "where the module is imported"
+            )
+        if name in self.sagas:
+            raise DefinitionError(
+                f"service {self.name!r} has a saga {name!r} already (on {self.sagas[name].topic!r}): "
+                "give each saga a name of its own"
+            )
 
     async def topology(self, topics: Iterable[str | Topic[Any]], *, create: bool) -> list[Resource]:
         """Tell what has to exist at the broker, or create it; see `Scoop.topology`."""

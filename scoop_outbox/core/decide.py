@@ -13,6 +13,7 @@ from scoop_outbox.core.decision import (
     Commit,
     Compensate,
     CompensationFailed,
+    Complete,
     Decision,
     EndRollbackFailed,
     EndRolledBack,
@@ -29,7 +30,8 @@ from scoop_outbox.core.decision import (
     Undone,
     Wait,
 )
-from scoop_outbox.core.run import Body, Child, Facts, Instance, Run, RunState, StepKind
+from scoop_outbox.core.run import Body, Child, Facts, Instance, Outside, Run, RunState, StepKind
+from scoop_outbox.external import LOOK_AGAIN, External
 from scoop_outbox.failure import ChildRollbackFailed, Failure, RollbackRequested
 from scoop_outbox.policy import ROLLBACK_HANDLER_CALLS
 from scoop_outbox.saga import Saga
@@ -52,6 +54,8 @@ def decide(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:
         facts: read after the lock was granted.
         source: names this worker in failures that are made here: `saga[worker id]`.
     """
+    if facts.outside is not None and run.state is RunState.RUNNING:
+        return _as_said(saga, facts.outside)
     reason = giving_up(saga, run, facts)
     if reason is not None and facts.untold:
         return CancelChildren(reason)
@@ -98,6 +102,13 @@ def strategy_gives_up(saga: Saga, facts: Facts) -> Failure | None:
     if reason is None:
         return None
     return Failure(STRATEGY_GAVE_UP, reason, f"{type(saga.strategy).__name__} of {saga.name}").within_limits()
+
+
+def _as_said(saga: Saga, outside: Outside) -> Decision:
+    """Return how an external participant ends: as it was said, also if it was to give up and had not done so yet."""
+    if outside.failure is not None:
+        return RollBack(outside.failure)
+    return Complete(saga.steps[0], outside.result)
 
 
 def _has_no_time_left(run: Run, facts: Facts) -> bool:
@@ -148,6 +159,8 @@ def _forward(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:
         return HandleChildFailure(step, step.child_failure_handler, failure)
     if facts.body is not None:
         return _finalise(saga, run, facts.body, source)
+    if isinstance(saga, External):
+        return Wait(facts.now + LOOK_AGAIN)
     if run.instance == 0 and run.next_step is None:
         return _begin(saga, run, facts)
     if run.next_step is None:

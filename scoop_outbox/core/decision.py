@@ -27,6 +27,14 @@ class Invoke:
 
 
 @dataclass(frozen=True, slots=True)
+class Complete:
+    """Commit with what somebody outside has completed the run with."""
+
+    step: Step
+    result: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class HandleChildFailure:
     """Call the child-failure handler of the step that launched the failed children."""
 
@@ -162,6 +170,7 @@ class Park:
 Decision = (
     Wait
     | Invoke
+    | Complete
     | HandleChildFailure
     | Finalise
     | Finalised

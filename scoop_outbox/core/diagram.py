@@ -14,6 +14,7 @@ from scoop_outbox.core.decision import (
     Commit,
     Compensate,
     CompensationFailed,
+    Complete,
     Decision,
     EndRollbackFailed,
     EndRolledBack,
@@ -41,6 +42,8 @@ _CHILD_ENDS = (
 State = TypeVar("State", bound=StrEnum)
 
 RULES: tuple[tuple[str, str, type[Decision]], ...] = (
+    ("running", "somebody outside says that an external participant has failed", RollBack),
+    ("running", "somebody outside has completed an external participant", Complete),
     ("running", "it gives up, and open children do not know", CancelChildren),
     ("running", "it gives up, and no child is open", RollBack),
     ("any", "a child has not started by its deadline", ExpireChildren),
@@ -59,6 +62,7 @@ RULES: tuple[tuple[str, str, type[Decision]], ...] = (
     ("any", "a finaliser is to be called, and its step is not in the code any more", Park),
     ("any", "a finaliser is to be called, and is not in the code any more", Finalised),
     ("any", "an execution was left, and its finaliser was not called", Finalise),
+    ("running", "it is an external participant", Wait),
     ("running", "there is no next step", Commit),
     ("running", "the next step is not in the code any more", Park),
     ("running", "it has executed nothing, and its strategy does not begin yet", Wait),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from scoop_outbox.core.decision import HandleChildFailure, Invoke
+from scoop_outbox.core.decision import Complete, HandleChildFailure, Invoke
 from scoop_outbox.core.run import Run, RunState, StepKind, changed
 from scoop_outbox.core.transition import (
     Mail,
@@ -133,6 +133,27 @@ def handler_raised(run: Run, due: HandleChildFailure, outcome: Raised) -> Transi
     kind = StepKind.CHILD_FAILURE_HANDLER
     record = Record(seq, due.step.name, kind, run.iteration, run.handled, outcome.failure)
     return recorded(roll_back(changed(run, seq=seq), outcome.failure, outcome.context), record)
+
+
+def completed(run: Run, due: Complete) -> Transition:
+    """Somebody outside has completed an external participant: that is its one execution, which can be undone.
+
+    It commits also if the run was to give up: who completed it was told that it counts.
+    """
+    seq = run.seq + 1
+    after = changed(
+        run,
+        state=RunState.COMMITTED,
+        step=due.step.name,
+        next_step=None,
+        seq=seq,
+        instance=seq,
+        iteration=0,
+        attempt=0,
+        not_before=None,
+        result=due.result,
+    )
+    return Transition(after, Record(seq, due.step.name, StepKind.STEP, 0, 0), mail=Mail.DROP)
 
 
 def committed(saga: Saga, run: Run) -> Transition:

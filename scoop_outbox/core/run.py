@@ -261,6 +261,19 @@ class Body:
 
 
 @dataclass(frozen=True, slots=True)
+class Outside:
+    """What somebody outside has said about the work of an external participant.
+
+    Attributes:
+        result: as JSON text, if it is completed and there is one.
+        failure: why it has failed; None when it is completed.
+    """
+
+    result: str | None = None
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """Everything that `decide` may look at, read under the run's row lock after its mail was read.
 
@@ -276,6 +289,7 @@ class Facts:
         outlook: what the strategy of its saga looks at, if that has one.
         first_failure: the child that failed first, while others are open. Read only for a step that fails fast.
         child_deadline: the earliest time by which a child has to commit that has not started, if it has one of its own.
+        outside: what was said about the work of an external participant; None for as long as nobody has.
     """
 
     now: datetime
@@ -289,6 +303,7 @@ class Facts:
     child_deadline: datetime | None = None
     first_failure: Child | None = None
     outlook: Outlook | None = None
+    outside: Outside | None = None
 
     @property
     def failed_children(self) -> list[Child]:

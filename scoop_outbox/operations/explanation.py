@@ -24,6 +24,7 @@ class Cause(StrEnum):
         LANE: another run of its key comes first.
         RETRY: a failed attempt is made again later.
         INTERRUPTED: it was interrupted, and is executed again later.
+        OUTSIDE: somebody has to complete the work of an external participant, or to say that it failed.
         DUE: it waits for a slot, or for its time.
         NO_MAIL: nothing makes a worker look at it.
         CANCELLED: somebody has asked it to give up, and it has not done so yet.
@@ -42,6 +43,7 @@ class Cause(StrEnum):
     LANE = "lane"
     RETRY = "retry"
     INTERRUPTED = "interrupted"
+    OUTSIDE = "outside"
     DUE = "due"
     NO_MAIL = "no_mail"
     CANCELLED = "cancelled"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from datetime import datetime
 
@@ -37,6 +38,10 @@ def of_run(one: Situation, *, children: bool) -> Iterator[Reason]:
     if one.locked_by is not None:
         yield _locked(one.run, Blocker(*one.locked_by))
     yield from _deadlines(one)
+    if one.external and one.run.state is RunState.RUNNING and isinstance(one.due, decision.Wait):
+        command = shlex.join(["scoop-outbox", "complete", str(one.run.message_id), one.run.saga])
+        yield Reason(Cause.OUTSIDE, f"it waits for somebody to complete it: {command}")
+        return
     if children:
         return
     unserved = list(_no_worker(one))
@@ -109,7 +114,7 @@ def next_text(due: Decision) -> str | None:
         case decision.Invoke(step, iteration):
             what = "its first step" if step.name == UNKNOWN_STEP else f"step {step.name!r}"
             return f"{what} is executed" + (f", iteration {iteration}" if iteration else "")
-        case decision.Commit():
+        case decision.Commit() | decision.Complete():
             return "it commits"
         case decision.RollBack(failure):
             gives_up = failure.type == GaveUp.__name__

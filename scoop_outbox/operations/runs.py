@@ -1,4 +1,4 @@
-"""Runs: looking at them, cancelling and undoing them, and what can be done about stuck ones. Needs no application."""
+"""Runs: looking at them, ending and undoing them, and what can be done about stuck ones. Needs no application."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 
 from scoop_outbox.answers import ActiveRun, Answer, RollbackAnswer
-from scoop_outbox.core.plans import parking, requests, rollback
+from scoop_outbox.core.plans import external, parking, requests, rollback
 from scoop_outbox.core.plans.parking import ParkedRun
 from scoop_outbox.core.plans.rollback import IfActive
 from scoop_outbox.core.plans.runs import STUCK, ListedRun, RunSelection, list_runs
@@ -137,6 +137,29 @@ class Runs(OpenedDatabase):
         """Undo a hierarchy that has committed, or a part of it: see `Scoop.rollback`."""
         with self._home.blocking_driver() as driver:
             return driver.run(rollback.roll_back(target, reason, source, if_active, self._home.failures, None))
+
+    def complete(
+        self, target: uuid.UUID, name: str, *, result: object = None, service: str | None = None, source: str
+    ) -> Answer:
+        """Say that the work of an external participant is done: see `Scoop.complete`."""
+        with self._home.blocking_driver() as driver:
+            word = external.completion(target, name, result, service, source, self._home.limits)
+            return driver.run(external.say(word, self._home.failures, None))
+
+    def fail(
+        self,
+        target: uuid.UUID,
+        name: str,
+        *,
+        reason: str | None = None,
+        error: BaseException | None = None,
+        service: str | None = None,
+        source: str,
+    ) -> Answer:
+        """Say that the work of an external participant has failed: see `Scoop.fail`."""
+        with self._home.blocking_driver() as driver:
+            word = external.failing(target, name, reason, error, service, source)
+            return driver.run(external.say(word, self._home.failures, None))
 
     def retry(self, run_id: uuid.UUID, *, note: str | None = None, source: str) -> Answer:
         """Execute again what has failed, or take a parked run on again: see `Scoop.retry`."""

@@ -102,7 +102,8 @@ def run_tables(metadata: MetaData) -> None:
     # What somebody asks of a run: a person, or the parent of one that gives up. Insert only, and no row of `run` is
     # locked for it: a step holds that lock as long as it takes. `target` is a run, or a message and all its runs, also
     # those to come; `failure` is what they are told. `outcome` is what has become of a request to roll back: none while
-    # it waits. What a person does about a stuck run: who (`source`), why, and of which execution (`seq`).
+    # it waits. What a person does about a stuck run: who (`source`), why, and of which execution (`seq`). Who completed
+    # an external participant, with which `result`, or why it failed: of its run, also of one that is still to come.
     request = Table(
         "request",
         metadata,
@@ -115,11 +116,14 @@ def run_tables(metadata: MetaData) -> None:
         Column("note", Text),
         Column("source", Text),
         Column("seq", Integer),
+        Column("result", JSON),
     )
     # Once, and the first reason counts.
     Index("request_cancel", request.c.target, unique=True, postgresql_where=text("kind = 'cancel'"))
     waiting = text("kind = 'rollback' and outcome is null")
     Index("request_waiting", request.c.target, postgresql_where=waiting)
+    said = text("kind in ('complete', 'fail')")
+    Index("request_outside", request.c.target, unique=True, postgresql_where=said)
     Index("request_action", request.c.target, postgresql_where=text("kind in ('retry', 'skip', 'abandon')"))
 
     # Why something failed, without its causes, which are referred to: each failure once, whoever is told of it. Type,

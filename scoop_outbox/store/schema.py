@@ -84,6 +84,8 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         # The name that its lanes are made of, if it once had another one: what was ordered stays so.
         Column("lane", Text),
         Column("names", ARRAY(Text), nullable=False, server_default=text("'{}'")),
+        # Whether somebody outside does the work, and says how it ended.
+        Column("external", Boolean, nullable=False, server_default=text("false")),
     )
 
     # A saga that had another name: what was launched for that one, and handled by it, is this one's.

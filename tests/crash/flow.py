@@ -30,13 +30,13 @@ PREFIX = os.environ.get("SCOOP_TEST_PREFIX", "")
 """What topics and groups begin with, on a broker that others use too."""
 
 
-def _service(name: str) -> Scoop:
+def service(name: str) -> Scoop:
     return Scoop(f"crash {name}", group=f"{PREFIX}crash {name}", start="earliest")
 
 
-orders = _service("orders")
-stock = _service("stock")
-billing = _service("billing")
+orders = service("orders")
+stock = service("stock")
+billing = service("billing")
 SERVICES = {"orders": orders, "stock": stock, "billing": billing}
 
 

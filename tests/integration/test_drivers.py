@@ -136,6 +136,7 @@ def subscribe(*sagas: str | None) -> Any:
         ordered=[False] * count,
         patterns=[None] * count,
         names=["[]"] * count,
+        external=[False] * count,
         via_broker=False,
     )
 

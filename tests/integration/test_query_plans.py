@@ -236,7 +236,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("retire_roots", {"service": "shop", "saga": None}),
         ("subscribe",
          {"topics": ["t"] * 3, "services": ["s"] * 3, "sagas": ["a", "b", "c"], "ordered": [True] * 3,
-          "patterns": [None, "^t$", None], "names": ["[]"] * 3, "via_broker": True}),
+          "patterns": [None, "^t$", None], "names": ["[]"] * 3, "via_broker": True, "external": [True] * 3}),
         ("list_services_via_broker", {}),
         ("read_strangers", {"service": "shop", "sagas": ["saga 1"], "most": 100}),
         ("is_relayed", {}),
@@ -314,6 +314,16 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("store_rollback_joined", {"document": document({
             "target": str(message_id(2)), "failure": str(uuid4()), "type": "Boom", "message": None, "source": "s",
             "document": "{}",
+        })}),
+        *[("read_external", {"target": target, "name": "saga 1", "service": service})
+          for target, service in ((message_id(OPEN), None), (run_id(OPEN), "shop"), (uuid4(), None))],
+        ("read_external_in_outbox", {"target": uuid4(), "name": "saga 1", "service": None}),
+        *[(name, {"run": run_id(OPEN)}) for name in ("read_outside", "lock_external", "post_outside")],
+        ("say_outside", {"run": run_id(OPEN), "kind": "complete", "failure": None, "result": "1", "source": "s"}),
+        ("say_outside_joined", {"document": document({
+            "run": str(run_id(OPEN + 1)), "kind": "fail", "failure": str(uuid4()), "result": None, "source": "s",
+            "failures": [{"id": str(uuid4()), "causes": "{}", "type": "Boom", "message": None, "source": "s",
+                          "document": "{}"}],
         })}),
         ("close_rollback", {"target": message_id(7), "outcome": "accepted"}),
         ("read_waiting_rollbacks", {"after": message_id(0), "resting": [message_id(1)], "most": 10}),

@@ -22,6 +22,7 @@ from scoop_outbox.core.decision import (
     Commit,
     Compensate,
     CompensationFailed,
+    Complete,
     Decision,
     EndRollbackFailed,
     EndRolledBack,
@@ -38,7 +39,8 @@ from scoop_outbox.core.decision import (
     Undone,
     Wait,
 )
-from scoop_outbox.core.run import Body, Child, ChildState, Facts, Instance, Run, RunState, StepKind
+from scoop_outbox.core.run import Body, Child, ChildState, Facts, Instance, Outside, Run, RunState, StepKind
+from scoop_outbox.external import COMPLETION, LOOK_AGAIN, External
 from scoop_outbox.failure import Failure
 from scoop_outbox.policy import ROLLBACK_HANDLER_CALLS
 from scoop_outbox.saga import Saga
@@ -458,6 +460,41 @@ def test_what_a_run_does_next(name: str) -> None:
     assert decide(SAGA, of, known, SOURCE) == expected
 
 
+TELLING = External("parent", "topic", on_undo="undo")
+SILENT = External("parent", "topic")
+DONE = instance(COMPLETION)
+COMPLETE = Complete(TELLING.steps[0], "1")
+OUTSIDE = Outside("1")
+DUE = Deadline(NOW, "somebody")
+
+EXTERNAL_CASES: dict[str, tuple[External[Any], Run, Facts, Decision]] = {
+    "nobody has said anything": (TELLING, run(), facts(), Wait(NOW + LOOK_AGAIN)),
+    "nobody has, but it is cancelled": (TELLING, run(), facts(cancellation=WHY), RollBack(gave_up(WHY))),
+    "nobody has, but it is late": (TELLING, run(), facts(deadline=DUE), RollBack(gave_up(MISSED))),
+    "it is completed": (TELLING, run(), facts(outside=OUTSIDE), COMPLETE),
+    "it is completed, and cancelled or late": (
+        TELLING, run(), facts(outside=OUTSIDE, cancellation=WHY, deadline=DUE), COMPLETE),
+    "it has failed": (TELLING, run(), facts(outside=Outside(failure=BOOM)), RollBack(BOOM)),
+    "it has failed, and is cancelled": (
+        TELLING, run(), facts(outside=Outside(failure=BOOM), cancellation=WHY), RollBack(BOOM)),
+    "it rolls back, and has done nothing": (TELLING, back(), facts(), EndRolledBack()),
+    "it rolls back, whatever was said": (TELLING, back(), facts(outside=OUTSIDE), EndRolledBack()),
+    "somebody is told to undo it": (
+        TELLING, back(), facts(instance=DONE), Compensate(TELLING.steps[0], TELLING.steps[0].callbacks[1], DONE)),
+    "who was told is waited for": (
+        TELLING, back(compensation_seq=4), facts(instance=DONE, open_children=True), Wait()),
+    "who was told has done it": (TELLING, back(compensation_seq=4), facts(instance=DONE), Undone(DONE)),
+    "nobody is to be told": (SILENT, back(), facts(instance=DONE), Undone(DONE)),
+    "it has ended": (TELLING, run(RunState.COMMITTED), facts(outside=OUTSIDE), Wait()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXTERNAL_CASES)
+def test_what_an_external_participant_does_next(name: str) -> None:
+    external, of, known, expected = EXTERNAL_CASES[name]
+    assert decide(external, of, known, SOURCE) == expected
+
+
 @pytest.mark.parametrize("known", [facts(cancellation=WHY), facts(cancellation=WHY, open_children=True)])
 def test_a_shielded_saga_does_not_give_up(known: Facts) -> None:
     shielded = Saga("parent", "topic", shield=True)
@@ -487,7 +524,8 @@ def test_a_strategy_is_asked(of: Run, known: Facts, expected: Decision) -> None:
 
 def test_every_decision_has_a_case() -> None:
     asked_of_strategies = {LeaveBehind}
-    assert {type(expected) for _, _, expected in CASES.values()} | asked_of_strategies == set(get_args(Decision))
+    expected = [decision for *_, decision in (*CASES.values(), *EXTERNAL_CASES.values())]
+    assert set(map(type, expected)) | asked_of_strategies == set(get_args(Decision))
 
 
 failures = st.sampled_from([BOOM, WORSE, REASON, stuck_in("full", BOOM)])

@@ -31,9 +31,10 @@ from scoop_outbox.core.rows import (
     message_of,
     run_of,
 )
-from scoop_outbox.core.run import Body, Facts, Instance, Run, RunState, changed
+from scoop_outbox.core.run import Body, Facts, Instance, Outside, Run, RunState, changed
 from scoop_outbox.core.statement import BEGIN, COMMIT, ROLLBACK, SAVEPOINT, Plan, Rows, Statement, ask, statement
 from scoop_outbox.core.versions import Deployment
+from scoop_outbox.external import FAILED, External
 from scoop_outbox.failure import Failure
 from scoop_outbox.message import Message
 from scoop_outbox.saga import Saga
@@ -176,6 +177,7 @@ def claim(run_id: uuid.UUID, executor: Executor) -> Plan[Claim | None]:
         ahead = deadline if deadline is not None and deadline.at > now else None
         taken = yield from _take_lane(run, run.lane, mail, ahead)
         return (yield from claim(run_id, executor)) if taken else None
+    facts = yield from _read_outside(saga, run, facts, executor)
     if run.state is RunState.ROLLING_BACK:
         run = changed(run, context=merge(run.context, run.inherited))
     elif is_open and (gives_up or _fails_fast(saga, run)):
@@ -239,6 +241,20 @@ def _read_open(run: Run, facts: Facts, executor: Executor) -> Plan[Facts]:
     failures = yield from recall(failures_of_children(failed), executor.failures)
     first = [child for child in children_of(failed, failures)[1] if child.failed]
     return replace(facts, untold=untold[0][0], first_failure=first[0] if first else None)
+
+
+def _read_outside(saga: Saga, run: Run, facts: Facts, executor: Executor) -> Plan[Facts]:
+    """Return facts with what was said about the work of an external participant, if the run is one's."""
+    if not isinstance(saga, External) or run.state is not RunState.RUNNING:
+        return facts
+    (rows,) = yield from ask(statement("read_outside", run=run.id))
+    if not rows:
+        return facts
+    kind, failure, result, note, source = rows[0]
+    told = failure_of(failure, (yield from recall([failure], executor.failures)))
+    if kind == "fail" and told is None:  # in SQL
+        told = Failure(FAILED, note, source or run.saga).within_limits()
+    return replace(facts, outside=Outside(result, told))
 
 
 def _instance(rows: Rows, run: Run, executor: Executor) -> Plan[Instance | None]:

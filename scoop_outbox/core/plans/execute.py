@@ -35,6 +35,7 @@ from scoop_outbox.core.statement import (
 )
 from scoop_outbox.core.transition import Mail, Raised, Returned, Transition
 from scoop_outbox.errors import RunCancelled, StepError, UnhandledMessage
+from scoop_outbox.external import External
 from scoop_outbox.failure import Failure
 from scoop_outbox.scope import Result
 from scoop_outbox.step import Callback, Step, is_async
@@ -249,7 +250,8 @@ def _call(due: Decision, claimed: Claim) -> Call | None:
         case decision.Compensate(step, compensation, instance):
             numbers = (instance.seq, instance.iteration, run.attempt)
             reason = None if run.failure is None else run.failure.to_exception(lazily=True)
-            return make(compensation, step.name, numbers, "compensation", error=reason)
+            own = [Result(saga.name, run.message_id, _loaded(run.result))] if isinstance(saga, External) else []
+            return make(compensation, step.name, numbers, "compensation", error=reason, results=own)
         case decision.HandleChildRollbackFailure(step, handler, instance, failure):
             numbers = (instance.seq, instance.iteration, run.handled)
             error = failure.to_exception()
@@ -273,10 +275,14 @@ def _checkpoint(claimed: Claim, step: Step) -> Checkpoint | None:
 
 def _results(claimed: Claim) -> list[Result]:
     return [
-        Result(child.saga, child.message_id, None if child.result is None else json.loads(child.result))
+        Result(child.saga, child.message_id, _loaded(child.result))
         for child in claimed.facts.children
         if child.state is ChildState.COMMITTED
     ]
+
+
+def _loaded(result: str | None) -> Any:
+    return None if result is None else json.loads(result)
 
 
 def _dated(due: Decision, claimed: Claim, outcome: CallOutcome | None, executor: Executor) -> Transition:
@@ -304,6 +310,8 @@ def _change(due: Decision, claimed: Claim, outcome: CallOutcome | None, chance: 
             if raised is not None:
                 return forward.step_raised(run, due, raised, now, chance())
             return forward.step_returned(saga, run, due, returned)
+        case decision.Complete():
+            return forward.completed(run, due)
         case decision.HandleChildFailure():
             if raised is not None:
                 return _delivered(claimed, forward.handler_raised(run, due, raised))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -28,8 +28,9 @@ from scoop_outbox.core.rows import (
     failures_of_instance,
     instance_of,
 )
-from scoop_outbox.core.run import Body, Facts, Instance, Run, RunState, changed
+from scoop_outbox.core.run import Body, Facts, Instance, Outside, Run, RunState, changed
 from scoop_outbox.core.statement import Plan, Rows, Statement, ask, statement
+from scoop_outbox.external import FAILED, External
 from scoop_outbox.failure import Failure
 from scoop_outbox.saga import Saga
 
@@ -37,7 +38,7 @@ UNKNOWN_STEP = "(unknown)"
 """The first step of a saga of which no worker is alive."""
 
 _NO_CODE = "explain"
-_FAILURES, _BODY = slice(18, 22), slice(28, 30)
+_FAILURES, _BODY = slice(18, 23), slice(29, 31)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class Situation:
         queued: whether it waits for its turn in a lane.
         first: the run whose turn it is there; None when that is this one.
         before: how many runs came before it, counted up to 1000.
+        external: whether it is an external participant.
         locked_by: who holds the lock of its row: process, application, user, kind, state, since when, for how long.
         workers: those of its service.
     """
@@ -89,6 +91,7 @@ class Situation:
     queued: bool
     first: uuid.UUID | None
     before: int
+    external: bool
     locked_by: tuple[Any, ...] | None
     workers: Workers
 
@@ -143,15 +146,32 @@ def _read_facts(runs: Mapping[uuid.UUID, Row]) -> Plan[Mapping[uuid.UUID, Sequen
 
 
 def _situation(row: Row, facts: Sequence[Rows], failures: Mapping[uuid.UUID, Failure], workers: Workers) -> Situation:
-    run, cancellation, rest = _run(row, failures)
-    interruptions, interruption, ended_at, abandoned, now, mail_due, queued, first, before, *locked_by = rest
+    run, cancellation, failed_outside, rest = _run(row, failures)
+    (
+        interruptions,
+        interruption,
+        ended_at,
+        abandoned,
+        now,
+        mail_due,
+        queued,
+        first,
+        before,
+        external,
+        said,
+        *locked_by,
+    ) = rest
     children, untold, instance, body = facts
     is_open, ended, child_deadline = children_of(children, failures)
     undoing = instance_of(instance, run, failures) if run.state is RunState.ROLLING_BACK else None
     left = body_of(body, failures)
-    saga = _without_code(run, undoing, left, workers.steps.get(run.saga, ()))
+    steps = workers.steps.get(run.saga, ())
+    saga = External[Any](run.saga, on=_NO_CODE) if external else _without_code(run, undoing, left, steps)
     deadline = earlier(run.deadlines.happy_path, run.own_deadline) if run.state is RunState.RUNNING else None
     known = Facts(now, is_open, ended, undoing, left, cancellation, untold[0][0], deadline, child_deadline)
+    if external and said is not None:
+        failed = failed_outside or (Failure(FAILED, None, run.saga) if said == "fail" else None)
+        known = replace(known, outside=Outside(failure=failed))
     return Situation(
         run,
         None if run.state.ended else decide(saga, run, known, _NO_CODE),
@@ -165,17 +185,19 @@ def _situation(row: Row, facts: Sequence[Rows], failures: Mapping[uuid.UUID, Fai
         bool(queued),
         None if first == run.id else first,
         before or 0,
+        external,
         None if locked_by[0] is None else tuple(locked_by),
         workers,
     )
 
 
-def _run(row: Row, failures: Mapping[uuid.UUID, Failure]) -> tuple[Run, Failure | None, Sequence[Any]]:
-    """Return the run in a row of `read_situations`, why it was asked to give up, and what follows there."""
+def _run(row: Row, failures: Mapping[uuid.UUID, Failure]) -> tuple[Run, Failure | None, Failure | None, Sequence[Any]]:
+    """Return the run in a row of `read_situations`, why to give up, why it failed outside, and what follows there."""
     (
         run_id, message_id, service, saga, lineage, parent_run, state, step, next_step, seq, instance, iteration,
         attempt, handled, not_before, undo_seq, compensation_seq, handler_seq, failure, obstacle, giving_up,
-        cancellation, reason, version, needs, deadlines, own_deadline, rollback_by, body_seq, finaliser_seq, *rest,
+        cancellation, failed_outside, reason, version, needs, deadlines, own_deadline, rollback_by, body_seq,
+        finaliser_seq, *rest,
     ) = row  # fmt: skip
     run = Run(
         run_id,
@@ -211,7 +233,7 @@ def _run(row: Row, failures: Mapping[uuid.UUID, Failure]) -> tuple[Run, Failure 
     asked = failure_of(cancellation, failures)
     if asked is not None and run.state is RunState.PARKED and run.undo_seq is None:
         run = changed(run, state=RunState.RUNNING, reason=None, needs=None)  # as it is for the worker that claims it
-    return run, asked, rest
+    return run, asked, failure_of(failed_outside, failures), rest
 
 
 def _without_code(

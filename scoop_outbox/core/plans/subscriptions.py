@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, ask, statement
 from scoop_outbox.errors import BrokerError
+from scoop_outbox.external import External
 from scoop_outbox.saga import Saga
 
 TAKEN_OVER_AT_ONCE = 20_000
@@ -80,6 +81,7 @@ def announce(
             services=[service] * len(sagas),
             sagas=names,
             ordered=[saga.ordered is not None for saga in sagas],
+            external=[isinstance(saga, External) for saga in sagas],
             patterns=[one.pattern for one in spelt],
             names=[json.dumps(one.names) for one in spelt],
             via_broker=via_broker,

@@ -150,10 +150,13 @@ where run_id = any(%(runs)s::uuid[])
 order by ended_at, run_id, seq
 
 -- name: read_actions
--- What people have done about runs that were stuck.
+-- What people have done about runs that were stuck, and said of the work of external participants.
 select target, kind, created_at, source, note, seq
-from {schema}.request
-where target = any(%(runs)s) and kind in ('retry', 'skip', 'abandon')
+from (
+    select * from {schema}.request where target = any(%(runs)s) and kind in ('retry', 'skip', 'abandon')
+    union all
+    select * from {schema}.request where target = any(%(runs)s) and kind in ('complete', 'fail')
+) q
 order by id
 
 -- name: find_ids
@@ -214,10 +217,18 @@ select r.id, r.message_id, r.service, r.saga, r.lineage, r.parent_run, r.state, 
        r.obstacle, r.giving_up,
        (select q.failure from {schema}.request q where q.kind = 'cancel' and q.target in (r.id, r.message_id)
         order by q.id limit 1),
+       (select q.failure from {schema}.request q where q.target = r.id and q.kind in ('complete', 'fail')),
        r.reason, r.version, r.needs, r.deadlines::text, r.own_deadline::text, r.rollback_by, r.body_seq,
        r.finaliser_seq, r.interruptions, r.interruption, r.ended_at, r.abandoned, clock_timestamp(),
        (select min(b.due) from {schema}.mailbox b where b.run_id = r.id),
        l.queued, l.first, l.before,
+       exists (
+           select from {schema}.subscription s
+           where s.service = r.service and s.external and (s.saga = r.saga or exists (
+               select from {schema}.renamed n where n.service = r.service and n.former = r.saga and n.saga = s.saga
+           ))
+       ),
+       (select q.kind from {schema}.request q where q.target = r.id and q.kind in ('complete', 'fail')),
        k.pid, a.application_name, a.usename, a.backend_type, a.state, a.xact_start,
        extract(epoch from clock_timestamp() - a.xact_start)::float8
 from {schema}.run r

@@ -44,9 +44,9 @@ on conflict do nothing
 -- name: subscribe
 -- What is ordered stays so under another name, and on another topic. Whether a broker serves a saga is never unsaid:
 -- a process that lacks the broker would take its messages away from it.
-insert into {schema}.subscription as known (topic, service, saga, ordered, pattern, names, via_broker, lane)
+insert into {schema}.subscription as known (topic, service, saga, ordered, pattern, names, via_broker, external, lane)
 select a.topic, a.service, a.saga, a.ordered, a.pattern, array(select json_array_elements_text(a.names::json)),
-       %(via_broker)s::bool, (
+       %(via_broker)s::bool, a.external, (
     select min(coalesce(s.lane, s.saga))
     from {schema}.subscription s
     where s.service = a.service and (s.saga = a.saga or exists (
@@ -56,13 +56,14 @@ select a.topic, a.service, a.saga, a.ordered, a.pattern, array(select json_array
     ))
 )
 from unnest(%(topics)s::text[], %(services)s::text[], %(sagas)s::text[], %(ordered)s::bool[], %(patterns)s::text[],
-            %(names)s::text[])
-     as a (topic, service, saga, ordered, pattern, names)
+            %(names)s::text[], %(external)s::bool[])
+     as a (topic, service, saga, ordered, pattern, names, external)
 on conflict (topic, service, saga) do update
 set ordered = excluded.ordered, pattern = excluded.pattern, names = excluded.names,
-    via_broker = known.via_broker or excluded.via_broker
-where (known.ordered, known.pattern, known.names, known.via_broker)
-      is distinct from (excluded.ordered, excluded.pattern, excluded.names, known.via_broker or excluded.via_broker)
+    external = excluded.external, via_broker = known.via_broker or excluded.via_broker
+where (known.ordered, known.pattern, known.names, known.external, known.via_broker)
+      is distinct from (excluded.ordered, excluded.pattern, excluded.names, excluded.external,
+                        known.via_broker or excluded.via_broker)
 
 -- name: read_former
 select former, saga from {schema}.renamed
