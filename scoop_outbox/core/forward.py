@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from scoop_outbox.core.deadline import kept_deadline
 from scoop_outbox.core.decision import Complete, HandleChildFailure, Invoke
 from scoop_outbox.core.run import Run, RunState, StepKind, changed
 from scoop_outbox.core.transition import (
@@ -18,6 +19,7 @@ from scoop_outbox.core.transition import (
     roll_back,
 )
 from scoop_outbox.errors import StepError
+from scoop_outbox.external import External
 from scoop_outbox.failure import Failure
 from scoop_outbox.saga import Saga
 from scoop_outbox.step import GoTo, Repeat
@@ -133,6 +135,13 @@ def handler_raised(run: Run, due: HandleChildFailure, outcome: Raised) -> Transi
     kind = StepKind.CHILD_FAILURE_HANDLER
     record = Record(seq, due.step.name, kind, run.iteration, run.handled, outcome.failure)
     return recorded(roll_back(changed(run, seq=seq), outcome.failure, outcome.context), record)
+
+
+def waits(saga: Saga, run: Run, until: datetime | None) -> Transition:
+    """The run waits. One whose work is done outside keeps its saga's deadline: nothing else is ever written of it."""
+    if isinstance(saga, External) and run.state is RunState.RUNNING:
+        run = changed(run, own_deadline=kept_deadline(saga, run))
+    return Transition(run, mail=Mail.DROP, wake_at=until)
 
 
 def completed(run: Run, due: Complete) -> Transition:

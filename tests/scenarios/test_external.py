@@ -340,6 +340,34 @@ async def _has_two(shop: Shop, handle: Handle) -> bool:
         return False
 
 
+async def test_q64_a_transaction_that_commits_too_late_has_said_nothing(mixed: Shop) -> None:
+    mixed.app.external(MANAGER, on="approvals")
+    engine = create_async_engine(make_url(database_of(mixed)).set(drivername="postgresql+psycopg"))
+    async with mixed.running():
+        handle = await mixed.app.launch("approvals", None)
+        await waiting(mixed, handle)
+        async with AsyncSession(engine) as session:
+            assert await mixed.app.complete(handle.id, MANAGER, session=session) is Answer.ACCEPTED
+            assert await mixed.app.cancel(handle.id) is Answer.ACCEPTED
+            with pytest.raises(GaveUp):
+                await handle.wait(LONG)
+            await session.commit()
+        assert await mixed.app.complete(handle.id, MANAGER) is Answer.GAVE_UP
+    await engine.dispose()
+
+
+async def test_q64_its_timeout_is_shown_while_it_waits(mixed: Shop) -> None:
+    mixed.app.external(MANAGER, on="approvals", timeout=600)
+    async with mixed.running():
+        handle = await mixed.app.launch("approvals", None)
+        await waiting(mixed, handle)
+
+        async def shown() -> bool:
+            return (await mixed.only(handle, MANAGER)).deadline is not None
+
+        await until(shown, LONG)
+
+
 async def test_q64_code_without_an_event_loop_does_the_same(mixed: Shop) -> None:
     mixed.app.external(MANAGER, on="approvals")
     engine = create_engine(make_url(database_of(mixed)).set(drivername="postgresql+psycopg"))

@@ -305,7 +305,7 @@ def _change(due: Decision, claimed: Claim, outcome: CallOutcome | None, chance: 
     returned = outcome if isinstance(outcome, Returned) else Returned(None, (), run.context, None)
     match due:
         case decision.Wait(until):
-            return Transition(run, mail=Mail.DROP, wake_at=until)
+            return forward.waits(saga, run, until)
         case decision.Invoke():
             if raised is not None:
                 return forward.step_raised(run, due, raised, now, chance())
@@ -325,8 +325,7 @@ def _change(due: Decision, claimed: Claim, outcome: CallOutcome | None, chance: 
         case decision.RollBack(failure):
             change = transition.roll_back(run, failure, run.context)
             # One that gives up was not told of children that are stuck: its rollback is (behaviour Q76).
-            gives_up = giving_up(saga, run, claimed.facts) is not None
-            return change if gives_up else _delivered(claimed, change)
+            return change if giving_up(saga, run, claimed.facts) is not None else _delivered(claimed, change)
         case decision.CancelChildren(reason):
             return transition.cancel_children(run, reason)
         case decision.CancelSiblings(reason):

@@ -188,12 +188,13 @@ def _judge(rows: Rows, kind: str) -> Whose:
         return Whose(Answer.NOT_EXTERNAL if rows else Answer.UNKNOWN)
     if len(outside) > 1:
         return Whose(Answer.AMBIGUOUS)
-    run, _, state, _, said, cancelled = outside[0]
-    if said is not None:
+    run, completed, state, _, said, cancelled = outside[0]
+    lives = state in (*_LIVES, _TO_COME)
+    if said is not None and (said == "fail" or completed or lives):
         other = Answer.ALREADY_COMPLETED if said == "complete" else Answer.ALREADY_FAILED
-        return Whose(Answer.ALREADY_REQUESTED if said == kind else other, run, state == _TO_COME)
-    if state == RunState.COMMITTED.value:
-        return Whose(Answer.NOTHING_TO_DO, run)  # a saga of that name was executed once
-    if cancelled or state not in (*_LIVES, _TO_COME):
-        return Whose(Answer.GAVE_UP, run)
-    return Whose(Answer.ACCEPTED, run, state == _TO_COME)
+        answer = Answer.ALREADY_REQUESTED if said == kind else other
+    elif state == RunState.COMMITTED.value:
+        answer = Answer.NOTHING_TO_DO  # a saga of that name was executed once
+    else:  # a completion that was committed too late changes nothing, either
+        answer = Answer.ACCEPTED if lives and not cancelled else Answer.GAVE_UP
+    return Whose(answer, run, state == _TO_COME)

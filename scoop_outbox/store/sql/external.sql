@@ -8,7 +8,8 @@ where target = %(run)s and kind in ('complete', 'fail')
 
 -- name: read_external
 -- Whose work an id and a name mean: runs, and those that are still to begin or never will. A run's id is made as intake makes
--- it. Of each: whether it is an external participant, what was said before, and whether it was asked to give up.
+-- it. Of each: whether it has been completed, its state, whether it is an external participant, what was said before, and
+-- whether it was asked to give up.
 with expected as (
     select message_id, service, saga, state
     from {schema}.child
@@ -21,16 +22,16 @@ with expected as (
         select from {schema}.run r where r.message_id = o.message_id and r.service = e.service
     )
 ), found as (
-    select id, message_id, service, saga, state from {schema}.run where id = %(target)s
+    select id, message_id, service, saga, state, seq from {schema}.run where id = %(target)s
     union all
-    select id, message_id, service, saga, state from {schema}.run where message_id = %(target)s
+    select id, message_id, service, saga, state, seq from {schema}.run where message_id = %(target)s
     union all
     select (left(message_id::text, 19) || '8' || left(
                md5(concat_ws(e'\n', message_id, length(service), service || saga)), 15))::uuid,
-           message_id, service, saga, state
+           message_id, service, saga, state, 0
     from expected
 )
-select f.id, f.service, f.state,
+select f.id, f.seq > 0, f.state,
        exists (
            select from {schema}.subscription s
            where s.service = f.service and s.saga in (f.saga, %(name)s) and s.external
@@ -44,7 +45,7 @@ where (%(service)s::text is null or f.service = %(service)s::text) and (f.saga =
 
 -- name: read_external_in_outbox
 -- Likewise of a message that is still in the outbox, which has no index for it: asked when nobody else knows of it.
-select f.id, f.service, 'waiting', f.external,
+select f.id, false, 'waiting', f.external,
        (select q.kind from {schema}.request q where q.target = f.id and q.kind in ('complete', 'fail')),
        exists (select from {schema}.request q where q.kind = 'cancel' and q.target in (f.id, f.message_id))
 from (
