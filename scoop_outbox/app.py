@@ -30,7 +30,7 @@ from scoop_outbox.daemon.worker.worker import SLOTS
 from scoop_outbox.errors import DefinitionError
 from scoop_outbox.message import Draft, Message, Topic
 from scoop_outbox.policy import seconds
-from scoop_outbox.saga import Saga
+from scoop_outbox.saga import AfterFailure, Saga
 from scoop_outbox.status import Status, read_message, read_status
 from scoop_outbox.store.external_transaction import AsyncTransaction, Transaction
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
@@ -132,6 +132,7 @@ class Scoop:
         timeout: float | timedelta | None = None,
         rollback_timeout: float | timedelta | None = None,
         strategy: Strategy | None = None,
+        rollback_failure: AfterFailure = "stop",
     ) -> Saga[T]:
         """Declare a saga: a handler of the messages on a topic.
 
@@ -148,6 +149,9 @@ class Scoop:
             timeout: seconds within which a run, with all below it, has to commit, from when its message is taken in;
                 or it gives up.
             rollback_timeout: seconds that a rollback of a run, with all below it, may take; or it is `rollback_failed`.
+            rollback_failure: `"stop"` undoes nothing that came before what cannot be undone, for it may rely on that.
+                `"continue"` rolls back all the rest, children and earlier executions; then the run is
+                `rollback_failed`, with all that could not be undone.
             strategy: when its runs begin, whom they wait for, and when they give up; see `Strategy`.
 
         Raises:
@@ -163,6 +167,7 @@ class Scoop:
             timeout=timeout,
             rollback_timeout=rollback_timeout,
             strategy=strategy,
+            rollback_failure=rollback_failure,
         )
 
     @property

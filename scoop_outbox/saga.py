@@ -6,7 +6,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import Generic, Literal, Protocol, Unpack, overload
+from typing import Generic, Literal, Protocol, TypeAlias, Unpack, get_args, overload
 
 from scoop_outbox._deadlines import Timeouts
 from scoop_outbox._generics import Params, R, T
@@ -27,6 +27,9 @@ from scoop_outbox.step import (
     too_late,
 )
 from scoop_outbox.strategy import Strategy
+
+AfterFailure: TypeAlias = Literal["stop", "continue"]
+"""What a rollback does when something cannot be undone."""
 
 
 class StepDecorator(Protocol[T]):
@@ -56,6 +59,7 @@ class Saga(Generic[T]):
         timeout: float | timedelta | None = None,
         rollback_timeout: float | timedelta | None = None,
         strategy: Strategy | None = None,
+        rollback_failure: AfterFailure = "stop",
     ) -> None:
         """See `Scoop.saga`."""
         self.name = checked_name("saga", name)
@@ -69,11 +73,16 @@ class Saga(Generic[T]):
         self.ordered = ordered
         self.shield = shield
         self.timeouts = Timeouts.of(timeout, None, rollback_timeout)
+        if rollback_failure not in get_args(AfterFailure):
+            raise DefinitionError(
+                f"saga {name!r}: rollback_failure={rollback_failure!r} is unknown; 'stop' undoes nothing that came "
+                "before what cannot be undone, and 'continue' undoes the rest all the same"
+            )
+        self.rollback_failure = rollback_failure
         self.strategy = _checked_strategy(name, strategy)
         self.topic = topic_name(on)
         self.schema: Topic[T] | None = on if isinstance(on, Topic) else None
         self._steps: dict[str, Step[T]] = {}
-        self._sealed = False
         self._after: dict[str, str] | None = None
 
     def __repr__(self) -> str:
@@ -83,11 +92,10 @@ class Saga(Generic[T]):
     @property
     def sealed(self) -> bool:
         """Whether this process executes the saga as it is, so that nothing can be declared on it."""
-        return self._sealed
+        return any(step.sealed for step in self._steps.values())
 
     @sealed.setter
     def sealed(self, sealed: bool) -> None:
-        self._sealed = sealed
         for step in self._steps.values():
             step.sealed = sealed
 
@@ -179,7 +187,7 @@ class Saga(Generic[T]):
                 saga is being executed.
         """
         checked_name("step", name)
-        if self._sealed:
+        if self.sealed:
             raise too_late(f"step {name!r} of saga {self.name!r}")
         if name in self._steps:
             raise DefinitionError(f"saga {self.name!r} has a step {name!r} already; give each step a name of its own")

@@ -15,7 +15,7 @@ from scoop_outbox.daemon.hints import ProcessHints
 from scoop_outbox.daemon.worker.alerts import Alert
 from scoop_outbox.errors import DefinitionError
 from scoop_outbox.message import Topic, checked_name, topic_name
-from scoop_outbox.saga import Saga
+from scoop_outbox.saga import AfterFailure, Saga
 from scoop_outbox.store.home import Home
 from scoop_outbox.strategy import Strategy
 
@@ -93,6 +93,7 @@ class Service:
         timeout: float | timedelta | None,
         rollback_timeout: float | timedelta | None,
         strategy: Strategy | None,
+        rollback_failure: AfterFailure,
     ) -> Saga[T]:
         """See `Scoop.saga`."""
         if self.running:
@@ -115,6 +116,7 @@ class Service:
             timeout=timeout,
             rollback_timeout=rollback_timeout,
             strategy=strategy,
+            rollback_failure=rollback_failure,
         )
         self.sagas[name] = saga
         return saga

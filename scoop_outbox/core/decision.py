@@ -128,6 +128,14 @@ class CompensationFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class PassOver:
+    """Leave an instance that cannot be undone as it is, and undo the one before it."""
+
+    instance: Instance
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
 class Undone:
     """Nothing more is to be done to undo an instance."""
 
@@ -175,6 +183,7 @@ Decision = (
     | HandleChildRollbackFailure
     | Handled
     | CompensationFailed
+    | PassOver
     | Undone
     | Commit
     | EndRolledBack

@@ -83,6 +83,9 @@ def run_tables(metadata: MetaData) -> None:
         # Of a step that was left: its execution, until its finaliser and what that launched have ended; and the call.
         Column("body_seq", Integer),
         Column("finaliser_seq", Integer),
+        # Of a rollback that goes on past what cannot be undone: where that began, and why not.
+        Column("undo_from", Integer),
+        Column("unresolved", Uuid),
         # Leads with the message: it is the idempotency of intake, and how the runs of a message are found.
         Index("run_once", "message_id", "service", "saga", unique=True),
         # Below which run a late one belongs stands in its lineage alone.

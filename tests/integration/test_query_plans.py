@@ -83,7 +83,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         "failed": False, "result": None, "result_changed": True, "reason": None, "ended": False,
         "needs": None, "version": "v1", "giving_up": None, "yields": True,
         "deadline": NOW + timedelta(hours=1), "own_deadline": None, "rollback_by": None,
-        "body_seq": 1, "finaliser_seq": None,
+        "body_seq": 1, "finaliser_seq": None, "undo_from": 2, "unresolved": FAILURE,
     }  # fmt: skip
     below: dict[str, Any] = {
         **batch(size=10), "ids": [message_id(OPEN + 1)] + [uuid4() for _ in range(9)],

@@ -161,6 +161,14 @@ class Reports:
             extra=subject.fields,
         )
 
+    def passes_over(self, run: Run, step: str | None, message: Message) -> None:
+        """Say that a rollback goes on though something could not be undone; at its end it will have failed."""
+        subject = _subject(run, step, message)
+        why = "" if run.unresolved is None else _why(run.unresolved, run.saga)
+        log.error(
+            "run: not undone, rolling back all the same (%s: %s)", subject, why, extra={**subject.fields, "reason": why}
+        )
+
     def discarded(self, run: Run, step: str, message: Message) -> None:
         """Say that what a step has done was undone, for its run was asked to give up meanwhile."""
         subject = _subject(run, step, message)
