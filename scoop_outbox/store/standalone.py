@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
+from scoop_outbox.core.statement import Plan
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.schema import checked_schema
+
+T = TypeVar("T")
 
 
 class OpenedDatabase:
@@ -39,3 +42,7 @@ class OpenedDatabase:
     def close(self) -> None:
         """Close the connection; what is used afterwards opens anew."""
         self._home.dispose_blocking()
+
+    def _run(self, plan: Plan[T]) -> T:
+        with self._home.blocking_driver() as driver:
+            return driver.run(plan)
