@@ -1,7 +1,11 @@
-"""Runs: looking at them, cancelling and undoing them, and what can be done about stuck ones. Needs no application."""
+"""Runs: looking at them, cancelling and undoing them, and what can be done about stuck ones. Needs no application.
+
+`Runs` is for code without an event loop, `AsyncRuns` for coroutines. What they do is in the same plans.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Iterable, Sequence
@@ -21,11 +25,12 @@ from scoop_outbox.operations.explanation import Cause, Explanation, Reason, Wait
 from scoop_outbox.operations.hierarchy import Hierarchy, Unstarted
 from scoop_outbox.operations.prefixes import find_run, find_target
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
-from scoop_outbox.store.standalone import OpenedDatabase
+from scoop_outbox.store.standalone import AsyncOpenedDatabase, OpenedDatabase
 
 __all__ = [
     "ActiveRun",
     "Answer",
+    "AsyncRuns",
     "Cause",
     "Explanation",
     "Hierarchy",
@@ -201,6 +206,91 @@ class Runs(OpenedDatabase):
                 return answer
             time.sleep(pause)
         return self._run(_carry_out(action, run_id, origin, self._home.failures))
+
+
+class AsyncRuns(AsyncOpenedDatabase):
+    """The runs of one database, for coroutines: what `Runs` does, where arguments, answers and errors are explained.
+
+    Use it in an `async with` block, or close it. Any number of coroutines may share one.
+
+    Args:
+        database: a PostgreSQL URL.
+        schema: the schema of our tables.
+
+    Raises:
+        DatabaseError: the URL is not usable. Every method raises it too, when the database cannot be used.
+        DefinitionError: the name of the schema is not usable.
+    """
+
+    def __init__(self, database: str, *, schema: str = DEFAULT_SCHEMA) -> None:
+        """Open nothing yet."""
+        super().__init__(database, schema, "runs")
+
+    async def list(
+        self,
+        *,
+        states: Iterable[RunState | str] = (),
+        service: str | None = None,
+        saga: str | None = None,
+        older_than: timedelta | None = None,
+        stuck: bool = False,
+        text: str | None = None,
+        key: str | None = None,
+        limit: int = LIMIT,
+    ) -> Sequence[ListedRun]:
+        """Do as `Runs.list`."""
+        selection = _selection(states, service, saga, older_than, text, key, stuck=stuck)
+        return await self._run(list_runs(selection, most=limit))
+
+    async def show(self, sought: uuid.UUID | str) -> Hierarchy:
+        """Do as `Runs.show`."""
+        return await self._run(hierarchy.show(sought, self._home.failures))
+
+    async def explain(self, sought: uuid.UUID | str) -> Explanation:
+        """Do as `Runs.explain`."""
+        return await self._run(explain.explain(sought, self._home.failures))
+
+    async def parked(self, service: str, limit: int = 1000) -> Sequence[ParkedRun]:
+        """Do as `Runs.parked`."""
+        return await self._run(list_parked(service, limit))
+
+    async def find_target(self, sought: uuid.UUID | str) -> uuid.UUID:
+        """Do as `Runs.find_target`."""
+        return await self._run(find_target(sought))
+
+    async def find_run(self, sought: uuid.UUID | str) -> uuid.UUID:
+        """Do as `Runs.find_run`."""
+        return await self._run(find_run(sought))
+
+    async def cancel(self, target: uuid.UUID | str, *, reason: str | None = None, source: str) -> Answer:
+        """Do as `Runs.cancel`."""
+        return await self._run(_cancel(target, reason, source, self._home.failures))
+
+    async def rollback(
+        self, target: uuid.UUID | str, *, reason: str | None = None, source: str, if_active: IfActive = "refuse"
+    ) -> RollbackAnswer:
+        """Do as `Runs.rollback`."""
+        return await self._run(_roll_back(target, reason, source, if_active, self._home.failures))
+
+    async def retry(self, run_id: uuid.UUID | str, *, note: str | None = None, source: str) -> Answer:
+        """Do as `Runs.retry`."""
+        return await self._act(Action.RETRY, run_id, Origin(source, note))
+
+    async def skip(self, run_id: uuid.UUID | str, *, note: str | None = None, source: str) -> Answer:
+        """Do as `Runs.skip`."""
+        return await self._act(Action.SKIP, run_id, Origin(source, note))
+
+    async def abandon(self, run_id: uuid.UUID | str, *, note: str | None = None, source: str) -> Answer:
+        """Do as `Runs.abandon`."""
+        return await self._act(Action.ABANDON, run_id, Origin(source, note))
+
+    async def _act(self, action: Action, run_id: uuid.UUID | str, origin: Origin) -> Answer:
+        for pause in PAUSES:
+            answer = await self._run(_carry_out(action, run_id, origin, self._home.failures))
+            if answer is not Answer.BUSY:
+                return answer
+            await asyncio.sleep(pause)
+        return await self._run(_carry_out(action, run_id, origin, self._home.failures))
 
 
 def _selection(
