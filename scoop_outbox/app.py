@@ -26,6 +26,7 @@ from scoop_outbox.daemon.intake.backpressure import HIGH_WATER
 from scoop_outbox.daemon.running import Running
 from scoop_outbox.daemon.worker.alerts import StuckRun
 from scoop_outbox.daemon.worker.interruptions import MOST
+from scoop_outbox.daemon.worker.slow_steps import SLOW_AFTER
 from scoop_outbox.daemon.worker.worker import SLOTS
 from scoop_outbox.errors import DefinitionError
 from scoop_outbox.message import Draft, Message, Topic
@@ -605,6 +606,7 @@ class Scoop:
         slots: int = SLOTS,
         high_water: int = HIGH_WATER,
         max_interruptions: int = MOST,
+        slow_step_after: float | timedelta = SLOW_AFTER,
         grace: float | timedelta = 20.0,
     ) -> AsyncIterator[Running]:
         """Run relay and worker in this process, for as long as the block lasts.
@@ -619,6 +621,7 @@ class Scoop:
             high_water: no more is taken in from a broker while so many runs lie waiting for a slot, until there are
                 half as many.
             max_interruptions: a run that the machinery interrupts so often in a row, without progress, is parked.
+            slow_step_after: seconds after which the log says that a step without a `timeout` is still being executed.
             grace: how long running steps get to finish when the block is left.
 
         Raises:
@@ -635,6 +638,7 @@ class Scoop:
             slots=slots,
             high_water=high_water,
             max_interruptions=max_interruptions,
+            slow_step_after=seconds(slow_step_after),
             grace=seconds(grace),
         ) as running:
             yield running

@@ -22,7 +22,7 @@ from scoop_outbox.core.run import RunState
 from scoop_outbox.core.statement import Plan
 from scoop_outbox.operations import explain, hierarchy
 from scoop_outbox.operations.explanation import Cause, Explanation, Reason, Waiting
-from scoop_outbox.operations.hierarchy import Hierarchy, Unstarted
+from scoop_outbox.operations.hierarchy import Executing, Hierarchy, Unstarted
 from scoop_outbox.operations.prefixes import find_run, find_target
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from scoop_outbox.store.standalone import AsyncOpenedDatabase, OpenedDatabase
@@ -32,6 +32,7 @@ __all__ = [
     "Answer",
     "AsyncRuns",
     "Cause",
+    "Executing",
     "Explanation",
     "Hierarchy",
     "ListedRun",
