@@ -187,6 +187,7 @@ class Scoop:
         session: AsyncTransaction | None = None,
         detached: bool = False,
         id: uuid.UUID | None = None,  # noqa: A002 - what everybody calls it
+        dedup_key: str | None = None,
     ) -> Handle:
         """Launch a message from outside any saga: it starts a hierarchy of its own.
 
@@ -214,6 +215,7 @@ class Scoop:
                 that one: without `session`, three launches at a time in each event loop, and three of blocking code,
                 each for 20 s at most, and as long for its turn. Draw ids of your own: one that was drawn here
                 (`handle.id`) is that message's, and another message launched under it may be lost.
+            dedup_key: likewise, as text: it stands for an id of its own on each topic, so pass one or the other.
 
         Raises:
             StepError: this is called inside a step, neither detached nor with the step's own session.
@@ -226,7 +228,7 @@ class Scoop:
                 transaction is launching under the id and does not end: nothing is launched then; try again.
         """
         times = timeout, deadline, rollback_timeout
-        draft = Draft(topic, payload, key, context, headers, id, require_handlers, handled_by, *times)
+        draft = Draft(topic, payload, key, context, headers, id, require_handlers, handled_by, *times, dedup_key)
         return (await self._launcher.launch([draft], session, detached=detached))[0]
 
     def launch_sync(
@@ -245,6 +247,7 @@ class Scoop:
         session: Transaction | None = None,
         detached: bool = False,
         id: uuid.UUID | None = None,  # noqa: A002 - what everybody calls it
+        dedup_key: str | None = None,
     ) -> Handle:
         """Do as `launch`, for code without an event loop.
 
@@ -255,7 +258,7 @@ class Scoop:
             StepError, DefinitionError, PayloadError, ConflictingMessage, UnhandledMessage, DatabaseError: as `launch`.
         """
         times = timeout, deadline, rollback_timeout
-        draft = Draft(topic, payload, key, context, headers, id, require_handlers, handled_by, *times)
+        draft = Draft(topic, payload, key, context, headers, id, require_handlers, handled_by, *times, dedup_key)
         return self._launcher.launch_sync([draft], session, detached=detached)[0]
 
     async def launch_many(
