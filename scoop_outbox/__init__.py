@@ -45,9 +45,9 @@ if _typing.TYPE_CHECKING:
         RollbackRequested,
     )
     from scoop_outbox.message import Draft, Message, Topic
-    from scoop_outbox.operations.dead_letters import DeadLetters
-    from scoop_outbox.operations.handlers import Handlers
-    from scoop_outbox.operations.runs import Runs
+    from scoop_outbox.operations.dead_letters import AsyncDeadLetters, DeadLetters
+    from scoop_outbox.operations.handlers import AsyncHandlers, Handlers
+    from scoop_outbox.operations.runs import AsyncRuns, Runs
     from scoop_outbox.policy import Retry
     from scoop_outbox.saga import Saga
     from scoop_outbox.scope import AsyncScope, BlockingScope, Result, Scope
@@ -63,6 +63,9 @@ __all__ = [
     "ActiveRun",
     "AmbiguousId",
     "Answer",
+    "AsyncDeadLetters",
+    "AsyncHandlers",
+    "AsyncRuns",
     "AsyncScope",
     "BlockingScope",
     "BrokerError",
@@ -158,9 +161,9 @@ _HOMES = {
     ),
     "scoop_outbox.client.handle": ("Handle",),
     "scoop_outbox.message": ("Draft", "Message", "Topic"),
-    "scoop_outbox.operations.dead_letters": ("DeadLetters",),
-    "scoop_outbox.operations.handlers": ("Handlers",),
-    "scoop_outbox.operations.runs": ("Runs",),
+    "scoop_outbox.operations.dead_letters": ("AsyncDeadLetters", "DeadLetters"),
+    "scoop_outbox.operations.handlers": ("AsyncHandlers", "Handlers"),
+    "scoop_outbox.operations.runs": ("AsyncRuns", "Runs"),
     "scoop_outbox.policy": ("Retry",),
     "scoop_outbox.saga": ("Saga",),
     "scoop_outbox.scope": ("AsyncScope", "BlockingScope", "Result", "Scope"),

@@ -26,6 +26,7 @@ from scoop_outbox.daemon.intake.backpressure import HIGH_WATER
 from scoop_outbox.daemon.running import Running
 from scoop_outbox.daemon.worker.alerts import StuckRun
 from scoop_outbox.daemon.worker.interruptions import MOST
+from scoop_outbox.daemon.worker.slow_steps import SLOW_AFTER
 from scoop_outbox.daemon.worker.worker import SLOTS
 from scoop_outbox.errors import DefinitionError
 from scoop_outbox.message import Draft, Message, Topic
@@ -191,6 +192,7 @@ class Scoop:
         session: AsyncTransaction | None = None,
         detached: bool = False,
         id: uuid.UUID | None = None,  # noqa: A002 - what everybody calls it
+        dedup_key: str | None = None,
     ) -> Handle:
         """Launch a message from outside any saga: it starts a hierarchy of its own.
 
@@ -218,6 +220,7 @@ class Scoop:
                 that one: without `session`, three launches at a time in each event loop, and three of blocking code,
                 each for 20 s at most, and as long for its turn. Draw ids of your own: one that was drawn here
                 (`handle.id`) is that message's, and another message launched under it may be lost.
+            dedup_key: likewise, as text: it stands for an id of its own on each topic, so pass one or the other.
 
         Raises:
             StepError: this is called inside a step, neither detached nor with the step's own session.
@@ -230,7 +233,7 @@ class Scoop:
                 transaction is launching under the id and does not end: nothing is launched then; try again.
         """
         times = timeout, deadline, rollback_timeout
-        draft = Draft(topic, payload, key, context, headers, id, require_handlers, handled_by, *times)
+        draft = Draft(topic, payload, key, context, headers, id, require_handlers, handled_by, *times, dedup_key)
         return (await self._launcher.launch([draft], session, detached=detached))[0]
 
     def launch_sync(
@@ -249,6 +252,7 @@ class Scoop:
         session: Transaction | None = None,
         detached: bool = False,
         id: uuid.UUID | None = None,  # noqa: A002 - what everybody calls it
+        dedup_key: str | None = None,
     ) -> Handle:
         """Do as `launch`, for code without an event loop.
 
@@ -259,7 +263,7 @@ class Scoop:
             StepError, DefinitionError, PayloadError, ConflictingMessage, UnhandledMessage, DatabaseError: as `launch`.
         """
         times = timeout, deadline, rollback_timeout
-        draft = Draft(topic, payload, key, context, headers, id, require_handlers, handled_by, *times)
+        draft = Draft(topic, payload, key, context, headers, id, require_handlers, handled_by, *times, dedup_key)
         return self._launcher.launch_sync([draft], session, detached=detached)[0]
 
     async def launch_many(
@@ -610,6 +614,7 @@ class Scoop:
         slots: int = SLOTS,
         high_water: int = HIGH_WATER,
         max_interruptions: int = MOST,
+        slow_step_after: float | timedelta = SLOW_AFTER,
         grace: float | timedelta = 20.0,
     ) -> AsyncIterator[Running]:
         """Run relay and worker in this process, for as long as the block lasts.
@@ -624,6 +629,7 @@ class Scoop:
             high_water: no more is taken in from a broker while so many runs lie waiting for a slot, until there are
                 half as many.
             max_interruptions: a run that the machinery interrupts so often in a row, without progress, is parked.
+            slow_step_after: seconds after which the log says that a step without a `timeout` is still being executed.
             grace: how long running steps get to finish when the block is left.
 
         Raises:
@@ -640,6 +646,7 @@ class Scoop:
             slots=slots,
             high_water=high_water,
             max_interruptions=max_interruptions,
+            slow_step_after=seconds(slow_step_after),
             grace=seconds(grace),
         ) as running:
             yield running

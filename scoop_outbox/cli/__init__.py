@@ -217,6 +217,14 @@ def migrate(*, database: str | None, schema: str, wait: float, lock_timeout: flo
     type=click.IntRange(min=1),
     help="Interruptions in a row, without progress, after which a run is parked.",
 )
+@click.option(
+    "--slow-step-after",
+    metavar="SECONDS",
+    default=60.0,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="Time after which a step that is still being executed, and has no timeout, is logged.",
+)
 @click.option("--relay/--no-relay", default=False, help="Run a relay in this process too.")
 @_port
 @_host
@@ -235,6 +243,7 @@ def worker(
     slots: int,
     high_water: int,
     max_interruptions: int,
+    slow_step_after: float,
     relay: bool,
     port: int | None,
     host: str,
@@ -259,6 +268,7 @@ def worker(
         grace=grace,
         high_water=high_water,
         max_interruptions=max_interruptions,
+        slow_step_after=slow_step_after,
         port=port,
         host=host,
     )

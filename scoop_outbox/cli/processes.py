@@ -61,6 +61,7 @@ class Serving:
         grace: how many seconds running steps get to finish.
         high_water: how many runs lie waiting when no more is taken in.
         max_interruptions: how often in a row a run may be interrupted until it is parked.
+        slow_step_after: after how many seconds it is said that a step is slow.
         port: where it is told how this process is; None is nowhere.
         host: the address of the port.
     """
@@ -71,6 +72,7 @@ class Serving:
     grace: float
     high_water: int = 10_000
     max_interruptions: int = 20
+    slow_step_after: float = 60.0
     port: int | None = None
     host: str = "127.0.0.1"
 
@@ -124,6 +126,7 @@ async def _serve(app: Scoop, serving: Serving) -> list[str]:
                 slots=serving.slots,
                 high_water=serving.high_water,
                 max_interruptions=serving.max_interruptions,
+                slow_step_after=serving.slow_step_after,
                 grace=serving.grace,
             )
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -22,10 +23,11 @@ async def serve(
     slots: int,
     high_water: int,
     max_interruptions: int,
+    slow_step_after: float,
     grace: float,
 ) -> AsyncIterator[Running]:
     """Run relay and worker for as long as the block lasts; `Scoop.running` says what the arguments are."""
-    _check_numbers(slots, high_water, max_interruptions)
+    _check_numbers(slots, high_water, max_interruptions, slow_step_after)
     if service.running:
         raise DefinitionError(f"service {service.name!r} is running in this process already: once is enough")
     service.check()
@@ -46,6 +48,7 @@ async def serve(
             slots=slots,
             high_water=high_water,
             max_interruptions=max_interruptions,
+            slow_step_after=slow_step_after,
             grace=grace,
             alerts=service.alerts,
         ) as running:
@@ -55,10 +58,12 @@ async def serve(
         await service.servers.close()
 
 
-def _check_numbers(slots: int, high_water: int, max_interruptions: int) -> None:
+def _check_numbers(slots: int, high_water: int, max_interruptions: int, slow_step_after: float) -> None:
     if slots < 1:
         raise DefinitionError(f"slots={slots}: a worker needs at least one")
     if high_water < 1:
         raise DefinitionError(f"high_water={high_water}: nothing would ever be taken in; it is at least 1")
     if max_interruptions < 1:
         raise DefinitionError(f"max_interruptions={max_interruptions}: every run would be parked; it is at least 1")
+    if not 0 < slow_step_after < math.inf:
+        raise DefinitionError(f"slow_step_after={slow_step_after}: it is a number of seconds above 0")

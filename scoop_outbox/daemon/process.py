@@ -21,6 +21,7 @@ from scoop_outbox.daemon.relay.relay import Relay
 from scoop_outbox.daemon.running import Running
 from scoop_outbox.daemon.worker.alerts import Alert
 from scoop_outbox.daemon.worker.interruptions import MOST
+from scoop_outbox.daemon.worker.slow_steps import SLOW_AFTER
 from scoop_outbox.daemon.worker.worker import SLOTS, Worker
 from scoop_outbox.errors import BrokerError
 from scoop_outbox.saga import Saga
@@ -46,6 +47,7 @@ async def daemons(
     slots: int = SLOTS,
     high_water: int = HIGH_WATER,
     max_interruptions: int = MOST,
+    slow_step_after: float = SLOW_AFTER,
     grace: float = 20.0,
     alerts: Sequence[Alert] = (),
 ) -> AsyncIterator[Running]:
@@ -63,6 +65,7 @@ async def daemons(
         slots: how many runs are executed at the same time.
         high_water: no more is taken in while so many runs lie waiting for a slot, until there are half as many.
         max_interruptions: a run that is interrupted so often in a row is parked.
+        slow_step_after: seconds after which it is said that a step is slow.
         grace: seconds that running steps get to finish at the end.
         alerts: called for each run that gets stuck.
 
@@ -79,6 +82,7 @@ async def daemons(
         *(home, subscription.service, names, hints, slots),
         via_broker=broker is not None,
         max_interruptions=max_interruptions,
+        slow_step_after=slow_step_after,
         alerts=alerts,
     )
     intake = None

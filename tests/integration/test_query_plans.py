@@ -259,6 +259,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("find_ids_in_transit", {"low": message_id(OLD), "high": message_id(OLD + 15), "most": 11}),
         ("read_situations", {"runs": [run_id(OLD), run_id(FINISHED + 20_000)]}),
         ("read_situations", {"runs": [run_id(FINISHED + n) for n in range(1, 11)]}),
+        ("read_executing", {"runs": [run_id(OLD + number) for number in range(FAMILY)]}),
         ("read_stuck_below", {"message": message_id(OLD), "run": None, "most": 100}),
         ("read_stuck_below", {"message": None, "run": run_id(OLD), "most": 100}),
         ("read_whereabouts", {"messages": [message_id(OLD), uuid4()]}),

@@ -71,6 +71,14 @@ def read_unstarted(runs: Sequence[uuid.UUID], message_id: uuid.UUID | None) -> P
     return rows, now
 
 
+def read_executing(runs: Sequence[uuid.UUID]) -> Plan[Rows]:
+    """Return which of these runs are being executed, and since when, if our user may see that."""
+    if not runs:
+        return []
+    (rows,) = yield from ask(statement("read_executing", runs=list(runs)))
+    return rows
+
+
 def read_roots(messages: Sequence[uuid.UUID]) -> Plan[Rows]:
     """Return who was to handle messages, and how each of these runs stands."""
     (rows,) = yield from ask(statement("read_roots", messages=list(messages)))

@@ -111,6 +111,11 @@ def _intake(intake: Intake) -> Iterator[Metric]:
 def _worker(worker: Worker) -> Iterator[Metric]:
     counters = worker.counters
     yield _gauge("worker_busy_slots", "Slots in use: runs being executed.", worker.busy)
+    yield _gauge("worker_slow_slots", "Slots whose step is being executed for long.", worker.slow_steps.now)
+    slow = CounterMetricFamily(_PREFIX + "worker_slow_steps", "Executions that took long.", None, ["saga", "step"])
+    for (saga, step), count in worker.slow_steps.counts.copy().items():
+        slow.add_metric([saga, step], count)
+    yield slow
     yield _counter("worker_claims", "Claims of runs.", counters.claims)
     yield _counter("worker_empty_claims", "Claims in vain: another worker held the run.", counters.empty_claims)
     interruptions = worker.interruptions

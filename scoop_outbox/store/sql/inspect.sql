@@ -243,6 +243,16 @@ left join pg_catalog.pg_stat_activity a on a.pid = k.pid
 where r.id = any(%(runs)s::uuid[])
 order by r.created_at, r.id
 
+-- name: read_executing
+-- Which of these runs are being executed at this moment, and since when. As in `read_situations`, it is asked who has locked
+-- their rows; a worker is told from others by the name of its connection.
+select r.id, a.xact_start
+from {schema}.run r
+join pg_catalog.pg_locks k on k.locktype = 'transactionid' and k.granted and k.transactionid = r.xmax
+join pg_catalog.pg_stat_activity a on a.pid = k.pid
+where r.id = any(%(runs)s::uuid[])
+  and a.application_name = left('scoop_outbox ' || r.service, 63)
+
 -- name: read_stuck_below
 -- The runs of a message, or a run, and those below that could not be rolled back.
 with recursive stuck as (
