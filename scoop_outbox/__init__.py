@@ -14,6 +14,7 @@ if _typing.TYPE_CHECKING:
     from scoop_outbox.broker.protocol import Resource
     from scoop_outbox.client.handle import Handle
     from scoop_outbox.context import Context
+    from scoop_outbox.core.plans.pruner import ArchivedHierarchy
     from scoop_outbox.core.run import RunState, StepKind
     from scoop_outbox.daemon.running import Running
     from scoop_outbox.daemon.worker.alerts import StuckRun
@@ -47,6 +48,7 @@ if _typing.TYPE_CHECKING:
     from scoop_outbox.message import Draft, Message, Topic
     from scoop_outbox.operations.dead_letters import DeadLetters
     from scoop_outbox.operations.handlers import Handlers
+    from scoop_outbox.operations.retention import Pruning, PruningOptions
     from scoop_outbox.operations.runs import Runs
     from scoop_outbox.policy import Retry
     from scoop_outbox.saga import Saga
@@ -63,6 +65,7 @@ __all__ = [
     "ActiveRun",
     "AmbiguousId",
     "Answer",
+    "ArchivedHierarchy",
     "AsyncScope",
     "BlockingScope",
     "BrokerError",
@@ -88,6 +91,8 @@ __all__ = [
     "ParentSaidSo",
     "Participant",
     "PayloadError",
+    "Pruning",
+    "PruningOptions",
     "Repeat",
     "Resource",
     "Result",
@@ -127,6 +132,7 @@ _HOMES = {
     "scoop_outbox.app": ("Scoop",),
     "scoop_outbox.broker.protocol": ("Resource",),
     "scoop_outbox.context": ("Context",),
+    "scoop_outbox.core.plans.pruner": ("ArchivedHierarchy",),
     "scoop_outbox.core.run": ("RunState", "StepKind"),
     "scoop_outbox.daemon.running": ("Running",),
     "scoop_outbox.errors": (
@@ -160,6 +166,7 @@ _HOMES = {
     "scoop_outbox.message": ("Draft", "Message", "Topic"),
     "scoop_outbox.operations.dead_letters": ("DeadLetters",),
     "scoop_outbox.operations.handlers": ("Handlers",),
+    "scoop_outbox.operations.retention": ("Pruning", "PruningOptions"),
     "scoop_outbox.operations.runs": ("Runs",),
     "scoop_outbox.policy": ("Retry",),
     "scoop_outbox.saga": ("Saga",),

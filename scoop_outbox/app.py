@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from scoop_outbox._generics import R, T
+from scoop_outbox._retention import REMEMBERED, Retention
 from scoop_outbox.answers import Answer, RollbackAnswer
 from scoop_outbox.broker.protocol import Resource
 from scoop_outbox.client.announce import announce, announce_sync
@@ -18,8 +19,9 @@ from scoop_outbox.client.launcher import Launcher
 from scoop_outbox.client.requests import cancel, cancel_sync, roll_back, roll_back_sync
 from scoop_outbox.client.serve import serve
 from scoop_outbox.client.servers import Servers
-from scoop_outbox.client.service import Service
+from scoop_outbox.client.service import Service, checked_callback
 from scoop_outbox.client.stuck import act, act_sync
+from scoop_outbox.core.plans.pruner import ArchivedHierarchy
 from scoop_outbox.core.plans.rollback import IfActive
 from scoop_outbox.core.plans.stuck import Action
 from scoop_outbox.daemon.intake.backpressure import HIGH_WATER
@@ -27,7 +29,6 @@ from scoop_outbox.daemon.running import Running
 from scoop_outbox.daemon.worker.alerts import StuckRun
 from scoop_outbox.daemon.worker.interruptions import MOST
 from scoop_outbox.daemon.worker.worker import SLOTS
-from scoop_outbox.errors import DefinitionError
 from scoop_outbox.message import Draft, Message, Topic
 from scoop_outbox.policy import seconds
 from scoop_outbox.saga import Saga
@@ -132,6 +133,8 @@ class Scoop:
         timeout: float | timedelta | None = None,
         rollback_timeout: float | timedelta | None = None,
         strategy: Strategy | None = None,
+        retention: float | timedelta | None = None,
+        retain_payload: float | timedelta | None = None,
     ) -> Saga[T]:
         """Declare a saga: a handler of the messages on a topic.
 
@@ -149,6 +152,11 @@ class Scoop:
                 or it gives up.
             rollback_timeout: seconds that a rollback of a run, with all below it, may take; or it is `rollback_failed`.
             strategy: when its runs begin, whom they wait for, and when they give up; see `Strategy`.
+            retention: how long a hierarchy is kept whose first message it handles, in seconds or as a `timedelta`, from
+                when all of it has ended; until then it can be undone. Unless given, as whoever prunes says. If several
+                sagas handle that message, the longest counts.
+            retain_payload: likewise, how long what the hierarchy's messages, contexts and results hold is kept; after
+                that it can be looked at, and not undone.
 
         Raises:
             DefinitionError: the name is taken or cannot be used, or the topic, `ordered` or `formerly` cannot; or this
@@ -163,6 +171,8 @@ class Scoop:
             timeout=timeout,
             rollback_timeout=rollback_timeout,
             strategy=strategy,
+            retention=retention,
+            retain_payload=retain_payload,
         )
 
     @property
@@ -347,7 +357,8 @@ class Scoop:
 
         Returns:
             `ACCEPTED`; `ALREADY_REQUESTED`, and the first reason counts; `NOTHING_TO_DO` when all of it has ended, or
-            is rolling back; `ALREADY_ROLLED_BACK`; `UNKNOWN` when this database has no such message or run.
+            is rolling back; `ALREADY_ROLLED_BACK`; `UNKNOWN` when this database has no such message or run;
+            `EXPIRED` when it had, and its hierarchy has been pruned.
 
         Raises:
             DatabaseError: the database cannot be reached or is not migrated.
@@ -398,7 +409,8 @@ class Scoop:
             An object with the `answer`: `ACCEPTED`; `REFUSED_ACTIVE`, with the runs that are `active`;
             `REFUSED_ROLLBACK_FAILED` when a run could not be rolled back before, `ABANDONED` when it was given up;
             `ALREADY_REQUESTED`; `ALREADY_ROLLED_BACK`; `NOTHING_TO_DO` when nobody has handled the message; `UNKNOWN`
-            when this database has no such message or run.
+            when this database has no such message or run; `EXPIRED` when it had, and its hierarchy has been pruned, or
+            its payload erased.
 
         Raises:
             DatabaseError: the database cannot be reached or is not migrated, or `session` is on another one.
@@ -523,9 +535,24 @@ class Scoop:
         Raises:
             DefinitionError: it cannot be called.
         """
-        if not callable(callback):
-            raise DefinitionError(f"on_stuck takes a function of one argument; {callback!r} cannot be called")
-        self._service.alerts.append(callback)
+        self._service.alerts.append(checked_callback("on_stuck", callback))
+        return callback
+
+    def on_archive(self, callback: Callable[[ArchivedHierarchy], R]) -> Callable[[ArchivedHierarchy], R]:
+        """Have a callback handed each hierarchy that is about to be pruned, or whose payload is about to be erased.
+
+        It is called by the process that prunes: one of those that relay, so all of them need it. It is a decorator,
+        too. An `async def` is called on the event loop, a `def` in a thread; no transaction is open. Nothing goes
+        before it has returned: when it raises, that is logged, and tried again a minute later. If the process dies in
+        between, or somebody undoes the hierarchy at this moment, it is called again.
+
+        Args:
+            callback: a function of one argument, an `ArchivedHierarchy`.
+
+        Raises:
+            DefinitionError: it cannot be called.
+        """
+        self._service.archives.append(checked_callback("on_archive", callback))
         return callback
 
     async def topology(self, *topics: str | Topic[Any]) -> list[Resource]:
@@ -606,6 +633,9 @@ class Scoop:
         high_water: int = HIGH_WATER,
         max_interruptions: int = MOST,
         grace: float | timedelta = 20.0,
+        retention: float | timedelta | None = None,
+        retain_payload: float | timedelta | None = None,
+        remember: float | timedelta = REMEMBERED,
     ) -> AsyncIterator[Running]:
         """Run relay and worker in this process, for as long as the block lasts.
 
@@ -620,9 +650,15 @@ class Scoop:
                 half as many.
             max_interruptions: a run that the machinery interrupts so often in a row, without progress, is parked.
             grace: how long running steps get to finish when the block is left.
+            retention: with `relay`, how long hierarchies are kept of sagas that do not say so themselves, from when
+                they have ended; for ever unless given.
+            retain_payload: likewise, what they hold.
+            remember: how long a message whose hierarchy has been pruned starts nothing if it comes again; 7 days at
+                least.
 
         Raises:
-            DefinitionError: a saga has no steps, or the service is running in this process already.
+            DefinitionError: a saga has no steps, the service is running in this process already, or a number or period
+                cannot be used.
             DatabaseError: the database cannot be reached or is not migrated.
             BrokerError: the broker says that this service cannot receive, and what to do about it; then it has not
                 been announced. Or this service has a broker, or this process relays and others of the database have
@@ -636,6 +672,7 @@ class Scoop:
             high_water=high_water,
             max_interruptions=max_interruptions,
             grace=seconds(grace),
+            retention=Retention.of(retention, retain_payload, remember),
         ) as running:
             yield running
 

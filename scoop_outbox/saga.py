@@ -10,6 +10,7 @@ from typing import Generic, Literal, Protocol, Unpack, overload
 
 from scoop_outbox._deadlines import Timeouts
 from scoop_outbox._generics import Params, R, T
+from scoop_outbox._retention import SagaRetention
 from scoop_outbox.errors import DefinitionError
 from scoop_outbox.message import Topic, checked_name, topic_name
 from scoop_outbox.policy import COMPENSATION, ONCE, Retry
@@ -56,6 +57,8 @@ class Saga(Generic[T]):
         timeout: float | timedelta | None = None,
         rollback_timeout: float | timedelta | None = None,
         strategy: Strategy | None = None,
+        retention: float | timedelta | None = None,
+        retain_payload: float | timedelta | None = None,
     ) -> None:
         """See `Scoop.saga`."""
         self.name = checked_name("saga", name)
@@ -70,8 +73,8 @@ class Saga(Generic[T]):
         self.shield = shield
         self.timeouts = Timeouts.of(timeout, None, rollback_timeout)
         self.strategy = _checked_strategy(name, strategy)
-        self.topic = topic_name(on)
-        self.schema: Topic[T] | None = on if isinstance(on, Topic) else None
+        self.retention = SagaRetention.of(retention, retain_payload)
+        self._on: Topic[T] | str = on if isinstance(on, Topic) else topic_name(on)
         self._steps: dict[str, Step[T]] = {}
         self._sealed = False
         self._after: dict[str, str] | None = None
@@ -79,6 +82,16 @@ class Saga(Generic[T]):
     def __repr__(self) -> str:
         """Show name, topic and steps."""
         return f"<saga {self.name!r} on {self.topic!r}: {', '.join(map(repr, self._steps)) or 'no steps'}>"
+
+    @property
+    def topic(self) -> str:
+        """The name of the topic that it listens on."""
+        return self._on.name if isinstance(self._on, Topic) else self._on
+
+    @property
+    def schema(self) -> Topic[T] | None:
+        """The type of its messages, if its topic has one."""
+        return self._on if isinstance(self._on, Topic) else None
 
     @property
     def sealed(self) -> bool:

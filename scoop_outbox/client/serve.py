@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from scoop_outbox._retention import Retention
 from scoop_outbox.client.service import Service
 from scoop_outbox.core.plans.subscriptions import read_revision
+from scoop_outbox.daemon.maintenance import Kept
 from scoop_outbox.daemon.process import daemons
 from scoop_outbox.daemon.running import Running
 from scoop_outbox.errors import DefinitionError
@@ -23,6 +25,7 @@ async def serve(
     high_water: int,
     max_interruptions: int,
     grace: float,
+    retention: Retention,
 ) -> AsyncIterator[Running]:
     """Run relay and worker for as long as the block lasts; `Scoop.running` says what the arguments are."""
     _check_numbers(slots, high_water, max_interruptions)
@@ -48,6 +51,7 @@ async def serve(
             max_interruptions=max_interruptions,
             grace=grace,
             alerts=service.alerts,
+            kept=Kept(retention, service.archives),
         ) as running:
             yield running
     finally:

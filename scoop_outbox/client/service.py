@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import Any, Literal
 
 from scoop_outbox._forks import begins_anew
-from scoop_outbox._generics import T
+from scoop_outbox._generics import R, T
 from scoop_outbox.broker.protocol import Broker, Resource, Subscription
 from scoop_outbox.client.servers import Servers
 from scoop_outbox.daemon.announcer import Announcer
 from scoop_outbox.daemon.hints import ProcessHints
+from scoop_outbox.daemon.maintenance import Archive
 from scoop_outbox.daemon.worker.alerts import Alert
 from scoop_outbox.errors import DefinitionError
 from scoop_outbox.message import Topic, checked_name, topic_name
@@ -36,6 +37,7 @@ class Service:
         start: where a new group begins.
         sagas: the declared sagas by name.
         alerts: callbacks that are told of runs that get stuck.
+        archives: callbacks that are handed hierarchies that are about to be pruned.
         running: whether this process runs the service, and takes no more declarations.
     """
 
@@ -47,6 +49,7 @@ class Service:
         self.servers = servers
         self.sagas: dict[str, Saga] = {}
         self.alerts: list[Alert] = []
+        self.archives: list[Archive] = []
         self.running = False
         self._announcer: Announcer | None = None
         begins_anew(self)
@@ -93,6 +96,8 @@ class Service:
         timeout: float | timedelta | None,
         rollback_timeout: float | timedelta | None,
         strategy: Strategy | None,
+        retention: float | timedelta | None,
+        retain_payload: float | timedelta | None,
     ) -> Saga[T]:
         """See `Scoop.saga`."""
         if self.running:
@@ -115,6 +120,8 @@ class Service:
             timeout=timeout,
             rollback_timeout=rollback_timeout,
             strategy=strategy,
+            retention=retention,
+            retain_payload=retain_payload,
         )
         self.sagas[name] = saga
         return saga
@@ -178,3 +185,14 @@ class Service:
         if self._announcer is None or self._announcer.names != frozenset(self.sagas):
             self._announcer = Announcer(self.broker, self.subscription, self.sagas)
         return self._announcer
+
+
+def checked_callback(name: str, callback: Callable[[T], R]) -> Callable[[T], R]:
+    """Return a callback that is registered by a method of this name.
+
+    Raises:
+        DefinitionError: it cannot be called.
+    """
+    if not callable(callback):
+        raise DefinitionError(f"{name} takes a function of one argument; {callback!r} cannot be called")
+    return callback

@@ -16,6 +16,7 @@ from scoop_outbox.daemon.daemons import error_of
 from scoop_outbox.daemon.hints import ProcessHints
 from scoop_outbox.daemon.intake.backpressure import HIGH_WATER
 from scoop_outbox.daemon.intake.intake import Intake
+from scoop_outbox.daemon.maintenance import KEPT_FOR_EVER, Kept, Maintenance
 from scoop_outbox.daemon.relay.home_publisher import HomePublisher
 from scoop_outbox.daemon.relay.relay import Relay
 from scoop_outbox.daemon.running import Running
@@ -48,6 +49,7 @@ async def daemons(
     max_interruptions: int = MOST,
     grace: float = 20.0,
     alerts: Sequence[Alert] = (),
+    kept: Kept = KEPT_FOR_EVER,
 ) -> AsyncIterator[Running]:
     """Run relay, worker and intake in the background, and drain them at the end.
 
@@ -65,6 +67,7 @@ async def daemons(
         max_interruptions: a run that is interrupted so often in a row is parked.
         grace: seconds that running steps get to finish at the end.
         alerts: called for each run that gets stuck.
+        kept: for how long what has ended is kept; whoever relays sees to it.
 
     Raises:
         BrokerError: the broker says that this cannot work; then the service has not been announced.
@@ -85,6 +88,7 @@ async def daemons(
     if serving and broker is not None:
         intake = Intake(home, broker, subscription, sagas, hints, announcer, high=high_water, low=high_water // 2)
     running = Running(home, relaying, new_worker() if serving else None, intake, subscription.service, list(names))
+    running.maintenance = _maintenance(home, kept, relaying)
     running.tasks = _start(running, hints)
     try:
         yield running
@@ -108,6 +112,8 @@ async def _stop(running: Running, grace: float) -> None:
         running.intake.stop()
     if running.worker is not None:
         await running.worker.stop(grace)
+    if running.maintenance is not None:
+        running.maintenance.stop()
     if running.relay is not None:
         running.relay.stop()
     with contextlib.suppress(TimeoutError):
@@ -120,7 +126,13 @@ async def _stop(running: Running, grace: float) -> None:
 
 def _start(running: Running, hints: ProcessHints) -> list[asyncio.Task[None]]:
     running.hints = hints
-    named = {"hints": hints, "relay": running.relay, "worker": running.worker, "intake": running.intake}
+    named = {
+        "hints": hints,
+        "relay": running.relay,
+        "worker": running.worker,
+        "intake": running.intake,
+        "maintenance": running.maintenance,
+    }
     tasks = [
         asyncio.create_task(daemon.run(), name=f"scoop_outbox {name}")
         for name, daemon in named.items()
@@ -144,6 +156,10 @@ async def _announce(home: Home, announcer: Announcer, relay: Relay | None) -> No
 def _with_former(sagas: Mapping[str, Saga]) -> dict[str, Saga]:
     """Return sagas by all their names: what has begun under one and could not be taken over is executed under it."""
     return {name: saga for saga in sagas.values() for name in (*saga.formerly, saga.name)}
+
+
+def _maintenance(home: Home, kept: Kept, relay: Relay | None) -> Maintenance | None:
+    return None if relay is None else Maintenance(home, kept, lambda: relay.is_first)
 
 
 async def _relay(home: Home, broker: Broker | None, hints: ProcessHints) -> Relay:

@@ -51,6 +51,7 @@ class Hierarchy:
         runs: every run, parents before their children.
         unstarted: who was to handle a message and has no run for it.
         at: when this was read, by the database's clock.
+        pruned_at: when it was pruned: then nothing else is known of it.
     """
 
     message_id: uuid.UUID
@@ -62,12 +63,13 @@ class Hierarchy:
     runs: tuple[RunStatus, ...]
     unstarted: tuple[Unstarted, ...]
     at: datetime
+    pruned_at: datetime | None = None
 
     @property
     def ended(self) -> bool:
         """Whether nothing will happen any more by itself. What is parked counts as ended."""
         if self.taken_in_at is None:
-            return bool(self.dead_letters)
+            return bool(self.dead_letters) or self.pruned_at is not None
         waiting = any(one.state is ChildState.WAITING for one in self.unstarted)
         return not waiting and all(run.state.ended for run in self.runs)
 
@@ -105,6 +107,7 @@ def show(sought: uuid.UUID | str, known: Known) -> Plan[Hierarchy]:
         runs,
         tuple(_unstarted(row) for row in unstarted),
         now,
+        next((at for _, where, _, _, at, *_ in whereabouts if where == "pruned"), None),
     )
 
 
