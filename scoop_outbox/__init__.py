@@ -14,6 +14,7 @@ if _typing.TYPE_CHECKING:
     from scoop_outbox.broker.protocol import Resource
     from scoop_outbox.client.handle import Handle
     from scoop_outbox.context import Context
+    from scoop_outbox.core.plans.pruner import ArchivedHierarchy
     from scoop_outbox.core.run import RunState, StepKind
     from scoop_outbox.daemon.running import Running
     from scoop_outbox.daemon.worker.alerts import StuckRun
@@ -47,9 +48,10 @@ if _typing.TYPE_CHECKING:
     from scoop_outbox.message import Draft, Message, Topic
     from scoop_outbox.operations.dead_letters import AsyncDeadLetters, DeadLetters
     from scoop_outbox.operations.handlers import AsyncHandlers, Handlers
+    from scoop_outbox.operations.retention import Pruning, PruningOptions
     from scoop_outbox.operations.runs import AsyncRuns, Runs
     from scoop_outbox.policy import Retry
-    from scoop_outbox.saga import Saga
+    from scoop_outbox.saga import Saga, SagaOptions
     from scoop_outbox.scope import AsyncScope, BlockingScope, Result, Scope
     from scoop_outbox.status import ActionStatus, RunStatus, Status, StepStatus
     from scoop_outbox.step import GoTo, Repeat, Step, StepOptions
@@ -63,6 +65,7 @@ __all__ = [
     "ActiveRun",
     "AmbiguousId",
     "Answer",
+    "ArchivedHierarchy",
     "AsyncDeadLetters",
     "AsyncHandlers",
     "AsyncRuns",
@@ -91,6 +94,8 @@ __all__ = [
     "ParentSaidSo",
     "Participant",
     "PayloadError",
+    "Pruning",
+    "PruningOptions",
     "Repeat",
     "Resource",
     "Result",
@@ -103,6 +108,7 @@ __all__ = [
     "Running",
     "Runs",
     "Saga",
+    "SagaOptions",
     "Scoop",
     "ScoopError",
     "Scope",
@@ -130,6 +136,7 @@ _HOMES = {
     "scoop_outbox.app": ("Scoop",),
     "scoop_outbox.broker.protocol": ("Resource",),
     "scoop_outbox.context": ("Context",),
+    "scoop_outbox.core.plans.pruner": ("ArchivedHierarchy",),
     "scoop_outbox.core.run": ("RunState", "StepKind"),
     "scoop_outbox.daemon.running": ("Running",),
     "scoop_outbox.errors": (
@@ -164,8 +171,9 @@ _HOMES = {
     "scoop_outbox.operations.dead_letters": ("AsyncDeadLetters", "DeadLetters"),
     "scoop_outbox.operations.handlers": ("AsyncHandlers", "Handlers"),
     "scoop_outbox.operations.runs": ("AsyncRuns", "Runs"),
+    "scoop_outbox.operations.retention": ("Pruning", "PruningOptions"),
     "scoop_outbox.policy": ("Retry",),
-    "scoop_outbox.saga": ("Saga",),
+    "scoop_outbox.saga": ("Saga", "SagaOptions"),
     "scoop_outbox.scope": ("AsyncScope", "BlockingScope", "Result", "Scope"),
     "scoop_outbox.status": ("ActionStatus", "RunStatus", "Status", "StepStatus"),
     "scoop_outbox.daemon.worker.alerts": ("StuckRun",),

@@ -7,9 +7,10 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Unpack
 
 from scoop_outbox._generics import R, T
+from scoop_outbox._retention import REMEMBERED, Retention
 from scoop_outbox.answers import Answer, RollbackAnswer
 from scoop_outbox.broker.protocol import Resource
 from scoop_outbox.client.announce import announce, announce_sync
@@ -18,8 +19,9 @@ from scoop_outbox.client.launcher import Launcher
 from scoop_outbox.client.requests import cancel, cancel_sync, roll_back, roll_back_sync
 from scoop_outbox.client.serve import serve
 from scoop_outbox.client.servers import Servers
-from scoop_outbox.client.service import Service
+from scoop_outbox.client.service import Service, checked_callback
 from scoop_outbox.client.stuck import act, act_sync
+from scoop_outbox.core.plans.pruner import ArchivedHierarchy
 from scoop_outbox.core.plans.rollback import IfActive
 from scoop_outbox.core.plans.stuck import Action
 from scoop_outbox.daemon.intake.backpressure import HIGH_WATER
@@ -28,14 +30,12 @@ from scoop_outbox.daemon.worker.alerts import StuckRun
 from scoop_outbox.daemon.worker.interruptions import MOST
 from scoop_outbox.daemon.worker.slow_steps import SLOW_AFTER
 from scoop_outbox.daemon.worker.worker import SLOTS
-from scoop_outbox.errors import DefinitionError
 from scoop_outbox.message import Draft, Message, Topic
 from scoop_outbox.policy import seconds
-from scoop_outbox.saga import AfterFailure, Saga
+from scoop_outbox.saga import Saga, SagaOptions
 from scoop_outbox.status import Status, read_message, read_status
 from scoop_outbox.store.external_transaction import AsyncTransaction, Transaction
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
-from scoop_outbox.strategy import Strategy
 from scoop_outbox.wire.limits import MAX_BODY
 
 
@@ -121,55 +121,19 @@ class Scoop:
             database=database, broker=broker, broker_settings=broker_settings, group=group, start=start
         )
 
-    def saga(
-        self,
-        name: str,
-        on: str | Topic[T],
-        *,
-        ordered: Literal["key"] | None = None,
-        version: str | None = None,
-        formerly: Iterable[str] = (),
-        shield: bool = False,
-        timeout: float | timedelta | None = None,
-        rollback_timeout: float | timedelta | None = None,
-        strategy: Strategy | None = None,
-        rollback_failure: AfterFailure = "stop",
-    ) -> Saga[T]:
+    def saga(self, name: str, on: str | Topic[T], **options: Unpack[SagaOptions]) -> Saga[T]:
         """Declare a saga: a handler of the messages on a topic.
 
         Args:
             name: unique within the service. It is stored with its runs.
             on: the topic; several sagas may share one, each gets every message.
-            ordered: `"key"` begins with a message when the one of the same key before it has ended: see the guide.
-            version: tells this version of the saga from others that are deployed at the same time; unless given, its
-                steps in order do. A run goes on in the version in which it began, while a worker has that.
-            formerly: names that the saga had before. What is subscribed, waited for and under way under them is taken
-                over when the service starts; leave them there as long as something of the old name may be undone.
-            shield: its runs never give up: whoever cancels them, or what is above them, waits for their end. What they
-                have done is rolled back afterwards if their parent has given up.
-            timeout: seconds within which a run, with all below it, has to commit, from when its message is taken in;
-                or it gives up.
-            rollback_timeout: seconds that a rollback of a run, with all below it, may take; or it is `rollback_failed`.
-            rollback_failure: `"stop"` undoes nothing that came before what cannot be undone, for it may rely on that.
-                `"continue"` rolls back all the rest, children and earlier executions; then the run is
-                `rollback_failed`, with all that could not be undone.
-            strategy: when its runs begin, whom they wait for, and when they give up; see `Strategy`.
+            options: see `SagaOptions`.
 
         Raises:
-            DefinitionError: the name is taken or cannot be used, or the topic, `ordered` or `formerly` cannot; or this
-                process runs the service already, and would not execute the saga.
+            DefinitionError: the name is taken or cannot be used, or the topic or an option cannot; or this process runs
+                the service already, and would not execute the saga.
         """
-        return self._service.saga(
-            *(name, on),
-            ordered=ordered,
-            version=version,
-            formerly=formerly,
-            shield=shield,
-            timeout=timeout,
-            rollback_timeout=rollback_timeout,
-            strategy=strategy,
-            rollback_failure=rollback_failure,
-        )
+        return self._service.saga(name, on, options)
 
     @property
     def sagas(self) -> Mapping[str, Saga]:
@@ -356,7 +320,8 @@ class Scoop:
 
         Returns:
             `ACCEPTED`; `ALREADY_REQUESTED`, and the first reason counts; `NOTHING_TO_DO` when all of it has ended, or
-            is rolling back; `ALREADY_ROLLED_BACK`; `UNKNOWN` when this database has no such message or run.
+            is rolling back; `ALREADY_ROLLED_BACK`; `UNKNOWN` when this database has no such message or run;
+            `EXPIRED` when it had, and its hierarchy has been pruned.
 
         Raises:
             DatabaseError: the database cannot be reached or is not migrated.
@@ -407,7 +372,8 @@ class Scoop:
             An object with the `answer`: `ACCEPTED`; `REFUSED_ACTIVE`, with the runs that are `active`;
             `REFUSED_ROLLBACK_FAILED` when a run could not be rolled back before, `ABANDONED` when it was given up;
             `ALREADY_REQUESTED`; `ALREADY_ROLLED_BACK`; `NOTHING_TO_DO` when nobody has handled the message; `UNKNOWN`
-            when this database has no such message or run.
+            when this database has no such message or run; `EXPIRED` when it had, and its hierarchy has been pruned, or
+            its payload erased.
 
         Raises:
             DatabaseError: the database cannot be reached or is not migrated, or `session` is on another one.
@@ -532,9 +498,24 @@ class Scoop:
         Raises:
             DefinitionError: it cannot be called.
         """
-        if not callable(callback):
-            raise DefinitionError(f"on_stuck takes a function of one argument; {callback!r} cannot be called")
-        self._service.alerts.append(callback)
+        self._service.alerts.append(checked_callback("on_stuck", callback))
+        return callback
+
+    def on_archive(self, callback: Callable[[ArchivedHierarchy], R]) -> Callable[[ArchivedHierarchy], R]:
+        """Have a callback handed each hierarchy that is about to be pruned, or whose payload is about to be erased.
+
+        It is called by the process that prunes: one of those that relay, so all of them need it. It is a decorator,
+        too. An `async def` is called on the event loop, a `def` in a thread; no transaction is open. Nothing goes
+        before it has returned: when it raises, that is logged, and tried again a minute later. If the process dies in
+        between, or somebody undoes the hierarchy at this moment, it is called again.
+
+        Args:
+            callback: a function of one argument, an `ArchivedHierarchy`.
+
+        Raises:
+            DefinitionError: it cannot be called.
+        """
+        self._service.archives.append(checked_callback("on_archive", callback))
         return callback
 
     async def topology(self, *topics: str | Topic[Any]) -> list[Resource]:
@@ -616,6 +597,9 @@ class Scoop:
         max_interruptions: int = MOST,
         slow_step_after: float | timedelta = SLOW_AFTER,
         grace: float | timedelta = 20.0,
+        retention: float | timedelta | None = None,
+        retain_payload: float | timedelta | None = None,
+        remember: float | timedelta = REMEMBERED,
     ) -> AsyncIterator[Running]:
         """Run relay and worker in this process, for as long as the block lasts.
 
@@ -631,9 +615,15 @@ class Scoop:
             max_interruptions: a run that the machinery interrupts so often in a row, without progress, is parked.
             slow_step_after: seconds after which the log says that a step without a `timeout` is still being executed.
             grace: how long running steps get to finish when the block is left.
+            retention: with `relay`, how long hierarchies are kept of sagas that do not say so themselves, from when
+                they have ended; for ever unless given.
+            retain_payload: likewise, what they hold.
+            remember: how long a message whose hierarchy has been pruned starts nothing if it comes again; 7 days at
+                least.
 
         Raises:
-            DefinitionError: a saga has no steps, or the service is running in this process already.
+            DefinitionError: a saga has no steps, the service is running in this process already, or a number or period
+                cannot be used.
             DatabaseError: the database cannot be reached or is not migrated.
             BrokerError: the broker says that this service cannot receive, and what to do about it; then it has not
                 been announced. Or this service has a broker, or this process relays and others of the database have
@@ -648,6 +638,7 @@ class Scoop:
             max_interruptions=max_interruptions,
             slow_step_after=seconds(slow_step_after),
             grace=seconds(grace),
+            retention=Retention.of(retention, retain_payload, remember),
         ) as running:
             yield running
 

@@ -12,9 +12,11 @@ import sys
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from scoop_outbox._log import get_logger
+from scoop_outbox._retention import REMEMBERED
 from scoop_outbox.app import Scoop, service_of
 from scoop_outbox.daemon.monitoring.health import serve_health
 from scoop_outbox.errors import DefinitionError
@@ -64,6 +66,7 @@ class Serving:
         slow_step_after: after how many seconds it is said that a step is slow.
         port: where it is told how this process is; None is nowhere.
         host: the address of the port.
+        retention, retain_payload, remember: as `Scoop.running` takes them.
     """
 
     worker: bool
@@ -75,6 +78,9 @@ class Serving:
     slow_step_after: float = 60.0
     port: int | None = None
     host: str = "127.0.0.1"
+    retention: timedelta | None = None
+    retain_payload: timedelta | None = None
+    remember: timedelta = REMEMBERED
 
 
 def run(app: Scoop, serving: Serving) -> None:
@@ -128,6 +134,9 @@ async def _serve(app: Scoop, serving: Serving) -> list[str]:
                 max_interruptions=serving.max_interruptions,
                 slow_step_after=serving.slow_step_after,
                 grace=serving.grace,
+                retention=serving.retention,
+                retain_payload=serving.retain_payload,
+                remember=serving.remember,
             )
         )
         if health is not None:

@@ -82,6 +82,8 @@ def _message(found: Hierarchy) -> str:
     told += [f"key {in_one_line(found.key)}"] if found.key is not None else []
     if found.taken_in_at is not None:
         told.append(f"taken in {time_text(found.taken_in_at)}")
+    elif found.pruned_at is not None:
+        told.append(f"pruned {time_text(found.pruned_at)}")
     elif not found.dead_letters:
         told.append("not taken in yet")
     told += [f"dead letter {number}" for number in found.dead_letters]

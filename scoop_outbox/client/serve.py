@@ -6,8 +6,10 @@ import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from scoop_outbox._retention import Retention
 from scoop_outbox.client.service import Service
 from scoop_outbox.core.plans.subscriptions import read_revision
+from scoop_outbox.daemon.maintenance import Kept
 from scoop_outbox.daemon.process import daemons
 from scoop_outbox.daemon.running import Running
 from scoop_outbox.errors import DefinitionError
@@ -25,6 +27,7 @@ async def serve(
     max_interruptions: int,
     slow_step_after: float,
     grace: float,
+    retention: Retention,
 ) -> AsyncIterator[Running]:
     """Run relay and worker for as long as the block lasts; `Scoop.running` says what the arguments are."""
     _check_numbers(slots, high_water, max_interruptions, slow_step_after)
@@ -51,6 +54,7 @@ async def serve(
             slow_step_after=slow_step_after,
             grace=grace,
             alerts=service.alerts,
+            kept=Kept(retention, service.archives),
         ) as running:
             yield running
     finally:

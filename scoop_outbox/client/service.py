@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from datetime import timedelta
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from scoop_outbox._forks import begins_anew
-from scoop_outbox._generics import T
+from scoop_outbox._generics import R, T
 from scoop_outbox.broker.protocol import Broker, Resource, Subscription
 from scoop_outbox.client.servers import Servers
 from scoop_outbox.daemon.announcer import Announcer
 from scoop_outbox.daemon.hints import ProcessHints
+from scoop_outbox.daemon.maintenance import Archive
 from scoop_outbox.daemon.worker.alerts import Alert
 from scoop_outbox.errors import DefinitionError
 from scoop_outbox.message import Topic, checked_name, topic_name
-from scoop_outbox.saga import AfterFailure, Saga
+from scoop_outbox.saga import Saga, SagaOptions
 from scoop_outbox.store.home import Home
-from scoop_outbox.strategy import Strategy
 
 
 class Service:
@@ -36,6 +35,7 @@ class Service:
         start: where a new group begins.
         sagas: the declared sagas by name.
         alerts: callbacks that are told of runs that get stuck.
+        archives: callbacks that are handed hierarchies that are about to be pruned.
         running: whether this process runs the service, and takes no more declarations.
     """
 
@@ -47,6 +47,7 @@ class Service:
         self.servers = servers
         self.sagas: dict[str, Saga] = {}
         self.alerts: list[Alert] = []
+        self.archives: list[Archive] = []
         self.running = False
         self._announcer: Announcer | None = None
         begins_anew(self)
@@ -81,20 +82,7 @@ class Service:
             self.servers.use_database(database)
             self._announcer = None
 
-    def saga(
-        self,
-        name: str,
-        on: str | Topic[T],
-        *,
-        ordered: Literal["key"] | None,
-        version: str | None,
-        formerly: Iterable[str],
-        shield: bool,
-        timeout: float | timedelta | None,
-        rollback_timeout: float | timedelta | None,
-        strategy: Strategy | None,
-        rollback_failure: AfterFailure,
-    ) -> Saga[T]:
+    def saga(self, name: str, on: str | Topic[T], options: SagaOptions) -> Saga[T]:
         """See `Scoop.saga`."""
         if self.running:
             raise DefinitionError(
@@ -107,17 +95,7 @@ class Service:
                 f"service {self.name!r} has a saga {name!r} already (on {self.sagas[name].topic!r}): "
                 "give each saga a name of its own"
             )
-        saga = Saga(
-            *(name, on),
-            ordered=ordered,
-            version=version,
-            formerly=formerly,
-            shield=shield,
-            timeout=timeout,
-            rollback_timeout=rollback_timeout,
-            strategy=strategy,
-            rollback_failure=rollback_failure,
-        )
+        saga = Saga(name, on, **options)
         self.sagas[name] = saga
         return saga
 
@@ -180,3 +158,14 @@ class Service:
         if self._announcer is None or self._announcer.names != frozenset(self.sagas):
             self._announcer = Announcer(self.broker, self.subscription, self.sagas)
         return self._announcer
+
+
+def checked_callback(name: str, callback: Callable[[T], R]) -> Callable[[T], R]:
+    """Return a callback that is registered by a method of this name.
+
+    Raises:
+        DefinitionError: it cannot be called.
+    """
+    if not callable(callback):
+        raise DefinitionError(f"{name} takes a function of one argument; {callback!r} cannot be called")
+    return callback

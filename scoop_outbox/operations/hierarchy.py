@@ -64,6 +64,7 @@ class Hierarchy:
         unstarted: who was to handle a message and has no run for it.
         executing: which runs were being executed when this was read.
         at: when this was read, by the database's clock.
+        pruned_at: when it was pruned: then nothing else is known of it.
     """
 
     message_id: uuid.UUID
@@ -76,12 +77,13 @@ class Hierarchy:
     unstarted: tuple[Unstarted, ...]
     executing: tuple[Executing, ...]
     at: datetime
+    pruned_at: datetime | None = None
 
     @property
     def ended(self) -> bool:
         """Whether nothing will happen any more by itself. What is parked counts as ended."""
         if self.taken_in_at is None:
-            return bool(self.dead_letters)
+            return bool(self.dead_letters) or self.pruned_at is not None
         waiting = any(one.state is ChildState.WAITING for one in self.unstarted)
         return not waiting and all(run.state.ended for run in self.runs)
 
@@ -121,6 +123,7 @@ def show(sought: uuid.UUID | str, known: Known) -> Plan[Hierarchy]:
         tuple(_unstarted(row) for row in unstarted),
         tuple(Executing(*row) for row in executing),
         now,
+        next((at for _, where, _, _, at, *_ in whereabouts if where == "pruned"), None),
     )
 
 

@@ -137,6 +137,8 @@ def subscribe(*sagas: str | None) -> Any:
         patterns=[None] * count,
         names=["[]"] * count,
         via_broker=False,
+        retentions=[None] * count,
+        payload_retentions=[None] * count,
     )
 
 

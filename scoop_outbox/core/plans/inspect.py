@@ -52,8 +52,8 @@ def read_whereabouts(messages: Sequence[uuid.UUID]) -> Plan[Rows]:
     """Return where messages are.
 
     Returns:
-        Of each its id; `taken in`, `outbox` or `dead letter`; topic, key and time; of a dead letter its number, who
-        could not take it in, and why.
+        Of each its id; `taken in`, `pruned`, `outbox` or `dead letter`; topic, key and time; of a dead letter its
+        number, who could not take it in, and why.
     """
     (rows,) = yield from ask(statement("read_whereabouts", messages=list(messages)))
     return rows

@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 from scoop_outbox.daemon.counters import Histogram, RunCounters
 from scoop_outbox.daemon.daemons import Daemons
 from scoop_outbox.daemon.intake.intake import Intake
+from scoop_outbox.daemon.maintenance import Maintenance
 from scoop_outbox.daemon.monitoring.snapshot import Snapshot
 from scoop_outbox.daemon.relay.relay import Relay
 from scoop_outbox.daemon.worker.worker import Worker
@@ -59,6 +60,8 @@ class _Collector(Collector):
             if self._daemons.worker is not None:
                 yield from _worker(self._daemons.worker)
                 yield from _runs(self._daemons.service, self._daemons.worker.reports.counters)
+            if self._daemons.maintenance is not None:
+                yield from _maintenance(self._daemons.maintenance)
             yield _dead_letters(self._daemons)
             yield _unhandled(self._daemons)
 
@@ -100,6 +103,15 @@ def _relay(relay: Relay) -> Iterator[Metric]:
     yield published
     yield _histogram("publish_seconds", "Seconds to publish a batch.", counters.seconds)
     yield _counter("publish_retriable", "Failed attempts to publish a message that are retried.", counters.retriable)
+
+
+def _maintenance(maintenance: Maintenance) -> Iterator[Metric]:
+    counts = maintenance.counts
+    yield _counter("pruned_hierarchies", "Hierarchies pruned by this process.", counts.hierarchies)
+    yield _counter("pruned_runs", "Runs of hierarchies pruned by this process.", counts.runs)
+    yield _counter("pruned_unhandled", "Messages that nobody handled, pruned by this process.", counts.unhandled)
+    yield _counter("erased_payloads", "Hierarchies whose payload was erased by this process.", counts.erased)
+    yield _counter("archive_failures", "Calls of archive callbacks that raised.", maintenance.failed)
 
 
 def _intake(intake: Intake) -> Iterator[Metric]:

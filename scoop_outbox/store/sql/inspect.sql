@@ -6,7 +6,7 @@
 select asked.id, m.id is not null or o.message_id is not null, r.saga, r.state, r.failure, r.obstacle,
        case when r.state = 'committed'
              and count(*) filter (where r.state in ('running', 'rolling_back', 'parked')) over (partition by asked.id) = 0
-            then r.result::text end
+            then r.result::text end, m.forget_at is not null
 from unnest(%(messages)s::uuid[]) as asked (id)
 left join {schema}.message m on m.id = asked.id
 left join {schema}.expected_root o on o.message_id = asked.id
@@ -117,7 +117,9 @@ from missing m
 limit %(most)s
 
 -- name: read_taken_in
-select id, topic, key, body, content_type, headers, created_at from {schema}.message where id = %(message)s
+select id, topic, key, body, content_type, headers, created_at
+from {schema}.message
+where id = %(message)s and emptied_at is null
 
 -- name: read_hierarchy
 with recursive tree as (
@@ -179,9 +181,10 @@ union
 order by 2
 
 -- name: read_whereabouts
--- Where messages are: taken in, in the outbox, or given up, by a relay or by the intake of a service. The outbox is looked
+-- Where messages are: taken in, pruned, in the outbox, or given up, by a relay or by the intake of a service. The outbox is looked
 -- through unless all of them have been taken in: it has no index for it.
-select id, 'taken in', topic, key, created_at, null::bigint, null::text, null::text
+select id, case when forget_at is null then 'taken in' else 'pruned' end, topic, key,
+       case when forget_at is null then created_at else emptied_at end, null::bigint, null::text, null::text
 from {schema}.message where id = any(%(messages)s::uuid[])
 union all
 select message_id, 'outbox', topic, key, created_at, null, null, null

@@ -1,13 +1,13 @@
 """Rollbacks that go on past what cannot be undone: where that began, and why it could not be.
 
-Revision 0021.
+Revision 0022.
 """
 
 import sqlalchemy as sa
 from alembic import context, op
 
-revision = "0021"
-down_revision = "0020"
+revision = "0022"
+down_revision = "0021"
 locks = ("run",)
 
 
