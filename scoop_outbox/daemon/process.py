@@ -79,18 +79,15 @@ async def daemons(
     if serving or broker is None:
         await _announce(home, announcer, relaying)
     names = _with_former(sagas)
-    executing = intake = None
-    if serving:
-        executing = Worker(
-            *(home, subscription.service, names, hints, slots),
-            via_broker=broker is not None,
-            max_interruptions=max_interruptions,
-            slow_step_after=slow_step_after,
-            alerts=alerts,
-        )
+    limits = {"max_interruptions": max_interruptions, "slow_step_after": slow_step_after}
+    new_worker = functools.partial(Worker, *(home, subscription.service, names, hints, slots), alerts=alerts, **limits)
+    intake = None
     if serving and broker is not None:
         intake = Intake(home, broker, subscription, sagas, hints, announcer, high=high_water, low=high_water // 2)
-    running = Running(home, relaying, executing, intake, subscription.service, list(names))
+    running = Running(
+        *(home, relaying, new_worker(via_broker=broker is not None) if serving else None, intake),
+        *(subscription.service, list(names)),
+    )
     running.maintenance = _maintenance(home, kept, relaying)
     running.tasks = _start(running, hints)
     try:
