@@ -14,6 +14,7 @@ if _typing.TYPE_CHECKING:
     from scoop_outbox.broker.protocol import Resource
     from scoop_outbox.client.handle import Handle
     from scoop_outbox.context import Context
+    from scoop_outbox.core.plans.pruner import ArchivedHierarchy
     from scoop_outbox.core.run import RunState, StepKind
     from scoop_outbox.daemon.running import Running
     from scoop_outbox.daemon.worker.alerts import StuckRun
@@ -33,7 +34,7 @@ if _typing.TYPE_CHECKING:
         UnhandledMessage,
         UnknownMessage,
     )
-    from scoop_outbox.external import External
+    from scoop_outbox.external import CompleteOptions, External, ExternalOptions, FailOptions
     from scoop_outbox.failure import (
         CancellationRequested,
         ChildRollbackFailed,
@@ -46,11 +47,12 @@ if _typing.TYPE_CHECKING:
         RollbackRequested,
     )
     from scoop_outbox.message import Draft, Message, Topic
-    from scoop_outbox.operations.dead_letters import DeadLetters
-    from scoop_outbox.operations.handlers import Handlers
-    from scoop_outbox.operations.runs import Runs
+    from scoop_outbox.operations.dead_letters import AsyncDeadLetters, DeadLetters
+    from scoop_outbox.operations.handlers import AsyncHandlers, Handlers
+    from scoop_outbox.operations.retention import Pruning, PruningOptions
+    from scoop_outbox.operations.runs import AsyncRuns, Runs
     from scoop_outbox.policy import Retry
-    from scoop_outbox.saga import Saga
+    from scoop_outbox.saga import Saga, SagaOptions
     from scoop_outbox.scope import AsyncScope, BlockingScope, Result, Scope
     from scoop_outbox.status import ActionStatus, RunStatus, Status, StepStatus
     from scoop_outbox.step import GoTo, Repeat, Step, StepOptions
@@ -64,12 +66,17 @@ __all__ = [
     "ActiveRun",
     "AmbiguousId",
     "Answer",
+    "ArchivedHierarchy",
+    "AsyncDeadLetters",
+    "AsyncHandlers",
+    "AsyncRuns",
     "AsyncScope",
     "BlockingScope",
     "BrokerError",
     "CancellationRequested",
     "ChildRollbackFailed",
     "ChildRolledBack",
+    "CompleteOptions",
     "ConflictingMessage",
     "Context",
     "DatabaseError",
@@ -78,6 +85,8 @@ __all__ = [
     "DistributedError",
     "Draft",
     "External",
+    "ExternalOptions",
+    "FailOptions",
     "Failure",
     "Frame",
     "GaveUp",
@@ -90,6 +99,8 @@ __all__ = [
     "ParentSaidSo",
     "Participant",
     "PayloadError",
+    "Pruning",
+    "PruningOptions",
     "Repeat",
     "Resource",
     "Result",
@@ -102,6 +113,7 @@ __all__ = [
     "Running",
     "Runs",
     "Saga",
+    "SagaOptions",
     "Scoop",
     "ScoopError",
     "Scope",
@@ -129,6 +141,7 @@ _HOMES = {
     "scoop_outbox.app": ("Scoop",),
     "scoop_outbox.broker.protocol": ("Resource",),
     "scoop_outbox.context": ("Context",),
+    "scoop_outbox.core.plans.pruner": ("ArchivedHierarchy",),
     "scoop_outbox.core.run": ("RunState", "StepKind"),
     "scoop_outbox.daemon.running": ("Running",),
     "scoop_outbox.errors": (
@@ -147,7 +160,7 @@ _HOMES = {
         "UnhandledMessage",
         "UnknownMessage",
     ),
-    "scoop_outbox.external": ("External",),
+    "scoop_outbox.external": ("CompleteOptions", "External", "ExternalOptions", "FailOptions"),
     "scoop_outbox.failure": (
         "CancellationRequested",
         "ChildRollbackFailed",
@@ -161,11 +174,12 @@ _HOMES = {
     ),
     "scoop_outbox.client.handle": ("Handle",),
     "scoop_outbox.message": ("Draft", "Message", "Topic"),
-    "scoop_outbox.operations.dead_letters": ("DeadLetters",),
-    "scoop_outbox.operations.handlers": ("Handlers",),
-    "scoop_outbox.operations.runs": ("Runs",),
+    "scoop_outbox.operations.dead_letters": ("AsyncDeadLetters", "DeadLetters"),
+    "scoop_outbox.operations.handlers": ("AsyncHandlers", "Handlers"),
+    "scoop_outbox.operations.runs": ("AsyncRuns", "Runs"),
+    "scoop_outbox.operations.retention": ("Pruning", "PruningOptions"),
     "scoop_outbox.policy": ("Retry",),
-    "scoop_outbox.saga": ("Saga",),
+    "scoop_outbox.saga": ("Saga", "SagaOptions"),
     "scoop_outbox.scope": ("AsyncScope", "BlockingScope", "Result", "Scope"),
     "scoop_outbox.status": ("ActionStatus", "RunStatus", "Status", "StepStatus"),
     "scoop_outbox.daemon.worker.alerts": ("StuckRun",),

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from scoop_outbox._deadlines import NONE, Deadlines, Timeouts
-from scoop_outbox.errors import PayloadError
+from scoop_outbox.errors import DefinitionError, PayloadError
 from scoop_outbox.failure import Frame
 from scoop_outbox.message import Topic, encode, saga_names, topic_name, uuid7
 from scoop_outbox.strategy import Participant
@@ -18,6 +18,9 @@ from scoop_outbox.wire.limits import Limits, written
 from scoop_outbox.wire.validation import checked_content_type, checked_id, checked_key, is_text
 
 DEFAULT_LIMITS = Limits()
+
+DEDUPLICATION = uuid.UUID("7796022a-0694-4cd3-9c8f-d37fb6550c13")
+"""What ids are made from that stand for a topic and a key of the caller's. Never changed: they are stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,7 @@ class Emission:
         deadlines: what this comes to, together with what the launching run is bound by.
         expects: who is waited for, if the strategy of the launching saga says that, and not who is subscribed.
         child_deadline: by when its handlers have to have started, if the launching run has to look after that.
+        dedup_key: what the id is made from, if the caller has given that.
     """
 
     message_id: uuid.UUID
@@ -51,6 +55,7 @@ class Emission:
     deadlines: Deadlines = NONE
     child_deadline: datetime | None = None
     expects: tuple[Participant, ...] | None = None
+    dedup_key: str | None = None
 
     @property
     def size(self) -> int:
@@ -71,6 +76,7 @@ def emission(
     require_handlers: bool = False,
     handled_by: Sequence[object] = (),
     message_id: object = None,
+    dedup_key: str | None = None,
     timeouts: Timeouts | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Emission:
@@ -87,18 +93,20 @@ def emission(
         require_handlers: whether some saga has to be subscribed to the topic.
         handled_by: the sagas that have to be, or their names.
         message_id: the caller's id for it; one is drawn unless given.
+        dedup_key: stands for the id, on this topic.
         timeouts: what the launcher says about time.
         limits: how large the body may be; the caller has checked the context.
 
     Raises:
-        DefinitionError: the topic's name, or one in `handled_by`, cannot be used.
-        PayloadError: payload, key or a header cannot be encoded, the payload is too large, or the id is none.
+        DefinitionError: the topic's name, or one in `handled_by`, cannot be used; or id and `dedup_key` are both given.
+        PayloadError: payload, key or a header cannot be encoded, the payload is too large, or id or `dedup_key` cannot
+            be used.
     """
     body, content_type = encode(topic, payload)
     limits.check(len(body), f"the payload for topic {topic_name(topic)!r}")
     others, said = _checked_headers(headers or {})
     return Emission(
-        uuid7() if message_id is None else checked_id(message_id),
+        _message_id(topic_name(topic), message_id, dedup_key),
         topic_name(topic),
         checked_key(key),
         body,
@@ -108,9 +116,25 @@ def emission(
         awaited,
         Frame.of_caller(depth + 1),
         _required(topic, require_handlers, handled_by),
-        message_id is not None,
+        message_id is not None or dedup_key is not None,
         timeouts,
+        dedup_key=dedup_key,
     )
+
+
+def deduplicated_id(topic: str, dedup_key: str) -> uuid.UUID:
+    """Return the id of the message that a `dedup_key` stands for on a topic: the same in every process, for ever."""
+    return uuid.uuid5(uuid.uuid5(DEDUPLICATION, topic), dedup_key)
+
+
+def _message_id(topic: str, message_id: object, dedup_key: object) -> uuid.UUID:
+    if dedup_key is None:
+        return uuid7() if message_id is None else checked_id(message_id)
+    if message_id is not None:
+        raise DefinitionError("pass id= or dedup_key=: a dedup_key stands for the id of a message on its topic")
+    if not is_text(dedup_key) or not dedup_key:
+        raise PayloadError(f"a dedup_key is text that is not empty and can be encoded, not {dedup_key!r:.60}")
+    return deduplicated_id(topic, dedup_key)
 
 
 def _checked_headers(headers: Mapping[Any, Any]) -> tuple[dict[str, str], str | None]:

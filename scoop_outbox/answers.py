@@ -19,6 +19,7 @@ class Answer(StrEnum):
         REFUSED_ROLLBACK_FAILED: a run could not be rolled back before: that has to be dealt with first.
         NOT_ROLLING_BACK: only a run that rolls back has something to skip. Cancel this one, or retry it.
         ABANDONED: the run was abandoned, which is final.
+        EXPIRED: its hierarchy has been pruned, or its payload erased: it can be undone no more.
         BUSY: somebody decides about the run, or its parent, at this moment. Ask again.
         UNKNOWN: there is no such run, here and now.
         ALREADY_COMPLETED: somebody has completed it before: it cannot fail any more.
@@ -37,6 +38,7 @@ class Answer(StrEnum):
     REFUSED_ROLLBACK_FAILED = "refused: rollback failed"
     NOT_ROLLING_BACK = "not rolling back"
     ABANDONED = "abandoned"
+    EXPIRED = "expired"
     BUSY = "busy"
     UNKNOWN = "unknown"
     ALREADY_COMPLETED = "already completed"

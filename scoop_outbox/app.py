@@ -7,37 +7,47 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Unpack
 
 from scoop_outbox._generics import R, T
+from scoop_outbox._retention import REMEMBERED, Retention
 from scoop_outbox.answers import Answer, RollbackAnswer
 from scoop_outbox.broker.protocol import Resource
 from scoop_outbox.client.announce import announce, announce_sync
-from scoop_outbox.client.external import settle, settle_sync
+from scoop_outbox.client.external import (
+    AsyncCompleteOptions,
+    AsyncFailOptions,
+    BlockingCompleteOptions,
+    BlockingFailOptions,
+    complete,
+    complete_sync,
+    fail,
+    fail_sync,
+)
 from scoop_outbox.client.handle import Handle
 from scoop_outbox.client.launcher import Launcher
 from scoop_outbox.client.requests import cancel, cancel_sync, roll_back, roll_back_sync
 from scoop_outbox.client.serve import serve
 from scoop_outbox.client.servers import Servers
-from scoop_outbox.client.service import Service
+from scoop_outbox.client.service import Service, checked_callback
 from scoop_outbox.client.stuck import act, act_sync
-from scoop_outbox.core.plans.external import ExternalOrName, completion, failing
+from scoop_outbox.core.plans.external import ExternalOrName
+from scoop_outbox.core.plans.pruner import ArchivedHierarchy
 from scoop_outbox.core.plans.rollback import IfActive
 from scoop_outbox.core.plans.stuck import Action
 from scoop_outbox.daemon.intake.backpressure import HIGH_WATER
 from scoop_outbox.daemon.running import Running
 from scoop_outbox.daemon.worker.alerts import StuckRun
 from scoop_outbox.daemon.worker.interruptions import MOST
+from scoop_outbox.daemon.worker.slow_steps import SLOW_AFTER
 from scoop_outbox.daemon.worker.worker import SLOTS
-from scoop_outbox.errors import DefinitionError
-from scoop_outbox.external import External
+from scoop_outbox.external import External, ExternalOptions
 from scoop_outbox.message import Draft, Message, Topic
 from scoop_outbox.policy import seconds
-from scoop_outbox.saga import Saga
+from scoop_outbox.saga import Saga, SagaOptions
 from scoop_outbox.status import Status, read_message, read_status
 from scoop_outbox.store.external_transaction import AsyncTransaction, Transaction
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
-from scoop_outbox.strategy import Strategy
 from scoop_outbox.wire.limits import MAX_BODY
 
 
@@ -123,61 +133,21 @@ class Scoop:
             database=database, broker=broker, broker_settings=broker_settings, group=group, start=start
         )
 
-    def saga(
-        self,
-        name: str,
-        on: str | Topic[T],
-        *,
-        ordered: Literal["key"] | None = None,
-        version: str | None = None,
-        formerly: Iterable[str] = (),
-        shield: bool = False,
-        timeout: float | timedelta | None = None,
-        rollback_timeout: float | timedelta | None = None,
-        strategy: Strategy | None = None,
-    ) -> Saga[T]:
+    def saga(self, name: str, on: str | Topic[T], **options: Unpack[SagaOptions]) -> Saga[T]:
         """Declare a saga: a handler of the messages on a topic.
 
         Args:
             name: unique within the service. It is stored with its runs.
             on: the topic; several sagas may share one, each gets every message.
-            ordered: `"key"` begins with a message when the one of the same key before it has ended: see the guide.
-            version: tells this version of the saga from others that are deployed at the same time; unless given, its
-                steps in order do. A run goes on in the version in which it began, while a worker has that.
-            formerly: names that the saga had before. What is subscribed, waited for and under way under them is taken
-                over when the service starts; leave them there as long as something of the old name may be undone.
-            shield: its runs never give up: whoever cancels them, or what is above them, waits for their end. What they
-                have done is rolled back afterwards if their parent has given up.
-            timeout: seconds within which a run, with all below it, has to commit, from when its message is taken in;
-                or it gives up.
-            rollback_timeout: seconds that a rollback of a run, with all below it, may take; or it is `rollback_failed`.
-            strategy: when its runs begin, whom they wait for, and when they give up; see `Strategy`.
+            options: see `SagaOptions`.
 
         Raises:
-            DefinitionError: the name is taken or cannot be used, or the topic, `ordered` or `formerly` cannot; or this
-                process runs the service already, and would not execute the saga.
+            DefinitionError: the name is taken or cannot be used, or the topic or an option cannot; or this process runs
+                the service already, and would not execute the saga.
         """
-        return self._service.saga(
-            *(name, on),
-            ordered=ordered,
-            version=version,
-            formerly=formerly,
-            shield=shield,
-            timeout=timeout,
-            rollback_timeout=rollback_timeout,
-            strategy=strategy,
-        )
+        return self._service.saga(name, on, options)
 
-    def external(
-        self,
-        name: str,
-        on: str | Topic[T],
-        *,
-        on_undo: str | Topic[Any] | None = None,
-        formerly: Iterable[str] = (),
-        timeout: float | timedelta | None = None,
-        rollback_timeout: float | timedelta | None = None,
-    ) -> External[T]:
+    def external(self, name: str, on: str | Topic[T], **options: Unpack[ExternalOptions]) -> External[T]:
         """Declare an external participant: a handler of the messages on a topic whose work is done elsewhere.
 
         Each message on the topic is a piece of work for somebody outside: a person, another system, a program in
@@ -187,20 +157,13 @@ class Scoop:
         Args:
             name: unique within the service, among its sagas, too. It is stored with its runs.
             on: the topic; others may handle it as well.
-            on_undo: the topic on which a message is launched when completed work is to be undone: a dict with
-                `message_id`, `name`, the `result`, and as `reason` the `type`, `message` and `source` of what went
-                wrong. Who handles it is waited for, as for anything that a compensation launches. Without it, nothing
-                happens: the work counts as rolled back.
-            formerly: names that it had before, as in `saga`.
-            timeout: seconds within which it has to be completed, from when its message is taken in; or it gives up.
-            rollback_timeout: seconds that undoing may take; or it is `rollback_failed`.
+            options: see `ExternalOptions`.
 
         Raises:
             DefinitionError: the name is taken or cannot be used, or a topic or `formerly` cannot; or this process runs
                 the service already.
         """
-        times = {"timeout": timeout, "rollback_timeout": rollback_timeout}
-        return self._service.external(name, on, on_undo=on_undo, formerly=formerly, **times)
+        return self._service.external(name, on, options)
 
     @property
     def sagas(self) -> Mapping[str, Saga]:
@@ -223,6 +186,7 @@ class Scoop:
         session: AsyncTransaction | None = None,
         detached: bool = False,
         id: uuid.UUID | None = None,  # noqa: A002 - what everybody calls it
+        dedup_key: str | None = None,
     ) -> Handle:
         """Launch a message from outside any saga: it starts a hierarchy of its own.
 
@@ -250,6 +214,7 @@ class Scoop:
                 that one: without `session`, three launches at a time in each event loop, and three of blocking code,
                 each for 20 s at most, and as long for its turn. Draw ids of your own: one that was drawn here
                 (`handle.id`) is that message's, and another message launched under it may be lost.
+            dedup_key: likewise, as text: it stands for an id of its own on each topic, so pass one or the other.
 
         Raises:
             StepError: this is called inside a step, neither detached nor with the step's own session.
@@ -262,7 +227,7 @@ class Scoop:
                 transaction is launching under the id and does not end: nothing is launched then; try again.
         """
         times = timeout, deadline, rollback_timeout
-        draft = Draft(topic, payload, key, context, headers, id, require_handlers, handled_by, *times)
+        draft = Draft(topic, payload, key, context, headers, id, require_handlers, handled_by, *times, dedup_key)
         return (await self._launcher.launch([draft], session, detached=detached))[0]
 
     def launch_sync(
@@ -281,6 +246,7 @@ class Scoop:
         session: Transaction | None = None,
         detached: bool = False,
         id: uuid.UUID | None = None,  # noqa: A002 - what everybody calls it
+        dedup_key: str | None = None,
     ) -> Handle:
         """Do as `launch`, for code without an event loop.
 
@@ -291,7 +257,7 @@ class Scoop:
             StepError, DefinitionError, PayloadError, ConflictingMessage, UnhandledMessage, DatabaseError: as `launch`.
         """
         times = timeout, deadline, rollback_timeout
-        draft = Draft(topic, payload, key, context, headers, id, require_handlers, handled_by, *times)
+        draft = Draft(topic, payload, key, context, headers, id, require_handlers, handled_by, *times, dedup_key)
         return self._launcher.launch_sync([draft], session, detached=detached)[0]
 
     async def launch_many(
@@ -384,7 +350,8 @@ class Scoop:
 
         Returns:
             `ACCEPTED`; `ALREADY_REQUESTED`, and the first reason counts; `NOTHING_TO_DO` when all of it has ended, or
-            is rolling back; `ALREADY_ROLLED_BACK`; `UNKNOWN` when this database has no such message or run.
+            is rolling back; `ALREADY_ROLLED_BACK`; `UNKNOWN` when this database has no such message or run;
+            `EXPIRED` when it had, and its hierarchy has been pruned.
 
         Raises:
             DatabaseError: the database cannot be reached or is not migrated.
@@ -435,7 +402,8 @@ class Scoop:
             An object with the `answer`: `ACCEPTED`; `REFUSED_ACTIVE`, with the runs that are `active`;
             `REFUSED_ROLLBACK_FAILED` when a run could not be rolled back before, `ABANDONED` when it was given up;
             `ALREADY_REQUESTED`; `ALREADY_ROLLED_BACK`; `NOTHING_TO_DO` when nobody has handled the message; `UNKNOWN`
-            when this database has no such message or run.
+            when this database has no such message or run; `EXPIRED` when it had, and its hierarchy has been pruned, or
+            its payload erased.
 
         Raises:
             DatabaseError: the database cannot be reached or is not migrated, or `session` is on another one.
@@ -546,16 +514,7 @@ class Scoop:
         """
         return act_sync(self._service, Action.ABANDON, run_id, note, source)
 
-    async def complete(
-        self,
-        id: uuid.UUID,  # noqa: A002
-        name: ExternalOrName,
-        *,
-        result: Any = None,
-        service: str | None = None,
-        source: str | None = None,
-        session: AsyncTransaction | None = None,
-    ) -> Answer:
+    async def complete(self, id: uuid.UUID, name: ExternalOrName, **said: Unpack[AsyncCompleteOptions]) -> Answer:  # noqa: A002
         """Say that the work of an external participant is done: the same as `scoop-outbox complete`.
 
         Any process may say so that reaches the database. It is said once: asked again, it answers so and changes
@@ -565,56 +524,33 @@ class Scoop:
         Args:
             id: of the message that is the work, as `scope.launch` returns it; or of the run that handles it.
             name: the participant, or its name.
-            result: a JSON value that the work leaves, as with `scope.set_result`; None leaves nothing.
-            service: the service that declares it, if more than one has one of that name.
-            source: who did the work; kept. The service's name unless given.
-            session: say it inside this transaction, as `launch` does: it is said if and only if that commits. The
-                answer is about what others could see before: what is cancelled or late meanwhile has given up.
+            said: see `CompleteOptions`; and `session`, to say it inside this transaction, as `launch` does: it is said
+                if and only if that commits. The answer is about what others could see before: what is cancelled or
+                late meanwhile has given up.
 
         Returns:
             `ACCEPTED`, also when the message is still on its way: then it counts when it comes. `ALREADY_REQUESTED`,
             and the first result counts; `ALREADY_FAILED`; `GAVE_UP` when it was cancelled or late before; `UNKNOWN`
             when nobody of that name handles the message in this database; `NOT_EXTERNAL` when a saga does;
             `AMBIGUOUS` when several services do; `NOT_YET` when the message is still on its way, and there is a
-            `session`.
+            `session`; `EXPIRED` when its hierarchy has been pruned.
 
         Raises:
             DefinitionError: that is no name.
             PayloadError: the result cannot be encoded as JSON, or is larger than `max_body`.
             DatabaseError: the database cannot be reached or is not migrated, or `session` is on another one.
         """
-        word = completion(id, name, result, service, source or self._service.name, self._service.servers.limits)
-        return await settle(self._service, word, session)
+        return await complete(self._service, id, name, **said)
 
-    def complete_sync(
-        self,
-        id: uuid.UUID,  # noqa: A002
-        name: ExternalOrName,
-        *,
-        result: Any = None,
-        service: str | None = None,
-        source: str | None = None,
-        session: Transaction | None = None,
-    ) -> Answer:
+    def complete_sync(self, id: uuid.UUID, name: ExternalOrName, **said: Unpack[BlockingCompleteOptions]) -> Answer:  # noqa: A002
         """Do as `complete`, for code without an event loop.
 
         Raises:
             DefinitionError, PayloadError, DatabaseError: as `complete`.
         """
-        word = completion(id, name, result, service, source or self._service.name, self._service.servers.limits)
-        return settle_sync(self._service, word, session)
+        return complete_sync(self._service, id, name, **said)
 
-    async def fail(
-        self,
-        id: uuid.UUID,  # noqa: A002
-        name: ExternalOrName,
-        *,
-        reason: str | None = None,
-        error: BaseException | None = None,
-        service: str | None = None,
-        source: str | None = None,
-        session: AsyncTransaction | None = None,
-    ) -> Answer:
+    async def fail(self, id: uuid.UUID, name: ExternalOrName, **said: Unpack[AsyncFailOptions]) -> Answer:  # noqa: A002
         """Say that the work of an external participant has failed: the same as `scoop-outbox fail`.
 
         To whoever launched the message, a child has failed and rolled back. It is said once, as with `complete`.
@@ -622,11 +558,7 @@ class Scoop:
         Args:
             id: as for `complete`.
             name: as for `complete`.
-            reason: in words: the message of a failure whose type is `ExternalFailed`.
-            error: instead of that, an exception, with its traceback and causes.
-            service: as for `complete`.
-            source: who says so, part of the failure; the service's name unless given.
-            session: as for `complete`.
+            said: see `FailOptions`; and `session`, as for `complete`.
 
         Returns:
             As `complete`, but `ALREADY_REQUESTED` when it has failed before, and `ALREADY_COMPLETED`.
@@ -636,27 +568,15 @@ class Scoop:
             ValueError: there are a reason and an error.
             DatabaseError: the database cannot be reached or is not migrated, or `session` is on another one.
         """
-        word = failing(id, name, reason, error, service, source or self._service.name)
-        return await settle(self._service, word, session)
+        return await fail(self._service, id, name, **said)
 
-    def fail_sync(
-        self,
-        id: uuid.UUID,  # noqa: A002
-        name: ExternalOrName,
-        *,
-        reason: str | None = None,
-        error: BaseException | None = None,
-        service: str | None = None,
-        source: str | None = None,
-        session: Transaction | None = None,
-    ) -> Answer:
+    def fail_sync(self, id: uuid.UUID, name: ExternalOrName, **said: Unpack[BlockingFailOptions]) -> Answer:  # noqa: A002
         """Do as `fail`, for code without an event loop.
 
         Raises:
             DefinitionError, ValueError, DatabaseError: as `fail`.
         """
-        word = failing(id, name, reason, error, service, source or self._service.name)
-        return settle_sync(self._service, word, session)
+        return fail_sync(self._service, id, name, **said)
 
     def on_stuck(self, callback: Callable[[StuckRun], R]) -> Callable[[StuckRun], R]:
         """Have a callback told of each run of this service that needs a person from now on.
@@ -672,9 +592,24 @@ class Scoop:
         Raises:
             DefinitionError: it cannot be called.
         """
-        if not callable(callback):
-            raise DefinitionError(f"on_stuck takes a function of one argument; {callback!r} cannot be called")
-        self._service.alerts.append(callback)
+        self._service.alerts.append(checked_callback("on_stuck", callback))
+        return callback
+
+    def on_archive(self, callback: Callable[[ArchivedHierarchy], R]) -> Callable[[ArchivedHierarchy], R]:
+        """Have a callback handed each hierarchy that is about to be pruned, or whose payload is about to be erased.
+
+        It is called by the process that prunes: one of those that relay, so all of them need it. It is a decorator,
+        too. An `async def` is called on the event loop, a `def` in a thread; no transaction is open. Nothing goes
+        before it has returned: when it raises, that is logged, and tried again a minute later. If the process dies in
+        between, or somebody undoes the hierarchy at this moment, it is called again.
+
+        Args:
+            callback: a function of one argument, an `ArchivedHierarchy`.
+
+        Raises:
+            DefinitionError: it cannot be called.
+        """
+        self._service.archives.append(checked_callback("on_archive", callback))
         return callback
 
     async def topology(self, *topics: str | Topic[Any]) -> list[Resource]:
@@ -754,7 +689,11 @@ class Scoop:
         slots: int = SLOTS,
         high_water: int = HIGH_WATER,
         max_interruptions: int = MOST,
+        slow_step_after: float | timedelta = SLOW_AFTER,
         grace: float | timedelta = 20.0,
+        retention: float | timedelta | None = None,
+        retain_payload: float | timedelta | None = None,
+        remember: float | timedelta = REMEMBERED,
     ) -> AsyncIterator[Running]:
         """Run relay and worker in this process, for as long as the block lasts.
 
@@ -768,10 +707,17 @@ class Scoop:
             high_water: no more is taken in from a broker while so many runs lie waiting for a slot, until there are
                 half as many.
             max_interruptions: a run that the machinery interrupts so often in a row, without progress, is parked.
+            slow_step_after: seconds after which the log says that a step without a `timeout` is still being executed.
             grace: how long running steps get to finish when the block is left.
+            retention: with `relay`, how long hierarchies are kept of sagas that do not say so themselves, from when
+                they have ended; for ever unless given.
+            retain_payload: likewise, what they hold.
+            remember: how long a message whose hierarchy has been pruned starts nothing if it comes again; 7 days at
+                least.
 
         Raises:
-            DefinitionError: a saga has no steps, or the service is running in this process already.
+            DefinitionError: a saga has no steps, the service is running in this process already, or a number or period
+                cannot be used.
             DatabaseError: the database cannot be reached or is not migrated.
             BrokerError: the broker says that this service cannot receive, and what to do about it; then it has not
                 been announced. Or this service has a broker, or this process relays and others of the database have
@@ -784,7 +730,9 @@ class Scoop:
             slots=slots,
             high_water=high_water,
             max_interruptions=max_interruptions,
+            slow_step_after=seconds(slow_step_after),
             grace=seconds(grace),
+            retention=Retention.of(retention, retain_payload, remember),
         ) as running:
             yield running
 

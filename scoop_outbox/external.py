@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypedDict
 
 from scoop_outbox._failure.root_cause import root_causes
 from scoop_outbox._generics import T
@@ -23,6 +23,55 @@ FAILED = "ExternalFailed"
 LOOK_AGAIN = timedelta(hours=1)
 """How often a worker looks at one that waits: its next wake-up is where everybody finds it who looks for what lives.
 And whoever said something, and died before a wake-up was posted for it, is heard then."""
+
+
+class ExternalOptions(TypedDict, total=False):
+    """What an external participant says about its runs; each may be left out.
+
+    Attributes:
+        on_undo: the topic on which a message is launched when completed work is to be undone: a dict with
+            `message_id`, `name`, the `result`, and as `reason` the `type`, `message` and `source` of what went wrong.
+            Who handles it is waited for, as for anything that a compensation launches. Without it, nothing happens: the
+            work counts as rolled back.
+        formerly: names that it had before, as in `SagaOptions`.
+        timeout: seconds within which it has to be completed, from when its message is taken in; or it gives up.
+        rollback_timeout: seconds that undoing may take; or it is `rollback_failed`.
+    """
+
+    on_undo: str | Topic[Any] | None
+    formerly: Iterable[str]
+    timeout: float | timedelta | None
+    rollback_timeout: float | timedelta | None
+
+
+class CompleteOptions(TypedDict, total=False):
+    """What is said when the work of an external participant is completed; each may be left out.
+
+    Attributes:
+        result: a JSON value that the work leaves, as with `scope.set_result`; None leaves nothing.
+        service: the service that declares the participant, if more than one has one of that name.
+        source: who did the work; kept. The service's name unless given.
+    """
+
+    result: Any
+    service: str | None
+    source: str | None
+
+
+class FailOptions(TypedDict, total=False):
+    """What is said when the work of an external participant has failed; each may be left out.
+
+    Attributes:
+        reason: in words: the message of a failure whose type is `ExternalFailed`.
+        error: instead of that, an exception, with its traceback and causes.
+        service: the service that declares the participant, if more than one has one of that name.
+        source: who says so, part of the failure; the service's name unless given.
+    """
+
+    reason: str | None
+    error: BaseException | None
+    service: str | None
+    source: str | None
 
 
 class External(Saga[T]):
@@ -44,7 +93,7 @@ class External(Saga[T]):
         timeout: float | timedelta | None = None,
         rollback_timeout: float | timedelta | None = None,
     ) -> None:
-        """See `Scoop.external`."""
+        """See `Scoop.external` and `ExternalOptions`."""
         super().__init__(name, on, formerly=formerly, timeout=timeout, rollback_timeout=rollback_timeout)
         self.on_undo = None if on_undo is None else topic_name(on_undo)
         told = None if self.on_undo is None else _telling(self, self.on_undo)

@@ -202,6 +202,7 @@ class Draft:
         timeout: seconds within which its hierarchy has to commit, from the launch on.
         deadline: when it has to have committed, with a time zone.
         rollback_timeout: seconds that a rollback of it may take.
+        dedup_key: stands for the id, on this topic.
     """
 
     topic: str | Topic[Any]
@@ -215,6 +216,7 @@ class Draft:
     timeout: float | timedelta | None = None
     deadline: datetime | None = None
     rollback_timeout: float | timedelta | None = None
+    dedup_key: str | None = None
 
     if TYPE_CHECKING:  # a class of no type of its own: mypy would not look at payloads in a list of them, otherwise
 
@@ -231,6 +233,7 @@ class Draft:
             timeout: float | timedelta | None = ...,
             deadline: datetime | None = ...,
             rollback_timeout: float | timedelta | None = ...,
+            dedup_key: str | None = ...,
         ) -> None: ...
 
 

@@ -6,10 +6,11 @@ import functools
 import itertools
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import Generic, Literal, Protocol, Unpack, overload
+from typing import Generic, Literal, Protocol, TypeAlias, TypedDict, Unpack, get_args, overload
 
 from scoop_outbox._deadlines import Timeouts
 from scoop_outbox._generics import Params, R, T
+from scoop_outbox._retention import SagaRetention
 from scoop_outbox.errors import DefinitionError
 from scoop_outbox.message import Topic, checked_name, topic_name
 from scoop_outbox.policy import COMPENSATION, ONCE, Retry
@@ -27,6 +28,46 @@ from scoop_outbox.step import (
     too_late,
 )
 from scoop_outbox.strategy import Strategy
+
+AfterFailure: TypeAlias = Literal["stop", "continue"]
+"""What a rollback does when something cannot be undone."""
+
+
+class SagaOptions(TypedDict, total=False):
+    """What a saga says about its runs; each may be left out.
+
+    Attributes:
+        ordered: `"key"` begins with a message when the one of the same key before it has ended: see the guide.
+        version: tells this version of the saga from others that are deployed at the same time; unless given, its
+            steps in order do. A run goes on in the version in which it began, while a worker has that.
+        formerly: names that the saga had before. What is subscribed, waited for and under way under them is taken
+            over when the service starts; leave them there as long as something of the old name may be undone.
+        shield: its runs never give up: whoever cancels them, or what is above them, waits for their end. What they
+            have done is rolled back afterwards if their parent has given up.
+        timeout: seconds within which a run, with all below it, has to commit, from when its message is taken in;
+            or it gives up.
+        rollback_timeout: seconds that a rollback of a run, with all below it, may take; or it is `rollback_failed`.
+        rollback_failure: `"stop"` undoes nothing that came before what cannot be undone, for it may rely on that.
+            `"continue"` rolls back all the rest, children and earlier executions; then the run is
+            `rollback_failed`, with all that could not be undone.
+        strategy: when its runs begin, whom they wait for, and when they give up; see `Strategy`.
+        retention: how long a hierarchy is kept whose first message it handles, in seconds or as a `timedelta`, from
+            when all of it has ended; until then it can be undone. Unless given, as whoever prunes says. If several
+            sagas handle that message, the longest counts.
+        retain_payload: likewise, how long what the hierarchy's messages, contexts and results hold is kept; after
+            that it can be looked at, and not undone.
+    """
+
+    ordered: Literal["key"] | None
+    version: str | None
+    formerly: Iterable[str]
+    shield: bool
+    timeout: float | timedelta | None
+    rollback_timeout: float | timedelta | None
+    rollback_failure: AfterFailure
+    strategy: Strategy | None
+    retention: float | timedelta | None
+    retain_payload: float | timedelta | None
 
 
 class StepDecorator(Protocol[T]):
@@ -56,8 +97,11 @@ class Saga(Generic[T]):
         timeout: float | timedelta | None = None,
         rollback_timeout: float | timedelta | None = None,
         strategy: Strategy | None = None,
+        rollback_failure: AfterFailure = "stop",
+        retention: float | timedelta | None = None,
+        retain_payload: float | timedelta | None = None,
     ) -> None:
-        """See `Scoop.saga`."""
+        """See `Scoop.saga` and `SagaOptions`."""
         self.name = checked_name("saga", name)
         self.version = None if version is None else checked_name("version", version)
         self.formerly = _formerly(name, formerly)
@@ -69,11 +113,16 @@ class Saga(Generic[T]):
         self.ordered = ordered
         self.shield = shield
         self.timeouts = Timeouts.of(timeout, None, rollback_timeout)
+        if rollback_failure not in get_args(AfterFailure):
+            raise DefinitionError(
+                f"saga {name!r}: rollback_failure={rollback_failure!r} is unknown; 'stop' undoes nothing that came "
+                "before what cannot be undone, and 'continue' undoes the rest all the same"
+            )
+        self.rollback_failure = rollback_failure
         self.strategy = _checked_strategy(name, strategy)
-        self.topic = topic_name(on)
-        self.schema: Topic[T] | None = on if isinstance(on, Topic) else None
+        self.retention = SagaRetention.of(retention, retain_payload)
+        self._on: Topic[T] | str = on if isinstance(on, Topic) else topic_name(on)
         self._steps: dict[str, Step[T]] = {}
-        self._sealed = False
         self._after: dict[str, str] | None = None
 
     def __repr__(self) -> str:
@@ -81,13 +130,22 @@ class Saga(Generic[T]):
         return f"<saga {self.name!r} on {self.topic!r}: {', '.join(map(repr, self._steps)) or 'no steps'}>"
 
     @property
+    def topic(self) -> str:
+        """The name of the topic that it listens on."""
+        return self._on.name if isinstance(self._on, Topic) else self._on
+
+    @property
+    def schema(self) -> Topic[T] | None:
+        """The type of its messages, if its topic has one."""
+        return self._on if isinstance(self._on, Topic) else None
+
+    @property
     def sealed(self) -> bool:
         """Whether this process executes the saga as it is, so that nothing can be declared on it."""
-        return self._sealed
+        return any(step.sealed for step in self._steps.values())
 
     @sealed.setter
     def sealed(self, sealed: bool) -> None:
-        self._sealed = sealed
         for step in self._steps.values():
             step.sealed = sealed
 
@@ -179,7 +237,7 @@ class Saga(Generic[T]):
                 saga is being executed.
         """
         checked_name("step", name)
-        if self._sealed:
+        if self.sealed:
             raise too_late(f"step {name!r} of saga {self.name!r}")
         if name in self._steps:
             raise DefinitionError(f"saga {self.name!r} has a step {name!r} already; give each step a name of its own")

@@ -143,7 +143,7 @@ def read_status(message_id: uuid.UUID, known: Known) -> Plan[Status]:
         UnknownMessage: the message has not been taken in here, or has been pruned.
     """
     rows, roots = yield from read_hierarchy(message_id)
-    if not any(known for _, known, *_ in roots):
+    if not any(known and not pruned for _, known, *_, pruned in roots):
         raise UnknownMessage(f"message {message_id} has not been taken in here, or it has been pruned")
     steps, actions = yield from read_executions([row[0] for row in rows])
     named = [row[column] for row in rows for column in _FAILURES] + [row[_STEP_FAILURE] for row in steps]

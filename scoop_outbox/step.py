@@ -257,8 +257,8 @@ class Step(Generic[T, P, R_co]):
         self.child_failure_handler: Callback | None = None
         self.child_rollback_failure_handler: Callback | None = None
         self.finaliser: Callback | None = None
-        self.retry = retry
-        self.compensate_retry = compensate_retry
+        self.retry = _checked_retry(self._of, "retry", retry)
+        self.compensate_retry = _checked_retry(self._of, "compensate_retry", compensate_retry)
         self.options = options
         if compensate is not None:
             self.compensate(compensate)
@@ -372,6 +372,12 @@ class Step(Generic[T, P, R_co]):
         handlers = (self.child_failure_handler, self.child_rollback_failure_handler)
         optional = (self.compensation, *handlers, self.finaliser)
         return (self.invoke, *(callback for callback in optional if callback is not None))
+
+
+def _checked_retry(of: str, name: str, retry: object) -> Retry:
+    if not isinstance(retry, Retry):
+        raise DefinitionError(f"{of}: {name}={retry!r} is no policy; write Retry(attempts=...)")
+    return retry
 
 
 def too_late(what: str) -> DefinitionError:

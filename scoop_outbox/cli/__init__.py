@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,11 +19,15 @@ from scoop_outbox.cli.handlers import handlers
 from scoop_outbox.cli.log import is_json, with_log_format, with_log_level, write_log
 from scoop_outbox.cli.options import required
 from scoop_outbox.cli.requests import abandon, cancel, retry, rollback, skip
+from scoop_outbox.cli.retention import Archive, prune, with_retention
 from scoop_outbox.cli.runs import runs
 from scoop_outbox.cli.settings import broker_settings, settings_of
 from scoop_outbox.cli.show import show
 from scoop_outbox.cli.topology import topology
 from scoop_outbox.errors import ScoopError
+
+if TYPE_CHECKING:
+    from scoop_outbox.app import Scoop
 
 log = get_logger(__name__)
 
@@ -85,6 +91,7 @@ main.add_command(skip)
 main.add_command(abandon)
 main.add_command(complete)
 main.add_command(fail)
+main.add_command(prune)
 main.add_command(runs)
 main.add_command(show)
 
@@ -220,7 +227,16 @@ def migrate(*, database: str | None, schema: str, wait: float, lock_timeout: flo
     type=click.IntRange(min=1),
     help="Interruptions in a row, without progress, after which a run is parked.",
 )
-@click.option("--relay/--no-relay", default=False, help="Run a relay in this process too.")
+@click.option(
+    "--slow-step-after",
+    metavar="SECONDS",
+    default=60.0,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="Time after which a step that is still being executed, and has no timeout, is logged.",
+)
+@click.option("--relay/--no-relay", default=False, help="Run a relay in this process too; it prunes, too.")
+@with_retention
 @_port
 @_host
 @_grace
@@ -238,7 +254,12 @@ def worker(
     slots: int,
     high_water: int,
     max_interruptions: int,
+    slow_step_after: float,
     relay: bool,
+    retention: timedelta | None,
+    retain_payload: timedelta | None,
+    remember: timedelta,
+    archive: Path | None,
     port: int | None,
     host: str,
     grace: float,
@@ -262,10 +283,20 @@ def worker(
         grace=grace,
         high_water=high_water,
         max_interruptions=max_interruptions,
+        slow_step_after=slow_step_after,
         port=port,
         host=host,
+        retention=retention,
+        retain_payload=retain_payload,
+        remember=remember,
     )
+    _archiving(scoop, archive)
     run(scoop, serving)
+
+
+def _archiving(scoop: Scoop, archive: Path | None) -> None:
+    if archive is not None:
+        scoop.on_archive(Archive(archive).one)
 
 
 @main.command()
@@ -273,6 +304,7 @@ def worker(
 @_broker
 @broker_settings
 @_schema
+@with_retention
 @_port
 @_host
 @_grace
@@ -285,13 +317,17 @@ def relay(
     settings: Sequence[str],
     settings_file: Path | None,
     schema: str,
+    retention: timedelta | None,
+    retain_payload: timedelta | None,
+    remember: timedelta,
+    archive: Path | None,
     port: int | None,
     host: str,
     grace: float,
     log_level: str,
     log_format: str,
 ) -> None:
-    """Publish the outbox of a database.
+    """Publish the outbox of a database, and prune what has ended.
 
     Each shard of the outbox has one relay as its owner; the others stand by. SIGTERM lets the current batch finish and
     hands the shards over; a second one stops at once.
@@ -303,4 +339,16 @@ def relay(
     write_log(log_level, log_format)
     url = required(database)
     scoop = Scoop("relay", database=url, broker=broker, schema=schema, broker_settings=chosen)
-    run(scoop, Serving(worker=False, relay=True, slots=1, grace=grace, host=host, port=port))
+    serving = Serving(
+        worker=False,
+        relay=True,
+        slots=1,
+        grace=grace,
+        host=host,
+        port=port,
+        retention=retention,
+        retain_payload=retain_payload,
+        remember=remember,
+    )
+    _archiving(scoop, archive)
+    run(scoop, serving)

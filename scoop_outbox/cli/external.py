@@ -12,7 +12,7 @@ from scoop_outbox.answers import Answer
 from scoop_outbox.cli.options import on_a_database, required
 from scoop_outbox.cli.requests import NOT_ALL, user
 
-_target = click.argument("target", metavar="ID", type=click.UUID)
+_target = click.argument("target", metavar="ID")
 _name = click.argument("name", metavar="NAME")
 _service = click.option("--service", metavar="NAME", help="The service that declares it, if several have one so named.")
 _source = click.option("--source", metavar="NAME", help="Who says so; default: the name of the user at the command.")
@@ -36,7 +36,7 @@ def _json(_context: click.Context, _option: click.Parameter, text: str | None) -
 @on_a_database
 def complete(
     *,
-    target: uuid.UUID,
+    target: str,
     name: str,
     result: Any,
     service: str | None,
@@ -46,12 +46,14 @@ def complete(
 ) -> None:
     """Say that the work of an external participant is done.
 
-    ID is the message that is the work, or the run that handles it; NAME is what it was declared as with app.external.
+    ID is the message that is the work, or the run that handles it; the first 6 hexadecimal digits or more are enough,
+    if they fit nothing else. NAME is what it was declared as with app.external.
     """
     from scoop_outbox.operations.runs import Runs
 
     with Runs(required(database), schema=schema) as runs:
-        _answered(target, runs.complete(target, name, result=result, service=service, source=source or user()))
+        found = runs.find_target(target)
+        _answered(found, runs.complete(found, name, result=result, service=service, source=source or user()))
 
 
 @click.command()
@@ -63,7 +65,7 @@ def complete(
 @on_a_database
 def fail(
     *,
-    target: uuid.UUID,
+    target: str,
     name: str,
     reason: str | None,
     service: str | None,
@@ -73,12 +75,14 @@ def fail(
 ) -> None:
     """Say that the work of an external participant has failed: whoever waits for it is told of the failure of a child.
 
-    ID is the message that is the work, or the run that handles it; NAME is what it was declared as with app.external.
+    ID is the message that is the work, or the run that handles it; the first 6 hexadecimal digits or more are enough,
+    if they fit nothing else. NAME is what it was declared as with app.external.
     """
     from scoop_outbox.operations.runs import Runs
 
     with Runs(required(database), schema=schema) as runs:
-        _answered(target, runs.fail(target, name, reason=reason, service=service, source=source or user()))
+        found = runs.find_target(target)
+        _answered(found, runs.fail(found, name, reason=reason, service=service, source=source or user()))
 
 
 def _answered(target: uuid.UUID, answer: Answer) -> None:

@@ -12,9 +12,11 @@ import sys
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from scoop_outbox._log import get_logger
+from scoop_outbox._retention import REMEMBERED
 from scoop_outbox.app import Scoop, service_of
 from scoop_outbox.daemon.monitoring.health import serve_health
 from scoop_outbox.errors import DefinitionError
@@ -61,8 +63,10 @@ class Serving:
         grace: how many seconds running steps get to finish.
         high_water: how many runs lie waiting when no more is taken in.
         max_interruptions: how often in a row a run may be interrupted until it is parked.
+        slow_step_after: after how many seconds it is said that a step is slow.
         port: where it is told how this process is; None is nowhere.
         host: the address of the port.
+        retention, retain_payload, remember: as `Scoop.running` takes them.
     """
 
     worker: bool
@@ -71,8 +75,12 @@ class Serving:
     grace: float
     high_water: int = 10_000
     max_interruptions: int = 20
+    slow_step_after: float = 60.0
     port: int | None = None
     host: str = "127.0.0.1"
+    retention: timedelta | None = None
+    retain_payload: timedelta | None = None
+    remember: timedelta = REMEMBERED
 
 
 def run(app: Scoop, serving: Serving) -> None:
@@ -124,7 +132,11 @@ async def _serve(app: Scoop, serving: Serving) -> list[str]:
                 slots=serving.slots,
                 high_water=serving.high_water,
                 max_interruptions=serving.max_interruptions,
+                slow_step_after=serving.slow_step_after,
                 grace=serving.grace,
+                retention=serving.retention,
+                retain_payload=serving.retain_payload,
+                remember=serving.remember,
             )
         )
         if health is not None:

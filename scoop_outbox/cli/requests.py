@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import click
@@ -20,25 +20,27 @@ _source = click.option("--source", metavar="NAME", help="Who asks; default: the 
 
 
 @click.command()
-@click.argument("targets", metavar="ID...", type=click.UUID, nargs=-1, required=True)
+@click.argument("targets", metavar="ID...", nargs=-1, required=True)
 @_reason
 @_source
 @on_a_database
 def cancel(
-    *, targets: Sequence[uuid.UUID], reason: str | None, source: str | None, database: str | None, schema: str
+    *, targets: Sequence[str], reason: str | None, source: str | None, database: str | None, schema: str
 ) -> None:
     """Ask hierarchies to give up: what has not started never will, and what has committed is rolled back.
 
-    ID is a message, which means all runs that handle it and everything below them, or a run.
+    ID is a message, which means all runs that handle it and everything below them, or a run; the first 6 hexadecimal
+    digits or more are enough, if they fit nothing else.
     """
     from scoop_outbox.operations.runs import Runs
 
     with Runs(required(database), schema=schema) as runs:
-        _answered({target: runs.cancel(target, reason=reason, source=source or user()) for target in targets})
+        found = _found(runs.find_target, targets)
+        _answered({target: runs.cancel(target, reason=reason, source=source or user()) for target in found})
 
 
 @click.command()
-@click.argument("targets", metavar="ID...", type=click.UUID, nargs=-1, required=True)
+@click.argument("targets", metavar="ID...", nargs=-1, required=True)
 @_reason
 @_source
 @click.option(
@@ -52,7 +54,7 @@ def cancel(
 @on_a_database
 def rollback(
     *,
-    targets: Sequence[uuid.UUID],
+    targets: Sequence[str],
     reason: str | None,
     source: str | None,
     if_active: Literal["refuse", "cancel", "wait"],
@@ -61,15 +63,16 @@ def rollback(
 ) -> None:
     """Undo hierarchies that have committed: everything below is compensated, in reverse order.
 
-    ID is a message, which means all runs that handle it, or a run. A part of a hierarchy may be undone, too: what is
-    above it stays committed, and is not told.
+    ID is a message, which means all runs that handle it, or a run; the first 6 hexadecimal digits or more are enough,
+    if they fit nothing else. A part of a hierarchy may be undone, too: what is above it stays committed, and is not
+    told.
     """
     from scoop_outbox.operations.runs import Runs
 
     answers: dict[uuid.UUID, Answer] = {}
     active: dict[uuid.UUID, Sequence[ActiveRun]] = {}
     with Runs(required(database), schema=schema) as runs:
-        for target in targets:
+        for target in _found(runs.find_target, targets):
             answered = runs.rollback(target, reason=reason, source=source or user(), if_active=if_active)
             answers[target], active[target] = answered.answer, answered.active
     _answered(answers, active)
@@ -83,20 +86,20 @@ def user() -> str:
         return "scoop-outbox"
 
 
-_run_ids = click.argument("run_ids", metavar="RUN...", type=click.UUID, nargs=-1, required=True)
+_run_ids = click.argument("run_ids", metavar="RUN...", nargs=-1, required=True)
 _note = click.option("--note", metavar="TEXT", help="Why, or what was done by hand: kept with who, and when.")
 _source = click.option("--source", metavar="NAME", help="Who asks; default: the name of the user who runs the command.")
 
 
 @click.command()
-@click.argument("run_ids", metavar="[RUN]...", type=click.UUID, nargs=-1)
+@click.argument("run_ids", metavar="[RUN]...", nargs=-1)
 @click.option("--service", metavar="NAME", help="All parked runs of this service.")
 @_note
 @_source
 @on_a_database
 def retry(
     *,
-    run_ids: Sequence[uuid.UUID],
+    run_ids: Sequence[str],
     service: str | None,
     note: str | None,
     source: str | None,
@@ -107,13 +110,15 @@ def retry(
 
     A run whose rollback has failed is rolled back, and then those above that had stopped because of it. A parked run
     goes on where it was parked.
+
+    RUN is the id of a run, or its first 6 hexadecimal digits or more.
     """
     from scoop_outbox.operations.runs import Runs
 
     if bool(run_ids) == bool(service):
         raise click.UsageError("pass ids of runs, or --service")
     with Runs(required(database), schema=schema) as runs:
-        asked = list(run_ids) if service is None else [run.id for run in runs.parked(service)]
+        asked = _found(runs.find_run, run_ids) if service is None else [run.id for run in runs.parked(service)]
         if not asked:
             click.echo(f"no parked runs of service {service}", err=True)
         _answered({run_id: runs.retry(run_id, note=note, source=source or user()) for run_id in asked})
@@ -124,14 +129,16 @@ def retry(
 @_note
 @_source
 @on_a_database
-def skip(
-    *, run_ids: Sequence[uuid.UUID], note: str | None, source: str | None, database: str | None, schema: str
-) -> None:
-    """Count as compensated what stuck runs could not undo, because somebody did it by hand, and go on behind that."""
+def skip(*, run_ids: Sequence[str], note: str | None, source: str | None, database: str | None, schema: str) -> None:
+    """Count as compensated what stuck runs could not undo, because somebody did it by hand, and go on behind that.
+
+    RUN is the id of a run, or its first 6 hexadecimal digits or more.
+    """
     from scoop_outbox.operations.runs import Runs
 
     with Runs(required(database), schema=schema) as runs:
-        _answered({run_id: runs.skip(run_id, note=note, source=source or user()) for run_id in run_ids})
+        found = _found(runs.find_run, run_ids)
+        _answered({run_id: runs.skip(run_id, note=note, source=source or user()) for run_id in found})
 
 
 @click.command()
@@ -139,14 +146,21 @@ def skip(
 @_note
 @_source
 @on_a_database
-def abandon(
-    *, run_ids: Sequence[uuid.UUID], note: str | None, source: str | None, database: str | None, schema: str
-) -> None:
-    """Leave stuck runs as they are, for good: nothing more of them is executed or undone."""
+def abandon(*, run_ids: Sequence[str], note: str | None, source: str | None, database: str | None, schema: str) -> None:
+    """Leave stuck runs as they are, for good: nothing more of them is executed or undone.
+
+    RUN is the id of a run, or its first 6 hexadecimal digits or more.
+    """
     from scoop_outbox.operations.runs import Runs
 
     with Runs(required(database), schema=schema) as runs:
-        _answered({run_id: runs.abandon(run_id, note=note, source=source or user()) for run_id in run_ids})
+        found = _found(runs.find_run, run_ids)
+        _answered({run_id: runs.abandon(run_id, note=note, source=source or user()) for run_id in found})
+
+
+def _found(find: Callable[[str], uuid.UUID], given: Sequence[str]) -> Sequence[uuid.UUID]:
+    """Return the ids that are meant, each once, before anything is done: one that is not clear stops the others."""
+    return list(dict.fromkeys(map(find, given)))
 
 
 def _answered(

@@ -82,6 +82,8 @@ def _message(found: Hierarchy) -> str:
     told += [f"key {in_one_line(found.key)}"] if found.key is not None else []
     if found.taken_in_at is not None:
         told.append(f"taken in {time_text(found.taken_in_at)}")
+    elif found.pruned_at is not None:
+        told.append(f"pruned {time_text(found.pruned_at)}")
     elif not found.dead_letters:
         told.append("not taken in yet")
     told += [f"dead letter {number}" for number in found.dead_letters]
@@ -93,6 +95,10 @@ def _run(run: RunStatus, found: Hierarchy) -> Iterator[str]:
     late = ", late: nobody waits for it" if run.late else ""
     state = f"{run.state}, abandoned" if run.abandoned else run.state
     yield f"{_whose(run)}: {state}, began {time_text(run.created_at)}, {lasted}, run {run.id}{late}"
+    for one in found.executing:
+        if one.run_id == run.id:
+            since = "" if one.since is None else f" since {time_text(one.since)}, {seconds_text(found.at - one.since)}"
+            yield f"{_INDENT}being executed{since}"
     if run.failure is not None:
         yield f"{_INDENT}failure: {failure_line(run.failure)}"
     if run.rollback_reason is not None and run.rollback_reason != run.failure:

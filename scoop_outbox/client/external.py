@@ -2,18 +2,118 @@
 
 from __future__ import annotations
 
+import uuid
+from typing import Any, Unpack
+
 from scoop_outbox._log import get_logger
 from scoop_outbox.answers import Answer
 from scoop_outbox.client.service import Service
-from scoop_outbox.core.plans.external import Word, judge, say, say_joined
+from scoop_outbox.core.plans.external import ExternalOrName, Word, completion, failing, judge, say, say_joined
+from scoop_outbox.external import CompleteOptions, FailOptions
 from scoop_outbox.store.connect import map_missing_tables
 from scoop_outbox.store.external_transaction import AsyncTransaction, Transaction, run_joined, run_joined_blocking
 
 log = get_logger(__name__)
 
 
-async def settle(service: Service, word: Word, session: AsyncTransaction | None) -> Answer:
-    """Do what `Scoop.complete` and `Scoop.fail` say."""
+class AsyncCompleteOptions(CompleteOptions, total=False):
+    """What `Scoop.complete` is told."""
+
+    session: AsyncTransaction | None
+
+
+class BlockingCompleteOptions(CompleteOptions, total=False):
+    """What `Scoop.complete_sync` is told."""
+
+    session: Transaction | None
+
+
+class AsyncFailOptions(FailOptions, total=False):
+    """What `Scoop.fail` is told."""
+
+    session: AsyncTransaction | None
+
+
+class BlockingFailOptions(FailOptions, total=False):
+    """What `Scoop.fail_sync` is told."""
+
+    session: Transaction | None
+
+
+async def complete(
+    of: Service,
+    target: uuid.UUID,
+    name: ExternalOrName,
+    *,
+    session: AsyncTransaction | None = None,
+    **said: Unpack[CompleteOptions],
+) -> Answer:
+    """Do what `Scoop.complete` says."""
+    return await _settle(of, _completed(of, target, name, **said), session)
+
+
+def complete_sync(
+    of: Service,
+    target: uuid.UUID,
+    name: ExternalOrName,
+    *,
+    session: Transaction | None = None,
+    **said: Unpack[CompleteOptions],
+) -> Answer:
+    """Do what `Scoop.complete_sync` says."""
+    return _settle_sync(of, _completed(of, target, name, **said), session)
+
+
+async def fail(
+    of: Service,
+    target: uuid.UUID,
+    name: ExternalOrName,
+    *,
+    session: AsyncTransaction | None = None,
+    **said: Unpack[FailOptions],
+) -> Answer:
+    """Do what `Scoop.fail` says."""
+    return await _settle(of, _failed(of, target, name, **said), session)
+
+
+def fail_sync(
+    of: Service,
+    target: uuid.UUID,
+    name: ExternalOrName,
+    *,
+    session: Transaction | None = None,
+    **said: Unpack[FailOptions],
+) -> Answer:
+    """Do what `Scoop.fail_sync` says."""
+    return _settle_sync(of, _failed(of, target, name, **said), session)
+
+
+def _completed(
+    of: Service,
+    target: uuid.UUID,
+    name: ExternalOrName,
+    *,
+    result: Any = None,
+    service: str | None = None,
+    source: str | None = None,
+) -> Word:
+    return completion(target, name, result, service, source or of.name, of.servers.limits)
+
+
+def _failed(
+    of: Service,
+    target: uuid.UUID,
+    name: ExternalOrName,
+    *,
+    reason: str | None = None,
+    error: BaseException | None = None,
+    service: str | None = None,
+    source: str | None = None,
+) -> Word:
+    return failing(target, name, reason, error, service, source or of.name)
+
+
+async def _settle(service: Service, word: Word, session: AsyncTransaction | None) -> Answer:
     home = service.home
     async with home.driver() as driver:
         if session is None:
@@ -32,8 +132,7 @@ async def settle(service: Service, word: Word, session: AsyncTransaction | None)
         return _logged(service, word, (await driver.run(judge(word))).answer)
 
 
-def settle_sync(service: Service, word: Word, session: Transaction | None) -> Answer:
-    """Do what `Scoop.complete_sync` and `Scoop.fail_sync` say."""
+def _settle_sync(service: Service, word: Word, session: Transaction | None) -> Answer:
     home = service.home
     with home.blocking_driver() as driver:
         if session is None:

@@ -49,6 +49,7 @@ class Handle:
             DistributedError: its saga failed; the whole chain of causes, across services, is attached, and the message
                 names the first of them: type, text, service, saga and step.
             ExceptionGroup: several sagas failed; one `DistributedError` for each.
+            UnknownMessage: its hierarchy has been pruned.
             DatabaseError: the database cannot be reached; the message goes on when it can.
             StepError: this is called inside a step; what a step launches is waited for by itself.
         """
@@ -75,6 +76,7 @@ class Handle:
             TimeoutError: it has not ended in time; it goes on all the same.
             DistributedError: its saga failed.
             ExceptionGroup: several sagas failed.
+            UnknownMessage: its hierarchy has been pruned.
             DatabaseError: the database cannot be reached; the message goes on when it can.
             StepError: this is called inside a step; what a step launches is waited for by itself.
         """

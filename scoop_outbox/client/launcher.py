@@ -176,6 +176,7 @@ def _emission(draft: Draft, limits: Limits) -> Emission:
         require_handlers=draft.require_handlers,
         handled_by=draft.handled_by,
         message_id=draft.id,
+        dedup_key=draft.dedup_key,
         timeouts=Timeouts.of(draft.timeout, draft.deadline, draft.rollback_timeout),
         limits=limits,
     )

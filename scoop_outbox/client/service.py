@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from datetime import timedelta
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from scoop_outbox._forks import begins_anew
-from scoop_outbox._generics import T
+from scoop_outbox._generics import R, T
 from scoop_outbox.broker.protocol import Broker, Resource, Subscription
 from scoop_outbox.client.servers import Servers
 from scoop_outbox.daemon.announcer import Announcer
 from scoop_outbox.daemon.hints import ProcessHints
+from scoop_outbox.daemon.maintenance import Archive
 from scoop_outbox.daemon.worker.alerts import Alert
 from scoop_outbox.errors import DefinitionError
-from scoop_outbox.external import External
+from scoop_outbox.external import External, ExternalOptions
 from scoop_outbox.message import Topic, checked_name, topic_name
-from scoop_outbox.saga import Saga
+from scoop_outbox.saga import Saga, SagaOptions
 from scoop_outbox.store.home import Home
-from scoop_outbox.strategy import Strategy
 
 
 class Service:
@@ -37,6 +36,7 @@ class Service:
         start: where a new group begins.
         sagas: the declared sagas by name.
         alerts: callbacks that are told of runs that get stuck.
+        archives: callbacks that are handed hierarchies that are about to be pruned.
         running: whether this process runs the service, and takes no more declarations.
     """
 
@@ -48,6 +48,7 @@ class Service:
         self.servers = servers
         self.sagas: dict[str, Saga] = {}
         self.alerts: list[Alert] = []
+        self.archives: list[Archive] = []
         self.running = False
         self._announcer: Announcer | None = None
         begins_anew(self)
@@ -82,48 +83,17 @@ class Service:
             self.servers.use_database(database)
             self._announcer = None
 
-    def saga(
-        self,
-        name: str,
-        on: str | Topic[T],
-        *,
-        ordered: Literal["key"] | None,
-        version: str | None,
-        formerly: Iterable[str],
-        shield: bool,
-        timeout: float | timedelta | None,
-        rollback_timeout: float | timedelta | None,
-        strategy: Strategy | None,
-    ) -> Saga[T]:
+    def saga(self, name: str, on: str | Topic[T], options: SagaOptions) -> Saga[T]:
         """See `Scoop.saga`."""
         self._check_declaration(name)
-        saga = Saga(
-            *(name, on),
-            ordered=ordered,
-            version=version,
-            formerly=formerly,
-            shield=shield,
-            timeout=timeout,
-            rollback_timeout=rollback_timeout,
-            strategy=strategy,
-        )
+        saga = Saga(name, on, **options)
         self.sagas[name] = saga
         return saga
 
-    def external(
-        self,
-        name: str,
-        on: str | Topic[T],
-        *,
-        on_undo: str | Topic[Any] | None,
-        formerly: Iterable[str],
-        timeout: float | timedelta | None,
-        rollback_timeout: float | timedelta | None,
-    ) -> External[T]:
+    def external(self, name: str, on: str | Topic[T], options: ExternalOptions) -> External[T]:
         """See `Scoop.external`."""
         self._check_declaration(name)
-        times = {"timeout": timeout, "rollback_timeout": rollback_timeout}
-        external = External(name, on, on_undo=on_undo, formerly=formerly, **times)
+        external = External(name, on, **options)
         self.sagas[name] = external
         return external
 
@@ -199,3 +169,14 @@ class Service:
         if self._announcer is None or self._announcer.names != frozenset(self.sagas):
             self._announcer = Announcer(self.broker, self.subscription, self.sagas)
         return self._announcer
+
+
+def checked_callback(name: str, callback: Callable[[T], R]) -> Callable[[T], R]:
+    """Return a callback that is registered by a method of this name.
+
+    Raises:
+        DefinitionError: it cannot be called.
+    """
+    if not callable(callback):
+        raise DefinitionError(f"{name} takes a function of one argument; {callback!r} cannot be called")
+    return callback

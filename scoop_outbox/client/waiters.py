@@ -20,6 +20,7 @@ from scoop_outbox.core.statement import Plan
 from scoop_outbox.daemon.hints import ProcessHints
 from scoop_outbox.daemon.loops import call_on
 from scoop_outbox.daemon.polling import AdaptivePolling
+from scoop_outbox.errors import UnknownMessage
 from scoop_outbox.failure import DistributedError, Failure
 from scoop_outbox.scope import Result
 from scoop_outbox.store.home import Home
@@ -64,11 +65,13 @@ class Outcome:
         message_id: the message.
         failed: those that failed, in order.
         committed: the names of the others, each with the result that it left, as JSON text.
+        pruned: whether the hierarchy has been pruned, so that nobody knows.
     """
 
     message_id: uuid.UUID
     failed: list[Failed] = field(default_factory=list)
     committed: list[tuple[str, str | None]] = field(default_factory=list)
+    pruned: bool = False
 
     def answer(self) -> Any:
         """Return the result of the one saga that handles the message, or a list of those of several; decoded anew.
@@ -76,7 +79,10 @@ class Outcome:
         Raises:
             DistributedError: one saga failed.
             ExceptionGroup: several did.
+            UnknownMessage: the hierarchy has been pruned.
         """
+        if self.pruned:
+            raise UnknownMessage(f"message {self.message_id} was handled, and how is not known: it has been pruned")
         errors: list[DistributedError] = [failed.to_exception() for failed in self.failed]
         if len(errors) == 1:
             raise errors[0]
@@ -229,8 +235,8 @@ def read_outcomes(messages: Sequence[uuid.UUID], known: Known) -> Plan[dict[uuid
     failures = yield from recall([one for row in rows for one in row[4:6]], known)
     outcomes: dict[uuid.UUID, Outcome] = {}
     unfinished: set[uuid.UUID] = set()
-    for message_id, taken_in, saga, state, failure, obstacle, result in rows:
-        outcome = outcomes.setdefault(message_id, Outcome(message_id))
+    for message_id, taken_in, saga, state, failure, obstacle, result, pruned in rows:
+        outcome = outcomes.setdefault(message_id, Outcome(message_id, pruned=bool(pruned)))
         if not taken_in or (state is not None and not _final(RunState(state))):
             unfinished.add(message_id)
         elif obstacle is not None and obstacle != failure:

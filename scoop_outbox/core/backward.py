@@ -10,10 +10,15 @@ from scoop_outbox.core.decision import (
     Compensate,
     CompensationFailed,
     HandleChildRollbackFailure,
+    PassOver,
 )
 from scoop_outbox.core.run import Instance, Run, RunState, StepKind, changed
 from scoop_outbox.core.transition import Mail, Raised, Record, Returned, Transition, awaited, retried
 from scoop_outbox.failure import Failure
+from scoop_outbox.saga import Saga
+
+SEVERAL = "RollbackFailed"
+"""Type of the failure of a run of which several parts could not be undone: a neutral name, and no class."""
 
 
 def ask_children(run: Run, due: AskChildren, source: str) -> Transition:
@@ -35,8 +40,10 @@ def compensation_returned(run: Run, due: Compensate, outcome: Returned) -> Trans
     return replace(undone(after, instance), record=record, emissions=outcome.emissions)
 
 
-def compensation_raised(run: Run, due: Compensate, outcome: Raised, now: datetime, chance: float) -> Transition:
-    """A compensation failed: it is tried again later if its policy allows, else the rollback has failed."""
+def compensation_raised(
+    saga: Saga, run: Run, due: Compensate, outcome: Raised, now: datetime, chance: float
+) -> Transition:
+    """A compensation failed: it is tried again later if its policy allows, else the instance cannot be undone."""
     seq = run.seq + 1
     record = Record(
         seq,
@@ -49,14 +56,14 @@ def compensation_raised(run: Run, due: Compensate, outcome: Raised, now: datetim
     )
     if due.step.compensate_retry.allows(run.attempt + 1, outcome.error):
         return retried(run, seq, record, due.step.compensate_retry, now, chance)
-    return rollback_failed(changed(run, seq=seq, context=outcome.context), outcome.failure, record)
+    return _broken(saga, changed(run, seq=seq, context=outcome.context), due.instance, outcome.failure, record)
 
 
-def compensation_failed(run: Run, due: CompensationFailed, now: datetime, chance: float) -> Transition:
+def compensation_failed(saga: Saga, run: Run, due: CompensationFailed, now: datetime, chance: float) -> Transition:
     """Children of a compensation failed, and with them that attempt (behaviour Q46)."""
     if due.step.compensate_retry.allows(run.attempt + 1, due.failure.to_exception(lazily=True)):
         return retried(run, run.seq, None, due.step.compensate_retry, now, chance)
-    return rollback_failed(run, due.failure)
+    return _broken(saga, run, due.instance, due.failure)
 
 
 def child_rollback_handled(run: Run, due: HandleChildRollbackFailure, outcome: Returned) -> Transition:
@@ -91,12 +98,37 @@ def handled(run: Run, instance: Instance) -> Transition:
     return Transition(changed(run, handler_seq=None, handled=calls), consumes=instance.seq)
 
 
-def child_rollback_not_handled(run: Run, due: HandleChildRollbackFailure, outcome: Raised) -> Transition:
-    """The handler raised: the run cannot be rolled back."""
+def child_rollback_not_handled(saga: Saga, run: Run, due: HandleChildRollbackFailure, outcome: Raised) -> Transition:
+    """The handler raised: the instance cannot be undone."""
     seq = run.seq + 1
     kind = StepKind.CHILD_FAILURE_HANDLER
     record = Record(seq, due.step.name, kind, due.instance.iteration, run.handled, undoes=due.instance.seq)
-    return rollback_failed(changed(run, seq=seq, context=outcome.context), outcome.failure, record)
+    return _broken(saga, changed(run, seq=seq, context=outcome.context), due.instance, outcome.failure, record)
+
+
+def _broken(saga: Saga, run: Run, instance: Instance, why: Failure, record: Record | None = None) -> Transition:
+    """Return what becomes of a run one of whose instances cannot be undone."""
+    if saga.rollback_failure == "continue":
+        return passed_over(run, PassOver(instance, why), record)
+    return rollback_failed(run, why, record)
+
+
+def passed_over(run: Run, due: PassOver, record: Record | None = None) -> Transition:
+    """An instance cannot be undone, and stays as it is; the one before it is next all the same (behaviour Q74)."""
+    why = due.failure
+    after = undone(run, due.instance).run
+    if record is not None:
+        record = replace(record, failure=why)
+    above = run.undo_seq if run.undo_from is None else run.undo_from
+    return Transition(changed(after, undo_from=above, unresolved=_together(run.unresolved, why)), record)
+
+
+def _together(before: Failure | None, why: Failure) -> Failure:
+    """Return why parts of a run could not be undone: what is known already, and one more."""
+    if before is None or before == why:
+        return why
+    causes = before.causes if before.type == SEVERAL else (before,)
+    return Failure(SEVERAL, "several parts could not be undone", why.source, causes=(*causes, why)).within_limits()
 
 
 def undone(run: Run, instance: Instance) -> Transition:
@@ -130,4 +162,5 @@ def rollback_failed(run: Run, obstacle: Failure, record: Record | None = None) -
         obstacle = obstacle.with_launched_at(run.launched_at)
     if record is not None:
         record = replace(record, failure=obstacle)
+    obstacle = _together(run.unresolved, obstacle)
     return Transition(changed(run, state=RunState.ROLLBACK_FAILED, obstacle=obstacle), record, mail=Mail.DROP)

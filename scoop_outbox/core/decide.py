@@ -26,6 +26,7 @@ from scoop_outbox.core.decision import (
     Invoke,
     LeaveBehind,
     Park,
+    PassOver,
     RollBack,
     Undone,
     Wait,
@@ -196,9 +197,16 @@ def _finalise(saga: Saga, run: Run, body: Body, source: str) -> Decision:
 def _backward(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:
     if facts.body is not None:
         return _finalise(saga, run, facts.body, source)
-    instance = facts.instance
-    if instance is None:
-        return EndRolledBack()
+    if facts.instance is None:
+        return EndRolledBack() if run.unresolved is None else EndRollbackFailed(run.unresolved)
+    due = _undo(saga, run, facts.instance, source)
+    if isinstance(due, EndRollbackFailed) and saga.rollback_failure == "continue":
+        return PassOver(facts.instance, due.failure)
+    return due
+
+
+def _undo(saga: Saga, run: Run, instance: Instance, source: str) -> Decision:
+    """Return what is to be done next to undo an instance, or that it cannot be undone."""
     step = saga.get(instance.step)
     if run.handler_seq is not None:
         if not instance.handler_children:
@@ -217,7 +225,9 @@ def _backward(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:
     if step is None:  # in which order its children are undone is not known, either
         return missing(saga, instance.step)
     reverse = step.options.rollback_children == "reverse"
-    if instance.askable and not (reverse and instance.stuck):
+    # Messages before one that could not be rolled back are left, as earlier instances are, unless all goes on (Q75).
+    held_up = reverse and instance.stuck and saga.rollback_failure == "stop"
+    if instance.askable and not held_up:
         return AskChildren(instance, reverse)
     if instance.stuck:
         if run.failure is not None and all(child.delivered for child in instance.stuck):

@@ -136,6 +136,14 @@ class CompensationFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class PassOver:
+    """Leave an instance that cannot be undone as it is, and undo the one before it."""
+
+    instance: Instance
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
 class Undone:
     """Nothing more is to be done to undo an instance."""
 
@@ -184,6 +192,7 @@ Decision = (
     | HandleChildRollbackFailure
     | Handled
     | CompensationFailed
+    | PassOver
     | Undone
     | Commit
     | EndRolledBack

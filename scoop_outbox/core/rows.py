@@ -19,9 +19,9 @@ Failures = Mapping[uuid.UUID, Failure]
 """Those that the rows at hand name, by id."""
 
 # Where `claim_run` returns what comes after the run's own columns.
-CLOCK, MAIL, CANCELLATION, MESSAGE = 35, 36, 37, slice(38, 45)
+CLOCK, MAIL, CANCELLATION, MESSAGE = 37, 38, 39, slice(40, 47)
 
-_FAILURES = (20, 21, 28, CANCELLATION)
+_FAILURES = (20, 21, 28, 35, CANCELLATION)
 _CHILD_FAILURES, _DEADLINE = slice(6, 8), 10
 # Where `read_instance` returns a child, as `read_children` does.
 _INSTANCE = 6
@@ -61,7 +61,7 @@ def run_of(row: Row, failures: Failures) -> Run:
         run_id, message_id, service, saga, lineage, parent_run, state, step, next_step, seq, instance, iteration,
         attempt, handled, not_before, undo_seq, compensation_seq, handler_seq, context, inherited, failure, obstacle,
         result, launched_at, reason, lane, version, interrupted, giving_up,
-        deadlines, own_deadline, rollback_by, body_seq, finaliser_seq, created_at, *_,
+        deadlines, own_deadline, rollback_by, body_seq, finaliser_seq, undo_from, unresolved, created_at, *_,
     ) = row  # fmt: skip
     return Run(
         run_id,
@@ -98,6 +98,8 @@ def run_of(row: Row, failures: Failures) -> Run:
         rollback_by=rollback_by,
         body_seq=body_seq,
         finaliser_seq=finaliser_seq,
+        undo_from=undo_from,
+        unresolved=failure_of(unresolved, failures),
         created_at=created_at,
     )
 

@@ -112,6 +112,8 @@ class Run:
         handler_seq: while rolling back, the call of the handler of rollback failures whose children are waited for.
         body_seq: the execution of a step whose finaliser is to be called, until what that has launched has ended.
         finaliser_seq: the call of that finaliser whose children are waited for.
+        undo_from: while rolling back, the newest execution that was passed over though it could not be undone.
+        unresolved: why what was passed over could not be undone.
         context: the cooperation context as JSON text.
         inherited: the context of the parent that ordered the rollback, until it has been merged.
         failure: why the run rolls back or rolled back, or was to: what its compensations are told.
@@ -164,6 +166,8 @@ class Run:
     rollback_by: datetime | None = None
     body_seq: int | None = None
     finaliser_seq: int | None = None
+    undo_from: int | None = None
+    unresolved: Failure | None = None
     created_at: datetime | None = None
 
     @property

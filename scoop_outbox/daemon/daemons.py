@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from scoop_outbox.daemon.hints import ProcessHints
 from scoop_outbox.daemon.intake.intake import Intake
+from scoop_outbox.daemon.maintenance import Maintenance
 from scoop_outbox.daemon.relay.relay import Relay
 from scoop_outbox.daemon.worker.worker import Worker
 
@@ -18,6 +19,7 @@ class Daemons:
         relay: publishes, or None.
         worker: executes runs, or None.
         intake: takes in from a broker, or None.
+        maintenance: removes what has ended long ago, or None.
         service: whose runs the worker executes.
         sagas: the names of its sagas.
         unhandled: what this process has launched on topics that nobody listens to, in numbers by topic.
@@ -35,6 +37,7 @@ class Daemons:
         self.relay = relay
         self.worker = worker
         self.intake = intake
+        self.maintenance: Maintenance | None = None
         self.service = service
         self.sagas = sagas
         self.hints: ProcessHints | None = None

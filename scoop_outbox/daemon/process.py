@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -16,11 +15,13 @@ from scoop_outbox.daemon.daemons import error_of
 from scoop_outbox.daemon.hints import ProcessHints
 from scoop_outbox.daemon.intake.backpressure import HIGH_WATER
 from scoop_outbox.daemon.intake.intake import Intake
+from scoop_outbox.daemon.maintenance import KEPT_FOR_EVER, Kept, Maintenance
 from scoop_outbox.daemon.relay.home_publisher import HomePublisher
 from scoop_outbox.daemon.relay.relay import Relay
 from scoop_outbox.daemon.running import Running
 from scoop_outbox.daemon.worker.alerts import Alert
 from scoop_outbox.daemon.worker.interruptions import MOST
+from scoop_outbox.daemon.worker.slow_steps import SLOW_AFTER
 from scoop_outbox.daemon.worker.worker import SLOTS, Worker
 from scoop_outbox.errors import BrokerError
 from scoop_outbox.saga import Saga
@@ -46,8 +47,10 @@ async def daemons(
     slots: int = SLOTS,
     high_water: int = HIGH_WATER,
     max_interruptions: int = MOST,
+    slow_step_after: float = SLOW_AFTER,
     grace: float = 20.0,
     alerts: Sequence[Alert] = (),
+    kept: Kept = KEPT_FOR_EVER,
 ) -> AsyncIterator[Running]:
     """Run relay, worker and intake in the background, and drain them at the end.
 
@@ -63,8 +66,10 @@ async def daemons(
         slots: how many runs are executed at the same time.
         high_water: no more is taken in while so many runs lie waiting for a slot, until there are half as many.
         max_interruptions: a run that is interrupted so often in a row is parked.
+        slow_step_after: seconds after which it is said that a step is slow.
         grace: seconds that running steps get to finish at the end.
         alerts: called for each run that gets stuck.
+        kept: for how long what has ended is kept; whoever relays sees to it.
 
     Raises:
         BrokerError: the broker says that this cannot work; then the service has not been announced.
@@ -74,17 +79,16 @@ async def daemons(
     if serving or broker is None:
         await _announce(home, announcer, relaying)
     names = _with_former(sagas)
-    new_worker = functools.partial(
-        Worker,
-        *(home, subscription.service, names, hints, slots),
-        via_broker=broker is not None,
-        max_interruptions=max_interruptions,
-        alerts=alerts,
-    )
+    limits = {"max_interruptions": max_interruptions, "slow_step_after": slow_step_after}
+    new_worker = functools.partial(Worker, *(home, subscription.service, names, hints, slots), alerts=alerts, **limits)
     intake = None
     if serving and broker is not None:
         intake = Intake(home, broker, subscription, sagas, hints, announcer, high=high_water, low=high_water // 2)
-    running = Running(home, relaying, new_worker() if serving else None, intake, subscription.service, list(names))
+    running = Running(
+        *(home, relaying, new_worker(via_broker=broker is not None) if serving else None, intake),
+        *(subscription.service, list(names)),
+    )
+    running.maintenance = _maintenance(home, kept, relaying)
     running.tasks = _start(running, hints)
     try:
         yield running
@@ -108,6 +112,8 @@ async def _stop(running: Running, grace: float) -> None:
         running.intake.stop()
     if running.worker is not None:
         await running.worker.stop(grace)
+    if running.maintenance is not None:
+        running.maintenance.stop()
     if running.relay is not None:
         running.relay.stop()
     with contextlib.suppress(TimeoutError):
@@ -120,7 +126,13 @@ async def _stop(running: Running, grace: float) -> None:
 
 def _start(running: Running, hints: ProcessHints) -> list[asyncio.Task[None]]:
     running.hints = hints
-    named = {"hints": hints, "relay": running.relay, "worker": running.worker, "intake": running.intake}
+    named = {
+        "hints": hints,
+        "relay": running.relay,
+        "worker": running.worker,
+        "intake": running.intake,
+        "maintenance": running.maintenance,
+    }
     tasks = [
         asyncio.create_task(daemon.run(), name=f"scoop_outbox {name}")
         for name, daemon in named.items()
@@ -144,6 +156,10 @@ async def _announce(home: Home, announcer: Announcer, relay: Relay | None) -> No
 def _with_former(sagas: Mapping[str, Saga]) -> dict[str, Saga]:
     """Return sagas by all their names: what has begun under one and could not be taken over is executed under it."""
     return {name: saga for saga in sagas.values() for name in (*saga.formerly, saga.name)}
+
+
+def _maintenance(home: Home, kept: Kept, relay: Relay | None) -> Maintenance | None:
+    return None if relay is None else Maintenance(home, kept, lambda: relay.is_first)
 
 
 async def _relay(home: Home, broker: Broker | None, hints: ProcessHints) -> Relay:

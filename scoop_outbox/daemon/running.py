@@ -24,7 +24,7 @@ class Running(Daemons):
     and they come back within three seconds though it may not answer.
 
     Attributes:
-        relay, worker, intake, service, sagas, unhandled: as in `Daemons`.
+        relay, worker, intake, maintenance, service, sagas, unhandled: as in `Daemons`.
     """
 
     def __init__(

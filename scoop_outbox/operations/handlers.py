@@ -1,18 +1,23 @@
-"""Handlers: who is subscribed, what is pending for them, and forgetting them. Needs no application."""
+"""Handlers: who is subscribed, what is pending for them, and forgetting them. Needs no application.
+
+`Handlers` is for code without an event loop, `AsyncHandlers` for coroutines. What they do is in the same plans.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 
 from scoop_outbox._log import get_logger
 from scoop_outbox.core.plans import handlers as plans
+from scoop_outbox.core.plans.failures import Known
 from scoop_outbox.core.plans.handlers import ForgetStatus, Forgetting, Handler, Pending, UnderWay
-from scoop_outbox.store.blocking_driver import BlockingDriver
+from scoop_outbox.core.statement import Plan
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
-from scoop_outbox.store.standalone import OpenedDatabase
+from scoop_outbox.store.standalone import AsyncOpenedDatabase, OpenedDatabase
 
-__all__ = ["ForgetStatus", "Forgetting", "Handler", "Handlers", "Pending", "UnderWay"]
+__all__ = ["AsyncHandlers", "ForgetStatus", "Forgetting", "Handler", "Handlers", "Pending", "UnderWay"]
 
 log = get_logger(__name__)
 
@@ -44,8 +49,7 @@ class Handlers(OpenedDatabase):
             service: only those of this service.
             saga: only those of this name.
         """
-        with self._home.blocking_driver() as driver:
-            return self._read(driver, service, saga)
+        return self._run(_read(service, saga))
 
     def forget(
         self,
@@ -77,60 +81,147 @@ class Handlers(OpenedDatabase):
         Returns:
             What was done, or why nothing was. A refusal has changed nothing.
         """
-        with self._home.blocking_driver() as driver:
-            found = tuple(self._read(driver, service, saga))
-            if topic is not None:
-                found = tuple(one for one in found if topic in one.topics)
-            if not found:
-                return Forgetting(ForgetStatus.UNKNOWN)
-            if any(one.alive for one in found) and not force:
-                return Forgetting(ForgetStatus.REFUSED_ALIVE, found)
-            if topic is not None:
-                driver.run(plans.unsubscribe(service, saga, topic))
-                done = Forgetting(ForgetStatus.FORGOTTEN, found)
-            else:
-                active = tuple(driver.run(plans.read_under_way(service, saga)))
-                if active and not abandon:
-                    return Forgetting(ForgetStatus.REFUSED_ACTIVE, found, active)
-                if pending is None and any(one.pending for one in found):
-                    return Forgetting(ForgetStatus.REFUSED_PENDING, found, active)
-                ended = driver.run(plans.unsubscribe(service, saga, None))
-                done = self._retire(driver, service, saga, pending or Pending.FAIL, ended, begun=abandon)
-                done = replace(done, handlers=found, active=active)
+        removal = _Removal(service, saga, topic, pending, self._home.failures, force=force, abandon=abandon)
+        answer = self._run(removal.begin())
+        if answer is None:
+            while (pause := self._run(removal.retire())) is not None:
+                time.sleep(pause)
+            answer = self._run(removal.end())
+        return answer
+
+
+class AsyncHandlers(AsyncOpenedDatabase):
+    """The handlers of one database, for coroutines: what `Handlers` does, where arguments and answers are explained.
+
+    Use it in an `async with` block, or close it. Any number of coroutines may share one.
+
+    Args:
+        database: a PostgreSQL URL.
+        schema: the schema of our tables.
+
+    Raises:
+        DatabaseError: the URL is not usable. Every method raises it too, when the database cannot be used.
+        DefinitionError: the name of the schema is not usable.
+    """
+
+    def __init__(self, database: str, *, schema: str = DEFAULT_SCHEMA) -> None:
+        """Open nothing yet."""
+        super().__init__(database, schema, "handlers")
+
+    async def read(self, service: str | None = None, saga: str | None = None) -> list[Handler]:
+        """Do as `Handlers.read`."""
+        return await self._run(_read(service, saga))
+
+    async def forget(
+        self,
+        service: str,
+        saga: str | None = None,
+        *,
+        topic: str | None = None,
+        pending: Pending | None = None,
+        force: bool = False,
+        abandon: bool = False,
+    ) -> Forgetting:
+        """Do as `Handlers.forget`."""
+        removal = _Removal(service, saga, topic, pending, self._home.failures, force=force, abandon=abandon)
+        answer = await self._run(removal.begin())
+        if answer is None:
+            while (pause := await self._run(removal.retire())) is not None:  # noqa: ASYNC110 - it works in between
+                await asyncio.sleep(pause)
+            answer = await self._run(removal.end())
+        return answer
+
+
+class _Removal:
+    """How handlers are forgotten, in transactions one after the other: `begin`, `retire` again and again, and `end`."""
+
+    def __init__(
+        self,
+        service: str,
+        saga: str | None,
+        topic: str | None,
+        pending: Pending | None,
+        known: Known,
+        *,
+        force: bool,
+        abandon: bool,
+    ) -> None:
+        self._whose = service, saga
+        self._topic = topic
+        self._pending = pending
+        self._known = known
+        self._force, self._abandon = force, abandon
+        self._done = Forgetting(ForgetStatus.FORGOTTEN)
+        self._ended = ""  # what tells the transactions that began before the subscriptions ended
+        self._deadline = 0.0
+
+    def begin(self) -> Plan[Forgetting | None]:
+        """End the subscriptions; return the answer if that is all there is to be done, or if it is refused."""
+        service, saga = self._whose
+        found = tuple((yield from _read(service, saga)))
+        if self._topic is not None:
+            found = tuple(one for one in found if self._topic in one.topics)
+        if not found:
+            return Forgetting(ForgetStatus.UNKNOWN)
+        if any(one.alive for one in found) and not self._force:
+            return Forgetting(ForgetStatus.REFUSED_ALIVE, found)
+        if self._topic is not None:
+            yield from plans.unsubscribe(service, saga, self._topic)
+            self._done = replace(self._done, handlers=found)
+            return self._logged()
+        active = tuple((yield from plans.read_under_way(service, saga)))
+        if active and not self._abandon:
+            return Forgetting(ForgetStatus.REFUSED_ACTIVE, found, active)
+        if self._pending is None and any(one.pending for one in found):
+            return Forgetting(ForgetStatus.REFUSED_PENDING, found, active)
+        self._done = replace(self._done, handlers=found, active=active)
+        self._ended = yield from plans.unsubscribe(service, saga, None)
+        self._deadline = time.monotonic() + _TIMEOUT
+        return None
+
+    def retire(self) -> Plan[float | None]:
+        """End some of what is pending, also what transactions add to it that had seen the subscriptions.
+
+        Returns:
+            In how many seconds to go on; None when nothing is left, or no more is waited for.
+        """
+        # Asked first: what is ended afterwards is all that those could add.
+        is_open = yield from plans.is_older_open(self._ended)
+        some = yield from plans.retire(
+            *(*self._whose, self._pending or Pending.FAIL, self._known), begun=self._abandon, most=_AT_ONCE
+        )
+        done = self._done
+        self._done = replace(
+            done,
+            waiting=done.waiting + some[0],
+            unstarted=done.unstarted + some[1],
+            abandoned=done.abandoned + some[2],
+            open=is_open,
+        )
+        if any(some):
+            return 0.0
+        return _LOOK_AGAIN if is_open and time.monotonic() <= self._deadline else None
+
+    def end(self) -> Plan[Forgetting]:
+        """Return the answer, with what is left."""
+        yield from plans.retire_roots(*self._whose)
+        found = yield from plans.read_handlers(*self._whose)
+        self._done = replace(self._done, left=sum(one.waiting + one.unstarted + one.under_way for one in found))
+        return self._logged()
+
+    def _logged(self) -> Forgetting:
+        done, (service, saga) = self._done, self._whose
         log.warning(
             "subscription: forgotten (service %s: %s; %d messages and %d runs not begun: %s; %d runs abandoned)",
             service,
-            ", ".join(f"{one.saga} on {topic or ', '.join(one.topics)}" for one in found),
-            *(done.waiting, done.unstarted, pending, done.abandoned),
-            extra={"service": service, "saga": saga, "topic": topic},
+            ", ".join(f"{one.saga} on {self._topic or ', '.join(one.topics)}" for one in done.handlers),
+            *(done.waiting, done.unstarted, self._pending, done.abandoned),
+            extra={"service": service, "saga": saga, "topic": self._topic},
         )
         return done
 
-    def _retire(
-        self, driver: BlockingDriver, service: str, saga: str | None, pending: Pending, ended: str, *, begun: bool
-    ) -> Forgetting:
-        """End what is pending, and what transactions add to it that had seen the subscriptions."""
-        waiting = unstarted = abandoned = 0
-        deadline = time.monotonic() + _TIMEOUT
-        while True:
-            # Asked first: what is ended afterwards is all that those could add.
-            is_open = driver.run(plans.is_older_open(ended))
-            some = driver.run(plans.retire(service, saga, pending, self._home.failures, begun=begun, most=_AT_ONCE))
-            waiting, unstarted, abandoned = waiting + some[0], unstarted + some[1], abandoned + some[2]
-            if any(some):
-                continue
-            if not is_open or time.monotonic() > deadline:
-                break
-            time.sleep(_LOOK_AGAIN)
-        driver.run(plans.retire_roots(service, saga))
-        left = sum(
-            one.waiting + one.unstarted + one.under_way for one in driver.run(plans.read_handlers(service, saga))
-        )
-        return Forgetting(
-            ForgetStatus.FORGOTTEN, waiting=waiting, unstarted=unstarted, abandoned=abandoned, left=left, open=is_open
-        )
 
-    def _read(self, driver: BlockingDriver, service: str | None, saga: str | None) -> list[Handler]:
-        found = driver.run(plans.read_handlers(service, saga))
-        alive = driver.run(plans.read_alive(service))
-        return [replace(one, alive=(one.service, one.saga) in alive) for one in found]
+def _read(service: str | None, saga: str | None) -> Plan[list[Handler]]:
+    found = yield from plans.read_handlers(service, saga)
+    alive = yield from plans.read_alive(service)
+    return [replace(one, alive=(one.service, one.saga) in alive) for one in found]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from scoop_outbox.core.plans.failures import Known
-from scoop_outbox.core.plans.inspect import read_unstarted, read_whereabouts
+from scoop_outbox.core.plans.inspect import read_executing, read_unstarted, read_whereabouts
 from scoop_outbox.core.rows import Row
 from scoop_outbox.core.run import ChildState
 from scoop_outbox.core.statement import Plan
@@ -38,6 +38,18 @@ class Unstarted:
 
 
 @dataclass(frozen=True, slots=True)
+class Executing:
+    """A run that is being executed.
+
+    Attributes:
+        since: since when; None if our user may not see that.
+    """
+
+    run_id: uuid.UUID
+    since: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Hierarchy:
     """Everything below one message or one run.
 
@@ -50,7 +62,9 @@ class Hierarchy:
         dead_letters: the numbers of the dead letters that it has become.
         runs: every run, parents before their children.
         unstarted: who was to handle a message and has no run for it.
+        executing: which runs were being executed when this was read.
         at: when this was read, by the database's clock.
+        pruned_at: when it was pruned: then nothing else is known of it.
     """
 
     message_id: uuid.UUID
@@ -61,13 +75,15 @@ class Hierarchy:
     dead_letters: tuple[int, ...]
     runs: tuple[RunStatus, ...]
     unstarted: tuple[Unstarted, ...]
+    executing: tuple[Executing, ...]
     at: datetime
+    pruned_at: datetime | None = None
 
     @property
     def ended(self) -> bool:
         """Whether nothing will happen any more by itself. What is parked counts as ended."""
         if self.taken_in_at is None:
-            return bool(self.dead_letters)
+            return bool(self.dead_letters) or self.pruned_at is not None
         waiting = any(one.state is ChildState.WAITING for one in self.unstarted)
         return not waiting and all(run.state.ended for run in self.runs)
 
@@ -91,6 +107,7 @@ def show(sought: uuid.UUID | str, known: Known) -> Plan[Hierarchy]:
     runs = tuple(run for run in status.runs if found.run_id is None or found.run_id in run.lineage)
     top = found.message_id if found.run_id is None else None
     unstarted, now = yield from read_unstarted([run.id for run in runs], top)
+    executing = yield from read_executing([run.id for run in runs if not run.state.ended])
     topic, key, taken_in_at = next(
         ((topic, key, at if where == "taken in" else None) for _, where, topic, key, at, *_ in whereabouts),
         (None, None, None),
@@ -104,7 +121,9 @@ def show(sought: uuid.UUID | str, known: Known) -> Plan[Hierarchy]:
         tuple(row[_DEAD_LETTER] for row in whereabouts if row[_DEAD_LETTER] is not None),
         runs,
         tuple(_unstarted(row) for row in unstarted),
+        tuple(Executing(*row) for row in executing),
         now,
+        next((at for _, where, _, _, at, *_ in whereabouts if where == "pruned"), None),
     )
 
 

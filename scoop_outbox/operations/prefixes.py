@@ -41,9 +41,7 @@ def find(sought: uuid.UUID | str) -> Plan[Found]:
         UnknownMessage: there is none.
         AmbiguousId: there are several.
     """
-    digits = _digits(sought)
-    low, high = (uuid.UUID(digits.ljust(_DIGITS, end)) for end in "0f")
-    rows = yield from find_ids(low, high, _NAMED + 1)
+    rows = yield from find_ids(*_bounds(_digits(sought)), _NAMED + 1)
     messages = [one for kind, one, _ in rows if kind == "message"]
     runs = [(one, message) for kind, one, message in rows if kind == "run"]
     if len(messages) == 1 and all(message == messages[0] for _, message in runs):
@@ -55,6 +53,46 @@ def find(sought: uuid.UUID | str) -> Plan[Found]:
         others = [("run", one) for one, message in runs if message not in messages]
         raise AmbiguousId(_ambiguous(sought, [*(("message", one) for one in messages), *others]))
     raise UnknownMessage(f"no message and no run of this database has an id that begins with {sought}")
+
+
+def find_target(sought: uuid.UUID | str) -> Plan[uuid.UUID]:
+    """Return the id of the message or the run that something is to be done about.
+
+    A whole id is not looked up: who acts on it learns whether there is such a message or run. Of a shortened one
+    nothing is guessed: to cancel a message is more than to cancel one of its runs, so what fits both is refused.
+
+    Raises:
+        DefinitionError, UnknownMessage, AmbiguousId: as `find`.
+    """
+    return (yield from _find_only(sought, ("message", "run")))
+
+
+def find_run(sought: uuid.UUID | str) -> Plan[uuid.UUID]:
+    """Return the id of the run that something is to be done about; as `find_target`, but messages do not count.
+
+    Raises:
+        DefinitionError: it is no id.
+        UnknownMessage: there is no such run.
+        AmbiguousId: there are several.
+    """
+    return (yield from _find_only(sought, ("run",)))
+
+
+def _find_only(sought: uuid.UUID | str, kinds: Sequence[str]) -> Plan[uuid.UUID]:
+    digits = _digits(sought)
+    if len(digits) == _DIGITS:
+        return uuid.UUID(digits)
+    rows = yield from find_ids(*_bounds(digits), _NAMED + 1)
+    found: list[tuple[str, uuid.UUID]] = [(kind, one) for kind, one, _ in rows if kind in kinds]
+    if not found:
+        raise UnknownMessage(f"no {' and no '.join(kinds)} of this database has an id that begins with {sought}")
+    if len(found) > 1:
+        raise AmbiguousId(_ambiguous(sought, sorted(found)))
+    return found[0][1]
+
+
+def _bounds(digits: str) -> tuple[uuid.UUID, uuid.UUID]:
+    return uuid.UUID(digits.ljust(_DIGITS, "0")), uuid.UUID(digits.ljust(_DIGITS, "f"))
 
 
 def _digits(sought: uuid.UUID | str) -> str:

@@ -148,6 +148,8 @@ def _ending_text(due: Decision) -> str | None:
 
 def _rare_text(due: Decision) -> str | None:
     match due:
+        case decision.PassOver(instance, failure):
+            return f"{_execution(instance)} cannot be undone, and is passed over: {_failure(failure)}"
         case decision.LeaveBehind():
             return "its strategy does not wait any longer for children that have not started"
         case decision.Finalise(body=body):

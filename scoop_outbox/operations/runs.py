@@ -1,29 +1,38 @@
-"""Runs: looking at them, ending and undoing them, and what can be done about stuck ones. Needs no application."""
+"""Runs: looking at them, ending and undoing them, and what can be done about stuck ones. Needs no application.
+
+`Runs` is for code without an event loop, `AsyncRuns` for coroutines. What they do is in the same plans.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 
 from scoop_outbox.answers import ActiveRun, Answer, RollbackAnswer
-from scoop_outbox.core.plans import external, parking, requests, rollback
-from scoop_outbox.core.plans.parking import ParkedRun
+from scoop_outbox.core.plans import requests, rollback
+from scoop_outbox.core.plans.failures import Known
+from scoop_outbox.core.plans.parking import ParkedRun, list_parked
 from scoop_outbox.core.plans.rollback import IfActive
 from scoop_outbox.core.plans.runs import STUCK, ListedRun, RunSelection, list_runs
 from scoop_outbox.core.plans.stuck import PAUSES, Action, Origin, carry_out
 from scoop_outbox.core.run import RunState
-from scoop_outbox.operations import explain, hierarchy
+from scoop_outbox.core.statement import Plan
+from scoop_outbox.operations import explain, external, hierarchy
 from scoop_outbox.operations.explanation import Cause, Explanation, Reason, Waiting
-from scoop_outbox.operations.hierarchy import Hierarchy, Unstarted
+from scoop_outbox.operations.hierarchy import Executing, Hierarchy, Unstarted
+from scoop_outbox.operations.prefixes import find_run, find_target
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
-from scoop_outbox.store.standalone import OpenedDatabase
+from scoop_outbox.store.standalone import AsyncOpenedDatabase, OpenedDatabase
 
 __all__ = [
     "ActiveRun",
     "Answer",
+    "AsyncRuns",
     "Cause",
+    "Executing",
     "Explanation",
     "Hierarchy",
     "ListedRun",
@@ -87,10 +96,8 @@ class Runs(OpenedDatabase):
         Raises:
             ValueError: there is no such state.
         """
-        chosen = STUCK if stuck else frozenset(map(RunState, states))
-        selection = RunSelection(chosen, service, saga, older_than, text, key)
-        with self._home.blocking_driver() as driver:
-            return driver.run(list_runs(selection, most=limit))
+        selection = _selection(states, service, saga, older_than, text, key, stuck=stuck)
+        return self._run(list_runs(selection, most=limit))
 
     def show(self, sought: uuid.UUID | str) -> Hierarchy:
         """Return everything below a message or a run, as it stands now.
@@ -103,8 +110,7 @@ class Runs(OpenedDatabase):
             UnknownMessage: no id begins with it.
             AmbiguousId: several do; the error names them.
         """
-        with self._home.blocking_driver() as driver:
-            return driver.run(hierarchy.show(sought, self._home.failures))
+        return self._run(hierarchy.show(sought, self._home.failures))
 
     def explain(self, sought: uuid.UUID | str) -> Explanation:
         """Return what a run, or the hierarchy below a message, waits for.
@@ -118,37 +124,84 @@ class Runs(OpenedDatabase):
         Raises:
             DefinitionError, UnknownMessage, AmbiguousId: as `show`.
         """
-        with self._home.blocking_driver() as driver:
-            return driver.run(explain.explain(sought, self._home.failures))
+        return self._run(explain.explain(sought, self._home.failures))
 
     def parked(self, service: str, limit: int = 1000) -> Sequence[ParkedRun]:
         """Return parked runs of a service, at most `limit` of them."""
-        with self._home.blocking_driver() as driver:
-            return driver.run(parking.list_parked(service, limit))
+        return self._run(list_parked(service, limit))
 
-    def cancel(self, target: uuid.UUID, *, reason: str | None = None, source: str) -> Answer:
-        """Ask a hierarchy, or a part of one, to give up: see `Scoop.cancel`."""
-        with self._home.blocking_driver() as driver:
-            return driver.run(requests.cancel(target, reason, source, self._home.failures, None))
+    def find_target(self, sought: uuid.UUID | str) -> uuid.UUID:
+        """Return the id of the message or the run that is meant; a whole id is not looked up.
+
+        What takes a `target` does so: `cancel`, `rollback`, `complete` and `fail`.
+
+        Raises:
+            DefinitionError: it is no id.
+            UnknownMessage: no id begins with it.
+            AmbiguousId: several do, if only that of a message and those of its runs; the error names them.
+        """
+        return self._run(find_target(sought))
+
+    def find_run(self, sought: uuid.UUID | str) -> uuid.UUID:
+        """Return the id of the run that `retry`, `skip` and `abandon` mean; a whole id is not looked up.
+
+        Raises:
+            DefinitionError: it is no id.
+            UnknownMessage: no id of a run begins with it.
+            AmbiguousId: several do; the error names them.
+        """
+        return self._run(find_run(sought))
+
+    def cancel(self, target: uuid.UUID | str, *, reason: str | None = None, source: str) -> Answer:
+        """Ask a hierarchy, or a part of one, to give up: see `Scoop.cancel`.
+
+        Args:
+            target: the id of a message or a run, or how it begins, as `find_target` takes it.
+            reason: in words; part of the failure.
+            source: who asks.
+
+        Raises:
+            DefinitionError, UnknownMessage, AmbiguousId: as `find_target`. Nothing has been asked then.
+        """
+        return self._run(_cancel(target, reason, source, self._home.failures))
 
     def rollback(
-        self, target: uuid.UUID, *, reason: str | None = None, source: str, if_active: IfActive = "refuse"
+        self, target: uuid.UUID | str, *, reason: str | None = None, source: str, if_active: IfActive = "refuse"
     ) -> RollbackAnswer:
-        """Undo a hierarchy that has committed, or a part of it: see `Scoop.rollback`."""
-        with self._home.blocking_driver() as driver:
-            return driver.run(rollback.roll_back(target, reason, source, if_active, self._home.failures, None))
+        """Undo a hierarchy that has committed, or a part of it: see `Scoop.rollback`.
+
+        Args:
+            target: as for `cancel`.
+            reason: in words; part of the failure.
+            source: who asks.
+            if_active: what becomes of the request when a run at, above or below it has not ended.
+
+        Raises:
+            DefinitionError, UnknownMessage, AmbiguousId: as `find_target`. Nothing has been asked then.
+        """
+        return self._run(_roll_back(target, reason, source, if_active, self._home.failures))
 
     def complete(
-        self, target: uuid.UUID, name: str, *, result: object = None, service: str | None = None, source: str
+        self, target: uuid.UUID | str, name: str, *, result: object = None, service: str | None = None, source: str
     ) -> Answer:
-        """Say that the work of an external participant is done: see `Scoop.complete`."""
-        with self._home.blocking_driver() as driver:
-            word = external.completion(target, name, result, service, source, self._home.limits)
-            return driver.run(external.say(word, self._home.failures, None))
+        """Say that the work of an external participant is done: see `Scoop.complete`.
+
+        Args:
+            target: as for `cancel`; a message that is still on its way by its whole id.
+            name: what the participant was declared as.
+            result: a JSON value that the work leaves; None leaves nothing.
+            service: the service that declares it, if more than one has one of that name.
+            source: who did the work.
+
+        Raises:
+            DefinitionError, UnknownMessage, AmbiguousId: as `find_target`, or that is no name.
+            PayloadError: the result cannot be encoded as JSON, or is too large.
+        """
+        return self._run(external.complete(target, name, result, service, source, self._home))
 
     def fail(
         self,
-        target: uuid.UUID,
+        target: uuid.UUID | str,
         name: str,
         *,
         reason: str | None = None,
@@ -156,29 +209,182 @@ class Runs(OpenedDatabase):
         service: str | None = None,
         source: str,
     ) -> Answer:
-        """Say that the work of an external participant has failed: see `Scoop.fail`."""
-        with self._home.blocking_driver() as driver:
-            word = external.failing(target, name, reason, error, service, source)
-            return driver.run(external.say(word, self._home.failures, None))
+        """Say that the work of an external participant has failed: see `Scoop.fail`.
 
-    def retry(self, run_id: uuid.UUID, *, note: str | None = None, source: str) -> Answer:
-        """Execute again what has failed, or take a parked run on again: see `Scoop.retry`."""
-        return self._act(Action.RETRY, run_id, note, source)
+        Args:
+            target: as for `complete`.
+            name: as for `complete`.
+            reason: in words; part of the failure.
+            error: instead of that, an exception.
+            service: as for `complete`.
+            source: who says so; part of the failure.
 
-    def skip(self, run_id: uuid.UUID, *, note: str | None = None, source: str) -> Answer:
-        """Count as compensated what could not be undone: see `Scoop.skip`."""
-        return self._act(Action.SKIP, run_id, note, source)
+        Raises:
+            DefinitionError, UnknownMessage, AmbiguousId: as `complete`.
+            ValueError: there are a reason and an error.
+        """
+        return self._run(external.fail(target, name, reason, error, service, source, self._home))
 
-    def abandon(self, run_id: uuid.UUID, *, note: str | None = None, source: str) -> Answer:
-        """Leave a run as it is, for good: see `Scoop.abandon`."""
-        return self._act(Action.ABANDON, run_id, note, source)
+    def retry(self, run_id: uuid.UUID | str, *, note: str | None = None, source: str) -> Answer:
+        """Execute again what has failed, or take a parked run on again: see `Scoop.retry`.
 
-    def _act(self, action: Action, run_id: uuid.UUID, note: str | None, source: str) -> Answer:
-        answer = Answer.BUSY
-        for pause in (0.0, *PAUSES):
-            time.sleep(pause)
-            with self._home.blocking_driver() as driver:
-                answer = driver.run(carry_out(action, run_id, Origin(source, note), self._home.failures))
+        Args:
+            run_id: the run, or how its id begins, as `find_run` takes it.
+            note: why, in words; kept with who, and when.
+            source: who asks.
+
+        Raises:
+            DefinitionError, UnknownMessage, AmbiguousId: as `find_run`. Nothing has been done then.
+        """
+        return self._act(Action.RETRY, run_id, Origin(source, note))
+
+    def skip(self, run_id: uuid.UUID | str, *, note: str | None = None, source: str) -> Answer:
+        """Count as compensated what could not be undone: see `Scoop.skip`. Arguments and errors: those of `retry`."""
+        return self._act(Action.SKIP, run_id, Origin(source, note))
+
+    def abandon(self, run_id: uuid.UUID | str, *, note: str | None = None, source: str) -> Answer:
+        """Leave a run as it is, for good: see `Scoop.abandon`. Arguments and errors: those of `retry`."""
+        return self._act(Action.ABANDON, run_id, Origin(source, note))
+
+    def _act(self, action: Action, run_id: uuid.UUID | str, origin: Origin) -> Answer:
+        for pause in PAUSES:
+            answer = self._run(_carry_out(action, run_id, origin, self._home.failures))
             if answer is not Answer.BUSY:
-                break
-        return answer
+                return answer
+            time.sleep(pause)
+        return self._run(_carry_out(action, run_id, origin, self._home.failures))
+
+
+class AsyncRuns(AsyncOpenedDatabase):
+    """The runs of one database, for coroutines: what `Runs` does, where arguments, answers and errors are explained.
+
+    Use it in an `async with` block, or close it. Any number of coroutines may share one.
+
+    Args:
+        database: a PostgreSQL URL.
+        schema: the schema of our tables.
+
+    Raises:
+        DatabaseError: the URL is not usable. Every method raises it too, when the database cannot be used.
+        DefinitionError: the name of the schema is not usable.
+    """
+
+    def __init__(self, database: str, *, schema: str = DEFAULT_SCHEMA) -> None:
+        """Open nothing yet."""
+        super().__init__(database, schema, "runs")
+
+    async def list(
+        self,
+        *,
+        states: Iterable[RunState | str] = (),
+        service: str | None = None,
+        saga: str | None = None,
+        older_than: timedelta | None = None,
+        stuck: bool = False,
+        text: str | None = None,
+        key: str | None = None,
+        limit: int = LIMIT,
+    ) -> Sequence[ListedRun]:
+        """Do as `Runs.list`."""
+        selection = _selection(states, service, saga, older_than, text, key, stuck=stuck)
+        return await self._run(list_runs(selection, most=limit))
+
+    async def show(self, sought: uuid.UUID | str) -> Hierarchy:
+        """Do as `Runs.show`."""
+        return await self._run(hierarchy.show(sought, self._home.failures))
+
+    async def explain(self, sought: uuid.UUID | str) -> Explanation:
+        """Do as `Runs.explain`."""
+        return await self._run(explain.explain(sought, self._home.failures))
+
+    async def parked(self, service: str, limit: int = 1000) -> Sequence[ParkedRun]:
+        """Do as `Runs.parked`."""
+        return await self._run(list_parked(service, limit))
+
+    async def find_target(self, sought: uuid.UUID | str) -> uuid.UUID:
+        """Do as `Runs.find_target`."""
+        return await self._run(find_target(sought))
+
+    async def find_run(self, sought: uuid.UUID | str) -> uuid.UUID:
+        """Do as `Runs.find_run`."""
+        return await self._run(find_run(sought))
+
+    async def cancel(self, target: uuid.UUID | str, *, reason: str | None = None, source: str) -> Answer:
+        """Do as `Runs.cancel`."""
+        return await self._run(_cancel(target, reason, source, self._home.failures))
+
+    async def rollback(
+        self, target: uuid.UUID | str, *, reason: str | None = None, source: str, if_active: IfActive = "refuse"
+    ) -> RollbackAnswer:
+        """Do as `Runs.rollback`."""
+        return await self._run(_roll_back(target, reason, source, if_active, self._home.failures))
+
+    async def complete(
+        self, target: uuid.UUID | str, name: str, *, result: object = None, service: str | None = None, source: str
+    ) -> Answer:
+        """Do as `Runs.complete`."""
+        return await self._run(external.complete(target, name, result, service, source, self._home))
+
+    async def fail(
+        self,
+        target: uuid.UUID | str,
+        name: str,
+        *,
+        reason: str | None = None,
+        error: BaseException | None = None,
+        service: str | None = None,
+        source: str,
+    ) -> Answer:
+        """Do as `Runs.fail`."""
+        return await self._run(external.fail(target, name, reason, error, service, source, self._home))
+
+    async def retry(self, run_id: uuid.UUID | str, *, note: str | None = None, source: str) -> Answer:
+        """Do as `Runs.retry`."""
+        return await self._act(Action.RETRY, run_id, Origin(source, note))
+
+    async def skip(self, run_id: uuid.UUID | str, *, note: str | None = None, source: str) -> Answer:
+        """Do as `Runs.skip`."""
+        return await self._act(Action.SKIP, run_id, Origin(source, note))
+
+    async def abandon(self, run_id: uuid.UUID | str, *, note: str | None = None, source: str) -> Answer:
+        """Do as `Runs.abandon`."""
+        return await self._act(Action.ABANDON, run_id, Origin(source, note))
+
+    async def _act(self, action: Action, run_id: uuid.UUID | str, origin: Origin) -> Answer:
+        for pause in PAUSES:
+            answer = await self._run(_carry_out(action, run_id, origin, self._home.failures))
+            if answer is not Answer.BUSY:
+                return answer
+            await asyncio.sleep(pause)
+        return await self._run(_carry_out(action, run_id, origin, self._home.failures))
+
+
+def _selection(
+    states: Iterable[RunState | str],
+    service: str | None,
+    saga: str | None,
+    older_than: timedelta | None,
+    text: str | None,
+    key: str | None,
+    *,
+    stuck: bool,
+) -> RunSelection:
+    chosen = STUCK if stuck else frozenset(map(RunState, states))
+    return RunSelection(chosen, service, saga, older_than, text, key)
+
+
+def _cancel(target: uuid.UUID | str, reason: str | None, source: str, known: Known) -> Plan[Answer]:
+    found = yield from find_target(target)
+    return (yield from requests.cancel(found, reason, source, known, None))
+
+
+def _roll_back(
+    target: uuid.UUID | str, reason: str | None, source: str, if_active: IfActive, known: Known
+) -> Plan[RollbackAnswer]:
+    found = yield from find_target(target)
+    return (yield from rollback.roll_back(found, reason, source, if_active, known, None))
+
+
+def _carry_out(action: Action, run_id: uuid.UUID | str, origin: Origin, known: Known) -> Plan[Answer]:
+    found = yield from find_run(run_id)
+    return (yield from carry_out(action, found, origin, known))

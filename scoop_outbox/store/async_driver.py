@@ -160,6 +160,7 @@ class AsyncDriver:
     Attributes:
         usable: whether the connection is to be used again.
         server: host and port that it leads to.
+        called: the callback that was called last, while a plan is executed.
     """
 
     def __init__(
@@ -172,16 +173,15 @@ class AsyncDriver:
     ) -> None:
         """See `connect`."""
         self._engine = engine
-        self.outer = outer
-        self.raw = raw
+        self.outer, self.raw = outer, raw
         self._mode = mode
         self._context = context
         self._pipeline = Pipeline(raw, mode)
         self._lending: Lending[AsyncLentConnection] = Lending(raw, mode)
         self._committing = False
         self.opened: AsyncSession | None = None
-        self.usable = True
-        self.server = server_of(raw)
+        self.usable, self.server = True, server_of(raw)
+        self.called: Call | None = None
 
     @classmethod
     async def connect(cls, engine: AsyncEngine, mode: Mode, context: contextvars.Context | None = None) -> Self:
@@ -241,17 +241,18 @@ class AsyncDriver:
         """
         answer: Any = None
         refused: Refused | None = None
-        called: Call | None = None
+        self.called = None
         try:
             while True:
                 try:
                     asked = plan.send(answer) if refused is None else plan.throw(refused)
                 except StopIteration as done:
+                    self.called = None
                     result: T = done.value
                     return result
                 answer = refused = None
                 if isinstance(asked, Call):
-                    called = asked
+                    self.called = asked
                     answer = await self._call(asked)
                     continue
                 try:
@@ -269,9 +270,9 @@ class AsyncDriver:
             if spoils(error):
                 self.usable = False
             if isinstance(error, psycopg.Error):
-                raise Interrupted(words(error)).on(self.server, called) from error
+                raise Interrupted(words(error)).on(self.server, self.called) from error
             if isinstance(error, Interrupted):
-                error.on(self.server, called)
+                error.on(self.server, self.called)
             raise
 
     async def _refusal(self, error: psycopg.Error) -> Refused:

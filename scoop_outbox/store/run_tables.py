@@ -83,6 +83,11 @@ def run_tables(metadata: MetaData) -> None:
         # Of a step that was left: its execution, until its finaliser and what that launched have ended; and the call.
         Column("body_seq", Integer),
         Column("finaliser_seq", Integer),
+        # Its payload has been erased, and that of all its hierarchy: it can be looked at, and not undone.
+        Column("erased", Boolean, nullable=False, server_default=text("false")),
+        # Of a rollback that goes on past what cannot be undone: where that began, and why not.
+        Column("undo_from", Integer),
+        Column("unresolved", Uuid),
         # Leads with the message: it is the idempotency of intake, and how the runs of a message are found.
         Index("run_once", "message_id", "service", "saga", unique=True),
         # Below which run a late one belongs stands in its lineage alone.
@@ -92,6 +97,9 @@ def run_tables(metadata: MetaData) -> None:
             name="run_state",
         ),
     )
+    # Where hierarchies begin, in order of time: for pruning. Written once, and not when the run ends.
+    root = text("parent_run is null and not late")
+    Index("run_root", run.c.service, run.c.saga, run.c.created_at, postgresql_where=root)
     # Small, and found without looking at all that has ended. Of columns that a run which goes on leaves as they are:
     # an index on its state would be written to each time that a run ends.
     Index("run_parked", run.c.service, run.c.saga, postgresql_where=run.c.reason.is_not(None))
@@ -124,6 +132,7 @@ def run_tables(metadata: MetaData) -> None:
     Index("request_waiting", request.c.target, postgresql_where=waiting)
     said = text("kind in ('complete', 'fail')")
     Index("request_outside", request.c.target, unique=True, postgresql_where=said)
+    Index("request_closed", request.c.target, postgresql_where=text("kind = 'rollback' and outcome is not null"))
     Index("request_action", request.c.target, postgresql_where=text("kind in ('retry', 'skip', 'abandon')"))
 
     # Why something failed, without its causes, which are referred to: each failure once, whoever is told of it. Type,

@@ -19,6 +19,7 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    Interval,
     LargeBinary,
     MetaData,
     SmallInteger,
@@ -84,6 +85,9 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         # The name that its lanes are made of, if it once had another one: what was ordered stays so.
         Column("lane", Text),
         Column("names", ARRAY(Text), nullable=False, server_default=text("'{}'")),
+        # How long hierarchies of the saga's are kept, and their payload; null: as whoever prunes says.
+        Column("retention", Interval),
+        Column("retain_payload", Interval),
         # Whether somebody outside does the work, and says how it ended.
         Column("external", Boolean, nullable=False, server_default=text("false")),
     )
@@ -144,8 +148,9 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         time_column("created_at", nullable=False, default=True),
     )
 
-    # A message taken in: once, however many sagas handle it here.
-    Table(
+    # A message taken in: once, however many sagas handle it here. One that has been emptied starts nothing more, should
+    # it come again: its payload was erased, or its hierarchy was pruned, which is remembered for a while.
+    message = Table(
         "message",
         metadata,
         Column("id", Uuid, primary_key=True),
@@ -155,7 +160,10 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         Column("content_type", Text, nullable=False),
         Column("headers", JSON, nullable=False),
         time_column("created_at", nullable=False, default=True),
+        time_column("emptied_at"),
+        time_column("forget_at"),
     )
+    Index("message_pruned", message.c.forget_at, postgresql_where=message.c.forget_at.is_not(None))
 
     run_tables(metadata)
 

@@ -33,7 +33,7 @@ insert into message (id, topic, body, content_type, headers)
 select m(n), 'topic 1', '\\x31', 'application/json', '{{}}' from generate_series(1, {FINISHED + WAITING}) n;
 
 insert into run (id, message_id, service, saga, lineage, parent_run, state, step, seq, instance)
-select r(n), m(n), 'shop', 'saga 1', array[r(n - n % {FAMILY}), r(n)], r(n - n % {FAMILY}),
+select r(n), m(n), 'shop', 'saga 1', array[r(n - n % {FAMILY}), r(n)], nullif(r(n - n % {FAMILY}), r(n)),
        case when n <= {FINISHED} then 'committed' else 'running' end, 'first', 1, 1
 from generate_series(1, {FINISHED + WAITING}) n;
 

@@ -138,6 +138,8 @@ def subscribe(*sagas: str | None) -> Any:
         names=["[]"] * count,
         external=[False] * count,
         via_broker=False,
+        retentions=[None] * count,
+        payload_retentions=[None] * count,
     )
 
 
@@ -244,6 +246,25 @@ def call(twin: Twin, does: Any, *before: Any, **more: Any) -> Plan[Any]:
     outcome = yield twin.call(does, **more)
     yield from ask(COMMIT)
     return outcome
+
+
+async def test_what_a_driver_has_called_is_seen_while_its_plan_lasts(twin: Twin) -> None:
+    """A slot that goes on with another driver would else seem to execute it still."""
+    seen: list[Any] = []
+
+    def plan(asked: Any) -> Plan[None]:
+        yield from ask(BEGIN, SAVEPOINT)
+        seen.append(twin.driver.called)
+        yield asked
+        seen.append(twin.driver.called)
+        yield from ask(COMMIT)
+
+    for _ in range(2):
+        asked = twin.call(lambda _: seen.append(twin.driver.called))
+        await twin.run(plan(asked))
+        seen.append(twin.driver.called)
+        assert seen == [None, asked, asked, None]
+        seen.clear()
 
 
 async def test_a_callback_that_returns_commits_what_it_wrote(twin: Twin) -> None:

@@ -83,7 +83,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         "failed": False, "result": None, "result_changed": True, "reason": None, "ended": False,
         "needs": None, "version": "v1", "giving_up": None, "yields": True,
         "deadline": NOW + timedelta(hours=1), "own_deadline": None, "rollback_by": None,
-        "body_seq": 1, "finaliser_seq": None,
+        "body_seq": 1, "finaliser_seq": None, "undo_from": 2, "unresolved": FAILURE,
     }  # fmt: skip
     below: dict[str, Any] = {
         **batch(size=10), "ids": [message_id(OPEN + 1)] + [uuid4() for _ in range(9)],
@@ -113,6 +113,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         "keys": [],
     }  # fmt: skip
     worker = {"worker": uuid4(), "service": "shop"}
+    gone = {"runs": [run_id(FAMILY + n) for n in range(FAMILY)], "roots": [message_id(FAMILY)]}
     told_of = {"runs": [run_id(OPEN + n) for n in range(10)]}
     noted = {
         **told_of, "reasons": ["why"] * 10, "parks": [True] * 10, "takers": [None] * 10, "chances": [0.7] * 10,
@@ -214,7 +215,8 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("expect_here", {
             "document": document({"service": "shop", "handlers": [{"id": str(uuid4()), "saga": "saga 1"}]})
         }),
-        ("read_unhandled", {"ids": [message_id(OLD), uuid4()], "service": "shop"}),
+        ("read_unhandled",
+         {"ids": [message_id(OLD), uuid4()], "lineages": [str(run_id(OLD)), None], "service": "shop"}),
         ("read_listening", {"service": "shop", "topics": ["topic 1"]}),
         ("lock_service", {"service": "shop"}),
         ("tell_apart", {"service": "shop", "sagas": ["saga 1"]}),
@@ -236,7 +238,8 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("retire_roots", {"service": "shop", "saga": None}),
         ("subscribe",
          {"topics": ["t"] * 3, "services": ["s"] * 3, "sagas": ["a", "b", "c"], "ordered": [True] * 3,
-          "patterns": [None, "^t$", None], "names": ["[]"] * 3, "via_broker": True, "external": [True] * 3}),
+          "patterns": [None, "^t$", None], "names": ["[]"] * 3, "via_broker": True,
+          "retentions": [None, 1.5, None], "payload_retentions": [None] * 3, "external": [True] * 3}),
         ("list_services_via_broker", {}),
         ("read_strangers", {"service": "shop", "sagas": ["saga 1"], "most": 100}),
         ("is_relayed", {}),
@@ -259,6 +262,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("find_ids_in_transit", {"low": message_id(OLD), "high": message_id(OLD + 15), "most": 11}),
         ("read_situations", {"runs": [run_id(OLD), run_id(FINISHED + 20_000)]}),
         ("read_situations", {"runs": [run_id(FINISHED + n) for n in range(1, 11)]}),
+        ("read_executing", {"runs": [run_id(OLD + number) for number in range(FAMILY)]}),
         ("read_stuck_below", {"message": message_id(OLD), "run": None, "most": 100}),
         ("read_stuck_below", {"message": None, "run": run_id(OLD), "most": 100}),
         ("read_whereabouts", {"messages": [message_id(OLD), uuid4()]}),
@@ -327,6 +331,20 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         })}),
         ("close_rollback", {"target": message_id(7), "outcome": "accepted"}),
         ("read_waiting_rollbacks", {"after": message_id(0), "resting": [message_id(1)], "most": 10}),
+        ("read_root_sagas", {}),
+        *[("find_old_roots", {"service": "shop", "saga": "saga 1", "before": datetime.now(UTC) + timedelta(hours=1),
+                              "after": after, "after_run": run_id(1), "unerased": True, "most": 10})
+          for after in (datetime(2020, 1, 1, tzinfo=UTC), datetime.now(UTC) + timedelta(minutes=30))],
+        ("find_unhandled", {"after": message_id(FINISHED // 2), "before": NOW, "most": 10}),
+        *[(name, {"roots": gone["roots"]}) for name in ("lock_roots", "read_trees")],
+        ("lock_ended", {"runs": gone["runs"], "before": NOW}),
+        ("prune", gone | {"remember": timedelta(days=7)}),
+        ("prune", {"runs": [], "roots": [message_id(FINISHED - 1)], "remember": timedelta(days=7)}),
+        ("erase_payload", gone),
+        ("is_extended", gone),
+        ("read_archive", {"tops": gone["roots"], "runs": gone["runs"][:3], "roots": gone["roots"] * 3}),
+        ("forget_pruned", {"most": 10}),
+        *[("is_pruned", {"target": target}) for target in (message_id(OLD), uuid4())],
         ("plan_once", {"local": False}),
         ("search_indexes", {"local": False}),
         ("set_limits", {"local": False}),

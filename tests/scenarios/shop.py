@@ -250,6 +250,11 @@ class Shop:
         async with await psycopg.AsyncConnection.connect(service_of(self.app).home.url) as connection:
             return await (await connection.execute(statement, params)).fetchall()
 
+    async def execute(self, statement: str, *values: object, **named: object) -> None:
+        """Change something in the service's database."""
+        async with await psycopg.AsyncConnection.connect(service_of(self.app).home.url) as connection:
+            await connection.execute(statement.encode(), named or values)
+
     async def status(self, handle: Handle) -> Status:
         return await self.app.status(handle.id)
 

@@ -32,6 +32,7 @@ from scoop_outbox.operations.runs import Cause
 from tests.carriers import Carrier
 from tests.docs.markdown import ROOT, blocks
 from tests.scenarios.conftest import MakeShop
+from tests.scenarios.retention import MONTH, age, prune, rows
 from tests.scenarios.shop import LONG, Gate, Shop, events, launches, raises, together, with_a_message_on_its_way
 from tests.waiting import until
 
@@ -581,3 +582,51 @@ async def test_q64_what_was_asked_to_give_up_before_it_came_does_not_begin(mixed
     async with mixed.running():
         with pytest.raises(GaveUp):
             await handle.wait(LONG)
+
+
+async def test_q64_what_was_said_is_pruned_with_its_hierarchy(mixed: Shop) -> None:
+    approval(mixed)
+    async with mixed.running():
+        done, not_done = await mixed.app.launch("R", None), await mixed.app.launch("R", None)
+        works = [await waiting(mixed, one) for one in (done, not_done)]
+        assert await mixed.app.complete(works[0].id, MANAGER, result=1) is Answer.ACCEPTED
+        error = ValueError("no")
+        error.__cause__ = OSError("no pen")
+        assert await mixed.app.fail(works[1].id, MANAGER, error=error) is Answer.ACCEPTED
+        assert await done.wait(LONG) == [1]
+        await failed(not_done)
+    archived: list[Any] = []
+    await age(mixed, MONTH)
+    assert (await prune(mixed, archive=archived.extend)).hierarchies == 2
+    assert await rows(mixed) == {}
+    assert sorted(row["kind"] for one in archived for row in one.rows["request"]) == ["complete", "fail"]
+    assert await mixed.app.complete(works[0].id, MANAGER) is Answer.UNKNOWN, "only what was at the top is remembered"
+
+
+async def test_q64_what_was_said_of_work_that_never_began_is_pruned_too(mixed: Shop, carrier: Carrier) -> None:
+    approval(mixed)
+    async with with_a_message_on_its_way(mixed, carrier) as handle:
+        (work,) = await mixed.ask("select message_id from scoop_outbox.child")
+        assert await mixed.app.fail(work[0], MANAGER, reason="early") is Answer.ACCEPTED
+        assert await mixed.app.cancel(handle.id) is Answer.ACCEPTED
+        await failed(handle)
+    assert await mixed.ask("select count(*) from scoop_outbox.request where kind = 'fail'") == [(1,)]
+    await age(mixed, MONTH)
+    assert (await prune(mixed)).hierarchies == 1
+    assert "request" not in await rows(mixed)
+
+
+async def test_q64_what_it_left_is_erased_with_the_payload(mixed: Shop) -> None:
+    mixed.app.external(MANAGER, on="approvals")
+    async with mixed.running():
+        handle = await mixed.app.launch("approvals", None)
+        await waiting(mixed, handle)
+        assert await mixed.app.complete(handle.id, MANAGER, result="secret") is Answer.ACCEPTED
+        assert await handle.wait(LONG) == "secret"
+    await age(mixed, MONTH)
+    assert (await prune(mixed, MONTH * 2, retain_payload=MONTH)).erased == 1
+    assert await mixed.ask("select kind, result from scoop_outbox.request") == [("complete", None)]
+    await age(mixed, MONTH * 2)
+    assert (await prune(mixed)).hierarchies == 1
+    assert await mixed.app.complete(handle.id, MANAGER) is Answer.EXPIRED
+    assert mixed.app.fail_sync(handle.id, MANAGER) is Answer.EXPIRED

@@ -16,8 +16,7 @@ FUNCTION_LIMIT = 60
 CLASS_LIMIT = 250
 ATTRIBUTE_LIMIT = 12
 REFERENCE = {"Scoop", "Scope"}
-"""All that users do with a service, and in a step: how it is called, and what it says, is a reference and does not
-count."""
+"""All that users do with a service, and in a step: their docstrings are a reference, and do not count."""
 DECLARATIONS = {"tables", "run_tables"}
 """The schema: a list of tables, with nothing in it to be followed."""
 
@@ -57,11 +56,9 @@ def excess_of(node: ast.ClassDef) -> str | None:
 
 
 def documentation_in(tree: ast.AST) -> int:
-    """Return how many lines of docstrings, and of the signatures above them, do not count in a tree."""
+    """Return how many lines of the docstrings in a tree do not count."""
     return sum(
-        (part.body[0].end_lineno or part.body[0].lineno)
-        - (part.body[0].lineno if isinstance(part, ast.ClassDef) else part.lineno)
-        + 1
+        (part.body[0].end_lineno or part.body[0].lineno) - part.body[0].lineno + 1
         for reference in ast.walk(tree)
         if isinstance(reference, ast.ClassDef) and reference.name in REFERENCE
         for part in ast.walk(reference)

@@ -35,6 +35,7 @@ from scoop_outbox.core.decision import (
     Invoke,
     LeaveBehind,
     Park,
+    PassOver,
     RollBack,
     Undone,
     Wait,
@@ -503,6 +504,34 @@ def test_a_shielded_saga_does_not_give_up(known: Facts) -> None:
     assert decide(shielded, run(), known, SOURCE) == expected
 
 
+GOING_ON = Saga("parent", "topic", rollback_failure="continue")
+GOING_ON.add_step("reversed", callback, compensate=callback, rollback_children="reverse")
+GOING_ON.add_step("plain", callback)
+STUCK_BELOW = "Rollback of reversed[5] (rolling back child scopes)"
+
+
+@pytest.mark.parametrize(
+    "of, known, expected",
+    [
+        (
+            back(),
+            facts(instance=instance("reversed", stuck=OURS)),
+            PassOver(instance("reversed", stuck=OURS), rollback_failure(STUCK_BELOW, OURS, SOURCE, REASON)),
+        ),
+        (
+            back(),
+            facts(instance=instance("reversed", stuck=OURS, askable=True)),
+            AskChildren(instance("reversed", stuck=OURS, askable=True), reverse=True),
+        ),
+        (back(unresolved=BOOM), facts(instance=instance("plain")), Undone(instance("plain"))),
+        (back(unresolved=BOOM), facts(), EndRollbackFailed(BOOM)),
+        (back(rollback_by=NOW), facts(instance=instance("plain")), EndRollbackFailed(no_time_left())),
+    ],
+)
+def test_a_rollback_may_go_on_past_what_cannot_be_undone(of: Run, known: Facts, expected: Decision) -> None:
+    assert decide(GOING_ON, of, known, SOURCE) == expected
+
+
 @pytest.mark.parametrize(
     "of, known, expected",
     [
@@ -523,9 +552,9 @@ def test_a_strategy_is_asked(of: Run, known: Facts, expected: Decision) -> None:
 
 
 def test_every_decision_has_a_case() -> None:
-    asked_of_strategies = {LeaveBehind}
+    of_other_sagas = {LeaveBehind, PassOver}
     expected = [decision for *_, decision in (*CASES.values(), *EXTERNAL_CASES.values())]
-    assert set(map(type, expected)) | asked_of_strategies == set(get_args(Decision))
+    assert set(map(type, expected)) | of_other_sagas == set(get_args(Decision))
 
 
 failures = st.sampled_from([BOOM, WORSE, REASON, stuck_in("full", BOOM)])

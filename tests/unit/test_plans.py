@@ -69,7 +69,7 @@ def row(state: str = "running", **more: Any) -> tuple[Any, ...]:
         "context": None, "inherited": None, "failure": None, "obstacle": None, "result": None, "launched_at": None,
         "reason": None, "lane": None, "version": "", "interrupted": False,
         "giving_up": None, "deadlines": None, "own_deadline": None, "rollback_by": None,
-        "body_seq": None, "finaliser_seq": None, "created": NOW,
+        "body_seq": None, "finaliser_seq": None, "undo_from": None, "unresolved": None, "created": NOW,
         "now": NOW, "mail": [11, 12], "cancellation": None, "message": MESSAGE,
         "topic": "topic", "key": None, "body": b"{}",
         "content_type": "application/json", "headers": {}, "created_at": NOW,

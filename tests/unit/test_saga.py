@@ -96,6 +96,16 @@ WRONG: list[tuple[Any, str]] = [
 ]
 
 
+def test_a_policy_of_retries_that_is_none_is_refused(saga: Saga) -> None:
+    with pytest.raises(DefinitionError, match=r"retry=2 is no policy; write Retry\(attempts=...\)"):
+        saga.add_step("0", lambda scope, message: None, retry=2)  # type: ignore[arg-type]
+
+
+def test_an_option_that_a_step_does_not_have_is_refused(saga: Saga) -> None:
+    with pytest.raises(DefinitionError, match="option 'shild' of a step is unknown; there are shield"):
+        saga.add_step("0", lambda scope, message: None, shild=True)  # type: ignore[call-arg]
+
+
 @pytest.mark.parametrize("callback, says", WRONG)
 def test_a_callback_that_could_not_be_called_is_refused(saga: Saga, callback: Any, says: str) -> None:
     with pytest.raises(DefinitionError, match=says) as error:

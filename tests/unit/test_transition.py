@@ -206,21 +206,22 @@ CASES: dict[str, tuple[Run, Transition, Transition]] = {
         WAITING, backward.undone(WAITING, OF_FIRST),
         Transition(replace(WAITING, undo_seq=2, compensation_seq=None, attempt=0), undone=3)),
     "a compensation failed for good": (
-        BACK, backward.compensation_raised(BACK, compensate, raised(), NOW, 0.0),
+        BACK, backward.compensation_raised(SAGA, BACK, compensate, raised(), NOW, 0.0),
         Transition(replace(BACK, state=RunState.ROLLBACK_FAILED, seq=7, obstacle=BOOM, context='{"left":1}'),
                    Record(7, "first", COMPENSATION, 2, 1, BOOM, undoes=3), mail=Mail.DROP)),
     "a compensation is tried again, from the context before it": (
-        BACK, backward.compensation_raised(BACK, again, raised(), NOW, 0.9),
+        BACK, backward.compensation_raised(SAGA, BACK, again, raised(), NOW, 0.9),
         Transition(replace(BACK, seq=7, attempt=2, not_before=NOW + timedelta(seconds=8)),
                    Record(7, "patient", COMPENSATION, 2, 1, BOOM, undoes=3), mail=Mail.DROP,
                    wake_at=NOW + timedelta(seconds=8))),
     "children of a compensation failed: it is tried again": (
         WAITING,
-        backward.compensation_failed(WAITING, decision.CompensationFailed(PATIENT, OF_PATIENT, BOOM), NOW, 0.0),
+        backward.compensation_failed(SAGA, WAITING, decision.CompensationFailed(PATIENT, OF_PATIENT, BOOM), NOW, 0.0),
         Transition(replace(WAITING, attempt=2, compensation_seq=None, not_before=NOW + timedelta(seconds=8)),
                    mail=Mail.DROP, wake_at=NOW + timedelta(seconds=8))),
     "children of a compensation failed for good": (
-        WAITING, backward.compensation_failed(WAITING, decision.CompensationFailed(FIRST, OF_FIRST, BOOM), NOW, 0.0),
+        WAITING,
+        backward.compensation_failed(SAGA, WAITING, decision.CompensationFailed(FIRST, OF_FIRST, BOOM), NOW, 0.0),
         Transition(replace(WAITING, state=RunState.ROLLBACK_FAILED, obstacle=BOOM), mail=Mail.DROP)),
     "a failed rollback of a child is swallowed": (
         BACK, backward.child_rollback_handled(BACK, swallow, returned()),
@@ -254,7 +255,7 @@ CASES: dict[str, tuple[Run, Transition, Transition]] = {
         Transition(replace(WAITING, seq=7, context="{}", undo_seq=2, compensation_seq=None, attempt=0),
                    Record(7, "first", HANDLER, 2, 0, BOOM, undoes=3, swallows=True), undone=3)),
     "a failed rollback of a child is not swallowed": (
-        HANDLED, backward.child_rollback_not_handled(HANDLED, swallow, raised()),
+        HANDLED, backward.child_rollback_not_handled(SAGA, HANDLED, swallow, raised()),
         Transition(replace(HANDLED, state=RunState.ROLLBACK_FAILED, seq=7, obstacle=BOOM, context='{"left":1}'),
                    Record(7, "first", HANDLER, 2, 2, BOOM, undoes=3), mail=Mail.DROP)),
     # Giving up

@@ -334,30 +334,42 @@ def _change(due: Decision, claimed: Claim, outcome: CallOutcome | None, chance: 
             return Transition(run, leaves=children, mail=Mail.DROP_IF_WAITING)
         case decision.ExpireChildren(deadline):
             return expire_children(run, deadline, claimed.source)
+        case decision.Commit():
+            return forward.committed(saga, run)
+        case decision.Park(reason, needs):
+            return transition.parked(run, reason, needs)
+    return _change_back(due, claimed, outcome, chance())
+
+
+def _change_back(due: Decision, claimed: Claim, outcome: CallOutcome | None, chance: float) -> Transition:
+    """Return what becomes of a run that rolls back, now that the decision was carried out."""
+    run, saga, now = claimed.run, claimed.saga, _now(claimed, outcome)
+    raised = outcome if isinstance(outcome, Raised) else None
+    returned = outcome if isinstance(outcome, Returned) else Returned(None, (), run.context, None)
+    match due:
         case decision.AskChildren():
             return backward.ask_children(run, due, claimed.source)
         case decision.Compensate():
             if raised is not None:
-                return backward.compensation_raised(run, due, raised, now, chance())
+                return backward.compensation_raised(saga, run, due, raised, now, chance)
             return backward.compensation_returned(run, due, returned)
         case decision.HandleChildRollbackFailure():
             if raised is not None:
-                return backward.child_rollback_not_handled(run, due, raised)
+                return backward.child_rollback_not_handled(saga, run, due, raised)
             return backward.child_rollback_handled(run, due, returned)
         case decision.CompensationFailed():
-            return backward.compensation_failed(run, due, now, chance())
+            return backward.compensation_failed(saga, run, due, now, chance)
         case decision.Handled(instance):
             return backward.handled(run, instance)
+        case decision.PassOver():
+            return backward.passed_over(run, due)
         case decision.Undone(instance):
             return backward.undone(run, instance)
-        case decision.Commit():
-            return forward.committed(saga, run)
         case decision.EndRolledBack():
             return backward.rolled_back(run)
         case decision.EndRollbackFailed(failure):
             return backward.rollback_failed(run, failure)
-        case decision.Park(reason, needs):
-            return transition.parked(run, reason, needs)
+    raise AssertionError(due)
 
 
 def _delivered(claimed: Claim, change: Transition) -> Transition:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from scoop_outbox.answers import Answer
 from scoop_outbox.core.plans.claim import Hints
 from scoop_outbox.core.plans.failures import Known, Writing, id_of
+from scoop_outbox.core.plans.prune import is_pruned
 from scoop_outbox.core.plans.requests import pass_on
 from scoop_outbox.core.run import RunState
 from scoop_outbox.core.statement import BEGIN, COMMIT, ROLLBACK, Plan, Rows, ask, document, statement
@@ -143,6 +144,8 @@ def judge(word: Word) -> Plan[Whose]:
     """Return whose work is meant, and what becomes of a word about it that is said now."""
     meant = {"target": word.target, "name": word.name, "service": word.service}
     (rows,) = yield from ask(statement("read_external", **meant))
+    if not rows and (yield from is_pruned(word.target)):
+        return Whose(Answer.EXPIRED)
     if not rows:
         (rows,) = yield from ask(statement("read_external_in_outbox", **meant))
     if not rows:

@@ -51,8 +51,8 @@ def _given(emissions: Sequence[Emission]) -> dict[uuid.UUID, _Claim]:
     given: dict[uuid.UUID, _Claim] = {}
     for one in emissions:
         if one.given:
-            claim = _Claim(one.message_id, one.topic, digest(one))
-            if given.setdefault(one.message_id, claim) != claim:
+            claim = _Claim(one.message_id, one.topic, digest(one), one.dedup_key)
+            if not given.setdefault(one.message_id, claim).is_of_the_message_of(claim):
                 raise _conflict(claim, "is given twice, for messages that differ")
     return given
 
@@ -95,11 +95,15 @@ def digest(emission: Emission) -> str:
 
 
 class _Claim(NamedTuple):
-    """An id, and what tells the message that it is given to from others."""
+    """An id, what tells the message that it is given to from others, and the key that the id was made from, if any."""
 
     id: uuid.UUID
     topic: str
     digest: str
+    dedup_key: str | None
+
+    def is_of_the_message_of(self, other: _Claim) -> bool:
+        return (self.topic, self.digest) == (other.topic, other.digest)
 
 
 def _document(claims: Sequence[_Claim]) -> bytes:
@@ -116,6 +120,11 @@ def _difference(*, known: bool, same_topic: bool, same: bool) -> str | None:
 
 
 def _conflict(one: _Claim, differs: str) -> ConflictingMessage:
+    if one.dedup_key is not None:
+        return ConflictingMessage(
+            f"the dedup_key {one.dedup_key!r:.200} (id {one.id}) of a message on topic {one.topic!r} {differs}: "
+            "nothing was launched. On each topic a dedup_key is one message's"
+        )
     return ConflictingMessage(
         f"the id {one.id} of a message on topic {one.topic!r} {differs}: nothing was launched. An id is one "
         "message's: derive others from it, with uuid.uuid5(id, 'invoice') for example"

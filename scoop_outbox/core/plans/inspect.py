@@ -52,8 +52,8 @@ def read_whereabouts(messages: Sequence[uuid.UUID]) -> Plan[Rows]:
     """Return where messages are.
 
     Returns:
-        Of each its id; `taken in`, `outbox` or `dead letter`; topic, key and time; of a dead letter its number, who
-        could not take it in, and why.
+        Of each its id; `taken in`, `pruned`, `outbox` or `dead letter`; topic, key and time; of a dead letter its
+        number, who could not take it in, and why.
     """
     (rows,) = yield from ask(statement("read_whereabouts", messages=list(messages)))
     return rows
@@ -69,6 +69,14 @@ def read_unstarted(runs: Sequence[uuid.UUID], message_id: uuid.UUID | None) -> P
     rows, clock = yield from ask(statement("read_unstarted", runs=list(runs), message=message_id), READ_CLOCK)
     now: datetime = clock[0][0]
     return rows, now
+
+
+def read_executing(runs: Sequence[uuid.UUID]) -> Plan[Rows]:
+    """Return which of these runs are being executed, and since when, if our user may see that."""
+    if not runs:
+        return []
+    (rows,) = yield from ask(statement("read_executing", runs=list(runs)))
+    return rows
 
 
 def read_roots(messages: Sequence[uuid.UUID]) -> Plan[Rows]:

@@ -48,7 +48,8 @@ def take_in(
     Returns:
         The ids of messages that nobody of the service handles, has handled or was to handle.
     """
-    statements = [statement("take_in", **intake_params(envelopes, service, home))]
+    params = intake_params(envelopes, service, home)
+    statements = [statement("take_in", **params)]
     if unusable:
         statements.append(statement("bury_incoming", **_buried(unusable, service)))
     _, started, *_ = yield from ask(BEGIN, *statements, COMMIT)
@@ -62,7 +63,9 @@ def take_in(
     if service is None or not left:
         return []
     # Most of them come again.
-    (unhandled,) = yield from ask(statement("read_unhandled", ids=left, service=service))
+    lineages = dict(zip(params["ids"], params["lineages"], strict=True))
+    above = [lineages[message_id] for message_id in left]
+    (unhandled,) = yield from ask(statement("read_unhandled", ids=left, lineages=above, service=service))
     return [str(row[0]) for row in unhandled]
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from scoop_outbox.answers import Answer
 from scoop_outbox.core.plans.claim import Hints
 from scoop_outbox.core.plans.failures import Known, Writing, id_of
+from scoop_outbox.core.plans.prune import is_pruned
 from scoop_outbox.core.run import RunState
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, Rows, ask, statement
 from scoop_outbox.failure import CancellationRequested, Failure
@@ -26,8 +28,7 @@ def cancel(target: uuid.UUID, reason: str | None, source: str, known: Known, hin
         known: the failures that this process knows.
         hints: told which runs have mail; None leaves it to the workers to find it.
     """
-    runs, to_come, taken_in = yield from read_target(target)
-    answer = _answer(runs, to_come=to_come, taken_in=taken_in)
+    answer = _answer((yield from read_target(target)))
     if answer is not Answer.ACCEPTED:
         return answer
     writing = Writing(known)
@@ -44,17 +45,37 @@ def cancel(target: uuid.UUID, reason: str | None, source: str, known: Known, hin
     return Answer.ACCEPTED if written else Answer.ALREADY_REQUESTED
 
 
-def read_target(target: uuid.UUID) -> Plan[tuple[Rows, bool, bool]]:
-    """Return the runs that an id means, whether more of them are to come, and whether it is a message taken in."""
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What an id means.
+
+    Attributes:
+        runs: rows of `read_target`.
+        to_come: whether more of them are to come.
+        taken_in: whether it is a message that has been taken in.
+        pruned: whether it was one, or a run of one, whose hierarchy has been pruned, as long as that is known.
+    """
+
+    runs: Rows
+    to_come: bool = False
+    taken_in: bool = False
+    pruned: bool = False
+
+
+def read_target(target: uuid.UUID) -> Plan[Target]:
+    """Return what an id means."""
     look = statement("read_to_come", target=target), statement("read_target", target=target)
     coming, runs = yield from ask(*look)
-    if not runs and coming[0] == (False, False):
-        (in_outbox,) = yield from ask(statement("is_in_outbox", target=target))
-        if in_outbox[0][0]:
-            return runs, True, False
-        coming, runs = yield from ask(*look)  # it may have left the outbox meanwhile
+    if not runs and not coming[0][0]:
+        if (yield from is_pruned(target)):
+            return Target(runs, pruned=True)
+        if coming[0] == (False, False):
+            (in_outbox,) = yield from ask(statement("is_in_outbox", target=target))
+            if in_outbox[0][0]:
+                return Target(runs, to_come=True)
+            coming, runs = yield from ask(*look)  # it may have left the outbox meanwhile
     to_come, taken_in = coming[0]
-    return runs, to_come, taken_in
+    return Target(runs, to_come, taken_in)
 
 
 def pass_on(posted: Rows, hints: Hints | None) -> None:
@@ -64,14 +85,16 @@ def pass_on(posted: Rows, hints: Hints | None) -> None:
             hints.mail(service, saga, version, run_id, delay)
 
 
-def _answer(runs: Rows, *, to_come: bool, taken_in: bool) -> Answer:
+def _answer(found: Target) -> Answer:
     """Return `ACCEPTED` when something can still be cancelled, and else why nothing can."""
-    if to_come or any(can_give_up for _, can_give_up, *_ in runs):
+    if found.to_come or any(can_give_up for _, can_give_up, *_ in found.runs):
         return Answer.ACCEPTED
-    if not runs:
-        return Answer.NOTHING_TO_DO if taken_in else Answer.UNKNOWN
-    return Answer.ALREADY_ROLLED_BACK if _all_are(runs, RunState.ROLLED_BACK) else Answer.NOTHING_TO_DO
+    if found.pruned:
+        return Answer.EXPIRED
+    if not found.runs:
+        return Answer.NOTHING_TO_DO if found.taken_in else Answer.UNKNOWN
+    return Answer.ALREADY_ROLLED_BACK if _all_are(found.runs, RunState.ROLLED_BACK) else Answer.NOTHING_TO_DO
 
 
 def _all_are(runs: Sequence[Sequence[object]], state: RunState) -> bool:
-    return all(found == state.value for _, _, found, _ in runs)
+    return all(found == state.value for _, _, found, *_ in runs)

@@ -39,6 +39,7 @@ class _Found:
         active_below: whether some of them are not above it.
         stuck: whether a run of it, or below it, could not be rolled back.
         waits: whether a request for it waits.
+        expired: whether its hierarchy has been pruned, or its payload erased.
     """
 
     known: bool
@@ -52,6 +53,7 @@ class _Found:
     active_below: bool
     stuck: bool
     waits: bool
+    expired: bool
 
 
 def roll_back(
@@ -210,34 +212,38 @@ def _hold(runs: Sequence[uuid.UUID], pauses: Sequence[float]) -> Plan[bool]:
 
 
 def _look(target: uuid.UUID) -> Plan[_Found]:
-    runs, to_come, taken_in = yield from read_target(target)
+    meant = yield from read_target(target)
+    runs, to_come = meant.runs, meant.to_come
     in_the_way, waiting = yield from ask(
         statement("read_in_the_way", target=target, most=MOST_ACTIVE),
         statement("is_rollback_waiting", target=target),
     )
-    states = [RunState(state) for _, _, state, _ in runs]
+    states = [RunState(state) for _, _, state, *_ in runs]
     active = [row for row in in_the_way if row[3] != RunState.ROLLBACK_FAILED.value]
     return _Found(
-        known=bool(runs) or to_come or taken_in,
-        committed=[run_id for run_id, _, state, _ in runs if state == RunState.COMMITTED.value],
+        known=bool(runs) or to_come or meant.taken_in,
+        committed=[run_id for run_id, _, state, *_ in runs if state == RunState.COMMITTED.value],
         to_come=to_come,
         can_give_up=any(can_give_up for _, can_give_up, *_ in runs),
         rolled_back=bool(runs) and set(states) == {RunState.ROLLED_BACK},
-        undone=bool(runs) and all(state == RunState.ROLLED_BACK.value or asked for _, _, state, asked in runs),
+        undone=bool(runs) and all(state == RunState.ROLLED_BACK.value or asked for _, _, state, asked, _ in runs),
         abandoned=RunState.ROLLBACK_FAILED in states,
         active=tuple(ActiveRun(*row[:4]) for row in active),
         active_below=any(not above for *_, above in active),
         stuck=len(active) < len(in_the_way),
         waits=waiting[0][0],
+        expired=meant.pruned or any(erased for *_, erased in runs),
     )
 
 
 def _judge(found: _Found, if_active: IfActive) -> Answer:
     """Return `ACCEPTED` when something is to be done, now or later, and else why nothing is."""
-    if not found.known:
+    if not found.known and not found.expired:
         return Answer.UNKNOWN
     if found.rolled_back and not found.to_come:
         return Answer.ALREADY_ROLLED_BACK
+    if found.expired:
+        return Answer.EXPIRED
     later = bool(found.active) or (found.to_come and not found.committed)
     if later and ((found.undone and not found.to_come) or (found.waits and if_active != "cancel")):
         return Answer.ALREADY_REQUESTED

@@ -26,6 +26,7 @@ from scoop_outbox.core.statement import (
     statement,
 )
 from scoop_outbox.core.transition import Mail, Record, Transition
+from scoop_outbox.failure import Failure
 
 
 def settle(
@@ -75,6 +76,8 @@ def _hint(claimed: Claim, change: Transition, rows: Mapping[str, Rows], executor
         executor.reports.expires_children(after, change.expires, claimed.message)
     if change.leaves:
         executor.reports.leaves_behind(after, change.leaves, claimed.message)
+    if after.undo_seq != claimed.run.undo_seq and after.unresolved != claimed.run.unresolved:
+        executor.reports.passes_over(after, _step_of(claimed, change), claimed.message)
     if after.state is not claimed.run.state:
         executor.reports.changed(after, _step_of(claimed, change), claimed.message)
     pass_on(after, rows, executor.hints)
@@ -91,20 +94,25 @@ def _step_of(claimed: Claim, change: Transition) -> str | None:
 def _named(change: Transition, known: Known) -> tuple[Transition, Writing | None]:
     """Return a transition whose failures have ids, and those of them that are to be written down first."""
     run, record, asks = change.run, change.record, change.asks
-    told = (run.failure, change.cancels, change.expires, None if record is None else record.failure)
+    told = (run.failure, run.unresolved, change.cancels, change.expires, None if record is None else record.failure)
     if all(one is None for one in told):
         return change, None
     writing = Writing(known)
     failure, obstacle = writing.name_any(run.failure), writing.name_any(run.obstacle)
-    reason = writing.name_any(run.giving_up)
-    if failure is not run.failure or obstacle is not run.obstacle or reason is not run.giving_up:
-        run = changed(run, failure=failure, obstacle=obstacle, giving_up=reason)
+    reason, unresolved = writing.name_any(run.giving_up), writing.name_any(run.unresolved)
+    named = (failure, obstacle, reason, unresolved)
+    if any(one is not other for one, other in zip(named, _failures(run), strict=True)):
+        run = changed(run, failure=failure, obstacle=obstacle, giving_up=reason, unresolved=unresolved)
     if record is not None and record.failure is not None:
         record = replace(record, failure=writing.name(record.failure))
     asks = None if asks is None else (asks[0], writing.name(asks[1]))
     cancels = writing.name_any(change.cancels)
     expires = writing.name_any(change.expires)
     return replace(change, run=run, record=record, asks=asks, cancels=cancels, expires=expires), writing
+
+
+def _failures(run: Run) -> tuple[Failure | None, ...]:
+    return run.failure, run.obstacle, run.giving_up, run.unresolved
 
 
 def _writes_run(claimed: Claim, change: Transition, executor: Executor) -> Iterator[Statement]:
@@ -235,6 +243,8 @@ def _columns(claimed: Claim, run: Run) -> dict[str, Any]:
         "rollback_by": run.rollback_by,
         "body_seq": run.body_seq,
         "finaliser_seq": run.finaliser_seq,
+        "undo_from": run.undo_from,
+        "unresolved": id_of(run.unresolved),
         "version": run.version,
         "ended": run.state.ended,
     }

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, ask, statement
 from scoop_outbox.errors import BrokerError
@@ -85,6 +86,8 @@ def announce(
             patterns=[one.pattern for one in spelt],
             names=[json.dumps(one.names) for one in spelt],
             via_broker=via_broker,
+            retentions=[_seconds(saga.retention.hierarchies) for saga in sagas],
+            payload_retentions=[_seconds(saga.retention.payload) for saga in sagas],
         ),
         statement("read_former", service=service, sagas=names),
     )
@@ -96,6 +99,10 @@ def announce(
         statement("take_over", service=service, formers=formers, sagas=now, most=TAKEN_OVER_AT_ONCE), COMMIT
     )
     return [TakenOver(*row) for row in rows if row[2] or row[3]]
+
+
+def _seconds(period: timedelta | None) -> float | None:
+    return None if period is None else period.total_seconds()
 
 
 def read_subscribed(service: str, sagas: Sequence[Saga]) -> Plan[frozenset[str]]:

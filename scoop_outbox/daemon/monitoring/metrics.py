@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 from scoop_outbox.daemon.counters import Histogram, RunCounters
 from scoop_outbox.daemon.daemons import Daemons
 from scoop_outbox.daemon.intake.intake import Intake
+from scoop_outbox.daemon.maintenance import Maintenance
 from scoop_outbox.daemon.monitoring.snapshot import Snapshot
 from scoop_outbox.daemon.relay.relay import Relay
 from scoop_outbox.daemon.worker.worker import Worker
@@ -59,6 +60,8 @@ class _Collector(Collector):
             if self._daemons.worker is not None:
                 yield from _worker(self._daemons.worker)
                 yield from _runs(self._daemons.service, self._daemons.worker.reports.counters)
+            if self._daemons.maintenance is not None:
+                yield from _maintenance(self._daemons.maintenance)
             yield _dead_letters(self._daemons)
             yield _unhandled(self._daemons)
 
@@ -102,6 +105,15 @@ def _relay(relay: Relay) -> Iterator[Metric]:
     yield _counter("publish_retriable", "Failed attempts to publish a message that are retried.", counters.retriable)
 
 
+def _maintenance(maintenance: Maintenance) -> Iterator[Metric]:
+    counts = maintenance.counts
+    yield _counter("pruned_hierarchies", "Hierarchies pruned by this process.", counts.hierarchies)
+    yield _counter("pruned_runs", "Runs of hierarchies pruned by this process.", counts.runs)
+    yield _counter("pruned_unhandled", "Messages that nobody handled, pruned by this process.", counts.unhandled)
+    yield _counter("erased_payloads", "Hierarchies whose payload was erased by this process.", counts.erased)
+    yield _counter("archive_failures", "Calls of archive callbacks that raised.", maintenance.failed)
+
+
 def _intake(intake: Intake) -> Iterator[Metric]:
     yield _counter("intake_taken_in", "Messages taken in, duplicates included.", intake.counters.taken_in)
     yield _gauge("intake_paused", "1 while intake is paused (backpressure, or no database).", intake.paused)
@@ -111,6 +123,11 @@ def _intake(intake: Intake) -> Iterator[Metric]:
 def _worker(worker: Worker) -> Iterator[Metric]:
     counters = worker.counters
     yield _gauge("worker_busy_slots", "Slots in use: runs being executed.", worker.busy)
+    yield _gauge("worker_slow_slots", "Slots whose step is being executed for long.", worker.slow_steps.now)
+    slow = CounterMetricFamily(_PREFIX + "worker_slow_steps", "Executions that took long.", None, ["saga", "step"])
+    for (saga, step), count in worker.slow_steps.counts.copy().items():
+        slow.add_metric([saga, step], count)
+    yield slow
     yield _counter("worker_claims", "Claims of runs.", counters.claims)
     yield _counter("worker_empty_claims", "Claims in vain: another worker held the run.", counters.empty_claims)
     interruptions = worker.interruptions

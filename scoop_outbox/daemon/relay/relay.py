@@ -83,6 +83,11 @@ class Relay:
         return len(self._leases.epochs)
 
     @property
+    def is_first(self) -> bool:
+        """Whether this relay owns the first shard, as one relay of a home does: it does what one of them is to do."""
+        return 0 in self._leases.epochs and self._leases.valid
+
+    @property
     def problem(self) -> str | None:
         """What keeps messages from being published just now; None when all is well."""
         if (found := self._database.problem) is not None:

@@ -11,20 +11,37 @@ import uuid
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Protocol
 
 from scoop_outbox.core.plans.execute import Execution
+from scoop_outbox.core.statement import Call
 from scoop_outbox.daemon.counters import WorkerCounters
 from scoop_outbox.daemon.worker.mail import Due
 from scoop_outbox.daemon.worker.run_backoff import RunBackoff
 from scoop_outbox.daemon.worker.run_queue import RunQueue
 
 
+class Calling(Protocol):
+    """What executes a run.
+
+    Attributes:
+        called: the callback that was called last, until the plan ends that has called it.
+    """
+
+    called: Call | None
+
+
 @dataclass(slots=True, eq=False)
 class Slot:
-    """A slot at work, and the run that it has in hand."""
+    """A slot at work, and the run that it has in hand.
+
+    Attributes:
+        driver: executes the run, or has done so.
+    """
 
     run_id: uuid.UUID
     saga: str
+    driver: Calling | None = None
 
 
 class Offer(Enum):

@@ -12,6 +12,7 @@ from datetime import datetime
 from scoop_outbox._log import get_logger
 from scoop_outbox.core.plans.claim import Unhandled
 from scoop_outbox.core.run import Run, RunState
+from scoop_outbox.core.statement import Call
 from scoop_outbox.daemon.counters import RunCounters
 from scoop_outbox.daemon.hints import ProcessHints
 from scoop_outbox.daemon.worker.alerts import Alerts, StuckRun
@@ -112,6 +113,15 @@ class Reports:
         """Say once for each topic that nobody listens to what was launched."""
         self._hints.unhandled.note(topics, self._service, via_broker=self._via_broker)
 
+    def slow(self, call: Call, seconds: float) -> None:
+        """Say that a callback is being executed for long."""
+        subject = _subject(call.run, call.step, call.message)
+        log.warning(
+            "run: step is slow (%s: its %s is being executed for more than %.0f s, and goes on)",
+            *(subject, _KINDS[call.key.rpartition(":")[2]], seconds),
+            extra={**subject.fields, "seconds": round(seconds, 1)},
+        )
+
     def changed(self, run: Run, step: str | None, message: Message) -> None:
         """Count how a run has ended, and say what has gone wrong with it."""
         state = run.state
@@ -159,6 +169,14 @@ class Reports:
             "run: rolling back again (%s: what had stopped it below has been rolled back)",
             subject,
             extra=subject.fields,
+        )
+
+    def passes_over(self, run: Run, step: str | None, message: Message) -> None:
+        """Say that a rollback goes on though something could not be undone; at its end it will have failed."""
+        subject = _subject(run, step, message)
+        why = "" if run.unresolved is None else _why(run.unresolved, run.saga)
+        log.error(
+            "run: not undone, rolling back all the same (%s: %s)", subject, why, extra={**subject.fields, "reason": why}
         )
 
     def discarded(self, run: Run, step: str, message: Message) -> None:
@@ -226,6 +244,14 @@ _CANCELS = {
     "giving up": "run: giving up, children were told (%s: %s)",
     "failing fast": "run: failing fast, children were told (%s: %s)",
 }
+_KINDS = {
+    "step": "body",
+    "child-failure": "handler of failures",
+    "finaliser": "finaliser",
+    "compensation": "compensation",
+    "child-rollback-failure": "handler of rollback failures",
+}
+"""What a callback is to its step, by the end of its key."""
 _EVENTS = {
     RunState.ROLLING_BACK: "run: rolling back (%s: %s)",
     RunState.ROLLED_BACK: "run: rolled back for its parent (%s: %s)",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from scoop_outbox._cancellation import StrayCancellationError, own_cancellation_only
 from scoop_outbox._log import get_logger
 from scoop_outbox.core.plans.execute import Execution, execute
+from scoop_outbox.core.statement import Call
 from scoop_outbox.daemon.worker.connections import StepConnections
 from scoop_outbox.daemon.worker.dispatcher import Dispatcher, Offer, Slot
 from scoop_outbox.daemon.worker.executors import Executors
@@ -140,12 +141,14 @@ class Slots:
         if not coroutines:
             return await self._loop.run_in_executor(self._connections.threads, self._drive_blocking, slot)
         async with self._connections.lend() as driver:
+            slot.driver = driver
             with refusals_interrupt():
                 return await driver.run(execute(slot.run_id, self._executors.of(coroutines=True)))
 
     def _drive_blocking(self, slot: Slot) -> Execution:
         executor = self._executors.of(coroutines=False)
         with self._connections.lend_blocking() as driver:
+            slot.driver = driver
             while True:
                 with self._connections.at_work(slot.run_id, driver), refusals_interrupt():
                     done = driver.run(execute(slot.run_id, executor))
@@ -159,6 +162,14 @@ class Slots:
         if self._dispatcher.low:
             self._loop.call_soon_threadsafe(self._feeder.queue_low)
         return True
+
+    def calling(self) -> Iterator[Call]:
+        """Yield the callbacks that are being executed. One may come twice, by a slot that waits for another driver."""
+        for slot in self._tasks:
+            driver = slot.driver
+            called = None if driver is None else driver.called
+            if called is not None:
+                yield called
 
     async def stop(self, grace: float) -> None:
         """Give running steps `grace` seconds to finish, cut off those that do not, and close the connections.

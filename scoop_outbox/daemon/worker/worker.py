@@ -25,6 +25,7 @@ from scoop_outbox.daemon.worker.interruptions import MOST, Interruptions
 from scoop_outbox.daemon.worker.reports import Reports
 from scoop_outbox.daemon.worker.roster import Roster
 from scoop_outbox.daemon.worker.slots import Slots
+from scoop_outbox.daemon.worker.slow_steps import SLOW_AFTER, SlowSteps
 from scoop_outbox.saga import Saga
 from scoop_outbox.store.faults import DATABASE_ERRORS, words
 from scoop_outbox.store.home import Home
@@ -48,12 +49,14 @@ class Worker:
         slots: how many runs are executed at the same time.
         via_broker: whether a broker carries the messages that are launched.
         max_interruptions: a run that is interrupted so often in a row is parked.
+        slow_step_after: seconds after which it is said that a step is slow.
         alerts: called for each run that gets stuck.
 
     Attributes:
         alerts: who is told of runs that get stuck.
         reports: what has become of runs, counted and told.
         interruptions: runs that could not be executed.
+        slow_steps: those that are executed for long.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Worker:
         *,
         via_broker: bool = False,
         max_interruptions: int = MOST,
+        slow_step_after: float = SLOW_AFTER,
         alerts: Sequence[Alert] = (),
     ) -> None:
         """Execute nothing yet."""
@@ -90,6 +94,7 @@ class Worker:
         )
         executors = Executors(executor, self._roster)
         self._slots = Slots(home, service, sagas, dispatcher, self._feeder, self.interruptions, executors)
+        self.slow_steps = SlowSteps(self.reports, self._slots.calling, slow_step_after)
         self._database = ReconnectingDriver(
             home.url, home.connect_to_queues, f"worker of {service}", log, self._feeder.introduce, service=service
         )
@@ -113,6 +118,7 @@ class Worker:
 
     async def run(self) -> None:
         """Execute runs until stopped, whatever happens to the database meanwhile."""
+        self.slow_steps.start()
         while not self._dispatcher.stopping:
             try:
                 await self._feeder.feed(await self._database.connect())
@@ -135,6 +141,7 @@ class Worker:
 
     async def _leave(self) -> None:
         """Let others take over at once what this process would have executed."""
+        self.slow_steps.stop()
         if (driver := self._database.driver) is not None:
             try:
                 await self._feeder.leave(driver)

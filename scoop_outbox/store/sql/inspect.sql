@@ -6,7 +6,7 @@
 select asked.id, m.id is not null or o.message_id is not null, r.saga, r.state, r.failure, r.obstacle,
        case when r.state = 'committed'
              and count(*) filter (where r.state in ('running', 'rolling_back', 'parked')) over (partition by asked.id) = 0
-            then r.result::text end
+            then r.result::text end, m.forget_at is not null
 from unnest(%(messages)s::uuid[]) as asked (id)
 left join {schema}.message m on m.id = asked.id
 left join {schema}.expected_root o on o.message_id = asked.id
@@ -117,7 +117,9 @@ from missing m
 limit %(most)s
 
 -- name: read_taken_in
-select id, topic, key, body, content_type, headers, created_at from {schema}.message where id = %(message)s
+select id, topic, key, body, content_type, headers, created_at
+from {schema}.message
+where id = %(message)s and emptied_at is null
 
 -- name: read_hierarchy
 with recursive tree as (
@@ -182,9 +184,10 @@ union
 order by 2
 
 -- name: read_whereabouts
--- Where messages are: taken in, in the outbox, or given up, by a relay or by the intake of a service. The outbox is looked
+-- Where messages are: taken in, pruned, in the outbox, or given up, by a relay or by the intake of a service. The outbox is looked
 -- through unless all of them have been taken in: it has no index for it.
-select id, 'taken in', topic, key, created_at, null::bigint, null::text, null::text
+select id, case when forget_at is null then 'taken in' else 'pruned' end, topic, key,
+       case when forget_at is null then created_at else emptied_at end, null::bigint, null::text, null::text
 from {schema}.message where id = any(%(messages)s::uuid[])
 union all
 select message_id, 'outbox', topic, key, created_at, null, null, null
@@ -253,6 +256,16 @@ left join lateral (
 left join pg_catalog.pg_stat_activity a on a.pid = k.pid
 where r.id = any(%(runs)s::uuid[])
 order by r.created_at, r.id
+
+-- name: read_executing
+-- Which of these runs are being executed at this moment, and since when. As in `read_situations`, it is asked who has locked
+-- their rows; a worker is told from others by the name of its connection.
+select r.id, a.xact_start
+from {schema}.run r
+join pg_catalog.pg_locks k on k.locktype = 'transactionid' and k.granted and k.transactionid = r.xmax
+join pg_catalog.pg_stat_activity a on a.pid = k.pid
+where r.id = any(%(runs)s::uuid[])
+  and a.application_name = left('scoop_outbox ' || r.service, 63)
 
 -- name: read_stuck_below
 -- The runs of a message, or a run, and those below that could not be rolled back.

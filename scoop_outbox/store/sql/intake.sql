@@ -19,6 +19,14 @@ with arrived as (
     select id, topic, key, body, content_type, headers::json from arrived order by id
     on conflict do nothing
     returning id
+), held as (
+    -- Whoever prunes, or erases, takes only messages that are older than a minute. He is not waited for: what he has in
+    -- hand starts nothing. Behind the inserts, which do wait for him, holding nothing that he wants.
+    select m.id
+    from {schema}.message m
+    where (select count(*) from taken) >= 0 and m.id = any(%(ids)s::uuid[])
+      and m.created_at < statement_timestamp() - interval '1 minute' and m.emptied_at is null
+    for share skip locked
 ), listening as (
     select t.topic, s.service, s.saga, bool_or(s.ordered) as ordered, min(coalesce(s.lane, s.saga)) as lane
     from (select distinct topic from arrived) t
@@ -46,7 +54,7 @@ with arrived as (
     from {schema}.renamed n
     join listening l on l.service = n.service and l.saga = n.saga
     where not exists (select from listening x where x.topic = l.topic and x.service = n.service and x.saga = n.former)
-), unexpected as (
+), unexpected as materialized (
     -- Who else is subscribed when it is first taken in handles it too, by this service if it takes in for itself: as a
     -- root, or as a late run that nobody waits for. Who was told once, under whatever name, is not told again.
     select m.id, m.key, m.lineage, m.context, m.launched_at, m.deadlines, s.service, s.saga, s.ordered, s.lane,
@@ -78,7 +86,25 @@ with arrived as (
     from expected e
     left join known k on k.topic = e.topic and k.service = e.service and k.saga = e.saga
     union all
-    select * from unexpected
+    -- What comes again when its hierarchy has been pruned, or its payload erased, starts nothing: its row says so, or there is
+    -- none, no run above it, and a message at the top that has been pruned: the id of a run there begins as its message's.
+    -- Behind everything else: most messages are expected, and nothing of this is asked for them.
+    select u.*
+    from unexpected u
+    where case when u.late then exists (
+              select from {schema}.run p where p.id = right(u.lineage, 36)::uuid
+          ) or not exists (
+              select from {schema}.message x
+              where x.id between (left(u.lineage, 19) || '8000000000000000')::uuid
+                             and (left(u.lineage, 19) || 'bfffffffffffffff')::uuid
+                and x.forget_at is not null
+          ) else true end
+      and not exists (
+          select from {schema}.message x
+          where x.id = u.id and x.created_at < statement_timestamp() - interval '1 minute'
+            and not exists (select from held h where h.id = x.id)
+          offset 0
+      )
 ), started as (
     insert into {schema}.run
         (id, message_id, service, saga, lineage, parent_run, context, launched_at, deadlines, lane, late)
@@ -113,10 +139,19 @@ with arrived as (
 select id, service, saga, message_id from started
 
 -- name: read_unhandled
--- What nobody of the service handles, has handled or was to handle must not vanish.
+-- What nobody of the service handles, has handled or was to handle must not vanish; unless its hierarchy has been pruned.
 select m.id
-from unnest(%(ids)s::uuid[]) as m (id)
-where not exists (select from {schema}.run r where r.message_id = m.id and r.service = %(service)s)
+from unnest(%(ids)s::uuid[], %(lineages)s::text[]) as m (id, lineage)
+where not exists (select from {schema}.message x where x.id = m.id and x.emptied_at is not null)
+  and case when m.lineage is null then true else exists (
+      select from {schema}.run p where p.id = right(m.lineage, 36)::uuid
+  ) or not exists (
+      select from {schema}.message x
+      where x.id between (left(m.lineage, 19) || '8000000000000000')::uuid
+                     and (left(m.lineage, 19) || 'bfffffffffffffff')::uuid
+        and x.forget_at is not null
+  ) end
+  and not exists (select from {schema}.run r where r.message_id = m.id and r.service = %(service)s)
   and not exists (
       select from {schema}.child c
       where c.message_id = m.id

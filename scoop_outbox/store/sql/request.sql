@@ -6,10 +6,11 @@ select exists (select from {schema}.request where kind = 'cancel' and target = %
        or coalesce(%(deadline)s::timestamptz <= clock_timestamp(), false)
 
 -- name: read_target
--- The runs that an id means, by their own or by their message's: whether each can still give up, its state, and whether
--- somebody has asked for its rollback.
+-- The runs that an id means, by their own or by their message's: whether each can still give up, its state, whether
+-- somebody has asked for its rollback, and whether its payload has been erased.
 select r.id, r.state = 'running' or r.state = 'parked' and r.undo_seq is null, r.state,
-       coalesce((select f.type = 'RollbackRequested' from {schema}.failure f where f.id = r.failure), false)
+       coalesce((select f.type = 'RollbackRequested' from {schema}.failure f where f.id = r.failure), false),
+       r.erased
 from (
     select * from {schema}.run where id = %(target)s
     union all
@@ -143,7 +144,7 @@ select pg_sleep(%(seconds)s)
 with found as (
     select r.id, r.message_id
     from {schema}.run r
-    where r.id = any(%(runs)s::uuid[]) and r.state = 'committed' and not exists (
+    where r.id = any(%(runs)s::uuid[]) and r.state = 'committed' and not r.erased and not exists (
         select from {schema}.run p
         where p.id = r.parent_run and p.state in ('running', 'rolling_back', 'parked')
         offset 0

@@ -8,7 +8,8 @@ select r.id, r.message_id, r.service, r.saga, r.lineage, r.parent_run, r.state, 
        r.instance, r.iteration, r.attempt, r.handled, r.not_before, r.undo_seq, r.compensation_seq, r.handler_seq,
        r.context::text, r.inherited::text, r.failure, r.obstacle, r.result::text, r.launched_at, r.reason, r.lane,
        r.version, r.interruptions > 0 or r.taken_by is not null, r.giving_up, r.deadlines::text,
-       r.own_deadline::text, r.rollback_by, r.body_seq, r.finaliser_seq, r.created_at,
+       r.own_deadline::text, r.rollback_by, r.body_seq, r.finaliser_seq, r.undo_from,
+       r.unresolved, r.created_at,
        clock_timestamp(), array(select b.id from {schema}.mailbox b where b.run_id = r.id),
        (select q.failure from {schema}.request q where q.kind = 'cancel' and q.target in (r.id, r.message_id)
         order by q.id limit 1),
@@ -180,7 +181,7 @@ set state = %(state)s, step = %(step)s, next_step = %(next_step)s, seq = %(seq)s
     failed_at = case when %(failed)s then clock_timestamp() else failed_at end,
     ended_at = case when %(ended)s then clock_timestamp() end, giving_up = %(giving_up)s,
     own_deadline = %(own_deadline)s::json, rollback_by = %(rollback_by)s, body_seq = %(body_seq)s,
-    finaliser_seq = %(finaliser_seq)s
+    finaliser_seq = %(finaliser_seq)s, undo_from = %(undo_from)s, unresolved = %(unresolved)s
 where id = %(run)s
 -- use: unless_it_gives_up
 

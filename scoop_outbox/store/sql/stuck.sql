@@ -4,7 +4,7 @@
 -- The execution of run `r` that is undone next.
 select e.seq
 from {schema}.step e
-where e.run_id = r.id and e.seq <= r.undo_seq and e.state = 'committed' and e.kind <> 'compensation'
+where e.run_id = r.id and e.seq <= coalesce(r.undo_from, r.undo_seq) and e.state = 'committed' and e.kind <> 'compensation'
 order by e.seq desc
 limit 1
 
@@ -21,9 +21,9 @@ with recursive stuck as (
         join {schema}.child c on c.run_id = r.id
         join {schema}.run x on x.id = c.child_run and x.state = 'rollback_failed' and not x.abandoned
         where r.id = s.id and c.state = 'rollback_failed' and not c.consumed
-          and c.seq in (r.compensation_seq, r.handler_seq, r.finaliser_seq, (
+          and (r.undo_from is not null or c.seq in (r.compensation_seq, r.handler_seq, r.finaliser_seq, (
               -- use: to_be_undone
-          ))
+          )))
     ) b
 ), below as (
     select s.id as above, c.child_run as id
@@ -90,9 +90,9 @@ with again as (
     update {schema}.run
     set state = 'rolling_back', obstacle = null,
         -- One that was ended on its way forward has all of it to undo.
-        undo_seq = coalesce(%(undo_seq)s::integer, undo_seq, seq), giving_up = null, attempt = 0,
-        handled = 0, not_before = null, compensation_seq = null, handler_seq = null, finaliser_seq = null, ended_at = null, reason = null,
-        needs = null, interruptions = 0, unwanted = 0, interruption = null, taken_by = null, rollback_by = null
+        undo_seq = coalesce(%(undo_seq)s::integer, undo_from, undo_seq, seq), undo_from = null, unresolved = null,
+        giving_up = null, attempt = 0, handled = 0, not_before = null, compensation_seq = null, handler_seq = null,
+        finaliser_seq = null, ended_at = null, reason = null, needs = null, interruptions = 0, unwanted = 0, interruption = null, taken_by = null, rollback_by = null
     where id = %(run)s and (state = 'rollback_failed' and not abandoned or state = 'parked' and undo_seq is not null)
     returning id, service, saga, version, message_id
 ), awaited as (
@@ -117,9 +117,12 @@ update {schema}.run set failure = %(failure)s where id = %(run)s and state = 'ro
 -- Whether a run that has stopped because of children can go on: they have been rolled back since. `offset 0` keeps the
 -- sub-selects whole, so that what is asked of children is asked of those of one execution.
 with phase as (
-    select r.id, array[r.compensation_seq, r.handler_seq, r.finaliser_seq, (
-        -- use: to_be_undone
-    )] as seqs
+    select r.id, case when r.undo_from is null
+        then array[r.compensation_seq, r.handler_seq, r.finaliser_seq, (
+            -- use: to_be_undone
+        )]
+        else array(select e.seq from {schema}.step e where e.run_id = r.id and e.state = 'committed')
+    end as seqs
     from {schema}.run r
     where r.id = %(run)s and r.state = 'rollback_failed' and not r.abandoned
     offset 0

@@ -35,8 +35,10 @@ with gone as (
            or n.saga = s.saga and n.former = any(%(sagas)s::text[]))
     returning s.*, case when n.former = s.saga then n.saga else n.former end as now
 )
-insert into {schema}.subscription (topic, service, saga, created_at, ordered, pattern, via_broker, lane, names)
-select distinct on (topic, now) topic, service, now, created_at, ordered, pattern, via_broker, coalesce(lane, saga), names
+insert into {schema}.subscription
+    (topic, service, saga, created_at, ordered, pattern, via_broker, lane, names, retention, retain_payload)
+select distinct on (topic, now) topic, service, now, created_at, ordered, pattern, via_broker, coalesce(lane, saga), names,
+       retention, retain_payload
 from gone
 order by topic, now, created_at
 on conflict do nothing
@@ -44,9 +46,10 @@ on conflict do nothing
 -- name: subscribe
 -- What is ordered stays so under another name, and on another topic. Whether a broker serves a saga is never unsaid:
 -- a process that lacks the broker would take its messages away from it.
-insert into {schema}.subscription as known (topic, service, saga, ordered, pattern, names, via_broker, external, lane)
+insert into {schema}.subscription as known
+    (topic, service, saga, ordered, pattern, names, via_broker, lane, retention, retain_payload, external)
 select a.topic, a.service, a.saga, a.ordered, a.pattern, array(select json_array_elements_text(a.names::json)),
-       %(via_broker)s::bool, a.external, (
+       %(via_broker)s::bool, (
     select min(coalesce(s.lane, s.saga))
     from {schema}.subscription s
     where s.service = a.service and (s.saga = a.saga or exists (
@@ -54,16 +57,17 @@ select a.topic, a.service, a.saga, a.ordered, a.pattern, array(select json_array
         where n.service = s.service
           and (n.former = s.saga and n.saga = a.saga or n.former = a.saga and n.saga = s.saga)
     ))
-)
+), a.retention * interval '1 second', a.retain_payload * interval '1 second', a.external
 from unnest(%(topics)s::text[], %(services)s::text[], %(sagas)s::text[], %(ordered)s::bool[], %(patterns)s::text[],
-            %(names)s::text[], %(external)s::bool[])
-     as a (topic, service, saga, ordered, pattern, names, external)
+            %(names)s::text[], %(retentions)s::float8[], %(payload_retentions)s::float8[], %(external)s::bool[])
+     as a (topic, service, saga, ordered, pattern, names, retention, retain_payload, external)
 on conflict (topic, service, saga) do update
 set ordered = excluded.ordered, pattern = excluded.pattern, names = excluded.names,
-    external = excluded.external, via_broker = known.via_broker or excluded.via_broker
-where (known.ordered, known.pattern, known.names, known.external, known.via_broker)
-      is distinct from (excluded.ordered, excluded.pattern, excluded.names, excluded.external,
-                        known.via_broker or excluded.via_broker)
+    via_broker = known.via_broker or excluded.via_broker, retention = excluded.retention,
+    retain_payload = excluded.retain_payload, external = excluded.external
+where (known.ordered, known.pattern, known.names, known.via_broker, known.retention, known.retain_payload, known.external)
+      is distinct from (excluded.ordered, excluded.pattern, excluded.names, known.via_broker or excluded.via_broker,
+                        excluded.retention, excluded.retain_payload, excluded.external)
 
 -- name: read_former
 select former, saga from {schema}.renamed

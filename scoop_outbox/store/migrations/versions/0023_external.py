@@ -1,14 +1,14 @@
 """External participants: who is one, and what somebody outside has said about the work of one.
 
-Revision 0022.
+Revision 0023.
 """
 
 import sqlalchemy as sa
 from alembic import context, op
 from sqlalchemy.dialects.postgresql import JSON
 
-revision = "0022"
-down_revision = "0020"
+revision = "0023"
+down_revision = "0022"
 locks = ("subscription", "request")
 
 
