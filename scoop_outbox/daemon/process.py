@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -74,20 +75,22 @@ async def daemons(
     Raises:
         BrokerError: the broker says that this cannot work; then the service has not been announced.
     """
-    serving = worker and bool(sagas)
+    serving, names = worker and bool(sagas), _with_former(sagas)
     relaying = await _relay(home, broker, hints) if relay else None
     if serving or broker is None:
         await _announce(home, announcer, relaying)
-    names = _with_former(sagas)
-    limits = {"max_interruptions": max_interruptions, "slow_step_after": slow_step_after}
-    new_worker = functools.partial(Worker, *(home, subscription.service, names, hints, slots), alerts=alerts, **limits)
+    new_worker = functools.partial(
+        Worker,
+        *(home, subscription.service, names, hints, slots),
+        via_broker=broker is not None,
+        max_interruptions=max_interruptions,
+        slow_step_after=slow_step_after,
+        alerts=alerts,
+    )
     intake = None
     if serving and broker is not None:
         intake = Intake(home, broker, subscription, sagas, hints, announcer, high=high_water, low=high_water // 2)
-    running = Running(
-        *(home, relaying, new_worker(via_broker=broker is not None) if serving else None, intake),
-        *(subscription.service, list(names)),
-    )
+    running = Running(home, relaying, new_worker() if serving else None, intake, subscription.service, list(names))
     running.maintenance = _maintenance(home, kept, relaying)
     running.tasks = _start(running, hints)
     try:
