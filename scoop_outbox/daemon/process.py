@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -79,8 +78,7 @@ async def daemons(
     relaying = await _relay(home, broker, hints) if relay else None
     if serving or broker is None:
         await _announce(home, announcer, relaying)
-    new_worker = functools.partial(
-        Worker,
+    executing = serving and Worker(
         *(home, subscription.service, names, hints, slots),
         via_broker=broker is not None,
         max_interruptions=max_interruptions,
@@ -90,9 +88,8 @@ async def daemons(
     intake = None
     if serving and broker is not None:
         intake = Intake(home, broker, subscription, sagas, hints, announcer, high=high_water, low=high_water // 2)
-    running = Running(home, relaying, new_worker() if serving else None, intake, subscription.service, list(names))
-    running.maintenance = _maintenance(home, kept, relaying)
-    running.tasks = _start(running, hints)
+    running = Running(home, relaying, executing or None, intake, subscription.service, list(names))
+    _start(running, hints, _maintenance(home, kept, relaying))
     try:
         yield running
     finally:
@@ -127,8 +124,8 @@ async def _stop(running: Running, grace: float) -> None:
     await running.close()
 
 
-def _start(running: Running, hints: ProcessHints) -> list[asyncio.Task[None]]:
-    running.hints = hints
+def _start(running: Running, hints: ProcessHints, maintenance: Maintenance | None) -> None:
+    running.hints, running.maintenance = hints, maintenance
     named = {
         "hints": hints,
         "relay": running.relay,
@@ -143,7 +140,7 @@ def _start(running: Running, hints: ProcessHints) -> list[asyncio.Task[None]]:
     ]
     for task in tasks:
         task.add_done_callback(_report)
-    return tasks
+    running.tasks = tasks
 
 
 async def _announce(home: Home, announcer: Announcer, relay: Relay | None) -> None:

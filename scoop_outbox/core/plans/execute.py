@@ -29,6 +29,7 @@ from scoop_outbox.core.statement import (
     Call,
     CallOutcome,
     Checkpoint,
+    Interrupt,
     Plan,
     Refused,
     ask,
@@ -234,6 +235,7 @@ def _call(due: Decision, claimed: Claim) -> Call | None:
                 check=check,
                 checkpoint=here,
                 timeout=step.options.timeout,
+                interrupt=None if here is None or not step.options.interrupt else Interrupt(),
             )
         case decision.HandleChildFailure(step, handler, failure):
             numbers = (run.instance, run.iteration, run.handled)
