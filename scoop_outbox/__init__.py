@@ -9,6 +9,7 @@ from importlib import import_module as _import_module
 from importlib.util import find_spec as _find_spec
 
 if _typing.TYPE_CHECKING:
+    from scoop_outbox._options import StepOptions
     from scoop_outbox.answers import ActiveRun, Answer, RollbackAnswer
     from scoop_outbox.app import Scoop
     from scoop_outbox.broker.protocol import Resource
@@ -55,7 +56,7 @@ if _typing.TYPE_CHECKING:
     from scoop_outbox.saga import Saga, SagaOptions
     from scoop_outbox.scope import AsyncScope, BlockingScope, Result, Scope
     from scoop_outbox.status import ActionStatus, RunStatus, Status, StepStatus
-    from scoop_outbox.step import GoTo, Repeat, Step, StepOptions
+    from scoop_outbox.step import GoTo, Repeat, Step
     from scoop_outbox.strategy import AcknowledgedWithin, OpenChild, Outlook, Participant, StaticTopology, Strategy
 
 __version__ = "0.1.0"
@@ -183,7 +184,8 @@ _HOMES = {
     "scoop_outbox.scope": ("AsyncScope", "BlockingScope", "Result", "Scope"),
     "scoop_outbox.status": ("ActionStatus", "RunStatus", "Status", "StepStatus"),
     "scoop_outbox.daemon.worker.alerts": ("StuckRun",),
-    "scoop_outbox.step": ("GoTo", "Repeat", "Step", "StepOptions"),
+    "scoop_outbox._options": ("StepOptions",),
+    "scoop_outbox.step": ("GoTo", "Repeat", "Step"),
     "scoop_outbox.strategy": (
         "AcknowledgedWithin",
         "OpenChild",

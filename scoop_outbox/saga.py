@@ -10,6 +10,7 @@ from typing import Generic, Literal, Protocol, TypeAlias, TypedDict, Unpack, get
 
 from scoop_outbox._deadlines import Timeouts
 from scoop_outbox._generics import Params, R, T
+from scoop_outbox._options import Options, StepOptions
 from scoop_outbox._retention import SagaRetention
 from scoop_outbox.errors import DefinitionError
 from scoop_outbox.message import Topic, checked_name, topic_name
@@ -21,10 +22,8 @@ from scoop_outbox.step import (
     Compensation,
     FailureHandler,
     Finaliser,
-    Options,
     Step,
     StepCallback,
-    StepOptions,
     too_late,
 )
 from scoop_outbox.strategy import Strategy

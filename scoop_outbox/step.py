@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, fields
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, TypedDict, get_args, overload
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, overload
 
-from scoop_outbox._deadlines import positive
 from scoop_outbox._generics import A_co, P, Params, R, R_co, T, T_contra
+from scoop_outbox._options import DEFAULT_OPTIONS, Options
 from scoop_outbox.errors import DefinitionError
 from scoop_outbox.failure import DistributedError
 from scoop_outbox.message import Message, checked_name
@@ -18,10 +17,6 @@ from scoop_outbox.policy import COMPENSATION, ONCE, Retry
 from scoop_outbox.scope import AsyncScope, BlockingScope
 
 Callback = Callable[..., Any]
-Order: TypeAlias = Literal["together", "reverse"]
-"""In which order the messages of a step are rolled back."""
-Transaction: TypeAlias = Literal["separate", "step"]
-"""In which transaction the finaliser of a step that has failed is called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,75 +147,6 @@ _STEP = ("scope", "message")
 _FAILED = ("scope", "message", "error")
 
 
-class StepOptions(TypedDict, total=False):
-    """What a step says about giving up, its children, its time and its finaliser; each may be left out.
-
-    Attributes:
-        shield: a cancellation neither discards the step nor reaches what it has launched: the run gives up when all of
-            that has ended, and compensates it.
-        complete_on_give_up: a cancellation does not discard the step, for its effects outside the database can be taken
-            back by its compensation only. What it has launched gives up, unlike that of a `shield`.
-        fail_fast: when a message that the step has launched has failed, the others give up.
-        rollback_children: `together`, as it is by itself, rolls back at the same time what the step has launched, as it
-            was executed. `reverse` rolls back one message after the other, the last one first; sagas that handle the
-            same message are rolled back together. Messages before one that cannot be rolled back are left as they are.
-        timeout: seconds that an execution of the step may take, or it has failed with `StepTimeout`. An `async def` is
-            cancelled; a `def` loses its connection, and its statement is cancelled at the server.
-        finally_transaction: what becomes of the finaliser's own work when the step has failed. `separate`, as it is by
-            itself, keeps it: the finaliser is called in a transaction of its own. `step` calls it in that of the step,
-            with which all is undone that it does in the database and launches.
-    """
-
-    shield: bool
-    complete_on_give_up: bool
-    fail_fast: bool
-    rollback_children: Order
-    timeout: float | timedelta | None
-    finally_transaction: Transaction
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """The options of a step as they were given, or as they are by themselves; the timeout in seconds."""
-
-    shield: bool = False
-    complete_on_give_up: bool = False
-    fail_fast: bool = False
-    rollback_children: Order = "together"
-    timeout: float | None = None
-    finally_transaction: Transaction = "separate"
-
-    @classmethod
-    def of(cls, given: StepOptions) -> Options:
-        """Check options.
-
-        Raises:
-            DefinitionError: one is unknown, or what it says is.
-        """
-        known = [one.name for one in fields(cls)]
-        for name in given:
-            if name not in known:
-                raise DefinitionError(f"option {name!r} of a step is unknown; there are {', '.join(known)}")
-        checked: Any = {**given, "timeout": positive("timeout", given.get("timeout"))}
-        return cls(**checked)
-
-    def __post_init__(self) -> None:
-        """Refuse words that are unknown."""
-        if self.rollback_children not in get_args(Order):
-            raise DefinitionError(
-                f"rollback_children={self.rollback_children!r} is unknown; 'together' tells all of them at once, and "
-                "'reverse' one message after the other, the last one first"
-            )
-        if self.finally_transaction not in get_args(Transaction):
-            raise DefinitionError(
-                f"finally_transaction={self.finally_transaction!r} is unknown; 'separate' keeps what the finaliser "
-                "of a step that has failed does, and 'step' undoes it with what the step has done"
-            )
-
-
-DEFAULT_OPTIONS = Options()
-
-
 class Step(Generic[T, P, R_co]):
     """One step of a saga: a callback, and what belongs to it.
 
@@ -260,6 +186,7 @@ class Step(Generic[T, P, R_co]):
         self.retry = _checked_retry(self._of, "retry", retry)
         self.compensate_retry = _checked_retry(self._of, "compensate_retry", compensate_retry)
         self.options = options
+        self._check_interrupt()
         if compensate is not None:
             self.compensate(compensate)
         if on_child_failure is not None:
@@ -268,6 +195,13 @@ class Step(Generic[T, P, R_co]):
             self.on_child_rollback_failure(on_child_rollback_failure)
         if finally_ is not None:
             self.finally_(finally_)
+
+    def _check_interrupt(self) -> None:
+        options = self.options
+        if options.interrupt and not is_async(self.invoke):
+            raise DefinitionError(f"{self._of}: interrupt=True cancels an async def; a def asks scope.checkpoint()")
+        if options.interrupt and (options.shield or options.complete_on_give_up):
+            raise DefinitionError(f"{self._of}: interrupt=True contradicts shield=True and complete_on_give_up=True")
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Call the step's callback."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from scoop_outbox.core.deadline import missed, missed_rollback
 from scoop_outbox.core.decision import (
@@ -75,7 +75,7 @@ def decide(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:
     if _has_no_time_left(run, facts):
         return EndRollbackFailed(missed_rollback(run, source))
     if run.not_before is not None and facts.now < run.not_before:
-        return Wait(run.not_before)
+        return Wait(_look(saga, facts, run.not_before))
     if run.state is RunState.RUNNING:
         return _forward(saga, run, facts, source)
     if run.state is RunState.ROLLING_BACK:
@@ -90,8 +90,16 @@ def _wait_for_children(saga: Saga, facts: Facts) -> Decision:
     left = tuple(child for child in saga.strategy.leave_behind(facts.outlook) if not child.started)
     if left:
         return LeaveBehind(left)
+    return Wait(_look(saga, facts))
+
+
+def _look(saga: Saga, facts: Facts, until: datetime | None = None) -> datetime | None:
+    """Return when a run is looked at that waits until then, or for news: earlier, if its strategy says so."""
+    if saga.strategy is None or facts.outlook is None:
+        return until
     again = saga.strategy.look_again(facts.outlook)
-    return Wait(None if again is None else max(again, facts.now + STRATEGY_PAUSE))
+    soon = facts.now + STRATEGY_PAUSE
+    return min((max(at, soon) for at in (again, until) if at is not None), default=None)
 
 
 def strategy_gives_up(saga: Saga, facts: Facts) -> Failure | None:
@@ -177,7 +185,7 @@ def _begin(saga: Saga, run: Run, facts: Facts) -> Decision:
     if run.seq == 0 and saga.strategy is not None and facts.outlook is not None:
         at = saga.strategy.begin(facts.outlook)
         if at is not None and at > facts.now:
-            return Wait(at)
+            return Wait(_look(saga, facts, at))
     return Invoke(saga.steps[0], 0)
 
 

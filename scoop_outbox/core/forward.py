@@ -88,8 +88,9 @@ def step_raised(run: Run, due: Invoke, outcome: Raised, now: datetime, chance: f
     seq = run.seq + 1
     record = Record(seq, due.step.name, StepKind.STEP, due.iteration, run.attempt, outcome.failure)
     failed = run.attempt + 1
-    options = due.step.options
-    body = seq if due.step.finaliser is not None and options.finally_transaction == "separate" else None
+    # One that belongs to the transaction of the step has been called in it, unless that was gone.
+    called = due.step.options.finally_transaction == "step" and outcome.open
+    body = None if called or due.step.finaliser is None else seq
     if due.step.retry.allows(failed, outcome.error):
         if body is None:
             return retried(run, seq, record, due.step.retry, now, chance)

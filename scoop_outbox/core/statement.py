@@ -56,6 +56,25 @@ class Checkpoint:
     deadline: datetime | None
 
 
+@dataclass(slots=True)
+class Interrupt:
+    """How a callback is cancelled that may be: by whoever finds out, while it lasts, that its run gives up.
+
+    Attributes:
+        cancel: cancels it at its next await; None before it has begun, and once it has ended.
+        asked: whether somebody has.
+    """
+
+    cancel: Callable[[], object] | None = None
+    asked: bool = False
+
+    def ask(self) -> None:
+        """Cancel the callback, once."""
+        if not self.asked and self.cancel is not None:
+            self.asked = True
+            self.cancel()
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """A callback of the user to be called inside the transaction, behind its savepoint.
@@ -68,6 +87,7 @@ class Call:
         source: names this worker in a failure.
         checkpoint: what is asked at a checkpoint; None for a callback that ends whatever is asked of its run.
         timeout: how many seconds it may take.
+        interrupt: cancels it when its run gives up; None when it is not to be.
     """
 
     callback: Callback
@@ -84,6 +104,7 @@ class Call:
     check: Callable[[object], object] = lambda value: value
     checkpoint: Checkpoint | None = None
     timeout: float | None = None
+    interrupt: Interrupt | None = None
 
 
 Ask = Batch | Call

@@ -74,22 +74,22 @@ async def daemons(
     Raises:
         BrokerError: the broker says that this cannot work; then the service has not been announced.
     """
-    serving = worker and bool(sagas)
+    serving, names = worker and bool(sagas), _with_former(sagas)
     relaying = await _relay(home, broker, hints) if relay else None
     if serving or broker is None:
         await _announce(home, announcer, relaying)
-    names = _with_former(sagas)
-    limits = {"max_interruptions": max_interruptions, "slow_step_after": slow_step_after}
-    new_worker = functools.partial(Worker, *(home, subscription.service, names, hints, slots), alerts=alerts, **limits)
+    executing = serving and Worker(
+        *(home, subscription.service, names, hints, slots),
+        via_broker=broker is not None,
+        max_interruptions=max_interruptions,
+        slow_step_after=slow_step_after,
+        alerts=alerts,
+    )
     intake = None
     if serving and broker is not None:
         intake = Intake(home, broker, subscription, sagas, hints, announcer, high=high_water, low=high_water // 2)
-    running = Running(
-        *(home, relaying, new_worker(via_broker=broker is not None) if serving else None, intake),
-        *(subscription.service, list(names)),
-    )
-    running.maintenance = _maintenance(home, kept, relaying)
-    running.tasks = _start(running, hints)
+    running = Running(home, relaying, executing or None, intake, subscription.service, list(names))
+    _start(running, hints, _maintenance(home, kept, relaying))
     try:
         yield running
     finally:
@@ -124,8 +124,8 @@ async def _stop(running: Running, grace: float) -> None:
     await running.close()
 
 
-def _start(running: Running, hints: ProcessHints) -> list[asyncio.Task[None]]:
-    running.hints = hints
+def _start(running: Running, hints: ProcessHints, maintenance: Maintenance | None) -> None:
+    running.hints, running.maintenance = hints, maintenance
     named = {
         "hints": hints,
         "relay": running.relay,
@@ -140,7 +140,7 @@ def _start(running: Running, hints: ProcessHints) -> list[asyncio.Task[None]]:
     ]
     for task in tasks:
         task.add_done_callback(_report)
-    return tasks
+    running.tasks = tasks
 
 
 async def _announce(home: Home, announcer: Announcer, relay: Relay | None) -> None:

@@ -88,7 +88,13 @@ async def async_invoke(call: Call, scope: Scope, context: contextvars.Context) -
     own = context.copy()
     own.run(_inside.enter, scope)
     task = asyncio.get_running_loop().create_task(_caught(call, scope), context=own)
+    if call.interrupt is not None:
+        call.interrupt.cancel = task.cancel
     value, error = await (task if call.timeout is None else within(task, call))
+    if call.interrupt is not None:
+        call.interrupt.cancel = None
+        if call.interrupt.asked and error is not None:
+            raise RunCancelled.of(call.step, call.run.saga, call.run.id) from error
     if error is None:
         return value
     try:

@@ -283,6 +283,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("list_parked", {"service": "shop", "most": 100}),
         ("count_stuck", {"service": "shop", "most": 100}),
         ("read_epoch", {}),
+        ("read_giving_up", {"runs": [run_id(OPEN), run_id(FANOUT)], "deadlines": [None, NOW.isoformat()]}),
         ("lock_stuck", {"run": run_id(STUCK)}),
         ("read_stuck", {"run": run_id(STUCK)}),
         ("read_stuck", {"run": run_id(FANOUT)}),

@@ -1,13 +1,16 @@
 """Q62: a step asks in the middle of its work whether its run gives up."""
 
 import asyncio
+import contextlib
 from typing import Any
 
 import pytest
 
-from scoop_outbox import GaveUp, RunCancelled
+from scoop_outbox import DefinitionError, GaveUp, RunCancelled, Saga
 from tests.scenarios.cancelling import cancelled_at, gave_up
+from tests.scenarios.conftest import MakeShop
 from tests.scenarios.shop import COLOURS, LONG, Gate, Shop, events, raises
+from tests.waiting import until
 
 
 @pytest.mark.parametrize("colour", COLOURS[:2], indirect=True)
@@ -54,6 +57,85 @@ async def test_q62_a_checkpoint_sees_a_deadline_and_may_be_in_a_group(shop: Shop
             await handle.wait(LONG)
 
     assert [cause.type for cause in caught.value.failure.causes] == ["MissedHappyPathDeadline"]
+
+
+async def test_q62_a_step_that_may_be_interrupted_is_cancelled_at_its_next_await(make_shop: MakeShop) -> None:
+    shop = make_shop("async")
+    seen: list[str] = []
+
+    async def waits(scope: Any, _: Any) -> None:
+        await scope.connection.execute("create table written ()")
+        seen.append("waits")
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            raise
+
+    root = shop.app.saga("root", "R")
+    shop.step(root, "0")
+    root.add_step("1", waits, interrupt=True)
+
+    async with shop.running():
+        handle = await shop.app.launch("R", None)
+        await until(lambda: seen, LONG)
+        await shop.app.cancel(handle.id, reason="enough", source="test")
+        with pytest.raises(GaveUp):
+            await handle.wait(LONG)
+
+    assert seen == ["waits", "cancelled"]
+    assert shop.journal == ["root-0", "root-rb0"]
+    assert await shop.ask("select to_regclass('written')") == [(None,)]
+
+
+async def test_q62_a_statement_is_interrupted_too_when_a_deadline_is_over(make_shop: MakeShop) -> None:
+    shop = make_shop("async")
+
+    async def waits(scope: Any, _: Any) -> None:
+        await scope.connection.execute("select pg_sleep(3600)")
+
+    root = shop.app.saga("root", "R")
+    root.add_step("0", waits, interrupt=True)
+    shop.saga("other", "O", None)
+
+    async with shop.running(slots=1):
+        handle = await shop.app.launch("R", None, timeout=0.5)
+        with pytest.raises(GaveUp):
+            await handle.wait(LONG)
+        await (await shop.app.launch("O", None)).wait(LONG)  # its slot is free
+
+
+async def test_q62_a_step_that_swallows_the_interruption_is_discarded_all_the_same(make_shop: MakeShop) -> None:
+    shop = make_shop("async")
+    began = asyncio.Event()
+
+    async def swallows(scope: Any, _: Any) -> None:
+        began.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(3600)
+        scope.launch("C", None)
+
+    root = shop.app.saga("root", "R")
+    root.add_step("0", swallows, interrupt=True)
+    shop.saga("child", "C", None)
+
+    async with shop.running():
+        handle = await shop.app.launch("R", None)
+        await began.wait()
+        await shop.app.cancel(handle.id, reason="enough", source="test")
+        with pytest.raises(GaveUp):
+            await handle.wait(LONG)
+
+    assert shop.journal == []
+
+
+def test_q62_what_cannot_be_interrupted_is_refused() -> None:
+    async def step(scope: Any, message: Any) -> None: ...
+
+    with pytest.raises(DefinitionError, match="interrupt=True cancels an async def"):
+        Saga("s", "t").add_step("0", lambda scope, message: None, interrupt=True)
+    with pytest.raises(DefinitionError, match="interrupt=True contradicts"):
+        Saga("s", "t").add_step("0", step, interrupt=True, shield=True)
 
 
 async def test_what_looks_like_a_cancellation_and_is_none_is_a_failure(mixed: Shop) -> None:

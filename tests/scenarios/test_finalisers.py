@@ -429,6 +429,85 @@ async def _is_late(shop: Shop, handle: Handle) -> bool:
     return bool(await shop.ask(late, handle.id))
 
 
+@pytest.mark.parametrize("finaliser", ["quiet", "launching"])
+async def test_q52_the_next_step_finds_the_results_of_the_children_and_not_of_the_finaliser(
+    shop: Shop, finaliser: str
+) -> None:
+    seen: list[list[Any]] = []
+
+    def sees(scope: Any, _: Any) -> None:
+        seen.append([one.value for one in scope.results])
+        if scope.attempt == 0:
+            raise RuntimeError("once more")
+
+    def leaves(scope: Any, message: Any) -> None:
+        scope.set_result(message.topic)
+
+    clean_up = launches("F") if finaliser == "launching" else True
+    root = shop.app.saga("root", "R")
+    shop.step(root, "0", launches("C"), finally_=clean_up)
+    shop.step(root, "1", sees, finally_=clean_up, retry=TWICE)
+    shop.saga("child", "C", leaves)
+    shop.saga("finally", "F", leaves)
+
+    await shop.run("R")
+
+    assert seen == [["C"], ["C"]]
+
+
+def _refused_at_the_commit(scope: Any, _: Any) -> Any:
+    yield scope.connection.execute("create table once (a int unique deferrable initially deferred)")
+    yield scope.connection.execute("insert into once values (1), (1)")
+
+
+def _takes_too_long(scope: Any, _: Any) -> Any:
+    yield scope.connection.execute("select pg_sleep(60)")
+
+
+@each_colour
+@pytest.mark.parametrize("transaction", ["separate", "step"])
+@pytest.mark.parametrize("body", [_refused_at_the_commit, _takes_too_long])
+async def test_q27_a_step_whose_transaction_is_gone_has_its_own(shop: Shop, transaction: str, body: Any) -> None:
+    root = shop.app.saga("root", "R")
+    shop.step(root, "try", body, finally_=True, finally_transaction=transaction, timeout=0.5)
+
+    await shop.fail("R")
+
+    assert shop.journal == ["root-try", "root-fintry"]
+
+
+async def test_q51_what_was_launched_for_a_failed_attempt_stays(mixed: Shop) -> None:
+    root = mixed.app.saga("root", "R")
+    mixed.step(root, "try", raises("no"), finally_=launches("F"), retry=TWICE)
+    mixed.saga("finally", "F", None)
+
+    await mixed.fail("R")
+
+    assert mixed.journal == [*["root-try", "root-fintry", "finally-0"] * 2]
+
+
+async def test_q27_what_it_launched_is_not_late(shop: Shop) -> None:
+    gate = Gate()
+    root = shop.app.saga("root", "R")
+    shop.step(root, "try", finally_=launches("F"))
+    shop.saga("finally", "F", gate, None)
+
+    async with shop.running():
+        handle = await shop.app.launch("R", None, timeout=1.5)
+        await until(lambda: gate.entered, LONG)
+        await until(lambda: _is_over(shop, handle), LONG)
+        gate.open = True
+        with pytest.raises(DistributedError):
+            await handle.wait(LONG)
+
+    assert shop.journal.entries[:4] == ["root-try", "root-fintry", "finally-0", "finally-1"]
+
+
+async def _is_over(shop: Shop, handle: Handle) -> bool:
+    late = "select from scoop_outbox.run where message_id = %s and created_at < clock_timestamp() - interval '2 s'"
+    return bool(await shop.ask(late, handle.id))
+
+
 async def test_q27_a_finaliser_that_went_from_the_code_is_not_missed(mixed: Shop) -> None:
     gate = Gate()
     root = mixed.app.saga("root", "R")

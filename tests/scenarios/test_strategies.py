@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
+import psycopg
 import pytest
 
 from scoop_outbox import (
@@ -14,10 +15,12 @@ from scoop_outbox import (
     OpenChild,
     Outlook,
     Participant,
+    Retry,
     RunState,
     StaticTopology,
     Strategy,
 )
+from scoop_outbox.app import service_of
 from tests.scenarios.conftest import MakeShop
 from tests.scenarios.shop import LONG, Gate, Shop, launches, raises
 from tests.waiting import until
@@ -104,6 +107,91 @@ async def test_promise_23_no_rollback_reaches_who_was_left_behind(make_shop: Mak
     assert shop.journal == ["root-0", "root-1", "root-rb0", "audit-0"]
 
 
+async def test_promise_23_a_first_step_that_takes_long_is_waited_for_quietly(
+    mixed: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = Gate()
+    root = mixed.app.saga("root", "R", strategy=AcknowledgedWithin(SOON))
+    mixed.step(root, "0", launches("C"))
+    mixed.step(root, "1")
+    mixed.saga("child", "C", gate)
+
+    async with mixed.running():
+        handle = await mixed.app.launch("R", None)
+        await until(lambda: gate.entered, LONG)
+        await until(lambda: _is_over(mixed, handle), LONG)
+        (mails,) = await mixed.ask("select count(*) from scoop_outbox.mailbox")
+        gate.open = True
+        await handle.wait(LONG)
+
+    assert mixed.journal == ["root-0", "child-0", "root-1"]
+    assert mails[0] < 10  # each look had posted one more, hundreds in a second
+    assert not [one for one in caplog.messages if "left behind" in one]
+
+
+async def test_promise_23_who_is_taken_in_while_it_is_left_behind_does_not_vanish(make_shop: MakeShop) -> None:
+    shop, relay, audit = make_shop(), make_shop(service="relay"), make_shop(service="audit")
+    root = shop.app.saga("root", "R", strategy=AcknowledgedWithin(SOON))
+    shop.step(root, "0", launches("C"))
+    shop.step(root, "1")
+    audit.saga("audit", "C", None)
+    await known(audit)
+
+    async with await psycopg.AsyncConnection.connect(service_of(shop.app).home.url, autocommit=True) as admin:
+        await admin.execute(HOLDING)
+        async with shop.running(worker=False):
+            handle = await shop.app.launch("R", None)
+            await until(lambda: shop.ask("select from scoop_outbox.run"), LONG)
+        await admin.execute("select pg_advisory_lock(4711)")
+        async with shop.running(relay=False):  # what it launches stays in the outbox
+            await until(lambda: shop.ask("select from pg_locks where objid = 4711 and not granted"), LONG)
+            async with relay.running(worker=False):
+                await until(lambda: _intake_waits(shop), LONG)
+                await admin.execute("select pg_advisory_unlock(4711)")
+                await handle.wait(LONG)
+        async with audit.running():
+            await until(lambda: _committed(shop, handle, "audit"), LONG)
+
+    assert (await shop.only(handle, "audit")).late
+
+
+HOLDING = """
+create function hold() returns trigger language plpgsql as $$
+begin
+    perform pg_advisory_xact_lock(4711);
+    return new;
+end $$;
+create trigger hold after update on scoop_outbox.child for each row
+when (new.state = 'left_behind') execute function hold();
+"""
+
+
+async def _intake_waits(shop: Shop) -> bool:
+    return bool(
+        await shop.ask(
+            "select from pg_stat_activity "
+            "where wait_event_type = 'Lock' and wait_event <> 'advisory' and datname = current_database()"
+        )
+    )
+
+
+async def test_promise_23_a_run_that_gives_up_leaves_behind_who_has_not_started(make_shop: MakeShop) -> None:
+    shop, audit = make_shop(), make_shop(service="audit")
+    root = shop.app.saga("root", "R", strategy=AcknowledgedWithin(1))
+    shop.step(root, "0", launches("C"))
+    audit.saga("audit", "C", None)
+    await known(audit)
+
+    async with shop.running():
+        handle = await shop.app.launch("R", None)
+        await until(lambda: shop.ask("select from scoop_outbox.child where state = 'started'"), LONG)
+        await shop.app.cancel(handle.id, reason="enough", source="test")
+        with pytest.raises(DistributedError):
+            await handle.wait(LONG)
+
+    assert shop.journal == ["root-0", "root-rb0"]
+
+
 @pytest.mark.everywhere
 async def test_tp_01_a_topology_waits_for_who_is_not_subscribed_yet(make_shop: MakeShop) -> None:
     shop, late = make_shop(), make_shop(service="late")
@@ -185,6 +273,25 @@ class Cancellations(Strategy):
 
     def give_up(self, outlook: Outlook) -> str | None:
         return "nobody wants it" if outlook.message_id in self.unwanted else None
+
+
+class Later(Patience):
+    """Begins in an hour."""
+
+    def begin(self, outlook: Outlook) -> datetime | None:
+        return outlook.began_at + timedelta(hours=1)
+
+
+@pytest.mark.parametrize("waits_for", ["its beginning", "a retry"])
+async def test_promise_20_a_strategy_gives_up_whatever_the_run_waits_for(mixed: Shop, waits_for: str) -> None:
+    beginning = waits_for == "its beginning"
+    root = mixed.app.saga("root", "R", strategy=(Later if beginning else Patience)(SOON))
+    mixed.step(root, "0", raises("no"), retry=Retry(attempts=2, backoff=3600, max_backoff=3600))
+
+    _, error = await mixed.fail("R")
+
+    assert error.root_cause.message == "it took too long"
+    assert mixed.journal == ([] if beginning else ["root-0"])
 
 
 async def test_promise_20_a_strategy_gives_up_between_two_steps(mixed: Shop) -> None:

@@ -30,15 +30,22 @@ def date_launches(emissions: Sequence[Emission], source: str) -> Plan[Sequence[E
     )
 
 
-def date_outcome(outcome: Returned, claimed: Claim, step: str) -> Plan[Returned]:
-    """Return what a callback of a step has left, with the deadline of its run and those of what it launches."""
+def date_outcome(outcome: Returned, claimed: Claim, step: str, *, finalises: bool = False) -> Plan[Returned]:
+    """Return what a callback of a step has left, with the deadline of its run and those of what it launches.
+
+    Args:
+        outcome: what it has left.
+        claimed: its run.
+        step: the name of the step.
+        finalises: whether it is a finaliser: what that launches is not late.
+    """
     asks, run, saga = outcome.asks, claimed.run, claimed.saga
     now = yield from _now(outcome.emissions, asks_the_clock=asks is not None and asks.asks_the_clock)
     if asks is not None:
         outcome = replace(outcome, deadline=asks.resolve(now, claimed.source).happy_path)
         run = changed(run, own_deadline=outcome.deadline)
     of = saga.get(step)
-    shielded = saga.shield or (of is not None and of.options.shield)
+    shielded = finalises or saga.shield or (of is not None and of.options.shield)
     above = passed_on(saga, run, claimed.facts.now, shielded=shielded)
     if above == NONE and not any(one.timeouts for one in outcome.emissions):
         return outcome

@@ -29,6 +29,7 @@ from scoop_outbox.core.statement import (
     Call,
     CallOutcome,
     Checkpoint,
+    Interrupt,
     Plan,
     Refused,
     ask,
@@ -77,7 +78,8 @@ def execute(run_id: uuid.UUID, executor: Executor) -> Plan[Execution]:
             if isinstance(outcome, Returned):
                 outcome = yield from _handled(call, outcome)
             if isinstance(outcome, Returned):
-                outcome = yield from date_outcome(outcome, claimed, call.step)
+                finalises = isinstance(due, decision.Finalise)
+                outcome = yield from date_outcome(outcome, claimed, call.step, finalises=finalises)
                 outcome = yield from expect_participants(outcome, claimed.saga)
         if isinstance(outcome, Raised) and _is_cancelled(outcome.error):
             outcome = yield from _withdrawn(outcome)
@@ -234,6 +236,7 @@ def _call(due: Decision, claimed: Claim) -> Call | None:
                 check=check,
                 checkpoint=here,
                 timeout=step.options.timeout,
+                interrupt=None if here is None or not step.options.interrupt else Interrupt(),
             )
         case decision.HandleChildFailure(step, handler, failure):
             numbers = (run.instance, run.iteration, run.handled)
@@ -288,9 +291,15 @@ def _loaded(result: str | None) -> Any:
 def _dated(due: Decision, claimed: Claim, outcome: CallOutcome | None, executor: Executor) -> Transition:
     """Return what becomes of the run, and when it is to be looked at because of deadlines."""
     change = _change(due, claimed, outcome, executor.chance)
-    if claimed.saga.strategy is not None and change.mail is Mail.DROP_IF_WAITING:
+    if claimed.saga.strategy is not None and _may_wait(change):
         change = replace(change, mail=Mail.LOOK)
     return dated(change, claimed.saga, claimed.run, claimed.facts, _now(claimed, outcome))
+
+
+def _may_wait(change: Transition) -> bool:
+    """Tell whether a run may wait from now on, for children or for its next attempt: its strategy says for how long."""
+    waits_for_attempt = change.record is not None and change.mail is Mail.DROP and not change.run.state.ended
+    return change.mail is Mail.DROP_IF_WAITING or waits_for_attempt
 
 
 def _now(claimed: Claim, outcome: CallOutcome | None) -> datetime:
@@ -331,7 +340,7 @@ def _change(due: Decision, claimed: Claim, outcome: CallOutcome | None, chance: 
         case decision.CancelSiblings(reason):
             return Transition(run, cancels=reason, mail=Mail.DROP_IF_WAITING)
         case decision.LeaveBehind(children):
-            return Transition(run, leaves=children, mail=Mail.DROP_IF_WAITING)
+            return Transition(run, leaves=children, mail=Mail.DROP)
         case decision.ExpireChildren(deadline):
             return expire_children(run, deadline, claimed.source)
         case decision.Commit():

@@ -73,7 +73,7 @@ def pass_on(run: Run, answers: Mapping[str, Rows], hints: Hints) -> None:
         hints: how processes are told.
     """
     for name in _POSTS:
-        for run_id, service, saga, version, delay in answers.get(name, ()):
+        for run_id, service, saga, version, delay in dict.fromkeys(tuple(row[:5]) for row in answers.get(name, ())):
             hints.mail(service, saga, version, run_id, delay)
     if has_ended(run) and run.parent_run is None:
         hints.ended(run.message_id)

@@ -11,7 +11,7 @@ from scoop_outbox.core.plans.claim import Hints
 from scoop_outbox.core.plans.failures import Known, Writing, id_of
 from scoop_outbox.core.plans.prune import is_pruned
 from scoop_outbox.core.run import RunState
-from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, Rows, ask, statement
+from scoop_outbox.core.statement import BEGIN, COMMIT, Checkpoint, Plan, Rows, ask, statement
 from scoop_outbox.failure import CancellationRequested, Failure
 
 
@@ -60,6 +60,18 @@ class Target:
     to_come: bool = False
     taken_in: bool = False
     pruned: bool = False
+
+
+def read_giving_up(checkpoints: Sequence[Checkpoint]) -> Plan[set[uuid.UUID]]:
+    """Return which runs are to give up, of those whose callbacks are being executed.
+
+    Args:
+        checkpoints: what these callbacks ask for at a checkpoint.
+    """
+    runs = [one.run for one in checkpoints]
+    deadlines = [None if one.deadline is None else one.deadline.isoformat() for one in checkpoints]
+    (rows,) = yield from ask(statement("read_giving_up", runs=runs, deadlines=deadlines))
+    return {row[0] for row in rows}
 
 
 def read_target(target: uuid.UUID) -> Plan[Target]:

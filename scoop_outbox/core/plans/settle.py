@@ -14,7 +14,7 @@ from scoop_outbox.core.plans.failures import Known, Writing, id_of
 from scoop_outbox.core.plans.launch import launch_params
 from scoop_outbox.core.plans.news import news, pass_on
 from scoop_outbox.core.plans.strategy import expected
-from scoop_outbox.core.run import Run, StepKind, changed
+from scoop_outbox.core.run import Run, RunState, StepKind, changed
 from scoop_outbox.core.statement import (
     COMMIT,
     COMMIT_AND_BEGIN,
@@ -43,7 +43,9 @@ def settle(
     writes += _writes_run(claimed, change, executor)
     writes += _writes_mail(claimed, change, go_on=go_on)
     ahead = go_on and change.mail is Mail.KEEP
-    again = reclaim_statements(after, children=change.consumes is not None) if ahead else []
+    # Behind a finaliser, the step's results are still to be seen.
+    children = change.consumes is not None or (claimed.run.body_seq is not None and after.state is RunState.RUNNING)
+    again = reclaim_statements(after, children=children) if ahead else []
     answers = yield from ask(*writes, COMMIT_AND_BEGIN if ahead else COMMIT, *again)
     rows = {write.name: answer for write, answer in zip(writes, answers, strict=False)}
     if writing is not None:
@@ -65,8 +67,9 @@ def _hint(claimed: Claim, change: Transition, rows: Mapping[str, Rows], executor
     after = change.run
     if change.emissions:
         executor.hints.outbox()
-        if rows["launch"]:
-            executor.reports.unhandled([change.emissions[place - 1].topic for (place,) in rows["launch"]])
+        unhandled = [change.emissions[place - 1] for (place,) in rows["launch"]]
+        if topics := [one.topic for one in unhandled if not one.expects]:
+            executor.reports.unhandled(topics)
     if change.wake_at is not None:
         wait = change.wake_at - claimed.facts.now
         executor.hints.mail(after.service, after.saga, after.version, after.id, wait.total_seconds())
@@ -74,8 +77,9 @@ def _hint(claimed: Claim, change: Transition, rows: Mapping[str, Rows], executor
         executor.reports.cancels_children(after, change.cancels, claimed.message)
     if change.expires is not None:
         executor.reports.expires_children(after, change.expires, claimed.message)
-    if change.leaves:
-        executor.reports.leaves_behind(after, change.leaves, claimed.message)
+    left = [(service, saga) for *_, service, saga in rows.get("leave_behind", ()) if saga is not None]
+    if left:
+        executor.reports.leaves_behind(after, left, claimed.message)
     if after.undo_seq != claimed.run.undo_seq and after.unresolved != claimed.run.unresolved:
         executor.reports.passes_over(after, _step_of(claimed, change), claimed.message)
     if after.state is not claimed.run.state:
@@ -85,9 +89,11 @@ def _hint(claimed: Claim, change: Transition, rows: Mapping[str, Rows], executor
 
 def _step_of(claimed: Claim, change: Transition) -> str | None:
     """Return the step at which a run's state has changed: the one executed, needed or undone, or that has launched."""
-    run, instance = change.run, claimed.facts.instance
+    run, instance, body = change.run, claimed.facts.instance, claimed.facts.body
     if change.record is not None:
         return change.record.step
+    if body is not None:
+        return body.step
     return run.needs or (run.step if instance is None else instance.step)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from scoop_outbox.daemon.hints import ProcessHints
 from scoop_outbox.daemon.polling import AdaptivePolling
+from scoop_outbox.daemon.worker.cancellations import Cancellations
 from scoop_outbox.daemon.worker.dispatcher import Dispatcher
 from scoop_outbox.daemon.worker.interruptions import Interruptions
 from scoop_outbox.daemon.worker.mail import MailReader
@@ -37,6 +38,7 @@ class Feeder:
         hints: tells of runs that go on.
         interruptions: written down before anything is read: their runs are due later.
         dispatcher: is fed.
+        cancellations: asked for with every look.
     """
 
     def __init__(
@@ -47,11 +49,13 @@ class Feeder:
         hints: ProcessHints,
         interruptions: Interruptions,
         dispatcher: Dispatcher,
+        cancellations: Cancellations,
     ) -> None:
         """Read nothing yet."""
         self._roster = roster
         self._interruptions = interruptions
         self._dispatcher = dispatcher
+        self._cancellations = cancellations
         self._surroundings = Surroundings(service, sagas, roster, hints)
         self._mail = MailReader(service, list(sagas), roster, interruptions)
         self._next_due: float | None = None  # in how many seconds, when it was read
@@ -75,6 +79,7 @@ class Feeder:
     async def feed(self, driver: AsyncDriver) -> None:
         """Read which runs have mail."""
         await self._interruptions.write_down(driver)
+        await self._cancellations.look(driver)
         if self._roster.left <= 0 and await self._surroundings.look(driver):
             self.look_back()  # what was another's may lie further back
         await self._read(driver)
@@ -111,7 +116,7 @@ class Feeder:
             self._polling.busy()
         if self._interruptions or self._dispatcher.stopping:
             return
-        left = self._roster.left
+        left = min(one for one in (self._roster.left, self._cancellations.left) if one is not None)
         if self._dispatcher.low:
             await self._polling.sleep(left if self._next_due is None else min(self._next_due, left))
             return

@@ -26,7 +26,6 @@ from scoop_outbox.failure import (
     ParentSaidSo,
 )
 from scoop_outbox.message import Message
-from scoop_outbox.strategy import OpenChild
 
 log = get_logger(__name__)
 
@@ -154,10 +153,10 @@ class Reports:
         subject, why = _subject(run, run.step, message), _why(reason, run.saga)
         log.info("run: children were late (%s: %s)", subject, why, extra={**subject.fields, "reason": why})
 
-    def leaves_behind(self, run: Run, children: Sequence[OpenChild], message: Message) -> None:
-        """Say that a run does not wait any longer for children that have not started."""
+    def leaves_behind(self, run: Run, participants: Sequence[tuple[str, str]], message: Message) -> None:
+        """Say that a run does not wait any longer for children that have not started: of these services and sagas."""
         subject = _subject(run, run.step, message)
-        whom = sorted({f"{child.participant.saga} in {child.participant.service}" for child in children})
+        whom = sorted({f"{saga} in {service}" for service, saga in participants})
         who = ", ".join(whom[:_NAMED]) + (f" and {len(whom) - _NAMED} more" if len(whom) > _NAMED else "")
         why = f"not started: {who}"
         log.warning("run: children were left behind (%s: %s)", subject, why, extra={**subject.fields, "reason": why})

@@ -18,6 +18,7 @@ from scoop_outbox.core.plans.claim import Executor
 from scoop_outbox.daemon.counters import WorkerCounters
 from scoop_outbox.daemon.hints import ProcessHints
 from scoop_outbox.daemon.worker.alerts import Alert, Alerts
+from scoop_outbox.daemon.worker.cancellations import Cancellations
 from scoop_outbox.daemon.worker.dispatcher import Dispatcher
 from scoop_outbox.daemon.worker.executors import Executors
 from scoop_outbox.daemon.worker.feeder import Feeder
@@ -79,7 +80,9 @@ class Worker:
         self.reports = Reports(service, sagas, hints, self._roster.seconds_since, self.alerts, via_broker=via_broker)
         self.interruptions = Interruptions(service, sagas, self.reports, max_interruptions)
         self._dispatcher = dispatcher = Dispatcher(slots, sagas, self.interruptions)
-        self._feeder = Feeder(service, sagas, self._roster, hints, self.interruptions, dispatcher)
+        # Slots are made later: they tell the feeder that one is free, and it asks for what they call.
+        cancellations = Cancellations(lambda: self._slots.calling())  # noqa: PLW0108 - there are none yet
+        self._feeder = Feeder(service, sagas, self._roster, hints, self.interruptions, dispatcher, cancellations)
         executor = Executor(
             service,
             sagas,

@@ -36,16 +36,18 @@ with arrived as (
 ), expected as (
     -- Who is waited for was frozen at the launch. The update reads each row again once it has its lock: whoever was
     -- retired at this moment is not started. And it comes after the messages, on which others that take in the same
-    -- ones wait in the order of ids: rows are updated in no particular order.
+    -- ones wait in the order of ids: rows are updated in no particular order. Who was left behind, if only at this
+    -- moment, is late: it stays so, and what is asked of the row is asked of what it is now.
     update {schema}.child c
-    set state = 'started',
-        child_run = (left(m.id::text, 19) || '8' || left(
-                        md5(concat_ws(e'\n', m.id, length(c.service), c.service || c.saga)), 15))::uuid
+    set state = case c.state when 'waiting' then 'started' else c.state end,
+        child_run = case c.state when 'waiting' then (left(m.id::text, 19) || '8' || left(
+                        md5(concat_ws(e'\n', m.id, length(c.service), c.service || c.saga)), 15))::uuid end
     from arrived m
     where (select count(*) from taken) >= 0
-      and c.message_id = any(%(ids)s::uuid[]) and c.message_id = m.id and c.state = 'waiting'
+      and c.message_id = any(%(ids)s::uuid[]) and c.message_id = m.id and c.state in ('waiting', 'left_behind')
       and m.lineage is not null and (%(service)s::text is null or c.service = %(service)s::text)
-    returning m.id, m.topic, m.key, m.lineage, m.context, m.launched_at, m.deadlines, c.service, c.saga
+    returning m.id, m.topic, m.key, m.lineage, m.context, m.launched_at, m.deadlines, c.service, c.saga,
+              c.state = 'left_behind' as late
 ), known as (
     -- Launched for a name that a saga had once, it is the saga's all the same, also in its order.
     select topic, service, saga, ordered, lane from listening
@@ -73,7 +75,7 @@ with arrived as (
           select from {schema}.child c
           where c.message_id = m.id and (
               c.child_run is null and c.state in ('cancelled', 'rolled_back')
-              or c.state <> 'left_behind' and c.service = s.service and (c.saga = s.saga or exists (
+              or c.service = s.service and (c.saga = s.saga or exists (
                   select from {schema}.renamed n
                   where n.service = s.service
                     and (n.former = c.saga and n.saga = s.saga or n.former = s.saga and n.saga = c.saga)
@@ -82,7 +84,7 @@ with arrived as (
       ))
 ), handled as (
     select e.id, e.key, e.lineage, e.context, e.launched_at, e.deadlines, e.service, e.saga,
-           coalesce(k.ordered, false) as ordered, coalesce(k.lane, e.saga) as lane, false as late
+           coalesce(k.ordered, false) as ordered, coalesce(k.lane, e.saga) as lane, e.late
     from expected e
     left join known k on k.topic = e.topic and k.service = e.service and k.saga = e.saga
     union all

@@ -5,6 +5,13 @@
 select exists (select from {schema}.request where kind = 'cancel' and target = %(run)s::uuid)
        or coalesce(%(deadline)s::timestamptz <= clock_timestamp(), false)
 
+-- name: read_giving_up
+-- Which of some runs are to give up: somebody has cancelled them, or their deadline is over.
+select u.run
+from unnest(%(runs)s::uuid[], %(deadlines)s::text[]) as u (run, deadline)
+where exists (select from {schema}.request where kind = 'cancel' and target = u.run)
+   or u.deadline::timestamptz <= clock_timestamp()
+
 -- name: read_target
 -- The runs that an id means, by their own or by their message's: whether each can still give up, its state, whether
 -- somebody has asked for its rollback, and whether its payload has been erased.

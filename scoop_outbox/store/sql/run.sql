@@ -68,6 +68,10 @@ with instance as (
     from {schema}.run r
     join {schema}.step s on s.run_id = r.id and s.seq <= r.undo_seq
     where r.id = %(run)s and s.state = 'committed' and s.kind <> 'compensation'
+      -- What the finaliser of a failed execution did stays.
+      and not (s.kind = 'finaliser' and exists (
+          select from {schema}.step b where b.run_id = s.run_id and b.seq = s.undoes and b.state = 'failed'
+      ))
     order by s.seq desc
     limit 1
 )

@@ -16,7 +16,7 @@ with given as (
     from {schema}.child c
     join given g on g.message_id = c.message_id and g.service = c.service and g.saga = c.saga
     join {schema}.run r on r.id = c.child_run
-    where c.run_id = %(run)s and c.open and c.state = 'started' and r.seq = 0 and r.state = 'running'
+    where c.run_id = %(run)s and c.open and c.state in ('started', 'cancelling') and r.seq = 0 and r.state = 'running'
     for update of c, r skip locked
 ), found as (
     select * from waiting union all select * from idle
@@ -25,15 +25,18 @@ with given as (
     set state = 'left_behind', open = false, child_run = null
     from found f
     where c.message_id = f.message_id and c.service = f.service and c.saga = f.saga
+    returning c.service, c.saga
 ), freed as (
     update {schema}.run r set parent_run = null, late = true from idle i where r.id = i.child_run
+), again as (
+    select r.id, r.service, r.saga, r.version, case when exists (select from found) then 0.0 else 1.0 end::float8 as delay
+    from {schema}.run r
+    where r.id = %(run)s
+), posted as (
+    insert into {schema}.mailbox (service, saga, version, run_id, due)
+    select service, saga, version, id, clock_timestamp() + delay * interval '1 second' from again
 )
-insert into {schema}.mailbox (service, saga, version, run_id, due)
-select r.service, r.saga, r.version, r.id, clock_timestamp() + n.delay * interval '1 second'
-from {schema}.run r
-cross join (select case when exists (select from found) then 0.0 else 1.0 end as delay) n
-where r.id = %(run)s
-returning run_id, service, saga, version, greatest(extract(epoch from due - clock_timestamp()), 0)::float8
+select a.id, a.service, a.saga, a.version, a.delay, l.service, l.saga from again a left join left_behind l on true
 
 -- name: read_open_children
 -- What the strategy of a saga looks at: whom a run waits for, since when, and whether it has executed anything.
