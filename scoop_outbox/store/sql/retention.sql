@@ -272,7 +272,7 @@ with recursive tree as (
 ), reached (root, id, causes) as (
     select n.root, f.id, f.causes
     from (
-        select t.root, unnest(array[r.failure, r.obstacle, r.giving_up]) as id
+        select t.root, unnest(array[r.failure, r.obstacle, r.giving_up, r.unresolved]) as id
         from tree t join {schema}.run r on r.id = t.id
         union
         select t.root, s.failure from tree t join {schema}.step s on s.run_id = t.id
