@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -104,7 +105,10 @@ def prune(
 
 
 class Archive:
-    """Appends hierarchies to a file, and has them on the disk when it returns.
+    """Appends hierarchies to a file, and has them on the disk when it returns. Several processes may share one.
+
+    A line that a process could not end, for it was killed or the disk was full, stays as it is, and the next one begins
+    behind it: its hierarchy was not pruned, and comes again.
 
     Args:
         path: the file; made if it is not there.
@@ -121,8 +125,13 @@ class Archive:
             click.ClickException: the file cannot be written.
         """
         try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.writelines(f"{one.to_json()}\n" for one in hierarchies)
+            with self._path.open("ab+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if file.seek(0, os.SEEK_END):
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":
+                        file.write(b"\n")
+                file.writelines(f"{one.to_json()}\n".encode() for one in hierarchies)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:

@@ -27,6 +27,7 @@ from scoop_outbox.core.plans.prune import (
     read_archive,
     read_due,
     read_periods,
+    some,
 )
 from scoop_outbox.core.statement import Plan
 
@@ -143,8 +144,11 @@ class Pruner:
                 roots = None if self._walk is None else (yield from self._walk.next())
             if roots is not None:
                 part = self._walk.part if self._walk is not None else Part.WHOLE
-                trees = yield from read_due([one for one in roots if one not in self._too_large], self._periods, part)
-                return (yield from self._found(self._in_size(trees), part))
+                due = yield from read_due([one for one in roots if one not in self._too_large], self._periods, part)
+                # What goes in one transaction, and no more: an archive that is handed the others sees them again.
+                trees, left = some(self._in_size(due))
+                self._left = [tree.root for tree in left]
+                return (yield from self._found(trees, part))
             if not self._parts:
                 break
             self._walk = Walk(self._periods, self._parts.pop(0))
@@ -167,7 +171,7 @@ class Pruner:
         if not found.handled:
             return Counts(unhandled=(yield from prune_unhandled(roots, self._periods)))
         pruned = yield from prune(roots, self._periods, found.part)
-        self._left = pruned.left
+        self._left = [*pruned.left, *self._left]
         if found.part is Part.PAYLOAD:
             return Counts(erased=pruned.hierarchies)
         return Counts(pruned.hierarchies, pruned.runs)

@@ -4,6 +4,16 @@
 -- for a rollback locks runs, too, and one of both finds that the other was faster. A message that is old may be taken in
 -- for one more saga at this moment: intake locks its row, which is not there any more, or has been pruned.
 
+-- part: still_to_come
+-- Services that were subscribed when message `m` was first taken in, and that take in for themselves, but have not: a
+-- broker keeps it for them, however long they are down.
+exists (
+    select from {schema}.subscription s
+    where s.via_broker and s.created_at <= m.created_at
+      and (s.topic = m.topic or m.topic = any(s.names) or m.topic ~ s.pattern)
+      and not exists (select from {schema}.run x where x.message_id = m.id and x.service = s.service)
+)
+
 -- name: read_root_sagas
 -- The sagas of hierarchies, one look at the index for each, and what they say of them. What has begun under a former name
 -- is kept as the saga wants it that has taken over the name.
@@ -49,6 +59,8 @@ select m.id, m.forget_at is null and m.created_at <= %(before)s
              and not exists (
                  select from {schema}.expected_root o where o.message_id = m.id and cardinality(o.services) > 0
              )
+             and not
+                 -- use: still_to_come
 from {schema}.message m
 where m.id > %(after)s
 order by m.id
@@ -91,6 +103,18 @@ with recursive tree (root, id, message_id) as (
                    select from {schema}.request q
                    where q.kind = 'rollback' and q.outcome is null and q.target in (t.id, t.message_id)
                )
+               -- Whoever was left behind begins when its message comes.
+               and not exists (
+                   select from {schema}.child c
+                   where c.run_id = r.id and c.state = 'left_behind'
+                     and not exists (
+                         select from {schema}.run x
+                         where x.message_id = c.message_id and x.service = c.service and x.saga = c.saga
+                     )
+                     and exists (
+                         select from {schema}.subscription s where s.service = c.service and s.saga = c.saga
+                     )
+               )
            ) as ended,
            bool_or(r.erased) as erased,
            array_agg(r.service) filter (where r.message_id = t.root) as services,
@@ -105,6 +129,10 @@ select t.root, t.runs,
            cross join unnest(o.services) as e (service)
            where o.message_id = t.root
              and not exists (select from {schema}.run x where x.message_id = t.root and x.service = e.service)
+       ) and not exists (
+           select from {schema}.message m
+           where m.id = t.root and
+               -- use: still_to_come
        ),
        t.ended_at, t.services, t.sagas, t.erased
 from told t
