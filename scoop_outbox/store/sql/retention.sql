@@ -11,7 +11,8 @@ exists (
     select from {schema}.subscription s
     where s.via_broker and s.created_at <= m.created_at
       and (s.topic = m.topic or m.topic = any(s.names) or m.topic ~ s.pattern)
-      and not exists (select from {schema}.run x where x.message_id = m.id and x.service = s.service)
+      and not exists (select from {schema}.run x where x.message_id = m.id and x.service = s.service offset 0)
+    offset 0
 )
 
 -- name: read_root_sagas
@@ -110,6 +111,7 @@ with recursive tree (root, id, message_id) as (
                      and not exists (
                          select from {schema}.run x
                          where x.message_id = c.message_id and x.service = c.service and x.saga = c.saga
+                         offset 0
                      )
                      and exists (
                          select from {schema}.subscription s where s.service = c.service and s.saga = c.saga
@@ -133,6 +135,7 @@ select t.root, t.runs,
            select from {schema}.message m
            where m.id = t.root and
                -- use: still_to_come
+           offset 0
        ),
        t.ended_at, t.services, t.sagas, t.erased
 from told t

@@ -70,7 +70,7 @@ with instance as (
     where r.id = %(run)s and s.state = 'committed' and s.kind <> 'compensation'
       -- What the finaliser of a failed execution did stays.
       and not (s.kind = 'finaliser' and exists (
-          select from {schema}.step b where b.run_id = s.run_id and b.seq = s.undoes and b.state = 'failed'
+          select from {schema}.step b where b.run_id = s.run_id and b.seq = s.undoes and b.state = 'failed' offset 0
       ))
     order by s.seq desc
     limit 1

@@ -7,7 +7,7 @@ from {schema}.step e
 where e.run_id = r.id and e.seq <= coalesce(r.undo_from, r.undo_seq) and e.state = 'committed' and e.kind <> 'compensation'
   -- What the finaliser of a failed execution did stays.
   and not (e.kind = 'finaliser' and exists (
-      select from {schema}.step b where b.run_id = e.run_id and b.seq = e.undoes and b.state = 'failed'
+      select from {schema}.step b where b.run_id = e.run_id and b.seq = e.undoes and b.state = 'failed' offset 0
   ))
 order by e.seq desc
 limit 1
