@@ -9,6 +9,8 @@ from tests.scenarios.shop import COLOURS, LONG, Gate, Shop, launches, order, rai
 from tests.waiting import until
 
 each_colour = pytest.mark.parametrize("colour", COLOURS[:2], indirect=True)
+ENOUGH = 3.0
+"""Seconds in which a step begins, however busy the machine is, and after which what is executed is late."""
 TWICE = Retry(attempts=2, backoff=0.01)
 
 
@@ -408,12 +410,12 @@ async def test_promise_11_it_is_called_once_however_its_step_is_left(mixed: Shop
     mixed.saga("child", "C", gate if left == "cancelled below" else raises("no"))
 
     async with mixed.running():
-        handle = await mixed.app.launch("R", None, timeout=0.2 if left == "late" else None)
+        handle = await mixed.app.launch("R", None, timeout=ENOUGH if left == "late" else None)
         if left.startswith("cancelled"):
             await _cancels(mixed, handle, gate)
         elif left == "late":
             await until(lambda: gate.entered, LONG)
-            await until(lambda: _is_late(mixed, handle), LONG)
+            await until(lambda: _is_over(mixed, handle), LONG)
             gate.open = True
         if left == "committed":
             await handle.wait(LONG)
@@ -422,11 +424,6 @@ async def test_promise_11_it_is_called_once_however_its_step_is_left(mixed: Shop
                 await handle.wait(LONG)
 
     assert mixed.journal.count("root-fintry") == 1
-
-
-async def _is_late(shop: Shop, handle: Handle) -> bool:
-    late = "select from scoop_outbox.run where message_id = %s and created_at < clock_timestamp() - interval '0.3 s'"
-    return bool(await shop.ask(late, handle.id))
 
 
 @pytest.mark.parametrize("finaliser", ["quiet", "launching"])
@@ -493,7 +490,7 @@ async def test_q27_what_it_launched_is_not_late(shop: Shop) -> None:
     shop.saga("finally", "F", gate, None)
 
     async with shop.running():
-        handle = await shop.app.launch("R", None, timeout=1.5)
+        handle = await shop.app.launch("R", None, timeout=ENOUGH)
         await until(lambda: gate.entered, LONG)
         await until(lambda: _is_over(shop, handle), LONG)
         gate.open = True
@@ -504,7 +501,7 @@ async def test_q27_what_it_launched_is_not_late(shop: Shop) -> None:
 
 
 async def _is_over(shop: Shop, handle: Handle) -> bool:
-    late = "select from scoop_outbox.run where message_id = %s and created_at < clock_timestamp() - interval '2 s'"
+    late = "select from scoop_outbox.run where message_id = %s and created_at < clock_timestamp() - interval '3.5 s'"
     return bool(await shop.ask(late, handle.id))
 
 
