@@ -67,7 +67,7 @@ async def test_q62_a_step_that_may_be_interrupted_is_cancelled_at_its_next_await
         await scope.connection.execute("create table written ()")
         seen.append("waits")
         try:
-            await asyncio.sleep(3600)
+            await asyncio.Event().wait()  # for ever, unless it is cancelled
         except asyncio.CancelledError:
             seen.append("cancelled")
             raise
@@ -112,7 +112,7 @@ async def test_q62_a_step_that_swallows_the_interruption_is_discarded_all_the_sa
     async def swallows(scope: Any, _: Any) -> None:
         began.set()
         with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.sleep(3600)
+            await asyncio.Event().wait()  # for ever, unless it is cancelled
         scope.launch("C", None)
 
     root = shop.app.saga("root", "R")
