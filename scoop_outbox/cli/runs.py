@@ -70,7 +70,8 @@ def runs(
             limit=limit,
         )
     if not found:
-        click.echo("no runs", err=True)
+        any_state = states or stuck or text is not None or key is not None
+        click.echo("no runs" if any_state else "no runs under way or stuck: --state lists others", err=True)
     elif not json_:
         click.echo("id\tservice\tsaga\tstate\tstep\tage\tkey\tfailure")
     for run in found:
