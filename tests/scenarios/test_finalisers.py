@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from scoop_outbox import Answer, DefinitionError, DistributedError, Handle, Repeat, Retry, RunState, Saga
+from tests.scenarios.cancelling import FEELZ, cancelled_at
 from tests.scenarios.shop import COLOURS, LONG, Gate, Shop, launches, order, raises
 from tests.waiting import until
 
@@ -273,11 +274,7 @@ async def test_q27_a_step_that_is_discarded_by_a_cancellation_has_its_own(shop: 
     shop.step(root, "try", gate, finally_=launches("F"))
     shop.saga("finally", "F", None)
 
-    async with shop.running():
-        handle = await shop.app.launch("R", None)
-        await _cancels(shop, handle, gate)
-        with pytest.raises(DistributedError):
-            await handle.wait(LONG)
+    handle, _ = await cancelled_at(gate, shop)
 
     assert shop.journal == ["root-start", "root-try", "root-fintry", "finally-0", "root-rbstart"]
     run = await shop.only(handle, "root")
@@ -296,11 +293,7 @@ async def test_q27_what_it_launched_is_not_cancelled(shop: Shop) -> None:
     shop.step(root, "end")
     shop.saga("finally", "F", gate, None)
 
-    async with shop.running():
-        handle = await shop.app.launch("R", None)
-        await _cancels(shop, handle, gate)
-        with pytest.raises(DistributedError):
-            await handle.wait(LONG)
+    await cancelled_at(gate, shop)
 
     assert shop.journal == [
         "root-try",
@@ -319,11 +312,7 @@ async def test_q27_one_that_waits_for_a_child_is_left_to_the_cancellation(shop: 
     shop.step(root, "try", launches("C"), finally_=True)
     shop.saga("child", "C", gate)
 
-    async with shop.running():
-        handle = await shop.app.launch("R", None)
-        await _cancels(shop, handle, gate)
-        with pytest.raises(DistributedError):
-            await handle.wait(LONG)
+    await cancelled_at(gate, shop)
 
     assert shop.journal.of("root") == ["root-try", "root-fintry", "root-rbtry"]
 
@@ -389,7 +378,7 @@ async def test_q78_what_it_launched_while_rolling_back_is_healed(mixed: Shop, ve
 
 async def _cancels(shop: Shop, handle: Handle, gate: Gate) -> None:
     await until(lambda: gate.entered, LONG)
-    assert await shop.app.cancel(handle.id, reason="enough", source="test") is Answer.ACCEPTED
+    assert await shop.app.cancel(handle.id, **FEELZ) is Answer.ACCEPTED
     gate.open = True
 
 
