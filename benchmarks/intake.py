@@ -23,8 +23,8 @@ from benchmarks.table import Table, Target, ratios
 from benchmarks.writer import writing
 from scoop_outbox import Scoop
 from scoop_outbox.app import service_of
-from scoop_outbox.daemon.intake.intake import Intake
 from scoop_outbox.daemon.intake.membership import BATCH
+from scoop_outbox.daemon.intake.service import service_intake
 from scoop_outbox.message import JSON, Envelope, dump_json, uuid7
 from scoop_outbox.wire.headers import LAUNCHED_AT
 
@@ -114,7 +114,9 @@ async def _ours(control: Control, app: Scoop, count: int) -> float:
     await app.announce()
     ours = service_of(app)
     assert ours.broker is not None
-    intake = Intake(ours.home, ours.broker, ours.subscription, app.sagas, ours.hints, high=10 * count, low=9 * count)
+    intake = service_intake(
+        ours.home, ours.broker, ours.subscription, app.sagas, ours.hints, high=10 * count, low=9 * count
+    )
     running = asyncio.create_task(intake.run())
     try:
         while not intake.counters.taken_in:

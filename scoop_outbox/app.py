@@ -70,6 +70,10 @@ class Scoop:
             docs/rabbitmq.md.
         max_body: the most bytes that a body, a context or a result may have, 64 MiB or less: more is refused where it
             is launched, and what comes in from a broker becomes a dead letter.
+        home: the name under which this database cooperates with those of other services; the environment's
+            SCOOP_OUTBOX_HOME unless given. Once given, it stays, and is that of all processes of the database. Without
+            one only services that share the database cooperate. Letters, digits and `-`, `_`, `.`; 100 at most. See
+            docs/homes.md.
 
     Raises:
         DefinitionError: a name cannot be used.
@@ -88,6 +92,7 @@ class Scoop:
         start: str | None = None,
         broker_settings: Mapping[str, object] | None = None,
         max_body: int = MAX_BODY,
+        home: str | None = None,
     ) -> None:
         """Declare a service; nothing is opened."""
         servers = Servers(
@@ -97,6 +102,7 @@ class Scoop:
             broker_settings=broker_settings,
             schema=schema,
             max_body=max_body,
+            home_name=home,
         )
         self._service = Service(service, servers, group=group, start=start)
         self._launcher = Launcher(self._service)

@@ -188,6 +188,22 @@ def database_url(postgres_url: str, template_database: str) -> Iterator[str]:
         yield _url_of_database(postgres_url, name)
 
 
+@pytest.fixture
+def make_database(postgres_url: str, template_database: str) -> Iterator[Callable[[], str]]:
+    """Makes fresh, migrated databases, each a home of its own, and returns their URLs."""
+    with ExitStack() as made:
+
+        def make() -> str:
+            name = made.enter_context(_new_database(postgres_url, template=template_database))
+            url = _url_of_database(postgres_url, name)
+            with psycopg.connect(url) as connection:
+                # The copy of a database is the same home, which must not be there twice.
+                connection.execute("update scoop_outbox.home set id = gen_random_uuid()")
+            return url
+
+        yield make
+
+
 @contextmanager
 def _new_database(admin_url: str, *, template: str) -> Iterator[str]:
     # Test runs may share a server, so the name is random.

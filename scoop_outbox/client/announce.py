@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
-from scoop_outbox.broker.protocol import Broker, Subscription
 from scoop_outbox.client.service import Service
+from scoop_outbox.core.plans.homes import name_home
 from scoop_outbox.daemon.announcer import note
 from scoop_outbox.errors import BrokerError
 
@@ -28,19 +28,14 @@ def announce_sync(service: Service) -> None:
         return
     with service.home.blocking_driver() as driver:
         driver.run(service.servers.guard(relay=False))
-        if service.broker is not None:
-            with ThreadPoolExecutor(1) as thread:
-                # This thread may have a loop that runs.
-                preparing = thread.submit(asyncio.run, _prepare(service.broker, service.subscription))
-                announcer.problem = preparing.result()
-            if announcer.problem is not None:
-                raise _unasked(service)
+        identity = driver.run(name_home(service.servers.home_name))
+        with ThreadPoolExecutor(1) as thread:
+            # This thread may have a loop that runs.
+            announcer.problem = thread.submit(asyncio.run, announcer.prepare(identity)).result()
+        if announcer.problem is not None:
+            raise _unasked(service)
         note(service.name, driver.run(announcer.plan()))
     announcer.done = True
-
-
-async def _prepare(broker: Broker, subscription: Subscription) -> str | None:
-    return await broker.prepare(subscription)
 
 
 def _unasked(service: Service) -> BrokerError:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 from scoop_outbox._retention import Retention
 from scoop_outbox.client.service import Service
+from scoop_outbox.core.plans.homes import name_home
 from scoop_outbox.core.plans.subscriptions import read_revision
 from scoop_outbox.daemon.maintenance import Kept
 from scoop_outbox.daemon.process import daemons
@@ -39,6 +40,7 @@ async def serve(
         async with service.home.driver() as driver:
             revisions.check(await driver.run(read_revision()), service.home.url)
             await driver.run(service.servers.guard(relay=relay))
+            identity = await driver.run(name_home(service.servers.home_name))
         async with daemons(
             service.home,
             service.subscription,
@@ -55,6 +57,7 @@ async def serve(
             grace=grace,
             alerts=service.alerts,
             kept=Kept(retention, service.archives),
+            identity=identity,
         ) as running:
             yield running
     finally:

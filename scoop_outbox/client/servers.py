@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 
 from scoop_outbox.broker import plugins
@@ -11,15 +12,32 @@ from scoop_outbox.client.waiters import Outcomes
 from scoop_outbox.core.plans.subscriptions import check_without_broker, list_services_via_broker
 from scoop_outbox.core.statement import Plan
 from scoop_outbox.daemon.hints import ProcessHints
-from scoop_outbox.errors import DatabaseError
+from scoop_outbox.errors import DatabaseError, DefinitionError
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.schema import checked_schema
 from scoop_outbox.wire.limits import Limits
 
 DATABASE_VARIABLE = "SCOOP_OUTBOX_DATABASE"
 BROKER_VARIABLE = "SCOOP_OUTBOX_BROKER"
+HOME_VARIABLE = "SCOOP_OUTBOX_HOME"
 BROKER_SETTINGS_VARIABLE = "SCOOP_OUTBOX_BROKER_SETTINGS"
 """Names a file of settings for the broker's client: the commands read it, a program passes settings itself."""
+
+
+_HOME_NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
+
+
+def checked_home_name(name: str | None) -> str | None:
+    """Return a name that a home can have: part of the names of topics and queues at every broker.
+
+    Raises:
+        DefinitionError: it cannot be one.
+    """
+    if name is None or _HOME_NAME.fullmatch(name):
+        return name
+    raise DefinitionError(
+        f"the name of a home has 1 to 100 letters or digits of ASCII, or any of - _ . among them, not {name!r:.120}"
+    )
 
 
 class Servers:
@@ -32,13 +50,15 @@ class Servers:
         broker_settings: passed on to the broker's client.
         schema: the Postgres schema of our tables.
         max_body: the most bytes that a body, a context or a result may have.
+        home_name: the name under which the database cooperates with others; the environment's unless given.
 
     Attributes:
         broker: what its adapter makes of the URL; None is the built-in broker.
         schema: the Postgres schema of our tables.
+        home_name: the name under which the database cooperates with others, if it was said.
 
     Raises:
-        DefinitionError: the schema's name or `max_body` cannot be used.
+        DefinitionError: the schema's name, the home's name or `max_body` cannot be used.
         DatabaseError: the database's URL is wrong.
         BrokerError: no installed adapter serves the broker's URL, or the adapter refuses URL or settings.
     """
@@ -52,6 +72,7 @@ class Servers:
         broker_settings: Mapping[str, object] | None,
         schema: str,
         max_body: int,
+        home_name: str | None = None,
     ) -> None:
         """Open nothing yet."""
         self._service = service
@@ -61,6 +82,7 @@ class Servers:
         self._database = database or os.environ.get(DATABASE_VARIABLE)
         self.schema = checked_schema(schema)
         self._max_body = max_body
+        self.home_name = checked_home_name(home_name or os.environ.get(HOME_VARIABLE))
         self.limits  # noqa: B018 - refuses what cannot be
         self._home: Home | None = None if self._database is None else self._open()
         self._hints: ProcessHints | None = None

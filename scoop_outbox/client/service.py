@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -9,7 +10,8 @@ from scoop_outbox._forks import begins_anew
 from scoop_outbox._generics import R, T
 from scoop_outbox.broker.protocol import Broker, Resource, Subscription
 from scoop_outbox.client.servers import Servers
-from scoop_outbox.daemon.announcer import Announcer
+from scoop_outbox.core.plans.homes import Identity
+from scoop_outbox.daemon.announcer import Announcer, control_subscription
 from scoop_outbox.daemon.hints import ProcessHints
 from scoop_outbox.daemon.maintenance import Archive
 from scoop_outbox.daemon.worker.alerts import Alert
@@ -18,6 +20,7 @@ from scoop_outbox.external import External, ExternalOptions
 from scoop_outbox.message import Topic, checked_name, topic_name
 from scoop_outbox.saga import Saga, SagaOptions
 from scoop_outbox.store.home import Home
+from scoop_outbox.wire.control import PREFIX
 
 
 class Service:
@@ -113,9 +116,15 @@ class Service:
     async def topology(self, topics: Iterable[str | Topic[Any]], *, create: bool) -> list[Resource]:
         """Tell what has to exist at the broker, or create it; see `Scoop.topology`."""
         published = list(dict.fromkeys(map(topic_name, topics)))
-        if self.broker is None or not (published or self.sagas):
+        if self.broker is None:
             return []
-        return await self.broker.topology(published, self.subscription if self.sagas else None, create=create)
+        found: list[Resource] = []
+        if published or self.sagas:
+            found += await self.broker.topology(published, self.subscription if self.sagas else None, create=create)
+        if (name := self.servers.home_name) is not None:
+            control = control_subscription(Identity(uuid.UUID(int=0), name, PREFIX))
+            found += await self.broker.topology(control.topics, control, create=create)
+        return found
 
     def check(self) -> None:
         """Refuse what cannot run, before anything is started.
@@ -167,7 +176,7 @@ class Service:
     def announcer(self) -> Announcer:
         """What makes this service known, with the sagas that it has now."""
         if self._announcer is None or self._announcer.names != frozenset(self.sagas):
-            self._announcer = Announcer(self.broker, self.subscription, self.sagas)
+            self._announcer = Announcer(self.broker, self.subscription, self.sagas, self.servers.home_name)
         return self._announcer
 
 

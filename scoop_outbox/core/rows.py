@@ -19,12 +19,12 @@ Failures = Mapping[uuid.UUID, Failure]
 """Those that the rows at hand name, by id."""
 
 # Where `claim_run` returns what comes after the run's own columns.
-CLOCK, MAIL, CANCELLATION, MESSAGE = 37, 38, 39, slice(40, 47)
+CLOCK, MAIL, CANCELLATION, MESSAGE = 38, 39, 40, slice(41, 48)
 
 _FAILURES = (20, 21, 28, 35, CANCELLATION)
 _CHILD_FAILURES, _DEADLINE = slice(6, 8), 10
 # Where `read_instance` returns a child, as `read_children` does.
-_INSTANCE = 6
+_INSTANCE = 7
 # Where `read_body` does.
 _BODY = 3
 
@@ -61,7 +61,8 @@ def run_of(row: Row, failures: Failures) -> Run:
         run_id, message_id, service, saga, lineage, parent_run, state, step, next_step, seq, instance, iteration,
         attempt, handled, not_before, undo_seq, compensation_seq, handler_seq, context, inherited, failure, obstacle,
         result, launched_at, reason, lane, version, interrupted, giving_up,
-        deadlines, own_deadline, rollback_by, body_seq, finaliser_seq, undo_from, unresolved, created_at, *_,
+        deadlines, own_deadline, rollback_by, body_seq, finaliser_seq, undo_from, unresolved, created_at, parent_home,
+        *_,
     ) = row  # fmt: skip
     return Run(
         run_id,
@@ -101,6 +102,7 @@ def run_of(row: Row, failures: Failures) -> Run:
         undo_from=undo_from,
         unresolved=failure_of(unresolved, failures),
         created_at=created_at,
+        parent_home=parent_home,
     )
 
 
@@ -143,7 +145,7 @@ def instance_of(rows: Sequence[Row], run: Run, failures: Failures) -> Instance |
     """Return the instance to be undone, from `read_instance`: one row a failed child, at least one in all."""
     if not rows:
         return None
-    seq, step, kind, iteration, askable, handled, *_ = rows[0]
+    seq, step, kind, iteration, askable, elsewhere, handled, *_ = rows[0]
     children = [(row[_INSTANCE], _child_of(row[_INSTANCE:], failures)) for row in rows if row[_INSTANCE] is not None]
 
     def of(execution: int | None) -> tuple[Child, ...]:
@@ -159,6 +161,7 @@ def instance_of(rows: Sequence[Row], run: Run, failures: Failures) -> Instance |
         of(run.compensation_seq),
         of(run.handler_seq),
         failure_of(handled, failures),
+        elsewhere,
     )
 
 

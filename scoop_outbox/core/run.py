@@ -63,6 +63,8 @@ RUN_TRANSITIONS: Mapping[tuple[RunState, RunState], str] = {
 CHILD_TRANSITIONS: Mapping[tuple[ChildState, ChildState], str] = {
     (ChildState.WAITING, ChildState.STARTED): "its message was taken in",
     (ChildState.WAITING, ChildState.ROLLED_BACK): "its saga was forgotten, or it had not started by its deadline",
+    (ChildState.WAITING, ChildState.CANCELLING): "the parent gave up, or its deadline passed: its home is asked",
+    (ChildState.CANCELLING, ChildState.CANCELLED): "its home has said that its message will start nothing",
     (ChildState.WAITING, ChildState.SKIPPED): "its saga was forgotten, and what waited for it was skipped",
     (ChildState.WAITING, ChildState.CANCELLED): "the parent gave up: its message, when it comes, starts nothing",
     (ChildState.WAITING, ChildState.LEFT_BEHIND): "the parent's strategy does not wait for it: it may start a late run",
@@ -129,6 +131,7 @@ class Run:
         own_deadline: what it has set itself with `scope.set_deadline`, and what its saga says.
         rollback_by: until when its rollback has to end.
         created_at: when its message was taken in.
+        parent_home: the home in which it is waited for, if that is another one.
     """
 
     id: uuid.UUID
@@ -169,6 +172,7 @@ class Run:
     undo_from: int | None = None
     unresolved: Failure | None = None
     created_at: datetime | None = None
+    parent_home: uuid.UUID | None = None
 
     @property
     def told(self) -> Failure | None:
@@ -233,6 +237,7 @@ class Instance:
         compensation_children: failed children of the compensation attempt `Run.compensation_seq`.
         handler_children: failed children of the handler's call `Run.handler_seq`.
         handled: what that call was for.
+        elsewhere: whether some of the children that are to be asked live in other homes.
     """
 
     seq: int
@@ -244,6 +249,7 @@ class Instance:
     compensation_children: tuple[Child, ...] = ()
     handler_children: tuple[Child, ...] = ()
     handled: Failure | None = None
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +295,7 @@ class Facts:
         body: the execution whose finaliser comes before anything else; None when there is none.
         cancellation: why somebody asked the run to give up, if somebody did.
         untold: whether some open child does not know yet that the run gives up. Read only when it does.
+        elsewhere: whether some open child lives in another home. Read with `untold`.
         deadline: until when the run has to commit.
         outlook: what the strategy of its saga looks at, if that has one.
         first_failure: the child that failed first, while others are open. Read only for a step that fails fast.
@@ -308,6 +315,7 @@ class Facts:
     first_failure: Child | None = None
     outlook: Outlook | None = None
     outside: Outside | None = None
+    elsewhere: bool = False
 
     @property
     def failed_children(self) -> list[Child]:

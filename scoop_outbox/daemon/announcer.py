@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from scoop_outbox._log import get_logger
 from scoop_outbox.broker.protocol import Broker, Subscription
+from scoop_outbox.core.plans.homes import Identity, announce_home, name_home
 from scoop_outbox.core.plans.subscriptions import Spelling, TakenOver, announce, read_subscribed
 from scoop_outbox.core.statement import Plan
 from scoop_outbox.saga import Saga
@@ -25,6 +26,7 @@ class Announcer:
         broker: who brings it its messages; None is the built-in one, with which it can always receive.
         subscription: what it receives.
         sagas: its sagas by name.
+        home: the name under which its home cooperates with others; None is the one that it has, if it has one.
 
     Attributes:
         names: of these sagas.
@@ -32,14 +34,17 @@ class Announcer:
         problem: what kept its broker from being asked when that was last tried; None when nothing did.
     """
 
-    def __init__(self, broker: Broker | None, subscription: Subscription, sagas: Mapping[str, Saga]) -> None:
+    def __init__(
+        self, broker: Broker | None, subscription: Subscription, sagas: Mapping[str, Saga], home: str | None = None
+    ) -> None:
         """Announce nothing yet."""
+        self._home = home
         self._broker = broker
         self._subscription = subscription
         self._sagas: Sequence[Saga] = list(sagas.values())
         self._spellings = {} if broker is None else spellings(broker, subscription.topics)
         self.names = frozenset(sagas)
-        self.done = not sagas
+        self.done = not sagas and home is None
         self.problem: str | None = None
 
     async def announce(self, driver: AsyncDriver) -> bool:
@@ -52,13 +57,31 @@ class Announcer:
         """
         if self.done:
             return True
-        if self._broker is not None:
-            self.problem = await self._broker.prepare(self._subscription)
-            if self.problem is not None:
-                return False
+        identity = await driver.run(name_home(self._home))
+        self.problem = await self.prepare(identity)
+        if self.problem is not None:
+            return False
         note(self._subscription.service, await driver.run(self.plan()))
         self.done = True
         return True
+
+    async def prepare(self, identity: Identity) -> str | None:
+        """See to it that messages for the service, and what other homes say, are kept at the broker from now on.
+
+        Returns:
+            None when it is so; else what keeps the broker from being asked.
+
+        Raises:
+            BrokerError: it will never be so; what is wrong, and how to mend it.
+        """
+        if self._broker is None:
+            return None
+        problem = None
+        if self._sagas:
+            problem = await self._broker.prepare(self._subscription)
+        if problem is None and identity.name is not None:
+            problem = await self._broker.prepare(control_subscription(identity))
+        return problem
 
     async def is_known(self, driver: AsyncDriver) -> bool:
         """Tell whether the home knows the service as it is now, because it was announced before."""
@@ -71,13 +94,25 @@ class Announcer:
     def plan(self) -> Plan[list[TakenOver]]:
         """Return the plan that announces the service, whatever its broker says."""
         via_broker = self._broker is not None
-        return announce(self._subscription.service, self._sagas, self._spellings, via_broker=via_broker)
+        taken_over: list[TakenOver] = []
+        if self._sagas:
+            service = self._subscription.service
+            taken_over = yield from announce(service, self._sagas, self._spellings, via_broker=via_broker)
+        yield from announce_home()
+        return taken_over
 
     def listening(self, topic: str) -> list[str]:
         """Return the names of the sagas that listen on a topic."""
         return [
             saga.name for saga in self._sagas if self._spellings.get(saga.topic, Spelling()).means(saga.topic, topic)
         ]
+
+
+def control_subscription(identity: Identity) -> Subscription:
+    """Return what a home receives on its control channel: what is said to it, and to all."""
+    channel = identity.control_topic
+    assert channel is not None  # noqa: S101 - who has no name is told nothing
+    return Subscription(f"home {identity.name}", channel, (channel, identity.homes_topic), "earliest")
 
 
 def spellings(broker: Broker, topics: Iterable[str]) -> dict[str, Spelling]:

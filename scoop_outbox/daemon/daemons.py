@@ -19,6 +19,7 @@ class Daemons:
         relay: publishes, or None.
         worker: executes runs, or None.
         intake: takes in from a broker, or None.
+        control: takes in from a broker what other homes say, or None.
         maintenance: removes what has ended long ago, or None.
         service: whose runs the worker executes.
         sagas: the names of its sagas.
@@ -37,6 +38,7 @@ class Daemons:
         self.relay = relay
         self.worker = worker
         self.intake = intake
+        self.control: Intake | None = None
         self.maintenance: Maintenance | None = None
         self.service = service
         self.sagas = sagas

@@ -10,11 +10,14 @@ from contextlib import asynccontextmanager
 
 from scoop_outbox._log import get_logger
 from scoop_outbox.broker.protocol import Broker, Publisher, Subscription
+from scoop_outbox.core.plans.homes import Identity
 from scoop_outbox.daemon.announcer import Announcer
+from scoop_outbox.daemon.confirmations import wait_until_confirmed
 from scoop_outbox.daemon.daemons import error_of
 from scoop_outbox.daemon.hints import ProcessHints
 from scoop_outbox.daemon.intake.backpressure import HIGH_WATER
-from scoop_outbox.daemon.intake.intake import Intake
+from scoop_outbox.daemon.intake.control import control_intake
+from scoop_outbox.daemon.intake.service import service_intake
 from scoop_outbox.daemon.maintenance import KEPT_FOR_EVER, Kept, Maintenance
 from scoop_outbox.daemon.relay.home_publisher import HomePublisher
 from scoop_outbox.daemon.relay.relay import Relay
@@ -51,6 +54,7 @@ async def daemons(
     grace: float = 20.0,
     alerts: Sequence[Alert] = (),
     kept: Kept = KEPT_FOR_EVER,
+    identity: Identity | None = None,
 ) -> AsyncIterator[Running]:
     """Run relay, worker and intake in the background, and drain them at the end.
 
@@ -70,13 +74,17 @@ async def daemons(
         grace: seconds that running steps get to finish at the end.
         alerts: called for each run that gets stuck.
         kept: for how long what has ended is kept; whoever relays sees to it.
+        identity: how other homes know this one; None, or one without a name, cooperates with none.
 
     Raises:
         BrokerError: the broker says that this cannot work; then the service has not been announced.
     """
     serving, names = worker and bool(sagas), _with_former(sagas)
     relaying = await _relay(home, broker, hints) if relay else None
-    if serving or broker is None:
+    control = None
+    if worker and broker is not None and identity is not None and identity.name is not None:
+        control = control_intake(home, broker, identity, hints)
+    if serving or broker is None or control is not None:
         await _announce(home, announcer, relaying)
     executing = serving and Worker(
         *(home, subscription.service, names, hints, slots),
@@ -87,10 +95,14 @@ async def daemons(
     )
     intake = None
     if serving and broker is not None:
-        intake = Intake(home, broker, subscription, sagas, hints, announcer, high=high_water, low=high_water // 2)
+        limits = {"high": high_water, "low": high_water // 2}
+        intake = service_intake(home, broker, subscription, sagas, hints, announcer, **limits)
     running = Running(home, relaying, executing or None, intake, subscription.service, list(names))
+    running.control = control
     _start(running, hints, _maintenance(home, kept, relaying))
     try:
+        if control is not None:
+            await wait_until_confirmed(home)
         yield running
     finally:
         await _drain(running, grace, hints)
@@ -108,8 +120,9 @@ async def _stop(running: Running, grace: float) -> None:
     tasks = running.tasks
     # The worker before the relay: what its last steps launch is relayed meanwhile.
     deadline = time.monotonic() + grace
-    if running.intake is not None:
-        running.intake.stop()
+    for intake in (running.intake, running.control):
+        if intake is not None:
+            intake.stop()
     if running.worker is not None:
         await running.worker.stop(grace)
     if running.maintenance is not None:
@@ -131,6 +144,7 @@ def _start(running: Running, hints: ProcessHints, maintenance: Maintenance | Non
         "relay": running.relay,
         "worker": running.worker,
         "intake": running.intake,
+        "control": running.control,
         "maintenance": running.maintenance,
     }
     tasks = [

@@ -88,6 +88,8 @@ def run_tables(metadata: MetaData) -> None:
         # Of a rollback that goes on past what cannot be undone: where that began, and why not.
         Column("undo_from", Integer),
         Column("unresolved", Uuid),
+        # The home that is told what becomes of it, if another one waits for it.
+        Column("parent_home", Uuid),
         # Leads with the message: it is the idempotency of intake, and how the runs of a message are found.
         Index("run_once", "message_id", "service", "saga", unique=True),
         # Below which run a late one belongs stands in its lineage alone.
@@ -167,6 +169,8 @@ def run_tables(metadata: MetaData) -> None:
     )
 
     # An expected child and how it ended; `run_id` and `seq` are the parent's, which one that is `healing` had stopped.
+    # One that lives in another home is told of by that `home`, in reports whose `generation` grows. Of a message that
+    # was launched from outside, only those are here that other homes handle; `run_id` is the message then.
     child = Table(
         "child",
         metadata,
@@ -187,6 +191,8 @@ def run_tables(metadata: MetaData) -> None:
         Column("delivered", Boolean, nullable=False, server_default=text("false")),
         time_column("deadline"),
         Column("healing", Boolean, nullable=False, server_default=text("false")),
+        Column("home", Uuid),
+        Column("generation", Integer, nullable=False, server_default=text("0")),
         Index("child_of_instance", "run_id", "seq"),
     )
     where = text("state = 'waiting' and deadline is not null"), text("state in ('rolled_back', 'rollback_failed')")

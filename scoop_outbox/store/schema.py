@@ -1,4 +1,4 @@
-"""The tables, with those of runs in `run_tables`. What a row of each is, and why it looks as it does.
+"""The tables: those of runs are in `run_tables`, those of other homes in `peer_tables`.
 
 A message is written to `outbox` by the transaction that launches it, together with one row of `child` for each saga
 that is subscribed to its topic: who is waited for is frozen there. A relay publishes and deletes it. Intake writes
@@ -32,6 +32,7 @@ from sqlalchemy.dialects.postgresql import JSON
 
 from scoop_outbox.errors import DefinitionError
 from scoop_outbox.message import checked_name
+from scoop_outbox.store.peer_tables import peer_tables
 from scoop_outbox.store.run_tables import run_tables, time_column
 from scoop_outbox.store.storage import store_well
 
@@ -59,12 +60,18 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
     """Return the tables as SQLAlchemy metadata, in the given schema."""
     metadata = MetaData(schema=schema)
 
-    # This database's identity: one row, made by the migration.
+    # This database's identity: one row, made by the migration. One that has a name cooperates with other homes: topics
+    # of the broker that begin with `prefix` are what it is told on, and `revision` counts the changes of what it has
+    # `announced` to them: who listens here.
     Table(
         "home",
         metadata,
         Column("id", Uuid, primary_key=True),
         time_column("created_at", nullable=False, default=True),
+        Column("name", Text),
+        Column("prefix", Text, nullable=False, server_default="scoop."),
+        Column("revision", BigInteger, nullable=False, server_default=text("0")),
+        Column("announced", Text),
     )
 
     # Saga X of service Y listens on topic T. Forgotten only by an explicit command, so that a service which is down
@@ -116,6 +123,8 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         Column("content_type", Text, nullable=False),
         Column("headers", JSON, nullable=False),
         time_column("created_at", nullable=False, default=True),
+        # Which sagas of other homes are waited for, as their homes read it.
+        Column("expects", Text),
     )
 
     # Which relay publishes a shard. The epoch grows with every change of owner, and is checked again when published
@@ -166,6 +175,7 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
     Index("message_pruned", message.c.forget_at, postgresql_where=message.c.forget_at.is_not(None))
 
     run_tables(metadata)
+    peer_tables(metadata)
 
     # A process that executes runs, and what it knows: each of its sagas with the version that it has. It says every few
     # seconds that it is alive; `backend` is the server process of its feeder, which is gone at once when it dies;

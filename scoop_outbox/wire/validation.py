@@ -10,10 +10,23 @@ from typing import TypeGuard
 from scoop_outbox._deadlines import Deadlines
 from scoop_outbox.errors import PayloadError
 from scoop_outbox.message import Envelope
-from scoop_outbox.wire.headers import CONTENT_TYPE, CONTEXT, DEADLINES, HOME, ID, LAUNCHED_AT, LINEAGE, id_of, key_text
+from scoop_outbox.wire.headers import (
+    CONTENT_TYPE,
+    CONTEXT,
+    DEADLINES,
+    EXPECTS,
+    HOME,
+    ID,
+    LAUNCHED_AT,
+    LINEAGE,
+    REPLY_TO,
+    id_of,
+    key_text,
+)
 
 KEY_LIMIT = 1024
 CONTENT_TYPE_LIMIT = 255
+_PAIR = 2
 
 _LINEAGE = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(,[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})*")
 
@@ -85,6 +98,9 @@ def _malformed_header(envelope: Envelope) -> str | None:
     lineage = headers.get(LINEAGE)
     if lineage is not None and _LINEAGE.fullmatch(lineage) is None:
         return f"its header {LINEAGE} is no list of run ids"
+    expects = headers.get(EXPECTS)
+    if expects is not None and not _are_pairs(expects):
+        return f"its header {EXPECTS} is no list of pairs of a service and a saga"
     for name in (CONTEXT, LAUNCHED_AT):
         value = headers.get(name)
         if value is not None and not _is_json_object(value):
@@ -104,6 +120,7 @@ def unstorable(envelope: Envelope) -> str | None:
         f"header {CONTEXT}": envelope.headers.get(CONTEXT),
         f"header {LAUNCHED_AT}": envelope.headers.get(LAUNCHED_AT),
         f"header {DEADLINES}": envelope.headers.get(DEADLINES),
+        f"header {REPLY_TO}": envelope.headers.get(REPLY_TO),
     }
     for what, value in texts.items():
         if value is not None and ("\0" in value or not is_text(value)):
@@ -116,6 +133,17 @@ def _are_deadlines(value: str) -> bool:
         return Deadlines.from_json(json.loads(value)) is not None
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return False
+
+
+def _are_pairs(value: str) -> bool:
+    try:
+        pairs = json.loads(value)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(pairs, list) and all(
+        isinstance(pair, list) and len(pair) == _PAIR and all(is_text(name) and "\0" not in name for name in pair)
+        for pair in pairs
+    )
 
 
 def _is_json_object(value: str) -> bool:

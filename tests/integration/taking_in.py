@@ -13,6 +13,7 @@ import psycopg
 from scoop_outbox import Scoop, Topic
 from scoop_outbox.broker.protocol import Subscription
 from scoop_outbox.daemon.intake.intake import Intake
+from scoop_outbox.daemon.intake.service import service_intake
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from tests.fake_broker import FakeBroker
@@ -49,7 +50,7 @@ def service(url: str, name: str = "shop", *, on: str | Topic[Any] = "orders", sa
 async def taking_in(url: str, broker: FakeBroker, app: Scoop, **options: Any) -> AsyncIterator[Intake]:
     home = Home(url, DEFAULT_SCHEMA, "intake test")
     subscription = Subscription(app.service, app.service, tuple(saga.topic for saga in app.sagas.values()))
-    intake = Intake(home, broker, subscription, app.sagas, Silent(), **options)
+    intake = service_intake(home, broker, subscription, app.sagas, Silent(), **options)
     task = asyncio.create_task(intake.run())
     try:
         yield intake

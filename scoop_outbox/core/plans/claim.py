@@ -243,7 +243,8 @@ def _read_open(run: Run, facts: Facts, executor: Executor) -> Plan[Facts]:
     )
     failures = yield from recall(failures_of_children(failed), executor.failures)
     first = [child for child in children_of(failed, failures)[1] if child.failed]
-    return replace(facts, untold=untold[0][0], first_failure=first[0] if first else None)
+    told, elsewhere = untold[0]
+    return replace(facts, untold=told, elsewhere=elsewhere, first_failure=first[0] if first else None)
 
 
 def _read_outside(saga: Saga, run: Run, facts: Facts, executor: Executor) -> Plan[Facts]:

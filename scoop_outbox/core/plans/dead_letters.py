@@ -9,7 +9,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from scoop_outbox.core.plans.intake import intake_params
+from scoop_outbox.core.plans.homes import Identity
+from scoop_outbox.core.plans.intake import intake_params, started_elsewhere
 from scoop_outbox.core.statement import BEGIN, COMMIT, ROLLBACK, Plan, ask, statement
 from scoop_outbox.errors import PayloadError
 from scoop_outbox.message import Envelope
@@ -154,7 +155,7 @@ def replay(letter: int) -> Plan[Replay]:
     What the relay could not publish goes back into the outbox; what a service could not take in is taken in for that
     service. What can still not be taken in stays a dead letter.
     """
-    _, rows, home = yield from ask(BEGIN, statement("read_dead_letter", letter=letter), statement("read_home"))
+    _, rows, home = yield from ask(BEGIN, statement("read_dead_letter", letter=letter), statement("read_identity"))
     if not rows:
         yield from ask(ROLLBACK)
         return Replay(letter, ReplayStatus.UNKNOWN, "there is no such dead letter")
@@ -168,8 +169,10 @@ def replay(letter: int) -> Plan[Replay]:
         yield from ask(ROLLBACK)
         return Replay(letter, ReplayStatus.REFUSED, defect)
     service = contents.letter.service
-    started, handled, _ = yield from ask(
-        statement("take_in", **intake_params([contents.envelope], service, home[0][0])),
+    params = intake_params([contents.envelope], service, Identity(*home[0]))
+    started, *_, handled, _ = yield from ask(
+        statement("take_in", **params),
+        *started_elsewhere([contents.envelope], params),
         statement("is_handled", message=contents.envelope.id, service=service),
         drop,
     )

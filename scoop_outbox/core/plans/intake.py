@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from scoop_outbox._deadlines import Deadlines
 from scoop_outbox.core.plans.claim import Hints
-from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, ask, statement
+from scoop_outbox.core.plans.homes import Identity
+from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, Statement, ask, statement
 from scoop_outbox.message import Envelope
-from scoop_outbox.wire.headers import CONTEXT, DEADLINES, HOME, LAUNCHED_AT, LINEAGE, PREFIX, storable
+from scoop_outbox.wire.headers import (
+    CONTEXT,
+    DEADLINES,
+    EXPECTS,
+    HOME,
+    LAUNCHED_AT,
+    LINEAGE,
+    PREFIX,
+    REPLY_TO,
+    storable,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,20 +40,21 @@ def take_in(
     hints: Hints,
     *,
     service: str | None = None,
-    home: uuid.UUID | None = None,
+    home: Identity | None = None,
     unusable: Sequence[Unusable] = (),
 ) -> Plan[list[str]]:
     """Take messages into this home: each once, and one run for each saga that is to handle it.
 
     Who is waited for by a run of this home was frozen when it launched the message. Whoever else is subscribed when it
-    is first taken in handles it too, in a late run that nobody waits for. Any other message starts a root of each saga
-    that is subscribed then. Messages that were taken in before change nothing.
+    is first taken in handles it too, in a late run that nobody waits for. Of a message that another home has launched,
+    those are children whom that home says it waits for. Any other message starts a root of each saga that is subscribed
+    then. Messages that were taken in before change nothing.
 
     Args:
         envelopes: the messages.
         hints: told which runs have mail, and which messages are handled by nobody.
         service: take in for this service only; None is all that share the home.
-        home: this home's id: a message of another one is a root here. None when they cannot but be our own.
+        home: this home. None when they cannot but be our own.
         unusable: messages that become dead letters of this service in the same transaction.
 
     Returns:
@@ -50,11 +62,15 @@ def take_in(
     """
     params = intake_params(envelopes, service, home)
     statements = [statement("take_in", **params)]
+    reported = started_elsewhere(envelopes, params)
+    statements += reported
     if unusable:
         statements.append(statement("bury_incoming", **_buried(unusable, service)))
     _, started, *_ = yield from ask(BEGIN, *statements, COMMIT)
     for run_id, of, saga, _ in started:
         hints.mail(of, saga, "", run_id, 0.0)
+    if reported:
+        hints.outbox()
     begun = {str(message_id) for *_, message_id in started}
     left = [envelope.id for envelope in envelopes if envelope.id not in begun]
     if service is None:
@@ -83,13 +99,36 @@ def read_listening(service: str, topics: Sequence[str]) -> Plan[dict[str, set[st
     return found
 
 
-def intake_params(envelopes: Sequence[Envelope], service: str | None, home: uuid.UUID | None) -> dict[str, Any]:
+def started_elsewhere(envelopes: Sequence[Envelope], params: Mapping[str, Any]) -> list[Statement]:
+    """Return what tells other homes that runs have begun for which they wait; nothing if there can be none."""
+    told = [
+        (envelope.id, home, envelope.headers[REPLY_TO])
+        for envelope, home in zip(envelopes, params["homes"], strict=True)
+        if home is not None
+    ]
+    if not told:
+        return []
+    ids, homes, reply_to = zip(*told, strict=True)
+    service = params["service"]
+    return [statement("report_started", ids=list(ids), homes=list(homes), reply_to=list(reply_to), service=service)]
+
+
+def _waits(envelope: Envelope, home: Identity | None) -> bool:
+    """Tell whether another home waits for a message to be handled here."""
+    if home is None or EXPECTS not in envelope.headers or REPLY_TO not in envelope.headers:
+        return False
+    return envelope.headers.get(HOME, str(home.id)) != str(home.id)
+
+
+def intake_params(envelopes: Sequence[Envelope], service: str | None, home: Identity | None) -> dict[str, Any]:
     """Return the parameters of `take_in`; see the plan of that name."""
 
     def lineage(envelope: Envelope) -> str | None:
-        foreign = home is not None and envelope.headers.get(HOME) != str(home)
+        foreign = home is not None and envelope.headers.get(HOME) != str(home.id)
         return None if foreign else envelope.headers.get(LINEAGE)
 
+    waits = [_waits(envelope, home) for envelope in envelopes]
+    from_there = list(zip(envelopes, waits, strict=True))
     return {
         "ids": [envelope.id for envelope in envelopes],
         "topics": [envelope.topic for envelope in envelopes],
@@ -101,6 +140,9 @@ def intake_params(envelopes: Sequence[Envelope], service: str | None, home: uuid
         "contexts": [envelope.headers.get(CONTEXT) for envelope in envelopes],
         "launched_at": [envelope.headers.get(LAUNCHED_AT) for envelope in envelopes],
         "deadlines": [_deadlines(envelope) for envelope in envelopes],
+        "homes": [uuid.UUID(envelope.headers[HOME]) if waits else None for envelope, waits in from_there],
+        "above": [envelope.headers.get(LINEAGE) if waits else None for envelope, waits in from_there],
+        "expects": [envelope.headers[EXPECTS] if waits else None for envelope, waits in from_there],
         "service": service,
     }
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, ask, statement
 from scoop_outbox.message import Envelope
-from scoop_outbox.wire.headers import HOME
+from scoop_outbox.wire.headers import EXPECTS, HOME, REPLY_TO
 
 Place = tuple[int, int]
 """Where a message stands in the outbox: its shard, and its number there."""
@@ -131,14 +131,23 @@ def read_outbox(
         return Outgoing(writing=writing)
     rows.sort(key=itemgetter(1))
     # By columns: what is done for each row is most of what reading costs.
-    of, seqs, ids, topics, keys, bodies, content_types, texts = zip(*rows, strict=True)
+    of, seqs, ids, topics, keys, bodies, content_types, *texts = zip(*rows, strict=True)
     # Messages that the same line launches have the same headers, but for those of children: decoded once, and shared.
-    headers = {text: {**json.loads(text), HOME: str(home)} for text in set(texts)}
+    named = list(zip(*texts, strict=True))
+    headers = {one: _headers(home, *one) for one in set(named)}
     return Outgoing(
         list(zip(of, seqs, strict=True)),
-        list(map(Envelope, ids, topics, keys, bodies, content_types, map(headers.__getitem__, texts))),
+        list(map(Envelope, ids, topics, keys, bodies, content_types, map(headers.__getitem__, named))),
         writing,
     )
+
+
+def _headers(home: uuid.UUID, text: str, expects: str | None, reply_to: str | None) -> dict[str, str]:
+    """Return the headers of a message, with what other homes have to know of it."""
+    headers: dict[str, str] = {**json.loads(text), HOME: str(home)}
+    if expects is not None and reply_to is not None:
+        headers |= {EXPECTS: expects, REPLY_TO: reply_to}
+    return headers
 
 
 def delete_published(places: Sequence[Place], epochs: Mapping[int, int]) -> Plan[int]:

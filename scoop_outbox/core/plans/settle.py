@@ -65,6 +65,8 @@ def settle(
 def _hint(claimed: Claim, change: Transition, rows: Mapping[str, Rows], executor: Executor) -> None:
     """Tell who may have something to do now, and what operators should hear of."""
     after = change.run
+    if _tells_elsewhere(claimed) and (change.asks or change.cancels or change.expires):
+        executor.hints.outbox()
     if change.emissions:
         executor.hints.outbox()
         unhandled = [change.emissions[place - 1] for (place,) in rows["launch"]]
@@ -136,7 +138,13 @@ def _writes_run(claimed: Claim, change: Transition, executor: Executor) -> Itera
         seq = after.seq if record is None else record.seq
         yield statement("launch", **launch_params(change.emissions, after, seq, via_broker=executor.via_broker))
         yield from expected(change.emissions, after, seq)
-    yield from news(change)
+    yield from news(change, elsewhere=_tells_elsewhere(claimed))
+
+
+def _tells_elsewhere(claimed: Claim) -> bool:
+    """Tell whether some of the children that a run may have to tell something live in other homes."""
+    instance = claimed.facts.instance
+    return claimed.facts.elsewhere or (instance is not None and instance.elsewhere)
 
 
 def _marks(change: Transition) -> Iterator[Statement]:

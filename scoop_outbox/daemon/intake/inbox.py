@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from functools import partial
 
@@ -11,7 +10,7 @@ import psycopg
 from scoop_outbox._log import get_logger
 from scoop_outbox.broker.protocol import Delivery
 from scoop_outbox.core.plans.claim import Hints
-from scoop_outbox.core.plans.home import read_home
+from scoop_outbox.core.plans.homes import Identity, read_identity
 from scoop_outbox.core.plans.intake import Unusable, bury, take_in
 from scoop_outbox.daemon.bisection import bisect
 from scoop_outbox.daemon.counters import IntakeCounters
@@ -38,12 +37,12 @@ class Inbox:
         self._service = service
         self._validation = validation
         self._hints = hints
-        self._home_id: uuid.UUID | None = None
+        self._home: Identity | None = None
         self.counters = IntakeCounters()
 
     async def open(self, driver: AsyncDriver) -> None:
         """Read which home it is to which a connection leads."""
-        self._home_id = await driver.run(read_home())
+        self._home = await driver.run(read_identity())
 
     async def store(self, driver: AsyncDriver, deliveries: Sequence[Delivery]) -> None:
         """Take in what can be taken in, and make dead letters of what cannot.
@@ -63,7 +62,7 @@ class Inbox:
             else:
                 unusable.append(Unusable(one.envelope, one.position, reason))
         envelopes = [one.envelope for one in usable]
-        plan = take_in(envelopes, self._hints, service=self._service, home=self._home_id, unusable=unusable)
+        plan = take_in(envelopes, self._hints, service=self._service, home=self._home, unusable=unusable)
         if nobody := set(await driver.run(plan)):
             # The broker has not been told yet: it comes again if this process dies before it is written down.
             lost = [one for one in usable if one.envelope.id in nobody]

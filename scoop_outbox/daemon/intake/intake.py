@@ -9,21 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Protocol
 
 from scoop_outbox._cancellation import own_cancellation_only
 from scoop_outbox._log import get_logger
-from scoop_outbox.broker.protocol import Broker, Subscription
-from scoop_outbox.core.plans.claim import Hints
-from scoop_outbox.daemon.announcer import Announcer, spellings
+from scoop_outbox.broker.protocol import Broker, Delivery, Subscription
+from scoop_outbox.daemon.announcer import Announcer
 from scoop_outbox.daemon.counters import IntakeCounters
-from scoop_outbox.daemon.intake.backpressure import HIGH_WATER, LOW_WATER, Backpressure
-from scoop_outbox.daemon.intake.inbox import Inbox
+from scoop_outbox.daemon.intake.backpressure import Backpressure
 from scoop_outbox.daemon.intake.membership import Membership
-from scoop_outbox.daemon.intake.validation import Validation
 from scoop_outbox.errors import BrokerError
 from scoop_outbox.policy import exponential
-from scoop_outbox.saga import Saga
 from scoop_outbox.store.async_driver import AsyncDriver
 from scoop_outbox.store.faults import DATABASE_ERRORS
 from scoop_outbox.store.home import Home
@@ -39,8 +36,20 @@ _LONGEST_BACKOFF = 30.0
 """Seconds from one failure to the next try, at most."""
 
 
+class Stores(Protocol):
+    """Stores what was received, durably."""
+
+    counters: IntakeCounters
+
+    async def open(self, driver: AsyncDriver) -> None:
+        """Be told of a new connection."""
+
+    async def store(self, driver: AsyncDriver, deliveries: Sequence[Delivery]) -> None:
+        """Store all of it."""
+
+
 class Intake:
-    """Takes in for one service, as one member of its consumer group.
+    """Takes in what one consumer group receives, as one member of it.
 
     It owns the loop: a connection to the home, a place in the group, what happens when either fails, and the end. It is
     on the event loop alone, in one task; `stop` may be called from any other one.
@@ -48,12 +57,10 @@ class Intake:
     Args:
         home: where messages go.
         broker: where they come from.
-        subscription: what the service wants to receive.
-        sagas: the service's sagas by name.
-        hints: told which runs have mail.
+        subscription: what the group receives.
+        inbox: stores it.
         announcer: announces the service before anything is received, if that could not be done before.
-        high: no more is taken in while so many runs lie waiting for a slot...
-        low: ...until there are no more than so many.
+        backpressure: pauses while too much lies waiting; None takes in whatever comes.
     """
 
     def __init__(
@@ -61,20 +68,16 @@ class Intake:
         home: Home,
         broker: Broker,
         subscription: Subscription,
-        sagas: Mapping[str, Saga],
-        hints: Hints,
+        inbox: Stores,
         announcer: Announcer | None = None,
-        *,
-        high: int = HIGH_WATER,
-        low: int = LOW_WATER,
+        backpressure: Backpressure | None = None,
     ) -> None:
         """Take in nothing yet."""
         self._service = service = subscription.service
         self._announcer = announcer
         self._member = Membership(broker, subscription)
-        self._backpressure = Backpressure(service, sagas, high, low)
-        validation = Validation(service, sagas, spellings(broker, subscription.topics), home.limits)
-        self._inbox = Inbox(service, validation, hints)
+        self._backpressure = backpressure
+        self._inbox = inbox
         self._database = ReconnectingDriver(
             home.url, home.connect, f"intake of {service}", log, self._inbox.open, _LONGEST_BACKOFF, service
         )
@@ -152,7 +155,10 @@ class Intake:
             if not await self._known(driver):
                 return
             await self._member.join()
-        await self._backpressure.apply(driver, self._member)
+        if self._backpressure is not None:
+            await self._backpressure.apply(driver, self._member)
+        elif self._member.paused:
+            await self._member.resume()
         if not self._member.received:
             await self._member.receive(_WAIT)
         if self._member.received and self._announcer is not None:
@@ -160,7 +166,8 @@ class Intake:
         while portion := self._member.next_portion():
             await self._inbox.store(driver, portion)
             self._member.stored(len(portion))
-            self._backpressure.took(len(portion))
+            if self._backpressure is not None:
+                self._backpressure.took(len(portion))
         await self._member.acknowledge()
 
     async def _known(self, driver: AsyncDriver) -> bool:

@@ -29,7 +29,11 @@ select exists (select from {schema}.run where message_id = %(message)s and servi
 
 -- name: relaunch
 -- Behind what is in the outbox already: its turn has passed.
-insert into {schema}.outbox (shard, message_id, topic, key, body, content_type, headers)
-select abs(hashtext(coalesce(key, message_id::text)) %% {shards}), message_id, topic, key, body, content_type, headers
-from {schema}.dead_letter
+insert into {schema}.outbox (shard, message_id, topic, key, body, content_type, headers, expects)
+select abs(hashtext(coalesce(key, message_id::text)) %% {shards}), message_id, topic, key, body, content_type, headers, (
+    select json_agg(json_build_array(c.service, c.saga) order by c.service, c.saga)::text
+    from {schema}.child c
+    where c.message_id = d.message_id and c.home is not null
+)
+from {schema}.dead_letter d
 where id = %(letter)s

@@ -13,6 +13,13 @@ left join {schema}.expected_root o on o.message_id = asked.id
 left join lateral (
     select state, failure, obstacle, failed_at, service, saga, result from {schema}.run where message_id = asked.id
     union all
+    -- In other homes.
+    select case when c.open then 'running' when c.state in ('cancelled', 'skipped') then 'committed' else c.state end,
+           case when c.open or c.state = 'cancelled' then null else c.failure end,
+           case when c.open then null else c.obstacle end, c.failed_at, c.service, c.saga, c.result
+    from {schema}.child c
+    where c.message_id = asked.id and c.run_id = asked.id and c.home is not null
+    union all
     select 'running', null, null, null, e.service, e.saga, null
     from unnest(o.services, o.sagas) as e (service, saga)
     where not exists (

@@ -10,9 +10,10 @@ with arrived as (
     select distinct on (id) *
     from unnest(%(ids)s::uuid[], %(topics)s::text[], %(keys)s::text[], %(bodies)s::bytea[],
                 %(content_types)s::text[], %(headers)s::text[], %(lineages)s::text[], %(contexts)s::text[],
-                %(launched_at)s::text[], %(deadlines)s::text[])
+                %(launched_at)s::text[], %(deadlines)s::text[], %(homes)s::uuid[], %(above)s::text[], %(expects)s::text[])
          with ordinality
-         as m (id, topic, key, body, content_type, headers, lineage, context, launched_at, deadlines, ordinal)
+         as m (id, topic, key, body, content_type, headers, lineage, context, launched_at, deadlines, home, above, expects,
+               ordinal)
     order by id, ordinal
 ), taken as (
     insert into {schema}.message (id, topic, key, body, content_type, headers)
@@ -48,6 +49,19 @@ with arrived as (
       and m.lineage is not null and (%(service)s::text is null or c.service = %(service)s::text)
     returning m.id, m.topic, m.key, m.lineage, m.context, m.launched_at, m.deadlines, c.service, c.saga,
               c.state = 'left_behind' as late
+), invited as (
+    -- Whom another home waits for, as it has said. Whoever was cancelled before has a row already, and is not started.
+    insert into {schema}.foreign_child (message_id, service, saga, run_id, home)
+    select m.id, x.service, x.saga, (left(m.id::text, 19) || '8' || left(
+               md5(concat_ws(e'\n', m.id, length(x.service), x.service || x.saga)), 15))::uuid, m.home
+    from arrived m
+    cross join lateral (
+        select e.value ->> 0 as service, e.value ->> 1 as saga from json_array_elements(m.expects::json) e
+    ) x
+    where m.home is not null and x.service = %(service)s::text
+    order by m.id, x.service, x.saga
+    on conflict do nothing
+    returning message_id, service, saga, run_id, home
 ), known as (
     -- Launched for a name that a saga had once, it is the saga's all the same, also in its order.
     select topic, service, saga, ordered, lane from listening
@@ -70,6 +84,16 @@ with arrived as (
                    select from {schema}.run r where r.message_id = m.id and r.service = %(service)s::text offset 0
                )
           end
+      -- Of a message that another home waits for, too: who is waited for has a row, if only since this moment.
+      and not exists (select from invited i where i.message_id = m.id and i.saga = s.saga)
+      and (m.home is null or not exists (
+          select from {schema}.foreign_child f
+          where f.message_id = m.id and f.service = s.service and (f.cancelled or f.saga = s.saga or exists (
+              select from {schema}.renamed n
+              where n.service = s.service
+                and (n.former = f.saga and n.saga = s.saga or n.former = s.saga and n.saga = f.saga)
+          ))
+      ))
       -- What was ended before it was taken in starts nothing, of nobody.
       and (m.lineage is null or not exists (
           select from {schema}.child c
@@ -84,14 +108,20 @@ with arrived as (
       ))
 ), handled as (
     select e.id, e.key, e.lineage, e.context, e.launched_at, e.deadlines, e.service, e.saga,
-           coalesce(k.ordered, false) as ordered, coalesce(k.lane, e.saga) as lane, e.late
+           coalesce(k.ordered, false) as ordered, coalesce(k.lane, e.saga) as lane, e.late, null::uuid as home
     from expected e
     left join known k on k.topic = e.topic and k.service = e.service and k.saga = e.saga
+    union all
+    select m.id, m.key, m.above, m.context, m.launched_at, m.deadlines, i.service, i.saga,
+           coalesce(k.ordered, false), coalesce(k.lane, i.saga), false, i.home
+    from invited i
+    join arrived m on m.id = i.message_id
+    left join known k on k.topic = m.topic and k.service = i.service and k.saga = i.saga
     union all
     -- What comes again when its hierarchy has been pruned, or its payload erased, starts nothing: its row says so, or there is
     -- none, no run above it, and a message at the top that has been pruned: the id of a run there begins as its message's.
     -- Behind everything else: most messages are expected, and nothing of this is asked for them.
-    select u.*
+    select u.*, null::uuid
     from unexpected u
     where case when u.late then exists (
               select from {schema}.run p where p.id = right(u.lineage, 36)::uuid
@@ -109,14 +139,14 @@ with arrived as (
       )
 ), started as (
     insert into {schema}.run
-        (id, message_id, service, saga, lineage, parent_run, context, launched_at, deadlines, lane, late)
+        (id, message_id, service, saga, lineage, parent_run, context, launched_at, deadlines, lane, late, parent_home)
     select n.id, h.id, h.service, h.saga, n.above || n.id, case when not h.late then n.above[cardinality(n.above)] end,
            h.context::json, h.launched_at::json, h.deadlines::json,
            -- A run does not wait for one above it, which waits for it.
            case when h.ordered and (h.late or not exists (
                select from {schema}.lane_entry t where t.lane = l.lane and t.run_id = any(n.above)
            )) then l.lane end,
-           h.late
+           h.late, h.home
     from handled h
     cross join lateral (
         select (left(h.id::text, 19) || '8' || left(
@@ -154,6 +184,7 @@ where not exists (select from {schema}.message x where x.id = m.id and x.emptied
         and x.forget_at is not null
   ) end
   and not exists (select from {schema}.run r where r.message_id = m.id and r.service = %(service)s)
+  and not exists (select from {schema}.foreign_child f where f.message_id = m.id and f.service = %(service)s)
   and not exists (
       select from {schema}.child c
       where c.message_id = m.id

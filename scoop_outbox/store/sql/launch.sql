@@ -15,30 +15,41 @@ with launched as (
                 deadline timestamptz)
     ) with ordinality as l (id, topic, key, start, size, content_type, headers, awaited, deadline, ordinal)
 ), listening as (
-    -- Once, however many of its topics are this one: a saga that has changed its topic is known under both.
-    select t.topic, s.service, s.saga
+    -- Once, however many of its topics are this one: a saga that has changed its topic is known under both. One that has
+    -- moved from one home to another is here if this home is one of them.
+    select t.topic, s.service, s.saga, case when not bool_or(s.home is null) then (array_agg(s.home))[1] end as home
     from (select distinct topic from launched) t
-    join {schema}.subscription s on s.topic = t.topic or t.topic = any(s.names) or t.topic ~ s.pattern
+    join (
+        select topic, service, saga, pattern, names, null::uuid as home from {schema}.subscription
+        union all
+        select topic, service, saga, pattern, names, home from {schema}.peer_subscription
+    ) s on s.topic = t.topic or t.topic = any(s.names) or t.topic ~ s.pattern
     group by t.topic, s.service, s.saga
 ), expected as (
-    insert into {schema}.child (message_id, service, saga, run_id, seq, ordinal, deadline)
-    select l.id, s.service, s.saga, %(run)s::uuid, %(seq)s::int, l.ordinal, l.deadline
+    -- Nothing here is told of what handles a message from outside in another home: it is a child of the message.
+    insert into {schema}.child (message_id, service, saga, run_id, seq, ordinal, deadline, home)
+    select l.id, s.service, s.saga, case when l.awaited then %(run)s::uuid else l.id end, %(seq)s::int, l.ordinal,
+           l.deadline, s.home
     from launched l
     join listening s on s.topic = l.topic
-    where l.awaited
+    where l.awaited or s.home is not null
 ), rooted as (
     -- Where each service takes in at a time of its own, whoever waits for a root has to know which of them will.
     insert into {schema}.expected_root (message_id, services, sagas)
     select l.id, coalesce(array_agg(s.service) filter (where s.service is not null), array[]::text[]),
            coalesce(array_agg(s.saga) filter (where s.service is not null), array[]::text[])
     from launched l
-    left join listening s on s.topic = l.topic
+    left join listening s on s.topic = l.topic and s.home is null
     where (select %(via_broker)s::bool) and not l.awaited
     group by l.id
 ), written as (
-    insert into {schema}.outbox (shard, message_id, topic, key, body, content_type, headers)
+    insert into {schema}.outbox (shard, message_id, topic, key, body, content_type, headers, expects)
     select abs(hashtext(coalesce(l.key, l.id::text)) %% {shards}), l.id, l.topic, l.key, l.body, l.content_type,
-           l.headers::json
+           l.headers::json, (
+        select json_agg(json_build_array(s.service, s.saga) order by s.service, s.saga)::text
+        from listening s
+        where s.topic = l.topic and s.home is not null
+    )
     from launched l
     order by l.ordinal
 )

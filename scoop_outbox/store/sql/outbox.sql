@@ -4,7 +4,8 @@
 -- No more bytes of a shard than are asked for, but for the one row with which they are reached: what lies behind it is
 -- looked at, but its body is not fetched. In coalesce, because nothing is known of how many rows a condition leaves there:
 -- believed to leave few, of an outbox with one topic, it led to a plan that sorts everything.
-select shard, seq, message_id::text, topic, key, body, content_type, headers::text
+select shard, seq, message_id::text, topic, key, body, content_type, headers::text, expects,
+       case when expects is not null then (select prefix || 'control.' || name from {schema}.home) end
 from unnest(%(shards)s::smallint[], %(low)s::bigint[]) as s (of, low)
 cross join lateral (
     select array(
@@ -15,7 +16,7 @@ cross join lateral (
 cross join lateral (
     select *, sum(octet_length(body)) over (order by seq rows unbounded preceding) - octet_length(body) as before
     from (
-        select shard, seq, message_id, topic, key, body, content_type, headers
+        select shard, seq, message_id, topic, key, body, content_type, headers, expects
         from {schema}.outbox
         where shard = s.of and seq > s.low and coalesce(topic <> all (blocked.topics), true)
           -- Searched for, in a sorted array: compared with all of them, a thousand in hand took longer than the rest.

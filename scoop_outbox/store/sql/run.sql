@@ -9,7 +9,7 @@ select r.id, r.message_id, r.service, r.saga, r.lineage, r.parent_run, r.state, 
        r.context::text, r.inherited::text, r.failure, r.obstacle, r.result::text, r.launched_at, r.reason, r.lane,
        r.version, r.interruptions > 0 or r.taken_by is not null, r.giving_up, r.deadlines::text,
        r.own_deadline::text, r.rollback_by, r.body_seq, r.finaliser_seq, r.undo_from,
-       r.unresolved, r.created_at,
+       r.unresolved, r.created_at, r.parent_home,
        clock_timestamp(), array(select b.id from {schema}.mailbox b where b.run_id = r.id),
        (select q.failure from {schema}.request q where q.kind = 'cancel' and q.target in (r.id, r.message_id)
         order by q.id limit 1),
@@ -48,9 +48,11 @@ left join lateral (
 order by c.ordinal
 
 -- name: read_untold
--- Whether a run that gives up has open children that do not know.
+-- Whether a run that gives up has open children that do not know, and whether one of them lives in another home.
 select exists (
     select from {schema}.child where run_id = %(run)s and open and state in ('waiting', 'started')
+), exists (
+    select from {schema}.child where run_id = %(run)s and open and home is not null
 )
 
 -- name: read_first_failure
@@ -77,6 +79,10 @@ with instance as (
 )
 select i.seq, i.step, i.kind, i.iteration,
        exists (select from {schema}.child c where c.run_id = i.run_id and c.seq = i.seq and c.state = 'committed'),
+       exists (
+           select from {schema}.child c
+           where c.run_id = i.run_id and c.seq = i.seq and c.state = 'committed' and c.home is not null
+       ),
        (select h.failure from {schema}.step h where h.run_id = i.run_id and h.seq = i.handler_seq),
        f.seq, f.message_id, f.saga, f.state, f.ordinal, null, f.failure, f.obstacle, f.failed_at, f.delivered
 from instance i
@@ -200,6 +206,28 @@ update {schema}.child
 set delivered = true
 where run_id = %(run)s and seq = %(seq)s and state = 'rollback_failed' and not consumed
 
+-- part: order_elsewhere
+-- What is asked of children in other homes, one message for each of these homes.
+insert into {schema}.outbox (shard, message_id, topic, key, body, content_type, headers)
+select abs(hashtext(%(run)s::uuid::text) %% {shards}), gen_random_uuid(), p.reply_to, %(run)s::uuid::text,
+       convert_to(json_build_object(
+           'version', 1, 'kind', 'orders',
+           'from', json_build_object('id', h.id, 'name', h.name, 'replyTo', h.prefix || 'control.' || h.name),
+           'order', %(order)s::text, 'children', o.children, 'reason', %(reason)s::json,
+           'context', %(context)s::json, 'rollbackBy', %(rollback_by)s::timestamptz
+       )::text, 'UTF8'), 'application/json', json_build_object()
+from (
+    select e.home, json_agg(json_build_object(
+        'message', e.message_id, 'service', e.service, 'saga', e.saga, 'generation', e.generation,
+        'run', (left(e.message_id::text, 19) || '8' || left(
+                   md5(concat_ws(e'\n', e.message_id, length(e.service), e.service || e.saga)), 15))::uuid
+    ) order by e.message_id) as children
+    from elsewhere e
+    group by e.home
+) o
+join {schema}.peer p on p.id = o.home
+cross join {schema}.home h
+
 -- name: ask_children
 -- Only children that committed are asked: one that failed has rolled itself back, one that never started has
 -- nothing to undo. In reverse, those of one message at a time.
@@ -211,13 +239,17 @@ with asked as (
           select max(l.ordinal) from {schema}.child l
           where l.run_id = %(run)s and l.seq = %(seq)s and l.state = 'committed'
       ))
-    returning c.child_run
+    returning c.child_run, c.message_id, c.service, c.saga, c.home, c.generation
+), elsewhere as (
+    select * from asked where home is not null
+), ordered as (
+    -- use: order_elsewhere
 ), told as (
     update {schema}.run r
     set state = 'rolling_back', failure = %(failure)s, inherited = %(context)s, undo_seq = r.seq, attempt = 0,
         rollback_by = %(rollback_by)s, handled = 0, failed_at = clock_timestamp(), ended_at = null
     from asked a
-    where r.id = a.child_run and r.state = 'committed'
+    where r.id = a.child_run and r.state = 'committed' and a.home is null
     returning r.id, r.service, r.saga, r.version
 ), posted as (
     insert into {schema}.mailbox (service, saga, version, run_id, due)
@@ -228,23 +260,28 @@ select id, service, saga, version, 0.0::float8 from told
 -- name: cancel_children
 -- A child that has not started becomes a tombstone: its message starts nothing. One that has is asked to give up, by a
 -- request and mail; it may hold the lock of its own row. Children whose rows somebody else holds, who takes them in or
--- ends them at this moment, are not waited for (they may be many, locked in any order): the parent looks again soon.
+-- ends them at this moment, are not waited for (they may be many, locked in any order): the parent looks again soon. In
+-- another home nobody here knows whether it has started: it is open until that home has answered.
 with found as (
-    select message_id, service, saga, state
+    select message_id, service, saga, state, state = 'waiting' and home is null as buried
     from {schema}.child
     where run_id = %(run)s and open and state in ('waiting', 'started')
     for update skip locked
 ), told as (
     update {schema}.child c
-    set state = case when f.state = 'waiting' then 'cancelled' else 'cancelling' end, open = f.state <> 'waiting',
-        failure = case when f.state = 'waiting' then %(failure)s::uuid end,
-        failed_at = case when f.state = 'waiting' then clock_timestamp() end
+    set state = case when f.buried then 'cancelled' else 'cancelling' end, open = not f.buried,
+        failure = case when f.buried then %(failure)s::uuid end,
+        failed_at = case when f.buried then clock_timestamp() end
     from found f
     where c.message_id = f.message_id and c.service = f.service and c.saga = f.saga
-    returning c.child_run, c.service, c.saga, c.open
+    returning c.child_run, c.message_id, c.service, c.saga, c.open, c.home, c.generation
+), elsewhere as (
+    select * from told where home is not null
+), ordered as (
+    -- use: order_elsewhere
 ), asked as (
     insert into {schema}.request (target, kind, failure)
-    select child_run, 'cancel', %(failure)s from told where open
+    select child_run, 'cancel', %(failure)s from told where open and home is null
     -- As everywhere: somebody else may ask the same runs at the same time.
     order by child_run
     on conflict do nothing
@@ -254,7 +291,7 @@ with found as (
            clock_timestamp()
     from told t
     left join {schema}.run r on r.id = t.child_run
-    where t.open
+    where t.open and t.home is null
     returning run_id, service, saga, version, 0.0::float8 as delay
 ), again as (
     insert into {schema}.mailbox (service, saga, version, run_id, due)
@@ -269,7 +306,8 @@ select * from posted union all select * from again
 
 -- name: expire_children
 -- Children that have not started by a deadline of their own have failed: their message, when it comes, starts nothing.
--- One that is taken in at this moment may have started: the parent looks again soon, and when the next one is late.
+-- One that is taken in at this moment may have started: the parent looks again soon, and when the next one is late. One in
+-- another home may have started, too: it has failed with this when that home says that it had not.
 with now as materialized (
     select clock_timestamp() as at
 ), late as (
@@ -279,10 +317,15 @@ with now as materialized (
     for update skip locked
 ), ended as (
     update {schema}.child c
-    set state = 'rolled_back', open = false, failure = %(failure)s, failed_at = (select at from now)
+    set state = case when c.home is null then 'rolled_back' else 'cancelling' end, open = c.home is not null,
+        failure = %(failure)s, failed_at = (select at from now)
     from late l
     where c.message_id = l.message_id and c.service = l.service and c.saga = l.saga
-    returning c.message_id
+    returning c.message_id, c.service, c.saga, c.home, c.generation
+), elsewhere as (
+    select * from ended where home is not null
+), ordered as (
+    -- use: order_elsewhere
 ), next as (
     -- Whoever fails has others to tell: the parent looks at once.
     select n.at as due, n.at from now n where exists (select from late)

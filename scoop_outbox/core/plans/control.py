@@ -1,0 +1,214 @@
+"""Plans of control messages: what other homes have said is taken in, each of them with the effect of having come once.
+
+News of children is written into the rows of `child` of their parents, and orders into those of the runs that are meant,
+as the statements of `news` do where parent and child live in one home. No lock of a run that executes a step is waited
+for.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scoop_outbox.core.plans.claim import Hints
+from scoop_outbox.core.plans.failures import Known, Writing, id_of
+from scoop_outbox.core.plans.homes import Identity, learn, read_identity
+from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, Rows, Statement, ask, document, statement
+from scoop_outbox.failure import Failure
+from scoop_outbox.wire.control import (
+    ChildRef,
+    Confirmed,
+    Control,
+    Kind,
+    News,
+    Order,
+    Orders,
+    ReportedState,
+    Sender,
+    Subscriptions,
+    body_of,
+)
+
+UNKNOWN_RUN = "UnknownRun"
+"""Type of the failure with which a home answers about a run that it does not know."""
+
+_AGAIN = 5
+"""How often a row is looked for that somebody else has written at that moment."""
+
+
+def take_in_control(controls: Sequence[Control], known: Known, hints: Hints) -> Plan[None]:
+    """Take in what other homes have said, in one transaction.
+
+    Args:
+        controls: what they have said. What this home has said itself to all is left out by the caller.
+        known: the failures that this process knows.
+        hints: told which runs have mail, and which messages have been handled.
+    """
+    writing = Writing(known)
+    reports = _reports(controls, writing)
+    reasons = {place: _failure(one.content.reason, writing) for place, one in _orders(controls)}
+    posted: list[Rows] = []
+    yield from ask(BEGIN, *writing.statements(), _noted([one.sender for one in controls]))
+    if reports:
+        (told,) = yield from ask(statement("apply_news", document=document(reports)))
+        posted.append(told)
+    for place, control in enumerate(controls):
+        match control.content:
+            case Orders() as orders:
+                posted += yield from _obey(control.sender, orders, reasons[place])
+            case Subscriptions() as listed:
+                yield from learn(control.sender, listed)
+            case Confirmed(revision):
+                yield from ask(statement("store_confirmed", home=control.sender.id, revision=revision))
+            case News():
+                pass  # all news together, above
+    yield from ask(COMMIT)
+    writing.written()
+    _pass_on(posted, hints)
+
+
+def _orders(controls: Sequence[Control]) -> list[tuple[int, Any]]:
+    return [(place, one) for place, one in enumerate(controls) if isinstance(one.content, Orders)]
+
+
+def _noted(senders: Sequence[Sender]) -> Statement:
+    """Know who has spoken, each home once, as it has said it last."""
+    last = {one.id: one for one in senders}
+    return statement(
+        "note_peers",
+        homes=list(last),
+        names=[one.name for one in last.values()],
+        reply_to=[one.reply_to for one in last.values()],
+    )
+
+
+def _reports(controls: Sequence[Control], writing: Writing) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for control in controls:
+        if not isinstance(control.content, News):
+            continue
+        for report in control.content.reports:
+            failure, obstacle = _failure(report.failure, writing), _failure(report.obstacle, writing)
+            found.append(
+                {
+                    "message": str(report.child.message),
+                    "run": str(report.child.run),
+                    "home": str(control.sender.id),
+                    "generation": report.child.generation,
+                    "state": report.state.value,
+                    "result": report.result,
+                    "failure": None if failure is None else str(failure),
+                    "obstacle": None if obstacle is None else str(obstacle),
+                }
+            )
+    return found
+
+
+def _failure(said: Mapping[str, Any] | None, writing: Writing) -> uuid.UUID | None:
+    """Return the id under which a failure is kept that another home has told of."""
+    return None if said is None else id_of(writing.name(Failure.from_json(said)))
+
+
+def _obey(sender: Sender, orders: Orders, reason: uuid.UUID | None) -> Plan[list[Rows]]:
+    """Carry out what another home asks of runs here, and answer for those that are not here."""
+    children = list(orders.children)
+    yield from ask(
+        statement(
+            "raise_generations",
+            messages=[one.message for one in children],
+            runs=[one.run for one in children],
+            generations=[one.generation for one in children],
+        )
+    )
+    match orders.order:
+        case Order.CANCEL:
+            return (yield from _cancel(sender, children, reason))
+        case Order.ROLL_BACK:
+            return (yield from _roll_back(sender, orders, children, reason))
+        case Order.WHERE:
+            yield from _answer_unknown(sender, children)
+            return []
+
+
+def _roll_back(
+    sender: Sender, orders: Orders, children: Sequence[ChildRef], reason: uuid.UUID | None
+) -> Plan[list[Rows]]:
+    (told,) = yield from ask(
+        statement(
+            "roll_back_foreign",
+            runs=[one.run for one in children],
+            failure=reason,
+            context=orders.context,
+            rollback_by=orders.rollback_by,
+        )
+    )
+    yield from _answer_unknown(sender, children)
+    return [told]
+
+
+def _cancel(sender: Sender, children: Sequence[ChildRef], reason: uuid.UUID | None) -> Plan[list[Rows]]:
+    """Cancel what has begun; what has not never will, and is reported so."""
+    buried: list[ChildRef] = []
+    left = list(children)
+    for _ in range(_AGAIN):
+        (missing,) = yield from ask(
+            statement(
+                "bury_foreign",
+                home=sender.id,
+                messages=[one.message for one in left],
+                services=[one.service for one in left],
+                sagas=[one.saga for one in left],
+                runs=[one.run for one in left],
+                generations=[one.generation for one in left],
+            )
+        )
+        done: dict[uuid.UUID, bool] = dict(missing)  # type: ignore[arg-type]  # rows of two
+        buried += [one for one in left if done.get(one.run)]
+        # Whose row was written at this moment is seen by the next statement.
+        left = [one for one in left if done.get(one.run) is False]
+        if not left:
+            break
+    yield from _report(sender, buried, ReportedState.CANCELLED)
+    (told,) = yield from ask(statement("cancel_foreign", runs=[one.run for one in children], failure=reason))
+    return [told]
+
+
+def _answer_unknown(sender: Sender, children: Sequence[ChildRef]) -> Plan[None]:
+    """Tell the home that asks which of these runs are not known here, or cannot be undone any more."""
+    (rows,) = yield from ask(
+        statement(
+            "read_unknown_children", messages=[one.message for one in children], runs=[one.run for one in children]
+        )
+    )
+    unknown = {run for (run,) in rows}
+    yield from _report(sender, [one for one in children if one.run in unknown], ReportedState.UNKNOWN)
+
+
+def _report(sender: Sender, children: Sequence[ChildRef], state: ReportedState) -> Plan[None]:
+    """Report children of which there is no run here: the number of the report follows from the one in the order."""
+    if not children:
+        return
+    identity: Identity = yield from read_identity()
+    reports = [_reported(one, state, identity) for one in children]
+    body = body_of(identity.sender, Kind.NEWS, {"children": reports})
+    yield from ask(statement("send_control", topic=sender.reply_to, key=str(children[0].message), body=body))
+
+
+def _reported(child: ChildRef, state: ReportedState, identity: Identity) -> dict[str, Any]:
+    report = {**child.to_json(), "generation": child.generation + 1, "state": state.value}
+    if state is ReportedState.UNKNOWN:
+        text = f"home {identity.name} does not know this run: it was never there, has been pruned, or was lost"
+        report["failure"] = Failure(UNKNOWN_RUN, text, f"home {identity.name}").to_json()
+    return report
+
+
+def _pass_on(posted: Sequence[Rows], hints: Hints) -> None:
+    """Tell the processes that have something to do now."""
+    for rows in posted:
+        for run_id, service, saga, version, delay in rows:
+            if service is None:
+                hints.ended(run_id)  # it is a message that was launched from outside
+            else:
+                hints.mail(service, saga, version, run_id, delay)
+    hints.outbox()

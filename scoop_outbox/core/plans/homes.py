@@ -1,0 +1,160 @@
+"""Plans of homes that know each other: under which name this one cooperates, and who listens in which of them.
+
+Each home tells all others the whole list of those who listen in it, with a revision that grows; they confirm it. What
+is launched afterwards in one of them is waited for in the other. See docs/protocol.md.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, Rows, Statement, ask, statement
+from scoop_outbox.errors import DefinitionError
+from scoop_outbox.wire.control import Kind, Listener, Sender, Subscriptions, body_of, control_topic, homes_topic
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """This home, as other homes know it.
+
+    Attributes:
+        id: of the home, made by the migration.
+        name: what people call it; None until somebody has named it: then it cooperates with no other.
+        prefix: what the topics begin with on which homes speak.
+        revision: of the list of those who listen here, as it was announced last.
+    """
+
+    id: uuid.UUID
+    name: str | None
+    prefix: str
+    revision: int = 0
+
+    @property
+    def control_topic(self) -> str | None:
+        """The topic on which this home is told something, if it cooperates."""
+        return None if self.name is None else control_topic(self.prefix, self.name)
+
+    @property
+    def homes_topic(self) -> str:
+        """The topic on which all homes are told something."""
+        return homes_topic(self.prefix)
+
+    @property
+    def sender(self) -> Sender:
+        """How this home signs what it says."""
+        assert self.name is not None  # noqa: S101 - who has no name says nothing
+        return Sender(self.id, self.name, control_topic(self.prefix, self.name))
+
+
+def read_identity() -> Plan[Identity]:
+    """Return how this home is known."""
+    (rows,) = yield from ask(statement("read_identity"))
+    return Identity(*rows[0])
+
+
+def name_home(name: str | None) -> Plan[Identity]:
+    """Give this home a name, if it has none and one is given, and return how it is known.
+
+    Raises:
+        DefinitionError: it has another name already.
+    """
+    if name is not None:
+        yield from ask(statement("name_home", name=name))
+    identity = yield from read_identity()
+    if name is not None and identity.name != name:
+        raise DefinitionError(
+            f"this database is the home {identity.name!r}, and this process calls it {name!r}: other homes know it by "
+            "its name, which stays. Give all processes of this database the same home= (SCOOP_OUTBOX_HOME)"
+        )
+    return identity
+
+
+def announce_home() -> Plan[bool]:
+    """Tell all homes who listens here, if that has changed since they were told; answer whether it has.
+
+    In a transaction of its own: whoever announces at the same time waits, and finds nothing changed.
+    """
+    _, home, listeners = yield from ask(BEGIN, statement("lock_identity"), statement("read_listeners_here"))
+    *known, announced = home[0]
+    identity = Identity(*known)
+    said = json.dumps(_listed(listeners), separators=(",", ":"), sort_keys=True)
+    if identity.name is None or said == announced:
+        yield from ask(COMMIT)
+        return False
+    revision = identity.revision + 1
+    (peers,) = yield from ask(statement("read_known_revisions"))
+    yield from ask(
+        statement("store_announced", revision=revision, announced=said),
+        _say(identity, identity.homes_topic, Kind.SUBSCRIPTIONS, _members(revision, said, peers)),
+        COMMIT,
+    )
+    return True
+
+
+def read_unconfirmed() -> Plan[list[str]]:
+    """Return the names of the homes that have not said that they know who listens here now."""
+    (rows,) = yield from ask(statement("read_unconfirmed"))
+    return [name for (name,) in rows]
+
+
+def learn(sender: Sender, told: Subscriptions) -> Plan[None]:
+    """Take in who listens in another home, in the transaction that is open, and answer.
+
+    What is known of a home is its newest list. That is confirmed, and a home that does not know ours is told.
+    """
+    home, known, listeners, peers = yield from ask(
+        statement("lock_identity"),
+        statement("lock_peer", home=sender.id),
+        statement("read_listeners_here"),
+        statement("read_known_revisions"),
+    )
+    *mine, announced = home[0]
+    identity, revision = Identity(*mine), known[0][0]
+    writes: list[Statement] = []
+    if told.revision > revision:
+        revision = told.revision
+        writes += _stored(sender.id, told)
+    writes.append(_say(identity, sender.reply_to, Kind.CONFIRMED, {"revision": revision}))
+    if announced is not None and told.known.get(identity.id, 0) < identity.revision:
+        known_now = {one: number for one, number in peers if one != sender.id}
+        pairs = [*known_now.items(), (sender.id, revision)]
+        said = _members(identity.revision, json.dumps(_listed(listeners)), pairs)
+        writes.append(_say(identity, sender.reply_to, Kind.SUBSCRIPTIONS, said))
+    yield from ask(*writes)
+
+
+def _stored(home: uuid.UUID, told: Subscriptions) -> list[Statement]:
+    columns = {
+        "topics": [one.topic for one in told.listeners],
+        "services": [one.service for one in told.listeners],
+        "sagas": [one.saga for one in told.listeners],
+    }
+    more = {
+        "patterns": [one.pattern for one in told.listeners],
+        "names": [json.dumps(one.names) for one in told.listeners],
+    }
+    return [
+        statement("store_peer_revision", home=home, revision=told.revision),
+        statement("drop_peer_subscriptions", home=home, **columns),
+        statement("store_peer_subscriptions", home=home, **columns, **more),
+    ]
+
+
+def _listed(listeners: Rows) -> list[dict[str, Any]]:
+    found = [
+        Listener(topic, service, saga, pattern, tuple(names)) for topic, service, saga, pattern, names in listeners
+    ]
+    return [one.to_json() for one in found]
+
+
+def _members(revision: int, listeners: str, peers: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    known = {str(home): number for home, number in peers}
+    return {"revision": revision, "subscriptions": json.loads(listeners), "known": known}
+
+
+def _say(identity: Identity, topic: str, kind: Kind, members: Mapping[str, Any]) -> Statement:
+    return statement("send_control", topic=topic, key=str(identity.id), body=body_of(identity.sender, kind, members))

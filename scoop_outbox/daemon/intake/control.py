@@ -1,0 +1,116 @@
+"""The control channel: what other homes say to this one is taken in, by one member of its consumer group.
+
+It is an intake like that of a service: one transaction a batch, and the broker is told afterwards. What cannot be
+understood becomes a dead letter of the channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import psycopg
+
+from scoop_outbox._log import get_logger
+from scoop_outbox.broker.protocol import Broker, Delivery
+from scoop_outbox.core.plans.claim import Hints
+from scoop_outbox.core.plans.control import take_in_control
+from scoop_outbox.core.plans.homes import Identity, read_identity
+from scoop_outbox.core.plans.intake import Unusable, bury
+from scoop_outbox.daemon.announcer import control_subscription
+from scoop_outbox.daemon.bisection import bisect
+from scoop_outbox.daemon.counters import IntakeCounters
+from scoop_outbox.daemon.intake.intake import Intake
+from scoop_outbox.store.async_driver import AsyncDriver
+from scoop_outbox.store.home import Home
+from scoop_outbox.wire.control import Control, MalformedControl, read_control
+
+log = get_logger(__name__)
+
+
+class ControlInbox:
+    """Stores what other homes have said. It is used by one task.
+
+    Args:
+        home: this home.
+        channel: the topic on which it is told something.
+        hints: told which runs have mail, and which messages have been handled.
+
+    Attributes:
+        counters: what was stored.
+    """
+
+    def __init__(self, home: Home, channel: str, hints: Hints) -> None:
+        """Have stored nothing yet."""
+        self._home = home
+        self._channel = channel
+        self._hints = hints
+        self._identity: Identity | None = None
+        self.counters = IntakeCounters()
+
+    async def open(self, driver: AsyncDriver) -> None:
+        """Read which home it is to which a connection leads."""
+        self._identity = await driver.run(read_identity())
+
+    async def store(self, driver: AsyncDriver, deliveries: Sequence[Delivery]) -> None:
+        """Take in what can be understood, and make dead letters of what cannot.
+
+        Raises:
+            psycopg.Error: neither is possible: somebody has to look at the database.
+        """
+        await bisect(deliveries, partial(self._store, driver), partial(self._refused, driver))
+
+    async def _store(self, driver: AsyncDriver, deliveries: Sequence[Delivery]) -> None:
+        """Store in one transaction."""
+        controls: list[Control] = []
+        unusable: list[Unusable] = []
+        for one in deliveries:
+            try:
+                controls.append(_read(one))
+            except MalformedControl as error:
+                unusable.append(Unusable(one.envelope, one.position, f"no control message: {error}"))
+        ours = [one for one in controls if self._is_foreign(one)]
+        if ours:
+            await driver.run(take_in_control(ours, self._home.failures, self._hints))
+        if unusable:
+            await self._bury(driver, unusable)
+        self.counters.taken_in += len(controls)
+
+    def _is_foreign(self, control: Control) -> bool:
+        """Tell whether another home has said it: what is said to all comes back to who has said it."""
+        mine, sender = self._identity, control.sender
+        assert mine is not None  # noqa: S101 - it was opened
+        if sender.id != mine.id and sender.name == mine.name:
+            log.error(
+                "homes: two homes have one name (home %s, other home %s: give one of them another name and database)",
+                *(mine.id, sender.id),
+                extra={"home": mine.name},
+            )
+            return False
+        return sender.id != mine.id
+
+    async def _refused(self, driver: AsyncDriver, one: Delivery, error: psycopg.Error) -> None:
+        """Make a dead letter of what the database refuses."""
+        await self._bury(driver, [Unusable(one.envelope, one.position, f"it cannot be stored: {type(error).__name__}")])
+
+    async def _bury(self, driver: AsyncDriver, unusable: Sequence[Unusable]) -> None:
+        await driver.run(bury(unusable, self._channel))
+        for one in unusable:
+            log.error(
+                "homes: control message became a dead letter (position %s: %s)",
+                *(one.position, one.reason),
+                extra={"message_id": one.envelope.id, "position": one.position, "reason": one.reason},
+            )
+        self.counters.dead_letters += len(unusable)
+
+
+def _read(one: Delivery) -> Control:
+    if one.defect is not None:
+        raise MalformedControl(one.defect)
+    return read_control(one.envelope.body)
+
+
+def control_intake(home: Home, broker: Broker, identity: Identity, hints: Hints) -> Intake:
+    """Return the intake of a home's control channel."""
+    subscription = control_subscription(identity)
+    return Intake(home, broker, subscription, ControlInbox(home, subscription.group, hints))

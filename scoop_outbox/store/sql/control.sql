@@ -1,0 +1,266 @@
+-- Cooperation with other homes: who they are, what they are told, and what becomes of what they say.
+
+-- name: read_identity
+select id, name, prefix, revision from {schema}.home
+
+-- name: name_home
+-- Once: whoever has been told the name tells this home something under it.
+update {schema}.home set name = %(name)s where name is null returning true
+
+-- name: lock_identity
+select id, name, prefix, revision, announced from {schema}.home for update
+
+-- name: read_listeners_here
+-- Whom messages from other homes reach: those whom a broker brings theirs.
+select topic, service, saga, pattern, names from {schema}.subscription where via_broker order by service, saga, topic
+
+-- name: read_known_revisions
+select id, revision from {schema}.peer where revision > 0 order by id
+
+-- name: store_announced
+update {schema}.home set revision = %(revision)s, announced = %(announced)s
+
+-- name: send_control
+insert into {schema}.outbox (shard, message_id, topic, key, body, content_type, headers)
+select abs(hashtext(%(key)s::text) %% {shards}), gen_random_uuid(), %(topic)s, %(key)s, %(body)s::bytea, 'application/json',
+       json_build_object()
+
+-- name: note_peers
+-- Heard of once in a while is often enough: a row is not written for each message.
+insert into {schema}.peer as known (id, name, reply_to)
+select * from unnest(%(homes)s::uuid[], %(names)s::text[], %(reply_to)s::text[]) as g (id, name, reply_to)
+order by id
+on conflict (id) do update
+set name = excluded.name, reply_to = excluded.reply_to, heard_at = clock_timestamp()
+where (known.name, known.reply_to) is distinct from (excluded.name, excluded.reply_to)
+   or known.heard_at < clock_timestamp() - interval '1 minute'
+
+-- name: lock_peer
+select revision from {schema}.peer where id = %(home)s for update
+
+-- name: store_peer_revision
+update {schema}.peer set revision = %(revision)s where id = %(home)s
+
+-- name: drop_peer_subscriptions
+delete from {schema}.peer_subscription p
+where p.home = %(home)s and not exists (
+    select from unnest(%(topics)s::text[], %(services)s::text[], %(sagas)s::text[]) as g (topic, service, saga)
+    where g.topic = p.topic and g.service = p.service and g.saga = p.saga
+)
+
+-- name: store_peer_subscriptions
+insert into {schema}.peer_subscription as known (home, topic, service, saga, pattern, names)
+select distinct on (g.topic, g.service, g.saga)
+       %(home)s::uuid, g.topic, g.service, g.saga, g.pattern, array(select json_array_elements_text(g.names::json))
+from unnest(%(topics)s::text[], %(services)s::text[], %(sagas)s::text[], %(patterns)s::text[], %(names)s::text[])
+     as g (topic, service, saga, pattern, names)
+on conflict (home, topic, service, saga) do update set pattern = excluded.pattern, names = excluded.names
+where (known.pattern, known.names) is distinct from (excluded.pattern, excluded.names)
+
+-- name: store_confirmed
+update {schema}.peer set confirmed = greatest(confirmed, %(revision)s) where id = %(home)s
+
+-- name: read_unconfirmed
+-- Which homes have not said that they know of the newest revision of our subscriptions.
+select p.name from {schema}.peer p where p.revision > 0 and p.confirmed < (select revision from {schema}.home) order by p.name
+
+-- part: sender
+json_build_object('id', h.id, 'name', h.name, 'replyTo', h.prefix || 'control.' || h.name)
+
+-- name: report_started
+-- What was taken in for another home has begun; one message for all of a batch.
+with given as (
+    select * from unnest(%(ids)s::uuid[], %(homes)s::uuid[], %(reply_to)s::text[]) as g (id, home, reply_to)
+), begun as (
+    select f.home, json_agg(json_build_object(
+        'message', f.message_id, 'run', f.run_id, 'service', f.service, 'saga', f.saga, 'generation', 1, 'state', 'started'
+    ) order by f.message_id) as children
+    from given g
+    join {schema}.foreign_child f on f.message_id = g.id and f.home = g.home
+    where f.generation = 1 and not f.cancelled and f.service = %(service)s
+    group by f.home
+), known as (
+    -- Whoever waits can be told.
+    insert into {schema}.peer (id, name, reply_to)
+    select distinct on (g.home) g.home, g.reply_to, g.reply_to from given g join begun b on b.home = g.home order by g.home
+    on conflict do nothing
+)
+insert into {schema}.outbox (shard, message_id, topic, key, body, content_type, headers)
+select abs(hashtext(b.home::text) %% {shards}), gen_random_uuid(),
+       coalesce((select p.reply_to from {schema}.peer p where p.id = b.home),
+                (select min(g.reply_to) from given g where g.home = b.home)),
+       b.home::text,
+       convert_to(json_build_object('version', 1, 'kind', 'news', 'from',
+           -- use: sender
+           , 'children', b.children)::text, 'UTF8'),
+       'application/json', json_build_object()
+from begun b
+cross join {schema}.home h
+returning true
+
+-- name: tell_home
+-- A run has ended that another home waits for.
+with told as (
+    update {schema}.foreign_child
+    set generation = generation + 1
+    where message_id = %(message)s and run_id = %(run)s
+    returning message_id, service, saga, run_id, home, generation
+)
+insert into {schema}.outbox (shard, message_id, topic, key, body, content_type, headers)
+select abs(hashtext(t.message_id::text) %% {shards}), gen_random_uuid(), p.reply_to, t.message_id::text,
+       convert_to(json_build_object('version', 1, 'kind', 'news', 'from',
+           -- use: sender
+           , 'children', json_build_array(
+               case when %(result)s::text is null
+                   then json_build_object(
+                       'message', t.message_id, 'run', t.run_id, 'service', t.service, 'saga', t.saga,
+                       'generation', t.generation, 'state', %(state)s::text,
+                       'failure', %(failure)s::json, 'obstacle', %(obstacle)s::json)
+                   else json_build_object(
+                       'message', t.message_id, 'run', t.run_id, 'service', t.service, 'saga', t.saga,
+                       'generation', t.generation, 'state', %(state)s::text, 'result', %(result)s::json)
+               end))::text, 'UTF8'),
+       'application/json', json_build_object()
+from told t
+join {schema}.peer p on p.id = t.home
+cross join {schema}.home h
+returning true
+
+-- name: apply_news
+-- A report counts if its number is higher than that of the last one: whatever comes late, twice or in another order does
+-- nothing. Insert only for the parents' runs, as within a home; a parent is woken once, however many children are told of.
+with given as (
+    select distinct on (message, run) *
+    from json_to_recordset(convert_from(%(document)s::bytea, 'UTF8')::json)
+         as g (message uuid, run uuid, home uuid, generation int, state text, result text, failure uuid, obstacle uuid)
+    order by message, run, generation desc
+), found as (
+    select c.message_id, c.service, c.saga, g.run, g.home, g.generation, g.state, g.result, g.failure, g.obstacle
+    from given g
+    join {schema}.child c on c.message_id = g.message and c.home is not null
+    where g.generation > c.generation
+      and g.run = (left(c.message_id::text, 19) || '8' || left(
+                      md5(concat_ws(e'\n', c.message_id, length(c.service), c.service || c.saga)), 15))::uuid
+      and (c.open or g.state = 'rolling_back' and (
+          c.state = 'committed' or c.state = 'rollback_failed' and not c.consumed
+      ))
+    order by c.message_id, c.service, c.saga
+    for update of c
+), told as (
+    update {schema}.child c
+    set generation = f.generation, home = f.home,
+        child_run = case when f.state in ('cancelled', 'unknown') then c.child_run else f.run end,
+        state = case
+            when f.state = 'started' then case when c.state = 'waiting' then 'started' else c.state end
+            when f.state = 'unknown' then 'rollback_failed'
+            when f.state = 'cancelled' and c.failure is not null then 'rolled_back'
+            else f.state
+        end,
+        open = f.state in ('started', 'rolling_back'),
+        result = f.result::json,
+        failure = case when f.state in ('cancelled', 'started') then coalesce(c.failure, f.failure) else f.failure end,
+        obstacle = case when f.state = 'unknown' then f.failure else f.obstacle end,
+        failed_at = case when f.state not in ('started', 'rolling_back', 'committed') then clock_timestamp() end,
+        healing = f.state = 'rolling_back' and exists (
+            select from {schema}.run p where p.id = c.run_id and p.state = 'rollback_failed' offset 0
+        )
+    from found f
+    where c.message_id = f.message_id and c.service = f.service and c.saga = f.saga
+    returning c.run_id, c.message_id, c.service, c.saga, c.open
+), ended as (
+    select distinct run_id, message_id = run_id as is_root from told where not open
+), others as (
+    select e.run_id, (
+        select count(*) from (
+            select from {schema}.child c
+            where c.run_id = e.run_id and c.open and not exists (
+                select from told t
+                where not t.open and t.message_id = c.message_id and t.service = c.service and t.saga = c.saga
+            )
+            limit 100
+        ) o
+    ) as open
+    from ended e
+    where not e.is_root
+), woken as (
+    select r.id, r.service, r.saga, r.version, o.open * 0.002::float8 as delay
+    from others o
+    join {schema}.run r on r.id = o.run_id
+), posted as (
+    insert into {schema}.mailbox (service, saga, version, run_id, due)
+    select service, saga, version, id, clock_timestamp() + delay * interval '1 second' from woken order by id
+)
+select id, service, saga, version, delay from woken
+union all
+select run_id, null, null, null, 0 from ended where is_root
+
+-- name: raise_generations
+-- A home that was restored from a backup counts on from where its parent's home has heard of it.
+update {schema}.foreign_child f
+set generation = g.generation
+from unnest(%(messages)s::uuid[], %(runs)s::uuid[], %(generations)s::int[]) as g (message, run, generation)
+where f.message_id = g.message and f.run_id = g.run and f.generation < g.generation
+
+-- name: read_unknown_children
+select g.run
+from unnest(%(messages)s::uuid[], %(runs)s::uuid[]) as g (message, run)
+where not exists (
+    select from {schema}.foreign_child f
+    join {schema}.run r on r.id = f.run_id
+    where f.message_id = g.message and f.run_id = g.run and not r.erased
+)
+
+-- name: roll_back_foreign
+-- As a parent orders it that lives here: see ask_children.
+with found as (
+    select r.id
+    from {schema}.run r
+    where r.id = any(%(runs)s::uuid[]) and r.state = 'committed' and not r.erased
+    order by r.id
+    for update
+), told as (
+    update {schema}.run r
+    set state = 'rolling_back', failure = %(failure)s, inherited = %(context)s, undo_seq = r.seq, attempt = 0,
+        rollback_by = %(rollback_by)s, handled = 0, failed_at = clock_timestamp(), ended_at = null
+    from found f
+    where r.id = f.id
+    returning r.id, r.service, r.saga, r.version
+), posted as (
+    insert into {schema}.mailbox (service, saga, version, run_id, due)
+    select service, saga, version, id, clock_timestamp() from told
+)
+select id, service, saga, version, 0.0::float8 from told
+
+-- name: bury_foreign
+-- What has not been taken in never will be: its message starts nothing. Answers which; and whose row somebody has written
+-- at this moment, so that it is not seen yet.
+with given as (
+    select * from unnest(%(messages)s::uuid[], %(services)s::text[], %(sagas)s::text[], %(runs)s::uuid[],
+                         %(generations)s::int[]) as g (message, service, saga, run, generation)
+), missing as (
+    select g.* from given g
+    where not exists (
+        select from {schema}.foreign_child f where f.message_id = g.message and f.run_id = g.run
+    )
+), buried as (
+    insert into {schema}.foreign_child (message_id, service, saga, run_id, home, generation, cancelled)
+    select message, service, saga, run, %(home)s::uuid, generation + 1, true from missing order by message, service, saga
+    on conflict do nothing
+    returning run_id
+)
+select m.run, b.run_id is not null from missing m left join buried b on b.run_id = m.run
+
+-- name: cancel_foreign
+-- As a parent asks it that lives here: see cancel_children.
+with begun as (
+    select r.id, r.service, r.saga, r.version
+    from {schema}.run r
+    where r.id = any(%(runs)s::uuid[]) and (r.state = 'running' or r.state = 'parked' and r.undo_seq is null)
+), asked as (
+    insert into {schema}.request (target, kind, failure)
+    select id, 'cancel', %(failure)s from begun order by id
+    on conflict do nothing
+)
+insert into {schema}.mailbox (service, saga, version, run_id, due)
+select service, saga, version, id, clock_timestamp() from begun
+returning run_id, service, saga, version, 0.0::float8

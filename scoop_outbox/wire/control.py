@@ -1,0 +1,365 @@
+"""Control messages: what homes say to each other about runs, and who listens where. See docs/protocol.md.
+
+A control message is a JSON object in the body of an ordinary message. It is read here without a look at any database:
+what is malformed, or of a version that nobody here knows, is refused in words and becomes a dead letter.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from scoop_outbox.wire.headers import id_of
+
+VERSION = 1
+
+PREFIX = "scoop."
+"""What the topics begin with on which homes speak, unless somebody has chosen something else."""
+
+
+class Kind(StrEnum):
+    """What a control message is about."""
+
+    SUBSCRIPTIONS = "subscriptions"
+    CONFIRMED = "confirmed"
+    NEWS = "news"
+    ORDERS = "orders"
+
+
+class Order(StrEnum):
+    """What a parent's home asks of children."""
+
+    ROLL_BACK = "roll_back"
+    CANCEL = "cancel"
+    WHERE = "where"
+
+
+class ReportedState(StrEnum):
+    """Where a child stands, as its home reports it."""
+
+    STARTED = "started"
+    COMMITTED = "committed"
+    ROLLING_BACK = "rolling_back"
+    ROLLED_BACK = "rolled_back"
+    ROLLBACK_FAILED = "rollback_failed"
+    CANCELLED = "cancelled"
+    UNKNOWN = "unknown"
+
+
+class MalformedControl(ValueError):
+    """A control message cannot be understood; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """The home that speaks.
+
+    Attributes:
+        id: of the home.
+        name: of the home, as people know it.
+        reply_to: the topic on which it is told something.
+    """
+
+    id: uuid.UUID
+    name: str
+    reply_to: str
+
+    def to_json(self) -> dict[str, str]:
+        """Return the form on the wire."""
+        return {"id": str(self.id), "name": self.name, "replyTo": self.reply_to}
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A saga of another home, and what it listens on: by name, other names, or a regular expression."""
+
+    topic: str
+    service: str
+    saga: str
+    pattern: str | None = None
+    names: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the form on the wire."""
+        said = {"topic": self.topic, "pattern": self.pattern, "names": list(self.names)}
+        return {**said, "service": self.service, "saga": self.saga}
+
+
+@dataclass(frozen=True, slots=True)
+class Subscriptions:
+    """All who listen in a home.
+
+    Attributes:
+        revision: grows with each change of the list.
+        listeners: who.
+        known: of other homes, by id, the revision that the sender has taken in.
+    """
+
+    revision: int
+    listeners: Sequence[Listener]
+    known: Mapping[uuid.UUID, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """The sender has taken in this revision of the receiver's subscriptions."""
+
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChildRef:
+    """A child: the message, the saga that handles it, and the id of the run, which follows from these.
+
+    Attributes:
+        generation: the number of the last report that the sender of an order has had; in a report its own number.
+    """
+
+    message: uuid.UUID
+    run: uuid.UUID
+    service: str
+    saga: str
+    generation: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the form on the wire."""
+        return {
+            "message": str(self.message),
+            "run": str(self.run),
+            "service": self.service,
+            "saga": self.saga,
+            "generation": self.generation,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Where a child stands.
+
+    Attributes:
+        child: which one; the generation is the number of this report.
+        state: where it stands.
+        result: as JSON text, if it has committed and left one.
+        failure: why it was rolled back, as a JSON object.
+        obstacle: why it could not be rolled back, as a JSON object.
+    """
+
+    child: ChildRef
+    state: ReportedState
+    result: str | None = None
+    failure: Mapping[str, Any] | None = None
+    obstacle: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """Where children stand, told to the home of their parents."""
+
+    reports: Sequence[Report]
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What is asked of children by the home of their parent.
+
+    Attributes:
+        order: what.
+        children: of whom.
+        reason: why, as a JSON object.
+        context: what compensations see, as JSON text.
+        rollback_by: until when a rollback has to end.
+    """
+
+    order: Order
+    children: Sequence[ChildRef]
+    reason: Mapping[str, Any] | None = None
+    context: str | None = None
+    rollback_by: datetime | None = None
+
+
+Content = Subscriptions | Confirmed | News | Orders
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A control message."""
+
+    sender: Sender
+    content: Content
+
+
+def control_topic(prefix: str, home: str) -> str:
+    """Return the topic on which a home is told something."""
+    return f"{prefix}control.{home}"
+
+
+def homes_topic(prefix: str) -> str:
+    """Return the topic on which all homes are told something."""
+    return f"{prefix}homes"
+
+
+def body_of(sender: Sender, kind: Kind, members: Mapping[str, Any]) -> bytes:
+    """Return the body of a control message."""
+    said = {"version": VERSION, "kind": kind.value, "from": sender.to_json(), **members}
+    return json.dumps(said, separators=(",", ":")).encode()
+
+
+def read_control(body: bytes) -> Control:
+    """Read the body of a control message.
+
+    Raises:
+        MalformedControl: it is none, or of a version or kind that is not known here.
+    """
+    try:
+        said = json.loads(body)
+    except (ValueError, RecursionError):
+        raise MalformedControl("it is no JSON") from None
+    said = _object(said, "it")
+    if said.get("version") != VERSION:
+        raise MalformedControl(f"it is of version {said.get('version')!r:.40}, and only {VERSION} is known here")
+    if said.get("kind") not in list(Kind):
+        raise MalformedControl(f"its kind {said.get('kind')!r:.40} is not known here")
+    return Control(_sender(said), _READERS[Kind(said["kind"])](said))
+
+
+def _sender(said: Mapping[str, Any]) -> Sender:
+    sender = _object(said.get("from"), "from")
+    return Sender(_uuid(sender, "id"), _text(sender, "name"), _text(sender, "replyTo"))
+
+
+def _subscriptions(said: Mapping[str, Any]) -> Subscriptions:
+    known = _object(said.get("known") or {}, "known")
+    return Subscriptions(
+        _number(said, "revision"),
+        [_listener(one) for one in _objects(said, "subscriptions")],
+        {home: _number(known, text) for text in known if (home := id_of(text)) is not None},
+    )
+
+
+def _listener(said: Mapping[str, Any]) -> Listener:
+    names = said.get("names") or []
+    if not isinstance(names, list) or not all(_is_storable(name) for name in names):
+        raise MalformedControl("names is no list of texts")
+    pattern = None if said.get("pattern") is None else _text(said, "pattern")
+    if pattern is not None:
+        try:
+            re.compile(pattern)
+        except re.error:
+            raise MalformedControl(f"the pattern {pattern!r:.60} is no regular expression") from None
+    return Listener(_text(said, "topic"), _text(said, "service"), _text(said, "saga"), pattern, tuple(names))
+
+
+def _confirmed(said: Mapping[str, Any]) -> Confirmed:
+    return Confirmed(_number(said, "revision"))
+
+
+def _news(said: Mapping[str, Any]) -> News:
+    return News([_report(one) for one in _objects(said, "children")])
+
+
+def _report(said: Mapping[str, Any]) -> Report:
+    if said.get("state") not in list(ReportedState):
+        raise MalformedControl(f"the state {said.get('state')!r:.40} of a child is not known here")
+    return Report(
+        _child(said),
+        ReportedState(said["state"]),
+        json.dumps(said["result"]) if "result" in said else None,
+        _failure(said, "failure"),
+        _failure(said, "obstacle"),
+    )
+
+
+def _orders(said: Mapping[str, Any]) -> Orders:
+    if said.get("order") not in list(Order):
+        raise MalformedControl(f"the order {said.get('order')!r:.40} is not known here")
+    context = said.get("context")
+    return Orders(
+        Order(said["order"]),
+        [_child(one) for one in _objects(said, "children")],
+        _failure(said, "reason"),
+        None if context is None else json.dumps(_object(context, "context")),
+        _time(said, "rollbackBy"),
+    )
+
+
+def _child(said: Mapping[str, Any]) -> ChildRef:
+    return ChildRef(
+        _uuid(said, "message"),
+        _uuid(said, "run"),
+        _text(said, "service"),
+        _text(said, "saga"),
+        _number(said, "generation"),
+    )
+
+
+_READERS: Mapping[Kind, Callable[[Mapping[str, Any]], Content]] = {
+    Kind.SUBSCRIPTIONS: _subscriptions,
+    Kind.CONFIRMED: _confirmed,
+    Kind.NEWS: _news,
+    Kind.ORDERS: _orders,
+}
+
+
+def _object(value: object, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise MalformedControl(f"{name} is no JSON object")
+    return value
+
+
+def _objects(said: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    value = said.get(name)
+    if not isinstance(value, list):
+        raise MalformedControl(f"{name} is no list")
+    return [_object(one, f"an element of {name}") for one in value]
+
+
+def _failure(said: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+    return None if said.get(name) is None else _object(said[name], name)
+
+
+def _uuid(said: Mapping[str, Any], name: str) -> uuid.UUID:
+    value = said.get(name)
+    found = id_of(value) if isinstance(value, str) else None
+    if found is None:
+        raise MalformedControl(f"{name} is no UUID")
+    return found
+
+
+def _text(said: Mapping[str, Any], name: str) -> str:
+    value = said.get(name)
+    if not _is_storable(value):
+        raise MalformedControl(f"{name} is no text that can be stored")
+    assert isinstance(value, str)  # noqa: S101 - it is storable
+    return value
+
+
+def _is_storable(value: object) -> bool:
+    try:
+        return isinstance(value, str) and value != "" and "\0" not in value and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
+def _number(said: Mapping[str, Any], name: str) -> int:
+    value = said.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31:
+        raise MalformedControl(f"{name} is no number from 0 on")
+    return value
+
+
+def _time(said: Mapping[str, Any], name: str) -> datetime | None:
+    if said.get(name) is None:
+        return None
+    try:
+        found = datetime.fromisoformat(said[name])
+    except (TypeError, ValueError):
+        found = None
+    if found is None or found.tzinfo is None:
+        raise MalformedControl(f"{name} is no time of ISO 8601 with its offset from UTC")
+    return found

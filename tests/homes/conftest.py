@@ -1,0 +1,40 @@
+"""Fixtures of cooperation across homes: a database for each service, over each real broker."""
+
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+import pytest_asyncio
+
+from scoop_outbox import Scoop
+from tests.carriers import REAL, Carrier, carrier_of
+from tests.scenarios.shop import Journal, Shop
+
+MakeHome = Callable[..., Shop]
+
+
+@pytest.fixture(params=REAL)
+def carrier(request: pytest.FixtureRequest) -> Carrier:
+    """What carries the messages of the test's services, and what their homes say to each other."""
+    return carrier_of(request.param, request, {})
+
+
+@pytest.fixture
+def journal() -> Journal:
+    """What sagas did, in order, in whatever home."""
+    return Journal()
+
+
+@pytest_asyncio.fixture
+async def make_home(
+    make_database: Callable[[], str], carrier: Carrier, journal: Journal
+) -> AsyncIterator[MakeHome]:
+    """Makes services, each in a home of its own that is called as the service."""
+    made: list[Shop] = []
+
+    def make(service: str, colour: str = "mixed") -> Shop:
+        made.append(Shop(carrier.carry(Scoop(service, database=make_database(), home=service)), journal, colour))
+        return made[-1]
+
+    yield make
+    for shop in made:
+        await shop.app.close()

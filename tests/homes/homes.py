@@ -1,0 +1,30 @@
+"""What tests of several homes are written with."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from tests.scenarios.shop import LONG, Shop
+from tests.waiting import until
+
+
+@asynccontextmanager
+async def running(*shops: Shop) -> AsyncIterator[None]:
+    """Run services, each in a home of its own, and begin when each home knows who listens in all others."""
+    async with AsyncExitStack() as stack:
+        for shop in shops:
+            await stack.enter_async_context(shop.running())
+        await until(lambda: know_each_other(*shops), LONG)
+        yield
+
+
+async def know_each_other(*shops: Shop) -> bool:
+    """Tell whether each of these homes knows who listens in all others, and has been told that they know."""
+    for shop in shops:
+        known = await shop.ask(
+            "select from scoop_outbox.peer p, scoop_outbox.home h "
+            "where p.revision > 0 and p.confirmed = h.revision and p.name = any(%s)",
+            [one.app.service for one in shops],
+        )
+        if len(known) < len(shops) - 1:
+            return False
+    return True
