@@ -18,6 +18,8 @@ LEAST = 0.95
 # Families of a root and three children, as old as their ids say, with payloads and contexts of ordinary width.
 ID = "('01920000-0000-7000-{}000-' || lpad(to_hex({}), 12, '0'))::uuid"
 RUN, MESSAGE, ROOT = ID.format(8, "n"), ID.format(9, "n"), ID.format(8, "(n - n %% 4)")
+# Each at a time of its own, as a clock tells it: pruning goes by that, and searches among those of one time.
+OLD = "now() - interval '1 day' + n * interval '10 microseconds'"
 LAUNCHED_AT = (
     '[{"fileName":"shop/sagas/orders.py","className":"","lineNumber":120,"functionName":"reserve_stock"},'
     '{"fileName":"shop/sagas/__init__.py","className":"","lineNumber":14,"functionName":"place_order"}]'
@@ -26,7 +28,7 @@ MESSAGES = f"""
 insert into message (id, topic, key, body, content_type, headers, created_at)
 select {MESSAGE}, 'old.topic', 'customer-' || n %% 1000,
        convert_to('{{"order":' || n || ',"text":"' || repeat('x', 180) || '"}}', 'UTF8'),
-       'application/json', ('{{"trace":"' || md5(n::text) || '"}}')::json, now() - interval '1 day'
+       'application/json', ('{{"trace":"' || md5(n::text) || '"}}')::json, {OLD}
 from generate_series(1, %(count)s) n
 """
 RUNS = f"""
@@ -35,12 +37,12 @@ insert into run (id, message_id, service, saga, lineage, parent_run, state, step
 select {RUN}, {MESSAGE}, %(service)s, 'steps-async',
        case n %% 4 when 0 then array[{RUN}] else array[{ROOT}, {RUN}] end, case n %% 4 when 0 then null else {ROOT} end,
        'committed', 'step 2', 3, 3, '{{"tenant":"north","user":"somebody@example.org"}}', %(launched_at)s::json,
-       now() - interval '1 day', now() - interval '1 day'
+       {OLD}, {OLD}
 from generate_series(1, %(count)s) n
 """
 STEP_ROWS = f"""
 insert into step (run_id, seq, step, kind, iteration, attempt, state, started_at, ended_at, worker)
-select {RUN}, seq, 'step ' || seq - 1, 'step', 0, 0, 'committed', now() - interval '1 day', now() - interval '1 day',
+select {RUN}, seq, 'step ' || seq - 1, 'step', 0, 0, 'committed', {OLD}, {OLD},
        '01920000-0000-7000-8000-000000000000'
 from generate_series(1, %(count)s) n, generate_series(1, 3) seq
 """

@@ -37,6 +37,7 @@ from scoop_outbox.core.plans.rollback import IfActive
 from scoop_outbox.core.plans.stuck import Action
 from scoop_outbox.daemon.intake.backpressure import HIGH_WATER
 from scoop_outbox.daemon.running import Running
+from scoop_outbox.daemon.tuning import Tuning
 from scoop_outbox.daemon.worker.alerts import StuckRun
 from scoop_outbox.daemon.worker.interruptions import MOST
 from scoop_outbox.daemon.worker.slow_steps import SLOW_AFTER
@@ -729,17 +730,9 @@ class Scoop:
                 been announced. Or this service has a broker, or this process relays and others of the database have
                 one, and it was not told of it: say `postgresql://` to do without on purpose.
         """
-        async with serve(
-            self._service,
-            relay=relay,
-            worker=worker,
-            slots=slots,
-            high_water=high_water,
-            max_interruptions=max_interruptions,
-            slow_step_after=seconds(slow_step_after),
-            grace=seconds(grace),
-            retention=Retention.of(retention, retain_payload, remember),
-        ) as running:
+        tuning = Tuning(slots, high_water, max_interruptions, seconds(slow_step_after), seconds(grace))
+        kept = Retention.of(retention, retain_payload, remember)
+        async with serve(self._service, tuning, relay=relay, worker=worker, retention=kept) as running:
             yield running
 
     async def close(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,25 +12,16 @@ from scoop_outbox.core.plans.subscriptions import read_revision
 from scoop_outbox.daemon.maintenance import Kept
 from scoop_outbox.daemon.process import daemons
 from scoop_outbox.daemon.running import Running
+from scoop_outbox.daemon.tuning import Tuning
 from scoop_outbox.errors import DefinitionError
 from scoop_outbox.store import revisions
 
 
 @asynccontextmanager
 async def serve(
-    service: Service,
-    *,
-    relay: bool,
-    worker: bool,
-    slots: int,
-    high_water: int,
-    max_interruptions: int,
-    slow_step_after: float,
-    grace: float,
-    retention: Retention,
+    service: Service, tuning: Tuning, *, relay: bool, worker: bool, retention: Retention
 ) -> AsyncIterator[Running]:
     """Run relay and worker for as long as the block lasts; `Scoop.running` says what the arguments are."""
-    _check_numbers(slots, high_water, max_interruptions, slow_step_after)
     if service.running:
         raise DefinitionError(f"service {service.name!r} is running in this process already: once is enough")
     service.check()
@@ -50,11 +40,7 @@ async def serve(
             broker=service.broker,
             relay=relay,
             worker=worker,
-            slots=slots,
-            high_water=high_water,
-            max_interruptions=max_interruptions,
-            slow_step_after=slow_step_after,
-            grace=grace,
+            tuning=tuning,
             alerts=service.alerts,
             kept=Kept(retention, service.archives),
             identity=identity,
@@ -63,14 +49,3 @@ async def serve(
     finally:
         service.seal(running=False)
         await service.servers.close()
-
-
-def _check_numbers(slots: int, high_water: int, max_interruptions: int, slow_step_after: float) -> None:
-    if slots < 1:
-        raise DefinitionError(f"slots={slots}: a worker needs at least one")
-    if high_water < 1:
-        raise DefinitionError(f"high_water={high_water}: nothing would ever be taken in; it is at least 1")
-    if max_interruptions < 1:
-        raise DefinitionError(f"max_interruptions={max_interruptions}: every run would be parked; it is at least 1")
-    if not 0 < slow_step_after < math.inf:
-        raise DefinitionError(f"slow_step_after={slow_step_after}: it is a number of seconds above 0")

@@ -29,7 +29,7 @@ async def wait_until_confirmed(home: Home, limit: float = LIMIT) -> list[str]:
             silent = await driver.run(read_unconfirmed())
     if silent:
         log.warning(
-            "homes: not confirmed (homes %s have not said that they know who listens here: what they launch does not "
+            "home: not confirmed (homes %s have not said that they know who listens here: what they launch does not "
             "wait for new sagas until they do)",
             ", ".join(silent),
         )

@@ -15,17 +15,15 @@ from scoop_outbox.daemon.announcer import Announcer
 from scoop_outbox.daemon.confirmations import wait_until_confirmed
 from scoop_outbox.daemon.daemons import error_of
 from scoop_outbox.daemon.hints import ProcessHints
-from scoop_outbox.daemon.intake.backpressure import HIGH_WATER
 from scoop_outbox.daemon.intake.control import control_intake
 from scoop_outbox.daemon.intake.service import service_intake
 from scoop_outbox.daemon.maintenance import KEPT_FOR_EVER, Kept, Maintenance
 from scoop_outbox.daemon.relay.home_publisher import HomePublisher
 from scoop_outbox.daemon.relay.relay import Relay
 from scoop_outbox.daemon.running import Running
+from scoop_outbox.daemon.tuning import Tuning
 from scoop_outbox.daemon.worker.alerts import Alert
-from scoop_outbox.daemon.worker.interruptions import MOST
-from scoop_outbox.daemon.worker.slow_steps import SLOW_AFTER
-from scoop_outbox.daemon.worker.worker import SLOTS, Worker
+from scoop_outbox.daemon.worker.worker import Worker
 from scoop_outbox.errors import BrokerError
 from scoop_outbox.saga import Saga
 from scoop_outbox.store.home import Home
@@ -47,11 +45,7 @@ async def daemons(
     broker: Broker | None = None,
     relay: bool = True,
     worker: bool = True,
-    slots: int = SLOTS,
-    high_water: int = HIGH_WATER,
-    max_interruptions: int = MOST,
-    slow_step_after: float = SLOW_AFTER,
-    grace: float = 20.0,
+    tuning: Tuning,
     alerts: Sequence[Alert] = (),
     kept: Kept = KEPT_FOR_EVER,
     identity: Identity | None = None,
@@ -67,11 +61,7 @@ async def daemons(
         broker: None is the built-in one, where the relay takes in for all services.
         relay: whether to relay.
         worker: whether to take in and to execute runs.
-        slots: how many runs are executed at the same time.
-        high_water: no more is taken in while so many runs lie waiting for a slot, until there are half as many.
-        max_interruptions: a run that is interrupted so often in a row is parked.
-        slow_step_after: seconds after which it is said that a step is slow.
-        grace: seconds that running steps get to finish at the end.
+        tuning: how much is done at a time.
         alerts: called for each run that gets stuck.
         kept: for how long what has ended is kept; whoever relays sees to it.
         identity: how other homes know this one; None, or one without a name, cooperates with none.
@@ -79,25 +69,20 @@ async def daemons(
     Raises:
         BrokerError: the broker says that this cannot work; then the service has not been announced.
     """
-    serving, names = worker and bool(sagas), _with_former(sagas)
     relaying = await _relay(home, broker, hints) if relay else None
-    control = None
-    if worker and broker is not None and identity is not None and identity.name is not None:
-        control = control_intake(home, broker, identity, hints)
-    if serving or broker is None or control is not None:
+    cooperates = worker and broker is not None and identity is not None and identity.name is not None
+    serving = worker and bool(sagas)
+    if serving or broker is None or cooperates:
         await _announce(home, announcer, relaying)
-    executing = serving and Worker(
-        *(home, subscription.service, names, hints, slots),
-        via_broker=broker is not None,
-        max_interruptions=max_interruptions,
-        slow_step_after=slow_step_after,
-        alerts=alerts,
-    )
-    intake = None
-    if serving and broker is not None:
-        limits = {"high": high_water, "low": high_water // 2}
+    names = _with_former(sagas)
+    executing = _worker(home, subscription.service, names, hints, tuning, alerts, broker) if serving else None
+    intake = control = None
+    if broker is not None and serving:
+        limits = {"high": tuning.high_water, "low": tuning.high_water // 2}
         intake = service_intake(home, broker, subscription, sagas, hints, announcer, **limits)
-    running = Running(home, relaying, executing or None, intake, subscription.service, list(names))
+    if broker is not None and identity is not None and cooperates:
+        control = control_intake(home, broker, identity, hints)
+    running = Running(home, relaying, executing, intake, subscription.service, list(names))
     running.control = control
     _start(running, hints, _maintenance(home, kept, relaying))
     try:
@@ -105,7 +90,25 @@ async def daemons(
             await wait_until_confirmed(home)
         yield running
     finally:
-        await _drain(running, grace, hints)
+        await _drain(running, tuning.grace, hints)
+
+
+def _worker(
+    home: Home,
+    service: str,
+    sagas: Mapping[str, Saga],
+    hints: ProcessHints,
+    tuning: Tuning,
+    alerts: Sequence[Alert],
+    broker: Broker | None,
+) -> Worker:
+    return Worker(
+        *(home, service, sagas, hints, tuning.slots),
+        via_broker=broker is not None,
+        max_interruptions=tuning.max_interruptions,
+        slow_step_after=tuning.slow_step_after,
+        alerts=alerts,
+    )
 
 
 async def _drain(running: Running, grace: float, hints: ProcessHints) -> None:

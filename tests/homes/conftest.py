@@ -25,9 +25,7 @@ def journal() -> Journal:
 
 
 @pytest_asyncio.fixture
-async def make_home(
-    make_database: Callable[[], str], carrier: Carrier, journal: Journal
-) -> AsyncIterator[MakeHome]:
+async def make_home(make_database: Callable[[], str], carrier: Carrier, journal: Journal) -> AsyncIterator[MakeHome]:
     """Makes services, each in a home of its own that is called as the service."""
     made: list[Shop] = []
 

@@ -46,6 +46,10 @@ select m(n), 'shop', 'saga 1', r(n - n % {FAMILY}), 1, n % {FAMILY}, n > {FINISH
        case when n <= {FINISHED} then 'committed' else 'started' end, r(n)
 from generate_series(1, {FINISHED + WAITING}) n where n % {FAMILY} <> 0;
 
+insert into foreign_child (message_id, service, saga, run_id, home, generation)
+select m(n), 'shop', 'saga 1', r(n), '00000000-0000-0000-0000-000000000007', 2
+from generate_series(1, {FINISHED + WAITING}) n;
+
 create function f(n bigint) returns uuid immutable parallel safe language sql
     return ('00000000-0000-7000-a000-' || lpad(to_hex(n), 12, '0'))::uuid;
 insert into failure (id, causes, type, message, source, document)

@@ -19,6 +19,6 @@ LIVING |= {"find_ids_in_transit", "read_whereabouts", "list_found_runs", "read_e
 They are asked on connections that search indexes, as in `plan_once`."""
 HISTORY = {"list_runs"}
 """What operators ask about runs in any state: they look through all that was, and `docs/operations.md` says so."""
-BIG = {"message", "run", "step", "child", "mailbox", "outbox", "lane_entry", "failure", "request"}
+BIG = {"message", "run", "step", "child", "foreign_child", "mailbox", "outbox", "lane_entry", "failure", "request"}
 
 QUEUES = ("outbox", "mailbox", "lane_entry")

@@ -22,6 +22,7 @@ from scoop_outbox.core.statement import document
 from scoop_outbox.failure import Frame
 from scoop_outbox.store import queries
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
+from tests.integration.control_examples import HOME, control_examples
 from tests.integration.full_database import FAMILY, FANOUT, FINISHED, STUCK, failure_id, filled, message_id, run_id
 from tests.integration.statement_kinds import BIG, HISTORY, LIVING, QUEUES, UTILITY
 
@@ -88,6 +89,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
     below: dict[str, Any] = {
         **batch(size=10), "ids": [message_id(OPEN + 1)] + [uuid4() for _ in range(9)],
         "lineages": [str(run_id(OPEN))] * 10, "contexts": [None] * 10, "launched_at": [None] * 10,
+        "homes": [None] * 10, "above": [None] * 10, "expects": [None] * 10,
         "deadlines": [None] * 10, "service": None,
     }  # fmt: skip
     told = {
@@ -113,6 +115,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         "keys": [],
     }  # fmt: skip
     worker = {"worker": uuid4(), "service": "shop"}
+    asked = {"failure": FAILURE, "order": "cancel", "reason": None, "context": None, "rollback_by": None}
     gone = {"runs": [run_id(FAMILY + n) for n in range(FAMILY)], "roots": [message_id(FAMILY)]}
     told_of = {"runs": [run_id(OPEN + n) for n in range(10)]}
     noted = {
@@ -148,11 +151,11 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("deliver_failures", {"run": run_id(OLD), "seq": 1}),
         ("consume_failures", {"run": run_id(OLD), "seq": 1}),
         *[("ask_children", {"run": run_id(OLD), "seq": 1, "failure": FAILURE, "context": None, "rollback_by": None,
-                            "reverse": reverse}) for reverse in (False, True)],
+                            "reverse": reverse, "order": "roll_back", "reason": None}) for reverse in (False, True)],
         ("read_first_failure", {"run": run_id(FANOUT), "seq": 1}),
-        ("expire_children", {"run": run_id(OPEN), "failure": FAILURE}),
-        ("expire_children", {"run": run_id(FANOUT), "failure": FAILURE}),
-        ("cancel_children", {"run": run_id(OPEN), "failure": FAILURE}),
+        ("expire_children", {**asked, "run": run_id(OPEN)}),
+        ("expire_children", {**asked, "run": run_id(FANOUT)}),
+        ("cancel_children", {**asked, "run": run_id(OPEN)}),
         ("tell_parent", told),
         ("read_children", {"run": run_id(FANOUT)}),
         ("drop_mail_if_waiting", {"ids": [1, 2, 3], "run": run_id(FANOUT)}),
@@ -182,6 +185,8 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("take_in", {**below, "lineages": [None] * 10, "ids": batch(size=10)["ids"]}),
         ("take_in", below),
         ("take_in", {**below, "service": "shop"}),
+        ("take_in", {**below, "lineages": [None] * 10, "service": "shop", "homes": [HOME] * 10,
+                     "above": [str(run_id(OPEN))] * 10, "expects": ['[["shop","saga 1"]]'] * 10}),
         ("take_in", {**below, "lineages": [None] * 10, "topics": ["topic in order"] * 10, "keys": ["key"] * 10}),
         ("lock_lane", {"lane": run_id(1)}),
         ("read_lane_entry", {"run": run_id(FINISHED + 1)}),
@@ -192,6 +197,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("take_in", {**below, "lineages": [None] * 10, "service": "shop"}),
         ("bury_incoming", {**batch(size=10), "positions": ["p"] * 10, "reasons": ["r"] * 10, "service": "shop"}),
         ("read_home", {}),
+        *control_examples(),
         ("list_dead_letters", {"origin": None, "topic": "t", "service": None, "after": 0, "most": 100}),
         ("newest_dead_letter", {}),
         ("read_dead_letter", {"letter": 1}),

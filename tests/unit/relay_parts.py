@@ -24,7 +24,7 @@ def on_topic(*places: Place) -> Outgoing:
 def rows_of(batch: Outgoing) -> Rows:
     """Return the rows that a database answers with."""
     return [
-        (shard, seq, one.id, one.topic, one.key, one.body, one.content_type, "{}")
+        (shard, seq, one.id, one.topic, one.key, one.body, one.content_type, "{}", None, None)
         for (shard, seq), one in zip(batch.places, batch.envelopes, strict=True)
     ]
 

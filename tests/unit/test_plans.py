@@ -69,7 +69,7 @@ def row(state: str = "running", **more: Any) -> tuple[Any, ...]:
         "context": None, "inherited": None, "failure": None, "obstacle": None, "result": None, "launched_at": None,
         "reason": None, "lane": None, "version": "", "interrupted": False,
         "giving_up": None, "deadlines": None, "own_deadline": None, "rollback_by": None,
-        "body_seq": None, "finaliser_seq": None, "undo_from": None, "unresolved": None, "created": NOW,
+        "body_seq": None, "finaliser_seq": None, "undo_from": None, "unresolved": None, "created": NOW, "parent_home": None,
         "now": NOW, "mail": [11, 12], "cancellation": None, "message": MESSAGE,
         "topic": "topic", "key": None, "body": b"{}",
         "content_type": "application/json", "headers": {}, "created_at": NOW,
@@ -199,7 +199,7 @@ def test_hp_10_a_launch_that_nobody_handles_is_not_waited_for() -> None:
 
 
 def test_rb_01_a_step_that_raised_is_recorded_and_the_run_rolls_back_at_once() -> None:
-    undo: Rows = [(1, "first", "step", 0, False, *[None] * 11)]
+    undo: Rows = [(1, "first", "step", 0, False, False, *[None] * 11)]
     suspended = row(step="first", next_step="second", seq=1, instance=1)
     store = Store({"claim_run": [suspended], "read_instance": undo}, raised(ValueError("boom")), returned())
 
@@ -306,7 +306,7 @@ def test_children_are_told_to_roll_back_and_their_workers_hinted_at() -> None:
     rows: dict[str, Rows] = {
         "claim_run": [back],
         "read_failures": KEPT,
-        "read_instance": [(1, "first", "step", 0, True, *[None] * 11)],
+        "read_instance": [(1, "first", "step", 0, True, False, *[None] * 11)],
         "ask_children": [(asked, "other", "child", "v1", 0.0)],
         "drop_mail_if_waiting": [(True,)],
     }
@@ -325,7 +325,9 @@ def test_cx_01_a_rollback_ordered_by_the_parent_sees_its_context_on_top() -> Non
     back = row(
         "rolling_back", step="first", seq=1, instance=1, undo_seq=1, context='{"a":1,"b":1}', inherited='{"b":2}'
     )
-    store = Store({"claim_run": [back], "read_instance": [(1, "first", "step", 0, False, *[None] * 11)]}, returned())
+    store = Store(
+        {"claim_run": [back], "read_instance": [(1, "first", "step", 0, False, False, *[None] * 11)]}, returned()
+    )
     plan = execute(RUN, executor(saga()))
     asked = next(plan)
     while not isinstance(asked, Call):

@@ -163,7 +163,7 @@ def _cancel(sender: Sender, children: Sequence[ChildRef], reason: uuid.UUID | No
                 generations=[one.generation for one in left],
             )
         )
-        done: dict[uuid.UUID, bool] = dict(missing)  # type: ignore[arg-type]  # rows of two
+        done: dict[uuid.UUID, bool] = dict(missing)
         buried += [one for one in left if done.get(one.run)]
         # Whose row was written at this moment is seen by the next statement.
         left = [one for one in left if done.get(one.run) is False]

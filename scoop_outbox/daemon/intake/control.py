@@ -82,7 +82,7 @@ class ControlInbox:
         assert mine is not None  # noqa: S101 - it was opened
         if sender.id != mine.id and sender.name == mine.name:
             log.error(
-                "homes: two homes have one name (home %s, other home %s: give one of them another name and database)",
+                "home: two homes have one name (home %s, other home %s: give one of them another name and database)",
                 *(mine.id, sender.id),
                 extra={"home": mine.name},
             )
@@ -97,7 +97,7 @@ class ControlInbox:
         await driver.run(bury(unusable, self._channel))
         for one in unusable:
             log.error(
-                "homes: control message became a dead letter (position %s: %s)",
+                "home: control message became a dead letter (position %s: %s)",
                 *(one.position, one.reason),
                 extra={"message_id": one.envelope.id, "position": one.position, "reason": one.reason},
             )

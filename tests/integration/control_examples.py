@@ -1,0 +1,54 @@
+"""Statements about other homes with parameters as they occur."""
+
+import json
+from typing import Any
+from uuid import UUID, uuid4
+
+from scoop_outbox.core.statement import document
+from tests.integration.full_database import FANOUT, FINISHED, message_id, run_id
+
+HOME = UUID(int=7)
+"""The home that all of `foreign_child` belongs to in the full database."""
+
+
+def control_examples() -> list[tuple[str, dict[str, Any]]]:
+    """Return them by name."""
+    numbers = [FINISHED + 1 + n for n in range(10)]
+    children = {"messages": [message_id(n) for n in numbers], "runs": [run_id(n) for n in numbers]}
+    named = {"services": ["shop"] * 10, "sagas": ["saga 1"] * 10, "generations": [3] * 10}
+    listeners = {"home": HOME, "topics": ["t"], "services": ["shop"], "sagas": ["saga 1"]}
+    news = [_news(n, state) for n, state in zip(numbers, ["committed", "started", "rolled_back"] * 3, strict=False)]
+    ended = {"run": run_id(numbers[0]), "message": message_id(numbers[0]), "result": None, "obstacle": None}
+    return [
+        ("read_identity", {}),
+        ("name_home", {"name": "shop"}),
+        ("lock_identity", {}),
+        ("read_listeners_here", {}),
+        ("read_known_revisions", {}),
+        ("store_announced", {"revision": 2, "announced": "[]"}),
+        ("send_control", {"topic": "scoop.homes", "key": str(HOME), "body": b"{}"}),
+        ("note_peers", {"homes": [HOME], "names": ["stock"], "reply_to": ["scoop.control.stock"]}),
+        ("lock_peer", {"home": HOME}),
+        ("store_peer_revision", {"home": HOME, "revision": 2}),
+        ("drop_peer_subscriptions", listeners),
+        ("store_peer_subscriptions", {**listeners, "patterns": [None], "names": [json.dumps(["u"])]}),
+        ("store_confirmed", {"home": HOME, "revision": 2}),
+        ("read_unconfirmed", {}),
+        ("report_started",
+         {"ids": children["messages"], "homes": [HOME] * 10, "reply_to": ["t"] * 10, "service": "shop"}),
+        ("tell_home", {**ended, "state": "rolled_back", "failure": '{"type":"Boom"}'}),
+        ("tell_home", {**ended, "state": "committed", "result": "7", "failure": None}),
+        ("apply_news", {"document": document(news)}),
+        ("apply_news", {"document": document([_news(FANOUT + 30_000, "committed")])}),
+        ("raise_generations", {**children, "generations": [3] * 10}),
+        ("read_unknown_children", children),
+        ("roll_back_foreign", {"runs": children["runs"], "failure": UUID(int=4), "context": None, "rollback_by": None}),
+        ("bury_foreign", {**children, **named, "home": HOME}),
+        ("bury_foreign", {**children, **named, "home": HOME, "messages": [uuid4() for _ in numbers]}),
+        ("cancel_foreign", {"runs": children["runs"], "failure": UUID(int=4)}),
+    ]  # fmt: skip
+
+
+def _news(number: int, state: str) -> dict[str, Any]:
+    named = {"message": str(message_id(number)), "run": str(run_id(number)), "home": str(HOME)}
+    return {**named, "generation": 2, "state": state, "result": "7", "failure": None, "obstacle": None}
