@@ -1,4 +1,4 @@
-"""Maintenance: removes what has ended long ago while everything else goes on, in one process of a home at a time.
+"""Maintenance: removes what has ended long ago, and asks after what is silent, in one process of a home at a time.
 
 It is done beside the relay that owns the first shard of the outbox: there is one at most, it is alive, and when it is
 not any more another one is. Two that do it at the same moment, at a change, do no harm: each leaves alone what the
@@ -18,6 +18,7 @@ from typing import Any
 from scoop_outbox._log import get_logger
 from scoop_outbox._retention import FOR_EVER, Retention
 from scoop_outbox.core.plans.pruner import ArchivedHierarchy, Counts, Found, Pruner
+from scoop_outbox.daemon.silence import Silence
 from scoop_outbox.step import is_async
 from scoop_outbox.store.async_driver import AsyncDriver
 from scoop_outbox.store.faults import DATABASE_ERRORS
@@ -80,6 +81,7 @@ class Maintenance:
         self._database = ReconnectingDriver(home.url, home.connect, "maintenance", log)
         self._thorough_at = 0.0
         self._too_large: set[uuid.UUID] = set()
+        self._silence = Silence()
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -94,6 +96,7 @@ class Maintenance:
                 if self._owns():
                     try:
                         await self._look()
+                        await self._silence.look(await self._database.connect())
                         self._database.answered()
                     except DATABASE_ERRORS as error:
                         pause = await self._database.failed(error)

@@ -7,7 +7,7 @@ which says where news of the run is to go. What is said goes through the outbox:
 
 from __future__ import annotations
 
-from sqlalchemy import ARRAY, BigInteger, Boolean, Column, Integer, MetaData, Table, Text, Uuid, text
+from sqlalchemy import ARRAY, BigInteger, Boolean, Column, Index, Integer, MetaData, Table, Text, Uuid, text
 
 from scoop_outbox.store.run_tables import time_column
 
@@ -42,7 +42,7 @@ def peer_tables(metadata: MetaData) -> None:
     # A run here, or one that is never to be, which another home waits for. The generation grows with each report. One
     # that was cancelled before its message came starts nothing when it does. Whoever takes the message in and whoever
     # cancels write this row first: one of them finds the other's.
-    Table(
+    foreign_child = Table(
         "foreign_child",
         metadata,
         Column("message_id", Uuid, primary_key=True),
@@ -54,3 +54,4 @@ def peer_tables(metadata: MetaData) -> None:
         Column("cancelled", Boolean, nullable=False, server_default=text("false")),
         time_column("created_at", nullable=False, default=True),
     )
+    Index("foreign_child_cancelled", foreign_child.c.created_at, postgresql_where=foreign_child.c.cancelled)

@@ -6,6 +6,7 @@ what is malformed, or of a version that nobody here knows, is refused in words a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import uuid
@@ -38,6 +39,7 @@ class Order(StrEnum):
     ROLL_BACK = "roll_back"
     CANCEL = "cancel"
     WHERE = "where"
+    RELEASE = "release"
 
 
 class ReportedState(StrEnum):
@@ -127,6 +129,11 @@ class ChildRef:
     saga: str
     generation: int
 
+    @classmethod
+    def of(cls, message: uuid.UUID, service: str, saga: str, generation: int) -> ChildRef:
+        """Return a child by what its run's id is made of."""
+        return cls(message, run_id(message, service, saga), service, saga, generation)
+
     def to_json(self) -> dict[str, Any]:
         """Return the form on the wire."""
         return {
@@ -192,6 +199,12 @@ class Control:
 
     sender: Sender
     content: Content
+
+
+def run_id(message: uuid.UUID, service: str, saga: str) -> uuid.UUID:
+    """Return the id of the run of a saga for a message, as whoever takes the message in computes it."""
+    digest = hashlib.md5(f"{message}\n{len(service)}\n{service}{saga}".encode(), usedforsecurity=False).hexdigest()
+    return uuid.UUID(f"{str(message)[:19]}8{digest[:15]}")
 
 
 def control_topic(prefix: str, home: str) -> str:

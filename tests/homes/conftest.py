@@ -6,6 +6,7 @@ import pytest
 import pytest_asyncio
 
 from scoop_outbox import Scoop
+from scoop_outbox.app import service_of
 from tests.carriers import REAL, Carrier, carrier_of
 from tests.scenarios.shop import Journal, Shop
 
@@ -26,11 +27,15 @@ def journal() -> Journal:
 
 @pytest_asyncio.fixture
 async def make_home(make_database: Callable[[], str], carrier: Carrier, journal: Journal) -> AsyncIterator[MakeHome]:
-    """Makes services, each in a home of its own that is called as the service."""
+    """Makes services, each in a home of its own that is called as the service, or in that of another one."""
     made: list[Shop] = []
 
-    def make(service: str, colour: str = "mixed") -> Shop:
-        made.append(Shop(carrier.carry(Scoop(service, database=make_database(), home=service)), journal, colour))
+    def make(service: str, *, beside: Shop | None = None) -> Shop:
+        if beside is None:
+            app = Scoop(service, database=make_database(), home=service)
+        else:
+            app = Scoop(service, database=service_of(beside.app).home.url, home=beside.app.service)
+        made.append(Shop(carrier.carry(app), journal, "mixed"))
         return made[-1]
 
     yield make

@@ -1,11 +1,12 @@
 """Statements about other homes with parameters as they occur."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 from scoop_outbox.core.statement import document
-from tests.integration.full_database import FANOUT, FINISHED, message_id, run_id
+from tests.integration.full_database import FAMILY, FANOUT, FINISHED, message_id, run_id
 
 HOME = UUID(int=7)
 """The home that all of `foreign_child` belongs to in the full database."""
@@ -19,6 +20,8 @@ def control_examples() -> list[tuple[str, dict[str, Any]]]:
     listeners = {"home": HOME, "topics": ["t"], "services": ["shop"], "sagas": ["saga 1"]}
     news = [_news(n, state) for n, state in zip(numbers, ["committed", "started", "rolled_back"] * 3, strict=False)]
     ended = {"run": run_id(numbers[0]), "message": message_id(numbers[0]), "result": None, "obstacle": None}
+    asked = {"run": message_id(numbers[0]), "reason": '{"type":"Boom"}', "context": None, "rollback_by": None}
+    first = {"message": UUID(int=0), "service": "", "saga": "", "silent": timedelta(minutes=10)}
     return [
         ("read_identity", {}),
         ("name_home", {"name": "shop"}),
@@ -40,6 +43,14 @@ def control_examples() -> list[tuple[str, dict[str, Any]]]:
         ("tell_home", {**ended, "state": "committed", "result": "7", "failure": None}),
         ("apply_news", {"document": document(news)}),
         ("apply_news", {"document": document([_news(FANOUT + 30_000, "committed")])}),
+        ("report_reopened", {"runs": children["runs"]}),
+        ("read_foreign_children", children),
+        ("read_silent_children", {**first, "heard_since": datetime.min.replace(tzinfo=UTC), "most": 500}),
+        ("release_foreign", {**children, "home": HOME}),
+        ("release_elsewhere", {"runs": [run_id(FAMILY + n) for n in range(FAMILY)]}),
+        ("read_elsewhere", {"target": message_id(numbers[0])}),
+        ("cancel_elsewhere", {**asked, "order": "cancel", "failure": UUID(int=4)}),
+        ("roll_back_elsewhere", {**asked, "order": "roll_back"}),
         ("raise_generations", {**children, "generations": [3] * 10}),
         ("read_unknown_children", children),
         ("roll_back_foreign", {"runs": children["runs"], "failure": UUID(int=4), "context": None, "rollback_by": None}),

@@ -56,7 +56,7 @@ async def look(requests: WaitingRequests, driver: Driver, clock: Clock, *, times
 
 
 def waiting() -> WaitingRequests:
-    return WaitingRequests("shop", cast("Any", SimpleNamespace()))
+    return WaitingRequests("shop", cast("Any", None), cast("Any", SimpleNamespace()))
 
 
 async def test_a_request_that_waits_is_tried_ever_more_rarely(clock: Clock) -> None:

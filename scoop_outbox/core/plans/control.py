@@ -7,13 +7,15 @@ for.
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scoop_outbox.core.plans.claim import Hints
-from scoop_outbox.core.plans.failures import Known, Writing, id_of
+from scoop_outbox.core.plans.failures import Known, Writing, id_of, recall
 from scoop_outbox.core.plans.homes import Identity, learn, read_identity
+from scoop_outbox.core.run import RunState
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, Rows, Statement, ask, document, statement
 from scoop_outbox.failure import Failure
 from scoop_outbox.wire.control import (
@@ -56,7 +58,7 @@ def take_in_control(controls: Sequence[Control], known: Known, hints: Hints) -> 
     for place, control in enumerate(controls):
         match control.content:
             case Orders() as orders:
-                posted += yield from _obey(control.sender, orders, reasons[place])
+                posted += yield from _obey(control.sender, orders, reasons[place], known)
             case Subscriptions() as listed:
                 yield from learn(control.sender, listed)
             case Confirmed(revision):
@@ -110,7 +112,7 @@ def _failure(said: Mapping[str, Any] | None, writing: Writing) -> uuid.UUID | No
     return None if said is None else id_of(writing.name(Failure.from_json(said)))
 
 
-def _obey(sender: Sender, orders: Orders, reason: uuid.UUID | None) -> Plan[list[Rows]]:
+def _obey(sender: Sender, orders: Orders, reason: uuid.UUID | None, known: Known) -> Plan[list[Rows]]:
     """Carry out what another home asks of runs here, and answer for those that are not here."""
     children = list(orders.children)
     yield from ask(
@@ -127,8 +129,12 @@ def _obey(sender: Sender, orders: Orders, reason: uuid.UUID | None) -> Plan[list
         case Order.ROLL_BACK:
             return (yield from _roll_back(sender, orders, children, reason))
         case Order.WHERE:
+            yield from _answer_known(sender, children, known)
             yield from _answer_unknown(sender, children)
-            return []
+        case Order.RELEASE:
+            messages, runs = [one.message for one in children], [one.run for one in children]
+            yield from ask(statement("release_foreign", messages=messages, runs=runs, home=sender.id))
+    return []
 
 
 def _roll_back(
@@ -172,6 +178,39 @@ def _cancel(sender: Sender, children: Sequence[ChildRef], reason: uuid.UUID | No
     yield from _report(sender, buried, ReportedState.CANCELLED)
     (told,) = yield from ask(statement("cancel_foreign", runs=[one.run for one in children], failure=reason))
     return [told]
+
+
+def _answer_known(sender: Sender, children: Sequence[ChildRef], known: Known) -> Plan[None]:
+    """Report once more where children stand: what has been told before is as good as lost to whoever asks."""
+    (rows,) = yield from ask(
+        statement(
+            "read_foreign_children", messages=[one.message for one in children], runs=[one.run for one in children]
+        )
+    )
+    failures = yield from recall([failure for row in rows for failure in row[8:10]], known)
+    reports: list[dict[str, Any]] = []
+    for message, run, service, saga, generation, cancelled, state, result, failure, obstacle, undoing in rows:
+        if state is None and not cancelled:
+            continue  # nobody knows any more
+        report = ChildRef(message, run, service, saga, generation).to_json()
+        report["state"] = ReportedState.CANCELLED if cancelled else _standing(RunState(state), undoing)
+        if state == RunState.COMMITTED and result is not None:
+            report["result"] = json.loads(result)
+        if state in (RunState.ROLLED_BACK, RunState.ROLLBACK_FAILED):
+            told = {"failure": failure, "obstacle": obstacle}
+            report |= {name: failures[one].to_json() for name, one in told.items() if one is not None}
+        reports.append(report)
+    if reports:
+        identity = yield from read_identity()
+        body = body_of(identity.sender, Kind.NEWS, {"children": reports})
+        yield from ask(statement("send_control", topic=sender.reply_to, key=reports[0]["message"], body=body))
+
+
+def _standing(state: RunState, undoing: bool) -> ReportedState:  # noqa: FBT001
+    """Return what is reported of a run that stands here; one that has not ended is on its way, forward or backward."""
+    if state in (RunState.COMMITTED, RunState.ROLLED_BACK, RunState.ROLLBACK_FAILED):
+        return ReportedState(state.value)
+    return ReportedState.ROLLING_BACK if undoing else ReportedState.STARTED
 
 
 def _answer_unknown(sender: Sender, children: Sequence[ChildRef]) -> Plan[None]:

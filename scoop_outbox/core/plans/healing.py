@@ -31,7 +31,8 @@ def heal(run: Run) -> Plan[bool | None]:
     (parent,) = yield from ask(statement("lock_parent", run=run.id))
     if not all(row[0] for row in parent):
         return None
-    yield from ask(statement("reopen", run=run.id, undo_seq=None), COMMIT)
+    told = [statement("report_reopened", runs=[run.id])] if run.parent_home is not None else []
+    yield from ask(statement("reopen", run=run.id, undo_seq=None), *told, COMMIT)
     return True
 
 

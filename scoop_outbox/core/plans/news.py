@@ -30,7 +30,7 @@ from scoop_outbox.wire.control import Order
 
 _POSTS = ("ask_children", "cancel_children", "expire_children", "leave_behind", "tell_parent", "leave_lane")
 """Statements that answer which runs they have posted mail for."""
-_REPORTS = ("tell_home",)
+REPORTS = ("tell_home", "report_reopened")
 """Statements that answer whether they have written something to be published."""
 
 
@@ -112,7 +112,7 @@ def pass_on(run: Run, answers: Mapping[str, Rows], hints: Hints) -> None:
             hints.mail(service, saga, version, run_id, delay)
     if has_ended(run) and run.parent_run is None:
         hints.ended(run.message_id)
-    if any(answers.get(name) for name in _REPORTS):
+    if any(answers.get(name) for name in REPORTS):
         hints.outbox()
 
 

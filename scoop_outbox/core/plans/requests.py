@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from scoop_outbox.answers import Answer
 from scoop_outbox.core.plans.claim import Hints
@@ -13,6 +14,7 @@ from scoop_outbox.core.plans.prune import is_pruned
 from scoop_outbox.core.run import RunState
 from scoop_outbox.core.statement import BEGIN, COMMIT, Checkpoint, Plan, Rows, ask, statement
 from scoop_outbox.failure import CancellationRequested, Failure
+from scoop_outbox.wire.control import Order
 
 
 def cancel(target: uuid.UUID, reason: str | None, source: str, known: Known, hints: Hints | None) -> Plan[Answer]:
@@ -40,9 +42,35 @@ def cancel(target: uuid.UUID, reason: str | None, source: str, known: Known, hin
         COMMIT,
     )
     writing.written()
-    (posted,) = yield from ask(statement("deliver_cancellation", target=target))
+    posted, elsewhere = yield from ask(
+        statement("deliver_cancellation", target=target), statement("read_elsewhere", target=target)
+    )
     pass_on(posted, hints)
+    if elsewhere:
+        yield from _cancel_elsewhere(target, failure, source, known, hints)
     return Answer.ACCEPTED if written else Answer.ALREADY_REQUESTED
+
+
+def _cancel_elsewhere(target: uuid.UUID, reason: Failure, source: str, known: Known, hints: Hints | None) -> Plan[None]:
+    """Have the homes cancel it in which sagas handle a message; one that has not started has given up then."""
+    writing = Writing(known)
+    gave_up = writing.name(Failure.gave_up([reason], source=source))
+    ordered = statement("cancel_elsewhere", **asked_elsewhere(target, Order.CANCEL, reason), failure=id_of(gave_up))
+    yield from ask(BEGIN, *writing.statements(), ordered, COMMIT)
+    writing.written()
+    if hints is not None:
+        hints.outbox()
+
+
+def asked_elsewhere(target: uuid.UUID, order: Order, reason: Failure) -> dict[str, Any]:
+    """Return what the homes are asked in which sagas handle a message."""
+    return {
+        "run": target,
+        "order": order.value,
+        "reason": reason.dumps(),
+        "context": None,
+        "rollback_by": None,
+    }
 
 
 @dataclass(frozen=True, slots=True)

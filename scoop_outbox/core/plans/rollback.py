@@ -9,11 +9,12 @@ from typing import Literal, get_args
 
 from scoop_outbox.answers import MOST_ACTIVE, ActiveRun, Answer, RollbackAnswer
 from scoop_outbox.core.plans.claim import Hints
-from scoop_outbox.core.plans.failures import Known, Writing, id_of, shown
-from scoop_outbox.core.plans.requests import cancel, pass_on, read_target
+from scoop_outbox.core.plans.failures import Known, Writing, id_of, recall, shown
+from scoop_outbox.core.plans.requests import asked_elsewhere, cancel, pass_on, read_target
 from scoop_outbox.core.run import RunState
 from scoop_outbox.core.statement import BEGIN, COMMIT, ROLLBACK, Plan, Statement, ask, document, statement
 from scoop_outbox.failure import Failure, RollbackRequested
+from scoop_outbox.wire.control import Order
 
 IfActive = Literal["refuse", "cancel", "wait"]
 """What becomes of a request for something that is active."""
@@ -40,6 +41,7 @@ class _Found:
         stuck: whether a run of it, or below it, could not be rolled back.
         waits: whether a request for it waits.
         expired: whether its hierarchy has been pruned, or its payload erased.
+        elsewhere: the states of those who handle the message in other homes.
     """
 
     known: bool
@@ -54,6 +56,12 @@ class _Found:
     stuck: bool
     waits: bool
     expired: bool
+    elsewhere: frozenset[str] = frozenset()
+
+    @property
+    def can_be_undone(self) -> bool:
+        """Whether somebody has committed, here or elsewhere."""
+        return bool(self.committed) or RunState.COMMITTED.value in self.elsewhere
 
 
 def roll_back(
@@ -78,8 +86,8 @@ def roll_back(
     if answer is not Answer.ACCEPTED:
         return _answered(answer, found)
     writing = Writing(known)
-    failure = id_of(writing.name(_requested(reason, source)))
-    stored = [*writing.statements(), statement("store_rollback", target=target, failure=failure)]
+    failure = writing.name(_requested(reason, source))
+    stored = [*writing.statements(), statement("store_rollback", target=target, failure=id_of(failure))]
     if not found.active:
         if (yield from _carry_out(target, found, failure, stored, hints, _PAUSES)):
             writing.written()
@@ -140,14 +148,15 @@ def read_waiting(
     return [(target, failure) for target, failure in waiting]
 
 
-def try_waiting(target: uuid.UUID, failure: uuid.UUID, hints: Hints) -> Plan[Answer | None]:
+def try_waiting(target: uuid.UUID, reason: uuid.UUID, known: Known, hints: Hints) -> Plan[Answer | None]:
     """Carry out a request that has waited until nothing was active; return what has become of it.
 
     Any number of processes may do this at the same time: each run is told once.
 
     Args:
         target: what it is about.
-        failure: what the runs are told.
+        reason: the failure that the runs are told.
+        known: the failures that this process knows.
         hints: told which runs have mail.
 
     Returns:
@@ -158,7 +167,8 @@ def try_waiting(target: uuid.UUID, failure: uuid.UUID, hints: Hints) -> Plan[Ans
         return None
     answer = _judge(replace(found, waits=False), "wait")
     if answer is Answer.ACCEPTED:
-        if not found.committed:
+        failure = (yield from recall([reason], known))[reason]
+        if not found.can_be_undone:
             (asked,) = yield from ask(statement("is_asked_to_give_up", run=target, deadline=None))
             if asked[0][0]:
                 return None  # those that are still to come will find it
@@ -171,7 +181,7 @@ def try_waiting(target: uuid.UUID, failure: uuid.UUID, hints: Hints) -> Plan[Ans
 def _carry_out(
     target: uuid.UUID,
     found: _Found,
-    failure: uuid.UUID | None,
+    failure: Failure,
     first: Sequence[Statement],
     hints: Hints | None,
     pauses: Sequence[float] = (),
@@ -181,18 +191,25 @@ def _carry_out(
     No lock is waited for: a step may hold it as long as it takes. Those that are still to come find the request when
     they begin, as they find a cancellation. It goes on waiting as long as there are any: they may be shielded.
     """
-    coming = [statement("request_cancellation", target=target, failure=failure)] if found.to_come else []
+    coming = [statement("request_cancellation", target=target, failure=id_of(failure))] if found.to_come else []
+    elsewhere = [statement("roll_back_elsewhere", **asked_elsewhere(target, Order.ROLL_BACK, failure))]
+    elsewhere = elsewhere if found.elsewhere else []
     runs = list(found.committed)
     if not (yield from _hold(runs, pauses)):
         return False
-    *_, told = yield from ask(*first, *coming, statement("roll_back_runs", runs=runs, failure=failure))
-    if not told and not coming:
+    *answers, told = yield from ask(
+        *first, *coming, *elsewhere, statement("roll_back_runs", runs=runs, failure=id_of(failure))
+    )
+    ordered = bool(elsewhere and answers[-1])
+    if not told and not coming and not ordered:
         yield from ask(ROLLBACK)
         return False
     done = len(told) == len(found.committed) and not coming
     closing = [statement("close_rollback", target=target, outcome=Answer.ACCEPTED.value)] if done else []
-    yield from ask(*closing, COMMIT)
+    yield from ask(statement("report_reopened", runs=[run_id for run_id, *_ in told]), *closing, COMMIT)
     pass_on(told, hints)
+    if hints is not None:
+        hints.outbox()
     if coming:
         (posted,) = yield from ask(statement("deliver_cancellation", target=target))
         pass_on(posted, hints)
@@ -214,25 +231,31 @@ def _hold(runs: Sequence[uuid.UUID], pauses: Sequence[float]) -> Plan[bool]:
 def _look(target: uuid.UUID) -> Plan[_Found]:
     meant = yield from read_target(target)
     runs, to_come = meant.runs, meant.to_come
-    in_the_way, waiting = yield from ask(
+    in_the_way, waiting, handling = yield from ask(
         statement("read_in_the_way", target=target, most=MOST_ACTIVE),
         statement("is_rollback_waiting", target=target),
+        statement("read_elsewhere", target=target),
     )
+    elsewhere = frozenset(state for (state,) in handling)
     states = [RunState(state) for _, _, state, *_ in runs]
+    ended = {state.value for state in states} | elsewhere
     active = [row for row in in_the_way if row[3] != RunState.ROLLBACK_FAILED.value]
     return _Found(
-        known=bool(runs) or to_come or meant.taken_in,
+        known=bool(runs) or to_come or meant.taken_in or bool(elsewhere),
         committed=[run_id for run_id, _, state, *_ in runs if state == RunState.COMMITTED.value],
         to_come=to_come,
         can_give_up=any(can_give_up for _, can_give_up, *_ in runs),
-        rolled_back=bool(runs) and set(states) == {RunState.ROLLED_BACK},
-        undone=bool(runs) and all(state == RunState.ROLLED_BACK.value or asked for _, _, state, asked, _ in runs),
+        rolled_back=ended == {RunState.ROLLED_BACK.value},
+        undone=bool(ended)
+        and all(state == RunState.ROLLED_BACK.value or asked for _, _, state, asked, _ in runs)
+        and elsewhere <= {RunState.ROLLED_BACK.value, RunState.ROLLING_BACK.value},
         abandoned=RunState.ROLLBACK_FAILED in states,
         active=tuple(ActiveRun(*row[:4]) for row in active),
         active_below=any(not above for *_, above in active),
         stuck=len(active) < len(in_the_way),
         waits=waiting[0][0],
         expired=meant.pruned or any(erased for *_, erased in runs),
+        elsewhere=elsewhere,
     )
 
 
@@ -244,7 +267,7 @@ def _judge(found: _Found, if_active: IfActive) -> Answer:
         return Answer.ALREADY_ROLLED_BACK
     if found.expired:
         return Answer.EXPIRED
-    later = bool(found.active) or (found.to_come and not found.committed)
+    later = bool(found.active) or (found.to_come and not found.can_be_undone)
     if later and ((found.undone and not found.to_come) or (found.waits and if_active != "cancel")):
         return Answer.ALREADY_REQUESTED
     if found.active:
@@ -257,7 +280,7 @@ def _judge_ended(found: _Found) -> Answer:
     """Return likewise what becomes of a request for something of which nothing is active."""
     if found.stuck:
         return Answer.REFUSED_ROLLBACK_FAILED
-    if found.committed or found.to_come:
+    if found.can_be_undone or found.to_come:
         return Answer.ACCEPTED
     return Answer.ABANDONED if found.abandoned else Answer.NOTHING_TO_DO
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from scoop_outbox.answers import Answer
 from scoop_outbox.core.plans.claim import Hints
-from scoop_outbox.core.plans.failures import Known, Writing, id_of
+from scoop_outbox.core.plans.failures import Known, Writing, id_of, recall
+from scoop_outbox.core.plans.news import REPORTS, tell_home
 from scoop_outbox.core.run import RunState
 from scoop_outbox.core.statement import BEGIN, COMMIT, ROLLBACK, Plan, Statement, ask, statement
 from scoop_outbox.failure import Failure
@@ -58,6 +59,7 @@ class _Stuck:
         awaits: whether children of it are open.
         body_seq: the execution whose finaliser comes next, or waits for what it has launched.
         finaliser_seq: the call that does.
+        parent_home: the home in which it is waited for, if that is another one.
     """
 
     id: uuid.UUID
@@ -72,6 +74,7 @@ class _Stuck:
     service: str
     saga: str
     lane: uuid.UUID | None
+    parent_home: uuid.UUID | None
 
 
 def carry_out(
@@ -111,8 +114,8 @@ def _retry(run_id: uuid.UUID, origin: Origin, hints: Hints | None) -> Plan[Answe
     if isinstance(found, Answer):
         return found
     parked = found.state is RunState.PARKED
-    change = statement("unpark", runs=[run_id], anew=True) if parked else _reopen(run_id)
-    return (yield from _write([change, _recorded(found, Action.RETRY, origin)], hints))
+    changes = [statement("unpark", runs=[run_id], anew=True)] if parked else _reopen(found)
+    return (yield from _write([*changes, _recorded(found, Action.RETRY, origin)], hints))
 
 
 def _skip(run_id: uuid.UUID, origin: Origin, hints: Hints | None) -> Plan[Answer]:
@@ -123,17 +126,17 @@ def _skip(run_id: uuid.UUID, origin: Origin, hints: Hints | None) -> Plan[Answer
     if found.body_seq is not None:
         gone = statement("skip_finaliser", run=run_id, finaliser_seq=found.finaliser_seq)
         recorded = _recorded(found, Action.SKIP, origin, found.body_seq)
-        return (yield from _write([gone, _reopen(run_id), recorded], hints))
+        return (yield from _write([gone, *_reopen(found), recorded], hints))
     (phase,) = yield from ask(statement("read_phase", run=run_id))
     if not phase:
         return (yield from _left(Answer.NOTHING_TO_DO))
     seq, compensated, broken, unasked = phase[0]
     if broken and not compensated:
-        changes = [statement("consume_failures", run=run_id, seq=seq), _reopen(run_id)]
+        changes = [statement("consume_failures", run=run_id, seq=seq), *_reopen(found)]
     elif unasked:  # nothing of the user's is in the way: its children are not even asked
         return (yield from _left(Answer.NOTHING_TO_DO))
     else:
-        changes = [statement("mark_undone", run=run_id, seq=seq), _reopen(run_id, seq - 1)]
+        changes = [statement("mark_undone", run=run_id, seq=seq), *_reopen(found, seq - 1)]
     return (yield from _write([*changes, _recorded(found, Action.SKIP, origin, seq)], hints))
 
 
@@ -146,18 +149,24 @@ def _abandon(run_id: uuid.UUID, origin: Origin, known: Known, hints: Hints | Non
     if found.state is RunState.ROLLBACK_FAILED:
         return (yield from _write([statement("abandon", run=run_id, failure=None), recorded], hints))
     writing = Writing(known)
-    failure = id_of(writing.name(Failure(_ABANDONED, origin.note, origin.source).within_limits()))
-    *_, ended = yield from ask(*writing.statements(), statement("abandon", run=run_id, failure=failure))
-    answer = yield from _write([*_news(found, ended[0][0], failure), recorded], hints)
+    obstacle = writing.name(Failure(_ABANDONED, origin.note, origin.source).within_limits())
+    *_, ended = yield from ask(*writing.statements(), statement("abandon", run=run_id, failure=id_of(obstacle)))
+    news = yield from _news(found, ended[0][0], obstacle, known)
+    answer = yield from _write([*news, recorded], hints)
     writing.written()
     return answer
 
 
-def _news(found: _Stuck, failure: uuid.UUID, obstacle: uuid.UUID | None) -> list[Statement]:
+def _news(found: _Stuck, failure: uuid.UUID, obstacle: Failure, known: Known) -> Plan[list[Statement]]:
     """Return the statements that tell others of the end of a run that was parked."""
-    whose: dict[str, Any] = {"message": found.message_id, "service": found.service, "saga": found.saga, "run": found.id}
-    state = RunState.ROLLBACK_FAILED.value
-    told = [statement("tell_parent", **whose, state=state, result=None, failure=failure, obstacle=obstacle)]
+    state = RunState.ROLLBACK_FAILED
+    if found.parent_home is not None:
+        why = obstacle if failure == id_of(obstacle) else (yield from recall([failure], known))[failure]
+        told = [tell_home(found.id, found.message_id, state, None, why, obstacle)]
+    else:
+        whose: dict[str, Any] = {"message": found.message_id, "service": found.service, "saga": found.saga}
+        ended = {"state": state.value, "result": None, "failure": failure, "obstacle": id_of(obstacle)}
+        told = [statement("tell_parent", **whose, run=found.id, **ended)]
     if found.lane is not None:
         told += [statement("lock_lane", lane=found.lane), statement("leave_lane", run=found.id)]
     return told
@@ -214,11 +223,17 @@ def _write(changes: Sequence[Statement], hints: Hints | None) -> Plan[Answer]:
         if hints is not None and change.name in _POSTS:
             for run_id, service, saga, version, delay in posted:
                 hints.mail(service, saga, version, run_id, delay)
+        if hints is not None and change.name in REPORTS and posted:
+            hints.outbox()
     return Answer.ACCEPTED
 
 
-def _reopen(run_id: uuid.UUID, undo_seq: int | None = None) -> Statement:
-    return statement("reopen", run=run_id, undo_seq=undo_seq)
+def _reopen(found: _Stuck, undo_seq: int | None = None) -> list[Statement]:
+    """Return what has a run roll back further; a parent in another home hears of it if it has been told of the end."""
+    reopened = [statement("reopen", run=found.id, undo_seq=undo_seq)]
+    if found.parent_home is not None and found.state is RunState.ROLLBACK_FAILED:
+        reopened.append(statement("report_reopened", runs=[found.id]))
+    return reopened
 
 
 def _recorded(found: _Stuck, action: Action, origin: Origin, seq: int | None = None) -> Statement:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from collections.abc import Mapping
 
-from scoop_outbox.daemon.hints import ProcessHints
 from scoop_outbox.daemon.polling import AdaptivePolling
 from scoop_outbox.daemon.worker.cancellations import Cancellations
 from scoop_outbox.daemon.worker.dispatcher import Dispatcher
@@ -35,7 +34,7 @@ class Feeder:
         service: whose mail.
         sagas: the worker's sagas by name.
         roster: who else reads it.
-        hints: tells of runs that go on.
+        surroundings: looked at now and then.
         interruptions: written down before anything is read: their runs are due later.
         dispatcher: is fed.
         cancellations: asked for with every look.
@@ -46,7 +45,7 @@ class Feeder:
         service: str,
         sagas: Mapping[str, Saga],
         roster: Roster,
-        hints: ProcessHints,
+        surroundings: Surroundings,
         interruptions: Interruptions,
         dispatcher: Dispatcher,
         cancellations: Cancellations,
@@ -56,7 +55,7 @@ class Feeder:
         self._interruptions = interruptions
         self._dispatcher = dispatcher
         self._cancellations = cancellations
-        self._surroundings = Surroundings(service, sagas, roster, hints)
+        self._surroundings = surroundings
         self._mail = MailReader(service, list(sagas), roster, interruptions)
         self._next_due: float | None = None  # in how many seconds, when it was read
         self._polling = AdaptivePolling()

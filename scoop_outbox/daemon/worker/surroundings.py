@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from scoop_outbox._log import get_logger
 from scoop_outbox.core.plans import parking
+from scoop_outbox.core.plans.failures import Known
 from scoop_outbox.core.plans.workers import is_relayed, read_strangers
 from scoop_outbox.daemon.hints import ProcessHints
 from scoop_outbox.daemon.worker import roster
@@ -36,17 +37,20 @@ class Surroundings:
         service: whose worker.
         sagas: its sagas by each name that they have or had.
         roster: who else is there.
+        known: the failures that this process knows.
         hints: tells of runs that go on.
     """
 
-    def __init__(self, service: str, sagas: Mapping[str, Saga], roster: Roster, hints: ProcessHints) -> None:
+    def __init__(
+        self, service: str, sagas: Mapping[str, Saga], roster: Roster, known: Known, hints: ProcessHints
+    ) -> None:
         """Have seen nothing yet."""
         self._service = service
         self._sagas = list(sagas)
         self._roster = roster
         self._hints = hints
         self._relays = Relays()
-        self._requests = WaitingRequests(service, hints)
+        self._requests = WaitingRequests(service, known, hints)
         self._missing: set[str] | None = None  # as it was at the first look
         self._look_for_strangers_at = 0.0  # never again once both looks are done
 

@@ -6,6 +6,7 @@ import time
 import uuid
 
 from scoop_outbox._log import get_logger
+from scoop_outbox.core.plans.failures import Known
 from scoop_outbox.core.plans.rollback import read_waiting, try_waiting
 from scoop_outbox.daemon.hints import ProcessHints
 from scoop_outbox.daemon.worker import roster
@@ -32,12 +33,14 @@ class WaitingRequests:
 
     Args:
         service: whose worker, for the log.
+        known: the failures that this process knows.
         hints: told of runs that go on.
     """
 
-    def __init__(self, service: str, hints: ProcessHints) -> None:
+    def __init__(self, service: str, known: Known, hints: ProcessHints) -> None:
         """Have tried none yet."""
         self._service = service
+        self._known = known
         self._hints = hints
         self._after: uuid.UUID | None = None
         self._resting: dict[uuid.UUID, tuple[float, int]] = {}  # until when, and how often it was tried
@@ -65,7 +68,7 @@ class WaitingRequests:
             self._after = waiting[-1][0]
 
     async def _try(self, driver: AsyncDriver, target: uuid.UUID, failure: uuid.UUID, now: float) -> None:
-        answer = await driver.run(try_waiting(target, failure, self._hints))
+        answer = await driver.run(try_waiting(target, failure, self._known, self._hints))
         if answer is None:
             _, tried = self._resting.get(target, (0.0, 0))
             if tried or len(self._resting) < MOST:

@@ -27,6 +27,7 @@ from scoop_outbox.daemon.worker.reports import Reports
 from scoop_outbox.daemon.worker.roster import Roster
 from scoop_outbox.daemon.worker.slots import Slots
 from scoop_outbox.daemon.worker.slow_steps import SLOW_AFTER, SlowSteps
+from scoop_outbox.daemon.worker.surroundings import Surroundings
 from scoop_outbox.saga import Saga
 from scoop_outbox.store.faults import DATABASE_ERRORS, words
 from scoop_outbox.store.home import Home
@@ -82,7 +83,8 @@ class Worker:
         self._dispatcher = dispatcher = Dispatcher(slots, sagas, self.interruptions)
         # Slots are made later: they tell the feeder that one is free, and it asks for what they call.
         cancellations = Cancellations(lambda: self._slots.calling())  # noqa: PLW0108 - there are none yet
-        self._feeder = Feeder(service, sagas, self._roster, hints, self.interruptions, dispatcher, cancellations)
+        surroundings = Surroundings(service, sagas, self._roster, home.failures, hints)
+        self._feeder = Feeder(service, sagas, self._roster, surroundings, self.interruptions, dispatcher, cancellations)
         executor = Executor(
             service,
             sagas,

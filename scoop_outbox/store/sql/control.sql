@@ -126,6 +126,56 @@ join {schema}.peer p on p.id = t.home
 cross join {schema}.home h
 returning true
 
+-- name: report_reopened
+-- Runs that had ended for another home are being rolled back, or rolled back further.
+with told as (
+    update {schema}.foreign_child f
+    set generation = f.generation + 1
+    from {schema}.run r
+    where r.id = any(%(runs)s::uuid[]) and r.parent_home is not null and f.message_id = r.message_id and f.run_id = r.id
+    returning f.message_id, f.service, f.saga, f.run_id, f.home, f.generation
+)
+insert into {schema}.outbox (shard, message_id, topic, key, body, content_type, headers)
+select abs(hashtext(t.message_id::text) %% {shards}), gen_random_uuid(), p.reply_to, t.message_id::text,
+       convert_to(json_build_object('version', 1, 'kind', 'news', 'from',
+           -- use: sender
+           , 'children', json_build_array(json_build_object(
+               'message', t.message_id, 'run', t.run_id, 'service', t.service, 'saga', t.saga,
+               'generation', t.generation, 'state', 'rolling_back')))::text, 'UTF8'),
+       'application/json', json_build_object()
+from told t
+join {schema}.peer p on p.id = t.home
+cross join {schema}.home h
+returning true
+
+-- name: read_foreign_children
+-- Where children stand that another home asks about, and the number of the last report of each.
+select f.message_id, f.run_id, f.service, f.saga, f.generation, f.cancelled, r.state, r.result::text, r.failure, r.obstacle,
+       r.undo_seq is not null
+from unnest(%(messages)s::uuid[], %(runs)s::uuid[]) as g (message, run)
+join {schema}.foreign_child f on f.message_id = g.message and f.run_id = g.run
+left join {schema}.run r on r.id = f.run_id
+order by f.message_id, f.run_id
+
+-- name: read_silent_children
+-- Children in other homes that have been open for long, of homes that have been heard of since they were asked last. What
+-- lives is looked through, and not what was.
+select p.reply_to, c.message_id, c.service, c.saga, c.generation
+from {schema}.child c
+join {schema}.peer p on p.id = c.home
+left join {schema}.step s on s.run_id = c.run_id and s.seq = c.seq
+where c.open and c.home is not null and (c.message_id, c.service, c.saga) > (%(message)s, %(service)s, %(saga)s)
+  and p.heard_at > %(heard_since)s and coalesce(s.ended_at, p.heard_at) < clock_timestamp() - %(silent)s::interval
+order by c.message_id, c.service, c.saga
+limit %(most)s
+
+-- name: release_foreign
+-- Their parents have been pruned: they are kept, and pruned, as if they had begun hierarchies of their own.
+update {schema}.run r
+set parent_run = null, parent_home = null
+from unnest(%(messages)s::uuid[], %(runs)s::uuid[]) as g (message, run)
+where r.id = g.run and r.message_id = g.message and r.parent_home = %(home)s and r.state not in ('running', 'rolling_back')
+
 -- name: apply_news
 -- A report counts if its number is higher than that of the last one: whatever comes late, twice or in another order does
 -- nothing. Insert only for the parents' runs, as within a home; a parent is woken once, however many children are told of.
@@ -161,9 +211,12 @@ with given as (
         failure = case when f.state in ('cancelled', 'started') then coalesce(c.failure, f.failure) else f.failure end,
         obstacle = case when f.state = 'unknown' then f.failure else f.obstacle end,
         failed_at = case when f.state not in ('started', 'rolling_back', 'committed') then clock_timestamp() end,
-        healing = f.state = 'rolling_back' and exists (
-            select from {schema}.run p where p.id = c.run_id and p.state = 'rollback_failed' offset 0
-        )
+        healing = case
+            when f.state = 'rolling_back' then exists (
+                select from {schema}.run p where p.id = c.run_id and p.state = 'rollback_failed' offset 0
+            )
+            else c.healing
+        end
     from found f
     where c.message_id = f.message_id and c.service = f.service and c.saga = f.saga
     returning c.run_id, c.message_id, c.service, c.saga, c.open
@@ -206,8 +259,8 @@ select g.run
 from unnest(%(messages)s::uuid[], %(runs)s::uuid[]) as g (message, run)
 where not exists (
     select from {schema}.foreign_child f
-    join {schema}.run r on r.id = f.run_id
-    where f.message_id = g.message and f.run_id = g.run and not r.erased
+    left join {schema}.run r on r.id = f.run_id
+    where f.message_id = g.message and f.run_id = g.run and (f.cancelled or not r.erased)
 )
 
 -- name: roll_back_foreign

@@ -32,7 +32,8 @@ with known as (
            or exists (select from {schema}.child where message_id = %(target)s) as taken
 ), expected as (
     select exists (
-        select from {schema}.child where message_id = %(target)s and open and state = 'waiting'
+        select from {schema}.child
+        where message_id = %(target)s and open and (state = 'waiting' or state = 'started' and home is not null)
     ) or exists (
         select from {schema}.expected_root o
         left join lateral unnest(o.services, o.sagas) as e (service, saga) on true
@@ -112,12 +113,32 @@ with recursive asked as (
     union all
     select id, false from below where looked_at
 )
-select r.id, r.service, r.saga, r.state, f.is_above
-from found f
-join {schema}.run r on r.id = f.id
-where r.state in ('running', 'rolling_back', 'parked') or r.state = 'rollback_failed' and not f.is_above and not r.abandoned
-order by r.state = 'rollback_failed'
+select *
+from (
+    select r.id, r.service, r.saga, r.state, f.is_above
+    from found f
+    join {schema}.run r on r.id = f.id
+    where r.state in ('running', 'rolling_back', 'parked')
+       or r.state = 'rollback_failed' and not f.is_above and not r.abandoned
+    union all
+    -- In other homes, as far as they have said.
+    select coalesce(c.child_run, c.message_id), c.service, c.saga,
+           case when not c.open or c.state = 'rolling_back' then c.state else 'running' end, false
+    from (
+        select c.*
+        from below b
+        cross join lateral (select * from {schema}.child where run_id = b.id and home is not null offset 0) c
+        union all
+        select * from {schema}.child where message_id = %(target)s
+    ) c
+    where c.home is not null and (c.open or c.state = 'rollback_failed' and not c.consumed)
+) a
+order by state = 'rollback_failed'
 limit %(most)s
+
+-- name: read_elsewhere
+-- How the sagas of other homes stand that handle a message.
+select state from {schema}.child where message_id = %(target)s and home is not null
 
 -- name: is_rollback_waiting
 select exists (

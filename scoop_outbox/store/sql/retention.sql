@@ -150,6 +150,31 @@ where id = any((select %(runs)s::uuid[])::uuid[]) and ended_at <= %(before)s
 order by id
 for update skip locked
 
+-- name: release_elsewhere
+-- Children in other homes may be pruned there, too, now that nobody waits for them, and nobody will ask for their rollback.
+with children as (
+    select c.message_id, c.service, c.saga, c.home, c.child_run, c.generation
+    from {schema}.child c
+    where c.run_id = any((select %(runs)s::uuid[])::uuid[]) and c.home is not null and c.child_run is not null
+      and exists (select from {schema}.peer)
+)
+insert into {schema}.outbox (shard, message_id, topic, key, body, content_type, headers)
+select abs(hashtext(c.home::text) %% {shards}), gen_random_uuid(), p.reply_to, c.home::text,
+       convert_to(json_build_object(
+           'version', 1, 'kind', 'orders',
+           'from', json_build_object('id', h.id, 'name', h.name, 'replyTo', h.prefix || 'control.' || h.name),
+           'order', 'release', 'children', c.children
+       )::text, 'UTF8'), 'application/json', json_build_object()
+from (
+    select home, json_agg(json_build_object(
+        'message', message_id, 'run', child_run, 'service', service, 'saga', saga, 'generation', generation
+    )) as children
+    from children
+    group by home
+) c
+join {schema}.peer p on p.id = c.home
+cross join {schema}.home h
+
 -- name: prune
 -- The rows of hierarchies, and the failures that they were told of, which nobody else refers to. Of a message at the top, or
 -- of one whose id somebody has given it, the row stays for a while.
@@ -257,6 +282,11 @@ with due as (
     delete from {schema}.message m using due d where m.id = d.id returning m.id
 ), released as (
     delete from {schema}.launched l using gone g where l.message_id = g.id
+), forgotten as (
+    delete from {schema}.foreign_child f using gone g where f.message_id = g.id
+), buried as (
+    -- Whose message has not come in a month. A broker that keeps messages for longer would start it.
+    delete from {schema}.foreign_child where cancelled and created_at < statement_timestamp() - interval '1 month'
 )
 select count(*) from gone
 

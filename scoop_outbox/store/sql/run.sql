@@ -304,6 +304,29 @@ with found as (
 )
 select * from posted union all select * from again
 
+-- name: cancel_elsewhere
+-- The sagas of other homes that handle a message, if somebody cancels that: they have failed with this if they have not
+-- started.
+with elsewhere as (
+    update {schema}.child
+    set state = 'cancelling', failure = %(failure)s
+    where message_id = %(run)s and open and home is not null and state in ('waiting', 'started')
+    returning message_id, service, saga, home, generation
+)
+-- use: order_elsewhere
+returning true
+
+-- name: roll_back_elsewhere
+-- Likewise those that have committed, if somebody asks for the rollback of the message.
+with elsewhere as (
+    update {schema}.child
+    set state = 'rolling_back', open = true
+    where message_id = %(run)s and home is not null and state = 'committed'
+    returning message_id, service, saga, home, generation
+)
+-- use: order_elsewhere
+returning true
+
 -- name: expire_children
 -- Children that have not started by a deadline of their own have failed: their message, when it comes, starts nothing.
 -- One that is taken in at this moment may have started: the parent looks again soon, and when the next one is late. One in

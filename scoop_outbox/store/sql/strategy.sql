@@ -9,7 +9,7 @@ with given as (
     select c.message_id, c.service, c.saga, null::uuid as child_run
     from {schema}.child c
     join given g on g.message_id = c.message_id and g.service = c.service and g.saga = c.saga
-    where c.run_id = %(run)s and c.open and c.state = 'waiting'
+    where c.run_id = %(run)s and c.open and c.state = 'waiting' and c.home is null
     for update of c skip locked
 ), idle as (
     select c.message_id, c.service, c.saga, r.id as child_run

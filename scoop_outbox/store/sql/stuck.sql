@@ -46,7 +46,7 @@ select true from {schema}.run where id = %(run)s for update skip locked
 select r.state, r.abandoned, r.undo_seq is not null,
        exists (select from {schema}.request q where q.target = r.id and q.kind in ('retry', 'skip')),
        exists (select from {schema}.child c where c.run_id = r.id and c.open),
-       r.body_seq, r.finaliser_seq, r.message_id, r.service, r.saga, r.lane
+       r.body_seq, r.finaliser_seq, r.message_id, r.service, r.saga, r.lane, r.parent_home
 from {schema}.run r
 where r.id = %(run)s
 

@@ -60,3 +60,5 @@ def upgrade() -> None:
         sa.Column("created_at", TIMESTAMP(timezone=True), nullable=False, server_default=clock),
         schema=schema,
     )
+    where = sa.text("cancelled")
+    op.create_index("foreign_child_cancelled", "foreign_child", ["created_at"], schema=schema, postgresql_where=where)
