@@ -16,6 +16,7 @@ from scoop_outbox.cli.dead_letters import dead_letters
 from scoop_outbox.cli.explain import explain
 from scoop_outbox.cli.external import complete, fail
 from scoop_outbox.cli.handlers import handlers
+from scoop_outbox.cli.home import home
 from scoop_outbox.cli.log import is_json, with_log_format, with_log_level, write_log
 from scoop_outbox.cli.options import required
 from scoop_outbox.cli.requests import abandon, cancel, retry, rollback, skip
@@ -83,6 +84,7 @@ def main() -> None:
 main.add_command(dead_letters)
 main.add_command(explain)
 main.add_command(handlers)
+main.add_command(home)
 main.add_command(topology)
 main.add_command(cancel)
 main.add_command(rollback)

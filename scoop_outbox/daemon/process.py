@@ -71,6 +71,8 @@ async def daemons(
     """
     relaying = await _relay(home, broker, hints) if relay else None
     cooperates = worker and broker is not None and identity is not None and identity.name is not None
+    if broker is None and identity is not None and identity.name is not None:
+        log.warning("home: alone (home %s has no broker: it cooperates with no other)", identity.name)
     serving = worker and bool(sagas)
     if serving or broker is None or cooperates:
         await _announce(home, announcer, relaying)

@@ -13,6 +13,7 @@ from scoop_outbox._log import get_logger
 from scoop_outbox.core.plans import handlers as plans
 from scoop_outbox.core.plans.failures import Known
 from scoop_outbox.core.plans.handlers import ForgetStatus, Forgetting, Handler, Pending, UnderWay
+from scoop_outbox.core.plans.homes import announce_home
 from scoop_outbox.core.statement import Plan
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from scoop_outbox.store.standalone import AsyncOpenedDatabase, OpenedDatabase
@@ -167,6 +168,7 @@ class _Removal:
             return Forgetting(ForgetStatus.REFUSED_ALIVE, found)
         if self._topic is not None:
             yield from plans.unsubscribe(service, saga, self._topic)
+            yield from announce_home()
             self._done = replace(self._done, handlers=found)
             return self._logged()
         active = tuple((yield from plans.read_under_way(service, saga)))
@@ -176,6 +178,7 @@ class _Removal:
             return Forgetting(ForgetStatus.REFUSED_PENDING, found, active)
         self._done = replace(self._done, handlers=found, active=active)
         self._ended = yield from plans.unsubscribe(service, saga, None)
+        yield from announce_home()
         self._deadline = time.monotonic() + _TIMEOUT
         return None
 

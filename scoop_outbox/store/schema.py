@@ -72,6 +72,8 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         Column("prefix", Text, nullable=False, server_default="scoop."),
         Column("revision", BigInteger, nullable=False, server_default=text("0")),
         Column("announced", Text),
+        # The server and the database that it was in when it was named: a copy of it is somewhere else.
+        Column("place", Text),
     )
 
     # Saga X of service Y listens on topic T. Forgotten only by an explicit command, so that a service which is down

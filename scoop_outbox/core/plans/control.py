@@ -51,7 +51,7 @@ def take_in_control(controls: Sequence[Control], known: Known, hints: Hints) -> 
     reports = _reports(controls, writing)
     reasons = {place: _failure(one.content.reason, writing) for place, one in _orders(controls)}
     posted: list[Rows] = []
-    yield from ask(BEGIN, *writing.statements(), _noted([one.sender for one in controls]))
+    yield from ask(BEGIN, *writing.statements(), noted_senders([one.sender for one in controls]))
     if reports:
         (told,) = yield from ask(statement("apply_news", document=document(reports)))
         posted.append(told)
@@ -74,7 +74,7 @@ def _orders(controls: Sequence[Control]) -> list[tuple[int, Any]]:
     return [(place, one) for place, one in enumerate(controls) if isinstance(one.content, Orders)]
 
 
-def _noted(senders: Sequence[Sender]) -> Statement:
+def noted_senders(senders: Sequence[Sender]) -> Statement:
     """Know who has spoken, each home once, as it has said it last."""
     last = {one.id: one for one in senders}
     return statement(

@@ -8,9 +8,11 @@ from datetime import datetime
 from enum import StrEnum
 
 from scoop_outbox.core.plans.failures import Known, Writing, id_of
+from scoop_outbox.core.plans.requests import asked_elsewhere
 from scoop_outbox.core.run import ChildState, RunState
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, ask, statement
 from scoop_outbox.failure import Failure
+from scoop_outbox.wire.control import Order
 
 COUNTED = 10_000
 """Nothing is counted further than this."""
@@ -166,13 +168,16 @@ def retire(
     skip = pending is Pending.SKIP
     state = ChildState.SKIPPED if skip else ChildState.ROLLED_BACK
     writing = Writing(known)
-    failure = None if skip else id_of(writing.name(_failure(service, saga, "before it had executed anything")))
-    undone = "while this run was under way; nothing that it has done is undone"
-    begun_failure = id_of(writing.name(_failure(service, saga, undone))) if begun else None
-    *_, waiting, runs, _ = yield from ask(
+    unstarted = _failure(service, saga, "before it had executed anything")
+    failure = None if skip else id_of(writing.name(unstarted))
+    undone = _failure(service, saga, "while this run was under way; nothing that it has done is undone")
+    begun_failure = id_of(writing.name(undone)) if begun else None
+    ordered = asked_elsewhere(uuid.UUID(int=0), Order.CANCEL, unstarted)
+    *_, waiting, elsewhere, runs, _ = yield from ask(
         BEGIN,
         *writing.statements(),
         statement("retire_waiting", service=service, saga=saga, state=state.value, failure=failure, most=most),
+        statement("retire_elsewhere", **ordered, service=service, saga=saga, failure=failure, most=most),
         statement(
             "retire_runs",
             service=service,
@@ -180,13 +185,15 @@ def retire(
             state=state.value,
             failure=failure,
             begun_failure=begun_failure,
+            said=None if skip else unstarted.dumps(),
+            begun_said=undone.dumps() if begun else None,
             begun=begun,
             most=most,
         ),
         COMMIT,
     )
     writing.written()
-    return waiting[0][0], runs[0][0], runs[0][1]
+    return waiting[0][0] + len(elsewhere), runs[0][0], runs[0][1]
 
 
 def retire_roots(service: str, saga: str | None) -> Plan[None]:

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from scoop_outbox.core.plans.failures import Known, Writing, id_of
 from scoop_outbox.core.statement import BEGIN, COMMIT, READ_CLOCK, Plan, Rows, Statement, ask, statement
 from scoop_outbox.errors import DefinitionError
+from scoop_outbox.failure import Failure
 from scoop_outbox.wire.control import (
     ChildRef,
     Kind,
@@ -74,11 +76,15 @@ def name_home(name: str | None) -> Plan[Identity]:
     """Give this home a name, if it has none and one is given, and return how it is known.
 
     Raises:
-        DefinitionError: it has another name already.
+        DefinitionError: it has another name already, another home has this name, or this is a copy of a home that has
+            been named elsewhere.
     """
     if name is not None:
         yield from ask(statement("name_home", name=name))
     identity = yield from read_identity()
+    if identity.name is not None:
+        yield from _check_place(identity.name)
+        yield from _check_namesakes(identity.name)
     if name is not None and identity.name != name:
         raise DefinitionError(
             f"this database is the home {identity.name!r}, and this process calls it {name!r}: other homes know it by "
@@ -87,16 +93,51 @@ def name_home(name: str | None) -> Plan[Identity]:
     return identity
 
 
+def _check_place(name: str) -> Plan[None]:
+    """Refuse to cooperate in a copy of a home: both would be told what is meant for one, and would answer."""
+    (allowed,) = yield from ask(statement("may_read_place"))
+    if not allowed[0][0]:
+        return
+    (rows,) = yield from ask(statement("read_place"))
+    stored, here = rows[0]
+    if stored is None:
+        yield from ask(statement("store_place", place=here))
+    elif stored != here:
+        raise DefinitionError(
+            f"this database is a copy of the home {name!r}, which was named in another database: both would answer for "
+            "each other. If the other one is gone for good, say so: scoop-outbox home moved. If it is not, use a "
+            "schema that is migrated anew, and another name"
+        )
+
+
+def store_place() -> Plan[None]:
+    """Note that this home is here from now on."""
+    (rows,) = yield from ask(statement("read_place"))
+    yield from ask(statement("store_place", place=rows[0][1]))
+
+
+def _check_namesakes(name: str) -> Plan[None]:
+    """Refuse a name that another home has: both would read what one of them is told."""
+    (rows,) = yield from ask(statement("find_namesake"))
+    if rows:
+        raise DefinitionError(
+            f"another home is called {name!r}, too ({rows[0][0]}): each would get what the other one is told. Give one "
+            f"of them another name. If the other one is gone for good: scoop-outbox home forget {rows[0][0]}"
+        )
+
+
 def announce_home() -> Plan[bool]:
     """Tell all homes who listens here, if that has changed since they were told; answer whether it has.
 
     In a transaction of its own: whoever announces at the same time waits, and finds nothing changed.
     """
+    if (yield from read_identity()).name is None:
+        return False
     _, home, listeners = yield from ask(BEGIN, statement("lock_identity"), statement("read_listeners_here"))
     *known, announced = home[0]
     identity = Identity(*known)
     said = json.dumps(_listed(listeners), separators=(",", ":"), sort_keys=True)
-    if identity.name is None or said == announced:
+    if said == announced:
         yield from ask(COMMIT)
         return False
     revision = identity.revision + 1
@@ -179,6 +220,35 @@ def learn(sender: Sender, told: Subscriptions) -> Plan[None]:
         said = _members(identity.revision, json.dumps(_listed(listeners)), pairs)
         writes.append(_say(identity, sender.reply_to, Kind.SUBSCRIPTIONS, said))
     yield from ask(*writes)
+
+
+def forget_home(name: str, known: Known) -> Plan[int | None]:
+    """Forget another home, by its name or id, and end what waits for children there: they have failed.
+
+    Returns:
+        How many children that were; None when no such home is known.
+    """
+    (found,) = yield from ask(statement("find_peer", name=name))
+    if not found:
+        return None
+    ended = 0
+    for (home,) in found:
+        writing = Writing(known)
+        text = f"the home {name} was forgotten while this was waited for there"
+        failure = id_of(writing.name(Failure("HomeForgotten", text, "scoop-outbox home forget")))
+        while True:
+            _, *_, rows, _ = yield from ask(
+                BEGIN,
+                *writing.statements(),
+                statement("retire_children_of_home", home=home, failure=failure, most=AT_ONCE),
+                COMMIT,
+            )
+            writing = Writing(known)  # it is written
+            ended += rows[0][0]
+            if rows[0][0] < AT_ONCE:
+                break
+        yield from ask(BEGIN, statement("drop_peer_listeners", home=home), statement("drop_peer", home=home), COMMIT)
+    return ended
 
 
 def _stored(home: uuid.UUID, told: Subscriptions) -> list[Statement]:

@@ -14,16 +14,17 @@ import psycopg
 from scoop_outbox._log import get_logger
 from scoop_outbox.broker.protocol import Broker, Delivery
 from scoop_outbox.core.plans.claim import Hints
-from scoop_outbox.core.plans.control import take_in_control
+from scoop_outbox.core.plans.control import noted_senders, take_in_control
 from scoop_outbox.core.plans.homes import Identity, read_identity
 from scoop_outbox.core.plans.intake import Unusable, bury
+from scoop_outbox.core.statement import ask
 from scoop_outbox.daemon.announcer import control_subscription
 from scoop_outbox.daemon.bisection import bisect
 from scoop_outbox.daemon.counters import IntakeCounters
 from scoop_outbox.daemon.intake.intake import Intake
 from scoop_outbox.store.async_driver import AsyncDriver
 from scoop_outbox.store.home import Home
-from scoop_outbox.wire.control import Control, MalformedControl, read_control
+from scoop_outbox.wire.control import Control, MalformedControl, Sender, read_control
 
 log = get_logger(__name__)
 
@@ -69,25 +70,34 @@ class ControlInbox:
                 controls.append(_read(one))
             except MalformedControl as error:
                 unusable.append(Unusable(one.envelope, one.position, f"no control message: {error}"))
-        ours = [one for one in controls if self._is_foreign(one)]
-        if ours:
-            await driver.run(take_in_control(ours, self._home.failures, self._hints))
+        namesakes = [one.sender for one in controls if self._is_namesake(one.sender)]
+        if namesakes:
+            await driver.run(ask(noted_senders(namesakes)))  # so that neither starts again like this
+        foreign = [one for one in controls if self._is_foreign(one.sender)]
+        if foreign:
+            await driver.run(take_in_control(foreign, self._home.failures, self._hints))
         if unusable:
             await self._bury(driver, unusable)
         self.counters.taken_in += len(controls)
 
-    def _is_foreign(self, control: Control) -> bool:
+    def _is_foreign(self, sender: Sender) -> bool:
         """Tell whether another home has said it: what is said to all comes back to who has said it."""
-        mine, sender = self._identity, control.sender
+        mine = self._identity
         assert mine is not None  # noqa: S101 - it was opened
-        if sender.id != mine.id and sender.name == mine.name:
-            log.error(
-                "home: two homes have one name (home %s, other home %s: give one of them another name and database)",
-                *(mine.id, sender.id),
-                extra={"home": mine.name},
-            )
+        return sender.id != mine.id and sender.name != mine.name
+
+    def _is_namesake(self, sender: Sender) -> bool:
+        """Tell, and say, whether another home has our name. What it says is not taken in: it may be meant for us."""
+        mine = self._identity
+        assert mine is not None  # noqa: S101 - it was opened
+        if sender.id == mine.id or sender.name != mine.name:
             return False
-        return sender.id != mine.id
+        log.error(
+            "home: two homes have one name (%s, and another one: %s; give one of them another name)",
+            *(mine.id, sender.id),
+            extra={"home": mine.name},
+        )
+        return True
 
     async def _refused(self, driver: AsyncDriver, one: Delivery, error: psycopg.Error) -> None:
         """Make a dead letter of what the database refuses."""

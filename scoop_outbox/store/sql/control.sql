@@ -7,6 +7,23 @@ select id, name, prefix, revision from {schema}.home
 -- Once: whoever has been told the name tells this home something under it.
 update {schema}.home set name = %(name)s where name is null returning true
 
+-- name: may_read_place
+-- A provider may have forbidden it.
+select has_function_privilege('pg_catalog.pg_control_system()', 'execute')
+
+-- name: read_place
+-- Where this home was when it was named, and where it is: the cluster, which standbys share, and the database.
+select h.place, c.system_identifier || ':' || d.oid
+from {schema}.home h, pg_catalog.pg_control_system() c, pg_catalog.pg_database d
+where d.datname = current_database()
+
+-- name: store_place
+update {schema}.home set place = %(place)s
+
+-- name: find_namesake
+-- Another home of our name that has been heard of.
+select p.id from {schema}.peer p join {schema}.home h on p.name = h.name and p.id <> h.id
+
 -- name: lock_identity
 select id, name, prefix, revision, announced from {schema}.home for update
 
@@ -59,6 +76,40 @@ where (known.pattern, known.names) is distinct from (excluded.pattern, excluded.
 
 -- name: store_confirmed
 update {schema}.peer set confirmed = greatest(confirmed, %(revision)s) where id = %(home)s
+
+-- name: find_peer
+select id from {schema}.peer where name = %(name)s or id::text = %(name)s order by id
+
+-- name: drop_peer
+delete from {schema}.peer where id = %(home)s
+
+-- name: drop_peer_listeners
+delete from {schema}.peer_subscription where home = %(home)s
+
+-- name: retire_children_of_home
+-- Parents look at once. Those that had committed stay as they are: nobody can undo them.
+with chosen as (
+    select message_id, service, saga
+    from {schema}.child
+    where open and home = %(home)s
+    order by message_id
+    limit %(most)s
+    for update skip locked
+), retired as (
+    update {schema}.child c
+    set state = case when c.state = 'rolling_back' then 'rollback_failed' else 'rolled_back' end, open = false,
+        failure = coalesce(c.failure, %(failure)s::uuid),
+        obstacle = case when c.state = 'rolling_back' then %(failure)s::uuid end, failed_at = clock_timestamp()
+    from chosen x
+    where c.message_id = x.message_id and c.service = x.service and c.saga = x.saga
+    returning c.run_id
+), told as (
+    insert into {schema}.mailbox (service, saga, version, run_id, due)
+    select r.service, r.saga, r.version, r.id, clock_timestamp()
+    from (select distinct run_id from retired) p
+    join {schema}.run r on r.id = p.run_id
+)
+select count(*) from retired
 
 -- name: read_unconfirmed
 -- Which homes have not said that they know of the newest revision of our subscriptions.

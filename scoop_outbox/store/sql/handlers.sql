@@ -92,11 +92,11 @@ select pg_snapshot_xmin(pg_current_snapshot()) <= %(transaction)s::text::xid8 or
 )
 
 -- name: retire_waiting
--- Parents look at once.
+-- Parents look at once. What waits in another home is asked of that: see retire_elsewhere.
 with chosen as (
     select message_id, service, saga
     from {schema}.child
-    where open and state = 'waiting' and service = %(service)s and (%(saga)s::text is null or saga = %(saga)s::text)
+    where open and state = 'waiting' and home is null and service = %(service)s and (%(saga)s::text is null or saga = %(saga)s::text)
     order by message_id
     limit %(most)s
     for update skip locked
@@ -155,6 +155,30 @@ with live as (
     from chosen c
     where p.message_id = c.message_id and p.service = c.service and p.saga = c.saga and p.open
     returning p.run_id
+), reported as (
+    update {schema}.foreign_child f
+    set generation = f.generation + 1
+    from chosen c
+    where f.message_id = c.message_id and f.run_id = c.id
+    returning f.message_id, f.run_id, f.service, f.saga, f.home, f.generation, c.unstarted
+), sent as (
+    insert into {schema}.outbox (shard, message_id, topic, key, body, content_type, headers)
+    select abs(hashtext(t.message_id::text) %% {shards}), gen_random_uuid(), p.reply_to, t.message_id::text,
+           convert_to(json_build_object('version', 1, 'kind', 'news', 'from',
+               json_build_object('id', h.id, 'name', h.name, 'replyTo', h.prefix || 'control.' || h.name),
+               'children', json_build_array(json_build_object(
+                   'message', t.message_id, 'run', t.run_id, 'service', t.service, 'saga', t.saga,
+                   'generation', t.generation, 'state', case
+                       when not t.unstarted then 'rollback_failed'
+                       when %(state)s::text = 'skipped' then 'committed'
+                       else 'rolled_back'
+                   end,
+                   'failure', case when t.unstarted then %(said)s::json else %(begun_said)s::json end,
+                   'obstacle', case when not t.unstarted then %(begun_said)s::json end)))::text, 'UTF8'),
+           'application/json', json_build_object()
+    from reported t
+    join {schema}.peer p on p.id = t.home
+    cross join {schema}.home h
 ), forgotten as (
     delete from {schema}.mailbox b using chosen c where b.run_id = c.id
 ), let_go as (

@@ -316,6 +316,26 @@ with elsewhere as (
 -- use: order_elsewhere
 returning true
 
+-- name: retire_elsewhere
+-- Likewise what waits for a handler that is forgotten.
+with chosen as (
+    select message_id, service, saga
+    from {schema}.child
+    where open and state = 'waiting' and home is not null and service = %(service)s
+      and (%(saga)s::text is null or saga = %(saga)s::text)
+    order by message_id
+    limit %(most)s
+    for update skip locked
+), elsewhere as (
+    update {schema}.child c
+    set state = 'cancelling', failure = %(failure)s
+    from chosen x
+    where c.message_id = x.message_id and c.service = x.service and c.saga = x.saga
+    returning c.message_id, c.service, c.saga, c.home, c.generation
+)
+-- use: order_elsewhere
+returning true
+
 -- name: roll_back_elsewhere
 -- Likewise those that have committed, if somebody asks for the rollback of the message.
 with elsewhere as (

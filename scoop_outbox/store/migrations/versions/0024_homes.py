@@ -20,6 +20,7 @@ def upgrade() -> None:
         sa.Column("prefix", sa.Text(), nullable=False, server_default="scoop."),
         sa.Column("revision", sa.BigInteger(), nullable=False, server_default=sa.text("0")),
         sa.Column("announced", sa.Text()),
+        sa.Column("place", sa.Text()),
     ):
         op.add_column("home", column, schema=schema)
     op.add_column("outbox", sa.Column("expects", sa.Text()), schema=schema)

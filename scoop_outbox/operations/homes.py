@@ -1,0 +1,45 @@
+"""Homes, as operators see to them: one that has moved, and others that are gone."""
+
+from __future__ import annotations
+
+from scoop_outbox._log import get_logger
+from scoop_outbox.core.plans.homes import forget_home, store_place
+from scoop_outbox.store.schema import DEFAULT_SCHEMA
+from scoop_outbox.store.standalone import OpenedDatabase
+
+log = get_logger(__name__)
+
+
+class Homes(OpenedDatabase):
+    """The home of one database, and the others that it knows. Use it in a `with` block, or close it.
+
+    Args:
+        database: a PostgreSQL URL.
+        schema: the schema of our tables.
+
+    Raises:
+        DatabaseError: the URL is not usable. Every method raises it too, when the database cannot be used.
+        DefinitionError: the name of the schema is not usable.
+    """
+
+    def __init__(self, database: str, *, schema: str = DEFAULT_SCHEMA) -> None:
+        """Open nothing yet."""
+        super().__init__(database, schema, "homes")
+
+    def move(self) -> None:
+        """Note that the home is in this database from now on, and nowhere else."""
+        self._run(store_place())
+
+    def forget(self, name: str) -> int | None:
+        """Forget another home that is gone for good, and end what waits for children there: they have failed.
+
+        Args:
+            name: its name or id.
+
+        Returns:
+            How many children have been ended; None when no home of that name or id is known.
+        """
+        forgotten = self._run(forget_home(name, self._home.failures))
+        if forgotten is not None:
+            log.warning("home: forgotten (%d children failed)", forgotten, extra={"home": name})
+        return forgotten
