@@ -67,10 +67,18 @@ select p.name from {schema}.peer p where p.revision > 0 and p.confirmed < (selec
 -- part: sender
 json_build_object('id', h.id, 'name', h.name, 'replyTo', h.prefix || 'control.' || h.name)
 
+-- name: know_peers
+-- Whoever waits can be told. Before any row of a child is written: whoever hears of a home notes it first, too.
+insert into {schema}.peer (id, name, reply_to)
+select distinct on (home) home, reply_to, reply_to
+from unnest(%(homes)s::uuid[], %(reply_to)s::text[]) as g (home, reply_to)
+order by home
+on conflict do nothing
+
 -- name: report_started
 -- What was taken in for another home has begun; one message for all of a batch.
 with given as (
-    select * from unnest(%(ids)s::uuid[], %(homes)s::uuid[], %(reply_to)s::text[]) as g (id, home, reply_to)
+    select * from unnest(%(ids)s::uuid[], %(homes)s::uuid[]) as g (id, home)
 ), begun as (
     select f.home, json_agg(json_build_object(
         'message', f.message_id, 'run', f.run_id, 'service', f.service, 'saga', f.saga, 'generation', 1, 'state', 'started'
@@ -79,22 +87,15 @@ with given as (
     join {schema}.foreign_child f on f.message_id = g.id and f.home = g.home
     where f.generation = 1 and not f.cancelled and f.service = %(service)s
     group by f.home
-), known as (
-    -- Whoever waits can be told.
-    insert into {schema}.peer (id, name, reply_to)
-    select distinct on (g.home) g.home, g.reply_to, g.reply_to from given g join begun b on b.home = g.home order by g.home
-    on conflict do nothing
 )
 insert into {schema}.outbox (shard, message_id, topic, key, body, content_type, headers)
-select abs(hashtext(b.home::text) %% {shards}), gen_random_uuid(),
-       coalesce((select p.reply_to from {schema}.peer p where p.id = b.home),
-                (select min(g.reply_to) from given g where g.home = b.home)),
-       b.home::text,
+select abs(hashtext(b.home::text) %% {shards}), gen_random_uuid(), p.reply_to, b.home::text,
        convert_to(json_build_object('version', 1, 'kind', 'news', 'from',
            -- use: sender
            , 'children', b.children)::text, 'UTF8'),
        'application/json', json_build_object()
 from begun b
+join {schema}.peer p on p.id = b.home
 cross join {schema}.home h
 returning true
 
@@ -179,6 +180,7 @@ where r.id = g.run and r.message_id = g.message and r.parent_home = %(home)s and
 -- name: apply_news
 -- A report counts if its number is higher than that of the last one: whatever comes late, twice or in another order does
 -- nothing. Insert only for the parents' runs, as within a home; a parent is woken once, however many children are told of.
+-- A child that has ended goes on only by being rolled back: whichever report says so first counts for those before it.
 with given as (
     select distinct on (message, run) *
     from json_to_recordset(convert_from(%(document)s::bytea, 'UTF8')::json)
@@ -191,7 +193,7 @@ with given as (
     where g.generation > c.generation
       and g.run = (left(c.message_id::text, 19) || '8' || left(
                       md5(concat_ws(e'\n', c.message_id, length(c.service), c.service || c.saga)), 15))::uuid
-      and (c.open or g.state = 'rolling_back' and (
+      and (c.open or g.state in ('rolling_back', 'rolled_back', 'rollback_failed') and (
           c.state = 'committed' or c.state = 'rollback_failed' and not c.consumed
       ))
     order by c.message_id, c.service, c.saga
@@ -212,10 +214,8 @@ with given as (
         obstacle = case when f.state = 'unknown' then f.failure else f.obstacle end,
         failed_at = case when f.state not in ('started', 'rolling_back', 'committed') then clock_timestamp() end,
         healing = case
-            when f.state = 'rolling_back' then exists (
-                select from {schema}.run p where p.id = c.run_id and p.state = 'rollback_failed' offset 0
-            )
-            else c.healing
+            when c.open and f.state <> 'rolling_back' then c.healing
+            else exists (select from {schema}.run p where p.id = c.run_id and p.state = 'rollback_failed' offset 0)
         end
     from found f
     where c.message_id = f.message_id and c.service = f.service and c.saga = f.saga
