@@ -24,6 +24,10 @@ PREFIX = "scoop."
 """What the topics begin with on which homes speak, unless somebody has chosen something else."""
 
 
+_GENERATIONS = 1 << 30
+"""The most that the number of a report can be: whoever goes on counting from there has room."""
+
+
 class Kind(StrEnum):
     """What a control message is about."""
 
@@ -282,7 +286,7 @@ def _report(said: Mapping[str, Any]) -> Report:
     return Report(
         _child(said),
         ReportedState(said["state"]),
-        json.dumps(said["result"]) if "result" in said else None,
+        _json(said["result"], "result") if "result" in said else None,
         _failure(said, "failure"),
         _failure(said, "obstacle"),
     )
@@ -296,7 +300,7 @@ def _orders(said: Mapping[str, Any]) -> Orders:
         Order(said["order"]),
         [_child(one) for one in _objects(said, "children")],
         _failure(said, "reason"),
-        None if context is None else json.dumps(_object(context, "context")),
+        None if context is None else _json(_object(context, "context"), "context"),
         _time(said, "rollbackBy"),
     )
 
@@ -307,7 +311,7 @@ def _child(said: Mapping[str, Any]) -> ChildRef:
         _uuid(said, "run"),
         _text(said, "service"),
         _text(said, "saga"),
-        _number(said, "generation"),
+        _number(said, "generation", _GENERATIONS),
     )
 
 
@@ -359,10 +363,18 @@ def _is_storable(value: object) -> bool:
         return False
 
 
-def _number(said: Mapping[str, Any], name: str) -> int:
+def _json(value: object, name: str) -> str:
+    """Return a value as JSON text; what Python reads as a number and JSON has no word for is refused."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except (ValueError, RecursionError):
+        raise MalformedControl(f"{name} is no JSON that can be stored") from None
+
+
+def _number(said: Mapping[str, Any], name: str, most: int = (1 << 31) - 1) -> int:
     value = said.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31:
-        raise MalformedControl(f"{name} is no number from 0 on")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        raise MalformedControl(f"{name} is no number from 0 to {most}")
     return value
 
 

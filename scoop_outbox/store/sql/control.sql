@@ -49,11 +49,13 @@ where p.home = %(home)s and not exists (
 )
 
 -- name: store_peer_subscriptions
+-- A pattern that Postgres cannot read is refused here: each launch would meet it.
 insert into {schema}.peer_subscription as known (home, topic, service, saga, pattern, names)
 select distinct on (g.topic, g.service, g.saga)
        %(home)s::uuid, g.topic, g.service, g.saga, g.pattern, array(select json_array_elements_text(g.names::json))
 from unnest(%(topics)s::text[], %(services)s::text[], %(sagas)s::text[], %(patterns)s::text[], %(names)s::text[])
      as g (topic, service, saga, pattern, names)
+where g.pattern is null or '' ~ g.pattern is not null
 on conflict (home, topic, service, saga) do update set pattern = excluded.pattern, names = excluded.names
 where (known.pattern, known.names) is distinct from (excluded.pattern, excluded.names)
 
