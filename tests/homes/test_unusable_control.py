@@ -96,6 +96,8 @@ UNUSABLE: dict[str, bytes] = {
     "a pattern that is none": but(LISTS, "subscriptions", 0, pattern="("),
     "a pattern that is none for Postgres": but(LISTS, "subscriptions", 0, pattern="(?P<x>a)"),
     "a pattern that is none for Postgres and says so late": but(LISTS, "subscriptions", 0, pattern="a++"),
+    "a pattern that is beyond all numbers": but(LISTS, "subscriptions", 0, pattern="a{99999999999999999999}"),
+    "a pattern that is nested too deep": but(LISTS, "subscriptions", 0, pattern="(" * 5000 + ")" * 5000),
     "other names that are a text": but(LISTS, "subscriptions", 0, names="u"),
     "another name that is a number": but(LISTS, "subscriptions", 0, names=[1]),
     "a topic with a NUL": but(LISTS, "subscriptions", 0, topic="a\0b"),
@@ -168,7 +170,9 @@ async def test_what_the_broker_calls_defective_is_a_dead_letter(ear: Ear) -> Non
 async def test_launching_goes_on_whatever_pattern_another_home_has_announced(ear: Ear) -> None:
     """A pattern that the database cannot read would be read at every launch."""
     there = Peer()
-    for number, pattern in enumerate(("(?<=a)b", "a++", r"\p{L}", "(?P<x>a)", "a{1,9999}", "[[:nope:]]"), 1):
+    for number, pattern in enumerate(
+        ("(?<=a)b", "a++", r"\p{L}", "(?P<x>a)", "a{1,9999}", "[[:nope:]]", "[[:alpha:]]+"), 1
+    ):
         await ear.hear(
             there.says(Kind.SUBSCRIPTIONS, revision=number, subscriptions=[{**LISTENER, "pattern": pattern}], known={})
         )
