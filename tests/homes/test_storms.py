@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -29,11 +28,11 @@ from tests.crash.processes import START, Fleet
 from tests.homes.accounts import assert_all_agree
 from tests.homes.proxy import DOWN, UP, Link, Network, network
 from tests.homes.sites import BEGUN, Site, create_topics_now, know_each_other, new_prefix, site
+from tests.scenarios.conftest import MATRIX
 from tests.waiting import until_blocking
 
-LONG_ONE = os.environ.get("SCOOP_OUTBOX_MATRIX", "") not in {"", "0"}
-ORDERS = 300 if LONG_ONE else 60
-FAULTS = 60 if LONG_ONE else 12
+ORDERS = 300 if MATRIX else 60
+FAULTS = 60 if MATRIX else 12
 # A member of a group that was killed keeps its partitions until it has been missed.
 KAFKA_SETTINGS = "?topology.partitions=4&session.timeout.ms=2000&heartbeat.interval.ms=300"
 HOST = "127.0.0.1"
@@ -181,8 +180,8 @@ STORMS: dict[str, dict[str, Fault]] = {
 STORMS["everything fails"] = {what: fault for storm in STORMS.values() for what, fault in storm.items()}
 
 
-@pytest.mark.timeout(900 if LONG_ONE else 300)
-@pytest.mark.parametrize("storm", STORMS if LONG_ONE else ["everything fails"])
+@pytest.mark.timeout(900 if MATRIX else 300)
+@pytest.mark.parametrize("storm", STORMS if MATRIX else ["everything fails"])
 def test_hierarchies_across_homes_outlast(storm: str, sites: list[Site], fleet: Fleet) -> None:
     seed = random.randrange(1_000_000)
     chance = random.Random(seed)
