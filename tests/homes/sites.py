@@ -55,6 +55,13 @@ class Site:
         arguments = ("worker", f"tests.crash.flow:{self.service}") if kind == "worker" else ("relay",)
         self.processes[kind] = fleet.start(*arguments, **self.environment)
 
+    def tend(self, fleet: Fleet) -> None:
+        """Start what has ended by itself, as it may while it starts and its servers are away: whoever runs it does that."""
+        for kind, process in list(self.processes.items()):
+            if process.ended:
+                assert "process: ready" not in process.log, f"{process} has ended in the midst of work:\n{process.log}"
+                self.start(fleet, kind)
+
     def count(self, question: str, *values: object) -> int:
         """Ask the database for a number, past the network."""
         with psycopg.connect(self.server.url, autocommit=True) as connection:

@@ -143,11 +143,16 @@ def reset(link: Callable[[Site], Link]) -> Fault:
 
 def kill(kind: str) -> Fault:
     def fault(one: Site, _: random.Random, fleet: Fleet) -> None:
-        until_blocking(lambda: one.processes[kind].ready, START)
+        until_blocking(lambda: _is_ready(one, kind, fleet), 2 * START)
         one.processes[kind].kill()
         one.start(fleet, kind)
 
     return fault
+
+
+def _is_ready(one: Site, kind: str, fleet: Fleet) -> bool:
+    one.tend(fleet)
+    return "process: ready" in one.processes[kind].log
 
 
 def kill_postgres(one: Site, _: random.Random, __: Fleet) -> None:
@@ -200,7 +205,7 @@ def test_hierarchies_across_homes_outlast(storm: str, sites: list[Site], fleet: 
             launched += 1
             launcher.launch_sync(topic, {"n": launched}, key=str(launched % 16))
         # In the midst of work: otherwise nothing is interrupted.
-        until_blocking(functools.partial(_have_done, sites, steps + 10), 60, 0.02)
+        until_blocking(functools.partial(_have_done, sites, steps + 10, fleet), 90, 0.02)
         faults[what](victim, chance, fleet)
     launcher.close_sync()
     for one in sites:
@@ -208,14 +213,19 @@ def test_hierarchies_across_homes_outlast(storm: str, sites: list[Site], fleet: 
         one.postgres.heal()
     began = time.monotonic()
     taken_in = "select count(*) from scoop_outbox.message where topic = %s"
-    until_blocking(lambda: orders.count(taken_in, topic) == ORDERS and all(one.is_quiet for one in sites), 200, 0.2)
+    until_blocking(lambda: _have_done(sites, None, fleet) and orders.count(taken_in, topic) == ORDERS, 200, 0.2)
     print(f"quiet after {time.monotonic() - began:.1f} s")
     assert_all_agree(sites, ORDERS)
     assert all(link.connections > 0 for one in sites for link in (one.broker, one.postgres))
 
 
-def _have_done(sites: list[Site], steps: int) -> bool:
-    return sum(one.count(BEGUN) for one in sites) >= steps or all(one.is_quiet for one in sites)
+def _have_done(sites: list[Site], steps: int | None, fleet: Fleet) -> bool:
+    """Tell whether so many steps have been done, or all that is left."""
+    for one in sites:
+        one.tend(fleet)
+    if steps is not None and sum(one.count(BEGUN) for one in sites) >= steps:
+        return True
+    return all(one.is_quiet for one in sites)
 
 
 def _last(seconds: float) -> None:
