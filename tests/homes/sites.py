@@ -56,7 +56,7 @@ class Site:
         self.processes[kind] = fleet.start(*arguments, **self.environment)
 
     def tend(self, fleet: Fleet) -> None:
-        """Start what has ended by itself, as it may while it starts and its servers are away: whoever runs it does that."""
+        """Start again, as whoever runs it does, what has ended by itself: its servers were away when it began."""
         for kind, process in list(self.processes.items()):
             if process.ended:
                 assert "process: ready" not in process.log, f"{process} has ended in the midst of work:\n{process.log}"

@@ -162,10 +162,27 @@ order by f.message_id, f.run_id
 
 -- name: read_silent_children
 -- Children in other homes that have been open for long, of homes that have been heard of since they were asked last. What
--- lives is looked through, and not what was.
-select p.reply_to, c.message_id, c.service, c.saga, c.generation
+-- lives is looked through, and not what was. With why, and with what, they have been told to give up or to roll back; of a
+-- message from outside there is no run: somebody has asked for it.
+select p.reply_to, c.message_id, c.service, c.saga, c.generation, c.state, c.run_id,
+       case c.state
+           when 'cancelling' then coalesce(c.failure, r.giving_up, q.failure)
+           when 'rolling_back' then coalesce(r.failure, q.failure)
+       end,
+       r.context::text, r.rollback_by
 from {schema}.child c
 join {schema}.peer p on p.id = c.home
+left join {schema}.run r on r.id = c.run_id
+left join lateral (
+    select failure from {schema}.request where c.state = 'cancelling' and target = c.message_id and kind = 'cancel'
+    union all
+    select failure from {schema}.request
+    where c.state = 'rolling_back' and target = c.message_id and kind = 'rollback' and outcome is null
+    union all
+    select failure from {schema}.request
+    where c.state = 'rolling_back' and target = c.message_id and kind = 'rollback' and outcome is not null
+    limit 1
+) q on true
 left join {schema}.step s on s.run_id = c.run_id and s.seq = c.seq
 where c.open and c.home is not null and (c.message_id, c.service, c.saga) > (%(message)s, %(service)s, %(saga)s)
   and p.heard_at > %(heard_since)s and coalesce(s.ended_at, p.heard_at) < clock_timestamp() - %(silent)s::interval
