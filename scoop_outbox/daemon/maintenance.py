@@ -81,7 +81,7 @@ class Maintenance:
         self._database = ReconnectingDriver(home.url, home.connect, "maintenance", log)
         self._thorough_at = 0.0
         self._too_large: set[uuid.UUID] = set()
-        self._silence = Silence()
+        self._silence = Silence(home.failures)
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:

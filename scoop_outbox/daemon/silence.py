@@ -1,7 +1,7 @@
 """Silence: children in other homes of which nothing has been heard for long are asked after, now and then.
 
 What was lost at the broker, with a purged topic or a deleted queue, comes back this way. A home that is down is not
-asked again before it has been heard of.
+asked again before it has been heard of. See core/plans/silence.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import time
 from datetime import UTC, datetime, timedelta
 
 from scoop_outbox._log import get_logger
-from scoop_outbox.core.plans.homes import ask_silent
+from scoop_outbox.core.plans.failures import Known
+from scoop_outbox.core.plans.silence import ask_silent
 from scoop_outbox.store.async_driver import AsyncDriver
 
 log = get_logger(__name__)
@@ -25,12 +26,14 @@ class Silence:
     """Asks after the open children of one home that live in others. It is used by one task.
 
     Args:
+        known: the failures that this process knows.
         every: seconds from one look to the next.
         silent: for how long a child has been open that is asked after.
     """
 
-    def __init__(self, every: float = EVERY, silent: timedelta = SILENT) -> None:
+    def __init__(self, known: Known, every: float = EVERY, silent: timedelta = SILENT) -> None:
         """Have asked nobody."""
+        self._known = known
         self._every = every
         self._silent = silent
         self._due = 0.0
@@ -46,7 +49,7 @@ class Silence:
             return 0
         asked, after = 0, None
         while True:
-            page = await driver.run(ask_silent(self._asked_at, self._silent, after))
+            page = await driver.run(ask_silent(self._asked_at, self._silent, after, self._known))
             asked += page.asked
             after = page.last
             if after is None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,10 @@ VERSION = 1
 
 PREFIX = "scoop."
 """What the topics begin with on which homes speak, unless somebody has chosen something else."""
+
+
+_GENERATIONS = 1 << 30
+"""The most that the number of a report can be: whoever goes on counting from there has room."""
 
 
 class Kind(StrEnum):
@@ -259,12 +262,8 @@ def _listener(said: Mapping[str, Any]) -> Listener:
     names = said.get("names") or []
     if not isinstance(names, list) or not all(_is_storable(name) for name in names):
         raise MalformedControl("names is no list of texts")
+    # Whether it is one says the database, which is who reads it.
     pattern = None if said.get("pattern") is None else _text(said, "pattern")
-    if pattern is not None:
-        try:
-            re.compile(pattern)
-        except re.error:
-            raise MalformedControl(f"the pattern {pattern!r:.60} is no regular expression") from None
     return Listener(_text(said, "topic"), _text(said, "service"), _text(said, "saga"), pattern, tuple(names))
 
 
@@ -282,7 +281,7 @@ def _report(said: Mapping[str, Any]) -> Report:
     return Report(
         _child(said),
         ReportedState(said["state"]),
-        json.dumps(said["result"]) if "result" in said else None,
+        _json(said["result"], "result") if "result" in said else None,
         _failure(said, "failure"),
         _failure(said, "obstacle"),
     )
@@ -296,7 +295,7 @@ def _orders(said: Mapping[str, Any]) -> Orders:
         Order(said["order"]),
         [_child(one) for one in _objects(said, "children")],
         _failure(said, "reason"),
-        None if context is None else json.dumps(_object(context, "context")),
+        None if context is None else _json(_object(context, "context"), "context"),
         _time(said, "rollbackBy"),
     )
 
@@ -307,7 +306,7 @@ def _child(said: Mapping[str, Any]) -> ChildRef:
         _uuid(said, "run"),
         _text(said, "service"),
         _text(said, "saga"),
-        _number(said, "generation"),
+        _number(said, "generation", _GENERATIONS),
     )
 
 
@@ -359,10 +358,18 @@ def _is_storable(value: object) -> bool:
         return False
 
 
-def _number(said: Mapping[str, Any], name: str) -> int:
+def _json(value: object, name: str) -> str:
+    """Return a value as JSON text; what Python reads as a number and JSON has no word for is refused."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except (ValueError, RecursionError):
+        raise MalformedControl(f"{name} is no JSON that can be stored") from None
+
+
+def _number(said: Mapping[str, Any], name: str, most: int = (1 << 31) - 1) -> int:
     value = said.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31:
-        raise MalformedControl(f"{name} is no number from 0 on")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        raise MalformedControl(f"{name} is no number from 0 to {most}")
     return value
 
 

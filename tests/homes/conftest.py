@@ -1,6 +1,6 @@
 """Fixtures of cooperation across homes: a database for each service, over each real broker."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Generator
 
 import pytest
 import pytest_asyncio
@@ -8,6 +8,7 @@ import pytest_asyncio
 from scoop_outbox import Scoop
 from scoop_outbox.app import service_of
 from tests.carriers import REAL, Carrier, carrier_of
+from tests.crash.processes import Fleet
 from tests.scenarios.shop import Journal, Shop
 
 MakeHome = Callable[..., Shop]
@@ -41,3 +42,13 @@ async def make_home(make_database: Callable[[], str], carrier: Carrier, journal:
     yield make
     for shop in made:
         await shop.app.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the logs of the processes of a test that fails."""
+    report = yield
+    fleet = getattr(item, "funcargs", {}).get("fleet")
+    if report.failed and isinstance(fleet, Fleet):
+        report.sections.append(("logs of the processes", fleet.tails()))
+    return report

@@ -17,7 +17,7 @@ from scoop_outbox.core.plans.failures import Known, Writing, id_of, recall
 from scoop_outbox.core.plans.homes import Identity, learn, read_identity
 from scoop_outbox.core.run import RunState
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, Rows, Statement, ask, document, statement
-from scoop_outbox.failure import Failure
+from scoop_outbox.failure import Failure, ParentSaidSo
 from scoop_outbox.wire.control import (
     ChildRef,
     Confirmed,
@@ -49,7 +49,7 @@ def take_in_control(controls: Sequence[Control], known: Known, hints: Hints) -> 
     """
     writing = Writing(known)
     reports = _reports(controls, writing)
-    reasons = {place: _failure(one.content.reason, writing) for place, one in _orders(controls)}
+    reasons = {place: _reason(one.sender, one.content, writing) for place, one in _orders(controls)}
     posted: list[Rows] = []
     yield from ask(BEGIN, *writing.statements(), noted_senders([one.sender for one in controls]))
     if reports:
@@ -112,6 +112,17 @@ def _failure(said: Mapping[str, Any] | None, writing: Writing) -> uuid.UUID | No
     return None if said is None else id_of(writing.name(Failure.from_json(said)))
 
 
+def _reason(sender: Sender, orders: Orders, writing: Writing) -> uuid.UUID | None:
+    """Return why something is asked; nobody gives up or rolls back for nothing."""
+    if orders.order not in (Order.CANCEL, Order.ROLL_BACK):
+        return None
+    said = orders.reason
+    if said is None:
+        source = f"home {sender.name}"
+        said = Failure(ParentSaidSo.__name__, "no reason was given", source).to_json()
+    return _failure(said, writing)
+
+
 def _obey(sender: Sender, orders: Orders, reason: uuid.UUID | None, known: Known) -> Plan[list[Rows]]:
     """Carry out what another home asks of runs here, and answer for those that are not here."""
     children = list(orders.children)
@@ -130,7 +141,8 @@ def _obey(sender: Sender, orders: Orders, reason: uuid.UUID | None, known: Known
             return (yield from _roll_back(sender, orders, children, reason))
         case Order.WHERE:
             yield from _answer_known(sender, children, known)
-            yield from _answer_unknown(sender, children)
+            # The message of a child that has never been heard of may be on its way, however late it is.
+            yield from _answer_unknown(sender, [one for one in children if one.generation > 0])
         case Order.RELEASE:
             messages, runs = [one.message for one in children], [one.run for one in children]
             yield from ask(statement("release_foreign", messages=messages, runs=runs, home=sender.id))
@@ -215,6 +227,8 @@ def _standing(state: RunState, undoing: bool) -> ReportedState:  # noqa: FBT001
 
 def _answer_unknown(sender: Sender, children: Sequence[ChildRef]) -> Plan[None]:
     """Tell the home that asks which of these runs are not known here, or cannot be undone any more."""
+    if not children:
+        return
     (rows,) = yield from ask(
         statement(
             "read_unknown_children", messages=[one.message for one in children], runs=[one.run for one in children]

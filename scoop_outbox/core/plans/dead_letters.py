@@ -170,12 +170,10 @@ def replay(letter: int) -> Plan[Replay]:
         return Replay(letter, ReplayStatus.REFUSED, defect)
     service = contents.letter.service
     params = intake_params([contents.envelope], service, Identity(*home[0]))
-    started, *_, handled, _ = yield from ask(
-        statement("take_in", **params),
-        *started_elsewhere([contents.envelope], params),
-        statement("is_handled", message=contents.envelope.id, service=service),
-        drop,
-    )
+    known, reported = started_elsewhere([contents.envelope], params)
+    handles = statement("is_handled", message=contents.envelope.id, service=service)
+    answers = yield from ask(*known, statement("take_in", **params), *reported, handles, drop)
+    started, handled = answers[len(known)], answers[-2]
     if not handled[0][0]:
         yield from ask(ROLLBACK)
         return Replay(letter, ReplayStatus.REFUSED, _nobody(contents.envelope, service))

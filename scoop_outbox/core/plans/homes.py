@@ -10,27 +10,21 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import Any
 
 from scoop_outbox.core.plans.failures import Known, Writing, id_of
-from scoop_outbox.core.statement import BEGIN, COMMIT, READ_CLOCK, Plan, Rows, Statement, ask, statement
+from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, Rows, Statement, ask, statement
 from scoop_outbox.errors import DefinitionError
 from scoop_outbox.failure import Failure
 from scoop_outbox.wire.control import (
-    ChildRef,
     Kind,
     Listener,
-    Order,
     Sender,
     Subscriptions,
     body_of,
     control_topic,
     homes_topic,
 )
-
-AT_ONCE = 500
-"""Of how many children another home is asked in one message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,46 +148,6 @@ def read_unconfirmed() -> Plan[list[str]]:
     """Return the names of the homes that have not said that they know who listens here now."""
     (rows,) = yield from ask(statement("read_unconfirmed"))
     return [name for (name,) in rows]
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """Of how many children other homes were asked.
-
-    Attributes:
-        asked: how many.
-        last: the last of them, if there may be more.
-        now: the time of the database's clock.
-    """
-
-    asked: int
-    last: tuple[uuid.UUID, str, str] | None
-    now: datetime
-
-
-def ask_silent(heard_since: datetime, silent: timedelta, after: tuple[uuid.UUID, str, str] | None) -> Plan[Asked]:
-    """Ask other homes after children that have been open for long, some of them, in one transaction.
-
-    Args:
-        heard_since: homes that have not been heard of since then are not asked.
-        silent: for how long a child has been open.
-        after: the last that was asked after before; None begins with the first.
-    """
-    message, service, saga = after or (uuid.UUID(int=0), "", "")
-    of = {"heard_since": heard_since, "silent": silent, "message": message, "service": service, "saga": saga}
-    _, rows, clock = yield from ask(BEGIN, statement("read_silent_children", **of, most=AT_ONCE), READ_CLOCK)
-    now: datetime = clock[0][0]
-    asked: dict[str, list[dict[str, Any]]] = {}
-    for reply_to, *child in rows:
-        asked.setdefault(reply_to, []).append(ChildRef.of(*child).to_json())
-    writes: list[Statement] = []
-    if asked:
-        identity = yield from read_identity()
-        orders = {to: {"order": Order.WHERE.value, "children": children} for to, children in asked.items()}
-        writes = [_say(identity, to, Kind.ORDERS, order) for to, order in orders.items()]
-    yield from ask(*writes, COMMIT)
-    last = rows[-1] if len(rows) == AT_ONCE else None
-    return Asked(len(rows), None if last is None else tuple(last[1:4]), now)
 
 
 def learn(sender: Sender, told: Subscriptions) -> Plan[None]:

@@ -61,12 +61,10 @@ def take_in(
         The ids of messages that nobody of the service handles, has handled or was to handle.
     """
     params = intake_params(envelopes, service, home)
-    statements = [statement("take_in", **params)]
-    reported = started_elsewhere(envelopes, params)
-    statements += reported
-    if unusable:
-        statements.append(statement("bury_incoming", **_buried(unusable, service)))
-    _, started, *_ = yield from ask(BEGIN, *statements, COMMIT)
+    known, reported = started_elsewhere(envelopes, params)
+    buried = [statement("bury_incoming", **_buried(unusable, service))] if unusable else []
+    taking = statement("take_in", **params)
+    started = (yield from ask(BEGIN, *known, taking, *reported, *buried, COMMIT))[1 + len(known)]
     for run_id, of, saga, _ in started:
         hints.mail(of, saga, "", run_id, 0.0)
     if reported:
@@ -99,18 +97,23 @@ def read_listening(service: str, topics: Sequence[str]) -> Plan[dict[str, set[st
     return found
 
 
-def started_elsewhere(envelopes: Sequence[Envelope], params: Mapping[str, Any]) -> list[Statement]:
-    """Return what tells other homes that runs have begun for which they wait; nothing if there can be none."""
+def started_elsewhere(
+    envelopes: Sequence[Envelope], params: Mapping[str, Any]
+) -> tuple[list[Statement], list[Statement]]:
+    """Return what tells other homes that runs have begun for which they wait: what comes before `take_in`, and behind.
+
+    Nothing if there can be none.
+    """
     told = [
         (envelope.id, home, envelope.headers[REPLY_TO])
         for envelope, home in zip(envelopes, params["homes"], strict=True)
         if home is not None
     ]
     if not told:
-        return []
-    ids, homes, reply_to = zip(*told, strict=True)
-    service = params["service"]
-    return [statement("report_started", ids=list(ids), homes=list(homes), reply_to=list(reply_to), service=service)]
+        return [], []
+    ids, homes, reply_to = map(list, zip(*told, strict=True))
+    known = statement("know_peers", homes=homes, reply_to=reply_to)
+    return [known], [statement("report_started", ids=ids, homes=homes, service=params["service"])]
 
 
 def _waits(envelope: Envelope, home: Identity | None) -> bool:

@@ -66,11 +66,13 @@ where p.home = %(home)s and not exists (
 )
 
 -- name: store_peer_subscriptions
+-- A pattern that Postgres cannot read is refused here: each launch would meet it.
 insert into {schema}.peer_subscription as known (home, topic, service, saga, pattern, names)
 select distinct on (g.topic, g.service, g.saga)
        %(home)s::uuid, g.topic, g.service, g.saga, g.pattern, array(select json_array_elements_text(g.names::json))
 from unnest(%(topics)s::text[], %(services)s::text[], %(sagas)s::text[], %(patterns)s::text[], %(names)s::text[])
      as g (topic, service, saga, pattern, names)
+where g.pattern is null or '' ~ g.pattern is not null
 on conflict (home, topic, service, saga) do update set pattern = excluded.pattern, names = excluded.names
 where (known.pattern, known.names) is distinct from (excluded.pattern, excluded.names)
 
@@ -118,10 +120,18 @@ select p.name from {schema}.peer p where p.revision > 0 and p.confirmed < (selec
 -- part: sender
 json_build_object('id', h.id, 'name', h.name, 'replyTo', h.prefix || 'control.' || h.name)
 
+-- name: know_peers
+-- Whoever waits can be told. Before any row of a child is written: whoever hears of a home notes it first, too.
+insert into {schema}.peer (id, name, reply_to)
+select distinct on (home) home, reply_to, reply_to
+from unnest(%(homes)s::uuid[], %(reply_to)s::text[]) as g (home, reply_to)
+order by home
+on conflict do nothing
+
 -- name: report_started
 -- What was taken in for another home has begun; one message for all of a batch.
 with given as (
-    select * from unnest(%(ids)s::uuid[], %(homes)s::uuid[], %(reply_to)s::text[]) as g (id, home, reply_to)
+    select * from unnest(%(ids)s::uuid[], %(homes)s::uuid[]) as g (id, home)
 ), begun as (
     select f.home, json_agg(json_build_object(
         'message', f.message_id, 'run', f.run_id, 'service', f.service, 'saga', f.saga, 'generation', 1, 'state', 'started'
@@ -130,22 +140,15 @@ with given as (
     join {schema}.foreign_child f on f.message_id = g.id and f.home = g.home
     where f.generation = 1 and not f.cancelled and f.service = %(service)s
     group by f.home
-), known as (
-    -- Whoever waits can be told.
-    insert into {schema}.peer (id, name, reply_to)
-    select distinct on (g.home) g.home, g.reply_to, g.reply_to from given g join begun b on b.home = g.home order by g.home
-    on conflict do nothing
 )
 insert into {schema}.outbox (shard, message_id, topic, key, body, content_type, headers)
-select abs(hashtext(b.home::text) %% {shards}), gen_random_uuid(),
-       coalesce((select p.reply_to from {schema}.peer p where p.id = b.home),
-                (select min(g.reply_to) from given g where g.home = b.home)),
-       b.home::text,
+select abs(hashtext(b.home::text) %% {shards}), gen_random_uuid(), p.reply_to, b.home::text,
        convert_to(json_build_object('version', 1, 'kind', 'news', 'from',
            -- use: sender
            , 'children', b.children)::text, 'UTF8'),
        'application/json', json_build_object()
 from begun b
+join {schema}.peer p on p.id = b.home
 cross join {schema}.home h
 returning true
 
@@ -210,10 +213,27 @@ order by f.message_id, f.run_id
 
 -- name: read_silent_children
 -- Children in other homes that have been open for long, of homes that have been heard of since they were asked last. What
--- lives is looked through, and not what was.
-select p.reply_to, c.message_id, c.service, c.saga, c.generation
+-- lives is looked through, and not what was. With why, and with what, they have been told to give up or to roll back; of a
+-- message from outside there is no run: somebody has asked for it.
+select p.reply_to, c.message_id, c.service, c.saga, c.generation, c.state, c.run_id,
+       case c.state
+           when 'cancelling' then coalesce(c.failure, r.giving_up, q.failure)
+           when 'rolling_back' then coalesce(r.failure, q.failure)
+       end,
+       r.context::text, r.rollback_by
 from {schema}.child c
 join {schema}.peer p on p.id = c.home
+left join {schema}.run r on r.id = c.run_id
+left join lateral (
+    select failure from {schema}.request where c.state = 'cancelling' and target = c.message_id and kind = 'cancel'
+    union all
+    select failure from {schema}.request
+    where c.state = 'rolling_back' and target = c.message_id and kind = 'rollback' and outcome is null
+    union all
+    select failure from {schema}.request
+    where c.state = 'rolling_back' and target = c.message_id and kind = 'rollback' and outcome is not null
+    limit 1
+) q on true
 left join {schema}.step s on s.run_id = c.run_id and s.seq = c.seq
 where c.open and c.home is not null and (c.message_id, c.service, c.saga) > (%(message)s, %(service)s, %(saga)s)
   and p.heard_at > %(heard_since)s and coalesce(s.ended_at, p.heard_at) < clock_timestamp() - %(silent)s::interval
@@ -230,6 +250,7 @@ where r.id = g.run and r.message_id = g.message and r.parent_home = %(home)s and
 -- name: apply_news
 -- A report counts if its number is higher than that of the last one: whatever comes late, twice or in another order does
 -- nothing. Insert only for the parents' runs, as within a home; a parent is woken once, however many children are told of.
+-- A child that has ended goes on only by being rolled back: whichever report says so first counts for those before it.
 with given as (
     select distinct on (message, run) *
     from json_to_recordset(convert_from(%(document)s::bytea, 'UTF8')::json)
@@ -242,7 +263,7 @@ with given as (
     where g.generation > c.generation
       and g.run = (left(c.message_id::text, 19) || '8' || left(
                       md5(concat_ws(e'\n', c.message_id, length(c.service), c.service || c.saga)), 15))::uuid
-      and (c.open or g.state = 'rolling_back' and (
+      and (c.open or g.state in ('rolling_back', 'rolled_back', 'rollback_failed') and (
           c.state = 'committed' or c.state = 'rollback_failed' and not c.consumed
       ))
     order by c.message_id, c.service, c.saga
@@ -263,10 +284,8 @@ with given as (
         obstacle = case when f.state = 'unknown' then f.failure else f.obstacle end,
         failed_at = case when f.state not in ('started', 'rolling_back', 'committed') then clock_timestamp() end,
         healing = case
-            when f.state = 'rolling_back' then exists (
-                select from {schema}.run p where p.id = c.run_id and p.state = 'rollback_failed' offset 0
-            )
-            else c.healing
+            when c.open and f.state <> 'rolling_back' then c.healing
+            else exists (select from {schema}.run p where p.id = c.run_id and p.state = 'rollback_failed' offset 0)
         end
     from found f
     where c.message_id = f.message_id and c.service = f.service and c.saga = f.saga

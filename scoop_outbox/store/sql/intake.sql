@@ -84,15 +84,17 @@ with arrived as (
                    select from {schema}.run r where r.message_id = m.id and r.service = %(service)s::text offset 0
                )
           end
-      -- Of a message that another home waits for, too: who is waited for has a row, if only since this moment.
-      and not exists (select from invited i where i.message_id = m.id and i.saga = s.saga)
+      -- Of a message that another home waits for, too. Who is waited for is its child, under whatever name, or has been
+      -- cancelled: if only at this moment, so that it is the message that is asked, and not the row.
       and (m.home is null or not exists (
-          select from {schema}.foreign_child f
-          where f.message_id = m.id and f.service = s.service and (f.cancelled or f.saga = s.saga or exists (
+          select from json_array_elements(m.expects::json) e
+          where e.value ->> 0 = s.service and (e.value ->> 1 = s.saga or exists (
               select from {schema}.renamed n
               where n.service = s.service
-                and (n.former = f.saga and n.saga = s.saga or n.former = s.saga and n.saga = f.saga)
+                and (n.former = e.value ->> 1 and n.saga = s.saga or n.former = s.saga and n.saga = e.value ->> 1)
           ))
+      ) and not exists (
+          select from {schema}.foreign_child f where f.message_id = m.id and f.service = s.service and f.cancelled
       ))
       -- What was ended before it was taken in starts nothing, of nobody.
       and (m.lineage is null or not exists (
