@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Sequence
+from typing import TypedDict
 
 from scoop_outbox._deadlines import Timeouts
 from scoop_outbox._emission import Emission, emission
@@ -11,6 +12,7 @@ from scoop_outbox._inside import refuse_launch
 from scoop_outbox.client.handle import Handle
 from scoop_outbox.client.service import Service
 from scoop_outbox.core.plans.claim import Unhandled
+from scoop_outbox.core.plans.homes import read_identity
 from scoop_outbox.core.plans.launch import Here, launch, launch_and_commit
 from scoop_outbox.core.plans.subscriptions import TakenOver, list_services_via_broker
 from scoop_outbox.core.statement import Plan
@@ -29,6 +31,15 @@ BYTES_AT_ONCE = CEILING
 
 _ABOVE = 3
 """Frames from `_emission` to the method of `Scoop` that was called: a failure names the line above that one."""
+
+
+class _Way(TypedDict):
+    """What the plans of launching take besides the messages."""
+
+    source: str
+    via_broker: bool
+    across: bool
+    here: Here | None
 
 
 class Launcher:
@@ -68,33 +79,31 @@ class Launcher:
     async def _launch(self, launched: Sequence[Emission], session: AsyncTransaction | None) -> None:
         await self._introduce()
         home, hints = self._service.home, self._service.hints
-        via_broker, here = self._carried_by_broker, self._here(launched)
+        way = self._way(launched)
         unhandled: Unhandled
         if session is not None:
             whose = home.whose
             with map_missing_tables(home.url):
-                plan = launch(launched, source=self._service.name, via_broker=via_broker, here=here)
+                plan = launch(launched, **way)
                 unhandled = await run_joined(plan, session, home.queries, hints.outbox, whose)
         else:
             async with home.claiming_driver() if _claims(launched) else home.driver() as driver:
-                plan = launch_and_commit(launched, hints, source=self._service.name, via_broker=via_broker, here=here)
-                unhandled = await driver.run(plan)
+                unhandled = await driver.run(launch_and_commit(launched, hints, **way))
         self._note_unhandled(unhandled)
 
     def _launch_sync(self, launched: Sequence[Emission], session: Transaction | None) -> None:
         self._introduce_sync()
         home, hints = self._service.home, self._service.hints
-        via_broker, here = self._carried_by_broker, self._here(launched)
+        way = self._way(launched)
         unhandled: Unhandled
         if session is not None:
             whose = home.whose
             with map_missing_tables(home.url):
-                plan = launch(launched, source=self._service.name, via_broker=via_broker, here=here)
+                plan = launch(launched, **way)
                 unhandled = run_joined_blocking(plan, session, home.queries, hints.outbox, whose)
         else:
             with home.blocking_claiming_driver() if _claims(launched) else home.blocking_driver() as driver:
-                plan = launch_and_commit(launched, hints, source=self._service.name, via_broker=via_broker, here=here)
-                unhandled = driver.run(plan)
+                unhandled = driver.run(launch_and_commit(launched, hints, **way))
         self._note_unhandled(unhandled)
 
     def _note_unhandled(self, topics: Unhandled) -> None:
@@ -104,16 +113,24 @@ class Launcher:
 
     async def _introduce(self) -> None:
         """Before the first launch: make this service known, unless it is for a broker to say whether it can receive."""
+        home = self._service.home
         if not self._service.announcer.done:
             self._service.check()
-            async with self._service.home.driver() as driver:
+            async with home.driver() as driver:
                 note(self._service.name, await driver.run(self._introducing()))
+        if self._carried_by_broker and home.cooperation.is_due:
+            async with home.driver() as driver:
+                home.cooperation.learn((await driver.run(read_identity())).name)
 
     def _introduce_sync(self) -> None:
+        home = self._service.home
         if not self._service.announcer.done:
             self._service.check()
-            with self._service.home.blocking_driver() as driver:
+            with home.blocking_driver() as driver:
                 note(self._service.name, driver.run(self._introducing()))
+        if self._carried_by_broker and home.cooperation.is_due:
+            with home.blocking_driver() as driver:
+                home.cooperation.learn(driver.run(read_identity()).name)
 
     def _introducing(self) -> Plan[Sequence[TakenOver]]:
         announcer = self._service.announcer
@@ -130,6 +147,15 @@ class Launcher:
     def _carried_by_broker(self) -> bool:
         """Whether a broker carries what this service launches, though this process may not have been told of it."""
         return self._service.broker is not None or self._carried
+
+    def _way(self, launched: Sequence[Emission]) -> _Way:
+        """Return how messages are launched by this process."""
+        return {
+            "source": self._service.name,
+            "via_broker": self._carried_by_broker,
+            "across": self._carried_by_broker and self._service.home.cooperation.active,
+            "here": self._here(launched),
+        }
 
     def _here(self, launched: Sequence[Emission]) -> Here | None:
         """Return which sagas of this service will handle messages, if nobody else knows them yet."""

@@ -31,6 +31,7 @@ async def serve(
             revisions.check(await driver.run(read_revision()), service.home.url)
             await driver.run(service.servers.guard(relay=relay))
             identity = await driver.run(name_home(service.servers.home_name))
+            service.home.cooperation.learn(identity.name)
         async with daemons(
             service.home,
             service.subscription,

@@ -30,6 +30,7 @@ from scoop_outbox.store.connect import (
     driver_engine,
     map_database_errors,
 )
+from scoop_outbox.store.cooperation import Cooperation
 from scoop_outbox.store.disconnect import disinherit, is_severed
 from scoop_outbox.store.failure_cache import KnownFailures
 from scoop_outbox.store.mode import Mode, Modes
@@ -79,6 +80,7 @@ class Home:
     def _begin(self) -> None:
         self.process_id = uuid7()
         self.failures = KnownFailures()
+        self.cooperation = Cooperation()
         self.whose = Whose(self._read_id, self._read_id_blocking, self.url, self.schema)
         self._pools = Pools(self._async_engine)
         self._opened: weakref.WeakSet[_Connection] = weakref.WeakSet()

@@ -1,6 +1,8 @@
 """Loads the statements: `-- name: x` sections of the files in `sql/`, with the schema's name filled in.
 
-What several statements of one file say alike is a `-- part: x` section above them; a line `-- use: x` stands for it.
+What several statements of one file say alike is a `-- part: x` section above them; a line `-- use: x` stands for it. A
+section of two names, `-- name: x y`, is two statements: what is only in one of them stands between the lines
+`-- only: y` and `-- both`.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ from scoop_outbox.store.adaptation import ADAPTERS
 from scoop_outbox.store.query import Query
 from scoop_outbox.store.schema import SHARDS
 
-_MARK = re.compile(r"^-- (name|part): (\w+)\n", re.MULTILINE)
+_MARK = re.compile(r"^-- (name|part): (\w+(?: \w+)?)\n", re.MULTILINE)
 _USE = re.compile(r"^ *-- use: (\w+)$", re.MULTILINE)
+_ONLY = re.compile(r"^ *-- only: (\w+)\n(.*?)^ *-- both\n", re.MULTILINE | re.DOTALL)
 
 
 @functools.cache
@@ -42,12 +45,17 @@ def _sections(text: str) -> Iterator[tuple[str, str]]:
     """Yield the statements of a file by name, with their comments."""
     parts: dict[str, str] = {}
     _, *found = _MARK.split(text)  # the first is the essay at the top
-    for kind, name, section in zip(found[::3], found[1::3], found[2::3], strict=True):
+    for kind, names, section in zip(found[::3], found[1::3], found[2::3], strict=True):
         whole = _USE.sub(lambda use: parts[use[1]].rstrip(), section)
         if kind == "part":
-            parts[name] = whole
+            parts[names] = whole
         else:
-            yield name, whole
+            yield from ((name, _variant(whole, name)) for name in names.split())
+
+
+def _variant(section: str, name: str) -> str:
+    """Return what the statement of a name says in a section that may be several."""
+    return _ONLY.sub(lambda only: only[2] if only[1] == name else "", section)
 
 
 @functools.cache

@@ -89,7 +89,6 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
     below: dict[str, Any] = {
         **batch(size=10), "ids": [message_id(OPEN + 1)] + [uuid4() for _ in range(9)],
         "lineages": [str(run_id(OPEN))] * 10, "contexts": [None] * 10, "launched_at": [None] * 10,
-        "homes": [None] * 10, "above": [None] * 10, "expects": [None] * 10,
         "deadlines": [None] * 10, "service": None,
     }  # fmt: skip
     told = {
@@ -179,13 +178,15 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("read_due", {**due, "service": "nobody"}),
         ("launch", launch(size=10, awaited=True, run=run_id(OPEN))),
         ("launch", launch(size=1)),
+        ("launch_across", launch(size=10, awaited=True, run=run_id(OPEN))),
+        ("launch_across", launch(size=1, via_broker=True)),
         ("launch", launch(size=1, via_broker=True)),
         ("find_home", {"schema": DEFAULT_SCHEMA}),
         ("read_listeners", {"document": document({"topics": ["t", "u"], "sagas": ["saga 1"]})}),
         ("take_in", {**below, "lineages": [None] * 10, "ids": batch(size=10)["ids"]}),
         ("take_in", below),
         ("take_in", {**below, "service": "shop"}),
-        ("take_in", {**below, "lineages": [None] * 10, "service": "shop", "homes": [HOME] * 10,
+        ("take_in_across", {**below, "lineages": [None] * 10, "service": "shop", "homes": [HOME] * 10,
                      "above": [str(run_id(OPEN))] * 10, "expects": ['[["shop","saga 1"]]'] * 10}),
         ("take_in", {**below, "lineages": [None] * 10, "topics": ["topic in order"] * 10, "keys": ["key"] * 10}),
         ("lock_lane", {"lane": run_id(1)}),

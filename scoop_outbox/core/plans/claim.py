@@ -110,6 +110,7 @@ class Executor:
         failures: those that this process knows.
         draining: whether the process ends: then a run is left to others after the step in hand.
         via_broker: whether a broker carries messages, so that each service takes them in at a time of its own.
+        across: whether sagas of other homes may be waited for.
         deployment: which versions of the sagas living workers have; this process is alone unless given.
         reports: told of what has become of runs.
     """
@@ -123,6 +124,7 @@ class Executor:
     failures: Known
     draining: Callable[[], bool] = lambda: False
     via_broker: bool = False
+    across: Callable[[], bool] = lambda: False
     deployment: Deployment = field(default_factory=Deployment)
     reports: Reports = field(default_factory=_Silent)
 

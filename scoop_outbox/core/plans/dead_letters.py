@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from scoop_outbox.core.plans.homes import Identity
-from scoop_outbox.core.plans.intake import intake_params, started_elsewhere
+from scoop_outbox.core.plans.intake import intake_params, started_elsewhere, taking_in
 from scoop_outbox.core.statement import BEGIN, COMMIT, ROLLBACK, Plan, ask, statement
 from scoop_outbox.errors import PayloadError
 from scoop_outbox.message import Envelope
@@ -172,7 +172,7 @@ def replay(letter: int) -> Plan[Replay]:
     params = intake_params([contents.envelope], service, Identity(*home[0]))
     known, reported = started_elsewhere([contents.envelope], params)
     handles = statement("is_handled", message=contents.envelope.id, service=service)
-    answers = yield from ask(*known, statement("take_in", **params), *reported, handles, drop)
+    answers = yield from ask(*known, statement(taking_in(params), **params), *reported, handles, drop)
     started, handled = answers[len(known)], answers[-2]
     if not handled[0][0]:
         yield from ask(ROLLBACK)

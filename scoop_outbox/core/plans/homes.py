@@ -26,6 +26,9 @@ from scoop_outbox.wire.control import (
     homes_topic,
 )
 
+AT_ONCE = 500
+"""How many children of a home that is forgotten are ended in one transaction."""
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:

@@ -63,7 +63,7 @@ def take_in(
     params = intake_params(envelopes, service, home)
     known, reported = started_elsewhere(envelopes, params)
     buried = [statement("bury_incoming", **_buried(unusable, service))] if unusable else []
-    taking = statement("take_in", **params)
+    taking = statement(taking_in(params), **params)
     started = (yield from ask(BEGIN, *known, taking, *reported, *buried, COMMIT))[1 + len(known)]
     for run_id, of, saga, _ in started:
         hints.mail(of, saga, "", run_id, 0.0)
@@ -97,6 +97,11 @@ def read_listening(service: str, topics: Sequence[str]) -> Plan[dict[str, set[st
     return found
 
 
+def taking_in(params: Mapping[str, Any]) -> str:
+    """Return the name of the statement that takes in what parameters say: one for homes that cooperate costs more."""
+    return "take_in_across" if "homes" in params else "take_in"
+
+
 def started_elsewhere(
     envelopes: Sequence[Envelope], params: Mapping[str, Any]
 ) -> tuple[list[Statement], list[Statement]]:
@@ -106,7 +111,7 @@ def started_elsewhere(
     """
     told = [
         (envelope.id, home, envelope.headers[REPLY_TO])
-        for envelope, home in zip(envelopes, params["homes"], strict=True)
+        for envelope, home in zip(envelopes, params.get("homes", ()), strict=False)
         if home is not None
     ]
     if not told:
@@ -130,9 +135,7 @@ def intake_params(envelopes: Sequence[Envelope], service: str | None, home: Iden
         foreign = home is not None and envelope.headers.get(HOME) != str(home.id)
         return None if foreign else envelope.headers.get(LINEAGE)
 
-    waits = [_waits(envelope, home) for envelope in envelopes]
-    from_there = list(zip(envelopes, waits, strict=True))
-    return {
+    params = {
         "ids": [envelope.id for envelope in envelopes],
         "topics": [envelope.topic for envelope in envelopes],
         "keys": [envelope.key for envelope in envelopes],
@@ -143,11 +146,15 @@ def intake_params(envelopes: Sequence[Envelope], service: str | None, home: Iden
         "contexts": [envelope.headers.get(CONTEXT) for envelope in envelopes],
         "launched_at": [envelope.headers.get(LAUNCHED_AT) for envelope in envelopes],
         "deadlines": [_deadlines(envelope) for envelope in envelopes],
-        "homes": [uuid.UUID(envelope.headers[HOME]) if waits else None for envelope, waits in from_there],
-        "above": [envelope.headers.get(LINEAGE) if waits else None for envelope, waits in from_there],
-        "expects": [envelope.headers[EXPECTS] if waits else None for envelope, waits in from_there],
         "service": service,
     }
+    waits = [_waits(envelope, home) for envelope in envelopes]
+    if any(waits):
+        from_there = list(zip(envelopes, waits, strict=True))
+        params["homes"] = [uuid.UUID(envelope.headers[HOME]) if waits else None for envelope, waits in from_there]
+        params["above"] = [envelope.headers.get(LINEAGE) if waits else None for envelope, waits in from_there]
+        params["expects"] = [envelope.headers[EXPECTS] if waits else None for envelope, waits in from_there]
+    return params
 
 
 def _deadlines(envelope: Envelope) -> str | None:

@@ -32,7 +32,12 @@ class Here:
 
 
 def launch(
-    emissions: Sequence[Emission], *, source: str = "scoop_outbox", via_broker: bool = False, here: Here | None = None
+    emissions: Sequence[Emission],
+    *,
+    source: str = "scoop_outbox",
+    via_broker: bool = False,
+    across: bool = False,
+    here: Here | None = None,
 ) -> Plan[Unhandled]:
     """Write messages from outside any run into the outbox, in whatever transaction is open.
 
@@ -43,6 +48,7 @@ def launch(
         emissions: the messages.
         source: who launches them.
         via_broker: whether a broker carries them, and not this home itself.
+        across: whether sagas of other homes may be waited for.
         here: who handles them and has not been announced; whoever waits for a message waits for them, too.
     """
     yield from check_handlers(emissions)
@@ -50,7 +56,7 @@ def launch(
     if not fresh:
         return []
     fresh = yield from date_launches(fresh, source)
-    unhandled, *_ = yield from ask(*_launching(fresh, here, via_broker=via_broker))
+    unhandled, *_ = yield from ask(*_launching(fresh, here, via_broker=via_broker, across=across))
     return _unhandled(unhandled, fresh, here)
 
 
@@ -60,6 +66,7 @@ def launch_and_commit(
     *,
     source: str = "scoop_outbox",
     via_broker: bool = False,
+    across: bool = False,
     here: Here | None = None,
 ) -> Plan[Unhandled]:
     """Do as `launch` in a transaction of its own."""
@@ -70,7 +77,8 @@ def launch_and_commit(
         return []
     fresh = yield from date_launches(fresh, source)
     begin = [] if any(one.given for one in emissions) else [BEGIN]
-    *_, unhandled = (yield from ask(*begin, *_launching(fresh, here, via_broker=via_broker), COMMIT))[: len(begin) + 1]
+    launching = _launching(fresh, here, via_broker=via_broker, across=across)
+    *_, unhandled = (yield from ask(*begin, *launching, COMMIT))[: len(begin) + 1]
     hints.outbox()
     return _unhandled(unhandled, fresh, here)
 
@@ -80,8 +88,11 @@ def _unhandled(places: Rows, emissions: Sequence[Emission], here: Here | None) -
     return [topic for topic in topics if here is None or not here.sagas.get(topic)]
 
 
-def _launching(emissions: Sequence[Emission], here: Here | None, *, via_broker: bool) -> Iterator[Statement]:
-    yield statement("launch", **launch_params(emissions, None, 0, via_broker=via_broker))
+def _launching(
+    emissions: Sequence[Emission], here: Here | None, *, via_broker: bool, across: bool
+) -> Iterator[Statement]:
+    params = launch_params(emissions, None, 0, via_broker=via_broker)
+    yield statement("launch_across" if across else "launch", **params)
     expected = [] if here is None else [(one.message_id, saga) for one in emissions for saga in here.sagas[one.topic]]
     if here is not None and expected:
         handlers = [{"id": str(message_id), "saga": saga} for message_id, saga in expected]

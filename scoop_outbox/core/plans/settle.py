@@ -69,7 +69,8 @@ def _hint(claimed: Claim, change: Transition, rows: Mapping[str, Rows], executor
         executor.hints.outbox()
     if change.emissions:
         executor.hints.outbox()
-        unhandled = [change.emissions[place - 1] for (place,) in rows["launch"]]
+        launched = rows.get("launch") or rows.get("launch_across") or ()
+        unhandled = [change.emissions[place - 1] for (place,) in launched]
         if topics := [one.topic for one in unhandled if not one.expects]:
             executor.reports.unhandled(topics)
     if change.wake_at is not None:
@@ -136,7 +137,8 @@ def _writes_run(claimed: Claim, change: Transition, executor: Executor) -> Itera
     yield from _marks(change)
     if change.emissions:
         seq = after.seq if record is None else record.seq
-        yield statement("launch", **launch_params(change.emissions, after, seq, via_broker=executor.via_broker))
+        params = launch_params(change.emissions, after, seq, via_broker=executor.via_broker)
+        yield statement("launch_across" if executor.across() else "launch", **params)
         yield from expected(change.emissions, after, seq)
     yield from news(change, elsewhere=_tells_elsewhere(claimed))
 

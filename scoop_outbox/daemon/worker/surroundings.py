@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from scoop_outbox._log import get_logger
 from scoop_outbox.core.plans import parking
-from scoop_outbox.core.plans.failures import Known
+from scoop_outbox.core.plans.homes import read_identity
 from scoop_outbox.core.plans.workers import is_relayed, read_strangers
 from scoop_outbox.daemon.hints import ProcessHints
 from scoop_outbox.daemon.worker import roster
@@ -20,6 +20,7 @@ from scoop_outbox.daemon.worker.roster import Roster
 from scoop_outbox.daemon.worker.waiting_requests import WaitingRequests
 from scoop_outbox.saga import Saga
 from scoop_outbox.store.async_driver import AsyncDriver
+from scoop_outbox.store.home import Home
 
 log = get_logger(__name__)
 
@@ -37,12 +38,12 @@ class Surroundings:
         service: whose worker.
         sagas: its sagas by each name that they have or had.
         roster: who else is there.
-        known: the failures that this process knows.
+        home: where the runs are.
         hints: tells of runs that go on.
     """
 
     def __init__(
-        self, service: str, sagas: Mapping[str, Saga], roster: Roster, known: Known, hints: ProcessHints
+        self, service: str, sagas: Mapping[str, Saga], roster: Roster, home: Home, hints: ProcessHints
     ) -> None:
         """Have seen nothing yet."""
         self._service = service
@@ -50,7 +51,8 @@ class Surroundings:
         self._roster = roster
         self._hints = hints
         self._relays = Relays()
-        self._requests = WaitingRequests(service, known, hints)
+        self._requests = WaitingRequests(service, home.failures, hints)
+        self._cooperation = home.cooperation
         self._missing: set[str] | None = None  # as it was at the first look
         self._look_for_strangers_at = 0.0  # never again once both looks are done
 
@@ -70,6 +72,8 @@ class Surroundings:
                 extra={"service": self._service, "run_id": run_id},
             )
         await self._requests.look(driver)
+        if self._cooperation.is_due:
+            self._cooperation.learn((await driver.run(read_identity())).name)
         self._relays.saw(there=await driver.run(is_relayed()))
         if now >= self._look_for_strangers_at:
             # Behind it: a look that failed does not count.

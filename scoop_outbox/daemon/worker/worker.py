@@ -83,7 +83,7 @@ class Worker:
         self._dispatcher = dispatcher = Dispatcher(slots, sagas, self.interruptions)
         # Slots are made later: they tell the feeder that one is free, and it asks for what they call.
         cancellations = Cancellations(lambda: self._slots.calling())  # noqa: PLW0108 - there are none yet
-        surroundings = Surroundings(service, sagas, self._roster, home.failures, hints)
+        surroundings = Surroundings(service, sagas, self._roster, home, hints)
         self._feeder = Feeder(service, sagas, self._roster, surroundings, self.interruptions, dispatcher, cancellations)
         executor = Executor(
             service,
@@ -95,6 +95,7 @@ class Worker:
             failures=home.failures,
             draining=lambda: dispatcher.stopping,
             via_broker=via_broker,
+            across=lambda: home.cooperation.active,
             reports=self.reports,
         )
         executors = Executors(executor, self._roster)

@@ -1,6 +1,6 @@
 -- Intake: messages become runs, each message once.
 
--- name: take_in
+-- name: take_in take_in_across
 -- A run's id is made of its message, service and saga, behind the time that the message's id begins with: taking a
 -- message in again cannot start a second run, and whoever knows the message knows its runs. The length of the service's
 -- name says where the saga's begins: names may hold whatever could stand between them.
@@ -10,10 +10,17 @@ with arrived as (
     select distinct on (id) *
     from unnest(%(ids)s::uuid[], %(topics)s::text[], %(keys)s::text[], %(bodies)s::bytea[],
                 %(content_types)s::text[], %(headers)s::text[], %(lineages)s::text[], %(contexts)s::text[],
-                %(launched_at)s::text[], %(deadlines)s::text[], %(homes)s::uuid[], %(above)s::text[], %(expects)s::text[])
+                %(launched_at)s::text[], %(deadlines)s::text[]
+                -- only: take_in_across
+                , %(homes)s::uuid[], %(above)s::text[], %(expects)s::text[]
+                -- both
+                )
          with ordinality
-         as m (id, topic, key, body, content_type, headers, lineage, context, launched_at, deadlines, home, above, expects,
-               ordinal)
+         as m (id, topic, key, body, content_type, headers, lineage, context, launched_at, deadlines
+               -- only: take_in_across
+               , home, above, expects
+               -- both
+               , ordinal)
     order by id, ordinal
 ), taken as (
     insert into {schema}.message (id, topic, key, body, content_type, headers)
@@ -49,6 +56,7 @@ with arrived as (
       and m.lineage is not null and (%(service)s::text is null or c.service = %(service)s::text)
     returning m.id, m.topic, m.key, m.lineage, m.context, m.launched_at, m.deadlines, c.service, c.saga,
               c.state = 'left_behind' as late
+-- only: take_in_across
 ), invited as (
     -- Whom another home waits for, as it has said. Whoever was cancelled before has a row already, and is not started.
     insert into {schema}.foreign_child (message_id, service, saga, run_id, home)
@@ -62,6 +70,7 @@ with arrived as (
     order by m.id, x.service, x.saga
     on conflict do nothing
     returning message_id, service, saga, run_id, home
+-- both
 ), known as (
     -- Launched for a name that a saga had once, it is the saga's all the same, also in its order.
     select topic, service, saga, ordered, lane from listening
@@ -84,6 +93,7 @@ with arrived as (
                    select from {schema}.run r where r.message_id = m.id and r.service = %(service)s::text offset 0
                )
           end
+      -- only: take_in_across
       -- Of a message that another home waits for, too. Who is waited for is its child, under whatever name, or has been
       -- cancelled: if only at this moment, so that it is the message that is asked, and not the row.
       and (m.home is null or not exists (
@@ -96,6 +106,7 @@ with arrived as (
       ) and not exists (
           select from {schema}.foreign_child f where f.message_id = m.id and f.service = s.service and f.cancelled
       ))
+      -- both
       -- What was ended before it was taken in starts nothing, of nobody.
       and (m.lineage is null or not exists (
           select from {schema}.child c
@@ -110,20 +121,28 @@ with arrived as (
       ))
 ), handled as (
     select e.id, e.key, e.lineage, e.context, e.launched_at, e.deadlines, e.service, e.saga,
-           coalesce(k.ordered, false) as ordered, coalesce(k.lane, e.saga) as lane, e.late, null::uuid as home
+           coalesce(k.ordered, false) as ordered, coalesce(k.lane, e.saga) as lane, e.late
+           -- only: take_in_across
+           , null::uuid as home
+           -- both
     from expected e
     left join known k on k.topic = e.topic and k.service = e.service and k.saga = e.saga
     union all
+    -- only: take_in_across
     select m.id, m.key, m.above, m.context, m.launched_at, m.deadlines, i.service, i.saga,
            coalesce(k.ordered, false), coalesce(k.lane, i.saga), false, i.home
     from invited i
     join arrived m on m.id = i.message_id
     left join known k on k.topic = m.topic and k.service = i.service and k.saga = i.saga
     union all
+    -- both
     -- What comes again when its hierarchy has been pruned, or its payload erased, starts nothing: its row says so, or there is
     -- none, no run above it, and a message at the top that has been pruned: the id of a run there begins as its message's.
     -- Behind everything else: most messages are expected, and nothing of this is asked for them.
-    select u.*, null::uuid
+    select u.*
+    -- only: take_in_across
+    , null::uuid
+    -- both
     from unexpected u
     where case when u.late then exists (
               select from {schema}.run p where p.id = right(u.lineage, 36)::uuid
@@ -141,14 +160,21 @@ with arrived as (
       )
 ), started as (
     insert into {schema}.run
-        (id, message_id, service, saga, lineage, parent_run, context, launched_at, deadlines, lane, late, parent_home)
+        (id, message_id, service, saga, lineage, parent_run, context, launched_at, deadlines, lane, late
+        -- only: take_in_across
+        , parent_home
+        -- both
+        )
     select n.id, h.id, h.service, h.saga, n.above || n.id, case when not h.late then n.above[cardinality(n.above)] end,
            h.context::json, h.launched_at::json, h.deadlines::json,
            -- A run does not wait for one above it, which waits for it.
            case when h.ordered and (h.late or not exists (
                select from {schema}.lane_entry t where t.lane = l.lane and t.run_id = any(n.above)
            )) then l.lane end,
-           h.late, h.home
+           h.late
+           -- only: take_in_across
+           , h.home
+           -- both
     from handled h
     cross join lateral (
         select (left(h.id::text, 19) || '8' || left(

@@ -1,7 +1,8 @@
 -- Launching: messages from a step or from outside are written into the outbox.
 
--- name: launch
--- Who is waited for is frozen here, in the launching transaction: the sagas that are subscribed now.
+-- name: launch launch_across
+-- Who is waited for is frozen here, in the launching transaction: the sagas that are subscribed now. In a home that
+-- cooperates with others it is asked for theirs, too; that costs a quarter more, which nobody else shall pay.
 -- This runs on connections whose settings and driver are the user's, so the messages are one document: what the encoding
 -- of the client is, or how nulls and backslashes are read in arrays, cannot change it. The bodies lie beside it as they
 -- are, one behind the other. What is asked of a parameter stands in a select, so that the planner does not see its value:
@@ -15,17 +16,33 @@ with launched as (
                 deadline timestamptz)
     ) with ordinality as l (id, topic, key, start, size, content_type, headers, awaited, deadline, ordinal)
 ), listening as (
-    -- Once, however many of its topics are this one: a saga that has changed its topic is known under both. One that has
-    -- moved from one home to another is here if this home is one of them.
-    select t.topic, s.service, s.saga, case when not bool_or(s.home is null) then (array_agg(s.home))[1] end as home
+    -- Once, however many of its topics are this one: a saga that has changed its topic is known under both.
+    select t.topic, s.service, s.saga
+    -- only: launch_across
+           -- One that moves from one home to another is here if this home is one of them.
+           , case when not bool_or(s.home is null) then (array_agg(s.home))[1] end as home
+    -- both
     from (select distinct topic from launched) t
+    -- only: launch
+    join {schema}.subscription s on s.topic = t.topic or t.topic = any(s.names) or t.topic ~ s.pattern
+    -- both
+    -- only: launch_across
     join (
         select topic, service, saga, pattern, names, null::uuid as home from {schema}.subscription
         union all
         select topic, service, saga, pattern, names, home from {schema}.peer_subscription
     ) s on s.topic = t.topic or t.topic = any(s.names) or t.topic ~ s.pattern
+    -- both
     group by t.topic, s.service, s.saga
 ), expected as (
+    -- only: launch
+    insert into {schema}.child (message_id, service, saga, run_id, seq, ordinal, deadline)
+    select l.id, s.service, s.saga, %(run)s::uuid, %(seq)s::int, l.ordinal, l.deadline
+    from launched l
+    join listening s on s.topic = l.topic
+    where l.awaited
+    -- both
+    -- only: launch_across
     -- Nothing here is told of what handles a message from outside in another home: it is a child of the message.
     insert into {schema}.child (message_id, service, saga, run_id, seq, ordinal, deadline, home)
     select l.id, s.service, s.saga, case when l.awaited then %(run)s::uuid else l.id end, %(seq)s::int, l.ordinal,
@@ -33,23 +50,34 @@ with launched as (
     from launched l
     join listening s on s.topic = l.topic
     where l.awaited or s.home is not null
+    -- both
 ), rooted as (
     -- Where each service takes in at a time of its own, whoever waits for a root has to know which of them will.
     insert into {schema}.expected_root (message_id, services, sagas)
     select l.id, coalesce(array_agg(s.service) filter (where s.service is not null), array[]::text[]),
            coalesce(array_agg(s.saga) filter (where s.service is not null), array[]::text[])
     from launched l
-    left join listening s on s.topic = l.topic and s.home is null
+    left join listening s on s.topic = l.topic
+    -- only: launch_across
+    and s.home is null
+    -- both
     where (select %(via_broker)s::bool) and not l.awaited
     group by l.id
 ), written as (
-    insert into {schema}.outbox (shard, message_id, topic, key, body, content_type, headers, expects)
-    select abs(hashtext(coalesce(l.key, l.id::text)) %% {shards}), l.id, l.topic, l.key, l.body, l.content_type,
-           l.headers::json, (
-        select json_agg(json_build_array(s.service, s.saga) order by s.service, s.saga)::text
-        from listening s
-        where s.topic = l.topic and s.home is not null
+    insert into {schema}.outbox (shard, message_id, topic, key, body, content_type, headers
+    -- only: launch_across
+    , expects
+    -- both
     )
+    select abs(hashtext(coalesce(l.key, l.id::text)) %% {shards}), l.id, l.topic, l.key, l.body, l.content_type,
+           l.headers::json
+    -- only: launch_across
+           , (
+               select json_agg(json_build_array(s.service, s.saga) order by s.service, s.saga)::text
+               from listening s
+               where s.topic = l.topic and s.home is not null
+           )
+    -- both
     from launched l
     order by l.ordinal
 )
@@ -97,7 +125,11 @@ returning true
 -- Pairs of places in two lists: topics, and the sagas that may have to be subscribed to them.
 select t.place, n.place
 from json_array_elements_text(convert_from(%(document)b::bytea, 'UTF8')::json -> 'topics') with ordinality as t (topic, place)
-join {schema}.subscription s on s.topic = t.topic or t.topic = any(s.names) or t.topic ~ s.pattern
+join (
+    select topic, saga, pattern, names from {schema}.subscription
+    union all
+    select topic, saga, pattern, names from {schema}.peer_subscription
+) s on s.topic = t.topic or t.topic = any(s.names) or t.topic ~ s.pattern
 left join json_array_elements_text(convert_from(%(document)b::bytea, 'UTF8')::json -> 'sagas') with ordinality
      as n (saga, place) on n.saga = s.saga
 

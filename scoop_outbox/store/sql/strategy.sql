@@ -52,7 +52,11 @@ order by c.seq, c.ordinal, c.service, c.saga
 -- name: read_participants
 select t.topic, s.service, s.saga
 from unnest(%(topics)s::text[]) as t (topic)
-join {schema}.subscription s on s.topic = t.topic or t.topic = any(s.names) or t.topic ~ s.pattern
+join (
+    select topic, service, saga, pattern, names from {schema}.subscription
+    union all
+    select topic, service, saga, pattern, names from {schema}.peer_subscription
+) s on s.topic = t.topic or t.topic = any(s.names) or t.topic ~ s.pattern
 group by t.topic, s.service, s.saga
 order by t.topic, s.service, s.saga
 
