@@ -2,7 +2,7 @@
 
 const FRAME = /^\s*at (?:async )?(?:(?:new |Object\.)?(.+?) \()?(.+?):(\d+):\d+\)?$/;
 const HERE = new URL('.', import.meta.url).href;
-const MACHINERY = ['failure.js', 'home.js', 'steps.js'].map((file) => HERE + file);
+const MACHINERY = ['failure', 'home', 'participant', 'runs', 'steps'].map((name) => `${HERE}${name}.js`);
 const DEEPEST = 32; // levels of causes
 const LONGEST = 65_536; // characters of a message
 
@@ -29,12 +29,11 @@ function framesOf(error) {
     .split('\n')
     .map((line) => FRAME.exec(line))
     .filter((match) => match && !match[2].startsWith('node:') && !MACHINERY.includes(match[2]))
-    .map(([, functionName, file, line]) => ({
+    .map(([, functionName, file, line]) => {
       // Never a path that tells how a machine is laid out.
-      fileName: file.startsWith(HERE) ? file.slice(HERE.length) : file.split('/').at(-1),
-      lineNumber: Number(line),
-      className: null,
-      functionName: functionName ?? null,
-    }))
+      const fileName = file.startsWith(HERE) ? file.slice(HERE.length) : file.split('/').at(-1);
+      const className = fileName.replace(/\.\w+$/, '');
+      return { fileName, lineNumber: Number(line), className, functionName: functionName ?? null };
+    })
     .reverse();
 }

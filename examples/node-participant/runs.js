@@ -8,7 +8,8 @@
 import { failure } from './failure.js';
 import { runId } from './wire.js';
 
-const ORDERS = ['roll_back', 'cancel', 'where'];
+const ORDERS = ['roll_back', 'cancel', 'where', 'release'];
+const ENDED = ['committed', 'rolled_back', 'rollback_failed'];
 const AS_JSON = ['envelope', 'context', 'told', 'result', 'failure', 'obstacle'];
 const PLAIN = ['state', 'position', 'due', 'generation', 'rollback_by'];
 const CHANGING = [...PLAIN, 'told', 'context', 'result', 'failure', 'obstacle'];
@@ -22,6 +23,9 @@ function loaded(row) {
   const asJson = AS_JSON.filter((name) => name in row);
   return { ...row, ...Object.fromEntries(asJson.map((name) => [name, JSON.parse(row[name]) ?? undefined])) };
 }
+
+/** Return how a child is named in an order. */
+const named = ({ message, run, service, saga, generation }) => ({ message, run, service, saga, generation });
 
 export class Runs {
   constructor(home, service) {
@@ -63,7 +67,9 @@ export class Runs {
   follow(replyTo, { order, children, reason, context, rollbackBy }) {
     if (!ORDERS.includes(order)) throw new Error(`an unknown order: ${order}`);
     for (const child of children) {
-      const run = this.load(child.run) ?? this.#remember(child, replyTo);
+      const known = this.load(child.run);
+      if (!known && order === 'release') continue;
+      const run = known ?? this.#remember(child, replyTo);
       // A home that was restored from a backup has forgotten what it said: what it says next has to be newer than that.
       const forgot = child.generation > run.generation;
       if (forgot) run.generation = child.generation;
@@ -71,16 +77,26 @@ export class Runs {
       if (run.state === 'unknown') {
         this.#answer(run, order);
       } else if (order === 'roll_back' && run.state === 'committed') {
-        Object.assign(run, { context: context ?? run.context, rollback_by: rollbackBy ?? null });
-        this.rollBack(run, failure('ParentSaidSo', null, this.source(run), [reason]));
-      } else if (order !== 'where' && run.state === 'running') {
+        Object.assign(run, { context: { ...run.context, ...context }, rollback_by: rollbackBy ?? null });
+        this.rollBack(run, reason);
+      } else if (['roll_back', 'cancel'].includes(order) && run.state === 'running') {
         this.rollBack(run, failure('GaveUp', null, this.source(run), [reason]));
+      } else if (order === 'release' && ENDED.includes(run.state)) {
+        this.#release(run);
       } else if (forgot) {
         this.tell(run, run.told.state, run.told);
       } else if (order === 'where') {
         this.#say(run.reply_to, run.message, 'news', { children: [run.told] });
       }
       this.save(run);
+    }
+  }
+
+  /** Nothing above will ever ask for this run again, and so nothing will for those below it. */
+  #release(run) {
+    this.home.change('update run set reply_to = null where id = ?', run.id);
+    for (const child of this.home.all('select * from child where parent = ?', run.id)) {
+      this.#say(child.reply_to, run.id, 'orders', { order: 'release', children: [named(child)] });
     }
   }
 
@@ -107,13 +123,15 @@ export class Runs {
   }
 
   /** Give a child the order that it needs for its parent to go back, unless it has it. */
-  order(run, { run: id, message, service, saga, generation, state, ordered, reply_to: replyTo }) {
-    const order = { waiting: 'cancel', started: 'cancel', committed: 'roll_back' }[state];
-    if (!order || order === ordered) return;
-    this.home.change('update child set ordered = ? where run = ?', order, id);
-    const children = [{ message, run: id, service, saga, generation }];
-    const { failure: reason, context, rollback_by: rollbackBy } = run;
-    this.#say(replyTo, run.id, 'orders', { order, children, reason, context, rollbackBy: rollbackBy ?? undefined });
+  order(run, child) {
+    const order = { waiting: 'cancel', started: 'cancel', committed: 'roll_back' }[child.state];
+    if (!order || order === child.ordered) return;
+    this.home.change('update child set ordered = ? where run = ?', order, child.run);
+    const children = [named(child)];
+    const reason = order === 'cancel' ? run.failure : failure('ParentSaidSo', null, this.source(run), [run.failure]);
+    const { context, rollback_by: rollbackBy } = run;
+    const members = { order, children, reason, context, rollbackBy: rollbackBy ?? undefined };
+    this.#say(child.reply_to, run.id, 'orders', members);
   }
 
   /** Say something to a home: at once if it is this one. */

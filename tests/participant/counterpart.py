@@ -18,6 +18,7 @@ Json = dict[str, Any]
 
 HOMES = "scoop.homes"
 REASON: Json = {"type": "OutOfPaper", "message": "no form left", "source": "order[w]", "stackTrace": [], "causes": []}
+SAID_SO: Json = {"type": "ParentSaidSo", "message": None, "source": "order[w]", "stackTrace": [], "causes": [REASON]}
 
 
 def run_id(message: str, service: str, saga: str) -> str:
@@ -110,7 +111,7 @@ class Counterpart:
     async def order(self, order: str, message: str, generation: int, **members: Any) -> None:
         """Give an order about the courier's run for a message."""
         child = {"message": message, "run": run_id(message, "courier", "book"), "service": "courier", "saga": "book"}
-        members.setdefault("reason", REASON)
+        members.setdefault("reason", SAID_SO if order == "roll_back" else REASON)
         await self.say("orders", order=order, children=[{**child, "generation": generation}], **members)
 
     def kinds(self, kind: str) -> list[Json]:

@@ -83,7 +83,7 @@ def test_there_are_cases_of_every_kind_state_and_order() -> None:
     cases = [json.loads(path.read_text("utf-8")) for path in CASES]
     bodies = [message["body"] for case in cases for message in said(case, "in", "out")]
     assert {body["kind"] for body in bodies} == set(OF_KINDS)
-    assert {body["order"] for body in bodies if body["kind"] == "orders"} == {"roll_back", "cancel", "where"}
+    assert {body["order"] for body in bodies if body["kind"] == "orders"} == {"roll_back", "cancel", "where", "release"}
     told = {child["state"] for body in bodies if body["kind"] == "news" for child in body["children"]}
     assert told == set(OF_STATES)
     assert len({case["about"] for case in cases}) == len(cases) >= 20

@@ -6,7 +6,7 @@ import uuid
 
 from scoop_outbox.failure import Failure
 from scoop_outbox.message import JSON, Envelope, uuid7
-from tests.participant.counterpart import REASON, Counterpart, run_id
+from tests.participant.counterpart import REASON, SAID_SO, Counterpart, run_id
 from tests.participant.node import Courier
 from tests.waiting import until
 
@@ -57,8 +57,7 @@ async def test_a_committed_child_is_undone(orders: Counterpart, courier: Courier
     await orders.told(message, "started", "committed")
     await orders.order("roll_back", message, 2, context={"tenant": "acme"})
     ended = await orders.told(message, "started", "committed", "rolled_back")
-    assert ended["failure"]["type"] == "ParentSaidSo"
-    assert ended["failure"]["causes"] == [REASON]
+    assert ended["failure"] == SAID_SO
     assert courier.query("select state from parcel where id = ?", message) == [("released",)]
 
 
@@ -155,12 +154,17 @@ async def test_a_child_launches_one_and_waits_for_it(orders: Counterpart, courie
     order = await orders.asked("roll_back")
     assert order["children"] == [{**child, "generation": 2}]
     assert order["reason"]["type"] == "ParentSaidSo"
+    assert order["reason"]["causes"] == [SAID_SO]
     assert order["context"] == {"tenant": "acme"}
     assert courier.query("select state from parcel") == [("booked",)]
     undone = {"failure": {**REASON, "type": "ParentSaidSo"}}
     await orders.say("news", children=[{**child, "generation": 3, "state": "rolled_back", **undone}])
     await orders.told(message, "started", "committed", "rolled_back")
     assert courier.query("select state from parcel") == [("released",)]
+
+    # Whoever has ended, and whose parent is pruned, tells its own children.
+    await orders.order("release", message, 3)
+    assert (await orders.asked("release"))["children"] == [{**child, "generation": 3}]
 
 
 async def child_of(orders: Counterpart, message: str) -> dict[str, object]:
