@@ -191,7 +191,8 @@ with given as (
     where g.generation > c.generation
       and g.run = (left(c.message_id::text, 19) || '8' || left(
                       md5(concat_ws(e'\n', c.message_id, length(c.service), c.service || c.saga)), 15))::uuid
-      and (c.open or g.state = 'rolling_back' and (
+      -- One that had ended goes on when it is rolled back further. If it has ended again by now, only that is told here.
+      and (c.open or g.state in ('rolling_back', 'rolled_back', 'rollback_failed') and (
           c.state = 'committed' or c.state = 'rollback_failed' and not c.consumed
       ))
     order by c.message_id, c.service, c.saga
@@ -212,7 +213,7 @@ with given as (
         obstacle = case when f.state = 'unknown' then f.failure else f.obstacle end,
         failed_at = case when f.state not in ('started', 'rolling_back', 'committed') then clock_timestamp() end,
         healing = case
-            when f.state = 'rolling_back' then exists (
+            when f.state = 'rolling_back' or f.state = 'rolled_back' and c.state = 'rollback_failed' then exists (
                 select from {schema}.run p where p.id = c.run_id and p.state = 'rollback_failed' offset 0
             )
             else c.healing
