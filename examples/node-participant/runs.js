@@ -150,7 +150,7 @@ export class Runs {
 
   /** Go on with a rollback that has failed. */
   heal(run) {
-    this.rollBack(run, run.failure);
+    this.rollBack(Object.assign(run, { rollback_by: null }), run.failure);
     this.tell(run, 'rolling_back');
   }
 

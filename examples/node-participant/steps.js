@@ -35,12 +35,13 @@ export class Steps {
     if (children.some(isOpen)) return;
     const source = this.runs.source(run);
     const failed = children.filter(({ state }) => state !== 'committed');
-    const deadline = run.envelope.deadlines?.happyPath?.deadline;
+    const { deadline, source: of } = run.envelope.deadlines?.happyPath ?? {};
     if (failed.length) {
       const message = `Child failure occurred while suspended in step [${steps[run.position - 1].step.name}]`;
       this.runs.rollBack(run, failure('ChildRolledBack', message, source, failed.map(reasonOf)));
     } else if (isPast(deadline)) {
-      const missed = failure('MissedHappyPathDeadline', `Missed happy path deadline at ${deadline}`, source);
+      const text = `Missed happy path deadline of ${of} at ${deadline}`;
+      const missed = failure('MissedHappyPathDeadline', text, source);
       this.runs.rollBack(run, failure('GaveUp', null, source, [missed]));
     } else if (run.position === steps.length) {
       this.#end(run, 'committed', { result: run.result });
@@ -86,8 +87,9 @@ export class Steps {
       const causes = stuck.map((child) => child.obstacle ?? reasonOf(child));
       return failure('ChildRollbackFailed', message, source, causes);
     }
-    const late = `Missed rollback deadline at ${run.rollback_by}`;
-    return isPast(run.rollback_by) ? failure('MissedRollbackDeadline', late, source) : undefined;
+    if (!isPast(run.rollback_by)) return undefined;
+    const missed = failure('MissedRollbackDeadline', `Missed rollback deadline at ${run.rollback_by}`, source);
+    return failure('GaveUp', null, source, [missed, run.failure]);
   }
 
   /** Go on with a rollback that children were in the way of, once none of them is. */

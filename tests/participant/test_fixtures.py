@@ -173,4 +173,6 @@ def test_the_participant_in_node_does_what_they_show(example: Path) -> None:
         check=False,
     )
     assert ended.returncode == 0, ended.stdout
-    assert re.search(rf"^# pass {len(CASES)}$", ended.stdout, re.MULTILINE), ended.stdout
+    passed = re.search(r"^# pass (\d+)$", ended.stdout, re.MULTILINE)
+    assert passed is not None, ended.stdout
+    assert int(passed[1]) > len(CASES)
