@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from scoop_outbox import Answer, DistributedError, GaveUp, RunState
+from tests.carriers import Carrier
+from tests.participant.counterpart import HOMES, REASON, SAID_SO, Counterpart, Json, run_id
 from tests.participant.node import Courier
 from tests.scenarios.cancelling import FEELZ
 from tests.scenarios.shop import LONG, Gate, Journal, Shop, launches, raises
@@ -217,3 +219,36 @@ async def test_a_crash_of_node_loses_nothing(shop: Shop, courier: Courier, journ
             await handle.wait(LONG * 2)
     assert parcels(courier) == ["booked"] * 12
     assert journal.count("root-1") == journal.count("invoice-0") == 12
+
+
+async def test_what_a_home_tells_together_counts_as_if_it_had_been_told_one_after_the_other(
+    shop: Shop, broker: str, carrier: Carrier, journal: Journal
+) -> None:
+    shop.saga("root", "R", launches("invoices.write"), raises())
+    there = "scoop.control.shop"
+    async with Counterpart(broker, carrier._prefix) as billing, shop.running():
+        mine: Json = {"topic": "invoices.write", "pattern": None, "names": [], "service": "billing", "saga": "invoice"}
+        await billing.say("subscriptions", HOMES, revision=1, subscriptions=[mine], known={})
+        await until(lambda: billing.kinds("confirmed"), LONG)
+        handle = await shop.app.launch("R", None)
+        await until(lambda: billing.messages, LONG)
+        (message,) = billing.messages
+        child = {"message": message.id, "run": run_id(message.id, "billing", "invoice")}
+        child |= {"service": "billing", "saga": "invoice"}
+        await billing.say("news", there, children=[{**child, "generation": 2, "state": "committed"}])
+        await billing.asked("roll_back")
+        stuck = {"generation": 3, "state": "rollback_failed", "failure": SAID_SO, "obstacle": REASON}
+        await billing.say("news", there, children=[{**child, **stuck}])
+        with pytest.raises(DistributedError):
+            await handle.wait(LONG)
+        assert await shop.states(handle) == {"root": RunState.ROLLBACK_FAILED}
+
+        further = {**child, "generation": 4, "state": "rolling_back"}
+        undone = {**child, "generation": 5, "state": "rolled_back", "failure": SAID_SO}
+        await billing.say("news", there, children=[further, undone])
+
+        async def is_undone() -> bool:
+            return await shop.states(handle) == {"root": RunState.ROLLED_BACK}
+
+        await until(is_undone, LONG)
+    assert journal == ["root-0", "root-1", "root-rb0"]
