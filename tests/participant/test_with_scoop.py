@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from scoop_outbox import Answer, DistributedError, GaveUp, RunState
+from scoop_outbox import Answer, DistributedError, GaveUp, Handle, RunState
 from tests.carriers import Carrier
 from tests.participant.counterpart import HOMES, REASON, SAID_SO, Counterpart, Json, run_id
 from tests.participant.node import Courier
@@ -221,20 +221,40 @@ async def test_a_crash_of_node_loses_nothing(shop: Shop, courier: Courier, journ
     assert journal.count("root-1") == journal.count("invoice-0") == 12
 
 
+async def waited_for(shop: Shop, billing: Counterpart) -> tuple[Handle, Json]:
+    """Launch a message on R, and return the child that its root has in the home that is written out."""
+    mine: Json = {"topic": "invoices.write", "pattern": None, "names": [], "service": "billing", "saga": "invoice"}
+    await billing.say("subscriptions", HOMES, revision=1, subscriptions=[mine], known={})
+    await until(lambda: billing.kinds("confirmed"), LONG)
+    handle = await shop.app.launch("R", None)
+    await until(lambda: billing.messages, LONG)
+    (message,) = billing.messages
+    run = run_id(message.id, "billing", "invoice")
+    return handle, {"message": message.id, "run": run, "service": "billing", "saga": "invoice"}
+
+
+async def test_a_home_that_is_asked_before_a_message_has_come_may_say_so(
+    shop: Shop, broker: str, carrier: Carrier, journal: Journal
+) -> None:
+    shop.saga("root", "R", launches("invoices.write"), None)
+    there = "scoop.control.shop"
+    async with Counterpart(broker, carrier._prefix) as billing, shop.running():
+        handle, child = await waited_for(shop, billing)
+        unknown = {"generation": 1, "state": "unknown", "failure": REASON}
+        await billing.say("news", there, children=[{**child, **unknown}])
+        await billing.say("news", there, children=[{**child, "generation": 1, "state": "started"}])
+        await billing.say("news", there, children=[{**child, "generation": 2, "state": "committed"}])
+        await handle.wait(LONG)
+    assert journal == ["root-0", "root-1"]
+
+
 async def test_what_a_home_tells_together_counts_as_if_it_had_been_told_one_after_the_other(
     shop: Shop, broker: str, carrier: Carrier, journal: Journal
 ) -> None:
     shop.saga("root", "R", launches("invoices.write"), raises())
     there = "scoop.control.shop"
     async with Counterpart(broker, carrier._prefix) as billing, shop.running():
-        mine: Json = {"topic": "invoices.write", "pattern": None, "names": [], "service": "billing", "saga": "invoice"}
-        await billing.say("subscriptions", HOMES, revision=1, subscriptions=[mine], known={})
-        await until(lambda: billing.kinds("confirmed"), LONG)
-        handle = await shop.app.launch("R", None)
-        await until(lambda: billing.messages, LONG)
-        (message,) = billing.messages
-        child = {"message": message.id, "run": run_id(message.id, "billing", "invoice")}
-        child |= {"service": "billing", "saga": "invoice"}
+        handle, child = await waited_for(shop, billing)
         await billing.say("news", there, children=[{**child, "generation": 2, "state": "committed"}])
         await billing.asked("roll_back")
         stuck = {"generation": 3, "state": "rollback_failed", "failure": SAID_SO, "obstacle": REASON}
