@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
+import pytest
 
 from scoop_outbox.devservers.rabbitmq import start_rabbitmq
 from tests.docs.markdown import blocks, comparable, links, programs
@@ -52,6 +53,7 @@ def without_what_differs(text: str) -> str:
     return re.sub(r"CZ-\w{6}", "CZ-", comparable(text))
 
 
+@pytest.mark.timeout(300)  # it starts a server, and five programs
 def test_orders_end_as_the_readme_says(
     example: Path, database_url: str, rabbitmq_installed: None, tmp_path: Path
 ) -> None:
