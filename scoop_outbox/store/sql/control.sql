@@ -266,6 +266,8 @@ with given as (
       and (c.open or g.state in ('rolling_back', 'rolled_back', 'rollback_failed') and (
           c.state = 'committed' or c.state = 'rollback_failed' and not c.consumed
       ))
+      -- Its message may still be on its way: who asks where a child is may be quicker.
+      and not (g.state = 'unknown' and c.state = 'waiting')
     order by c.message_id, c.service, c.saga
     for update of c
 ), told as (
