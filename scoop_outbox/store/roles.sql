@@ -79,8 +79,8 @@ begin
             ('launcher reader operator', 'run', 'select', 'context inherited result'),
             -- Who is executing it is found by that, and the transaction that has the lock.
             ('launcher reader operator', 'run', 'select (xmax)', ''),
-            ('launcher reader', 'child', 'select', 'result'),
-            ('launcher reader', 'request', 'select', 'result'),
+            ('launcher reader operator', 'child', 'select', 'result'),
+            ('launcher reader operator', 'request', 'select', 'result'),
             ('launcher reader operator', 'expected_root', 'select', ''),
             ('launcher reader operator', 'failure', 'select', ''),
             ('launcher reader operator', 'lane_entry', 'select', ''),
@@ -142,8 +142,8 @@ begin
 
             -- To cancel, undo and mend runs, to end the work of others, to replay dead letters, to forget handlers.
             ('operator', 'run', 'update', ''),
-            ('operator', 'child', 'select, update', ''),
-            ('operator', 'request', 'select, insert, update', ''),
+            ('operator', 'child', 'update', ''),
+            ('operator', 'request', 'insert, update', ''),
             ('operator', 'failure', 'insert', ''),
             ('operator', 'step', 'update', ''),
             ('operator', 'mailbox', 'delete', ''),
