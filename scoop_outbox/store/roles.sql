@@ -89,13 +89,17 @@ begin
             ('launcher reader operator', 'saga_version', 'select', ''),
             ('launcher reader operator', 'step', 'select', ''),
             ('launcher reader operator', 'worker', 'select', ''),
+            ('launcher reader operator', 'peer', 'select', ''),
+            ('launcher reader operator', 'peer_subscription', 'select', ''),
+            ('launcher reader operator', 'foreign_child', 'select', ''),
 
             -- To launch, and to wait for the result.
             ('launcher worker', 'outbox', 'insert', ''),
-            ('launcher', 'child', 'insert (message_id, service, saga, run_id, seq, ordinal, deadline)', ''),
+            ('launcher', 'child', 'insert (message_id, service, saga, run_id, seq, ordinal, deadline, home)', ''),
             ('launcher worker', 'expected_root', 'select, insert, update', ''),
             ('launcher worker', 'launched', 'select, insert, delete', ''),
             ('launcher', 'run', 'select (result)', ''),
+            ('launcher', 'child', 'select (result)', ''),
 
             -- To make a service known, to take in, to execute. To lock a row, Postgres asks for the right to update some
             -- column of it.
@@ -114,6 +118,13 @@ begin
             ('worker', 'saga_version', 'select, insert, update', ''),
             ('worker', 'dead_letter', 'insert', ''),
 
+            -- To cooperate with other homes. Each process says what this home is called; only the first one is heard.
+            ('worker', 'home', 'update', ''),
+            ('relay', 'home', 'update (name)', ''),
+            ('worker', 'peer', 'select, insert, update', ''),
+            ('worker', 'peer_subscription', 'select, insert, update, delete', ''),
+            ('worker', 'foreign_child', 'select, insert, update', ''),
+
             -- To publish.
             ('relay', 'outbox', 'select, delete', ''),
             ('relay', 'outbox_shard', 'select, update', ''),
@@ -128,6 +139,8 @@ begin
             ('intake operator', 'lane_entry', 'insert', ''),
             ('intake', 'lane_entry', 'select (run_id, lane)', ''),
             ('intake operator', 'mailbox', 'insert', ''),
+            ('intake operator', 'foreign_child', 'insert', ''),
+            ('intake', 'foreign_child', 'select', ''),
 
             -- To remove what has ended long ago, to erase its payload, and to read it for an archive.
             ('pruner', 'message', 'select, update, delete', ''),

@@ -56,6 +56,8 @@ EXECUTING = asked_by(
         "requests",
         "rollback",
         "home",
+        "homes",
+        "control",
     ),
 )
 NEEDED = {
