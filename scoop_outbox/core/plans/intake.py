@@ -113,7 +113,7 @@ def started_elsewhere(envelopes: Sequence[Envelope], params: Mapping[str, Any]) 
     return [statement("report_started", ids=list(ids), homes=list(homes), reply_to=list(reply_to), service=service)]
 
 
-def _waits(envelope: Envelope, home: Identity | None) -> bool:
+def waits_elsewhere(envelope: Envelope, home: Identity | None) -> bool:
     """Tell whether another home waits for a message to be handled here."""
     if home is None or EXPECTS not in envelope.headers or REPLY_TO not in envelope.headers:
         return False
@@ -127,7 +127,7 @@ def intake_params(envelopes: Sequence[Envelope], service: str | None, home: Iden
         foreign = home is not None and envelope.headers.get(HOME) != str(home.id)
         return None if foreign else envelope.headers.get(LINEAGE)
 
-    waits = [_waits(envelope, home) for envelope in envelopes]
+    waits = [waits_elsewhere(envelope, home) for envelope in envelopes]
     from_there = list(zip(envelopes, waits, strict=True))
     return {
         "ids": [envelope.id for envelope in envelopes],
