@@ -40,11 +40,13 @@ begin
     end loop;
 
     -- Whoever retires a handler has to see whether others are in the middle of a launch.
-    begin
-        execute format('grant pg_read_all_stats to %I', prefix || '_operator');
-    exception when insufficient_privilege then
-        raise warning 'grant pg_read_all_stats to % failed: `scoop-outbox handlers forget` needs it', prefix || '_operator';
-    end;
+    if not pg_has_role(prefix || '_operator', 'pg_read_all_stats', 'member') then
+        begin
+            execute format('grant pg_read_all_stats to %I', prefix || '_operator');
+        exception when insufficient_privilege then
+            raise warning 'grant pg_read_all_stats to % failed: handlers forget needs it', prefix || '_operator';
+        end;
+    end if;
 end
 $scoop_outbox$;
 

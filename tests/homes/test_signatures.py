@@ -25,8 +25,11 @@ async def dead_letters(shop: Shop) -> list[tuple[Any, ...]]:
     return await shop.ask("select service, topic, body, reason from scoop_outbox.dead_letter order by id")
 
 
-async def test_homes_that_share_keys_cooperate_while_they_change_them(make_home: MakeHome, journal: Journal) -> None:
-    orders, stock = make_home("orders", control_keys=[OLD, NEW]), make_home("stock", control_keys=f"{NEW}, {OLD}")
+async def test_homes_that_share_keys_cooperate_while_they_change_them(
+    make_home: MakeHome, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCOOP_OUTBOX_CONTROL_KEYS", f"{OLD}\n{NEW}")
+    orders, stock = make_home("orders"), make_home("stock", control_keys=f"{NEW}, {OLD}")
     family(orders, stock)
     async with running(orders, stock):
         handle = await orders.app.launch("R", None)

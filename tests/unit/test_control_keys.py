@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from scoop_outbox import DefinitionError, Scoop
 from scoop_outbox.app import service_of
 from scoop_outbox.broker.protocol import ACKNOWLEDGED, Receipt
+from scoop_outbox.cli import main
 from scoop_outbox.client.control_keys import control_keys
 from scoop_outbox.daemon.relay.signing import SigningPublisher
 from scoop_outbox.message import Envelope
@@ -68,6 +70,14 @@ def test_a_file_that_holds_no_keys_is_refused(
     with pytest.raises(DefinitionError, match=re.escape(says)) as refused:
         Scoop("shop")
     assert SECRET not in str(refused.value)
+
+
+def test_a_relay_that_is_started_with_a_wrong_key_says_so_and_does_not_show_it() -> None:
+    environment = {"SCOOP_OUTBOX_CONTROL_KEYS": SECRET}
+    ended = CliRunner().invoke(main, ["relay", "--database", "postgresql://nowhere/x"], env=environment)
+    assert ended.exit_code == 1
+    assert "control keys: entry 1 is not id:secret" in ended.output
+    assert SECRET[:12] not in ended.output
 
 
 class Sent:
