@@ -1,6 +1,7 @@
 """The whole work of services, relays, launching programs and operators, each with the rights of its role only."""
 
 import asyncio
+import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
@@ -35,6 +36,7 @@ from scoop_outbox import (
 from scoop_outbox.cli import main
 from scoop_outbox.core.plans.dead_letters import ReplayStatus
 from scoop_outbox.core.plans.handlers import ForgetStatus
+from scoop_outbox.daemon import maintenance
 from scoop_outbox.store.roles import script
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from scoop_outbox.store.url import parse_url
@@ -103,13 +105,16 @@ def ended(app: Scoop, handle: Handle) -> Callable[[], Awaitable[bool]]:
     return has_ended
 
 
-async def test_a_service_a_relay_and_a_program_that_launches_have_what_they_need(roles: Roles) -> None:
+async def test_a_service_a_relay_and_a_program_that_launches_have_what_they_need(
+    roles: Roles, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maintenance, "EVERY", 0.05)
     shop = Shop(roles.url("worker"))
     relay = Scoop("relay", database=roles.url("relay", "intake"))
     web_url = roles.url("launcher")
     web = Scoop("web", database=web_url)
     engine = create_async_engine(parse_url(web_url))
-    async with shop.app.running(relay=False), relay.running(worker=False):
+    async with shop.app.running(relay=False), relay.running(worker=False) as daemons:
         assert await (await web.launch("orders", "fine")).wait(LONG) == "done"
         async with AsyncSession(engine) as session, session.begin():
             joined = await web.launch("orders", "fine", session=session)
@@ -131,7 +136,14 @@ async def test_a_service_a_relay_and_a_program_that_launches_have_what_they_need
             await web.cancel(hanging.id, reason="no")
         assert await shop.app.cancel(hanging.id, reason="enough") is Answer.ACCEPTED
         await until(ended(web, hanging), LONG)
+        # Nor does a relay prune that is not to; it says so once, and goes on.
+        await until(lambda: daemons.maintenance is not None and daemons.maintenance.looks >= 3, LONG)
     await engine.dispose()
+    told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    (said,) = [one for one in told if "permission denied" in one]
+    assert said.startswith(
+        "maintenance: not permitted (this relay prunes nothing: InsufficientPrivilege 42501: permission"
+    )
     for one in (shop.app, relay, web):
         await one.close()
 
