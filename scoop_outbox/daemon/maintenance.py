@@ -96,22 +96,26 @@ class Maintenance:
                 pause = EVERY
                 if self._owns():
                     try:
-                        await self._look()
+                        await self._prune()
                         await self._silence.look(await self._database.connect())
                         self._database.answered()
                     except DATABASE_ERRORS as error:
-                        if not is_forbidden(error):
-                            pause = await self._database.failed(error)
-                        else:
-                            await self._note_forbidden(error)
+                        pause = await self._database.failed(error)
                 else:
                     pause = min(EVERY, 1.0)
                 await self._sleep(pause)
         finally:
             await self._database.close()
 
-    async def _note_forbidden(self, error: Exception) -> None:
-        """Say once that this process may not prune; that is not tried again sooner than anything else."""
+    async def _prune(self) -> None:
+        """Remove what is due, if this process may; if not, say so once, and go on."""
+        try:
+            await self._look()
+            return
+        except DATABASE_ERRORS as caught:
+            if not is_forbidden(caught):
+                raise
+            error = caught
         if not self._forbidden:
             self._forbidden = True
             log.warning(

@@ -132,6 +132,12 @@ begin
             ('relay', 'outbox_shard', 'select, update', ''),
             ('relay', 'dead_letter', 'insert', ''),
 
+            -- And to ask other homes after children that have been silent for long.
+            ('relay', 'child', 'select (message_id, service, saga, run_id, seq, open, home, generation)', ''),
+            ('relay', 'step', 'select (run_id, seq, ended_at)', ''),
+            ('relay', 'peer', 'select', ''),
+            ('relay', 'outbox', 'insert', ''),
+
             -- To take in and nothing else: a relay of the built-in broker does, and whoever replays a dead letter.
             ('intake operator', 'message', 'insert, update (emptied_at)', ''),
             ('intake', 'message', 'select (id, created_at, emptied_at, forget_at)', ''),
@@ -154,6 +160,9 @@ begin
             ('pruner', 'mailbox', 'select, delete', ''),
             ('pruner', 'expected_root', 'select, delete', ''),
             ('pruner', 'launched', 'select, delete', ''),
+            ('pruner', 'foreign_child', 'select, delete', ''),
+            ('pruner', 'peer', 'select', ''),
+            ('pruner', 'outbox', 'insert', ''),
 
             -- To cancel, undo and mend runs, to end the work of others, to replay dead letters, to forget handlers.
             ('operator', 'run', 'update', ''),
@@ -164,6 +173,7 @@ begin
             ('operator', 'mailbox', 'delete', ''),
             ('operator', 'lane_entry', 'update, delete', ''),
             ('operator', 'outbox', 'insert', ''),
+            ('operator', 'foreign_child', 'update', ''),
             ('operator', 'dead_letter', 'select, update (reason), delete', ''),
             ('operator', 'subscription', 'delete', ''),
             ('operator', 'expected_root', 'update', '')

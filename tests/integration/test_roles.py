@@ -62,7 +62,8 @@ EXECUTING = asked_by(
 )
 NEEDED = {
     "worker": EXECUTING | asked_by("parking", "progress", "inspect", "external") | HOME | {"look_at_outbox"},
-    "relay": asked_by("leases", "outbox") | {"list_services_via_broker", "is_relayed"} | HOME,
+    "relay": asked_by("leases", "outbox") | {"list_services_via_broker", "is_relayed", "name_home"} | HOME
+    | {"read_silent_children", "send_control"},
     "intake": {"take_in"} | HOME,
     "pruner": asked_by("prune") | {"read_archive"} | HOME,
     "launcher": asked_by("launch", "idempotency", "required_handlers", "progress") | HOME
@@ -88,9 +89,11 @@ def used_by(name: str) -> set[str]:
 LAUNCHED = {"outbox", "child", "expected_root", "launched"}
 FORBIDDEN = {
     "worker": asked_by("leases") | {"read_outbox", "delete_published", "drop_dead_letters", "prune", "erase_payload"},
-    "relay": {name for name in EXAMPLES if used_by(name) & {"run", "message", "step", "child", "request", "mailbox"}},
+    "relay": {name for name in EXAMPLES if used_by(name) & {"run", "message", "step", "child", "request", "mailbox"}}
+    - {"read_silent_children"},
     "intake": {name for name in EXAMPLES if used_by(name) & {"outbox", "request", "failure", "step"}},
-    "pruner": {name for name in EXAMPLES if written_by(name) & {"outbox", "subscription", "worker", "outbox_shard"}},
+    "pruner": {name for name in EXAMPLES if written_by(name) & {"outbox", "subscription", "worker", "outbox_shard"}}
+    - {"release_elsewhere", "send_control", "report_started"},
     "launcher": {name for name in EXAMPLES if written_by(name) - LAUNCHED} | {"read_taken_in", "read_outbox"},
     "operator": {"read_taken_in", "read_roots", "read_outbox", "claim_run", "prune", "acquire_shards"},
     "reader": {name for name in EXAMPLES if written_by(name)} | PAYLOAD | {"read_outbox", "read_dead_letter"},

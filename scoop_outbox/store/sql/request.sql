@@ -127,9 +127,16 @@ from (
     from (
         select c.*
         from below b
-        cross join lateral (select * from {schema}.child where run_id = b.id and home is not null offset 0) c
+        cross join lateral (
+            select child_run, message_id, service, saga, open, state, home, consumed
+            from {schema}.child
+            where run_id = b.id and home is not null
+            offset 0
+        ) c
         union all
-        select * from {schema}.child where message_id = %(target)s
+        select child_run, message_id, service, saga, open, state, home, consumed
+        from {schema}.child
+        where message_id = %(target)s
     ) c
     where c.home is not null and (c.open or c.state = 'rollback_failed' and not c.consumed)
 ) a
