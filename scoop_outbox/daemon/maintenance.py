@@ -111,18 +111,16 @@ class Maintenance:
         """Remove what is due, if this process may; if not, say so once, and go on."""
         try:
             await self._look()
-            return
-        except DATABASE_ERRORS as caught:
-            if not is_forbidden(caught):
+        except DATABASE_ERRORS as error:
+            if not is_forbidden(error):
                 raise
-            error = caught
-        if not self._forbidden:
-            self._forbidden = True
-            log.warning(
-                "maintenance: not permitted (this relay prunes nothing: %s; grant its user the role of the pruner)",
-                words(error.__cause__ or error),
-            )
-        await self._database.close()
+            if not self._forbidden:
+                self._forbidden = True
+                log.warning(
+                    "maintenance: not permitted (this relay prunes nothing: %s; grant its user the role of the pruner)",
+                    words(error.__cause__ or error),
+                )
+            await self._database.close()
 
     async def _look(self) -> None:
         """Look through the home once, and remove what is due."""
