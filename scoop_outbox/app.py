@@ -75,9 +75,13 @@ class Scoop:
             SCOOP_OUTBOX_HOME unless given. Once given, it stays, and is that of all processes of the database. Without
             one only services that share the database cooperate. Letters, digits and `-`, `_`, `.`; 100 at most. See
             docs/homes.md.
+        control_keys: secrets that homes which cooperate share, as `id:secret`: the first one signs what this home says
+            to others, and what others say has to be signed with one of them. The environment's
+            SCOOP_OUTBOX_CONTROL_KEYS, or the file that SCOOP_OUTBOX_CONTROL_KEYS_FILE names, unless given; without
+            keys nothing is signed or verified. See docs/security.md.
 
     Raises:
-        DefinitionError: a name cannot be used.
+        DefinitionError: a name or a key cannot be used.
         DatabaseError: the database's URL is wrong.
         BrokerError: no installed adapter serves the broker's URL, or the adapter refuses URL or settings.
     """
@@ -94,6 +98,7 @@ class Scoop:
         broker_settings: Mapping[str, object] | None = None,
         max_body: int = MAX_BODY,
         home: str | None = None,
+        control_keys: str | Iterable[str] | None = None,
     ) -> None:
         """Declare a service; nothing is opened."""
         servers = Servers(
@@ -104,6 +109,7 @@ class Scoop:
             schema=schema,
             max_body=max_body,
             home_name=home,
+            keys=control_keys,
         )
         self._service = Service(service, servers, group=group, start=start)
         self._launcher = Launcher(self._service)

@@ -142,8 +142,8 @@ def read_status(message_id: uuid.UUID, known: Known) -> Plan[Status]:
     Raises:
         UnknownMessage: the message has not been taken in here, or has been pruned.
     """
-    rows, roots = yield from read_hierarchy(message_id)
-    if not any(known and not pruned for _, known, *_, pruned in roots):
+    rows, is_known = yield from read_hierarchy(message_id)
+    if not is_known:
         raise UnknownMessage(f"message {message_id} has not been taken in here, or it has been pruned")
     steps, actions = yield from read_executions([row[0] for row in rows])
     named = [row[column] for row in rows for column in _FAILURES] + [row[_STEP_FAILURE] for row in steps]

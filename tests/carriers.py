@@ -57,6 +57,9 @@ class _OwnTopics:
     def most_bytes(self) -> int | None:
         return self._broker.most_bytes
 
+    def published_as(self, topic: str) -> str:
+        return self._broker.published_as(self._prefix + topic)
+
     def names(self, topic: str) -> Sequence[str]:
         return self._broker.names(self._prefix + topic)
 

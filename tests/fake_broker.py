@@ -91,6 +91,9 @@ class FakeBroker:
 
     most_bytes: int | None = None
 
+    def published_as(self, topic: str) -> str:
+        return topic
+
     def names(self, topic: str) -> Sequence[str]:
         return ()
 

@@ -165,6 +165,9 @@ class Broker(Protocol):
     def names(self, topic: str) -> Sequence[str]:
         """Return the other ways in which a topic can be written: what is launched under one is for its sagas, too."""
 
+    def published_as(self, topic: str) -> str:
+        """Return what the publisher writes into the header `scoop-topic` of messages on a topic: it may be signed."""
+
     def pattern(self, topic: str) -> str | None:
         """Return the regular expression of all topics whose messages a saga on `topic` gets.
 

@@ -21,6 +21,7 @@ from scoop_outbox.cli.log import is_json, with_log_format, with_log_level, write
 from scoop_outbox.cli.options import required
 from scoop_outbox.cli.requests import abandon, cancel, retry, rollback, skip
 from scoop_outbox.cli.retention import Archive, prune, with_retention
+from scoop_outbox.cli.roles import roles
 from scoop_outbox.cli.runs import runs
 from scoop_outbox.cli.settings import broker_settings, settings_of
 from scoop_outbox.cli.show import show
@@ -94,6 +95,7 @@ main.add_command(abandon)
 main.add_command(complete)
 main.add_command(fail)
 main.add_command(prune)
+main.add_command(roles)
 main.add_command(runs)
 main.add_command(show)
 
@@ -188,8 +190,17 @@ def postgres(folder: Path) -> None:
     show_default=True,
     help="Time limit of one attempt, during which other transactions wait.",
 )
+@click.option(
+    "--roles",
+    "prefix",
+    metavar="PREFIX",
+    envvar="SCOOP_OUTBOX_ROLES",
+    help="Migrate as PREFIX_owner, and give the roles of `roles print` what they need [env: SCOOP_OUTBOX_ROLES].",
+)
 @with_log_format
-def migrate(*, database: str | None, schema: str, wait: float, lock_timeout: float, log_format: str) -> None:
+def migrate(
+    *, database: str | None, schema: str, wait: float, lock_timeout: float, prefix: str | None, log_format: str
+) -> None:
     """Create or upgrade the tables. Safe to repeat, and to run from several places at once.
 
     Locks are taken in short attempts, so that other transactions do not wait for long. The log names who blocks them.
@@ -198,7 +209,8 @@ def migrate(*, database: str | None, schema: str, wait: float, lock_timeout: flo
 
     url = required(database)
     write_log("warning", log_format)
-    click.echo(f"schema {schema} is at revision {migrate(url, schema, wait=wait, lock_timeout=lock_timeout)}")
+    revision = migrate(url, schema, wait=wait, lock_timeout=lock_timeout, roles=prefix)
+    click.echo(f"schema {schema} is at revision {revision}")
 
 
 @main.command()

@@ -45,6 +45,7 @@ async def serve(
             alerts=service.alerts,
             kept=Kept(retention, service.archives),
             identity=identity,
+            control_keys=service.servers.control_keys,
         ) as running:
             yield running
     finally:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from scoop_outbox.broker import plugins
 from scoop_outbox.broker.protocol import Broker
+from scoop_outbox.client.control_keys import control_keys
 from scoop_outbox.client.waiters import Outcomes
 from scoop_outbox.core.plans.subscriptions import check_without_broker, list_services_via_broker
 from scoop_outbox.core.statement import Plan
@@ -51,14 +52,16 @@ class Servers:
         schema: the Postgres schema of our tables.
         max_body: the most bytes that a body, a context or a result may have.
         home_name: the name under which the database cooperates with others; the environment's unless given.
+        keys: the control keys; the environment's unless given.
 
     Attributes:
         broker: what its adapter makes of the URL; None is the built-in broker.
         schema: the Postgres schema of our tables.
         home_name: the name under which the database cooperates with others, if it was said.
+        control_keys: with what is signed and verified that homes are to believe; None does neither.
 
     Raises:
-        DefinitionError: the schema's name, the home's name or `max_body` cannot be used.
+        DefinitionError: the schema's name, the home's name, the keys or `max_body` cannot be used.
         DatabaseError: the database's URL is wrong.
         BrokerError: no installed adapter serves the broker's URL, or the adapter refuses URL or settings.
     """
@@ -73,6 +76,7 @@ class Servers:
         schema: str,
         max_body: int,
         home_name: str | None = None,
+        keys: str | Iterable[str] | None = None,
     ) -> None:
         """Open nothing yet."""
         self._service = service
@@ -83,6 +87,7 @@ class Servers:
         self.schema = checked_schema(schema)
         self._max_body = max_body
         self.home_name = checked_home_name(home_name or os.environ.get(HOME_VARIABLE))
+        self.control_keys = control_keys(keys)
         self.limits  # noqa: B018 - refuses what cannot be
         self._home: Home | None = None if self._database is None else self._open()
         self._hints: ProcessHints | None = None

@@ -21,7 +21,7 @@ from scoop_outbox.core.plans.pruner import ArchivedHierarchy, Counts, Found, Pru
 from scoop_outbox.daemon.silence import Silence
 from scoop_outbox.step import is_async
 from scoop_outbox.store.async_driver import AsyncDriver
-from scoop_outbox.store.faults import DATABASE_ERRORS
+from scoop_outbox.store.faults import DATABASE_ERRORS, is_forbidden, words
 from scoop_outbox.store.home import Home
 from scoop_outbox.store.reconnecting import ReconnectingDriver
 
@@ -82,6 +82,7 @@ class Maintenance:
         self._thorough_at = 0.0
         self._too_large: set[uuid.UUID] = set()
         self._silence = Silence(home.failures)
+        self._forbidden = False
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -95,7 +96,7 @@ class Maintenance:
                 pause = EVERY
                 if self._owns():
                     try:
-                        await self._look()
+                        await self._prune()
                         await self._silence.look(await self._database.connect())
                         self._database.answered()
                     except DATABASE_ERRORS as error:
@@ -104,6 +105,21 @@ class Maintenance:
                     pause = min(EVERY, 1.0)
                 await self._sleep(pause)
         finally:
+            await self._database.close()
+
+    async def _prune(self) -> None:
+        """Remove what is due, if this process may; if not, say so once, and go on."""
+        try:
+            await self._look()
+        except DATABASE_ERRORS as error:
+            if not is_forbidden(error):
+                raise
+            if not self._forbidden:
+                self._forbidden = True
+                log.warning(
+                    "maintenance: not permitted (this relay prunes nothing: %s; grant its user the role of the pruner)",
+                    words(error.__cause__ or error),
+                )
             await self._database.close()
 
     async def _look(self) -> None:

@@ -20,6 +20,7 @@ from scoop_outbox.daemon.intake.service import service_intake
 from scoop_outbox.daemon.maintenance import KEPT_FOR_EVER, Kept, Maintenance
 from scoop_outbox.daemon.relay.home_publisher import HomePublisher
 from scoop_outbox.daemon.relay.relay import Relay
+from scoop_outbox.daemon.relay.signing import SigningPublisher
 from scoop_outbox.daemon.running import Running
 from scoop_outbox.daemon.tuning import Tuning
 from scoop_outbox.daemon.worker.alerts import Alert
@@ -27,6 +28,7 @@ from scoop_outbox.daemon.worker.worker import Worker
 from scoop_outbox.errors import BrokerError
 from scoop_outbox.saga import Saga
 from scoop_outbox.store.home import Home
+from scoop_outbox.wire.signature import ControlKeys
 
 log = get_logger(__name__)
 
@@ -49,6 +51,7 @@ async def daemons(
     alerts: Sequence[Alert] = (),
     kept: Kept = KEPT_FOR_EVER,
     identity: Identity | None = None,
+    control_keys: ControlKeys | None = None,
 ) -> AsyncIterator[Running]:
     """Run relay, worker and intake in the background, and drain them at the end.
 
@@ -65,11 +68,12 @@ async def daemons(
         alerts: called for each run that gets stuck.
         kept: for how long what has ended is kept; whoever relays sees to it.
         identity: how other homes know this one; None, or one without a name, cooperates with none.
+        control_keys: with what is signed and verified that other homes are to believe, and this one; None does neither.
 
     Raises:
         BrokerError: the broker says that this cannot work; then the service has not been announced.
     """
-    relaying = await _relay(home, broker, hints) if relay else None
+    relaying = await _relay(home, broker, hints, identity, control_keys) if relay else None
     cooperates = worker and broker is not None and identity is not None and identity.name is not None
     if broker is None and identity is not None and identity.name is not None:
         log.warning("home: alone (home %s has no broker: it cooperates with no other)", identity.name)
@@ -81,9 +85,9 @@ async def daemons(
     intake = control = None
     if broker is not None and serving:
         limits = {"high": tuning.high_water, "low": tuning.high_water // 2}
-        intake = service_intake(home, broker, subscription, sagas, hints, announcer, **limits)
+        intake = service_intake(home, broker, subscription, sagas, hints, announcer, control_keys, **limits)
     if broker is not None and identity is not None and cooperates:
-        control = control_intake(home, broker, identity, hints)
+        control = control_intake(home, broker, identity, hints, control_keys)
     running = Running(home, relaying, executing, intake, subscription.service, list(names))
     running.control = control
     _start(running, hints, _maintenance(home, kept, relaying))
@@ -181,8 +185,10 @@ def _maintenance(home: Home, kept: Kept, relay: Relay | None) -> Maintenance | N
     return None if relay is None else Maintenance(home, kept, lambda: relay.is_first)
 
 
-async def _relay(home: Home, broker: Broker | None, hints: ProcessHints) -> Relay:
-    relay = Relay(home, await _publisher(home, broker, hints), hints)
+async def _relay(
+    home: Home, broker: Broker | None, hints: ProcessHints, identity: Identity | None, keys: ControlKeys | None
+) -> Relay:
+    relay = Relay(home, await _publisher(home, broker, hints, identity, keys), hints)
     try:
         await relay.check()
     except BrokerError:
@@ -191,10 +197,15 @@ async def _relay(home: Home, broker: Broker | None, hints: ProcessHints) -> Rela
     return relay
 
 
-async def _publisher(home: Home, broker: Broker | None, hints: ProcessHints) -> Publisher:
+async def _publisher(
+    home: Home, broker: Broker | None, hints: ProcessHints, identity: Identity | None, keys: ControlKeys | None
+) -> Publisher:
     if broker is None:
         return HomePublisher(home, hints)
-    return await broker.publisher(home.application)
+    publisher = await broker.publisher(home.application)
+    if identity is None or keys is None:
+        return publisher
+    return SigningPublisher(publisher, keys, identity.prefix, broker.published_as)
 
 
 def _report(task: asyncio.Task[None]) -> None:

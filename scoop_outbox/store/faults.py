@@ -53,6 +53,11 @@ def is_refusal(error: psycopg.Error) -> bool:
     return isinstance(error, psycopg.DataError | psycopg.IntegrityError) or (error.sqlstate or "").startswith("54")
 
 
+def is_forbidden(error: BaseException) -> bool:
+    """Tell whether a database says that its user may not do what was asked."""
+    return any(isinstance(one, psycopg.errors.InsufficientPrivilege) for one in (error, error.__cause__))
+
+
 def rolled_back(error: BaseException) -> bool:
     """Tell whether the database says by an error that it has undone the transaction, and committed nothing of it."""
     return isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith("40") and error.sqlstate != "40003"

@@ -19,15 +19,18 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from psycopg import sql
 
 from scoop_outbox._log import get_logger
 from scoop_outbox.errors import DatabaseError, DefinitionError
 from scoop_outbox.policy import seconds
 from scoop_outbox.store import queries
+from scoop_outbox.store.adaptation import ADAPTERS
 from scoop_outbox.store.blockers import Blocker, Onlooker, told
 from scoop_outbox.store.connect import blocking_engine, map_database_errors
 from scoop_outbox.store.ddl import defining
 from scoop_outbox.store.revisions import following, head, note_newer
+from scoop_outbox.store.roles import grants, owner_of
 from scoop_outbox.store.schema import DEFAULT_SCHEMA, checked_schema
 from scoop_outbox.store.url import redact_url
 
@@ -60,6 +63,7 @@ def migrate(
     *,
     wait: float | timedelta = WAIT,
     lock_timeout: float | timedelta = LOCK_TIMEOUT,
+    roles: str | None = None,
 ) -> str:
     """Create or upgrade the tables. Safe to run from several places at once, and again at any time.
 
@@ -72,25 +76,47 @@ def migrate(
         wait: for how long it is tried to lock tables that others use, in seconds or as a `timedelta`. What is done once
             they are locked takes as long as it takes.
         lock_timeout: for how long at a time others may have to wait behind that.
+        roles: what the names of the database's roles begin with. Everything is done as their owner, of which the user
+            has to be a member, and in the end each is granted what it needs, of new tables, too.
 
     Returns:
         The revision that the database has now.
 
     Raises:
-        DefinitionError: the schema's name cannot be used, or one of the times.
+        DefinitionError: the schema's name cannot be used, or one of the times, or the name of the roles.
         DatabaseError: the database cannot be reached, its user may not create tables, or others used the tables all the
             time; it names them.
     """
     checked_schema(schema)
     attempts = _Attempts(url, seconds(wait), seconds(lock_timeout))
     engine = blocking_engine(url)
+    if roles is not None:
+        _become(engine, owner_of(roles))
     onlooker = Onlooker(engine, schema)
     try:
         with _explained(url), engine.connect() as connection:
-            return _upgraded(_Tables(connection, schema), onlooker, attempts)
+            tables = _Tables(connection, schema)
+            revision = _upgraded(tables, onlooker, attempts)
+            if roles is not None:
+                tables.grant(roles)
+            return revision
     finally:
         onlooker.close()
         engine.dispose()
+
+
+def _become(engine: sa.Engine, role: str) -> None:
+    """Let every transaction be that of a role: behind a pooler, a session is not the same for long."""
+    statement = sql.SQL("set local role {}").format(sql.Identifier(role)).as_bytes(ADAPTERS).decode().replace("%", "%%")
+
+    @sa.event.listens_for(engine, "begin")
+    def become(connection: sa.Connection) -> None:
+        try:
+            connection.exec_driver_sql(statement, {})
+        except sa.exc.DataError as error:
+            raise DatabaseError(
+                f"there is no role {role}: an administrator of the database makes it with scoop-outbox roles print"
+            ) from error
 
 
 def _upgraded(tables: _Tables, onlooker: Onlooker, attempts: _Attempts) -> str:
@@ -210,6 +236,14 @@ class _Tables:
         config = _config(self._schema)
         config.attributes["connection"] = self.connection
         command.upgrade(config, target)
+
+    def grant(self, roles: str) -> None:
+        """Give roles what they need of the tables, in a transaction of its own; none meanwhile has less than before."""
+        with self.connection.begin():
+            # Two that grant at the same time would trip over each other.
+            self._ask(self._queries["lock_migrations"], lock=_LOCK)
+            for statement in grants(self._schema, roles):
+                self.connection.exec_driver_sql(statement.replace("%", "%%"), {})
 
     def _limit(self, left: float) -> None:
         # 0 would be no limit at all.

@@ -25,6 +25,8 @@ EXPECTS = "scoop-expects"
 """Which sagas of other homes the launching home waits for: a JSON list of pairs of a service and a saga."""
 REPLY_TO = "scoop-reply-to"
 """The control topic on which the launching home is told of them."""
+SIGNATURE = "scoop-signature"
+"""That somebody has sent the message who has one of the keys of homes that cooperate; see `signature`."""
 
 CONTENT_TYPE = "content-type"
 """What a launcher calls the media type of a body in its headers; at the broker it is where programs look for it."""

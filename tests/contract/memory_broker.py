@@ -155,6 +155,9 @@ class MemoryBroker:
     def names(self, topic: str) -> Sequence[str]:
         return ()
 
+    def published_as(self, topic: str) -> str:
+        return topic
+
     def pattern(self, topic: str) -> str | None:
         return None
 

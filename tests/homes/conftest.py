@@ -1,6 +1,7 @@
 """Fixtures of cooperation across homes: a database for each service, over each real broker."""
 
 from collections.abc import AsyncIterator, Callable, Generator
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -31,11 +32,11 @@ async def make_home(make_database: Callable[[], str], carrier: Carrier, journal:
     """Makes services, each in a home of its own that is called as the service, or in that of another one."""
     made: list[Shop] = []
 
-    def make(service: str, *, beside: Shop | None = None) -> Shop:
+    def make(service: str, *, beside: Shop | None = None, **options: Any) -> Shop:
         if beside is None:
-            app = Scoop(service, database=make_database(), home=service)
+            app = Scoop(service, database=make_database(), home=service, **options)
         else:
-            app = Scoop(service, database=service_of(beside.app).home.url, home=beside.app.service)
+            app = Scoop(service, database=service_of(beside.app).home.url, home=beside.app.service, **options)
         made.append(Shop(carrier.carry(app), journal, "mixed"))
         return made[-1]
 

@@ -127,6 +127,8 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("claim_again", {"run": run_id(OPEN), "seq": 1, "state": "running", "saga": "saga 1"}),
         ("read_children", {"run": run_id(OLD)}),
         ("read_children", {"run": run_id(OPEN)}),
+        ("read_children_without_results", {"run": run_id(OLD)}),
+        ("read_children_without_results", {"run": run_id(OPEN)}),
         ("read_untold", {"run": run_id(OPEN)}),
         ("read_instance", {"run": run_id(OLD)}),
         ("advance_run", advance),
@@ -157,6 +159,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("cancel_children", {**asked, "run": run_id(OPEN)}),
         ("tell_parent", told),
         ("read_children", {"run": run_id(FANOUT)}),
+        ("read_children_without_results", {"run": run_id(FANOUT)}),
         ("drop_mail_if_waiting", {"ids": [1, 2, 3], "run": run_id(FANOUT)}),
         ("tell_parent", {**told, "run": run_id(FANOUT + 30_000), "message": message_id(FANOUT + 30_000)}),
         ("drop_mail", {"ids": [1, 2, 3]}),
@@ -254,6 +257,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("read_revision", {}),
         ("read_roots", {"messages": [message_id(OLD + n) for n in range(10)]}),
         ("read_roots", {"messages": [uuid4()]}),
+        ("is_known", {"message": message_id(OLD)}),
         ("read_origins", {"messages": [message_id(OLD)], "trails": [FAILURE], "origins": [FAILURE]}),
         *[(name, {"message": message, "run": run, "most": 5})
           for name in ("read_open_runs", "read_not_taken_in")

@@ -38,6 +38,9 @@ class Made:
 
     most_bytes = None
 
+    def published_as(self, topic: str) -> str:
+        return topic
+
     def names(self, topic: str) -> Sequence[str]:
         return ()
 

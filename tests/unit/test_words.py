@@ -20,10 +20,10 @@ OF_THE_FIELD = """
     metrics migrate migrations mode names node options orders other outages output parking payments pipeline placement
     places plugin plugins policy polling pooler pools positions postgres prefetch prefixes preparing probe process
     processes progress properties protocol publisher publishing queries query queue rabbitmq reasons receiving
-    reconnecting record reports required reset revisions rounds route rows runner running same schema screen security
-    selection serve server session settings shipping show snapshot standalone start statement status stock stop storage
-    surroundings system tables time timeout tls topology traceback transaction trees trial types unhandled url
-    validation waiters waiting window
+    reconnecting record reports required reset revisions roles rounds route rows runner running same schema screen
+    security selection serve server session settings shipping show signing snapshot standalone start statement
+    status stock stop storage surroundings system tables time timeout tls topology traceback transaction trees trial
+    types unhandled url validation waiters waiting window
 """
 """Words of the field that need no explanation. Whoever adds one asks first whether the field has another."""
 WORDS = set(OF_THE_FIELD.split())

@@ -42,6 +42,10 @@ class KafkaBroker:
         """Return nothing: a topic of Kafka has one name."""
         return ()
 
+    def published_as(self, topic: str) -> str:
+        """Return the topic."""
+        return topic
+
     def pattern(self, topic: str) -> str | None:  # noqa: ARG002 - of the protocol
         """Return None: a topic of Kafka stands for itself alone."""
         return None

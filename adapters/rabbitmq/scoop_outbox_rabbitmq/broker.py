@@ -60,6 +60,10 @@ class RabbitBroker:
             return ()
         return [one for one in names(route(topic, self._settings.exchange), self._settings.exchange) if one != topic]
 
+    def published_as(self, topic: str) -> str:
+        """Return the exchange, a slash and the routing key."""
+        return str(route(topic, self._settings.exchange))
+
     def pattern(self, topic: str) -> str | None:
         """Return the regular expression of the topics that a topic with wildcards stands for; see `names`."""
         if topic in self._settings.queues:

@@ -138,7 +138,7 @@ def _read_facts(runs: Mapping[uuid.UUID, Row]) -> Plan[Mapping[uuid.UUID, Sequen
         return {}
     asked: list[Statement] = []
     for run, (body_seq, finaliser_seq) in runs.items():
-        asked += statement("read_children", run=run), statement("read_untold", run=run)
+        asked += statement("read_children_without_results", run=run), statement("read_untold", run=run)
         asked.append(statement("read_instance", run=run))
         asked.append(statement("read_body", run=run, body_seq=body_seq, finaliser_seq=finaliser_seq))
     answers = yield from ask(*asked)

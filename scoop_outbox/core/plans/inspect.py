@@ -10,12 +10,12 @@ from typing import Any
 from scoop_outbox.core.statement import READ_CLOCK, Plan, Rows, ask, statement
 
 
-def read_hierarchy(message_id: uuid.UUID) -> Plan[tuple[Rows, Rows]]:
-    """Return the runs below a message, parents first, and who was to handle it."""
-    runs, roots = yield from ask(
-        statement("read_hierarchy", message=message_id), statement("read_roots", messages=[message_id])
+def read_hierarchy(message_id: uuid.UUID) -> Plan[tuple[Rows, bool]]:
+    """Return the runs below a message, parents first, and whether it is known here and has not been pruned."""
+    runs, known = yield from ask(
+        statement("read_hierarchy", message=message_id), statement("is_known", message=message_id)
     )
-    return runs, roots
+    return runs, known[0][0]
 
 
 def read_executions(runs: Sequence[uuid.UUID]) -> Plan[tuple[Rows, Rows]]:

@@ -121,7 +121,7 @@ def started_elsewhere(
     return [known], [statement("report_started", ids=ids, homes=homes, service=params["service"])]
 
 
-def _waits(envelope: Envelope, home: Identity | None) -> bool:
+def waits_elsewhere(envelope: Envelope, home: Identity | None) -> bool:
     """Tell whether another home waits for a message to be handled here."""
     if home is None or EXPECTS not in envelope.headers or REPLY_TO not in envelope.headers:
         return False
@@ -148,7 +148,7 @@ def intake_params(envelopes: Sequence[Envelope], service: str | None, home: Iden
         "deadlines": [_deadlines(envelope) for envelope in envelopes],
         "service": service,
     }
-    waits = [_waits(envelope, home) for envelope in envelopes]
+    waits = [waits_elsewhere(envelope, home) for envelope in envelopes]
     if any(waits):
         from_there = list(zip(envelopes, waits, strict=True))
         params["homes"] = [uuid.UUID(envelope.headers[HOME]) if waits else None for envelope, waits in from_there]

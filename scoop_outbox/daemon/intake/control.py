@@ -25,6 +25,7 @@ from scoop_outbox.daemon.intake.intake import Intake
 from scoop_outbox.store.async_driver import AsyncDriver
 from scoop_outbox.store.home import Home
 from scoop_outbox.wire.control import Control, MalformedControl, Sender, read_control
+from scoop_outbox.wire.signature import ControlKeys
 
 log = get_logger(__name__)
 
@@ -36,16 +37,18 @@ class ControlInbox:
         home: this home.
         channel: the topic on which it is told something.
         hints: told which runs have mail, and which messages have been handled.
+        keys: what is said has to be signed with one of them; None asks for no signature.
 
     Attributes:
         counters: what was stored.
     """
 
-    def __init__(self, home: Home, channel: str, hints: Hints) -> None:
+    def __init__(self, home: Home, channel: str, hints: Hints, keys: ControlKeys | None = None) -> None:
         """Have stored nothing yet."""
         self._home = home
         self._channel = channel
         self._hints = hints
+        self._keys = keys
         self._identity: Identity | None = None
         self.counters = IntakeCounters()
 
@@ -66,6 +69,9 @@ class ControlInbox:
         controls: list[Control] = []
         unusable: list[Unusable] = []
         for one in deliveries:
+            if (problem := self._disbelief(one)) is not None:
+                unusable.append(Unusable(one.envelope, one.position, f"not believed: {problem}"))
+                continue
             try:
                 controls.append(_read(one))
             except MalformedControl as error:
@@ -79,6 +85,9 @@ class ControlInbox:
         if unusable:
             await self._bury(driver, unusable)
         self.counters.taken_in += len(controls)
+
+    def _disbelief(self, one: Delivery) -> str | None:
+        return None if self._keys is None else self._keys.problem(one.envelope.headers, one.envelope.body)
 
     def _is_foreign(self, sender: Sender) -> bool:
         """Tell whether another home has said it: what is said to all comes back to who has said it."""
@@ -120,7 +129,9 @@ def _read(one: Delivery) -> Control:
     return read_control(one.envelope.body)
 
 
-def control_intake(home: Home, broker: Broker, identity: Identity, hints: Hints) -> Intake:
+def control_intake(
+    home: Home, broker: Broker, identity: Identity, hints: Hints, keys: ControlKeys | None = None
+) -> Intake:
     """Return the intake of a home's control channel."""
     subscription = control_subscription(identity)
-    return Intake(home, broker, subscription, ControlInbox(home, subscription.group, hints))
+    return Intake(home, broker, subscription, ControlInbox(home, subscription.group, hints, keys))

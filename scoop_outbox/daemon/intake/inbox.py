@@ -11,11 +11,12 @@ from scoop_outbox._log import get_logger
 from scoop_outbox.broker.protocol import Delivery
 from scoop_outbox.core.plans.claim import Hints
 from scoop_outbox.core.plans.homes import Identity, read_identity
-from scoop_outbox.core.plans.intake import Unusable, bury, take_in
+from scoop_outbox.core.plans.intake import Unusable, bury, take_in, waits_elsewhere
 from scoop_outbox.daemon.bisection import bisect
 from scoop_outbox.daemon.counters import IntakeCounters
 from scoop_outbox.daemon.intake.validation import Validation
 from scoop_outbox.store.async_driver import AsyncDriver
+from scoop_outbox.wire.signature import ControlKeys
 
 log = get_logger(__name__)
 
@@ -27,16 +28,18 @@ class Inbox:
         service: whose they are.
         validation: says which of them cannot be taken in.
         hints: told which runs have mail.
+        keys: a message for which another home waits has to be signed with one of them; None asks for no signature.
 
     Attributes:
         counters: what was stored.
     """
 
-    def __init__(self, service: str, validation: Validation, hints: Hints) -> None:
+    def __init__(self, service: str, validation: Validation, hints: Hints, keys: ControlKeys | None = None) -> None:
         """Have stored nothing yet."""
         self._service = service
         self._validation = validation
         self._hints = hints
+        self._keys = keys
         self._home: Identity | None = None
         self.counters = IntakeCounters()
 
@@ -56,7 +59,8 @@ class Inbox:
         """Store in one transaction."""
         usable: list[Delivery] = []
         unusable: list[Unusable] = []
-        for one, reason in zip(deliveries, await self._validation.defects(driver, deliveries), strict=True):
+        for one, defect in zip(deliveries, await self._validation.defects(driver, deliveries), strict=True):
+            reason = self._disbelief(one) if defect is None else defect
             if reason is None:
                 usable.append(one)
             else:
@@ -82,6 +86,13 @@ class Inbox:
             )
         self.counters.taken_in += len(deliveries) - len(unusable)
         self.counters.dead_letters += len(unusable)
+
+    def _disbelief(self, one: Delivery) -> str | None:
+        """Say why it is not believed that another home waits for a message, if so."""
+        if self._keys is None or not waits_elsewhere(one.envelope, self._home):
+            return None
+        problem = self._keys.problem(one.envelope.headers, one.envelope.body)
+        return None if problem is None else f"another home is said to wait for it, but {problem}"
 
     async def _bury(self, driver: AsyncDriver, one: Delivery, error: psycopg.Error) -> None:
         """Make a dead letter of what the database refuses.

@@ -13,6 +13,7 @@ from scoop_outbox.daemon.intake.intake import Intake
 from scoop_outbox.daemon.intake.validation import Validation
 from scoop_outbox.saga import Saga
 from scoop_outbox.store.home import Home
+from scoop_outbox.wire.signature import ControlKeys
 
 
 def service_intake(
@@ -22,6 +23,7 @@ def service_intake(
     sagas: Mapping[str, Saga],
     hints: Hints,
     announcer: Announcer | None = None,
+    keys: ControlKeys | None = None,
     *,
     high: int = HIGH_WATER,
     low: int = LOW_WATER,
@@ -35,10 +37,11 @@ def service_intake(
         sagas: the service's sagas by name.
         hints: told which runs have mail.
         announcer: announces the service before anything is received, if that could not be done before.
+        keys: the control keys of this home, if it has any.
         high: no more is taken in while so many runs lie waiting for a slot...
         low: ...until there are no more than so many.
     """
     service = subscription.service
     validation = Validation(service, sagas, spellings(broker, subscription.topics), home.limits)
     backpressure = Backpressure(service, sagas, high, low)
-    return Intake(home, broker, subscription, Inbox(service, validation, hints), announcer, backpressure)
+    return Intake(home, broker, subscription, Inbox(service, validation, hints, keys), announcer, backpressure)

@@ -33,6 +33,12 @@ left join lateral (
 ) r on true
 order by r.failed_at, r.service, r.saga
 
+-- name: is_known
+-- Whether a message has been taken in, or somebody is to take it in, and its hierarchy has not been pruned.
+select exists (select from {schema}.message where id = %(message)s and forget_at is null)
+       or exists (select from {schema}.expected_root where message_id = %(message)s)
+          and not exists (select from {schema}.message where id = %(message)s)
+
 -- name: read_origins
 -- In which service, saga and step failures happened, below runs of some messages. The trails are all failures on the way
 -- from there to the origins: only children that failed with one of them are followed.
@@ -162,9 +168,14 @@ order by ended_at, run_id, seq
 -- What people have done about runs that were stuck, and said of the work of external participants.
 select target, kind, created_at, source, note, seq
 from (
-    select * from {schema}.request where target = any(%(runs)s) and kind in ('retry', 'skip', 'abandon')
+    -- Not all columns: who only looks may not read what was said as a result.
+    select id, target, kind, created_at, source, note, seq
+    from {schema}.request
+    where target = any(%(runs)s) and kind in ('retry', 'skip', 'abandon')
     union all
-    select * from {schema}.request where target = any(%(runs)s) and kind in ('complete', 'fail')
+    select id, target, kind, created_at, source, note, seq
+    from {schema}.request
+    where target = any(%(runs)s) and kind in ('complete', 'fail')
 ) q
 order by id
 

@@ -19,9 +19,9 @@ select r.id, r.state = 'running' or r.state = 'parked' and r.undo_seq is null, r
        coalesce((select f.type = 'RollbackRequested' from {schema}.failure f where f.id = r.failure), false),
        r.erased
 from (
-    select * from {schema}.run where id = %(target)s
+    select id, state, undo_seq, failure, erased from {schema}.run where id = %(target)s
     union all
-    select * from {schema}.run where message_id = %(target)s
+    select id, state, undo_seq, failure, erased from {schema}.run where message_id = %(target)s
 ) r
 
 -- name: read_to_come
@@ -64,9 +64,9 @@ with asked as (
     select r.id, r.service, r.saga, r.version, q.failure
     from {schema}.request q
     cross join lateral (
-        select * from {schema}.run where id = q.target
+        select id, service, saga, version, state, undo_seq from {schema}.run where id = q.target
         union all
-        select * from {schema}.run where message_id = q.target
+        select id, service, saga, version, state, undo_seq from {schema}.run where message_id = q.target
     ) r
     where q.kind = 'cancel' and q.target = %(target)s
       and (r.state = 'running' or r.state = 'parked' and r.undo_seq is null)
@@ -127,9 +127,16 @@ from (
     from (
         select c.*
         from below b
-        cross join lateral (select * from {schema}.child where run_id = b.id and home is not null offset 0) c
+        cross join lateral (
+            select child_run, message_id, service, saga, open, state, home, consumed
+            from {schema}.child
+            where run_id = b.id and home is not null
+            offset 0
+        ) c
         union all
-        select * from {schema}.child where message_id = %(target)s
+        select child_run, message_id, service, saga, open, state, home, consumed
+        from {schema}.child
+        where message_id = %(target)s
     ) c
     where c.home is not null and (c.open or c.state = 'rollback_failed' and not c.consumed)
 ) a

@@ -47,6 +47,25 @@ left join lateral (
 ) c on true
 order by c.ordinal
 
+-- name: read_children_without_results
+-- As `read_children` tells them, for whoever explains a run and may not see what its children have said.
+select o.open, c.message_id, c.saga, c.state, c.ordinal, null, c.failure, c.obstacle, c.failed_at, c.delivered,
+       case when o.open then (
+           select min(d.deadline) from {schema}.child d
+           where d.run_id = %(run)s and d.state = 'waiting' and d.deadline is not null
+       ) end
+from (select exists (select from {schema}.child where run_id = %(run)s and open) as open) o
+left join lateral (
+    select message_id, saga, state, ordinal, failure, obstacle, failed_at, delivered
+    from {schema}.child
+    where not o.open
+      and run_id = %(run)s
+      and seq = (select instance from {schema}.run where id = %(run)s)
+      and state <> 'committed' and not consumed
+    offset 0
+) c on true
+order by c.ordinal
+
 -- name: read_untold
 -- Whether a run that gives up has open children that do not know, and whether one of them lives in another home.
 select exists (
@@ -87,11 +106,11 @@ select i.seq, i.step, i.kind, i.iteration,
        f.seq, f.message_id, f.saga, f.state, f.ordinal, null, f.failure, f.obstacle, f.failed_at, f.delivered
 from instance i
 left join lateral (
-    select c.*
+    select c.seq, c.message_id, c.saga, c.state, c.ordinal, c.failure, c.obstacle, c.failed_at, c.delivered
     from {schema}.child c
     where c.run_id = i.run_id and c.seq = i.seq and c.state = 'rollback_failed' and not c.consumed
     union all
-    select c.*
+    select c.seq, c.message_id, c.saga, c.state, c.ordinal, c.failure, c.obstacle, c.failed_at, c.delivered
     from {schema}.child c
     where c.run_id = i.run_id and c.seq in (i.compensation_seq, i.handler_seq)
       and c.state in ('rolled_back', 'rollback_failed')
@@ -104,7 +123,7 @@ select s.seq, s.step, s.iteration,
        f.seq, f.message_id, f.saga, f.state, f.ordinal, null, f.failure, f.obstacle, f.failed_at, f.delivered
 from {schema}.step s
 left join lateral (
-    select c.*
+    select c.seq, c.message_id, c.saga, c.state, c.ordinal, c.failure, c.obstacle, c.failed_at, c.delivered
     from {schema}.child c
     where c.run_id = s.run_id and c.seq = %(finaliser_seq)s and c.state in ('rolled_back', 'rollback_failed')
       and not c.consumed

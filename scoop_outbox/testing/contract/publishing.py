@@ -8,7 +8,7 @@ from scoop_outbox.broker.protocol import Feature, PublishStatus
 from scoop_outbox.message import BYTES, JSON, Envelope, uuid7
 from scoop_outbox.testing.contract.selection import Contract, needs
 from scoop_outbox.testing.contract.trial import Trial, envelope, ids, in_order, named, numbered
-from scoop_outbox.wire.headers import PREFIX, key_text, text
+from scoop_outbox.wire.headers import PREFIX, TOPIC, key_text, text
 
 # The last one is about as large as a Kafka takes that nobody has told to take more.
 _BODIES = (b"", b"\0", b" \r\n padded\0\t\r\n ", b"\xff\xfe\x80", b'{"a":"\xc3\xa9"}', bytes(range(256)) * 3867)
@@ -103,6 +103,16 @@ class Publishing(Contract):
         await member.take(messages)
 
         assert ids(member.got) == ids(messages)
+
+    async def test_a_message_says_where_it_was_published_as_the_broker_says_that_it_will(self, trial: Trial) -> None:
+        topic = await trial.topic()
+        sender, member = await trial.sender(), await trial.member(topic)
+        messages = [envelope(topic)]
+
+        await sender.deliver(messages)
+        await member.take(messages)
+
+        assert [one.headers[TOPIC] for one in member.got] == [trial.broker.published_as(topic)]
 
     @needs(Feature.ORDER_PER_KEY)
     async def test_messages_of_a_key_come_in_order(self, trial: Trial) -> None:
