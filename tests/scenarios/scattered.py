@@ -9,14 +9,26 @@ import itertools
 import re
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import psycopg
 
-from scoop_outbox import Answer, External, Handle, Message, RunStatus, Saga, Scoop, Status, UnknownMessage
+from scoop_outbox import (
+    Answer,
+    External,
+    Handle,
+    Message,
+    RollbackAnswer,
+    RunStatus,
+    Saga,
+    Scoop,
+    Status,
+    UnknownMessage,
+)
 from scoop_outbox.app import service_of
 from scoop_outbox.daemon.running import Running
+from scoop_outbox.message import topic_name
 from tests.carriers import Carrier
 from tests.waiting import until
 
@@ -34,7 +46,7 @@ where r.lineage[1] = any(%s) and not exists (
 """
 """What a hierarchy has launched elsewhere and is handled here."""
 _LAUNCHES = "select child_run, seq from scoop_outbox.child where child_run = any(%s) and home is not null"
-_RUN = "select from scoop_outbox.run where id = %s"
+_RUN = "select from scoop_outbox.run where %s in (id, message_id)"
 _EXPECTED = "select from scoop_outbox.child where message_id = %s and (run_id = message_id or service = %s)"
 _KNOWN = """
 select h.id, h.revision, array(
@@ -52,11 +64,13 @@ class World:
         carrier: what carries messages between them.
 
     Attributes:
-        running: the services that run.
+        apps: the services, as tests see them.
+        running: those that run, each with its own home.
     """
 
     def __init__(self, database: str, make_database: Callable[[], str], carrier: Carrier) -> None:
         self.carrier = carrier
+        self.apps: list[Scattered] = []
         self.running: list[Scoop] = []
         self._databases = itertools.chain([database], iter(make_database, None))
         self._made: dict[str, str] = {}
@@ -84,7 +98,7 @@ class World:
 class Scattered(Scoop):
     """A service that keeps the first of its sagas, and gives each of the others a service and a home of its own.
 
-    What is launched is launched in the home of the first one.
+    What is launched is launched in the home of the first one that handles it.
 
     Args:
         world: where the homes are.
@@ -95,6 +109,7 @@ class Scattered(Scoop):
         super().__init__(service, database=world.database(service), home=world.home(service))
         self._world = world
         self._others: dict[str, Scoop] = {}
+        world.apps.append(self)
         world.carrier.carry(self)
 
     @property
@@ -104,8 +119,7 @@ class Scattered(Scoop):
 
     @property
     def sagas(self) -> Mapping[str, Saga]:
-        others = {name: saga for home in self._others.values() for name, saga in home.sagas.items()}
-        return {**others, **super().sagas}
+        return {name: saga for home in self.homes for name, saga in service_of(home).sagas.items()}
 
     def _at(self, saga: str) -> Scoop:
         """The service in which a saga is to live."""
@@ -124,6 +138,19 @@ class Scattered(Scoop):
     def external(self, name: str, on: Any, **options: Any) -> External[Any]:
         at = self._at(name)
         return super().external(name, on, **options) if at is self else at.external(name, on, **options)
+
+    def _listening(self, topic: Any) -> Scoop:
+        """The service that handles a topic."""
+        name = topic_name(topic)
+        return next(
+            (home for home in self.homes if any(saga.topic == name for saga in service_of(home).sagas.values())), self
+        )
+
+    async def launch(self, topic: Any, payload: Any, **options: Any) -> Handle:
+        return await Scoop.launch(self._listening(topic), topic, payload, **options)
+
+    def launch_sync(self, topic: Any, payload: Any, **options: Any) -> Handle:
+        return Scoop.launch_sync(self._listening(topic), topic, payload, **options)
 
     @asynccontextmanager
     async def running(self, **options: Any) -> AsyncIterator[Running]:
@@ -147,9 +174,14 @@ class Scattered(Scoop):
             await asyncio.gather(*tasks)
 
     async def announce(self) -> None:
-        for home in self._others.values():
-            await home.announce()
-        await super().announce()
+        """Announce all services, and let the homes that there are learn of it: who has never met others waits for none.
+
+        They run for as long as that takes.
+        """
+        async with AsyncExitStack() as stack:
+            for app in self._world.apps:
+                if app not in self._world.running:
+                    await stack.enter_async_context(app.running())
 
     async def close(self) -> None:
         for home in self._others.values():
@@ -195,9 +227,34 @@ class Scattered(Scoop):
         waits = [home for home in self._others.values() if _ask(home, _EXPECTED, message_id, home.service)]
         return Scoop.handle((*waits, self)[0], message_id)
 
+    def _where(self, participant: Any) -> Scoop:
+        """The service of somebody outside."""
+        name = participant if isinstance(participant, str) else participant.name
+        return next((home for home in self._others.values() if name in home.sagas), self)
+
     def _of(self, run_id: uuid.UUID) -> Scoop:
-        """The home where somebody does something about a run: its own."""
+        """The service in whose home a run is, or the runs of a message."""
         return next((home for home in self._others.values() if _ask(home, _RUN, run_id)), self)
+
+    # Somebody who does something about a run does it at the home where it is.
+
+    async def cancel(self, id: uuid.UUID, **said: Any) -> Answer:  # noqa: A002
+        return await Scoop.cancel(self._of(id), id, **said)
+
+    async def rollback(self, id: uuid.UUID, **said: Any) -> RollbackAnswer:  # noqa: A002
+        return await Scoop.rollback(self._of(id), id, **said)
+
+    async def complete(self, id: uuid.UUID, name: Any, **said: Any) -> Answer:  # noqa: A002
+        return await Scoop.complete(self._where(name), id, name, **said)
+
+    async def fail(self, id: uuid.UUID, name: Any, **said: Any) -> Answer:  # noqa: A002
+        return await Scoop.fail(self._where(name), id, name, **said)
+
+    def complete_sync(self, id: uuid.UUID, name: Any, **said: Any) -> Answer:  # noqa: A002
+        return Scoop.complete_sync(self._where(name), id, name, **said)
+
+    def fail_sync(self, id: uuid.UUID, name: Any, **said: Any) -> Answer:  # noqa: A002
+        return Scoop.fail_sync(self._where(name), id, name, **said)
 
     async def retry(self, run_id: uuid.UUID, **said: Any) -> Answer:
         return await Scoop.retry(self._of(run_id), run_id, **said)
