@@ -14,6 +14,8 @@ from scoop_outbox.message import Envelope
 
 BUILTIN, KAFKA, RABBITMQ = "builtin", "kafka", "rabbitmq"
 REAL = (KAFKA, RABBITMQ)
+HOMES = tuple(f"{name}-homes" for name in REAL)
+"""The real brokers, with a home for each saga."""
 
 
 class Carrier:
@@ -22,10 +24,14 @@ class Carrier:
     Args:
         url: the broker; None is the built-in one.
         settings: of its adapter.
+        scatters: whether each saga of a service has a home of its own.
     """
 
-    def __init__(self, url: str | None = None, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, url: str | None = None, settings: Mapping[str, str] | None = None, *, scatters: bool = False
+    ) -> None:
         self.url = url
+        self.scatters = scatters
         self._settings = dict(settings or {})
         self._prefix = f"t{secrets.token_hex(6)}."
 
@@ -131,4 +137,6 @@ class _OwnConsumer:
 
 def carrier_of(name: str, request: pytest.FixtureRequest, settings: Mapping[str, str]) -> Carrier:
     """The carrier of a name; its server is started when the first test needs it."""
-    return Carrier(None if name == BUILTIN else request.getfixturevalue(f"{name}_url"), settings)
+    broker, _, homes = name.partition("-")
+    url = None if name == BUILTIN else request.getfixturevalue(f"{broker}_url")
+    return Carrier(url, settings, scatters=bool(homes))

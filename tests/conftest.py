@@ -83,7 +83,8 @@ def _servers_of(item: pytest.Function) -> list[str]:
     return [
         name
         for name, fixtures in _SERVERS.items()
-        if fixtures & set(item.fixturenames) or any(value == name for value in parameters if isinstance(value, str))
+        if fixtures & set(item.fixturenames)
+        or any(value in (name, f"{name}-homes") for value in parameters if isinstance(value, str))
     ]
 
 

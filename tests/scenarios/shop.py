@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import itertools
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
@@ -27,6 +27,7 @@ from scoop_outbox import (
 from scoop_outbox.app import service_of
 from scoop_outbox.daemon.daemons import Daemons
 from tests.carriers import Carrier
+from tests.scenarios.scattered import Scattered
 from tests.waiting import until, until_blocking
 
 COLOURS = ("async", "blocking", "mixed")
@@ -157,6 +158,11 @@ class Shop:
         self.journal = journal
         self.colours = itertools.cycle(("async", "blocking") if colour == "mixed" else (colour,))
 
+    @property
+    def homes(self) -> Sequence[Scoop]:
+        """The services of which it is made, each with a database of its own: more than one if it is scattered."""
+        return self.app.homes if isinstance(self.app, Scattered) else [self.app]
+
     def coloured(self, body: Body) -> Body:
         """`body` as a callback of the colour whose turn it is."""
         return callback(next(self.colours), body)
@@ -246,14 +252,18 @@ class Shop:
         return handle, caught.value
 
     async def ask(self, statement: str, *params: object) -> list[tuple[Any, ...]]:
-        """Ask the service's database something."""
-        async with await psycopg.AsyncConnection.connect(service_of(self.app).home.url) as connection:
-            return await (await connection.execute(statement, params)).fetchall()
+        """Ask the service's database something; of a service that is scattered all of them, that of `app` first."""
+        found: list[tuple[Any, ...]] = []
+        for home in self.homes:
+            async with await psycopg.AsyncConnection.connect(service_of(home).home.url) as connection:
+                found += await (await connection.execute(statement, params)).fetchall()
+        return found
 
     async def execute(self, statement: str, *values: object, **named: object) -> None:
-        """Change something in the service's database."""
-        async with await psycopg.AsyncConnection.connect(service_of(self.app).home.url) as connection:
-            await connection.execute(statement.encode(), named or values)
+        """Change something in the service's database, or in all of them."""
+        for home in self.homes:
+            async with await psycopg.AsyncConnection.connect(service_of(home).home.url) as connection:
+                await connection.execute(statement.encode(), named or values)
 
     async def status(self, handle: Handle) -> Status:
         return await self.app.status(handle.id)

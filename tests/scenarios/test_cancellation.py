@@ -130,6 +130,7 @@ async def test_ca_06_cancelled_by_its_run_a_child_fails_for_its_parent(mixed: Sh
     assert await mixed.states(handle) == {"root": RunState.COMMITTED, "child": RunState.ROLLED_BACK}
 
 
+@pytest.mark.one_home("only its home knows whether a child has begun: that is waited for while it is down")
 @pytest.mark.everywhere
 async def test_ca_08_a_child_that_has_not_started_never_does(make_shop: MakeShop, carrier: Carrier) -> None:
     here, elsewhere = make_shop(), await announced(make_shop(service="elsewhere"), child="C")
@@ -250,6 +251,7 @@ async def test_operators_cancel_without_an_application(mixed: Shop, database_url
         assert runs.cancel(handle.id, source="me") is Answer.ALREADY_ROLLED_BACK
 
 
+@pytest.mark.one_home("only its home knows whether a child has begun: that is waited for while it is down")
 async def test_q14_the_message_of_a_cancelled_child_starts_no_late_run(make_shop: MakeShop, carrier: Carrier) -> None:
     here, newcomer = make_shop(), make_shop(service="newcomer")
     elsewhere = await announced(make_shop(service="elsewhere"), child="C")
@@ -266,6 +268,7 @@ async def test_q14_the_message_of_a_cancelled_child_starts_no_late_run(make_shop
     assert sorted(here.journal.entries) == ["child-0", "late-0", "root-0", "root-rb0"]
 
 
+@pytest.mark.one_home("it locks a table of the one database")
 async def test_a_message_that_is_taken_in_while_it_is_looked_for_is_cancelled(mixed: Shop, database_url: str) -> None:
     mixed.saga("root", "R", None)
     await mixed.app.announce()

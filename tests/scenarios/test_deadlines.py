@@ -216,6 +216,7 @@ async def test_a_run_that_waits_for_its_lane_gives_up_at_its_deadline(mixed: Sho
     assert mixed.journal == ["root-0"]
 
 
+@pytest.mark.one_home("only its home knows whether a child has begun: that is waited for while it is down")
 @pytest.mark.everywhere
 async def test_q53_a_child_that_never_starts_fails_at_its_deadline(make_shop: MakeShop, carrier: Carrier) -> None:
     here, elsewhere = make_shop(), await announced(make_shop(service="elsewhere"), child="C")
@@ -386,6 +387,7 @@ def launches_two(scope: Any, _: Any) -> None:
     scope.launch("D", None, timeout=2 * SOON)
 
 
+@pytest.mark.one_home("only its home knows whether a child has begun: that is waited for while it is down")
 @pytest.mark.parametrize("body", [launches_two, launches("C", deadline=LONG_AGO)], ids=["two", "long ago"])
 async def test_q53_each_child_that_never_starts_fails_at_its_deadline(
     make_shop: MakeShop, carrier: Carrier, body: Any
@@ -417,6 +419,7 @@ async def test_a_deadline_that_is_over_when_it_is_set_ends_the_run(make_shop: Ma
             await handle.wait(LONG)
 
 
+@pytest.mark.one_home("only its home knows whether a child has begun: that is waited for while it is down")
 async def test_children_that_somebody_is_about_to_take_in_are_looked_at_again(
     make_shop: MakeShop, carrier: Carrier, database_url: str
 ) -> None:
@@ -445,6 +448,7 @@ async def test_dl_08_the_budget_does_not_begin_with_the_step_that_fails(mixed: S
     assert mixed.journal == ["root-0", "root-1", "root-rb0"]
 
 
+@pytest.mark.one_home("only its home knows whether a child has begun: that is waited for while it is down")
 async def test_q20_a_budget_reaches_what_a_compensation_launches(make_shop: MakeShop, carrier: Carrier) -> None:
     here = make_shop()
     await announced(make_shop(service="elsewhere"), child="C")

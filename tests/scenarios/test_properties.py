@@ -123,10 +123,14 @@ class Entry:
 
 
 class Forest:
-    """A service that handles any tree: what a step does stands in the message."""
+    """A service that handles any tree: what a step does stands in the message.
 
-    def __init__(self, database: str) -> None:
-        self.app = Scoop("forest", database=database)
+    Args:
+        app: the service, without a saga.
+    """
+
+    def __init__(self, app: Scoop) -> None:
+        self.app = app
         self.entries: list[Entry] = []
         self._lock = threading.Lock()
         colours = itertools.cycle(("async", "blocking"))
@@ -171,7 +175,14 @@ class Forest:
 
         return undo
 
-    async def run(self, root: Node, *, cancel_after: int | None = None, **options: Any) -> tuple[RunStatus, ...]:
+    async def run(self, root: Node, **options: Any) -> tuple[RunStatus, ...]:
+        """Handle a tree while the service runs just for it, and return its runs; `options` as of `grow`."""
+        async with self.app.running():
+            runs = await self.grow(root, **options)
+        assert await self._left() == 0
+        return runs
+
+    async def grow(self, root: Node, *, cancel_after: int | None = None, **options: Any) -> tuple[RunStatus, ...]:
         """Handle a tree, and return its runs.
 
         Args:
@@ -179,17 +190,15 @@ class Forest:
             cancel_after: cancel it as soon as the journal has so many entries, if it ever has.
             options: of the launch.
         """
-        async with self.app.running():
-            handle = await self.app.launch(root.kind, root.payload(), **options)
-            waiting = asyncio.create_task(handle.wait(LONG))
-            if cancel_after is not None:
-                await until(lambda: len(self.entries) >= cancel_after or waiting.done(), LONG, 0.001)
-                await self.app.cancel(handle.id)
-            with contextlib.suppress(DistributedError, ExceptionGroup):
-                await waiting
-            runs = (await self.app.status(handle.id)).runs
-        assert await self._left() == 0
-        return runs
+        self.entries.clear()
+        handle = await self.app.launch(root.kind, root.payload(), **options)
+        waiting = asyncio.create_task(handle.wait(LONG))
+        if cancel_after is not None:
+            await until(lambda: len(self.entries) >= cancel_after or waiting.done(), LONG, 0.001)
+            await self.app.cancel(handle.id)
+        with contextlib.suppress(DistributedError, ExceptionGroup):
+            await waiting
+        return (await self.app.status(handle.id)).runs
 
     async def _left(self) -> int:
         """How much mail is left when everything has ended."""
@@ -218,7 +227,7 @@ def database(postgres_url: str, template_database: str) -> Iterator[str]:
 @given(root=trees())
 @settings(max_examples=12)
 async def test_promise_2_a_step_starts_when_everything_caused_before_has_finished(database: str, root: Node) -> None:
-    forest = Forest(database)
+    forest = Forest(Scoop("forest", database=database))
 
     runs = await forest.run(root)
 
@@ -233,7 +242,7 @@ async def test_promise_2_a_step_starts_when_everything_caused_before_has_finishe
 @given(root=failing_trees())
 @settings(max_examples=12)
 async def test_promise_2_a_failure_undoes_everything_in_reverse(database: str, root: Node) -> None:
-    forest = Forest(database)
+    forest = Forest(Scoop("forest", database=database))
 
     runs = await forest.run(root)
 
@@ -252,7 +261,7 @@ async def test_promise_2_a_failure_undoes_everything_in_reverse(database: str, r
 async def test_promise_36_whenever_a_hierarchy_is_cancelled_everything_is_undone_in_reverse(
     database: str, root: Node, entries: int
 ) -> None:
-    forest = Forest(database)
+    forest = Forest(Scoop("forest", database=database))
 
     runs = await forest.run(root, cancel_after=entries)
 
@@ -264,7 +273,7 @@ async def test_promise_36_whenever_a_hierarchy_is_cancelled_everything_is_undone
 async def test_promise_37_whenever_a_hierarchy_is_late_everything_is_undone_in_reverse(
     database: str, root: Node, within: float
 ) -> None:
-    forest = Forest(database)
+    forest = Forest(Scoop("forest", database=database))
 
     runs = await forest.run(root, timeout=within)
 

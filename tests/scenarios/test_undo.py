@@ -111,6 +111,7 @@ async def test_ur_02_a_part_is_undone_and_what_is_above_it_stays_committed(mixed
     assert await mixed.app.rollback(child.id, **FEELZ) == RollbackAnswer(Answer.ALREADY_ROLLED_BACK)
 
 
+@pytest.mark.one_home("not yet: whether a part of a hierarchy may be undone is judged by what one home knows")
 async def test_ur_03_ur_10_below_an_active_run_nothing_is_undone_before_it_has_ended(mixed: Shop) -> None:
     gate = Gate()
     mixed.saga("root", "R", launches("C"), gate)
@@ -176,6 +177,7 @@ async def test_ur_06_q9_an_active_run_is_not_undone_by_its_own_id(mixed: Shop) -
     assert mixed.journal == ["root-0", "root-1"]
 
 
+@pytest.mark.one_home("not yet: whether a part of a hierarchy may be undone is judged by what one home knows")
 async def test_ur_07_q49_what_could_not_be_rolled_back_is_refused(mixed: Shop) -> None:
     root, child = mixed.app.saga("root", "R"), mixed.app.saga("child", "C")
     mixed.step(root, "0", launches("C"))
@@ -208,6 +210,7 @@ async def test_ur_08_q49_what_has_rolled_back_by_itself_is_said_to_have(mixed: S
     assert mixed.journal == ["root-0", "root-1", "root-rb0"]
 
 
+@pytest.mark.one_home("not yet: whether a part of a hierarchy may be undone is judged by what one home knows")
 async def test_ur_09_q10_a_part_that_is_undone_already_does_not_hold_up_the_whole(mixed: Shop) -> None:
     family(mixed)
     handle = await mixed.run("R")
@@ -352,6 +355,7 @@ async def test_q8_what_is_active_is_waited_for(mixed: Shop, impatient: None) -> 
     assert mixed.journal.of("root")[-2:] == ["root-rb1", "root-rb0"]
 
 
+@pytest.mark.one_home("not yet: whether a part of a hierarchy may be undone is judged by what one home knows")
 async def test_q8_a_request_waits_for_an_ancestor_and_for_what_is_below(mixed: Shop, impatient: None) -> None:
     gates = Gate(), Gate()
     mixed.saga("root", "R", launches("C"), gates[0])
@@ -433,6 +437,7 @@ async def test_q8_what_is_active_is_cancelled_and_what_commits_all_the_same_is_u
     assert mixed.journal == ["root-0", "child-0", "root-1", *ended]
 
 
+@pytest.mark.one_home("not yet: whether a part of a hierarchy may be undone is judged by what one home knows")
 async def test_q8_of_sagas_that_handle_a_message_those_that_have_committed_are_undone_last(
     mixed: Shop, impatient: None
 ) -> None:
@@ -452,6 +457,7 @@ async def test_q8_of_sagas_that_handle_a_message_those_that_have_committed_are_u
     assert sorted(one for one in mixed.journal.entries if "rb" in one) == ["quick-rb0", "slow-rb0"]
 
 
+@pytest.mark.one_home("not yet: whether a part of a hierarchy may be undone is judged by what one home knows")
 async def test_requests_that_go_on_waiting_do_not_hold_up_those_behind_them(
     mixed: Shop, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -491,6 +497,7 @@ async def test_q12_a_hierarchy_with_a_failure_that_was_handled_is_undone(mixed: 
     assert mixed.journal.entries[-2:] == ["whole-rb0", "root-rb0"]
 
 
+@pytest.mark.one_home("not yet: whether a part of a hierarchy may be undone is judged by what one home knows")
 async def test_a_part_is_undone_by_its_message_in_every_saga_that_handles_it(mixed: Shop) -> None:
     mixed.saga("root", "R", launches("C"))
     mixed.saga("one", "C", None)
@@ -509,6 +516,7 @@ async def test_a_part_is_undone_by_its_message_in_every_saga_that_handles_it(mix
     assert mixed.journal.entries[5:] == ["root-rb0"]
 
 
+@pytest.mark.one_home("not yet: whether a part of a hierarchy may be undone is judged by what one home knows")
 async def test_while_a_part_is_being_undone_the_whole_is_refused_and_the_answer_says_why(mixed: Shop) -> None:
     gate = Gate()
     family(mixed, gate)
