@@ -6,7 +6,6 @@ import asyncio
 import contextvars
 import functools
 import uuid
-import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -45,8 +44,6 @@ CLAIM_TIMEOUT = 20.0
 """Seconds for which a launch under an id of the caller's waits for its turn; then, as long at most, for another
 transaction that launches it."""
 
-_Connection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
-
 
 class Home:
     """The database of a process: connections in both colours, and the statements.
@@ -83,7 +80,6 @@ class Home:
         self.cooperation = Cooperation()
         self.whose = Whose(self._read_id, self._read_id_blocking, self.url, self.schema)
         self._pools = Pools(self._async_engine)
-        self._opened: weakref.WeakSet[_Connection] = weakref.WeakSet()
 
     async def _read_id(self) -> uuid.UUID:
         async with self.driver() as driver:
@@ -95,7 +91,7 @@ class Home:
 
     def begin_anew(self) -> None:
         """Leave all connections to the process that has opened them, and open others when they are needed."""
-        for connection in list(self._opened):
+        for connection in list(self._pools.opened):
             disinherit(connection)
         self.__dict__.pop("_engine", None)  # it has locks, too
         self._begin()
@@ -128,7 +124,7 @@ class Home:
 
     def _note(self, opened: Any, _: object) -> None:
         """Remember a connection, also one that a driver opens in place of another: it is not a forked child's."""
-        self._opened.add(getattr(opened, "driver_connection", opened))
+        self._pools.opened.add(getattr(opened, "driver_connection", opened))
 
     async def connect(self) -> TimeLimitedDriver:
         """Open an async driver on which no step ever runs; the caller keeps it, and closes it."""
@@ -261,5 +257,5 @@ class Home:
     def connect_bare(self, application: str) -> psycopg.Connection[Any]:
         """Open a bare connection in autocommit, for LISTEN or NOTIFY. Behind a pooler it hears nothing."""
         connection = bare_connection(self.url, application, self._pooler)
-        self._opened.add(connection)
+        self._pools.opened.add(connection)
         return connection

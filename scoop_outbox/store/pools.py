@@ -6,8 +6,9 @@ import asyncio
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+import psycopg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from scoop_outbox.store.async_driver import AsyncDriver
@@ -88,6 +89,9 @@ class Pools:
     Args:
         engine: returns a new engine, for the pool of one event loop. Two loops that connected first with the same one
             waited for ever, on a lock of both.
+
+    Attributes:
+        opened: the connections that this process has opened, whoever keeps them.
     """
 
     def __init__(self, engine: Callable[[], AsyncEngine]) -> None:
@@ -95,6 +99,7 @@ class Pools:
         self._engine = engine
         self._lock = threading.Lock()
         self._blocking = BlockingPool()
+        self.opened: weakref.WeakSet[psycopg.Connection[Any] | psycopg.AsyncConnection[Any]] = weakref.WeakSet()
         self._of_loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncPool] = weakref.WeakKeyDictionary()
 
     @property

@@ -48,9 +48,9 @@ class World:
         self.clock = clock
         self.driver = Driver()
         self._caplog = caplog
-        self._surroundings = Surroundings(
-            "shop", {}, cast("Any", Roster()), cast("Any", None), cast("Any", SimpleNamespace())
-        )
+        home = SimpleNamespace(failures=None, cooperation=SimpleNamespace(is_due=False))
+        parts = cast("Any", Roster()), cast("Any", home), cast("Any", SimpleNamespace())
+        self._surroundings = Surroundings("shop", {}, *parts)
 
     async def look(self, *strangers: tuple[str, str, bool], after: float = 5.0) -> None:
         self.clock.now += after

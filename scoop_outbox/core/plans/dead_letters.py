@@ -172,7 +172,7 @@ def replay(letter: int) -> Plan[Replay]:
     params = intake_params([contents.envelope], service, Identity(*home[0]))
     known, reported = started_elsewhere([contents.envelope], params)
     handles = statement("is_handled", message=contents.envelope.id, service=service)
-    answers = yield from ask(*known, statement(taking_in(params), **params), *reported, handles, drop)
+    answers = yield from ask(*known, taking_in(params), *reported, handles, drop)
     started, handled = answers[len(known)], answers[-2]
     if not handled[0][0]:
         yield from ask(ROLLBACK)

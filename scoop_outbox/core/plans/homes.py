@@ -76,9 +76,10 @@ def name_home(name: str | None) -> Plan[Identity]:
         DefinitionError: it has another name already, another home has this name, or this is a copy of a home that has
             been named elsewhere.
     """
-    if name is not None:
-        yield from ask(statement("name_home", name=name))
     identity = yield from read_identity()
+    if name is not None and identity.name is None:
+        yield from ask(statement("name_home", name=name))
+        identity = yield from read_identity()
     if identity.name is not None:
         yield from _check_place(identity.name)
         yield from _check_namesakes(identity.name)

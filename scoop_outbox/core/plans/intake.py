@@ -63,7 +63,7 @@ def take_in(
     params = intake_params(envelopes, service, home)
     known, reported = started_elsewhere(envelopes, params)
     buried = [statement("bury_incoming", **_buried(unusable, service))] if unusable else []
-    taking = statement(taking_in(params), **params)
+    taking = taking_in(params)
     started = (yield from ask(BEGIN, *known, taking, *reported, *buried, COMMIT))[1 + len(known)]
     for run_id, of, saga, _ in started:
         hints.mail(of, saga, "", run_id, 0.0)
@@ -97,9 +97,9 @@ def read_listening(service: str, topics: Sequence[str]) -> Plan[dict[str, set[st
     return found
 
 
-def taking_in(params: Mapping[str, Any]) -> str:
-    """Return the name of the statement that takes in what parameters say: one for homes that cooperate costs more."""
-    return "take_in_across" if "homes" in params else "take_in"
+def taking_in(params: Mapping[str, Any]) -> Statement:
+    """Return the statement that takes in what parameters say: one for what other homes wait for costs more."""
+    return statement("take_in_across", **params) if "homes" in params else statement("take_in", **params)
 
 
 def started_elsewhere(

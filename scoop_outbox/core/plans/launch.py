@@ -92,7 +92,7 @@ def _launching(
     emissions: Sequence[Emission], here: Here | None, *, via_broker: bool, across: bool
 ) -> Iterator[Statement]:
     params = launch_params(emissions, None, 0, via_broker=via_broker)
-    yield statement("launch_across" if across else "launch", **params)
+    yield statement("launch_across", **params) if across else statement("launch", **params)
     expected = [] if here is None else [(one.message_id, saga) for one in emissions for saga in here.sagas[one.topic]]
     if here is not None and expected:
         handlers = [{"id": str(message_id), "saga": saga} for message_id, saga in expected]

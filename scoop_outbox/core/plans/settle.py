@@ -138,7 +138,7 @@ def _writes_run(claimed: Claim, change: Transition, executor: Executor) -> Itera
     if change.emissions:
         seq = after.seq if record is None else record.seq
         params = launch_params(change.emissions, after, seq, via_broker=executor.via_broker)
-        yield statement("launch_across" if executor.across() else "launch", **params)
+        yield statement("launch_across", **params) if executor.across() else statement("launch", **params)
         yield from expected(change.emissions, after, seq)
     yield from news(change, elsewhere=_tells_elsewhere(claimed))
 
