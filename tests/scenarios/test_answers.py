@@ -155,6 +155,7 @@ async def test_point_8_a_failure_of_its_own_is_told_with_its_place(mixed: Shop) 
     assert re.fullmatch(expected, str(caught.value))
 
 
+@pytest.mark.one_home("what is told is what one home knows")
 async def test_point_8_several_failures_are_each_named(mixed: Shop) -> None:
     mixed.saga("a", "R", raises("boom a"))
     mixed.saga("b", "R", launches("C"))
@@ -206,6 +207,7 @@ def fits(lines: list[str], *patterns: str) -> bool:
     return len(lines) == len(patterns) and all(map(re.fullmatch, patterns, lines))
 
 
+@pytest.mark.one_home("what is told is what one home knows")
 @pytest.mark.parametrize("way", WAYS)
 async def test_point_8_what_has_not_been_taken_in_is_told(mixed: Shop, way: str) -> None:
     mixed.saga("root", "R", None)
@@ -224,6 +226,7 @@ async def test_point_8_what_has_not_been_taken_in_is_told(mixed: Shop, way: str)
         assert await late(unknown, way) == [f"- message {unknown.id} {on_its_way}"]
 
 
+@pytest.mark.one_home("what is told is what one home knows")
 @pytest.mark.everywhere
 async def test_point_8_for_whom_a_message_is_on_its_way_is_told(make_shop: MakeShop, database_url: str) -> None:
     """Over a broker each service takes in by itself: one has handled the message, and another one is down."""
@@ -255,6 +258,7 @@ async def test_point_8_for_whom_a_message_is_on_its_way_is_told(make_shop: MakeS
         assert await late(handle) == [f"{told}it is dead letter 1, see scoop-outbox dead-letters show 1"]
 
 
+@pytest.mark.one_home("what is told is what one home knows")
 async def test_point_8_what_everything_waits_for_comes_first(mixed: Shop) -> None:
     going = threading.Event()
 
@@ -279,6 +283,7 @@ async def test_point_8_what_everything_waits_for_comes_first(mixed: Shop) -> Non
         await handle.wait(LONG)
 
 
+@pytest.mark.one_home("what is told is what one home knows")
 async def test_point_8_no_more_is_told_than_is_read(mixed: Shop) -> None:
     mixed.saga("root", "R", launches(*["C"] * 30))
     mixed.app.saga("child", on="C").add_step("only", nothing)
@@ -319,6 +324,7 @@ async def test_point_8_a_run_that_is_tried_again_parked_or_rolling_back_says_so(
         going.set()
 
 
+@pytest.mark.one_home("what is told is what one home knows")
 async def test_point_8_waiting_costs_nothing_more(mixed: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where things stand is read once it is told, and not while somebody waits."""
     asked: list[uuid.UUID] = []

@@ -407,6 +407,7 @@ async def test_q44_calls_are_counted_for_an_instance_over_both_of_its_phases(sho
 # Stored once ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_home("it looks at what one database stores")
 async def test_d39_each_failure_of_a_fan_out_is_stored_once(shop: Shop, database_url: str) -> None:
     def fails_when_odd(_: Any, message: Any) -> None:
         if message.payload % 2:
@@ -467,6 +468,7 @@ async def test_fs_03_a_failure_that_is_kept_elsewhere_is_copied(shop: Shop) -> N
     assert (root.failure, child.failure) == (error.failure, foreign)
 
 
+@pytest.mark.one_home("it looks at what one database stores")
 async def test_fs_03_a_failure_that_was_removed_is_still_a_failure(shop: Shop, database_url: str) -> None:
     shop.saga("root", "R", launches("C"))
     shop.saga("child", "C", fails)

@@ -31,6 +31,7 @@ async def test_cc_01_two_workers_and_one_message(make_shop: MakeShop, colour: st
     assert await events(one.app, handle) == ["root 0 step committed"]
 
 
+@pytest.mark.one_home("it looks at what one database stores")
 async def test_cc_02_two_workers_and_many_hierarchies(make_shop: MakeShop, colour: str) -> None:
     one, two = (make_shop(colour) for _ in range(2))
     seen: Counter[str] = Counter()

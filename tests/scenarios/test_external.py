@@ -269,6 +269,7 @@ async def test_q64_two_of_them_and_a_saga_handle_one_message(mixed: Shop) -> Non
         assert sorted(await handle.wait(LONG)) == ["fine", "noted", "yes"]
 
 
+@pytest.mark.one_home("it is about two services of one database")
 async def test_q64_answers_about_what_it_is_not(make_shop: MakeShop) -> None:
     shop, office = make_shop(), make_shop(service="office")
     for one in (shop, office):
@@ -294,6 +295,7 @@ async def _has_two(shop: Shop, handle: Handle) -> bool:
         return False
 
 
+@pytest.mark.one_home("it is said in a transaction of one database")
 async def test_q64_a_transaction_that_commits_too_late_has_said_nothing(mixed: Shop) -> None:
     mixed.app.external(MANAGER, on="approvals")
     engine = create_async_engine(make_url(database_of(mixed)).set(drivername="postgresql+psycopg"))

@@ -78,6 +78,7 @@ async def _outbox_is_empty(shop: Shop) -> bool:
     return not await shop.ask("select from scoop_outbox.outbox")
 
 
+@pytest.mark.one_home("it is said in a transaction of one database")
 async def test_q64_it_is_completed_by_the_transaction_that_did_the_work(mixed: Shop) -> None:
     approval(mixed)
     engine = create_async_engine(make_url(database_of(mixed)).set(drivername="postgresql+psycopg"))
@@ -166,6 +167,7 @@ async def test_q64_from_the_command_line(mixed: Shop) -> None:
     )
 
 
+@pytest.mark.one_home("it is said in a transaction of one database")
 async def test_q17_another_language_says_it_with_the_documented_statement(mixed: Shop) -> None:
     approval(mixed)
     ((_, documented),) = [one for one in blocks(ROOT / "docs" / "operations.md", "sql") if "external" in one[1]]

@@ -54,6 +54,7 @@ async def test_tf_02_what_it_raises_there_has_the_failure_of_the_step_as_its_cau
     assert [cause.message for cause in error.causes] == ["no"]
 
 
+@pytest.mark.one_home("it looks at a table of its own in one database")
 @pytest.mark.everywhere
 async def test_q51_what_it_does_for_a_step_that_has_failed_stays(shop: Shop) -> None:
     def writes(scope: Any, _: Any) -> Any:
