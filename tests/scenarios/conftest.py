@@ -21,11 +21,13 @@ EVERYWHERE = {"test_happy_path", "test_seed", "test_ordered"}
 the same way through a broker as one of these do; what they are about happens inside a database."""
 
 ONE_HOME = {
+    "test_a_world_of_its_own": "it is about what surrounds a step in one process",
     "test_dedup_keys": "keys are remembered by one database",
     "test_delivery": "it is about one service",
     "test_joining": "it is about transactions in one database",
     "test_launching": "it is about one service",
     "test_machinery_failures": "it is about connections to one database",
+    "test_names": "it is about names that brokers refuse",
     "test_order_and_clocks": "it is about the clock of one database",
     "test_repeated_launches": "ids are remembered by one database",
     "test_retention": "not yet: what has ended is pruned by each home for itself",

@@ -449,6 +449,7 @@ async def test_d39_each_failure_of_a_fan_out_is_stored_once(shop: Shop, database
     assert status.runs[0].failure == error.failure
 
 
+@pytest.mark.one_home("it looks at what one database stores")
 async def test_fs_03_a_failure_that_is_kept_elsewhere_is_copied(shop: Shop) -> None:
     below = Failure("Below", "as it was", "there[1]", stored=Stored(uuid4(), uuid4()))
     foreign = Failure("Foreign", "from afar", "there[2]", causes=(below,), stored=Stored(uuid4(), uuid4()))

@@ -77,6 +77,7 @@ async def _gave_up(gate: Gate, handle: Handle) -> GaveUp:
     return caught.value
 
 
+@pytest.mark.one_home("only its home knows whether a child has begun: that is waited for while it is down")
 @pytest.mark.everywhere
 async def test_dl_01_a_child_that_comes_too_late_executes_nothing(shop: Shop) -> None:
     root = shop.app.saga("root", "R")
@@ -404,6 +405,7 @@ async def test_q53_each_child_that_never_starts_fails_at_its_deadline(
     assert here.journal == ["root-0", "root-rb0"]
 
 
+@pytest.mark.one_home("only its home knows whether a child has begun: that is waited for while it is down")
 async def test_a_deadline_that_is_over_when_it_is_set_ends_the_run(make_shop: MakeShop, carrier: Carrier) -> None:
     here = make_shop()
     await announced(make_shop(service="elsewhere"), child="C")

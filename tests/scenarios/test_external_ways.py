@@ -39,6 +39,7 @@ async def test_q64_it_is_completed_while_its_message_is_on_its_way(mixed: Shop, 
         assert await handle.wait(LONG) == ["early"]
 
 
+@pytest.mark.one_home("it looks at what one database stores")
 async def test_q64_a_root_is_completed_while_it_is_in_the_outbox(mixed: Shop) -> None:
     external = mixed.app.external(MANAGER, on="approvals")
     handle = await mixed.app.launch("approvals", None)
@@ -240,6 +241,7 @@ async def test_q64_what_was_said_is_pruned_with_its_hierarchy(mixed: Shop) -> No
     assert await mixed.app.complete(works[0].id, MANAGER) is Answer.UNKNOWN, "only what was at the top is remembered"
 
 
+@pytest.mark.one_home("it looks at what one database stores")
 async def test_q64_what_was_said_of_work_that_never_began_is_pruned_too(mixed: Shop, carrier: Carrier) -> None:
     approval(mixed)
     async with with_a_message_on_its_way(mixed, carrier) as handle:
