@@ -66,8 +66,8 @@ test: $(VENV)/.installed-dev servers ## Run the tests (ARGS="-k name", WORKERS=a
 quick: $(VENV)/.installed-dev ## Run the everyday tests: without Kafka, RabbitMQ, crashes and benchmarks
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not broker and not benchmark" --ignore tests/crash $(ARGS)
 
-matrix: $(VENV)/.installed-dev servers ## Run all scenarios on all brokers, in all colours
-	SCOOP_OUTBOX_MATRIX=1 $(BIN)/python -m pytest -n $(WORKERS) tests/scenarios $(ARGS)
+matrix: $(VENV)/.installed-dev servers ## Run all scenarios on all brokers, in all colours, and the long storms between homes
+	SCOOP_OUTBOX_MATRIX=1 $(BIN)/python -m pytest -n $(WORKERS) tests/scenarios tests/homes $(ARGS)
 
 # An environment of its own, with the lowest versions that are promised to do.
 $(LOWEST)/.installed: pyproject.toml $(wildcard adapters/*/pyproject.toml) .ci/lowest-versions $(VENV)/.created
