@@ -66,7 +66,7 @@ test: $(VENV)/.installed-dev servers ## Run the tests (ARGS="-k name", WORKERS=a
 quick: $(VENV)/.installed-dev ## Run the everyday tests: without Kafka, RabbitMQ, crashes and benchmarks
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not broker and not benchmark" --ignore tests/crash $(ARGS)
 
-matrix: $(VENV)/.installed-dev servers ## Run all scenarios on all brokers, in all colours, and with a home for each saga
+matrix: $(VENV)/.installed-dev servers ## Run all scenarios on all brokers, in all colours, with a home for each saga; long storms
 	SCOOP_OUTBOX_MATRIX=1 $(BIN)/python -m pytest -n $(WORKERS) tests/scenarios tests/homes $(ARGS)
 
 # An environment of its own, with the lowest versions that are promised to do.

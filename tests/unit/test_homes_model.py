@@ -13,15 +13,15 @@ from typing import NamedTuple
 
 import pytest
 
-MENDING = 2
-"""How often an operator tries to mend what could not be undone."""
-
 
 class Said(NamedTuple):
     """A control message about the child, or, without a number, the message that it handles."""
 
     what: str
     generation: int = 0
+
+
+NOTHING: frozenset[Said] = frozenset()
 
 
 class State(NamedTuple):
@@ -39,6 +39,7 @@ class State(NamedTuple):
         mended: how often an operator has tried.
         said: all that was ever said.
         owed: what of it has not been heard yet.
+        lost: how often something was lost.
     """
 
     parent: str = "waits"
@@ -52,6 +53,7 @@ class State(NamedTuple):
     mended: int = 0
     said: frozenset[Said] = frozenset({Said("message")})
     owed: frozenset[Said] = frozenset({Said("message")})
+    lost: int = 0
 
     def say(self, one: Said) -> State:
         return self._replace(said=self.said | {one}, owed=self.owed | {one})
@@ -62,14 +64,20 @@ ENDED = ("committed", "rolled_back", "rollback_failed")
 
 
 class TwoHomes:
-    """How it goes on from a state; subclasses leave a rule out."""
+    """How it goes on from a state; subclasses leave a rule out.
+
+    Attributes:
+        mending: how often an operator tries to mend what could not be undone.
+    """
+
+    mending = 2
 
     def may(self, state: State) -> Iterator[State]:
         """All states that may come next."""
         yield from self.must(state)
         if state.parent == "waits" and state.open and state.row in ("waiting", "started"):
             yield self.cancels(state._replace(parent="gives up"))
-        if state.child == "rollback_failed" and state.mended < MENDING:
+        if state.child == "rollback_failed" and state.mended < self.mending:
             yield self.reports(state._replace(mended=state.mended + 1), "rolling_back")
         for one in state.said - state.owed:
             yield self.hears(state, one)
@@ -164,12 +172,11 @@ class OneHome(TwoHomes):
         yield from self.parent_acts(state)
         yield from self.child_acts(state)
         if not state.child and state.row == "waiting":
-            yield state._replace(child="running", row="started", said=frozenset(), owed=frozenset())
+            yield state._replace(child="running", row="started", said=NOTHING, owed=NOTHING)
 
     def cancels(self, state: State) -> State:
         if state.row == "waiting":
-            nothing: frozenset[Said] = frozenset()
-            return state._replace(row="cancelled", open=False, child="tombstone", said=nothing, owed=nothing)
+            return state._replace(row="cancelled", open=False, child="tombstone", said=NOTHING, owed=NOTHING)
         return state._replace(row="cancelling", asked=True)
 
     def orders_back(self, state: State) -> State:
@@ -181,8 +188,8 @@ class OneHome(TwoHomes):
 
 def explored(rules: TwoHomes) -> set[State]:
     """All states that can be reached."""
-    found = {State()}
-    ahead = [State()]
+    begin = State(said=NOTHING) if isinstance(rules, Losing) else State()
+    found, ahead = {begin}, [begin]
     while ahead:
         for one in set(rules.may(ahead.pop())) - found:
             found.add(one)
@@ -236,12 +243,63 @@ def test_two_homes_end_as_one_home_does() -> None:
 
 
 def test_there_is_always_a_way_to_the_end() -> None:
-    """No circle without a way out: from each state a final one can be reached."""
-    rules = TwoHomes()
-    states = explored(rules)
+    """No circle without a way out."""
+    assert lost(TwoHomes(), explored(TwoHomes())) == set()
+
+
+class Losing(TwoHomes):
+    """Homes whose control channels lose something, and who ask after what has been silent for long.
+
+    What is heard is forgotten: nothing comes twice, for that there are enough states above. Nobody asks after a child
+    that could not be undone; if it is mended after its parent has stopped, and that is lost, somebody skips it.
+    """
+
+    mending = 1
+
+    losses = 1
+
+    def may(self, state: State) -> Iterator[State]:
+        for one in super().may(state):
+            yield one._replace(said=NOTHING)
+        if state.open and not state.owed - {Said("message")}:  # which has been on its way for long
+            yield self.asks(state)._replace(said=NOTHING)
+        if state.lost < self.losses and state.row != "rollback_failed":
+            for heard in state.owed - {Said("message")}:
+                yield state._replace(owed=state.owed - {heard}, lost=state.lost + 1)
+
+    def must(self, state: State) -> Iterator[State]:
+        for one in super().must(state):
+            yield one._replace(said=NOTHING)
+        if state.open and not state.owed:
+            yield self.asks(state)._replace(said=NOTHING)
+
+    def asks(self, state: State) -> State:
+        """Ask where a silent child stands, and say again what it was told."""
+        asked = state.say(Said("where", state.generation))
+        told = {"cancelling": "cancel", "rolling_back": "roll_back"}.get(state.row)
+        return asked if told is None else asked.say(Said(told, state.generation))
+
+    def hears(self, state: State, one: Said) -> State:
+        if one.what == "where":
+            return self.answers(state, one)
+        if one.what == "roll_back" and state.child != "committed":
+            return state
+        return super().hears(state, one)
+
+    def answers(self, state: State, question: Said) -> State:
+        if not state.child:  # its message may be on its way
+            return state
+        return state.say(Said(STANDING.get(state.child, state.child), state.reported))
+
+
+STANDING = {"running": "started", "tombstone": "cancelled"}
+
+
+def lost(rules: TwoHomes, states: set[State]) -> set[State]:
+    """States from which no final one is reached, though nothing more is lost and nobody mends anything."""
     before: dict[State, set[State]] = {one: set() for one in states}
     for one in states:
-        for after in rules.may(one):
+        for after in rules.must(one):
             before[after].add(one)
     ahead = list(final(rules, states))
     reached = set(ahead)
@@ -249,7 +307,44 @@ def test_there_is_always_a_way_to_the_end() -> None:
         for one in before[ahead.pop()] - reached:
             reached.add(one)
             ahead.append(one)
-    assert states - reached == set()
+    return states - reached
+
+
+def test_what_is_lost_comes_back() -> None:
+    rules = Losing()
+    states = explored(rules)
+    print(f"{len(states)} states, {len(final(rules, states))} of them final")
+    assert wrong(rules, states) == []
+    assert lost(rules, states) == set()
+    assert ends(final(rules, states)) == {one for one in ends(final(OneHome(), explored(OneHome()))) if one[-1] < 2}
+
+
+class OnlyAsking(Losing):
+    """Who asks does not say again what the child was told."""
+
+    def asks(self, state: State) -> State:
+        return state.say(Said("where", state.generation))
+
+
+class OnlyTelling(Losing):
+    """Who says again what the child was told does not ask."""
+
+    def asks(self, state: State) -> State:
+        told = {"cancelling": "cancel", "rolling_back": "roll_back"}.get(state.row)
+        return state if told is None else state.say(Said(told, state.generation))
+
+
+class Presuming(Losing):
+    """Who has never heard of a child says that it never will be."""
+
+    def answers(self, state: State, question: Said) -> State:
+        return super().answers(state, question) if state.child else state.say(Said("rollback_failed", 1))
+
+
+@pytest.mark.parametrize("rules", [OnlyAsking, OnlyTelling, Presuming])
+def test_neither_can_what_brings_it_back(rules: type[Losing]) -> None:
+    states = explored(rules())
+    assert wrong(rules(), states) or lost(rules(), states)
 
 
 class WithoutNumbers(TwoHomes):
