@@ -55,7 +55,7 @@ if _typing.TYPE_CHECKING:
     from scoop_outbox.policy import Retry
     from scoop_outbox.saga import Saga, SagaOptions
     from scoop_outbox.scope import AsyncScope, BlockingScope, Result, Scope
-    from scoop_outbox.status import ActionStatus, RunStatus, Status, StepStatus
+    from scoop_outbox.status import ActionStatus, ChildElsewhere, RunStatus, Status, StepStatus
     from scoop_outbox.step import GoTo, Repeat, Step
     from scoop_outbox.strategy import AcknowledgedWithin, OpenChild, Outlook, Participant, StaticTopology, Strategy
 
@@ -75,6 +75,7 @@ __all__ = [
     "BlockingScope",
     "BrokerError",
     "CancellationRequested",
+    "ChildElsewhere",
     "ChildRollbackFailed",
     "ChildRolledBack",
     "CompleteOptions",
@@ -182,7 +183,7 @@ _HOMES = {
     "scoop_outbox.policy": ("Retry",),
     "scoop_outbox.saga": ("Saga", "SagaOptions"),
     "scoop_outbox.scope": ("AsyncScope", "BlockingScope", "Result", "Scope"),
-    "scoop_outbox.status": ("ActionStatus", "RunStatus", "Status", "StepStatus"),
+    "scoop_outbox.status": ("ActionStatus", "ChildElsewhere", "RunStatus", "Status", "StepStatus"),
     "scoop_outbox.daemon.worker.alerts": ("StuckRun",),
     "scoop_outbox._options": ("StepOptions",),
     "scoop_outbox.step": ("GoTo", "Repeat", "Step"),
