@@ -38,6 +38,7 @@ def control_examples() -> list[tuple[str, dict[str, Any]]]:
         ("store_peer_subscriptions", {**listeners, "patterns": [None], "names": [json.dumps(["u"])]}),
         ("store_confirmed", {"home": HOME, "revision": 2}),
         ("read_unconfirmed", {}),
+        ("look_at_homes", {"most": 100}),
         ("report_started",
          {"ids": children["messages"], "homes": [HOME] * 10, "reply_to": ["t"] * 10, "service": "shop"}),
         ("tell_home", {**ended, "state": "rolled_back", "failure": '{"type":"Boom"}'}),

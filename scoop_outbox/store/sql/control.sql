@@ -67,6 +67,23 @@ update {schema}.peer set confirmed = greatest(confirmed, %(revision)s) where id 
 -- Which homes have not said that they know of the newest revision of our subscriptions.
 select p.name from {schema}.peer p where p.revision > 0 and p.confirmed < (select revision from {schema}.home) order by p.name
 
+-- name: look_at_homes
+-- Other homes that are known, or in which children are waited for: these are counted among so many open ones. What is asked
+-- this way is asked often, and costs no more as there is more.
+with waited_for as (
+    select o.home, count(*) as children
+    from (select home from {schema}.child where open limit %(most)s) o
+    where o.home is not null
+    group by o.home
+)
+select coalesce(p.name, w.home::text), coalesce(w.children, 0),
+       extract(epoch from clock_timestamp() - p.heard_at)::float8, extract(epoch from p.lag)::float8,
+       coalesce(p.revision > 0 and p.confirmed < h.revision, false)
+from {schema}.peer p
+full join waited_for w on w.home = p.id
+cross join {schema}.home h
+order by 1, p.id
+
 -- part: sender
 json_build_object('id', h.id, 'name', h.name, 'replyTo', h.prefix || 'control.' || h.name, 'at', clock_timestamp())
 
