@@ -49,6 +49,7 @@ if _typing.TYPE_CHECKING:
     )
     from scoop_outbox.message import Draft, Message, Topic
     from scoop_outbox.operations.dead_letters import AsyncDeadLetters, DeadLetters
+    from scoop_outbox.operations.doctor import AsyncDoctor, Doctor
     from scoop_outbox.operations.handlers import AsyncHandlers, Handlers
     from scoop_outbox.operations.retention import Pruning, PruningOptions
     from scoop_outbox.operations.runs import AsyncRuns, Runs
@@ -69,6 +70,7 @@ __all__ = [
     "Answer",
     "ArchivedHierarchy",
     "AsyncDeadLetters",
+    "AsyncDoctor",
     "AsyncHandlers",
     "AsyncRuns",
     "AsyncScope",
@@ -85,6 +87,7 @@ __all__ = [
     "DeadLetters",
     "DefinitionError",
     "DistributedError",
+    "Doctor",
     "Draft",
     "External",
     "ExternalOptions",
@@ -177,6 +180,7 @@ _HOMES = {
     "scoop_outbox.client.handle": ("Handle",),
     "scoop_outbox.message": ("Draft", "Message", "Topic"),
     "scoop_outbox.operations.dead_letters": ("AsyncDeadLetters", "DeadLetters"),
+    "scoop_outbox.operations.doctor": ("AsyncDoctor", "Doctor"),
     "scoop_outbox.operations.handlers": ("AsyncHandlers", "Handlers"),
     "scoop_outbox.operations.runs": ("AsyncRuns", "Runs"),
     "scoop_outbox.operations.retention": ("Pruning", "PruningOptions"),
