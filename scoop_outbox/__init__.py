@@ -49,13 +49,14 @@ if _typing.TYPE_CHECKING:
     )
     from scoop_outbox.message import Draft, Message, Topic
     from scoop_outbox.operations.dead_letters import AsyncDeadLetters, DeadLetters
+    from scoop_outbox.operations.doctor import AsyncDoctor, Doctor
     from scoop_outbox.operations.handlers import AsyncHandlers, Handlers
     from scoop_outbox.operations.retention import Pruning, PruningOptions
     from scoop_outbox.operations.runs import AsyncRuns, Runs
     from scoop_outbox.policy import Retry
     from scoop_outbox.saga import Saga, SagaOptions
     from scoop_outbox.scope import AsyncScope, BlockingScope, Result, Scope
-    from scoop_outbox.status import ActionStatus, RunStatus, Status, StepStatus
+    from scoop_outbox.status import ActionStatus, ChildElsewhere, RunStatus, Status, StepStatus
     from scoop_outbox.step import GoTo, Repeat, Step
     from scoop_outbox.strategy import AcknowledgedWithin, OpenChild, Outlook, Participant, StaticTopology, Strategy
 
@@ -69,12 +70,14 @@ __all__ = [
     "Answer",
     "ArchivedHierarchy",
     "AsyncDeadLetters",
+    "AsyncDoctor",
     "AsyncHandlers",
     "AsyncRuns",
     "AsyncScope",
     "BlockingScope",
     "BrokerError",
     "CancellationRequested",
+    "ChildElsewhere",
     "ChildRollbackFailed",
     "ChildRolledBack",
     "CompleteOptions",
@@ -84,6 +87,7 @@ __all__ = [
     "DeadLetters",
     "DefinitionError",
     "DistributedError",
+    "Doctor",
     "Draft",
     "External",
     "ExternalOptions",
@@ -176,13 +180,14 @@ _HOMES = {
     "scoop_outbox.client.handle": ("Handle",),
     "scoop_outbox.message": ("Draft", "Message", "Topic"),
     "scoop_outbox.operations.dead_letters": ("AsyncDeadLetters", "DeadLetters"),
+    "scoop_outbox.operations.doctor": ("AsyncDoctor", "Doctor"),
     "scoop_outbox.operations.handlers": ("AsyncHandlers", "Handlers"),
     "scoop_outbox.operations.runs": ("AsyncRuns", "Runs"),
     "scoop_outbox.operations.retention": ("Pruning", "PruningOptions"),
     "scoop_outbox.policy": ("Retry",),
     "scoop_outbox.saga": ("Saga", "SagaOptions"),
     "scoop_outbox.scope": ("AsyncScope", "BlockingScope", "Result", "Scope"),
-    "scoop_outbox.status": ("ActionStatus", "RunStatus", "Status", "StepStatus"),
+    "scoop_outbox.status": ("ActionStatus", "ChildElsewhere", "RunStatus", "Status", "StepStatus"),
     "scoop_outbox.daemon.worker.alerts": ("StuckRun",),
     "scoop_outbox._options": ("StepOptions",),
     "scoop_outbox.step": ("GoTo", "Repeat", "Step"),

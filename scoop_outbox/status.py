@@ -11,14 +11,14 @@ from scoop_outbox._deadlines import Deadline, earlier
 from scoop_outbox.core.plans.failures import Known, recall
 from scoop_outbox.core.plans.inspect import read_executions, read_hierarchy, read_taken_in
 from scoop_outbox.core.rows import Failures, Row, deadline_of, deadlines_of, failure_of, message_of
-from scoop_outbox.core.run import RunState, StepKind
+from scoop_outbox.core.run import ChildState, RunState, StepKind
 from scoop_outbox.core.statement import Plan
 from scoop_outbox.errors import UnknownMessage
 from scoop_outbox.failure import Failure
 from scoop_outbox.message import Message
 
-# Where `read_hierarchy` and `read_steps` return failures.
-_FAILURES, _STEP_FAILURE = (9, 10, 19), 8
+# Where `read_hierarchy`, `read_steps` and `read_children_elsewhere` return failures.
+_FAILURES, _STEP_FAILURE, _ELSEWHERE_FAILURES = (9, 10, 19), 8, (12, 13)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,7 @@ class RunStatus:
         rollback_by: until when its rollback has to end.
         abandoned: whether somebody has abandoned it: it stays as it is.
         actions: what people have done about it, in order.
+        parent_home: the name of the home in which its parent is, if that is another one; or its id.
     """
 
     id: uuid.UUID
@@ -111,6 +112,7 @@ class RunStatus:
     rollback_by: datetime | None = None
     abandoned: bool = False
     actions: tuple[ActionStatus, ...] = ()
+    parent_home: str | None = None
 
     @property
     def parent(self) -> uuid.UUID | None:
@@ -119,21 +121,53 @@ class RunStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ChildElsewhere:
+    """A child that lives in another home, as that has reported it last. What is below it, its own home knows.
+
+    Attributes:
+        home: the name of the home; its id if no home of that id is known here.
+        state: what the home has reported, or `cancelling` and `rolling_back` from when it has been told to.
+        open: whether it is waited for.
+        parent: the run whose step launched the message; None when it came from outside any run.
+        launched_by: the number of the parent's execution that launched it.
+        run_id: its run; None until the home has reported one.
+        launched_at: when its message was launched; None when it came from outside any run.
+        reported_at: when the home last reported something new of it; None before it has.
+        failure: what it failed with: when it could not be rolled back, why not.
+    """
+
+    message_id: uuid.UUID
+    service: str
+    saga: str
+    home: str
+    state: ChildState
+    open: bool
+    parent: uuid.UUID | None
+    launched_by: int | None
+    run_id: uuid.UUID | None
+    launched_at: datetime | None
+    reported_at: datetime | None
+    failure: Failure | None
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
-    """Everything below one message.
+    """Everything below one message, as far as this home knows it.
 
     Attributes:
         message_id: the message at the top.
-        runs: every run, parents before their children.
+        runs: every run here, parents before their children.
+        elsewhere: every child of these, and of the message, that lives in another home.
     """
 
     message_id: uuid.UUID
     runs: tuple[RunStatus, ...]
+    elsewhere: tuple[ChildElsewhere, ...] = ()
 
     @property
     def ended(self) -> bool:
         """Whether nothing will happen any more by itself."""
-        return all(run.state.ended for run in self.runs)
+        return all(run.state.ended for run in self.runs) and not any(one.open for one in self.elsewhere)
 
 
 def read_status(message_id: uuid.UUID, known: Known) -> Plan[Status]:
@@ -145,8 +179,9 @@ def read_status(message_id: uuid.UUID, known: Known) -> Plan[Status]:
     rows, is_known = yield from read_hierarchy(message_id)
     if not is_known:
         raise UnknownMessage(f"message {message_id} has not been taken in here, or it has been pruned")
-    steps, actions = yield from read_executions([row[0] for row in rows])
+    steps, actions, elsewhere = yield from read_executions([row[0] for row in rows], message_id)
     named = [row[column] for row in rows for column in _FAILURES] + [row[_STEP_FAILURE] for row in steps]
+    named += [row[column] for row in elsewhere for column in _ELSEWHERE_FAILURES]
     failures = yield from recall(named, known)
     by_run: dict[uuid.UUID, list[StepStatus]] = {}
     for row in steps:
@@ -155,7 +190,7 @@ def read_status(message_id: uuid.UUID, known: Known) -> Plan[Status]:
     for run_id, *action in actions:
         done.setdefault(run_id, []).append(ActionStatus(*action))
     runs = (_run_of(row, by_run.get(row[0], ()), done.get(row[0], ()), failures) for row in rows)
-    return Status(message_id, tuple(runs))
+    return Status(message_id, tuple(runs), tuple(_elsewhere_of(row, failures) for row in elsewhere))
 
 
 def read_message(message_id: uuid.UUID) -> Plan[Message]:
@@ -178,11 +213,31 @@ def _step_of(row: Row, failures: Failures) -> StepStatus:
     )
 
 
+def _elsewhere_of(row: Row, failures: Failures) -> ChildElsewhere:
+    """Return the child in a row of `read_children_elsewhere`."""
+    message_id, service, saga, home, name, state, is_open, parent, launched_by, run_id, *rest = row
+    launched_at, reported_at, failure, obstacle = rest
+    return ChildElsewhere(
+        message_id,
+        service,
+        saga,
+        name or str(home),
+        ChildState(state),
+        is_open,
+        parent,
+        launched_by,
+        run_id,
+        launched_at,
+        reported_at,
+        failure_of(failure if obstacle is None else obstacle, failures),
+    )
+
+
 def _run_of(row: Row, steps: Sequence[StepStatus], actions: Sequence[ActionStatus], failures: Failures) -> RunStatus:
     """Return the run in a row of `read_hierarchy`."""
     run_id, service, saga, message_id, state, lineage, launched_by, step, next_step, failure, obstacle, *rest = row
     reason, created_at, ended_at, topic, version, interruptions, interruption, late, giving_up, abandoned, *times = rest
-    deadlines, own_deadline, rollback_by = times
+    deadlines, own_deadline, rollback_by, parent_home = times
     return RunStatus(
         run_id,
         service,
@@ -209,4 +264,5 @@ def _run_of(row: Row, steps: Sequence[StepStatus], actions: Sequence[ActionStatu
         rollback_by,
         abandoned,
         tuple(actions),
+        parent_home,
     )

@@ -13,6 +13,7 @@ import click
 
 from scoop_outbox._log import get_logger
 from scoop_outbox.cli.dead_letters import dead_letters
+from scoop_outbox.cli.doctor import doctor
 from scoop_outbox.cli.explain import explain
 from scoop_outbox.cli.external import complete, fail
 from scoop_outbox.cli.handlers import handlers
@@ -83,6 +84,7 @@ def main() -> None:
 
 
 main.add_command(dead_letters)
+main.add_command(doctor)
 main.add_command(explain)
 main.add_command(handlers)
 main.add_command(home)

@@ -87,10 +87,15 @@ def _fields(run: ListedRun) -> Iterable[str]:
     yield in_one_line(run.service)
     yield in_one_line(run.saga)
     yield run.state
-    yield in_one_line(run.step or "-")
+    yield in_one_line(run.step or "-") + _waits_for(run)
     yield seconds_text(run.age)
     yield "-" if run.key is None else in_one_line(run.key)
     yield _why(run)
+
+
+def _waits_for(run: ListedRun) -> str:
+    homes = ", ".join(map(in_one_line, run.waits_for))
+    return f" (waits for home {homes})" if homes else ""
 
 
 def _why(run: ListedRun) -> str:

@@ -12,7 +12,7 @@ from scoop_outbox.cli.options import in_one_line
 from scoop_outbox.cli.output import failure_line, seconds_text, time_text
 from scoop_outbox.core.run import ChildState, StepKind
 from scoop_outbox.operations.runs import Hierarchy, Unstarted
-from scoop_outbox.status import ActionStatus, RunStatus, StepStatus
+from scoop_outbox.status import ActionStatus, ChildElsewhere, RunStatus, StepStatus
 
 _INDENT = "  "
 _UNSTARTED = {
@@ -22,6 +22,11 @@ _UNSTARTED = {
     ChildState.CANCELLED: "cancelled before it began (message {})",
     ChildState.ROLLED_BACK: "failed before it began: late, or its saga was forgotten (message {})",
 }
+_ELSEWHERE = {
+    ChildState.WAITING: "not started, as far as is known",
+    ChildState.CANCELLING: "cancelled, not confirmed yet",
+    ChildState.CANCELLED: "cancelled before it began",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +35,7 @@ class _Execution:
     step: StepStatus
 
 
-_Node: TypeAlias = RunStatus | Unstarted | _Execution
+_Node: TypeAlias = RunStatus | Unstarted | ChildElsewhere | _Execution
 _Place: TypeAlias = tuple[uuid.UUID | None, int | None]
 
 
@@ -50,7 +55,7 @@ def _placed(found: Hierarchy) -> dict[_Place, list[_Node]]:
     """Return who stands below each execution of each run; late runs stand below their run, behind its executions."""
     below: dict[_Place, list[_Node]] = defaultdict(list)
     known = {run.id for run in found.runs}
-    nodes: list[RunStatus | Unstarted] = [*found.runs, *found.unstarted]
+    nodes: list[RunStatus | Unstarted | ChildElsewhere] = [*found.runs, *found.unstarted, *found.elsewhere]
     for one in nodes:
         place = (one.parent, one.launched_by) if one.parent in known else (None, None)
         below[place].append(one)
@@ -75,6 +80,8 @@ def _lines(node: _Node, found: Hierarchy) -> Iterator[str]:
             yield _execution(step)
         case Unstarted():
             yield f"{_whose(node)}: {_UNSTARTED[node.state].format(node.message_id)}"
+        case ChildElsewhere():
+            yield from _elsewhere(node, found)
 
 
 def _message(found: Hierarchy) -> str:
@@ -84,7 +91,7 @@ def _message(found: Hierarchy) -> str:
         told.append(f"taken in {time_text(found.taken_in_at)}")
     elif found.pruned_at is not None:
         told.append(f"pruned {time_text(found.pruned_at)}")
-    elif not found.dead_letters:
+    elif not found.dead_letters and not found.elsewhere:
         told.append("not taken in yet")
     told += [f"dead letter {number}" for number in found.dead_letters]
     return f"message {found.message_id}: {', '.join(told)}"
@@ -92,9 +99,10 @@ def _message(found: Hierarchy) -> str:
 
 def _run(run: RunStatus, found: Hierarchy) -> Iterator[str]:
     lasted = f"{seconds_text((run.ended_at or found.at) - run.created_at)}{'' if run.ended_at else ' so far'}"
-    late = ", late: nobody waits for it" if run.late else ""
+    note = ", late: nobody waits for it" if run.late else ""
+    note += "" if run.parent_home is None else f", for home {in_one_line(run.parent_home)}"
     state = f"{run.state}, abandoned" if run.abandoned else run.state
-    yield f"{_whose(run)}: {state}, began {time_text(run.created_at)}, {lasted}, run {run.id}{late}"
+    yield f"{_whose(run)}: {state}, began {time_text(run.created_at)}, {lasted}, run {run.id}{note}"
     for one in found.executing:
         if one.run_id == run.id:
             since = "" if one.since is None else f" since {time_text(one.since)}, {seconds_text(found.at - one.since)}"
@@ -111,6 +119,20 @@ def _run(run: RunStatus, found: Hierarchy) -> Iterator[str]:
         yield f"{_INDENT}{_action(action)}"
     if run.interruptions:
         yield f"{_INDENT}interrupted {run.interruptions} times in a row: {in_one_line(run.interruption or '')}"
+
+
+def _elsewhere(child: ChildElsewhere, found: Hierarchy) -> Iterator[str]:
+    state = _ELSEWHERE.get(child.state, child.state.value)
+    if child.reported_at is not None:
+        heard = f"heard {time_text(child.reported_at)}, {seconds_text(found.at - child.reported_at)} ago"
+    elif child.launched_at is not None:
+        heard = f"launched {time_text(child.launched_at)}, {seconds_text(found.at - child.launched_at)} ago"
+    else:
+        heard = "nothing heard of it"
+    what = f"message {child.message_id}" if child.run_id is None else f"run {child.run_id}"
+    yield f"{_whose(child)}: in home {in_one_line(child.home)}: {state}, {heard}, {what}"
+    if child.failure is not None:
+        yield f"{_INDENT}failure: {failure_line(child.failure)}"
 
 
 def _action(action: ActionStatus) -> str:
@@ -132,5 +154,5 @@ def _execution(step: StepStatus) -> str:
     return f"{step.seq} {what}: {step.state}, {seconds_text(step.ended_at - step.started_at)}{attempt}{failure}"
 
 
-def _whose(one: RunStatus | Unstarted) -> str:
+def _whose(one: RunStatus | Unstarted | ChildElsewhere) -> str:
     return f"{in_one_line(one.saga)} ({in_one_line(one.service)})"

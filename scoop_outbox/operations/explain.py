@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from scoop_outbox.core.plans.explain import Situation, Workers, read_situations, read_stuck_below, read_workers_of
 from scoop_outbox.core.plans.failures import Known
 from scoop_outbox.core.plans.inspect import read_whereabouts
-from scoop_outbox.core.plans.progress import Missing, OpenRun, read_open
-from scoop_outbox.core.statement import Plan
+from scoop_outbox.core.plans.progress import Missing, OpenElsewhere, OpenRun, read_open
+from scoop_outbox.core.statement import Plan, Rows
 from scoop_outbox.operations import reasons
 from scoop_outbox.operations.explanation import Explanation, Waiting
 from scoop_outbox.operations.prefixes import find
-from scoop_outbox.progress import missing_line, run_line
+from scoop_outbox.progress import elsewhere_line, missing_line, run_line
 
 MOST = 100
 """How many open runs, and messages, are explained: those first that all others wait for."""
@@ -33,7 +33,7 @@ def explain(sought: uuid.UUID | str, known: Known) -> Plan[Explanation]:
     message_id = found.message_id if found.run_id is None else None
     progress = yield from read_open(message_id, found.run_id, MOST)
     runs = yield from _runs(progress.runs, known)
-    waiting = [*runs, *(yield from _messages(progress.missing))]
+    waiting = [*runs, *(yield from _messages(progress.missing)), *(yield from _elsewhere(progress.elsewhere))]
     if not waiting:
         ended = yield from read_stuck_below(message_id, found.run_id, MOST)
         waiting = [_ended(one) for one in (yield from read_situations(ended, known))]
@@ -88,4 +88,26 @@ def _messages(missing: Sequence[Missing]) -> Plan[list[Waiting]]:
             tuple(reasons.of_message(one, places, workers.get(one.service or "", nobody))),
         )
         for one in missing
+    ]
+
+
+def _elsewhere(children: Sequence[OpenElsewhere]) -> Plan[list[Waiting]]:
+    places: Rows = []
+    if unheard := [one.message_id for one in children if one.reported is None]:
+        places = yield from read_whereabouts(list(dict.fromkeys(unheard)))
+    return [
+        Waiting(
+            one.run_id,
+            one.message_id,
+            one.parent,
+            one.service,
+            one.saga,
+            None,
+            elsewhere_line(one),
+            None,
+            0,
+            tuple(reasons.of_elsewhere(one, places)),
+            one.name or str(one.home),
+        )
+        for one in children
     ]

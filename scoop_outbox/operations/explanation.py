@@ -24,6 +24,9 @@ class Cause(StrEnum):
         LANE: another run of its key comes first.
         RETRY: a failed attempt is made again later.
         INTERRUPTED: it was interrupted, and is executed again later.
+        HOME: it lives in another home, which is waited for.
+        HOME_SILENT: that home has not been heard of for a while.
+        HOME_UNKNOWN: no home of that id is known here.
         OUTSIDE: somebody has to complete the work of an external participant, or to say that it failed.
         DUE: it waits for a slot, or for its time.
         NO_MAIL: nothing makes a worker look at it.
@@ -43,6 +46,9 @@ class Cause(StrEnum):
     LANE = "lane"
     RETRY = "retry"
     INTERRUPTED = "interrupted"
+    HOME = "home"
+    HOME_SILENT = "home_silent"
+    HOME_UNKNOWN = "home_unknown"
     OUTSIDE = "outside"
     DUE = "due"
     NO_MAIL = "no_mail"
@@ -75,17 +81,18 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A run, or a message that has not been taken in, and what it waits for.
+    """A run, a message that has not been taken in, or a child in another home, and what it waits for.
 
     Attributes:
-        run_id: the run; None for a message.
+        run_id: the run; None for a message, and for a child in another home before that has reported its run.
         parent: the run that waits for it.
         service: whose it is; None when nobody knows that.
-        state: of a run.
+        state: of a run here.
         text: how it stands, in words.
         next: what the run does when nothing keeps it from it, as far as can be told without its code.
         children: how many children it waits for: they are explained, too.
         reasons: why it does not go on; none when it waits for children alone.
+        home: of a child in another home, the name of that; its id if no home of that id is known here.
     """
 
     run_id: uuid.UUID | None
@@ -98,6 +105,7 @@ class Waiting:
     next: str | None
     children: int
     reasons: tuple[Reason, ...]
+    home: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from scoop_outbox.core.run import ChildState
 from scoop_outbox.core.statement import Plan
 from scoop_outbox.errors import UnknownMessage
 from scoop_outbox.operations.prefixes import find
-from scoop_outbox.status import RunStatus, Status, read_status
+from scoop_outbox.status import ChildElsewhere, RunStatus, Status, read_status
 
 # Where `read_whereabouts` returns the number of a dead letter.
 _DEAD_LETTER = 5
@@ -65,6 +65,7 @@ class Hierarchy:
         executing: which runs were being executed when this was read.
         at: when this was read, by the database's clock.
         pruned_at: when it was pruned: then nothing else is known of it.
+        elsewhere: children of these runs, and of the message, that live in other homes.
     """
 
     message_id: uuid.UUID
@@ -78,11 +79,14 @@ class Hierarchy:
     executing: tuple[Executing, ...]
     at: datetime
     pruned_at: datetime | None = None
+    elsewhere: tuple[ChildElsewhere, ...] = ()
 
     @property
     def ended(self) -> bool:
         """Whether nothing will happen any more by itself. What is parked counts as ended."""
-        if self.taken_in_at is None:
+        if any(one.open for one in self.elsewhere):
+            return False
+        if self.taken_in_at is None and not self.elsewhere:
             return bool(self.dead_letters) or self.pruned_at is not None
         waiting = any(one.state is ChildState.WAITING for one in self.unstarted)
         return not waiting and all(run.state.ended for run in self.runs)
@@ -105,7 +109,7 @@ def show(sought: uuid.UUID | str, known: Known) -> Plan[Hierarchy]:
     except UnknownMessage:
         status = Status(found.message_id, ())
     runs = tuple(run for run in status.runs if found.run_id is None or found.run_id in run.lineage)
-    top = found.message_id if found.run_id is None else None
+    top, shown = found.message_id if found.run_id is None else None, {run.id for run in runs}
     unstarted, now = yield from read_unstarted([run.id for run in runs], top)
     executing = yield from read_executing([run.id for run in runs if not run.state.ended])
     topic, key, taken_in_at = next(
@@ -124,6 +128,7 @@ def show(sought: uuid.UUID | str, known: Known) -> Plan[Hierarchy]:
         tuple(Executing(*row) for row in executing),
         now,
         next((at for _, where, _, _, at, *_ in whereabouts if where == "pruned"), None),
+        tuple(one for one in status.elsewhere if top is not None or one.parent in shown),
     )
 
 

@@ -11,12 +11,12 @@ from scoop_outbox._failure.root_cause import in_a_line, root_causes
 from scoop_outbox.core import decision
 from scoop_outbox.core.decision import Decision, needed
 from scoop_outbox.core.plans.explain import UNKNOWN_STEP, Situation, Workers
-from scoop_outbox.core.plans.progress import Missing
+from scoop_outbox.core.plans.progress import Missing, OpenElsewhere
 from scoop_outbox.core.run import Instance, Run, RunState
 from scoop_outbox.core.statement import Rows
 from scoop_outbox.failure import Failure, GaveUp
 from scoop_outbox.operations.explanation import Cause, Reason
-from scoop_outbox.progress import dead_letter_text, interruption_text
+from scoop_outbox.progress import dead_letter_text, home_text, interruption_text, silence_text
 from scoop_outbox.store.blockers import Blocker
 
 
@@ -106,6 +106,26 @@ def of_message(missing: Missing, places: Rows, workers: Workers) -> Iterator[Rea
         yield Reason(Cause.INTAKE, text)
     if missing.service is not None and not workers.alive:
         yield Reason(Cause.NO_WORKER, f"no worker of service {missing.service!r} is alive")
+
+
+def of_elsewhere(one: OpenElsewhere, places: Rows) -> Iterator[Reason]:
+    """Yield why a child in another home has not ended, as far as this home knows.
+
+    Args:
+        one: the child.
+        places: where messages are, as `read_whereabouts` answers, of a child of which nothing has been heard.
+    """
+    for message_id, where, topic, _, at, number, service, why in places:
+        if message_id == one.message_id and where == "outbox":
+            yield Reason(Cause.OUTBOX, f"its message is in the outbox, on topic {topic!r}, since {_time(at)}", at=at)
+        elif message_id == one.message_id and where == "dead letter" and service is None:
+            text = f"its message was not published: {dead_letter_text(number)}: {why}"
+            yield Reason(Cause.DEAD_LETTER, text, at=at, dead_letter=number)
+    silence = silence_text(one)
+    if silence is not None:
+        yield Reason(Cause.HOME_UNKNOWN if one.name is None else Cause.HOME_SILENT, silence)
+    command = shlex.join(["scoop-outbox", "explain", str(one.run_id or one.message_id)])
+    yield Reason(Cause.HOME, f"{home_text(one)} knows what keeps it: {command}, with the database of that home")
 
 
 def next_text(due: Decision) -> str | None:

@@ -7,7 +7,7 @@ which says where news of the run is to go. What is said goes through the outbox:
 
 from __future__ import annotations
 
-from sqlalchemy import ARRAY, BigInteger, Boolean, Column, Index, Integer, MetaData, Table, Text, Uuid, text
+from sqlalchemy import ARRAY, BigInteger, Boolean, Column, Index, Integer, Interval, MetaData, Table, Text, Uuid, text
 
 from scoop_outbox.store.run_tables import time_column
 
@@ -15,7 +15,8 @@ from scoop_outbox.store.run_tables import time_column
 def peer_tables(metadata: MetaData) -> None:
     """Declare the tables of other homes."""
     # Another home that has been heard of: where it is told something, which revision of its subscriptions is known
-    # here, and which revision of ours it has confirmed.
+    # here, and which revision of ours it has confirmed. How much later it was by our clock, when what it said had been
+    # taken in, than by its clock when it was written: what is on its way is late, and clocks differ.
     Table(
         "peer",
         metadata,
@@ -25,6 +26,7 @@ def peer_tables(metadata: MetaData) -> None:
         Column("revision", BigInteger, nullable=False, server_default=text("0")),
         Column("confirmed", BigInteger, nullable=False, server_default=text("0")),
         time_column("heard_at", nullable=False, default=True),
+        Column("lag", Interval),
     )
 
     # Who listens in other homes, as they have said it. As `subscription` is for this home.

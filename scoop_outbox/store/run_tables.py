@@ -193,6 +193,8 @@ def run_tables(metadata: MetaData) -> None:
         Column("healing", Boolean, nullable=False, server_default=text("false")),
         Column("home", Uuid),
         Column("generation", Integer, nullable=False, server_default=text("0")),
+        # When its home last reported something new of it.
+        time_column("reported_at"),
         Index("child_of_instance", "run_id", "seq"),
     )
     where = text("state = 'waiting' and deadline is not null"), text("state in ('rolled_back', 'rollback_failed')")

@@ -69,15 +69,18 @@ class Sender:
         id: of the home.
         name: of the home, as people know it.
         reply_to: the topic on which it is told something.
+        at: when it said it, by the clock of its database; None if it did not say.
     """
 
     id: uuid.UUID
     name: str
     reply_to: str
+    at: datetime | None = None
 
     def to_json(self) -> dict[str, str]:
         """Return the form on the wire."""
-        return {"id": str(self.id), "name": self.name, "replyTo": self.reply_to}
+        said = {"id": str(self.id), "name": self.name, "replyTo": self.reply_to}
+        return said if self.at is None else {**said, "at": self.at.isoformat()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +249,7 @@ def read_control(body: bytes) -> Control:
 
 def _sender(said: Mapping[str, Any]) -> Sender:
     sender = _object(said.get("from"), "from")
-    return Sender(_uuid(sender, "id"), _text(sender, "name"), _text(sender, "replyTo"))
+    return Sender(_uuid(sender, "id"), _text(sender, "name"), _text(sender, "replyTo"), _time(sender, "at"))
 
 
 def _subscriptions(said: Mapping[str, Any]) -> Subscriptions:

@@ -466,6 +466,7 @@ async def test_json_is_one_object(database_url: str) -> None:
     assert waiting == {
         "run_id": str(run_id), "message_id": found["message_id"], "parent": None, "service": "shop",
         "saga": "place-order", "state": "running", "next": "its first step is executed", "children": 0,
+        "home": None,
     }  # fmt: skip
     assert (worker["cause"], worker["process"]) == ("no_worker", None)
     assert (lock["cause"], lock["process"]["application"]) == ("row_lock", "holder")

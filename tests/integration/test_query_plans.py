@@ -260,7 +260,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("is_known", {"message": message_id(OLD)}),
         ("read_origins", {"messages": [message_id(OLD)], "trails": [FAILURE], "origins": [FAILURE]}),
         *[(name, {"message": message, "run": run, "most": 5})
-          for name in ("read_open_runs", "read_not_taken_in")
+          for name in ("read_open_runs", "read_not_taken_in", "read_open_elsewhere")
           for message, run in ((message_id(OPEN), None), (None, run_id(OPEN)))],
         *[(name, {"claims": document([{"id": str(uuid4()), "topic": "t", "digest": "d"}] * 2)})
           for name in ("claim_ids", "read_launched", "release_ids")],
@@ -279,6 +279,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("read_stuck_below", {"message": None, "run": run_id(OLD), "most": 100}),
         ("read_whereabouts", {"messages": [message_id(OLD), uuid4()]}),
         ("read_unstarted", {"runs": [run_id(OLD + number) for number in range(FAMILY)], "message": message_id(OLD)}),
+        ("read_children_elsewhere", {"runs": [message_id(OLD), *(run_id(OLD + number) for number in range(FAMILY))]}),
         ("read_steps", {"runs": [run_id(OLD + number) for number in range(FAMILY)]}),
         ("register_worker", {**worker, "versions": ["v2", "v1"], "sagas": ["saga 1", "saga 2"], "steps": ['["a"]'] * 2,
                              "alive": LEASE, "pooled": False}),

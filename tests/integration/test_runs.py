@@ -167,6 +167,7 @@ async def test_the_command_prints_json(database_url: str) -> None:
     assert run == {
         "service": "shop", "saga": "rollback_failed", "state": "rollback_failed", "step": "first",
         "key": "rollback_failed", "reason": None, "failure_type": "ValueError", "failure_message": "No way\nback",
+        "waits_for": [],
     }  # fmt: skip
 
 

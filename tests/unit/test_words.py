@@ -14,7 +14,7 @@ MODULES = [
 OF_THE_FIELD = """
     adaptation after announce announcer answers app arrays assignment async backward blockers blocking bounds cache
     cancellation changes channels classes client commit connect consumer contracts count counters daemons ddl decide
-    demonstration diagram disconnect docker engine env errors events execute exits explain explanation faults
+    demonstration diagram disconnect docker doctor engine env errors events execute exits explain explanation faults
     finding forks forward frames gate generics groups handlers harness headers health http idempotency incoming inside
     inspect installation kafka killed launch launcher leases leftovers lending limit limits log loops membership
     metrics migrate migrations mode names node options orders other outages output parking payments pipeline placement

@@ -82,6 +82,7 @@ def noted_senders(senders: Sequence[Sender]) -> Statement:
         homes=list(last),
         names=[one.name for one in last.values()],
         reply_to=[one.reply_to for one in last.values()],
+        said_at=[None if one.at is None else one.at.isoformat() for one in last.values()],
     )
 
 

@@ -39,12 +39,14 @@ class Identity:
         name: what people call it; None until somebody has named it: then it cooperates with no other.
         prefix: what the topics begin with on which homes speak.
         revision: of the list of those who listen here, as it was announced last.
+        now: when this was read, by the database's clock.
     """
 
     id: uuid.UUID
     name: str | None
     prefix: str
     revision: int = 0
+    now: datetime | None = None
 
     @property
     def control_topic(self) -> str | None:
@@ -60,7 +62,7 @@ class Identity:
     def sender(self) -> Sender:
         """How this home signs what it says."""
         assert self.name is not None  # noqa: S101 - who has no name says nothing
-        return Sender(self.id, self.name, control_topic(self.prefix, self.name))
+        return Sender(self.id, self.name, control_topic(self.prefix, self.name), self.now)
 
 
 def read_identity() -> Plan[Identity]:

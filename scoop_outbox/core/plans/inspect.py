@@ -18,12 +18,19 @@ def read_hierarchy(message_id: uuid.UUID) -> Plan[tuple[Rows, bool]]:
     return runs, known[0][0]
 
 
-def read_executions(runs: Sequence[uuid.UUID]) -> Plan[tuple[Rows, Rows]]:
-    """Return the executions of runs, in order, and what people have done about them."""
-    steps, actions = yield from ask(
-        statement("read_steps", runs=list(runs)), statement("read_actions", runs=list(runs))
+def read_executions(runs: Sequence[uuid.UUID], message_id: uuid.UUID) -> Plan[tuple[Rows, Rows, Rows]]:
+    """Return the executions of runs, in order, what people have done about them, and their children in other homes.
+
+    Args:
+        runs: which.
+        message_id: at the top: other homes may handle it, too.
+    """
+    steps, actions, elsewhere = yield from ask(
+        statement("read_steps", runs=list(runs)),
+        statement("read_actions", runs=list(runs)),
+        statement("read_children_elsewhere", runs=[message_id, *runs]),
     )
-    return steps, actions
+    return steps, actions, elsewhere
 
 
 def read_taken_in(message_id: uuid.UUID) -> Plan[tuple[Any, ...] | None]:

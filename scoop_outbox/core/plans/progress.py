@@ -6,7 +6,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from scoop_outbox.core.run import RunState
+from scoop_outbox.core.run import ChildState, RunState
 from scoop_outbox.core.statement import Plan, ask, statement
 
 
@@ -24,6 +24,7 @@ class OpenRun:
         interruption: why it was interrupted last.
         queued: whether it waits for its turn in a lane.
         served: whether a worker of its service is alive.
+        parent_home: the name of the home in which its parent is, if that is another one.
     """
 
     id: uuid.UUID
@@ -42,6 +43,7 @@ class OpenRun:
     interruption: str | None
     queued: bool
     served: bool
+    parent_home: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +67,47 @@ class Missing:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenElsewhere:
+    """A child in another home that is waited for.
+
+    Attributes:
+        parent: the run that waits for it; None when its message was launched from outside.
+        state: what its home has reported last, or what it has been told to do since.
+        home: the home's id.
+        name: its name; None when no home of that id is known here.
+        run_id: its run; None before its home has reported one.
+        launched: seconds since its message was launched; None when that was from outside any run.
+        reported: seconds since its home has last reported something new of it; None before it has.
+        heard: seconds since anything was heard of its home, to a minute; None when the home is not known.
+    """
+
+    message_id: uuid.UUID
+    parent: uuid.UUID | None
+    service: str
+    saga: str
+    state: ChildState
+    home: uuid.UUID
+    name: str | None
+    run_id: uuid.UUID | None
+    launched: float | None
+    reported: float | None
+    heard: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """What is open.
 
     Attributes:
         runs: those that have not ended; first those that wait for no other one, the longest idle first.
         missing: messages that have not been taken in.
-        left_out: how many more of both there are.
+        elsewhere: children in other homes; first those of which nothing has been heard, then the longest silent.
+        left_out: how many more there are of all these.
     """
 
     runs: tuple[OpenRun, ...]
     missing: tuple[Missing, ...]
+    elsewhere: tuple[OpenElsewhere, ...]
     left_out: int
 
 
@@ -85,16 +117,16 @@ def read_open(message_id: uuid.UUID | None, run_id: uuid.UUID | None, most: int)
     Args:
         message_id: the message at the top.
         run_id: the run at the top, in place of a message.
-        most: of runs and of messages.
+        most: of runs, of messages, and of children in other homes.
     """
-    runs, missing = yield from ask(
-        statement("read_open_runs", message=message_id, run=run_id, most=most),
-        statement("read_not_taken_in", message=message_id, run=run_id, most=most),
-    )
+    names = ("read_open_runs", "read_not_taken_in", "read_open_elsewhere")
+    asked = [statement(name, message=message_id, run=run_id, most=most) for name in names]
+    runs, missing, elsewhere = yield from ask(*asked)
     return Progress(
         tuple(_open_run(*row[:-1]) for row in runs),
         tuple(Missing(*row[:-1]) for row in missing),
-        sum(rows[0][-1] - len(rows) for rows in (runs, missing) if rows),
+        tuple(_open_elsewhere(*row[:-1]) for row in elsewhere),
+        sum(rows[0][-1] - len(rows) for rows in (runs, missing, elsewhere) if rows),
     )
 
 
@@ -108,3 +140,9 @@ def _open_run(
     *rest: Any,
 ) -> OpenRun:
     return OpenRun(run_id, message_id, parent, service, saga, RunState(state), *rest)
+
+
+def _open_elsewhere(
+    message_id: uuid.UUID, parent: uuid.UUID | None, service: str, saga: str, state: str, *rest: Any
+) -> OpenElsewhere:
+    return OpenElsewhere(message_id, parent, service, saga, ChildState(state), *rest)

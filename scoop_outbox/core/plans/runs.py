@@ -55,6 +55,7 @@ class ListedRun:
         failure_type: of what it failed with: when it could not be rolled back, why not.
         failure_message: the first 200 characters of its message.
         age: the time since its message was taken in, by the database's clock.
+        waits_for: the names of other homes in which it waits for children; the id of one that is not known here.
     """
 
     id: uuid.UUID
@@ -70,6 +71,7 @@ class ListedRun:
     created_at: datetime
     ended_at: datetime | None
     age: timedelta
+    waits_for: tuple[str, ...]
 
 
 def list_runs(selection: RunSelection, *, most: int) -> Plan[list[ListedRun]]:
@@ -98,4 +100,6 @@ def list_runs(selection: RunSelection, *, most: int) -> Plan[list[ListedRun]]:
 
 
 def _listed(run_id: uuid.UUID, message_id: uuid.UUID, service: str, saga: str, state: str, *rest: Any) -> ListedRun:
-    return ListedRun(run_id, message_id, service, saga, RunState(state), *rest)
+    *more, waits_for = rest
+    told: list[Any] = [*more, tuple(waits_for)]
+    return ListedRun(run_id, message_id, service, saga, RunState(state), *told)

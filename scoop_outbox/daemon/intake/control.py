@@ -114,11 +114,12 @@ class ControlInbox:
 
     async def _bury(self, driver: AsyncDriver, unusable: Sequence[Unusable]) -> None:
         await driver.run(bury(unusable, self._channel))
+        name = None if self._identity is None else self._identity.name
         for one in unusable:
             log.error(
                 "home: control message became a dead letter (position %s: %s)",
                 *(one.position, one.reason),
-                extra={"message_id": one.envelope.id, "position": one.position, "reason": one.reason},
+                extra={"home": name, "message_id": one.envelope.id, "position": one.position, "reason": one.reason},
             )
         self.counters.dead_letters += len(unusable)
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from scoop_outbox.core.plans.mail import count_due
 from scoop_outbox.core.plans.outbox import look_at_outbox
 from scoop_outbox.core.plans.parking import count_stuck
+from scoop_outbox.core.plans.peers import look_at_homes
 from scoop_outbox.core.plans.subscriptions import read_revision
 from scoop_outbox.daemon.daemons import Daemons
 from scoop_outbox.daemon.monitoring.http import Answer, serve_http
@@ -32,7 +33,7 @@ STALLED = 30.0
 COUNTED = 1250
 """How far the waiting messages of a shard are counted."""
 COUNTED_DUE = 10_000
-"""How far due work is counted."""
+"""How far due work is counted, and open children are looked through."""
 _BEAT = 0.5
 _FRESH = 1.0
 _ANSWER_TIMEOUT = 3.0
@@ -120,6 +121,7 @@ class Health:
             found["database"] = look.problem
         if self._daemons is not None:
             named = {"relay": self._daemons.relay, "worker": self._daemons.worker, "intake": self._daemons.intake}
+            named["control"] = self._daemons.control
             for name, daemon in named.items():
                 if daemon is not None and (problem := daemon.problem) is not None:
                     found[name] = problem
@@ -168,6 +170,8 @@ class Health:
                 self._revisions[revision] = await asyncio.to_thread(self._revision_problem, revision)
             count, age = await driver.run(look_at_outbox(COUNTED))
             seen = Snapshot(self._revisions[revision], count, age)
+            if daemons is not None and daemons.control is not None:
+                seen = replace(seen, homes=await driver.run(look_at_homes(COUNTED_DUE)))
             if daemons is None or daemons.worker is None:
                 return seen
             due = await driver.run(count_due(daemons.service, daemons.sagas, COUNTED_DUE))

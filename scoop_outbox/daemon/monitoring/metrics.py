@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import choose_encoder
@@ -14,6 +15,7 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
+from scoop_outbox.core.plans.peers import HomeGlance
 from scoop_outbox.daemon.counters import Histogram, RunCounters
 from scoop_outbox.daemon.daemons import Daemons
 from scoop_outbox.daemon.intake.intake import Intake
@@ -52,11 +54,14 @@ class _Collector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Read everything."""
         yield from _database(self._seen)
+        yield from _homes(self._seen.homes)
         if self._daemons is not None:
             if self._daemons.relay is not None:
                 yield from _relay(self._daemons.relay)
             if self._daemons.intake is not None:
                 yield from _intake(self._daemons.intake)
+            if self._daemons.control is not None:
+                yield from _control(self._daemons.control)
             if self._daemons.worker is not None:
                 yield from _worker(self._daemons.worker)
                 yield from _runs(self._daemons.service, self._daemons.worker.reports.counters)
@@ -120,6 +125,41 @@ def _intake(intake: Intake) -> Iterator[Metric]:
     yield _gauge("intake_problem", "1 while /readyz names a problem of intake.", intake.problem is not None)
 
 
+def _control(control: Intake) -> Iterator[Metric]:
+    yield _counter("control_taken_in", "Control messages taken in, duplicates included.", control.counters.taken_in)
+    yield _gauge("control_paused", "1 while control messages are not taken in (no database).", control.paused)
+    yield _gauge(
+        "control_problem", "1 while /readyz names a problem of the control channel.", control.problem is not None
+    )
+
+
+def _homes(homes: Sequence[HomeGlance] | None) -> Iterator[Metric]:
+    """Yield what is known of other homes, those of one name together: a label stands for one value."""
+    if homes is None:
+        return
+    children: Counter[str] = Counter()
+    heard: dict[str, float] = {}
+    lags: dict[str, float] = {}
+    for one in homes:
+        children[one.name] += one.children
+        if one.heard is not None:
+            heard[one.name] = max(one.heard, heard.get(one.name, 0.0))
+        if one.lag is not None:
+            lags[one.name] = max(one.lag, lags.get(one.name, one.lag), key=abs)
+    yield _by_home("children_open", "Children waited for in a home, among 10000 open ones.", children)
+    yield _by_home("heard_seconds", "Seconds since a home was last heard of.", heard)
+    yield _by_home("lag_seconds", "Seconds from what a home says to its intake here, by the clocks of both.", lags)
+    unconfirmed = sum(one.unconfirmed for one in homes)
+    yield _gauge("home_unconfirmed", "Homes that do not know yet who listens here.", unconfirmed)
+
+
+def _by_home(name: str, text: str, values: Mapping[str, float]) -> Metric:
+    family = GaugeMetricFamily(f"{_PREFIX}home_{name}", text, None, ["home"])
+    for home, value in values.items():
+        family.add_metric([home], value)
+    return family
+
+
 def _worker(worker: Worker) -> Iterator[Metric]:
     counters = worker.counters
     yield _gauge("worker_busy_slots", "Slots in use: runs being executed.", worker.busy)
@@ -171,6 +211,8 @@ def _dead_letters(daemons: Daemons) -> Metric:
             family.add_metric(["relay", reason], count)
     if daemons.intake is not None:
         family.add_metric(["intake", "unusable"], daemons.intake.counters.dead_letters)
+    if daemons.control is not None:
+        family.add_metric(["control", "unusable"], daemons.control.counters.dead_letters)
     return family
 
 

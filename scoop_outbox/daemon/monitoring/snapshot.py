@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from scoop_outbox.core.plans.peers import HomeGlance
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +20,7 @@ class Snapshot:
         parked: how many of its runs are parked, counted up to a limit; None without a worker.
         stuck: how many of its runs could not be rolled back, likewise.
         interrupted: how many of its runs were interrupted and have made no progress since, likewise.
+        homes: the other homes that are known, or in which children are waited for; None without a control channel.
     """
 
     problem: str | None = None
@@ -26,3 +30,4 @@ class Snapshot:
     parked: int | None = None
     interrupted: int = 0
     stuck: int = 0
+    homes: Sequence[HomeGlance] | None = None

@@ -1,7 +1,7 @@
 -- Cooperation with other homes: who they are, what they are told, and what becomes of what they say.
 
 -- name: read_identity
-select id, name, prefix, revision from {schema}.home
+select id, name, prefix, revision, clock_timestamp() from {schema}.home
 
 -- name: name_home
 -- Once: whoever has been told the name tells this home something under it.
@@ -25,7 +25,7 @@ update {schema}.home set place = %(place)s
 select p.id from {schema}.peer p join {schema}.home h on p.name = h.name and p.id <> h.id
 
 -- name: lock_identity
-select id, name, prefix, revision, announced from {schema}.home for update
+select id, name, prefix, revision, clock_timestamp(), announced from {schema}.home for update
 
 -- name: read_listeners_here
 -- Whom messages from other homes reach: those whom a broker brings theirs.
@@ -43,12 +43,15 @@ select abs(hashtext(%(key)s::text) %% {shards}), gen_random_uuid(), %(topic)s, %
        json_build_object()
 
 -- name: note_peers
--- Heard of once in a while is often enough: a row is not written for each message.
-insert into {schema}.peer as known (id, name, reply_to)
-select * from unnest(%(homes)s::uuid[], %(names)s::text[], %(reply_to)s::text[]) as g (id, name, reply_to)
-order by id
+-- Heard of once in a while is often enough: a row is not written for each message. How much earlier it was there when it was
+-- said holds how long it was on its way, too: it is kept each time, as it is then.
+insert into {schema}.peer as known (id, name, reply_to, lag)
+select g.id, g.name, g.reply_to, clock_timestamp() - g.said_at::timestamptz
+from unnest(%(homes)s::uuid[], %(names)s::text[], %(reply_to)s::text[], %(said_at)s::text[])
+     as g (id, name, reply_to, said_at)
+order by g.id
 on conflict (id) do update
-set name = excluded.name, reply_to = excluded.reply_to, heard_at = clock_timestamp()
+set name = excluded.name, reply_to = excluded.reply_to, heard_at = clock_timestamp(), lag = excluded.lag
 where (known.name, known.reply_to) is distinct from (excluded.name, excluded.reply_to)
    or known.heard_at < clock_timestamp() - interval '1 minute'
 
@@ -117,8 +120,25 @@ select count(*) from retired
 -- Which homes have not said that they know of the newest revision of our subscriptions.
 select p.name from {schema}.peer p where p.revision > 0 and p.confirmed < (select revision from {schema}.home) order by p.name
 
+-- name: look_at_homes
+-- Other homes that are known, or in which children are waited for: these are counted among so many open ones. What is asked
+-- this way is asked often, and costs no more as there is more.
+with waited_for as (
+    select o.home, count(*) as children
+    from (select home from {schema}.child where open limit %(most)s) o
+    where o.home is not null
+    group by o.home
+)
+select coalesce(p.name, w.home::text), coalesce(w.children, 0),
+       extract(epoch from clock_timestamp() - p.heard_at)::float8, extract(epoch from p.lag)::float8,
+       coalesce(p.revision > 0 and p.confirmed < h.revision, false)
+from {schema}.peer p
+full join waited_for w on w.home = p.id
+cross join {schema}.home h
+order by 1, p.id
+
 -- part: sender
-json_build_object('id', h.id, 'name', h.name, 'replyTo', h.prefix || 'control.' || h.name)
+json_build_object('id', h.id, 'name', h.name, 'replyTo', h.prefix || 'control.' || h.name, 'at', clock_timestamp())
 
 -- name: know_peers
 -- Whoever waits can be told. Before any row of a child is written: whoever hears of a home notes it first, too.
@@ -272,7 +292,7 @@ with given as (
     for update of c
 ), told as (
     update {schema}.child c
-    set generation = f.generation, home = f.home,
+    set generation = f.generation, home = f.home, reported_at = clock_timestamp(),
         child_run = case when f.state in ('cancelled', 'unknown') then c.child_run else f.run end,
         state = case
             when f.state = 'started' then case when c.state = 'waiting' then 'started' else c.state end

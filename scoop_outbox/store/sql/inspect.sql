@@ -57,9 +57,9 @@ from tree t
 join {schema}.run r on r.id = t.id
 join unnest(%(origins)s::uuid[]) as o (id) on o.id in (r.failure, r.obstacle)
 
--- name: read_open_runs
--- The runs below a message, or a run, that have not ended: first those that wait for no other one, as nothing goes on before
--- they do, the longest idle first. Only what is open is looked at, and of that no more than matters to somebody who reads it.
+-- part: open_runs
+-- The runs below a message, or a run, that have not ended. Only what is open is looked at, and of that no more than matters to
+-- somebody who reads it.
 with recursive open as (
     select id from {schema}.run
     where message_id = %(message)s and state in ('running', 'rolling_back', 'parked')
@@ -73,14 +73,19 @@ with recursive open as (
 ), found as (
     select id from open limit 1000
 )
+
+-- name: read_open_runs
+-- First those that wait for no other one, as nothing goes on before they do, the longest idle first.
+-- use: open_runs
 select r.id, r.message_id, r.parent_run, r.service, r.saga, r.state, r.step, r.next_step, w.children,
        extract(epoch from clock_timestamp() - coalesce(s.ended_at, r.created_at))::float8 as idle,
        extract(epoch from r.not_before - clock_timestamp())::float8, r.reason, r.interruptions, r.interruption,
        coalesce((select not t.held from {schema}.lane_entry t where t.run_id = r.id), false),
        exists (select from {schema}.worker k where k.service = r.service and k.alive_until > clock_timestamp()),
-       count(*) over ()
+       coalesce(h.name, r.parent_home::text), count(*) over ()
 from found f
 join {schema}.run r on r.id = f.id
+left join {schema}.peer h on h.id = r.parent_home
 cross join lateral (
     select count(*) as children from (select from {schema}.child c where c.run_id = r.id and c.open limit 1000) c
 ) w
@@ -93,22 +98,11 @@ limit %(most)s
 -- name: read_not_taken_in
 -- Which sagas are waited for below a message, or a run, that have not been handed theirs yet, whether it is a dead letter
 -- of their service, and whether a relay is alive.
-with recursive open as (
-    select id from {schema}.run
-    where message_id = %(message)s and state in ('running', 'rolling_back', 'parked')
-    union
-    select id from {schema}.run
-    where id = %(run)s and state in ('running', 'rolling_back', 'parked')
-    union all
-    select c.child_run
-    from open p
-    join {schema}.child c on c.run_id = p.id and c.open and c.child_run is not null
-), found as (
-    select id from open limit 1000
-), missing as (
+-- use: open_runs
+, missing as (
     select c.message_id, c.run_id, c.service, c.saga
     from found f
-    join {schema}.child c on c.run_id = f.id and c.open and c.child_run is null
+    join {schema}.child c on c.run_id = f.id and c.open and c.child_run is null and c.home is null
     union all
     select o.message_id, null, e.service, e.saga
     from {schema}.expected_root o
@@ -128,6 +122,33 @@ select m.message_id, m.run_id, m.service, m.saga,
        exists (select from {schema}.outbox_shard where expires_at > clock_timestamp()), count(*) over ()
 from missing m
 limit %(most)s
+
+-- name: read_open_elsewhere
+-- What is waited for in other homes below a message, or a run, as these have said it last. First that of which nothing has been
+-- heard, then the longest silent.
+-- use: open_runs
+, waiting as (
+    select c.message_id, c.run_id, c.seq, c.service, c.saga, c.state, c.home, c.child_run, c.reported_at
+    from found f
+    join {schema}.child c on c.run_id = f.id and c.open and c.home is not null
+    union all
+    select c.message_id, c.run_id, c.seq, c.service, c.saga, c.state, c.home, c.child_run, c.reported_at
+    from {schema}.child c
+    where c.message_id = %(message)s and c.run_id = c.message_id and c.open and c.home is not null
+), shown as (
+    select w.*, count(*) over () as waiting
+    from waiting w
+    order by w.reported_at nulls first, w.message_id, w.service, w.saga
+    limit %(most)s
+)
+select w.message_id, nullif(w.run_id, w.message_id), w.service, w.saga, w.state, w.home, p.name, w.child_run,
+       extract(epoch from clock_timestamp() - s.ended_at)::float8,
+       extract(epoch from clock_timestamp() - w.reported_at)::float8,
+       extract(epoch from clock_timestamp() - p.heard_at)::float8, w.waiting
+from shown w
+left join {schema}.peer p on p.id = w.home
+left join {schema}.step s on s.run_id = w.run_id and s.seq = w.seq
+order by w.reported_at nulls first, w.message_id, w.service, w.saga
 
 -- name: read_taken_in
 select id, topic, key, body, content_type, headers, created_at
@@ -152,11 +173,23 @@ with recursive tree as (
 )
 select r.id, r.service, r.saga, r.message_id, r.state, r.lineage, t.launched_by, r.step, r.next_step, r.failure, r.obstacle,
        r.reason, r.created_at, r.ended_at, m.topic, r.version, r.interruptions, r.interruption, r.late,
-       r.giving_up, r.abandoned, r.deadlines::text, r.own_deadline::text, r.rollback_by
+       r.giving_up, r.abandoned, r.deadlines::text, r.own_deadline::text, r.rollback_by,
+       coalesce(p.name, r.parent_home::text)
 from tree t
 join {schema}.run r on r.id = t.id
 join {schema}.message m on m.id = r.message_id
+left join {schema}.peer p on p.id = r.parent_home
 order by r.created_at, r.id
+
+-- name: read_children_elsewhere
+-- Children in other homes, as these have said it last: of runs, and of messages that were launched from outside.
+select c.message_id, c.service, c.saga, c.home, p.name, c.state, c.open, nullif(c.run_id, c.message_id),
+       case when c.run_id <> c.message_id then c.seq end, c.child_run, s.ended_at, c.reported_at, c.failure, c.obstacle
+from {schema}.child c
+left join {schema}.peer p on p.id = c.home
+left join {schema}.step s on s.run_id = c.run_id and s.seq = c.seq
+where c.run_id = any(%(runs)s::uuid[]) and c.home is not null
+order by c.message_id, c.service, c.saga
 
 -- name: read_steps
 select run_id, seq, step, kind, iteration, attempt, state, undoes, failure, started_at, ended_at, worker
@@ -220,7 +253,7 @@ from {schema}.dead_letter where message_id = any(%(messages)s::uuid[])
 -- Who was to handle a message and has no run for it: below these runs, and of the message at the top.
 select c.message_id, c.service, c.saga, c.state, c.run_id, c.seq
 from {schema}.child c
-where c.run_id = any(%(runs)s::uuid[]) and c.child_run is null
+where c.run_id = any(%(runs)s::uuid[]) and c.child_run is null and c.home is null
 union all
 select o.message_id, e.service, e.saga, 'waiting', null, null
 from {schema}.expected_root o

@@ -26,7 +26,14 @@ select r.id, r.message_id, r.service, r.saga, r.state,
            when exists (select from {schema}.child c where c.run_id = r.id and c.open) then r.step
            else coalesce(r.next_step, r.step)
        end,
-       m.key, r.reason, f.type, f.message, r.created_at, r.ended_at, statement_timestamp() - r.created_at
+       m.key, r.reason, f.type, f.message, r.created_at, r.ended_at, statement_timestamp() - r.created_at,
+       array(
+           select distinct coalesce(p.name, c.home::text)
+           from (select home from {schema}.child o where o.run_id = r.id and o.open limit 1000) c
+           left join {schema}.peer p on p.id = c.home
+           where c.home is not null
+           order by 1
+       )
 from chosen c
 join {schema}.run r on r.id = c.id
 join {schema}.message m on m.id = r.message_id
