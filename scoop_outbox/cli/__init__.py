@@ -114,6 +114,13 @@ main.add_command(show)
     help="File of orders to place, one JSON object a line.",
 )
 @click.option("--count", metavar="N", type=click.IntRange(min=1), help="Number of orders; default: all.")
+@click.option(
+    "--homes",
+    type=click.Choice(["one", "each"]),
+    default="one",
+    show_default=True,
+    help="One database for all services, or one for each; each needs --broker.",
+)
 @click.option("--keep", is_flag=True, help="Keep everything running at the end, until Ctrl-C.")
 def demo(
     *,
@@ -123,6 +130,7 @@ def demo(
     settings_file: Path | None,
     orders: Path | None,
     count: int | None,
+    homes: str,
     keep: bool,
 ) -> None:
     """Run a demonstration: orders go through four services, and roll back when one of them fails.
@@ -137,12 +145,13 @@ def demo(
 
         # Before the services are imported. A name alone is no broker to them.
         names.choose(broker)
-        os.environ.pop("SCOOP_OUTBOX_BROKER", None)
+        for variable in ("SCOOP_OUTBOX_BROKER", "SCOOP_OUTBOX_HOME"):
+            os.environ.pop(variable, None)
         from scoop_outbox.demo.demonstration import Options, demonstrate
         from scoop_outbox.devservers.postgres import PostgresNotFoundError, PostgresStartError
 
         try:
-            code = demonstrate(Options(database, broker, orders, count, keep, chosen))
+            code = demonstrate(Options(database, broker, orders, count, homes == "each", keep, chosen))
         except (PostgresNotFoundError, PostgresStartError) as error:
             raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:  # before the demonstration could look out for it: nothing has been started
