@@ -18,7 +18,7 @@ from scoop_outbox.cli.external import complete, fail
 from scoop_outbox.cli.handlers import handlers
 from scoop_outbox.cli.home import home
 from scoop_outbox.cli.log import is_json, with_log_format, with_log_level, write_log
-from scoop_outbox.cli.options import required
+from scoop_outbox.cli.options import required, with_home_name
 from scoop_outbox.cli.requests import abandon, cancel, retry, rollback, skip
 from scoop_outbox.cli.retention import Archive, prune, with_retention
 from scoop_outbox.cli.runs import runs
@@ -223,6 +223,7 @@ def migrate(*, database: str | None, schema: str, wait: float, lock_timeout: flo
     metavar="WHERE",
     help="Start of a new group: earliest, latest, a time, group:NAME; default: what the application declares.",
 )
+@with_home_name
 @click.option("--slots", default=16, show_default=True, help="Number of runs executed concurrently.")
 @click.option(
     "--high-water",
@@ -262,6 +263,7 @@ def worker(
     settings_file: Path | None,
     group: str | None,
     start: str | None,
+    home_name: str | None,
     slots: int,
     high_water: int,
     max_interruptions: int,
@@ -286,7 +288,7 @@ def worker(
     chosen = settings_of(settings, settings_file)
     write_log(log_level, log_format)
     scoop = load_app(app)
-    scoop.configure(database=database, broker=broker, broker_settings=chosen, group=group, start=start)
+    scoop.configure(database=database, broker=broker, broker_settings=chosen, group=group, start=start, home=home_name)
     serving = Serving(
         worker=True,
         relay=relay,
