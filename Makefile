@@ -11,6 +11,8 @@ ARGS ?=
 WORKERS ?= 2
 # A broker for the demonstration: kafka or rabbitmq, which start one here, or its URL; Postgres unless given.
 BROKER ?=
+# Databases for the demonstration: one, which the services share, or each, one for each of them; each needs a BROKER.
+HOMES ?=
 
 # Where Kafka is kept once it was fetched.
 export SCOOP_OUTBOX_CACHE ?= $(CURDIR)/.cache
@@ -52,8 +54,8 @@ $(VENV)/.installed-demo-%: adapters/%/pyproject.toml $(VENV)/.installed-demo
 	$(BIN)/python -m pip install --quiet --editable 'adapters/$*'
 	@touch $@
 
-demo: $(VENV)/.installed-demo $(ADAPTER:%=$(VENV)/.installed-demo-%) ## Run the demonstration (BROKER=kafka, rabbitmq or a URL, ARGS=...)
-	@$(BIN)/scoop-outbox demo $(if $(BROKER),--broker '$(BROKER)') $(ARGS)
+demo: $(VENV)/.installed-demo $(ADAPTER:%=$(VENV)/.installed-demo-%) ## Run the demonstration (BROKER=kafka, rabbitmq or a URL, HOMES=each, ARGS=...)
+	@$(BIN)/scoop-outbox demo $(if $(BROKER),--broker '$(BROKER)') $(if $(HOMES),--homes '$(HOMES)') $(ARGS)
 
 # Tests that find no server say so themselves, and what to install.
 servers:

@@ -127,6 +127,7 @@ class Scoop:
         broker_settings: Mapping[str, object] | None = None,
         group: str | None = None,
         start: str | None = None,
+        home: str | None = None,
     ) -> None:
         """Use another database or broker than was declared, before anything is opened.
 
@@ -136,14 +137,15 @@ class Scoop:
             broker_settings: on top of those declared.
             group: the consumer group or queue, instead of the one declared.
             start: where a new group begins, instead of what was declared.
+            home: the name under which the database cooperates with others, instead of the one declared.
 
         Raises:
-            DefinitionError: the group's name cannot be used.
+            DefinitionError: the name of the group or of the home cannot be used.
             DatabaseError: the database's URL is wrong.
             BrokerError: no installed adapter serves the broker's URL, or the adapter refuses URL or settings.
         """
         self._service.configure(
-            database=database, broker=broker, broker_settings=broker_settings, group=group, start=start
+            database=database, broker=broker, broker_settings=broker_settings, group=group, start=start, home=home
         )
 
     def saga(self, name: str, on: str | Topic[T], **options: Unpack[SagaOptions]) -> Saga[T]:

@@ -19,7 +19,7 @@ from scoop_outbox.cli.external import complete, fail
 from scoop_outbox.cli.handlers import handlers
 from scoop_outbox.cli.home import home
 from scoop_outbox.cli.log import is_json, with_log_format, with_log_level, write_log
-from scoop_outbox.cli.options import required
+from scoop_outbox.cli.options import required, with_home_name
 from scoop_outbox.cli.requests import abandon, cancel, retry, rollback, skip
 from scoop_outbox.cli.retention import Archive, prune, with_retention
 from scoop_outbox.cli.roles import roles
@@ -118,6 +118,13 @@ main.add_command(show)
     help="File of orders to place, one JSON object a line.",
 )
 @click.option("--count", metavar="N", type=click.IntRange(min=1), help="Number of orders; default: all.")
+@click.option(
+    "--homes",
+    type=click.Choice(["one", "each"]),
+    default="one",
+    show_default=True,
+    help="One database for all services, or one for each; each needs --broker.",
+)
 @click.option("--keep", is_flag=True, help="Keep everything running at the end, until Ctrl-C.")
 def demo(
     *,
@@ -127,6 +134,7 @@ def demo(
     settings_file: Path | None,
     orders: Path | None,
     count: int | None,
+    homes: str,
     keep: bool,
 ) -> None:
     """Run a demonstration: orders go through four services, and roll back when one of them fails.
@@ -141,12 +149,13 @@ def demo(
 
         # Before the services are imported. A name alone is no broker to them.
         names.choose(broker)
-        os.environ.pop("SCOOP_OUTBOX_BROKER", None)
+        for variable in ("SCOOP_OUTBOX_BROKER", "SCOOP_OUTBOX_HOME"):
+            os.environ.pop(variable, None)
         from scoop_outbox.demo.demonstration import Options, demonstrate
         from scoop_outbox.devservers.postgres import PostgresNotFoundError, PostgresStartError
 
         try:
-            code = demonstrate(Options(database, broker, orders, count, keep, chosen))
+            code = demonstrate(Options(database, broker, orders, count, homes == "each", keep, chosen))
         except (PostgresNotFoundError, PostgresStartError) as error:
             raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:  # before the demonstration could look out for it: nothing has been started
@@ -228,6 +237,7 @@ def migrate(
     metavar="WHERE",
     help="Start of a new group: earliest, latest, a time, group:NAME; default: what the application declares.",
 )
+@with_home_name
 @click.option("--slots", default=16, show_default=True, help="Number of runs executed concurrently.")
 @click.option(
     "--high-water",
@@ -267,6 +277,7 @@ def worker(
     settings_file: Path | None,
     group: str | None,
     start: str | None,
+    home_name: str | None,
     slots: int,
     high_water: int,
     max_interruptions: int,
@@ -291,7 +302,7 @@ def worker(
     chosen = settings_of(settings, settings_file)
     write_log(log_level, log_format)
     scoop = load_app(app)
-    scoop.configure(database=database, broker=broker, broker_settings=chosen, group=group, start=start)
+    scoop.configure(database=database, broker=broker, broker_settings=chosen, group=group, start=start, home=home_name)
     serving = Serving(
         worker=True,
         relay=relay,

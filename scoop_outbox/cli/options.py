@@ -40,6 +40,17 @@ def on_a_database(command: C) -> C:
     )(command)
 
 
+def with_home_name(command: C) -> C:
+    """Give a command the option `--home-name`."""
+    return click.option(
+        "--home-name",
+        metavar="NAME",
+        envvar="SCOOP_OUTBOX_HOME",
+        help="Name under which the database cooperates with those of other services; default: what the application "
+        "declares [env: SCOOP_OUTBOX_HOME].",
+    )(command)
+
+
 def required(database: str | None) -> str:
     """Return the database's URL.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from scoop_outbox.cli.options import with_home_name
 from scoop_outbox.cli.settings import HIDDEN, broker_settings, settings_of, without_secret, without_secrets
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _DONE = {True: "exists", False: "created", None: "ensured"}
 
 @click.group()
 def topology() -> None:
-    """Print or create the broker topology of a service: topics, exchanges, queues, bindings.
+    """Print or create the broker topology of a service and its home: topics, exchanges, queues, bindings.
 
     No other command and no running service creates any of these.
     """
@@ -36,6 +37,7 @@ def _of_an_application(command: Callable[..., None]) -> click.Command:
     """Make a command of a function that is given an application and the topics that it publishes on."""
     for decorate in (
         broker_settings,
+        with_home_name,
         click.option(
             "--broker",
             metavar="URL",
@@ -67,6 +69,7 @@ def print_(
     topics: Sequence[str],
     group: str | None,
     broker: str | None,
+    home_name: str | None,
     settings: Sequence[str],
     settings_file: Path | None,
 ) -> None:
@@ -77,12 +80,12 @@ def print_(
     """
     import asyncio
 
-    scoop = _load(app, group, broker, settings_of(settings, settings_file))
+    scoop = _load(app, group, broker, home_name, settings_of(settings, settings_file))
     items = asyncio.run(scoop.topology(*topics))
     _show(scoop, items, _TOLD)
     missing = sum(item.exists is False for item in items)
     if missing:
-        given = shlex.join([app, *_again(broker, group, settings, settings_file, topics)])
+        given = shlex.join([app, *_again(broker, group, home_name, settings, settings_file, topics)])
         hidden = f", with what {HIDDEN} stands for" if HIDDEN in given else ""
         click.echo(f"{missing} missing; to create{hidden}: scoop-outbox topology apply {given}", err=True)
         sys.exit(MISSING)
@@ -95,6 +98,7 @@ def apply(
     topics: Sequence[str],
     group: str | None,
     broker: str | None,
+    home_name: str | None,
     settings: Sequence[str],
     settings_file: Path | None,
 ) -> None:
@@ -104,18 +108,25 @@ def apply(
     """
     import asyncio
 
-    scoop = _load(app, group, broker, settings_of(settings, settings_file))
+    scoop = _load(app, group, broker, home_name, settings_of(settings, settings_file))
     _show(scoop, asyncio.run(scoop.apply_topology(*topics)), _DONE)
 
 
 def _again(
-    broker: str | None, group: str | None, settings: Sequence[str], file: Path | None, topics: Sequence[str]
+    broker: str | None,
+    group: str | None,
+    home_name: str | None,
+    settings: Sequence[str],
+    file: Path | None,
+    topics: Sequence[str],
 ) -> Iterator[str]:
     """Yield the options that were given, so that what was looked at is what will be created; no secret."""
     if broker is not None and _was_typed("broker"):
         yield from ("--broker", without_secrets(broker))
     if group is not None:
         yield from ("--group", group)
+    if home_name is not None and _was_typed("home_name"):
+        yield from ("--home-name", home_name)
     for setting in settings:
         yield from ("--broker-setting", without_secret(setting))
     if file is not None and _was_typed("settings_file"):
@@ -130,13 +141,15 @@ def _was_typed(option: str) -> bool:
     return source is click.core.ParameterSource.COMMANDLINE
 
 
-def _load(path: str, group: str | None, broker: str | None, settings: Mapping[str, object]) -> Scoop:
+def _load(
+    path: str, group: str | None, broker: str | None, home_name: str | None, settings: Mapping[str, object]
+) -> Scoop:
     from scoop_outbox.cli.processes import load_app
 
     # What a broker's client has to say is in the error, once.
     logging.getLogger().addHandler(logging.NullHandler())
     scoop = load_app(path)
-    scoop.configure(broker=broker, broker_settings=settings, group=group)
+    scoop.configure(broker=broker, broker_settings=settings, group=group, home=home_name)
     return scoop
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from scoop_outbox._forks import begins_anew
 from scoop_outbox._generics import R, T
 from scoop_outbox.broker.protocol import Broker, Resource, Subscription
-from scoop_outbox.client.servers import Servers
+from scoop_outbox.client.servers import Servers, checked_home_name
 from scoop_outbox.core.plans.homes import Identity
 from scoop_outbox.daemon.announcer import Announcer, control_subscription
 from scoop_outbox.daemon.hints import ProcessHints
@@ -74,8 +74,12 @@ class Service:
         broker_settings: Mapping[str, object] | None = None,
         group: str | None = None,
         start: str | None = None,
+        home: str | None = None,
     ) -> None:
         """See `Scoop.configure`."""
+        if home is not None:
+            self.servers.home_name = checked_home_name(home)
+            self._announcer = None
         if group is not None:
             self.group = checked_name("group", group)
         self.start = self.start if start is None else start

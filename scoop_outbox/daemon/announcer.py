@@ -98,7 +98,8 @@ class Announcer:
         if self._sagas:
             service = self._subscription.service
             taken_over = yield from announce(service, self._sagas, self._spellings, via_broker=via_broker)
-        yield from announce_home()
+        if via_broker:  # the built-in broker reaches no other home
+            yield from announce_home()
         return taken_over
 
     def listening(self, topic: str) -> list[str]:

@@ -110,6 +110,7 @@ class Carrier(NamedTuple):
         created: what was created there, in words.
         outlives_us: whether it runs on when the demonstration has ended, with what was created there.
         onlooker: counts what it carries.
+        channels: of the topics that are looked at, those on which homes speak to each other.
     """
 
     url: str
@@ -117,6 +118,17 @@ class Carrier(NamedTuple):
     created: str
     outlives_us: bool
     onlooker: Onlooker
+    channels: frozenset[str]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many messages each topic of the services has carried."""
+        return {topic: number for topic, number in self.onlooker.counts.items() if topic not in self.channels}
+
+    @property
+    def said(self) -> int:
+        """How many control messages the homes have sent each other."""
+        return sum(number for topic, number in self.onlooker.counts.items() if topic in self.channels)
 
 
 def title_of(broker: str | None, settings: Mapping[str, str]) -> str | None:
@@ -144,7 +156,10 @@ def title_of(broker: str | None, settings: Mapping[str, str]) -> str | None:
 
 @asynccontextmanager
 async def carrier(
-    broker: str, settings: Mapping[str, str], subscriptions: Sequence[Subscription]
+    broker: str,
+    settings: Mapping[str, str],
+    subscriptions: Sequence[Subscription],
+    controls: Sequence[Subscription] = (),
 ) -> AsyncIterator[Carrier]:
     """Make a broker ready: start it unless a URL says where it is, create what the services need, and look on.
 
@@ -152,6 +167,7 @@ async def carrier(
         broker: a name, `kafka` or `rabbitmq`, or a URL.
         settings: for its client.
         subscriptions: what the services receive.
+        controls: what homes receive from each other.
 
     Raises:
         BrokerNotFoundError: it cannot be started here.
@@ -162,19 +178,25 @@ async def carrier(
         url = broker if kind is None else await stack.enter_async_context(in_thread(_found(kind)))
         outlives_us = kind is None or bool(os.environ.get(kind.named_by))
         opened = plugins.load(url, settings)
-        yield await stack.enter_async_context(_prepared(url, opened, subscriptions, outlives_us=outlives_us))
+        yield await stack.enter_async_context(_prepared(url, opened, subscriptions, controls, outlives_us=outlives_us))
 
 
 @asynccontextmanager
 async def _prepared(
-    url: str, broker: Broker, subscriptions: Sequence[Subscription], *, outlives_us: bool
+    url: str,
+    broker: Broker,
+    subscriptions: Sequence[Subscription],
+    controls: Sequence[Subscription],
+    *,
+    outlives_us: bool,
 ) -> AsyncIterator[Carrier]:
-    topics = tuple(dict.fromkeys(topic for one in subscriptions for topic in one.topics))
+    channels = frozenset(topic for one in controls for topic in one.topics)
+    topics = tuple(dict.fromkeys(topic for one in (*subscriptions, *controls) for topic in one.topics))
     onlooker = Subscription("onlooker", names.group("onlooker"), topics, "earliest")
-    created = await _create(broker, [*subscriptions, onlooker])
+    created = await _create(broker, [*subscriptions, *controls, onlooker])
     where = urlsplit(url).netloc.rpartition("@")[2]
     async with Onlooker(await broker.consumer(onlooker), topics) as looking_on:
-        yield Carrier(url, where, created, outlives_us, looking_on)
+        yield Carrier(url, where, created, outlives_us, looking_on, channels)
 
 
 async def _create(broker: Broker, subscriptions: Sequence[Subscription]) -> str:

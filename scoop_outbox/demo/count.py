@@ -3,50 +3,54 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
+Connections = Mapping[str, Connection]
+"""Of each service, one to its database; services that share it may share the connection."""
 
-# Only this module looks into everybody's tables: a service never does.
-_PROGRESS = """
-    select 'orders', count(*) filter (where status in ('placed', 'confirmed')),
-           count(*) filter (where status = 'completed'), count(*) filter (where status = 'cancelled')
-    from demo_shop.orders
-    union all
-    select 'stock', 0, count(*) filter (where status = 'reserved'), count(*) filter (where status = 'released')
-    from demo_shop.reservations
-    union all
-    select 'payments', count(*) filter (where status = 'open' and captured_cents = 0),
-           count(*) filter (where status = 'open' and captured_cents > 0), count(*) filter (where status = 'void')
-    from demo_shop.payments
-    union all
-    select 'shipping', count(*) filter (where status = 'packed'), count(*) filter (where status = 'handed over'),
-           count(*) filter (where status = 'cancelled')
-    from demo_shop.shipments
-"""
-_ORDERS = """
-    select o.id, o.status, o.units, o.total_cents, coalesce(r.units, 0), coalesce(p.open, 0), coalesce(p.cents, 0),
-           coalesce(s.open, 0), coalesce(s.sent, 0)
-    from demo_shop.orders o
-    left join (
-        select order_id, sum(quantity)::integer as units
-        from demo_shop.reservations where status = 'reserved' group by order_id
-    ) r on r.order_id = o.id
-    left join (
-        select order_id, count(*) filter (where status = 'open') as open, sum(captured_cents)::integer as cents
+
+# Only this module, and that of the databases, look into everybody's tables: a service never does.
+_PROGRESS: Mapping[str, LiteralString] = {
+    "orders": """
+        select count(*) filter (where status in ('placed', 'confirmed')), count(*) filter (where status = 'completed'),
+               count(*) filter (where status = 'cancelled')
+        from demo_shop.orders
+    """,
+    "stock": """
+        select 0, count(*) filter (where status = 'reserved'), count(*) filter (where status = 'released')
+        from demo_shop.reservations
+    """,
+    "payments": """
+        select count(*) filter (where status = 'open' and captured_cents = 0),
+               count(*) filter (where status = 'open' and captured_cents > 0), count(*) filter (where status = 'void')
+        from demo_shop.payments
+    """,
+    "shipping": """
+        select count(*) filter (where status = 'packed'), count(*) filter (where status = 'handed over'),
+               count(*) filter (where status = 'cancelled')
+        from demo_shop.shipments
+    """,
+}
+_ORDERS = "select id, status, units, total_cents from demo_shop.orders order by id"
+# What another service knows of an order, by its id.
+_BOOKS: Mapping[str, LiteralString] = {
+    "stock": """
+        select order_id, sum(quantity)::integer from demo_shop.reservations where status = 'reserved' group by order_id
+    """,
+    "payments": """
+        select order_id, count(*) filter (where status = 'open'), sum(captured_cents)::integer
         from demo_shop.payments group by order_id
-    ) p on p.order_id = o.id
-    left join (
-        select order_id, count(*) filter (where status <> 'cancelled') as open,
-               count(*) filter (where status = 'handed over') as sent
+    """,
+    "shipping": """
+        select order_id, count(*) filter (where status <> 'cancelled'), count(*) filter (where status = 'handed over')
         from demo_shop.shipments group by order_id
-    ) s on s.order_id = o.id
-    order by o.id
-"""
+    """,
+}
 _SHELF = """
     select i.sku, i.delivered, i.on_shelf, coalesce(sum(r.quantity) filter (where r.status = 'reserved'), 0)::integer
     from demo_shop.items i
@@ -111,30 +115,45 @@ class _Books:
     shipments: int
 
 
-async def read_progress(connection: Connection) -> list[Progress]:
+async def read_progress(connections: Connections) -> list[Progress]:
     """Return where each service stands."""
-    cursor = await connection.execute(_PROGRESS)
-    return [Progress(*row) for row in await cursor.fetchall()]
+    return [
+        Progress(service, *row)
+        for service, query in _PROGRESS.items()
+        for row in await _ask(connections[service], query)
+    ]
 
 
-async def read_handled(connection: Connection) -> set[str]:
+async def read_handled(connections: Connections) -> set[str]:
     """Return the ids of all messages that services have taken in."""
-    cursor = await connection.execute("select id::text from demo_shop.message")
-    return {row[0] for row in await cursor.fetchall()}
+    query: LiteralString = "select id::text from demo_shop.message"
+    return {row[0] for one in set(connections.values()) for row in await _ask(one, query)}
 
 
 async def read_closing_count(
-    connection: Connection, committed: Collection[str], failed: Collection[str]
+    connections: Connections, committed: Collection[str], failed: Collection[str]
 ) -> ClosingCount:
     """Count, and compare.
 
     Args:
-        connection: to the services' database.
+        connections: of each service, one to its database.
         committed: the orders whose saga has committed, as those who launched them were told.
         failed: the orders whose saga has failed.
     """
-    books = [_Books(*row) for row in await (await connection.execute(_ORDERS)).fetchall()]
-    shelf = await (await connection.execute(_SHELF)).fetchall()
+    known = {
+        service: {row[0]: row[1:] for row in await _ask(connections[service], query)}
+        for service, query in _BOOKS.items()
+    }
+    books = [
+        _Books(
+            *order,
+            *known["stock"].get(order[0], (0,)),
+            *known["payments"].get(order[0], (0, 0)),
+            *known["shipping"].get(order[0], (0, 0)),
+        )
+        for order in await _ask(connections["orders"], _ORDERS)
+    ]
+    shelf = await _ask(connections["stock"], _SHELF)
     by_id = {book.id: book for book in books}
     problems = [f"order {name} was launched and is in no table" for name in sorted({*committed, *failed} - {*by_id})]
     for book in books:
@@ -150,6 +169,10 @@ async def read_closing_count(
     counts = Counter(book.status for book in books)
     statuses = [*dict.fromkeys(("completed", "cancelled", *counts))]
     return ClosingCount(tuple(_sum(status, books) for status in statuses), tuple(problems))
+
+
+async def _ask(connection: Connection, query: LiteralString) -> list[tuple[Any, ...]]:
+    return await (await connection.execute(query)).fetchall()
 
 
 def _problems(book: _Books) -> list[str]:

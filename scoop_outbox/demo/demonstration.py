@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
 import signal
 from collections.abc import Mapping, Sequence
@@ -14,18 +13,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import psycopg
 from rich.console import Console
 from rich.text import Text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from scoop_outbox import DistributedError, Handle, ScoopError
 from scoop_outbox.app import service_of
-from scoop_outbox.broker.protocol import Subscription
 from scoop_outbox.demo import names, runner, tables
 from scoop_outbox.demo.carrier import Carrier, carrier, title_of
-from scoop_outbox.demo.count import Connection, read_closing_count, read_handled, read_progress
-from scoop_outbox.demo.orders import app, place
+from scoop_outbox.demo.count import read_closing_count, read_handled, read_progress
+from scoop_outbox.demo.homes import Homes, control_subscriptions, homes, services
+from scoop_outbox.demo.orders import place
 from scoop_outbox.demo.screen import (
     WIDTH,
     ProgressDisplay,
@@ -36,7 +34,6 @@ from scoop_outbox.demo.screen import (
     print_traceback,
 )
 from scoop_outbox.demo.trees import tree_of
-from scoop_outbox.store.connect import map_database_errors
 from scoop_outbox.store.url import parse_url, redact_url
 
 _CUSTOMERS = 16
@@ -59,6 +56,7 @@ class Options:
         broker: `kafka` or `rabbitmq`, which start one, or a broker's URL; None is the built-in one.
         orders: a file of orders, one JSON object a line; None is the one that is shipped.
         count: how many of them; None is all.
+        each: whether each service has a database of its own, and is a home.
         keep: whether to leave everything running at the end, until a signal comes.
         settings: for the broker's client.
     """
@@ -67,6 +65,7 @@ class Options:
     broker: str | None = None
     orders: Path | None = None
     count: int | None = None
+    each: bool = False
     keep: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
 
@@ -131,40 +130,64 @@ async def _demonstrate(options: Options, console: Console) -> int:
     orders = read_orders(options.orders, options.count)
     # A broker that cannot be used is refused before anything has been started.
     title = title_of(options.broker, options.settings)
+    _check_homes(options, title)
     async with AsyncExitStack() as stack:
         console.print(
             "[bold]scoop_outbox: orders that go through four services, and come back when one of them fails[/]"
         )
         through = None if title is None else await _broker(options, title, stack, console)
-        url = await _database(options.database, stack, console)
-        stack.enter_context(map_database_errors(url))
-        connection = await stack.enter_async_context(await _connect(url))
-        await tables.claim(connection)
-        await asyncio.to_thread(tables.create, url)
+        url = await _database(options, stack, console)
         broker = None if through is None else through.url
         settings = {} if through is None else options.settings
-        app.configure(database=url, broker=broker, broker_settings=settings)
-        stack.push_async_callback(app.close)
-        console.print(f"  services   {', '.join(runner.SERVICES)}: a process each, and one that relays their messages")
-        processes = await stack.enter_async_context(runner.processes(url, broker, settings))
+        home = await stack.enter_async_context(homes(url, broker, settings, each=options.each))
+        relaying = "which relays what it launches itself" if options.each else "and one that relays their messages"
+        console.print(f"  services   {', '.join(home.urls)}: a process each, {relaying}")
+        processes = await stack.enter_async_context(runner.processes(home.urls, broker, settings))
+        await home.acquainted()
         console.print(f"  orders     {len(orders)}; each has its stock reserved, is paid for, and is shipped\n")
         display = ProgressDisplay(console, len(orders), title)
-        placed = await _follow(url, orders, connection, processes, through, display)
-        await _tell(placed, console)
-        problems: list[str] = []
-        if title is not None and through is not None:
-            print_title(console, f"What {title} carried, counted there by a consumer that no service knows of")
-            missing = await through.onlooker.missing(await read_handled(connection))
-            print_carried(console, title, through.onlooker.counts)
-            problems += [f"message {one} was handled, but was not seen at the broker" for one in sorted(missing)]
-        failed = {one.id for one in placed if one.error is not None}
-        print_title(console, "The closing count, taken from the tables of all four services")
-        count = await read_closing_count(connection, {one.id for one in placed} - failed, failed)
-        count = replace(count, problems=(*count.problems, *problems))
-        print_closing_count(console, count)
+        placed = await _follow(home, orders, processes, through, display)
+        await _tell(home, placed, console)
+        adds_up = await _add_up(home, placed, title, through, console)
         if options.keep:
-            await _keep(url if options.database is None else redact_url(url), processes, console)
-        return 1 if count.problems else 0
+            await _keep(home, processes, console, lent=options.database is not None)
+        return 0 if adds_up else 1
+
+
+def _check_homes(options: Options, title: str | None) -> None:
+    """Refuse a database for each service where that cannot be.
+
+    Raises:
+        DemonstrationError: it cannot; what to do.
+    """
+    if options.each and title is None:
+        raise DemonstrationError(
+            "services that have a database each talk over a broker that all of them reach, and the built-in one is "
+            "the database: pass --broker kafka or --broker rabbitmq (make demo HOMES=each BROKER=kafka)"
+        )
+    if options.each and options.database is not None:
+        raise DemonstrationError(
+            "the databases of --homes each are made on a Postgres that is started for them: leave --database out"
+        )
+
+
+async def _add_up(
+    home: Homes, placed: Sequence[Placed], title: str | None, through: Carrier | None, console: Console
+) -> bool:
+    """Show what was counted at the broker and in the services' tables, and tell whether it adds up."""
+    problems: list[str] = []
+    if title is not None and through is not None:
+        print_title(console, f"What {title} carried, counted there by a consumer that no service knows of")
+        missing = await through.onlooker.missing(await read_handled(home.connections))
+        print_carried(console, title, through.counts, through.said)
+        problems += [f"message {one} was handled, but was not seen at the broker" for one in sorted(missing)]
+    failed = {one.id for one in placed if one.error is not None}
+    where = "the databases of all four" if home.separate else "the tables of all four"
+    print_title(console, f"The closing count, taken from {where} services")
+    count = await read_closing_count(home.connections, {one.id for one in placed} - failed, failed)
+    count = replace(count, problems=(*count.problems, *problems))
+    print_closing_count(console, count)
+    return not count.problems
 
 
 async def _broker(options: Options, title: str, stack: AsyncExitStack, console: Console) -> Carrier:
@@ -172,7 +195,9 @@ async def _broker(options: Options, title: str, stack: AsyncExitStack, console: 
     named = urlsplit(broker).scheme != ""
     if not named:
         console.print(f"  broker     {title}: starting one, or finding the one that tests use")
-    through = await stack.enter_async_context(carrier(broker, options.settings, _subscriptions()))
+    subscriptions = [service_of(app).subscription for app in services().values()]
+    controls = control_subscriptions() if options.each else ()
+    through = await stack.enter_async_context(carrier(broker, options.settings, subscriptions, controls))
     console.print(f"  broker     {title} at {through.where} carries all messages between the services", markup=False)
     created = f"{through.created}, named {names.prefix()}…"
     console.print(f"             created there: {created}", markup=False)
@@ -181,25 +206,21 @@ async def _broker(options: Options, title: str, stack: AsyncExitStack, console: 
     return through
 
 
-def _subscriptions() -> list[Subscription]:
-    """Return what the services receive."""
-    services = [importlib.import_module(f"scoop_outbox.demo.{service}") for service in runner.SERVICES]
-    return [service_of(service.app).subscription for service in services]
-
-
-async def _database(given: str | None, stack: AsyncExitStack, console: Console) -> str:
-    if given is None:
-        console.print("  database   a Postgres of its own, in a temporary folder")
+async def _database(options: Options, stack: AsyncExitStack, console: Console) -> str:
+    if options.database is None:
+        what = "one for each service, on a Postgres" if options.each else "a Postgres"
+        console.print(f"  database   {what} of {'their' if options.each else 'its'} own, in a temporary folder")
         return await stack.enter_async_context(runner.postgres())
-    console.print(f"  database   {redact_url(given)}, in the schema {tables.SCHEMA}")
-    return given
+    console.print(f"  database   {redact_url(options.database)}, in the schema {tables.SCHEMA}")
+    return options.database
 
 
-async def _keep(shown_url: str, processes: runner.Processes, console: Console) -> None:
+async def _keep(home: Homes, processes: runner.Processes, console: Console, *, lent: bool) -> None:
     """Leave everything running until a signal comes."""
     console.print(f"\nEverything is left running until Ctrl-C. Look at it, in the schema {tables.SCHEMA}:")
-    # Whoever lends a database knows its password, and may not want to see it on a screen.
-    console.print(Text(f"  psql '{shown_url}'"), soft_wrap=True)
+    for url in dict.fromkeys(home.urls.values()):
+        # Whoever lends a database knows its password, and may not want to see it on a screen.
+        console.print(Text(f"  psql '{redact_url(url) if lent else url}'"), soft_wrap=True)
     while True:
         processes.check()
         await asyncio.sleep(0.5)
@@ -234,21 +255,15 @@ def read_orders(file: Path | None, count: int | None) -> list[dict[str, Any]]:
     return list(orders.values())
 
 
-async def _connect(url: str) -> Connection:
-    plain = parse_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
-    return await psycopg.AsyncConnection.connect(plain, autocommit=True, connect_timeout=10)
-
-
 async def _follow(
-    url: str,
+    home: Homes,
     orders: Sequence[dict[str, Any]],
-    connection: Connection,
     processes: runner.Processes,
     through: Carrier | None,
     display: ProgressDisplay,
 ) -> list[Placed]:
     """See all orders through, and show meanwhile where they stand."""
-    seeing = asyncio.create_task(_see_through(url, orders))
+    seeing = asyncio.create_task(_see_through(home.urls["orders"], orders))
     try:
         with display:
             while True:
@@ -258,7 +273,7 @@ async def _follow(
                 if through is not None:
                     through.onlooker.check()
                     carried = through.onlooker.total
-                display.update(await read_progress(connection), carried, last=bool(done))
+                display.update(await read_progress(home.connections), carried, last=bool(done))
                 if done:
                     return seeing.result()
     finally:
@@ -302,7 +317,7 @@ async def _see_through(url: str, orders: Sequence[dict[str, Any]]) -> list[Place
     return placed
 
 
-async def _tell(placed: Sequence[Placed], console: Console) -> None:
+async def _tell(home: Homes, placed: Sequence[Placed], console: Console) -> None:
     """Show how one order went well, and how one failed as late as can be."""
     # The last one of its kind: the first ones had to wait for connections to be opened.
     good = max(placed, key=lambda one: (one.error is None, len(one.order["items"]) == _ITEMS, one.id))
@@ -319,11 +334,11 @@ async def _tell(placed: Sequence[Placed], console: Console) -> None:
         print_title(console, f"Order {good.id} went well")
         console.print("Steps, and below each the runs that it launched: the next step waited for all of them.")
         console.print("On the right, when it ended after the order was placed, and how long it took.\n")
-        console.print(tree_of(await app.status(good.handle.id), min(console.width, WIDTH)))
+        console.print(tree_of(await home.status(good.handle.id), min(console.width, WIDTH)))
     if bad.error is not None:
         print_title(console, f"Order {bad.id} failed: {bad.root_cause}")
         console.print("Follow the numbers: what had been done is undone in reverse order, through all services.\n")
-        console.print(tree_of(await app.status(bad.handle.id), min(console.width, WIDTH)))
+        console.print(tree_of(await home.status(bad.handle.id), min(console.width, WIDTH)))
         print_title(console, "What `await handle.wait()` raises for it: one traceback across services")
         try:
             await bad.handle.wait()

@@ -1,4 +1,4 @@
-"""What the demonstration runs: a Postgres, and five processes. Whatever happens, none of them outlives it."""
+"""What the demonstration runs: a Postgres, and a handful of processes. Whatever happens, none of them outlives it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
-from scoop_outbox.client.servers import BROKER_SETTINGS_VARIABLE, BROKER_VARIABLE, DATABASE_VARIABLE
+from scoop_outbox.client.servers import (
+    BROKER_SETTINGS_VARIABLE,
+    BROKER_VARIABLE,
+    DATABASE_VARIABLE,
+    HOME_VARIABLE,
+)
 from scoop_outbox.demo.tables import SCHEMA
 from scoop_outbox.devservers.postgres import TEST_SETTINGS, PostgresServer
 from scoop_outbox.errors import ScoopError
 
 Entered = TypeVar("Entered")
-
-SERVICES = ("orders", "stock", "payments", "shipping")
 
 _READY_SECONDS = 30.0
 _STOP_SECONDS = 5.0
@@ -73,12 +77,12 @@ class Processes:
             start_new_session=True,
         )
 
-    def start(self, name: str, *arguments: str) -> None:
-        """Start `scoop-outbox ARGUMENTS` as a process."""
+    def start(self, name: str, *arguments: str, environment: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Start `scoop-outbox ARGUMENTS` as a process, with something more in its environment."""
         with self._log(name).open("wb") as log:
             self._running[name] = subprocess.Popen(
                 [sys.executable, "-m", "scoop_outbox", *arguments],
-                env=self._environment,
+                env=self._environment | dict(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -141,11 +145,15 @@ class Processes:
 
 
 @asynccontextmanager
-async def processes(url: str, broker: str | None, settings: Mapping[str, str]) -> AsyncIterator[Processes]:
-    """Run the four services and the relay, and yield once they are ready.
+async def processes(
+    urls: Mapping[str, str], broker: str | None, settings: Mapping[str, str]
+) -> AsyncIterator[Processes]:
+    """Run the services and their relay, and yield once they are ready.
+
+    Services that have a database each relay what is in it themselves, and are homes that are called as they are.
 
     Args:
-        url: their database.
+        urls: of each service, its database.
         broker: the broker's URL; None is the built-in one.
         settings: for the broker's client.
 
@@ -153,9 +161,9 @@ async def processes(url: str, broker: str | None, settings: Mapping[str, str]) -
         ProcessEnded: one does not start.
     """
     # By the environment, not as arguments: those can be read by every user of the machine, and URLs hold passwords.
-    environment = os.environ | {DATABASE_VARIABLE: url}
-    environment.pop(BROKER_VARIABLE, None)
-    environment.pop(BROKER_SETTINGS_VARIABLE, None)
+    environment = dict(os.environ)
+    for variable in (BROKER_VARIABLE, BROKER_SETTINGS_VARIABLE, HOME_VARIABLE):
+        environment.pop(variable, None)
     if broker is not None:
         environment[BROKER_VARIABLE] = broker
     with tempfile.TemporaryDirectory(prefix="scoop-outbox-demo-") as folder:
@@ -166,10 +174,21 @@ async def processes(url: str, broker: str | None, settings: Mapping[str, str]) -
             environment[BROKER_SETTINGS_VARIABLE] = str(file)
         running = Processes(Path(folder), environment)
         try:
-            for service in SERVICES:
-                running.start(service, "worker", f"scoop_outbox.demo.{service}:app", "--grace", "2")
-            running.start("relay", "relay", "--schema", SCHEMA, "--grace", "2")
+            _start(running, urls)
             await running.ready()
             yield running
         finally:
             running.stop()
+
+
+def _start(running: Processes, urls: Mapping[str, str]) -> None:
+    separate = len(set(urls.values())) > 1
+    for service, url in urls.items():
+        command = ["worker", f"scoop_outbox.demo.{service}:app", "--grace", "2"]
+        if separate:
+            running.start(service, *command, "--relay", environment={DATABASE_VARIABLE: url, HOME_VARIABLE: service})
+        else:
+            running.start(service, *command, environment={DATABASE_VARIABLE: url})
+    if not separate:
+        shared = {DATABASE_VARIABLE: next(iter(urls.values()))}
+        running.start("relay", "relay", "--schema", SCHEMA, "--grace", "2", environment=shared)

@@ -108,8 +108,8 @@ def print_traceback(console: Console, error: BaseException) -> None:
     console.print(Text("".join(traceback.format_exception(error)).rstrip()), soft_wrap=True)
 
 
-def print_carried(console: Console, broker: str, counts: Mapping[str, int]) -> None:
-    """Print how many messages each topic has carried."""
+def print_carried(console: Console, broker: str, counts: Mapping[str, int], said: int = 0) -> None:
+    """Print how many messages each topic has carried, and how many homes have sent each other about them."""
     table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim")
     table.add_column("topic")
     table.add_column("messages", justify="right")
@@ -117,6 +117,8 @@ def print_carried(console: Console, broker: str, counts: Mapping[str, int]) -> N
         table.add_row(Text(topic), f"{number:,}")
     console.print(table)
     console.print(f"\n[bold cyan]{sum(counts.values()):,} messages went over {broker}.[/]")
+    if said:
+        console.print(f"In {said:,} more the four homes told each other who listens there, and what became of these.")
 
 
 def print_closing_count(console: Console, count: ClosingCount) -> None:

@@ -1,15 +1,19 @@
 """The services' own tables.
 
-Each service writes only its own. They are in one module, and in one schema, so that the demonstration can make them
-anew and count what is in them at the end.
+Each service writes only its own. They are in one module, and in schemas of one name, so that the demonstration can make
+them anew and count what is in them at the end.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import psycopg
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from scoop_outbox.demo import names
 from scoop_outbox.errors import DatabaseError
 from scoop_outbox.store import migrate
 from scoop_outbox.store.connect import blocking_engine
@@ -105,12 +109,25 @@ class Shipment(Base):
     status: Mapped[str]
 
 
-def create(url: str) -> None:
+OWN: Mapping[str, tuple[type[Base], ...]] = MappingProxyType(
+    {"orders": (Order, Mail), "stock": (Item, Reservation), "payments": (Payment,), "shipping": (Shipment,)}
+)
+"""The services, and which tables are whose."""
+
+
+def create(url: str, service: str | None = None) -> None:
     """Make the schema anew, with the tables of scoop_outbox and of the services, and fill the shelves.
+
+    Args:
+        url: the database.
+        service: whose tables; None is those of all of them. A service that has a database of its own is a home that
+            other homes know, under topics that are called as all of this demonstration's are.
 
     Raises:
         DatabaseError: somebody else's schema has this name, or the database cannot be used.
     """
+    owners = OWN if service is None else {service: OWN[service]}
+    theirs = [Base.metadata.tables[f"{SCHEMA}.{one.__tablename__}"] for own in owners.values() for one in own]
     engine = blocking_engine(url)
     try:
         with engine.begin() as connection:
@@ -127,10 +144,15 @@ def create(url: str) -> None:
             connection.execute(sa.text(f"comment on schema {SCHEMA} is '{_OURS}'"))
         migrate.migrate(url, SCHEMA)
         with engine.begin() as connection:
-            Base.metadata.create_all(connection)
-            connection.execute(
-                sa.insert(Item), [{"sku": sku, "delivered": n, "on_shelf": n} for sku, n in STOCK.items()]
-            )
+            Base.metadata.create_all(connection, theirs)
+            if "stock" in owners:
+                shelf = [{"sku": sku, "delivered": n, "on_shelf": n} for sku, n in STOCK.items()]
+                connection.execute(sa.insert(Item), shelf)
+            if service is not None:
+                connection.execute(
+                    sa.text(f"update {SCHEMA}.home set prefix = :prefix"),  # noqa: S608 - a constant
+                    {"prefix": names.topic("")},
+                )
     finally:
         engine.dispose()
 

@@ -26,7 +26,7 @@ def tree_of(status: Status, width: int) -> Tree:
 class _Drawing:
     def __init__(self, status: Status, width: int) -> None:
         executions = [(run.id, step) for run in status.runs for step in run.steps]
-        # All services share a database here, and with it a clock; a step ends before what it launched begins.
+        # All databases are on one server here, and share a clock; a step ends before what it launched begins.
         executions.sort(key=lambda execution: execution[1].ended_at)
         self._turns: Mapping[tuple[uuid.UUID, int], int] = {
             (run_id, step.seq): turn for turn, (run_id, step) in enumerate(executions, 1)

@@ -19,6 +19,7 @@ from scoop_outbox.broker.protocol import Delivery
 from scoop_outbox.demo import demonstration, runner, tables
 from scoop_outbox.demo.carrier import Onlooker
 from scoop_outbox.demo.count import read_closing_count
+from scoop_outbox.demo.homes import Homes, NotAcquainted, connect
 from scoop_outbox.demo.orders import app
 from scoop_outbox.devservers._processes import _process_table, _running
 from scoop_outbox.devservers.kafka import KAFKA_URL
@@ -83,27 +84,34 @@ def test_the_demonstration_adds_up_and_shows_an_order_that_failed_in_shipping(
 
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert ended.stderr == ""
-    # Of the first twelve orders, the third has an expired card and the fifth a far-away address.
-    orders, reserved, paid, shipped, _ = counted(ended.stdout, "completed")
-    assert orders == reserved == paid == shipped
-    assert orders >= 8
-    cancelled = counted(ended.stdout, "cancelled")
-    assert cancelled == [12 - orders, 0, 0, 0, 0]
-    assert "It adds up" in ended.stdout
-    assert "failed: CannotDeliver" in ended.stdout
-    # The root cause comes first, with the line that raised it in another process; then who launched what.
-    traceback = ended.stdout[ended.stdout.index("Traceback (most recent call last)") :]
-    places = ["raise CannotDeliver(", 'launch(topic("shipping.label")', 'launch(topic("shipping.ship")']
-    assert [traceback.count(place) for place in places] == [1, 1, 1]
-    assert sorted(places, key=traceback.index) == places
-    assert not re.search(r"\x1b\[", ended.stdout)  # no colours where there is no terminal
+    shows_what_happened(ended.stdout)
     if url is None:
         assert "messages went over" not in ended.stdout
     else:
-        went_over(TITLES[broker], url, ended.stdout, database_url)
+        with psycopg.connect(database_url) as connection:
+            ((handled,),) = connection.execute("select count(*) from demo_shop.message").fetchall()
+        went_over(TITLES[broker], url, ended.stdout, handled)
 
 
-def went_over(broker: str, url: str, output: str, database_url: str) -> None:
+def shows_what_happened(output: str) -> None:
+    """Check the count, the failure and its traceback, of the first twelve orders."""
+    # The third has an expired card and the fifth a far-away address.
+    orders, reserved, paid, shipped, _ = counted(output, "completed")
+    assert orders == reserved == paid == shipped
+    assert orders >= 8
+    cancelled = counted(output, "cancelled")
+    assert cancelled == [12 - orders, 0, 0, 0, 0]
+    assert "It adds up" in output
+    assert "failed: CannotDeliver" in output
+    # The root cause comes first, with the line that raised it in another process; then who launched what.
+    traceback = output[output.index("Traceback (most recent call last)") :]
+    places = ["raise CannotDeliver(", 'launch(topic("shipping.label")', 'launch(topic("shipping.ship")']
+    assert [traceback.count(place) for place in places] == [1, 1, 1]
+    assert sorted(places, key=traceback.index) == places
+    assert not re.search(r"\x1b\[", output)  # no colours where there is no terminal
+
+
+def went_over(broker: str, url: str, output: str, handled: int) -> None:
     """Check what the demonstration says of a broker."""
     address = urlsplit(url)
     assert f"{broker} at {address.netloc.rpartition('@')[2]} carries all messages" in output
@@ -115,33 +123,90 @@ def went_over(broker: str, url: str, output: str, database_url: str) -> None:
     assert len(topics) == 6
     assert topics["orders.place"] == 12
     assert f"{sum(topics.values())} messages went over {broker}." in output
+    assert handled == sum(topics.values())
     # The server is not the demonstration's own, and what it has created there stays.
     (left,) = re.findall(rf"^Left at {broker}, for you to delete: .*(demo-shop-\w+)…$", output, re.MULTILINE)
     assert output.count(left) > len(topics)
-    with psycopg.connect(database_url) as connection:
-        handled = connection.execute("select count(*) from demo_shop.message").fetchall()
-    assert handled == [(sum(topics.values()),)]
+
+
+def test_services_with_a_database_each_show_the_same(kafka_url: str, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)  # Postgres may have to run as another user, who has to get here
+    arguments = ("--homes", "each", "--broker", kafka_url, "--count", "12", "--keep")
+    shown = ""
+    with started_demo(*arguments, folder=str(tmp_path)) as process:
+        assert process.stdout is not None
+        while shown.count("  psql ") < len(tables.OWN):
+            line = process.stdout.readline()
+            assert line, shown
+            shown += line
+        urls = dict(zip(tables.OWN, re.findall(r"psql '(.+)'", shown), strict=True))
+
+        handled = sum(lives_alone(service, url) for service, url in urls.items())
+
+        process.send_signal(signal.SIGTERM)
+        shown += process.stdout.read()
+        assert process.wait(30) == 143
+    shows_what_happened(shown)
+    assert unwound(shown) == UNWOUND
+    assert re.search(r"^In \d+ more the four homes told each other", shown, re.MULTILINE)
+    went_over(TITLES[KAFKA], kafka_url, shown, handled)
+
+
+def lives_alone(service: str, url: str) -> int:
+    """Check that a service has a database, and a home, of its own, and return how many messages it has handled."""
+    with psycopg.connect(url) as connection:
+        assert connection.execute("select name from demo_shop.home").fetchall() == [(service,)]
+        assert connection.execute("select distinct service from demo_shop.run").fetchall() == [(service,)]
+        found = connection.execute("select tablename from pg_tables where schemaname = 'demo_shop'").fetchall()
+        ((handled,),) = connection.execute("select count(*) from demo_shop.message").fetchall()
+    theirs = {table.__tablename__ for owner, own in tables.OWN.items() if owner != service for table in own}
+    assert {name for (name,) in found} & theirs == set()
+    return int(handled)
+
+
+@pytest.mark.parametrize(
+    "arguments, what_to_do",
+    [
+        (["--homes", "each"], "make demo HOMES=each BROKER=kafka"),
+        (["--homes", "each", "--broker", "postgresql://"], "pass --broker kafka or --broker rabbitmq"),
+        (["--homes", "each", "--broker", "kafka", "--database", "postgresql://nowhere/shop"], "leave --database out"),
+    ],
+)
+def test_homes_that_cannot_be_are_refused_before_anything_is_started(arguments: list[str], what_to_do: str) -> None:
+    ended = run_demo(*arguments)
+
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert what_to_do in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+async def test_homes_that_do_not_know_each_other_are_named(database_url: str) -> None:
+    tables.create(database_url, "orders")
+    async with await connect(database_url) as connection:
+        apart = {"orders": database_url, "stock": "postgresql://elsewhere/stock"}
+        with pytest.raises(NotAcquainted, match="after 0 s: orders and stock, stock and orders"):
+            await Homes(apart, dict.fromkeys(apart, connection), {}).acquainted(0)
+
+
+UNWOUND = ["send_mail", "pack", "capture", "authorize", "take_from_shelf", "take_from_shelf", "reserve_stock"]
+
+
+def unwound(output: str) -> list[str]:
+    """What is shown of an order that has failed in shipping: the steps that were undone, in order."""
+    tree = output.partition("failed: CannotDeliver")[2].partition("What `await")[0]
+    turns = {int(turn): what for turn, what in re.findall(r"─ +(\d+) (.*?)  ", tree)}
+    what_happened = [turns[turn] for turn in sorted(turns)]
+    assert what_happened[0] == "reserve_stock"
+    failed = what_happened.index("choose_carrier raised CannotDeliver")
+    return [what.removeprefix("undo ") for what in what_happened[failed:] if what.startswith("undo ")]
 
 
 def test_compensations_are_shown_in_the_order_in_which_they_happened(database_url: str) -> None:
     ended = run_demo("--database", database_url, "--count", "5")
 
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    tree = ended.stdout.partition("failed: CannotDeliver")[2].partition("What `await")[0]
-    turns = {int(turn): what for turn, what in re.findall(r"─ +(\d+) (.*?)  ", tree)}
-    what_happened = [turns[turn] for turn in sorted(turns)]
-    assert what_happened[0] == "reserve_stock"
-    failed = what_happened.index("choose_carrier raised CannotDeliver")
-    undone = [what.removeprefix("undo ") for what in what_happened[failed:] if what.startswith("undo ")]
-    assert undone == [
-        "send_mail",
-        "pack",
-        "capture",
-        "authorize",
-        "take_from_shelf",
-        "take_from_shelf",
-        "reserve_stock",
-    ]
+    assert unwound(ended.stdout) == UNWOUND
 
 
 async def test_a_closing_count_that_does_not_add_up_says_what_does_not(database_url: str) -> None:
@@ -157,7 +222,7 @@ async def test_a_closing_count_that_does_not_add_up_says_what_does_not(database_
             values ('A-1', '', 500, 500, 'open'), ('A-2', '', 100, 100, 'open');
             """
         )
-        count = await read_closing_count(connection, {"A-1", "A-4"}, {"A-2"})
+        count = await read_closing_count(dict.fromkeys(tables.OWN, connection), {"A-1", "A-4"}, {"A-2"})
 
     assert count.problems == (
         "order A-4 was launched and is in no table",

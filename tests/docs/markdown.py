@@ -47,9 +47,9 @@ def programs(document: Path) -> list[Program]:
     return found
 
 
-def run(program: Program, folder: Path, database_url: str) -> str:
+def run(program: Program, folder: Path, database_url: str, **more: str) -> str:
     """Run a program as a reader does, in a folder of its own, and return what it prints with paths shortened."""
-    environment = os.environ | {"SCOOP_OUTBOX_DATABASE": database_url, "PYTHONWARNINGS": "error"}
+    environment = os.environ | {"SCOOP_OUTBOX_DATABASE": database_url, "PYTHONWARNINGS": "error"} | more
     ended = subprocess.run(
         [sys.executable, program.file],
         cwd=folder,
