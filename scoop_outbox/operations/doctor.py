@@ -209,8 +209,8 @@ def _about(peer: Peer, identity: Identity) -> Iterator[Problem]:
         return
     if peer.revision and peer.confirmed < identity.revision:
         text = (
-            f"home {peer.name!r} knows revision {peer.confirmed} of who listens here, and {identity.revision} is the newest: "
-            "what it launches may not be waited for. Is a worker of it alive, and one here?"
+            f"home {peer.name!r} knows revision {peer.confirmed} of who listens here, and {identity.revision} is the "
+            "newest: what it launches may not be waited for. Is a worker of it alive, and one here?"
         )
         yield Problem(Fault.UNCONFIRMED, text, peer.id)
     if peer.children and (peer.heard or 0.0) > SILENT:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from scoop_outbox._log import get_logger
-from scoop_outbox.core.plans.homes import forget_home, store_place
+from scoop_outbox.core.plans.gone_homes import forget_home
+from scoop_outbox.core.plans.homes import store_place
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from scoop_outbox.store.standalone import OpenedDatabase
 

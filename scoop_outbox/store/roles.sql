@@ -133,7 +133,10 @@ begin
             ('relay', 'dead_letter', 'insert', ''),
 
             -- And to ask other homes after children that have been silent for long.
-            ('relay', 'child', 'select (message_id, service, saga, run_id, seq, open, home, generation)', ''),
+            ('relay', 'child', 'select (message_id, service, saga, run_id, seq, open, home, generation, state, failure)', ''),
+            ('relay', 'run', 'select (id, giving_up, failure, context, rollback_by)', ''),
+            ('relay', 'request', 'select (id, target, kind, failure, outcome)', ''),
+            ('relay', 'failure', 'select', ''),
             ('relay', 'step', 'select (run_id, seq, ended_at)', ''),
             ('relay', 'peer', 'select', ''),
             ('relay', 'outbox', 'insert', ''),
@@ -176,6 +179,9 @@ begin
             ('operator', 'foreign_child', 'update', ''),
             ('operator', 'dead_letter', 'select, update (reason), delete', ''),
             ('operator', 'subscription', 'delete', ''),
+            ('operator', 'peer', 'delete', ''),
+            ('operator', 'peer_subscription', 'delete', ''),
+            ('operator', 'home', 'update', ''),
             ('operator', 'expected_root', 'update', '')
         ) as given (members, relation, privileges, hidden)
     loop

@@ -3,12 +3,14 @@
 import json
 import re
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from scoop_outbox import AsyncDoctor, Doctor
 from scoop_outbox.app import service_of
+from scoop_outbox.broker.protocol import Resource, Subscription
 from scoop_outbox.core.plans.peers import Peer
 from scoop_outbox.errors import BrokerError
 from scoop_outbox.operations.doctor import Fault, Problem, ask_broker
@@ -212,7 +214,9 @@ def test_tables_of_another_revision(database_url: str) -> None:
 
 async def test_a_broker_that_cannot_be_asked(database_url: str) -> None:
     class Down(FakeBroker):
-        async def topology(self, *_: object, **__: object) -> list[object]:  # type: ignore[override]
+        async def topology(
+            self, topics: Sequence[str], subscription: Subscription | None, *, create: bool
+        ) -> list[Resource]:
             raise BrokerError("nobody answers")
 
     named(database_url)
@@ -231,16 +235,16 @@ async def test_homes_that_cooperate_have_no_problems(make_home: MakeHome) -> Non
         handle = await orders.app.launch("R", None)
         await until(lambda: gate.entered, LONG)
         await until(lambda: orders.ask("select from scoop_outbox.child where state = 'started'"), LONG)
-        for shop, name, children, runs in ((orders, "stock", 1, 0), (stock, "orders", 0, 1)):
-            async with AsyncDoctor(service_of(shop.app).home.url) as opened:
-                found = await opened.examine()
-            broker = service_of(shop.app).broker
-            assert broker is not None
+        broker = service_of(orders.app).broker
+        assert broker is not None
+        for shop, name, children, runs in ((stock, "orders", 0, 1), (orders, "stock", 1, 0)):
+            found = await _examined(shop)
             assert (await ask_broker(broker, found)).problems == ()
             (known,) = found.peers
             assert (known.name, known.children, known.runs) == (name, children, runs)
             assert known.lag is not None
             assert -1 < known.lag < LONG
+        found = await _examined(orders)
         ghost = Peer(OTHER, "ghost", None, 1, 1, 0.0, 0.0, 0, 0, None, 0)
         (missing,) = (await ask_broker(broker, replace(found, peers=(ghost,)))).problems
         assert missing.fault is Fault.BROKER
@@ -249,3 +253,8 @@ async def test_homes_that_cooperate_have_no_problems(make_home: MakeHome) -> Non
         )
         gate.open = True
         await handle.wait(LONG)
+
+
+async def _examined(shop: Shop) -> Examination:
+    async with AsyncDoctor(service_of(shop.app).home.url) as opened:
+        return await opened.examine()

@@ -34,7 +34,7 @@ SETTINGS = {"plan_once", "search_indexes", "set_limits"}
 HOME = {"read_home", "find_home", "read_revision"} | SETTINGS
 PAYLOAD = {"read_taken_in", "read_roots"}
 """Who asks these sees what messages hold, or what sagas have made of them."""
-LOOKING = asked_by("explain", "progress", "runs") | asked_by("inspect") - PAYLOAD | {"read_failures"} | HOME
+LOOKING = asked_by("explain", "progress", "runs", "peers") | asked_by("inspect") - PAYLOAD | {"read_failures"} | HOME
 LOOKING |= {
     "read_handlers",
     "read_alive",
@@ -68,7 +68,8 @@ NEEDED = {
     "pruner": asked_by("prune") | {"read_archive"} | HOME,
     "launcher": asked_by("launch", "idempotency", "required_handlers", "progress") | HOME
     | {"read_roots", "read_origins", "read_failures", "list_services_via_broker", "is_pruned"} | LOOKING,
-    "operator": asked_by("stuck", "requests", "rollback", "external", "handlers", "healing", "dead_letters") | LOOKING,
+    "operator": asked_by("stuck", "requests", "rollback", "external", "handlers", "healing", "dead_letters")
+    | asked_by("gone_homes") | {"may_read_place", "read_place", "store_place"} | LOOKING,
     "reader": LOOKING,
 }  # fmt: skip
 
@@ -89,8 +90,8 @@ def used_by(name: str) -> set[str]:
 LAUNCHED = {"outbox", "child", "expected_root", "launched"}
 FORBIDDEN = {
     "worker": asked_by("leases") | {"read_outbox", "delete_published", "drop_dead_letters", "prune", "erase_payload"},
-    "relay": {name for name in EXAMPLES if used_by(name) & {"run", "message", "step", "child", "request", "mailbox"}}
-    - {"read_silent_children"},
+    "relay": {name for name in EXAMPLES if written_by(name) & {"run", "message", "step", "child", "request", "mailbox"}}
+    | {"claim_run", "read_taken_in", "read_children", "read_roots", "read_outside"},
     "intake": {name for name in EXAMPLES if used_by(name) & {"outbox", "request", "failure", "step"}},
     "pruner": {name for name in EXAMPLES if written_by(name) & {"outbox", "subscription", "worker", "outbox_shard"}}
     - {"release_elsewhere", "send_control", "report_started"},

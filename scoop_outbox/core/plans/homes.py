@@ -10,12 +10,11 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
-from scoop_outbox.core.plans.failures import Known, Writing, id_of
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, Rows, Statement, ask, statement
 from scoop_outbox.errors import DefinitionError
-from scoop_outbox.failure import Failure
 from scoop_outbox.wire.control import (
     Kind,
     Listener,
@@ -25,9 +24,6 @@ from scoop_outbox.wire.control import (
     control_topic,
     homes_topic,
 )
-
-AT_ONCE = 500
-"""How many children of a home that is forgotten are ended in one transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,35 +176,6 @@ def learn(sender: Sender, told: Subscriptions) -> Plan[None]:
         said = _members(identity.revision, json.dumps(_listed(listeners)), pairs)
         writes.append(_say(identity, sender.reply_to, Kind.SUBSCRIPTIONS, said))
     yield from ask(*writes)
-
-
-def forget_home(name: str, known: Known) -> Plan[int | None]:
-    """Forget another home, by its name or id, and end what waits for children there: they have failed.
-
-    Returns:
-        How many children that were; None when no such home is known.
-    """
-    (found,) = yield from ask(statement("find_peer", name=name))
-    if not found:
-        return None
-    ended = 0
-    for (home,) in found:
-        writing = Writing(known)
-        text = f"the home {name} was forgotten while this was waited for there"
-        failure = id_of(writing.name(Failure("HomeForgotten", text, "scoop-outbox home forget")))
-        while True:
-            _, *_, rows, _ = yield from ask(
-                BEGIN,
-                *writing.statements(),
-                statement("retire_children_of_home", home=home, failure=failure, most=AT_ONCE),
-                COMMIT,
-            )
-            writing = Writing(known)  # it is written
-            ended += rows[0][0]
-            if rows[0][0] < AT_ONCE:
-                break
-        yield from ask(BEGIN, statement("drop_peer_listeners", home=home), statement("drop_peer", home=home), COMMIT)
-    return ended
 
 
 def _stored(home: uuid.UUID, told: Subscriptions) -> list[Statement]:
