@@ -341,10 +341,17 @@ select run_id, null, null, null, 0 from ended where is_root
 
 -- name: raise_generations
 -- A home that was restored from a backup counts on from where its parent's home has heard of it.
+with found as (
+    select f.message_id, f.service, f.saga, g.generation
+    from unnest(%(messages)s::uuid[], %(runs)s::uuid[], %(generations)s::int[]) as g (message, run, generation)
+    join {schema}.foreign_child f on f.message_id = g.message and f.run_id = g.run and f.generation < g.generation
+    order by f.message_id, f.service, f.saga
+    for update of f
+)
 update {schema}.foreign_child f
-set generation = g.generation
-from unnest(%(messages)s::uuid[], %(runs)s::uuid[], %(generations)s::int[]) as g (message, run, generation)
-where f.message_id = g.message and f.run_id = g.run and f.generation < g.generation
+set generation = n.generation
+from found n
+where f.message_id = n.message_id and f.service = n.service and f.saga = n.saga and f.generation < n.generation
 
 -- name: read_unknown_children
 select g.run
