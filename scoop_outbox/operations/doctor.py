@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from scoop_outbox.broker.protocol import Broker
+from scoop_outbox.core.plans.home import read_home
 from scoop_outbox.core.plans.homes import Identity, read_identity
 from scoop_outbox.core.plans.peers import Peer, examine_peers, read_trouble
 from scoop_outbox.core.plans.subscriptions import read_revision
@@ -16,12 +17,14 @@ from scoop_outbox.core.statement import Plan, Rows
 from scoop_outbox.daemon.announcer import control_subscription
 from scoop_outbox.errors import BrokerError
 from scoop_outbox.progress import dead_letter_text
-from scoop_outbox.store.revisions import head
+from scoop_outbox.store.revisions import head, known
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from scoop_outbox.store.standalone import AsyncOpenedDatabase, OpenedDatabase
 
 SILENT = 1500.0
 """Seconds after which a home is silent in which children are open: it is asked after these each ten minutes."""
+ASKED = 600.0
+"""Seconds after which a child is silent, and its home is asked after it."""
 AHEAD = -1.0
 """A lag below that is no rounding: the clock of the other home is ahead."""
 BEHIND = 60.0
@@ -32,7 +35,7 @@ class Fault(StrEnum):
     """What is wrong.
 
     Attributes:
-        TABLES: the tables are of another revision than this library.
+        TABLES: the tables are older than this library.
         UNNAMED: this home has no name, and children are waited for in others.
         NAMESAKE: two homes have one name.
         UNKNOWN: a home is waited for, or waits, that is not known here.
@@ -161,11 +164,15 @@ async def ask_broker(broker: Broker, found: Examination) -> Examination:
 
 def _examine() -> Plan[Examination]:
     tables = yield from read_revision()
+    if tables in known()[:-1]:  # there may be nothing to look at
+        text = f"the tables are at revision {tables}, and this library needs {head()}: scoop-outbox migrate"
+        home = yield from read_home()
+        return Examination(home, None, None, "", tables, 0, (), (Problem(Fault.TABLES, text),))
     identity = yield from read_identity()
     peers = yield from examine_peers()
     lost, letters = yield from read_trouble(identity)
     problems = [
-        *_about_itself(identity, tables, peers),
+        *_about_itself(identity, peers),
         *(problem for peer in peers for problem in _about(peer, identity)),
         *_lost(lost, peers),
         *_dead_letters(letters),
@@ -182,10 +189,7 @@ def _examine() -> Plan[Examination]:
     )
 
 
-def _about_itself(identity: Identity, tables: str | None, peers: Sequence[Peer]) -> Iterator[Problem]:
-    if tables != head():
-        text = f"the tables are at revision {tables}, and this library needs {head()}: scoop-outbox migrate"
-        yield Problem(Fault.TABLES, text)
+def _about_itself(identity: Identity, peers: Sequence[Peer]) -> Iterator[Problem]:
     if identity.name is None and any(one.children or one.runs for one in peers):
         text = "this home has no name, and runs in others are waited for: give it the name that it had (home=)"
         yield Problem(Fault.UNNAMED, text)
@@ -213,7 +217,7 @@ def _about(peer: Peer, identity: Identity) -> Iterator[Problem]:
             "newest: what it launches may not be waited for. Is a worker of it alive, and one here?"
         )
         yield Problem(Fault.UNCONFIRMED, text, peer.id)
-    if peer.children and (peer.heard or 0.0) > SILENT:
+    if peer.children and (peer.heard or 0.0) > SILENT and (peer.silent is None or peer.silent > ASKED):
         text = (
             f"home {peer.name!r} was last heard of {_minutes(peer.heard)} ago, and {peer.children} children are waited "
             f"for there, one of them silent for {_minutes(peer.silent)}: is a worker of it alive, and one here?"
