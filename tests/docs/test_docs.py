@@ -128,6 +128,18 @@ def fill_oddly(url: str) -> None:
             "insert into scoop_outbox.dead_letter (topic, body, content_type, headers, origin, reason) "
             "values ('t', '\\x00', 'x', '{\"a\": \"\\u0000\\ud800\"}', 'relay', 'too large')"
         )
+        # Another home, which waits for the root here, and in which children of it are.
+        elsewhere = "5e0f5d0c-2c0d-4c5e-9d5b-0d6a8f3f7c11"
+        connection.execute(
+            "insert into scoop_outbox.peer (id, name, reply_to) values (%s, 'stock', 'scoop.control.stock')",
+            [elsewhere],
+        )
+        connection.execute("update scoop_outbox.child set home = %s", [elsewhere])
+        connection.execute(
+            "insert into scoop_outbox.foreign_child (message_id, service, saga, run_id, home) "
+            "select id, service, saga, id, %s from scoop_outbox.run where saga = 'above'",
+            [elsewhere],
+        )
 
 
 QUERIES = [

@@ -70,3 +70,17 @@ async def test_a_name_that_another_home_has_is_refused_until_that_is_forgotten(s
         assert homes.forget(str(other)) == 0
     async with shop.running():
         pass
+
+
+async def test_the_name_that_a_process_is_given_wins_over_the_one_declared(shop: Shop) -> None:
+    shop.app.configure(home="south")
+    async with shop.running():
+        pass
+    assert await shop.ask("select name from scoop_outbox.home") == [("south",)]
+
+
+async def test_a_home_that_has_no_broker_says_nothing_to_others(shop: Shop) -> None:
+    await shop.run("R")
+    assert await shop.ask("select topic from scoop_outbox.message union all select topic from scoop_outbox.outbox") == [
+        ("R",)
+    ]

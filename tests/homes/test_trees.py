@@ -62,3 +62,17 @@ async def test_a_message_from_outside_is_handled_in_another_home(make_home: Make
     stock.saga("handler", "H", lambda scope, _: scope.set_result("done"))
     async with running(orders, stock):
         assert await (await orders.app.launch("H", None)).wait(LONG) == "done"
+
+
+async def test_a_message_that_has_to_be_handled_may_be_handled_in_another_home(
+    make_home: MakeHome, journal: Journal
+) -> None:
+    orders, stock = make_home("orders"), make_home("stock")
+    orders.saga("root", "R", launches("C", require_handlers=True), launches("C", handled_by=["child"]), None)
+    stock.saga("child", "C", None)
+    async with orders.running():
+        with pytest.raises(DistributedError, match="no saga is subscribed"):
+            await (await orders.app.launch("R", None)).wait(LONG)
+    async with running(orders, stock):
+        await (await orders.app.launch("R", None, require_handlers=True)).wait(LONG)
+    assert journal == ["root-0", "root-0", "child-0", "root-1", "child-0", "root-2"]

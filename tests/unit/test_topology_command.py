@@ -73,6 +73,7 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Made:
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delenv("SCOOP_OUTBOX_DATABASE", raising=False)
     monkeypatch.delenv("SCOOP_OUTBOX_BROKER", raising=False)
+    monkeypatch.delenv("SCOOP_OUTBOX_HOME", raising=False)
     monkeypatch.delitem(sys.modules, "shop_of_topology", raising=False)
     (tmp_path / "shop_of_topology.py").write_text(APP)
     return broker
@@ -185,6 +186,40 @@ def test_the_group_of_the_command_line_wins(made: Made) -> None:
     topology("apply", *AT, "--group", "other-group")
 
     assert made.asked == [([], Subscription("shop", "other-group", ("orders",)), True)]
+
+
+CONTROL = Subscription("home north", "scoop.control.north", ("scoop.control.north", "scoop.homes"), "earliest")
+
+
+def test_a_home_that_is_named_receives_what_others_say(made: Made) -> None:
+    topology("apply", *AT, "--home-name", "north")
+
+    assert made.asked == [
+        ([], Subscription("shop", "shop-group", ("orders",)), True),
+        (list(CONTROL.topics), CONTROL, True),
+    ]
+
+
+def test_the_hint_repeats_the_name_of_the_home(made: Made) -> None:
+    *_, line = topology("print", *AT, "--home-name", "north", code=3)
+
+    assert line == f"2 missing; to create: scoop-outbox topology apply {' '.join(AT)} --home-name north"
+
+
+def test_the_environment_names_the_home_and_the_hint_does_not_repeat_it(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCOOP_OUTBOX_HOME", "north")
+    *_, line = topology("print", *AT, code=3)
+
+    assert line == f"2 missing; to create: scoop-outbox topology apply {' '.join(AT)}"
+    assert made.asked[-1][1] == CONTROL
+
+
+def test_a_name_that_no_home_can_have_is_an_error_of_one_line(made: Made) -> None:
+    (line,) = topology("print", *AT, "--home-name", "a b", code=1)
+
+    assert line.startswith("Error: the name of a home has 1 to 100 letters")
 
 
 def test_settings_of_the_command_line_come_on_top_of_those_declared(made: Made) -> None:

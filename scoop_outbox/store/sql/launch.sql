@@ -122,7 +122,7 @@ where l.message_id = g.id
 returning true
 
 -- name: read_listeners
--- Pairs of places in two lists: topics, and the sagas that may have to be subscribed to them.
+-- Pairs of places in two lists: topics, and the sagas that may have to be subscribed to them, in whatever home.
 select t.place, n.place
 from json_array_elements_text(convert_from(%(document)b::bytea, 'UTF8')::json -> 'topics') with ordinality as t (topic, place)
 join (
