@@ -161,6 +161,7 @@ class Report:
         result: as JSON text, if it has committed and left one.
         failure: why it was rolled back, as a JSON object.
         obstacle: why it could not be rolled back, as a JSON object.
+        failed_at: when it failed, by the clock of its home: failures are told in that order.
     """
 
     child: ChildRef
@@ -168,6 +169,7 @@ class Report:
     result: str | None = None
     failure: Mapping[str, Any] | None = None
     obstacle: Mapping[str, Any] | None = None
+    failed_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +289,7 @@ def _report(said: Mapping[str, Any]) -> Report:
         _json(said["result"], "result") if "result" in said else None,
         _failure(said, "failure"),
         _failure(said, "obstacle"),
+        _time(said, "failedAt"),
     )
 
 

@@ -47,7 +47,6 @@ async def test_q6_q10_what_is_abandoned_stays_as_it_is_and_its_parent_may_go_on(
     assert len(delivered) == 2
 
 
-@pytest.mark.one_home("not yet: parents elsewhere are not told that a child has been abandoned")
 async def test_q6_a_parked_run_has_nothing_to_skip_before_it_rolls_back_and_can_be_abandoned(
     make_shop: MakeShop, database_url: str
 ) -> None:

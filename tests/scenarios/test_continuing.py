@@ -146,7 +146,6 @@ async def test_q6_what_cannot_be_undone_is_skipped_one_after_the_other(mixed: Sh
     assert (await mixed.only(handle, "root")).state is RunState.ROLLED_BACK
 
 
-@pytest.mark.one_home("not yet: parents elsewhere are not told that a child is being healed")
 async def test_q78_a_child_that_is_healed_heals_the_run_that_went_on(mixed: Shop) -> None:
     stuck = Broken()
     root = mixed.app.saga("root", "R", rollback_failure="continue")

@@ -25,7 +25,6 @@ def breaks(shop: Shop, name: str, topic: str, body: Any = None) -> Broken:
     return broken
 
 
-@pytest.mark.one_home("not yet: parents elsewhere are not told that a child is being healed")
 async def test_q6_a_healed_parent_does_not_name_whom_it_had_told_to_roll_back(mixed: Shop) -> None:
     mixed.saga("root", "R", launches("A", "B"))
     broken = breaks(mixed, "fails", "A", raises("why"))
@@ -42,7 +41,6 @@ async def test_q6_a_healed_parent_does_not_name_whom_it_had_told_to_roll_back(mi
     assert shape(error.failure) == child_rolled_back("root", "0", simulated("fails", "why"))
 
 
-@pytest.mark.one_home("not yet: parents elsewhere are not told that a child is being healed")
 async def test_q6_a_parent_raises_the_same_however_many_of_its_children_were_healed(mixed: Shop) -> None:
     mixed.saga("root", "R", launches("A", "B", "C"))
     one = breaks(mixed, "one", "A", raises("why one"))
@@ -66,7 +64,6 @@ async def test_q6_a_parent_raises_the_same_however_many_of_its_children_were_hea
     assert shape(error.failure) == child_rolled_back("root", "0", *whys)
 
 
-@pytest.mark.one_home("not yet: parents elsewhere are not told that a child is being healed")
 async def test_q6_a_child_that_is_healed_before_its_parent_has_stopped_is_told_of_likewise(mixed: Shop) -> None:
     gate = {"open": False}
 
@@ -90,7 +87,6 @@ async def test_q6_a_child_that_is_healed_before_its_parent_has_stopped_is_told_o
     assert shape(error.failure) == child_rolled_back("root", "0", simulated("fails", "why"))
 
 
-@pytest.mark.one_home("not yet: parents elsewhere are not told that a child is being healed")
 async def test_q6_children_that_were_healed_are_told_of_in_the_order_in_which_they_had_failed(mixed: Shop) -> None:
     mixed.saga("root", "R", launches("A", "B"))
     saga = mixed.app.saga("first", "A")
@@ -126,7 +122,6 @@ def _fails_after(shop: Shop, entry: str, text: str) -> Any:
     return body
 
 
-@pytest.mark.one_home("not yet: parents elsewhere are not told that a child is being healed")
 async def test_q6_operators_hear_of_each_run_that_goes_on_by_itself(
     mixed: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -149,7 +144,6 @@ async def test_q6_operators_hear_of_each_run_that_goes_on_by_itself(
     assert (vars(lines[1])["service"], vars(lines[1])["key"]) == ("shop", "its key")
 
 
-@pytest.mark.one_home("not yet: parents elsewhere are not told that a child is being healed")
 async def test_q6_a_failure_that_a_handler_put_in_its_place_stays(mixed: Shop) -> None:
     root = mixed.app.saga("root", "R")
     mixed.step(root, "0", launches("A"), on_child_failure=raises("replaced", ValueError))

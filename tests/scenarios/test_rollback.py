@@ -437,7 +437,6 @@ async def test_rb_15_q22_siblings_of_a_failed_child_run_to_their_end(shop: Shop)
     assert shape(error.failure) == child_rolled_back("root", "0", simulated("a"))
 
 
-@pytest.mark.one_home("not yet: failures elsewhere are told in the order in which their news comes")
 @pytest.mark.everywhere
 async def test_rb_16_cf_10_all_failures_are_delivered_at_once_in_the_order_they_happened(shop: Shop) -> None:
     delivered: list[Any] = []

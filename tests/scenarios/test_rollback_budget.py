@@ -3,8 +3,6 @@
 from datetime import UTC, datetime
 from typing import Any
 
-import pytest
-
 from scoop_outbox import Answer, Handle, Retry, RunState
 from tests.scenarios.conftest import MakeShop
 from tests.scenarios.healing import Broken, ends, loses_its_connection
@@ -81,7 +79,6 @@ async def test_rf_09_q6_a_retry_of_a_run_that_was_parked_begins_a_new_budget(
     assert BUDGET / 2 < left(run.rollback_by) <= BUDGET
 
 
-@pytest.mark.one_home("not yet: parents elsewhere are not told that a child is being healed")
 async def test_rf_09_q6_a_run_that_goes_on_because_a_child_was_retried_has_a_new_budget_too(mixed: Shop) -> None:
     broken = Broken()
     root = mixed.app.saga("root", "R")

@@ -103,6 +103,7 @@ def _reports(controls: Sequence[Control], writing: Writing) -> list[dict[str, An
                     "result": report.result,
                     "failure": None if failure is None else str(failure),
                     "obstacle": None if obstacle is None else str(obstacle),
+                    "failed_at": None if report.failed_at is None else report.failed_at.isoformat(),
                 }
             )
     return found

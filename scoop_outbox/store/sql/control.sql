@@ -189,7 +189,12 @@ select abs(hashtext(t.message_id::text) %% {shards}), gen_random_uuid(), p.reply
                    then json_build_object(
                        'message', t.message_id, 'run', t.run_id, 'service', t.service, 'saga', t.saga,
                        'generation', t.generation, 'state', %(state)s::text,
-                       'failure', %(failure)s::json, 'obstacle', %(obstacle)s::json)
+                       'failure', %(failure)s::json, 'obstacle', %(obstacle)s::json,
+                       'failedAt', case
+                           when %(state)s::text = 'rolled_back' then (
+                               select r.failed_at from {schema}.run r where r.id = t.run_id
+                           )
+                       end)
                    else json_build_object(
                        'message', t.message_id, 'run', t.run_id, 'service', t.service, 'saga', t.saga,
                        'generation', t.generation, 'state', %(state)s::text, 'result', %(result)s::json)
@@ -274,10 +279,12 @@ where r.id = g.run and r.message_id = g.message and r.parent_home = %(home)s and
 with given as (
     select distinct on (message, run) *
     from json_to_recordset(convert_from(%(document)s::bytea, 'UTF8')::json)
-         as g (message uuid, run uuid, home uuid, generation int, state text, result text, failure uuid, obstacle uuid)
+         as g (message uuid, run uuid, home uuid, generation int, state text, result text, failure uuid, obstacle uuid,
+               failed_at timestamptz)
     order by message, run, generation desc
 ), found as (
-    select c.message_id, c.service, c.saga, g.run, g.home, g.generation, g.state, g.result, g.failure, g.obstacle
+    select c.message_id, c.service, c.saga, g.run, g.home, g.generation, g.state, g.result, g.failure, g.obstacle,
+           g.failed_at
     from given g
     join {schema}.child c on c.message_id = g.message and c.home is not null
     where g.generation > c.generation
@@ -304,7 +311,9 @@ with given as (
         result = f.result::json,
         failure = case when f.state in ('cancelled', 'started') then coalesce(c.failure, f.failure) else f.failure end,
         obstacle = case when f.state = 'unknown' then f.failure else f.obstacle end,
-        failed_at = case when f.state not in ('started', 'rolling_back', 'committed') then clock_timestamp() end,
+        failed_at = case
+            when f.state not in ('started', 'rolling_back', 'committed') then least(f.failed_at, clock_timestamp())
+        end,
         healing = case
             when c.open and f.state <> 'rolling_back' then c.healing
             else exists (select from {schema}.run p where p.id = c.run_id and p.state = 'rollback_failed' offset 0)
