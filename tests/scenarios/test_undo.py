@@ -210,7 +210,6 @@ async def test_ur_08_q49_what_has_rolled_back_by_itself_is_said_to_have(mixed: S
     assert mixed.journal == ["root-0", "root-1", "root-rb0"]
 
 
-@pytest.mark.one_home("not yet: whether a part of a hierarchy may be undone is judged by what one home knows")
 async def test_ur_09_q10_a_part_that_is_undone_already_does_not_hold_up_the_whole(mixed: Shop) -> None:
     family(mixed)
     handle = await mixed.run("R")
