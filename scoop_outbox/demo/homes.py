@@ -13,7 +13,6 @@ import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any, LiteralString
 
 import psycopg
 from psycopg import sql
@@ -34,10 +33,6 @@ _KNOWN = """
     from demo_shop.peer p
     cross join demo_shop.home h
     where p.revision > 0 and p.confirmed >= h.revision
-"""
-_MESSAGES_BELOW = "select distinct message_id from demo_shop.run where lineage[1] = any(%s)"
-_LAUNCHED_BY = """
-    select child_run, seq from demo_shop.child where message_id = any(%s) and home is not null and child_run is not null
 """
 
 
@@ -88,31 +83,21 @@ class Homes:
     async def status(self, message_id: uuid.UUID) -> Status:
         """Return a hierarchy that `orders` began, with its runs in all homes.
 
-        A home knows its own runs. So each is asked, and what they answer is put together.
+        A home knows its own runs, and in which home the children of these are. That one is asked for the rest.
         """
-        status = await self.apps["orders"].status(message_id)
-        if not self.separate:
-            return status
-        runs = {run.id: run for run in status.runs}
-        tops = [run.id for run in status.runs if run.parent is None]
-        launched_by: dict[uuid.UUID, int] = {}
-        for service, connection in self.connections.items():
-            messages = [row[0] for row in await _ask(connection, _MESSAGES_BELOW, tops)]
-            for message in messages:
-                runs |= {run.id: run for run in (await self.apps[service].status(message)).runs if run.id not in runs}
-        for connection in self.connections.values():
-            launched_by |= dict(await _ask(connection, _LAUNCHED_BY, [run.message_id for run in runs.values()]))
-        found = [_launched(run, launched_by) for run in sorted(runs.values(), key=lambda run: run.created_at)]
-        return Status(message_id, tuple(found))
-
-
-def _launched(run: RunStatus, launched_by: Mapping[uuid.UUID, int]) -> RunStatus:
-    """Return a run with the number of the execution that launched it, which the home of its parent knows."""
-    return replace(run, launched_by=launched_by.get(run.id, run.launched_by))
-
-
-async def _ask(connection: Connection, query: LiteralString, ids: list[uuid.UUID]) -> list[tuple[Any, ...]]:
-    return await (await connection.execute(query, [ids])).fetchall()
+        runs: dict[uuid.UUID, RunStatus] = {}
+        launched_by: dict[uuid.UUID | None, int | None] = {}
+        to_ask, asked = {("orders", message_id)}, set[tuple[str, uuid.UUID]]()
+        while to_ask:
+            home, message = one = to_ask.pop()
+            asked.add(one)
+            found = await self.apps[home].status(message)
+            runs |= {run.id: run for run in found.runs}
+            launched_by |= {child.run_id: child.launched_by for child in found.elsewhere}
+            to_ask |= {(child.home, child.message_id) for child in found.elsewhere} - asked
+        # Which execution has launched a run is known to the home of that.
+        whole = [replace(run, launched_by=launched_by.get(run.id, run.launched_by)) for run in runs.values()]
+        return Status(message_id, tuple(sorted(whole, key=lambda run: run.created_at)))
 
 
 @asynccontextmanager
