@@ -119,9 +119,12 @@ def read_open(message_id: uuid.UUID | None, run_id: uuid.UUID | None, most: int)
         run_id: the run at the top, in place of a message.
         most: of runs, of messages, and of children in other homes.
     """
-    names = ("read_open_runs", "read_not_taken_in", "read_open_elsewhere")
-    asked = [statement(name, message=message_id, run=run_id, most=most) for name in names]
-    runs, missing, elsewhere = yield from ask(*asked)
+    below = {"message": message_id, "run": run_id, "most": most}
+    runs, missing, elsewhere = yield from ask(
+        statement("read_open_runs", **below),
+        statement("read_not_taken_in", **below),
+        statement("read_open_elsewhere", **below),
+    )
     return Progress(
         tuple(_open_run(*row[:-1]) for row in runs),
         tuple(Missing(*row[:-1]) for row in missing),
