@@ -119,9 +119,11 @@ def read_open(message_id: uuid.UUID | None, run_id: uuid.UUID | None, most: int)
         run_id: the run at the top, in place of a message.
         most: of runs, of messages, and of children in other homes.
     """
-    names = ("read_open_runs", "read_not_taken_in", "read_open_elsewhere")
-    asked = [statement(name, message=message_id, run=run_id, most=most) for name in names]
-    runs, missing, elsewhere = yield from ask(*asked)
+    runs, missing, elsewhere = yield from ask(
+        statement("read_open_runs", message=message_id, run=run_id, most=most),
+        statement("read_not_taken_in", message=message_id, run=run_id, most=most),
+        statement("read_open_elsewhere", message=message_id, run=run_id, most=most),
+    )
     return Progress(
         tuple(_open_run(*row[:-1]) for row in runs),
         tuple(Missing(*row[:-1]) for row in missing),
