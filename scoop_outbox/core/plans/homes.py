@@ -125,25 +125,29 @@ def _check_namesakes(name: str) -> Plan[None]:
 def announce_home() -> Plan[bool]:
     """Tell all homes who listens here, if that has changed since they were told; answer whether it has.
 
-    In a transaction of its own: whoever announces at the same time waits, and finds nothing changed.
+    In a transaction of its own: whoever announces at the same time waits, and finds nothing changed. If a home has not
+    confirmed what it was told, all are told once more: it may have been lost at the broker.
     """
     if (yield from read_identity()).name is None:
         return False
-    _, home, listeners = yield from ask(BEGIN, statement("lock_identity"), statement("read_listeners_here"))
+    _, home, listeners, unconfirmed = yield from ask(
+        BEGIN, statement("lock_identity"), statement("read_listeners_here"), statement("read_unconfirmed")
+    )
     *known, announced = home[0]
     identity = Identity(*known)
     said = json.dumps(_listed(listeners), separators=(",", ":"), sort_keys=True)
-    if said == announced:
+    changed = said != announced
+    if not changed and not unconfirmed:
         yield from ask(COMMIT)
         return False
-    revision = identity.revision + 1
+    revision = identity.revision + changed
     (peers,) = yield from ask(statement("read_known_revisions"))
     yield from ask(
         statement("store_announced", revision=revision, announced=said),
         _say(identity, identity.homes_topic, Kind.SUBSCRIPTIONS, _members(revision, said, peers)),
         COMMIT,
     )
-    return True
+    return changed
 
 
 def read_unconfirmed() -> Plan[list[str]]:
