@@ -136,7 +136,7 @@ def announce_home() -> Plan[bool]:
     *known, announced = home[0]
     identity = Identity(*known)
     said = json.dumps(_listed(listeners), separators=(",", ":"), sort_keys=True)
-    changed = said != announced
+    changed: bool = said != announced
     if not changed and not unconfirmed:
         yield from ask(COMMIT)
         return False
