@@ -16,8 +16,10 @@ async def announce(service: Service) -> None:
     service.check()
     async with service.home.driver() as driver:
         await driver.run(service.servers.guard(relay=False))
+        identity = await driver.run(name_home(service.servers.home_name))
         if not await service.announcer.announce(driver):
             raise _unasked(service)
+    service.home.cooperation.learn(identity.name)
 
 
 def announce_sync(service: Service) -> None:
@@ -35,6 +37,7 @@ def announce_sync(service: Service) -> None:
         if announcer.problem is not None:
             raise _unasked(service)
         note(service.name, driver.run(announcer.plan()))
+    service.home.cooperation.learn(identity.name)
     announcer.done = True
 
 

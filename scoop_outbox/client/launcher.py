@@ -153,7 +153,7 @@ class Launcher:
         return {
             "source": self._service.name,
             "via_broker": self._carried_by_broker,
-            "across": self._carried_by_broker and self._service.home.cooperation.active,
+            "across": self._service.home.cooperation.active,
             "here": self._here(launched),
         }
 

@@ -44,7 +44,7 @@ def heard_of_stock(url: str, name: str | None = "stock") -> None:
 
 async def child_in_stock(url: str) -> tuple[uuid.UUID, uuid.UUID]:
     """A run that waits for a child in another home, which nobody has told of it: both messages."""
-    app = Scoop("shop", database=url)
+    app = Scoop("shop", database=url, home="orders")
     app.saga("place-order", on="orders").add_step("reserve", seeing.launches("reserve"))
     async with app.running(worker=False):
         handle = await app.launch("orders", 1)
@@ -151,7 +151,7 @@ async def test_whoever_waits_too_long_is_told_of_the_home(database_url: str) -> 
 async def test_what_another_home_alone_handles(database_url: str, runs: Runs) -> None:
     """A message from outside: there is no run here, and it is not missing."""
     heard_of_stock(database_url)
-    app = Scoop("shop", database=database_url)
+    app = Scoop("shop", database=database_url, home="orders")
     app.saga("place-order", on="orders").add_step("reserve", seeing.nothing)
     await app.announce()
     handle = await app.launch("reserve", 1)
