@@ -18,6 +18,7 @@ from benchmarks import (
     end_to_end,
     fan_out,
     history,
+    homes,
     idle,
     intake,
     memory,
@@ -51,6 +52,7 @@ BENCHMARKS: dict[str, Callable[[Bench], Awaitable[list[Table]]]] = {
     "steady": steady.measure,
     "intake": intake.measure,
     "broker-hop": broker_hop.measure,
+    "homes": homes.measure,
     "memory": memory.measure,
 }
 LEAST_RUNS = 3

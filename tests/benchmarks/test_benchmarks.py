@@ -9,7 +9,7 @@ from benchmarks.server import Bench
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(300)]
 
-VIA_BROKER = {"end-to-end", "drain", "steady", "intake", "broker-hop", "memory"}
+VIA_BROKER = {"end-to-end", "drain", "steady", "intake", "broker-hop", "homes", "memory"}
 """They measure over Kafka and RabbitMQ."""
 
 
