@@ -13,6 +13,7 @@ from scoop_outbox.errors import DefinitionError, PayloadError
 from scoop_outbox.failure import Frame
 from scoop_outbox.message import Topic, encode, saga_names, topic_name, uuid7
 from scoop_outbox.strategy import Participant
+from scoop_outbox.wire.control import is_reserved
 from scoop_outbox.wire.headers import CONTENT_TYPE, PREFIX
 from scoop_outbox.wire.limits import Limits, written
 from scoop_outbox.wire.validation import checked_content_type, checked_id, checked_key, is_text
@@ -98,10 +99,15 @@ def emission(
         limits: how large the body may be; the caller has checked the context.
 
     Raises:
-        DefinitionError: the topic's name, or one in `handled_by`, cannot be used; or id and `dedup_key` are both given.
+        DefinitionError: the topic's name, or one in `handled_by`, cannot be used; homes speak on the topic; or id and
+            `dedup_key` are both given.
         PayloadError: payload, key or a header cannot be encoded, the payload is too large, or id or `dedup_key` cannot
             be used.
     """
+    if is_reserved(topic_name(topic)):
+        raise DefinitionError(
+            f"topic {topic_name(topic)!r} is what homes speak on: nobody else launches anything there"
+        )
     body, content_type = encode(topic, payload)
     limits.check(len(body), f"the payload for topic {topic_name(topic)!r}")
     others, said = _checked_headers(headers or {})

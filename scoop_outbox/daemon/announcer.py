@@ -99,7 +99,7 @@ class Announcer:
             service = self._subscription.service
             taken_over = yield from announce(service, self._sagas, self._spellings, via_broker=via_broker)
         if via_broker:  # the built-in broker reaches no other home
-            yield from announce_home()
+            yield from announce_home(begins=True)
         return taken_over
 
     def listening(self, topic: str) -> list[str]:

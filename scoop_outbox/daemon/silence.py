@@ -20,6 +20,11 @@ EVERY = 600.0
 """Seconds from one look to the next."""
 SILENT = timedelta(minutes=10)
 """A child that has been open for so long is asked after."""
+_LATE = timedelta(minutes=2)
+"""When a home was heard of is noted no more often than once a minute."""
+_ANYWAY = 6
+"""Each so many looks, homes are asked that have not been heard of: the question, too, may have been lost."""
+_EVER = datetime.min.replace(tzinfo=UTC)
 
 
 class Silence:
@@ -37,7 +42,8 @@ class Silence:
         self._every = every
         self._silent = silent
         self._due = 0.0
-        self._asked_at = datetime.min.replace(tzinfo=UTC)
+        self._looks = 0
+        self._asked_at = _EVER + _LATE
 
     async def look(self, driver: AsyncDriver) -> int:
         """Ask after children, if it is time to; return of how many it was.
@@ -47,14 +53,16 @@ class Silence:
         """
         if time.monotonic() < self._due:
             return 0
-        asked, after = 0, None
+        asked, after, began = 0, None, None
+        self._looks += 1
+        since = _EVER if self._looks % _ANYWAY == 1 else self._asked_at - _LATE
         while True:
-            page = await driver.run(ask_silent(self._asked_at, self._silent, after, self._known))
+            page = await driver.run(ask_silent(since, self._silent, after, self._known))
             asked += page.asked
-            after = page.last
+            after, began = page.last, began or page.now
             if after is None:
                 break
-        self._asked_at, self._due = page.now, time.monotonic() + self._every
+        self._asked_at, self._due = began, time.monotonic() + self._every
         if asked:
             log.info("home: asked other homes after silent children (%d)", asked)
         return asked

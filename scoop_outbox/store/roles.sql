@@ -122,7 +122,7 @@ begin
 
             -- To cooperate with other homes. Each process says what this home is called; only the first one is heard.
             ('worker', 'home', 'update', ''),
-            ('relay', 'home', 'update (name)', ''),
+            ('relay', 'home', 'update (name, place)', ''),
             ('worker', 'peer', 'select, insert, update', ''),
             ('worker', 'peer_subscription', 'select, insert, update, delete', ''),
             ('worker', 'foreign_child', 'select, insert, update', ''),

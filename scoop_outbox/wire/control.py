@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ PREFIX = "scoop."
 """What the topics begin with on which homes speak, unless somebody has chosen something else."""
 
 
+_CONTROL_TOPIC = re.compile(r"(.*[.])?control[.][A-Za-z0-9._-]{1,100}", re.DOTALL)
 _GENERATIONS = 1 << 30
 """The most that the number of a report can be: whoever goes on counting from there has room."""
 
@@ -209,6 +211,17 @@ class Control:
     content: Content
 
 
+def is_control_topic(topic: str) -> bool:
+    """Tell whether a topic can be one on which a home is told something, whatever it begins with."""
+    return _CONTROL_TOPIC.fullmatch(topic) is not None
+
+
+def is_reserved(topic: str) -> bool:
+    """Tell whether homes speak on a topic, however it is written, unless they have chosen other names."""
+    name = topic.rpartition("/")[2]
+    return name == homes_topic(PREFIX) or name.startswith(control_topic(PREFIX, ""))
+
+
 def run_id(message: uuid.UUID, service: str, saga: str) -> uuid.UUID:
     """Return the id of the run of a saga for a message, as whoever takes the message in computes it."""
     digest = hashlib.md5(f"{message}\n{len(service)}\n{service}{saga}".encode(), usedforsecurity=False).hexdigest()
@@ -251,6 +264,8 @@ def read_control(body: bytes) -> Control:
 
 def _sender(said: Mapping[str, Any]) -> Sender:
     sender = _object(said.get("from"), "from")
+    if not is_control_topic(_text(sender, "replyTo")):
+        raise MalformedControl("replyTo is no control topic")
     return Sender(_uuid(sender, "id"), _text(sender, "name"), _text(sender, "replyTo"), _time(sender, "at"))
 
 

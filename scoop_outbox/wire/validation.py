@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import uuid
+from collections.abc import Callable, Sequence
 from typing import TypeGuard
 
 from scoop_outbox._deadlines import Deadlines
 from scoop_outbox.errors import PayloadError
 from scoop_outbox.message import Envelope
+from scoop_outbox.wire.control import is_control_topic
 from scoop_outbox.wire.headers import (
     CONTENT_TYPE,
     CONTEXT,
@@ -90,24 +92,10 @@ def defect(envelope: Envelope) -> str | None:
 
 
 def _malformed_header(envelope: Envelope) -> str | None:
-    headers = envelope.headers
-    for name in (ID, HOME):
-        value = headers.get(name)
-        if value is not None and id_of(value) is None:
-            return f"its header {name} is no UUID"
-    lineage = headers.get(LINEAGE)
-    if lineage is not None and _LINEAGE.fullmatch(lineage) is None:
-        return f"its header {LINEAGE} is no list of run ids"
-    expects = headers.get(EXPECTS)
-    if expects is not None and not _are_pairs(expects):
-        return f"its header {EXPECTS} is no list of pairs of a service and a saga"
-    for name in (CONTEXT, LAUNCHED_AT):
-        value = headers.get(name)
-        if value is not None and not _is_json_object(value):
-            return f"its header {name} is no JSON object"
-    deadlines = headers.get(DEADLINES)
-    if deadlines is not None and not _are_deadlines(deadlines):
-        return f"its header {DEADLINES} holds no deadlines"
+    for name, is_right, otherwise in _RULES:
+        value = envelope.headers.get(name)
+        if value is not None and not is_right(value):
+            return f"its header {name} {otherwise}"
     return None
 
 
@@ -151,3 +139,16 @@ def _is_json_object(value: str) -> bool:
         return isinstance(json.loads(value), dict)
     except (ValueError, RecursionError):
         return False
+
+
+_RULES: Sequence[tuple[str, Callable[[str], bool], str]] = (
+    (ID, lambda value: id_of(value) is not None, "is no UUID"),
+    (HOME, lambda value: id_of(value) is not None, "is no UUID"),
+    (LINEAGE, lambda value: _LINEAGE.fullmatch(value) is not None, "is no list of run ids"),
+    (EXPECTS, _are_pairs, "is no list of pairs of a service and a saga"),
+    (REPLY_TO, is_control_topic, "is no control topic"),
+    (CONTEXT, _is_json_object, "is no JSON object"),
+    (LAUNCHED_AT, _is_json_object, "is no JSON object"),
+    (DEADLINES, _are_deadlines, "holds no deadlines"),
+)
+"""What a header of ours has to be."""

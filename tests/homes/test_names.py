@@ -61,7 +61,9 @@ async def test_a_copy_of_a_home_is_refused_until_somebody_says_that_it_has_moved
 
 async def test_a_name_that_another_home_has_is_refused_until_that_is_forgotten(shop: Shop, database_url: str) -> None:
     other = uuid.uuid4()
-    change(database_url, "insert into scoop_outbox.peer (id, name, reply_to) values (%s, 'north', 't')", other)
+    change(
+        database_url, "insert into scoop_outbox.peer (id, name, reply_to) values (%s, 'north', 'control.north')", other
+    )
     with pytest.raises(DefinitionError, match=rf"another home is called 'north', too .*home forget {other}"):
         async with shop.running():
             pass

@@ -34,7 +34,7 @@ def runs(database_url: str) -> Iterator[Runs]:
 def heard_of_stock(url: str, name: str | None = "stock") -> None:
     """Let the home know that saga `take` of service `stock` listens on `reserve` in another one."""
     if name is not None:
-        ask(url, "insert into peer (id, name, reply_to, revision) values (%s, %s, 'c', 1)", STOCK, name)
+        ask(url, "insert into peer (id, name, reply_to, revision) values (%s, %s, 'control.stock', 1)", STOCK, name)
     ask(
         url,
         "insert into peer_subscription (home, topic, service, saga) values (%s, 'reserve', 'stock', 'take')",

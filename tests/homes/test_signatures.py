@@ -49,7 +49,11 @@ async def test_what_nobody_has_signed_steers_nothing(
     async with running(orders, stock):
         handle = await orders.app.launch("R", None)
         await handle.wait(LONG)
-        said = {"version": 1, "kind": "subscriptions", "from": {"id": str(handle.id), "name": "x", "replyTo": "x"}}
+        said = {
+            "version": 1,
+            "kind": "subscriptions",
+            "from": {"id": str(handle.id), "name": "x", "replyTo": "control.x"},
+        }
         body = {**said, "revision": 1, "subscriptions": [], "known": {}}
         async with plain.running(worker=False), stranger.running(worker=False):
             await plain.app.launch("scoop.control.stock", body)  # without a signature

@@ -126,6 +126,6 @@ async def test_a_problem_of_the_control_channel(database_url: str) -> None:
 
 async def test_a_home_without_a_name_is_not_asked(database_url: str) -> None:
     app = Scoop("orders", database=database_url)
-    ask(database_url, "insert into peer (id, name, reply_to) values (%s, 'stock', 'c')", STOCK)
+    ask(database_url, "insert into peer (id, name, reply_to) values (%s, 'stock', 'control.stock')", STOCK)
     async with app.running() as found:
         assert "home_" not in await found.metrics()

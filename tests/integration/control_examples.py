@@ -20,6 +20,7 @@ def control_examples() -> list[tuple[str, dict[str, Any]]]:
     listeners = {"home": HOME, "topics": ["t"], "services": ["shop"], "sagas": ["saga 1"]}
     news = [_news(n, state) for n, state in zip(numbers, ["committed", "started", "rolled_back"] * 3, strict=False)]
     ended = {"run": run_id(numbers[0]), "message": message_id(numbers[0]), "result": None, "obstacle": None}
+    no_more = {"context": None, "rollback_by": None}
     asked = {"run": message_id(numbers[0]), "reason": '{"type":"Boom"}', "context": None, "rollback_by": None}
     first = {"message": UUID(int=0), "service": "", "saga": "", "silent": timedelta(minutes=10)}
     return [
@@ -61,16 +62,16 @@ def control_examples() -> list[tuple[str, dict[str, Any]]]:
         ("read_foreign_children", children),
         ("read_silent_children", {**first, "heard_since": datetime.min.replace(tzinfo=UTC), "most": 500}),
         ("release_foreign", {**children, "home": HOME}),
-        ("release_elsewhere", {"runs": [run_id(FAMILY + n) for n in range(FAMILY)]}),
+        ("release_elsewhere", {"runs": [run_id(FAMILY + n) for n in range(FAMILY)], "roots": [message_id(FAMILY)]}),
         ("read_elsewhere", {"target": message_id(numbers[0])}),
         ("cancel_elsewhere", {**asked, "order": "cancel", "failure": UUID(int=4)}),
         ("roll_back_elsewhere", {**asked, "order": "roll_back"}),
         ("raise_generations", {**children, "generations": [3] * 10}),
         ("read_unknown_children", children),
-        ("roll_back_foreign", {"runs": children["runs"], "failure": UUID(int=4), "context": None, "rollback_by": None}),
+        ("roll_back_foreign", {"home": HOME, "runs": children["runs"], "failure": UUID(int=4), **no_more}),
         ("bury_foreign", {**children, **named, "home": HOME}),
         ("bury_foreign", {**children, **named, "home": HOME, "messages": [uuid4() for _ in numbers]}),
-        ("cancel_foreign", {"runs": children["runs"], "failure": UUID(int=4)}),
+        ("cancel_foreign", {"home": HOME, "runs": children["runs"], "failure": UUID(int=4)}),
     ]  # fmt: skip
 
 

@@ -138,6 +138,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("read_open_children", {"run": run_id(OPEN)}),
         ("read_open_children", {"run": run_id(FANOUT)}),
         ("read_participants", {"topics": ["topic 1", "topic 2"]}),
+        ("read_participants_across", {"topics": ["topic 1", "topic 2"]}),
         ("expect_children", {"document": document([{"id": str(uuid4()), "ordinal": 1, "deadline": None,
                                                     "handlers": [["shop", "saga 1"]]}]),
                              "run": run_id(OPEN), "seq": 1}),
@@ -185,7 +186,8 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("launch_across", launch(size=1, via_broker=True)),
         ("launch", launch(size=1, via_broker=True)),
         ("find_home", {"schema": DEFAULT_SCHEMA}),
-        ("read_listeners", {"document": document({"topics": ["t", "u"], "sagas": ["saga 1"]})}),
+        *[(name, {"document": document({"topics": ["t", "u"], "sagas": ["saga 1"]})})
+          for name in ("read_listeners", "read_listeners_across")],
         ("take_in", {**below, "lineages": [None] * 10, "ids": batch(size=10)["ids"]}),
         ("take_in", below),
         ("take_in", {**below, "service": "shop"}),

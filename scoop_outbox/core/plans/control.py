@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from scoop_outbox.core.plans.claim import Hints
 from scoop_outbox.core.plans.failures import Known, Writing, id_of, recall
-from scoop_outbox.core.plans.homes import Identity, learn, read_identity
+from scoop_outbox.core.plans.homes import Identity, announce_again, learn, read_identity
 from scoop_outbox.core.run import RunState
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, Rows, Statement, ask, document, statement
 from scoop_outbox.failure import Failure, ParentSaidSo
@@ -35,6 +35,8 @@ from scoop_outbox.wire.control import (
 UNKNOWN_RUN = "UnknownRun"
 """Type of the failure with which a home answers about a run that it does not know."""
 
+_MOST_BYTES = 256 * 1024
+"""Of reports in one message. Many a broker takes no more than a megabyte."""
 _AGAIN = 5
 """How often a row is looked for that somebody else has written at that moment."""
 
@@ -62,7 +64,10 @@ def take_in_control(controls: Sequence[Control], known: Known, hints: Hints) -> 
             case Subscriptions() as listed:
                 yield from learn(control.sender, listed)
             case Confirmed(revision):
-                yield from ask(statement("store_confirmed", home=control.sender.id, revision=revision))
+                stored = statement("store_confirmed", home=control.sender.id, revision=revision)
+                (restored,) = yield from ask(stored)
+                if restored:
+                    yield from announce_again()
             case News():
                 pass  # all news together, above
     yield from ask(COMMIT)
@@ -142,9 +147,10 @@ def _obey(sender: Sender, orders: Orders, reason: uuid.UUID | None, known: Known
         case Order.ROLL_BACK:
             return (yield from _roll_back(sender, orders, children, reason))
         case Order.WHERE:
-            yield from _answer_known(sender, children, known)
+            told = yield from _answer_known(sender, children, known)
             # The message of a child that has never been heard of may be on its way, however late it is.
-            yield from _answer_unknown(sender, [one for one in children if one.generation > 0])
+            lost = [one for one in children if one.generation > 0 and one.run not in told]
+            yield from _report(sender, lost, ReportedState.UNKNOWN)
         case Order.RELEASE:
             messages, runs = [one.message for one in children], [one.run for one in children]
             yield from ask(statement("release_foreign", messages=messages, runs=runs, home=sender.id))
@@ -157,6 +163,7 @@ def _roll_back(
     (told,) = yield from ask(
         statement(
             "roll_back_foreign",
+            home=sender.id,
             runs=[one.run for one in children],
             failure=reason,
             context=orders.context,
@@ -190,12 +197,17 @@ def _cancel(sender: Sender, children: Sequence[ChildRef], reason: uuid.UUID | No
         if not left:
             break
     yield from _report(sender, buried, ReportedState.CANCELLED)
-    (told,) = yield from ask(statement("cancel_foreign", runs=[one.run for one in children], failure=reason))
+    runs = [one.run for one in children]
+    (told,) = yield from ask(statement("cancel_foreign", home=sender.id, runs=runs, failure=reason))
     return [told]
 
 
-def _answer_known(sender: Sender, children: Sequence[ChildRef], known: Known) -> Plan[None]:
-    """Report once more where children stand: what has been told before is as good as lost to whoever asks."""
+def _answer_known(sender: Sender, children: Sequence[ChildRef], known: Known) -> Plan[set[uuid.UUID]]:
+    """Report once more where children stand: what has been told before is as good as lost to whoever asks.
+
+    Returns:
+        Their runs.
+    """
     (rows,) = yield from ask(
         statement(
             "read_foreign_children", messages=[one.message for one in children], runs=[one.run for one in children]
@@ -214,10 +226,26 @@ def _answer_known(sender: Sender, children: Sequence[ChildRef], known: Known) ->
             told = {"failure": failure, "obstacle": obstacle}
             report |= {name: failures[one].to_json() for name, one in told.items() if one is not None}
         reports.append(report)
-    if reports:
-        identity = yield from read_identity()
-        body = body_of(identity.sender, Kind.NEWS, {"children": reports})
-        yield from ask(statement("send_control", topic=sender.reply_to, key=reports[0]["message"], body=body))
+    identity = yield from read_identity()
+    for portion in _portions(reports):
+        body = body_of(identity.sender, Kind.NEWS, {"children": portion})
+        yield from ask(statement("send_control", topic=sender.reply_to, key=portion[0]["message"], body=body))
+    return {row[1] for row in rows if row[6] is not None or row[5]}
+
+
+def _portions(reports: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Divide reports so that each message is one that a broker takes, unless one of them alone is larger."""
+    portion: list[dict[str, Any]] = []
+    size = 0
+    for report in reports:
+        octets = len(json.dumps(report))
+        if portion and size + octets > _MOST_BYTES:
+            yield portion
+            portion, size = [], 0
+        portion.append(report)
+        size += octets
+    if portion:
+        yield portion
 
 
 def _standing(state: RunState, undoing: bool) -> ReportedState:  # noqa: FBT001

@@ -76,11 +76,11 @@ def execute(run_id: uuid.UUID, executor: Executor) -> Plan[Execution]:
                 return Execution.OTHER_COLOUR
             outcome = yield call
             if isinstance(outcome, Returned):
-                outcome = yield from _handled(call, outcome)
+                outcome = yield from _handled(call, outcome, executor)
             if isinstance(outcome, Returned):
                 finalises = isinstance(due, decision.Finalise)
                 outcome = yield from date_outcome(outcome, claimed, call.step, finalises=finalises)
-                outcome = yield from expect_participants(outcome, claimed.saga)
+                outcome = yield from expect_participants(outcome, claimed.saga, across=executor.across())
         if isinstance(outcome, Raised) and _is_cancelled(outcome.error):
             outcome = yield from _withdrawn(outcome)
         elif isinstance(outcome, Raised):
@@ -143,10 +143,10 @@ def _withdrawn(outcome: Raised) -> Plan[Raised]:
     return replace(outcome, open=False)
 
 
-def _handled(call: Call, outcome: Returned) -> Plan[CallOutcome]:
+def _handled(call: Call, outcome: Returned, executor: Executor) -> Plan[CallOutcome]:
     """Return the outcome of a callback, which has failed if what it launched lacks the handlers that it needs."""
     try:
-        yield from check_handlers(outcome.emissions)
+        yield from check_handlers(outcome.emissions, across=executor.across())
     except UnhandledMessage as error:
         _, clock = yield from ask(ROLLBACK_TO_SAVEPOINT, READ_CLOCK)
         return _failed(call, outcome, error, at=clock[0][0])

@@ -6,12 +6,16 @@ from scoop_outbox.core.plans.failures import Known, Writing, id_of
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, ask, statement
 from scoop_outbox.failure import Failure
 
+_PAUSE = 0.05
 AT_ONCE = 500
 """How many children of a home that is forgotten are ended in one transaction."""
 
 
 def forget_home(name: str, known: Known) -> Plan[int | None]:
     """Forget another home, by its name or id, and end what waits for children there: they have failed.
+
+    What a transaction launches that has begun before, and commits later, is ended by forgetting the home once more, by
+    its id. Children there that have committed cannot be undone: whoever wants to is told so.
 
     Returns:
         How many children that were; None when no such home is known.
@@ -21,6 +25,8 @@ def forget_home(name: str, known: Known) -> Plan[int | None]:
         return None
     ended = 0
     for (home,) in found:
+        # First, so that nobody launches anything for it any more.
+        yield from ask(statement("drop_peer_listeners", home=home))
         writing = Writing(known)
         text = f"the home {name} was forgotten while this was waited for there"
         failure = id_of(writing.name(Failure("HomeForgotten", text, "scoop-outbox home forget")))
@@ -33,7 +39,9 @@ def forget_home(name: str, known: Known) -> Plan[int | None]:
             )
             writing = Writing(known)  # it is written
             ended += rows[0][0]
-            if rows[0][0] < AT_ONCE:
+            if not rows[0][1]:
                 break
-        yield from ask(BEGIN, statement("drop_peer_listeners", home=home), statement("drop_peer", home=home), COMMIT)
+            if not rows[0][0]:  # somebody holds the others at this moment
+                yield from ask(statement("pause", seconds=_PAUSE))
+        yield from ask(statement("drop_peer", home=home))
     return ended

@@ -193,7 +193,7 @@ def retire(
         COMMIT,
     )
     writing.written()
-    return waiting[0][0] + len(elsewhere), runs[0][0], runs[0][1]
+    return waiting[0][0] + elsewhere[0][0], runs[0][0], runs[0][1]
 
 
 def retire_roots(service: str, saga: str | None) -> Plan[None]:

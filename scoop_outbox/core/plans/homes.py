@@ -122,32 +122,45 @@ def _check_namesakes(name: str) -> Plan[None]:
         )
 
 
-def announce_home() -> Plan[bool]:
+def announce_home(*, begins: bool = False) -> Plan[bool]:
     """Tell all homes who listens here, if that has changed since they were told; answer whether it has.
 
-    In a transaction of its own: whoever announces at the same time waits, and finds nothing changed. If a home has not
-    confirmed what it was told, all are told once more: it may have been lost at the broker.
+    In a transaction of its own: whoever announces at the same time waits, and finds nothing changed.
+
+    Args:
+        begins: whether to tell them anyway, as each process does that begins: something may have been lost at the
+            broker, here, or there.
     """
     if (yield from read_identity()).name is None:
         return False
-    _, home, listeners, unconfirmed = yield from ask(
-        BEGIN, statement("lock_identity"), statement("read_listeners_here"), statement("read_unconfirmed")
-    )
+    _, home, listeners = yield from ask(BEGIN, statement("lock_identity"), statement("read_listeners_here"))
     *known, announced = home[0]
     identity = Identity(*known)
     said = json.dumps(_listed(listeners), separators=(",", ":"), sort_keys=True)
     changed: bool = said != announced
-    if not changed and not unconfirmed:
+    if not changed and not begins:
         yield from ask(COMMIT)
         return False
-    revision = identity.revision + changed
+    yield from _announce(identity, identity.revision + changed, said)
+    yield from ask(COMMIT)
+    return changed
+
+
+def announce_again() -> Plan[None]:
+    """Tell all homes who listens here under a new number, in the transaction that is open."""
+    home, listeners = yield from ask(statement("lock_identity"), statement("read_listeners_here"))
+    *known, _ = home[0]
+    identity = Identity(*known)
+    said = json.dumps(_listed(listeners), separators=(",", ":"), sort_keys=True)
+    yield from _announce(identity, identity.revision + 1, said)
+
+
+def _announce(identity: Identity, revision: int, said: str) -> Plan[None]:
     (peers,) = yield from ask(statement("read_known_revisions"))
     yield from ask(
         statement("store_announced", revision=revision, announced=said),
         _say(identity, identity.homes_topic, Kind.SUBSCRIPTIONS, _members(revision, said, peers)),
-        COMMIT,
     )
-    return changed
 
 
 def read_unconfirmed() -> Plan[list[str]]:

@@ -51,7 +51,7 @@ def launch(
         across: whether sagas of other homes may be waited for.
         here: who handles them and has not been announced; whoever waits for a message waits for them, too.
     """
-    yield from check_handlers(emissions)
+    yield from check_handlers(emissions, across=across)
     fresh = yield from claim_ids(emissions)
     if not fresh:
         return []
@@ -70,7 +70,7 @@ def launch_and_commit(
     here: Here | None = None,
 ) -> Plan[Unhandled]:
     """Do as `launch` in a transaction of its own."""
-    yield from check_handlers(emissions)
+    yield from check_handlers(emissions, across=across)
     fresh = yield from claim_ids(emissions, BEGIN)
     if not fresh:
         yield from ask(COMMIT)

@@ -210,7 +210,7 @@ def prune(roots: Sequence[uuid.UUID], periods: Periods, part: Part) -> Plan[Prun
     trees = _all_locked(trees, ended)
     runs = [run for tree in trees for run in tree.runs]
     of = {"runs": runs, "roots": [tree.root for tree in trees]}
-    releasing = [statement("release_elsewhere", runs=runs)] if part is Part.WHOLE else []
+    releasing = [statement("release_elsewhere", **of)] if part is Part.WHOLE else []
     *_, extended = yield from ask(*releasing, _removing(part, of, periods), statement("is_extended", **of))
     if not trees or extended[0][0]:
         # Somebody has begun below it at this moment: the next look sees that.

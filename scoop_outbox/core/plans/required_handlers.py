@@ -9,8 +9,12 @@ from scoop_outbox.core.statement import Plan, ask, document, statement
 from scoop_outbox.errors import UnhandledMessage
 
 
-def check_handlers(emissions: Sequence[Emission]) -> Plan[None]:
+def check_handlers(emissions: Sequence[Emission], *, across: bool) -> Plan[None]:
     """See whether those are subscribed that the messages need.
+
+    Args:
+        emissions: the messages.
+        across: whether sagas of other homes count.
 
     Raises:
         UnhandledMessage: they are not.
@@ -21,7 +25,8 @@ def check_handlers(emissions: Sequence[Emission]) -> Plan[None]:
     topics = sorted({emission.topic for emission in demanding})
     sagas = sorted({saga for emission in demanding for saga in emission.handlers or ()})
     asked = document({"topics": topics, "sagas": sagas})
-    (rows,) = yield from ask(statement("read_listeners", document=asked))
+    look = statement("read_listeners_across", document=asked) if across else statement("read_listeners", document=asked)
+    (rows,) = yield from ask(look)
     handled = {topics[place - 1] for place, _ in rows}
     listening = {(topics[place - 1], sagas[saga - 1]) for place, saga in rows if saga is not None}
     for emission in demanding:

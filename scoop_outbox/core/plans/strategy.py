@@ -32,13 +32,18 @@ def read_outlook(run: Run, now: datetime) -> Plan[Outlook]:
     return Outlook(now, run.id, run.message_id, run.saga, run.step, back, began_at, children)
 
 
-def expect_participants(outcome: Returned, saga: Saga) -> Plan[Returned]:
+def expect_participants(outcome: Returned, saga: Saga, *, across: bool) -> Plan[Returned]:
     """Return what a callback has left, with who is waited for of each message, if the strategy says that."""
     strategy = saga.strategy
     if strategy is None or type(strategy).expect is Strategy.expect or not outcome.emissions:
         return outcome
     topics = sorted({emission.topic for emission in outcome.emissions if emission.awaited})
-    (rows,) = yield from ask(statement("read_participants", topics=topics))
+    look = (
+        statement("read_participants_across", topics=topics)
+        if across
+        else statement("read_participants", topics=topics)
+    )
+    (rows,) = yield from ask(look)
     subscribed: dict[str, list[Participant]] = defaultdict(list)
     for topic, service, name in rows:
         subscribed[topic].append(Participant(service, name))

@@ -25,6 +25,7 @@ from scoop_outbox.daemon.intake.intake import Intake
 from scoop_outbox.store.async_driver import AsyncDriver
 from scoop_outbox.store.home import Home
 from scoop_outbox.wire.control import Control, MalformedControl, Sender, read_control
+from scoop_outbox.wire.headers import HOME
 from scoop_outbox.wire.signature import ControlKeys
 
 log = get_logger(__name__)
@@ -127,7 +128,11 @@ class ControlInbox:
 def _read(one: Delivery) -> Control:
     if one.defect is not None:
         raise MalformedControl(one.defect)
-    return read_control(one.envelope.body)
+    control = read_control(one.envelope.body)
+    # Whoever may launch could speak in the name of another home: what is published carries its own.
+    if one.envelope.headers.get(HOME) != str(control.sender.id):
+        raise MalformedControl(f"its header {HOME} is another home than the one that it says it is from")
+    return control
 
 
 def control_intake(

@@ -80,10 +80,18 @@ on conflict (home, topic, service, saga) do update set pattern = excluded.patter
 where (known.pattern, known.names) is distinct from (excluded.pattern, excluded.names)
 
 -- name: store_confirmed
-update {schema}.peer set confirmed = greatest(confirmed, %(revision)s) where id = %(home)s
+-- Who knows a newer list than we have made was told it before we were restored from an older backup.
+with noted as (
+    update {schema}.peer set confirmed = greatest(confirmed, %(revision)s) where id = %(home)s
+)
+update {schema}.home set revision = %(revision)s, announced = null where revision < %(revision)s returning true
 
 -- name: find_peer
-select id from {schema}.peer where name = %(name)s or id::text = %(name)s order by id
+-- Also one that has been forgotten, if anybody still waits for children there.
+select id from {schema}.peer where name = %(name)s or id::text = %(name)s
+union
+select home from {schema}.child where open and home::text = %(name)s
+order by 1
 
 -- name: drop_peer
 delete from {schema}.peer where id = %(home)s
@@ -107,14 +115,20 @@ with chosen as (
         obstacle = case when c.state = 'rolling_back' then %(failure)s::uuid end, failed_at = clock_timestamp()
     from chosen x
     where c.message_id = x.message_id and c.service = x.service and c.saga = x.saga
-    returning c.run_id
+    returning c.run_id, c.message_id, c.service, c.saga
 ), told as (
     insert into {schema}.mailbox (service, saga, version, run_id, due)
     select r.service, r.saga, r.version, r.id, clock_timestamp()
     from (select distinct run_id from retired) p
     join {schema}.run r on r.id = p.run_id
 )
-select count(*) from retired
+select count(*), exists (
+    select from {schema}.child c
+    where c.open and c.home = %(home)s and not exists (
+        select from retired r where r.message_id = c.message_id and r.service = c.service and r.saga = c.saga
+    )
+)
+from retired
 
 -- name: read_unconfirmed
 -- Which homes have not said that they know of the newest revision of our subscriptions.
@@ -261,7 +275,9 @@ left join lateral (
 ) q on true
 left join {schema}.step s on s.run_id = c.run_id and s.seq = c.seq
 where c.open and c.home is not null and (c.message_id, c.service, c.saga) > (%(message)s, %(service)s, %(saga)s)
-  and p.heard_at > %(heard_since)s and coalesce(s.ended_at, p.heard_at) < clock_timestamp() - %(silent)s::interval
+  and p.heard_at > %(heard_since)s
+  -- Of a message from outside nobody has noted when it was launched: it is asked after as soon as anybody asks.
+  and coalesce(greatest(s.ended_at, c.reported_at), '-infinity') < clock_timestamp() - %(silent)s::interval
 order by c.message_id, c.service, c.saga
 limit %(most)s
 
@@ -374,9 +390,10 @@ where not exists (
 -- name: roll_back_foreign
 -- As a parent orders it that lives here: see ask_children.
 with found as (
+    -- Whoever orders is who waits for it: nobody else has anything to say to it.
     select r.id
     from {schema}.run r
-    where r.id = any(%(runs)s::uuid[]) and r.state = 'committed' and not r.erased
+    where r.id = any(%(runs)s::uuid[]) and r.parent_home = %(home)s and r.state = 'committed' and not r.erased
     order by r.id
     for update
 ), told as (
@@ -416,7 +433,8 @@ select m.run, b.run_id is not null from missing m left join buried b on b.run_id
 with begun as (
     select r.id, r.service, r.saga, r.version
     from {schema}.run r
-    where r.id = any(%(runs)s::uuid[]) and (r.state = 'running' or r.state = 'parked' and r.undo_seq is null)
+    where r.id = any(%(runs)s::uuid[]) and r.parent_home = %(home)s
+      and (r.state = 'running' or r.state = 'parked' and r.undo_seq is null)
 ), asked as (
     insert into {schema}.request (target, kind, failure)
     select id, 'cancel', %(failure)s from begun order by id

@@ -121,15 +121,21 @@ using json_to_recordset(convert_from((select %(claims)b::bytea), 'UTF8')::json) 
 where l.message_id = g.id
 returning true
 
--- name: read_listeners
+-- name: read_listeners read_listeners_across
 -- Pairs of places in two lists: topics, and the sagas that may have to be subscribed to them, in whatever home.
 select t.place, n.place
 from json_array_elements_text(convert_from(%(document)b::bytea, 'UTF8')::json -> 'topics') with ordinality as t (topic, place)
+-- only: read_listeners
+join {schema}.subscription s on
+-- both
+-- only: read_listeners_across
 join (
     select topic, saga, pattern, names from {schema}.subscription
     union all
     select topic, saga, pattern, names from {schema}.peer_subscription
-) s on s.topic = t.topic or t.topic = any(s.names) or t.topic ~ s.pattern
+) s on
+-- both
+ s.topic = t.topic or t.topic = any(s.names) or t.topic ~ s.pattern
 left join json_array_elements_text(convert_from(%(document)b::bytea, 'UTF8')::json -> 'sagas') with ordinality
      as n (saga, place) on n.saga = s.saga
 

@@ -155,8 +155,8 @@ for update skip locked
 with children as (
     select c.message_id, c.service, c.saga, c.home, c.child_run, c.generation
     from {schema}.child c
-    where c.run_id = any((select %(runs)s::uuid[])::uuid[]) and c.home is not null and c.child_run is not null
-      and exists (select from {schema}.peer)
+    where c.run_id = any((select %(runs)s::uuid[] || %(roots)s::uuid[])::uuid[])
+      and c.home is not null and c.child_run is not null and exists (select from {schema}.peer)
 )
 insert into {schema}.outbox (shard, message_id, topic, key, body, content_type, headers)
 select abs(hashtext(c.home::text) %% {shards}), gen_random_uuid(), p.reply_to, c.home::text,
@@ -169,8 +169,9 @@ from (
     select home, json_agg(json_build_object(
         'message', message_id, 'run', child_run, 'service', service, 'saga', saga, 'generation', generation
     )) as children
-    from children
-    group by home
+    -- In portions that a broker takes.
+    from (select *, row_number() over (partition by home order by message_id) / 1000 as portion from children) k
+    group by home, portion
 ) c
 join {schema}.peer p on p.id = c.home
 cross join {schema}.home h
@@ -183,7 +184,8 @@ with recursive gone_runs as (
 ), gone_steps as (
     delete from {schema}.step where run_id = any((select %(runs)s::uuid[])::uuid[]) returning failure
 ), gone_children as (
-    delete from {schema}.child where run_id = any((select %(runs)s::uuid[])::uuid[])
+    -- Of the message at the top, too: those of other homes that handle it.
+    delete from {schema}.child where run_id = any((select %(runs)s::uuid[] || %(roots)s::uuid[])::uuid[])
     returning message_id, service, saga, child_run, failure, obstacle
 ), gone_mail as (
     delete from {schema}.mailbox where run_id = any((select %(runs)s::uuid[])::uuid[])
@@ -252,7 +254,7 @@ with messages (id) as (
     where m.id = k.id
 ), results as (
     update {schema}.child set result = null
-    where run_id = any((select %(runs)s::uuid[])::uuid[]) and result is not null
+    where run_id = any((select %(runs)s::uuid[] || %(roots)s::uuid[])::uuid[]) and result is not null
 ), said as (
     update {schema}.request set result = null
     where target = any((select %(runs)s::uuid[])::uuid[]) and kind in ('complete', 'fail') and result is not null

@@ -241,8 +241,9 @@ from (
         'run', (left(e.message_id::text, 19) || '8' || left(
                    md5(concat_ws(e'\n', e.message_id, length(e.service), e.service || e.saga)), 15))::uuid
     ) order by e.message_id) as children
-    from elsewhere e
-    group by e.home
+    -- In portions that a broker takes.
+    from (select *, row_number() over (partition by home order by message_id) / 1000 as portion from elsewhere) e
+    group by e.home, e.portion
 ) o
 join {schema}.peer p on p.id = o.home
 cross join {schema}.home h
@@ -251,16 +252,27 @@ cross join {schema}.home h
 -- Only children that committed are asked: one that failed has rolled itself back, one that never started has
 -- nothing to undo. In reverse, those of one message at a time.
 with asked as (
+    -- Of a home that was forgotten nobody is left who could roll it back.
     update {schema}.child c
-    set state = 'rolling_back', open = true
-    where c.run_id = %(run)s and c.seq = %(seq)s and c.state = 'committed'
+    set state = case when h.known then 'rolling_back' else 'rollback_failed' end, open = h.known,
+        failure = case when h.known then c.failure else %(failure)s end,
+        obstacle = case when h.known then c.obstacle else %(failure)s end,
+        failed_at = case when h.known then c.failed_at else clock_timestamp() end
+    from (
+        select k.message_id, k.service, k.saga,
+               k.home is null or exists (select from {schema}.peer p where p.id = k.home) as known
+        from {schema}.child k
+        where k.run_id = %(run)s and k.seq = %(seq)s and k.state = 'committed'
+    ) h
+    where c.message_id = h.message_id and c.service = h.service and c.saga = h.saga
+      and c.run_id = %(run)s and c.seq = %(seq)s and c.state = 'committed'
       and (not (select %(reverse)s::bool) or c.ordinal = (
           select max(l.ordinal) from {schema}.child l
           where l.run_id = %(run)s and l.seq = %(seq)s and l.state = 'committed'
       ))
-    returning c.child_run, c.message_id, c.service, c.saga, c.home, c.generation
+    returning c.child_run, c.message_id, c.service, c.saga, c.home, c.generation, c.open
 ), elsewhere as (
-    select * from asked where home is not null
+    select * from asked where home is not null and open
 ), ordered as (
     -- use: order_elsewhere
 ), told as (
@@ -282,7 +294,9 @@ select id, service, saga, version, 0.0::float8 from told
 -- ends them at this moment, are not waited for (they may be many, locked in any order): the parent looks again soon. In
 -- another home nobody here knows whether it has started: it is open until that home has answered.
 with found as (
-    select message_id, service, saga, state, state = 'waiting' and home is null as buried
+    select message_id, service, saga, state,
+           case when home is null then state = 'waiting'
+                else not exists (select from {schema}.peer p where p.id = home) end as buried
     from {schema}.child
     where run_id = %(run)s and open and state in ('waiting', 'started')
     for update skip locked
@@ -295,7 +309,7 @@ with found as (
     where c.message_id = f.message_id and c.service = f.service and c.saga = f.saga
     returning c.child_run, c.message_id, c.service, c.saga, c.open, c.home, c.generation
 ), elsewhere as (
-    select * from told where home is not null
+    select * from told where home is not null and open
 ), ordered as (
     -- use: order_elsewhere
 ), asked as (
@@ -351,9 +365,10 @@ with chosen as (
     from chosen x
     where c.message_id = x.message_id and c.service = x.service and c.saga = x.saga
     returning c.message_id, c.service, c.saga, c.home, c.generation
+), sent as (
+    -- use: order_elsewhere
 )
--- use: order_elsewhere
-returning true
+select count(*) from elsewhere
 
 -- name: roll_back_elsewhere
 -- Likewise those that have committed, if somebody asks for the rollback of the message.

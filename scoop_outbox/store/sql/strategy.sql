@@ -49,14 +49,20 @@ join {schema}.step s on s.run_id = c.run_id and s.seq = c.seq
 where c.run_id = %(run)s and c.open
 order by c.seq, c.ordinal, c.service, c.saga
 
--- name: read_participants
+-- name: read_participants read_participants_across
 select t.topic, s.service, s.saga
 from unnest(%(topics)s::text[]) as t (topic)
+-- only: read_participants
+join {schema}.subscription s on
+-- both
+-- only: read_participants_across
 join (
     select topic, service, saga, pattern, names from {schema}.subscription
     union all
     select topic, service, saga, pattern, names from {schema}.peer_subscription
-) s on s.topic = t.topic or t.topic = any(s.names) or t.topic ~ s.pattern
+) s on
+-- both
+ s.topic = t.topic or t.topic = any(s.names) or t.topic ~ s.pattern
 group by t.topic, s.service, s.saga
 order by t.topic, s.service, s.saga
 
