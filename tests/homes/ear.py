@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -79,9 +80,13 @@ class Peer:
         return Envelope(str(child.message), TOPIC, None, b"1", "application/json", headers)
 
 
-def delivered(body: bytes) -> Delivery:
-    """A message on the control channel with this body."""
-    return message(next(_numbers), topic=CHANNEL, body=body, message_id=uuid.uuid4())
+def delivered(body: bytes, home: str | None = None) -> Delivery:
+    """A message on the control channel with this body, published by a home: the one that it says it is from."""
+    if home is None:
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            home = json.loads(body)["from"]["id"]
+    ours: dict[str, Any] = {"scoop_home": home} if isinstance(home, str) else {}
+    return message(next(_numbers), topic=CHANNEL, body=body, message_id=uuid.uuid4(), **ours)
 
 
 def failure(text: str) -> dict[str, Any]:

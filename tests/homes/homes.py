@@ -1,5 +1,6 @@
 """What tests of several homes are written with."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -28,3 +29,12 @@ async def know_each_other(*shops: Shop) -> bool:
         if len(known) < len(shops) - 1:
             return False
     return True
+
+
+async def forge(shop: Shop, topic: str, body: object) -> None:
+    """Write into the outbox what no launch would take."""
+    await shop.execute(
+        "insert into scoop_outbox.outbox (shard, message_id, topic, body, content_type, headers) "
+        "values (0, gen_random_uuid(), %s, %s, 'application/json', '{}')",
+        *(topic, json.dumps(body).encode()),
+    )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.homes.conftest import MakeHome
-from tests.homes.homes import running
+from tests.homes.homes import forge, running
 from tests.scenarios.shop import LONG, Journal, Shop, launches
 from tests.waiting import until
 
@@ -80,15 +80,6 @@ async def test_what_nobody_has_signed_steers_nothing(
     for record in caplog.records:
         assert "5ec2e7" not in repr(record.__dict__)
     assert logging.getLogger("scoop_outbox").level <= logging.WARNING
-
-
-async def forge(shop: Shop, topic: str, body: dict[str, Any]) -> None:
-    """Write into the outbox what no launch would take."""
-    await shop.execute(
-        "insert into scoop_outbox.outbox (shard, message_id, topic, body, content_type, headers) "
-        "values (0, gen_random_uuid(), %s, %s, 'application/json', '{}')",
-        *(topic, json.dumps(body).encode()),
-    )
 
 
 async def all_are_there(stock: Shop, journal: Journal) -> bool:

@@ -203,3 +203,13 @@ async def test_what_a_home_has_said_itself_does_nothing(ear: Ear) -> None:
     me.sender = replace(me.sender, id=(await ear.identity()).id)
     await ear.hear(me.says(Kind.SUBSCRIPTIONS, revision=1, subscriptions=[LISTENER], known={}))
     assert [ear.count(table) for table in ("peer", "peer_subscription", "outbox", "dead_letter")] == [0] * 4
+
+
+async def test_whoever_speaks_in_the_name_of_another_home_is_not_heard(ear: Ear) -> None:
+    body = Peer("there").says(Kind.CONFIRMED, revision=2).envelope.body
+    for home in (str(uuid.uuid4()), ""):
+        await ear.hear(delivered(body, home))
+    reasons = {reason for (reason,) in ear.ask("select reason from dead_letter")}
+    assert len(ear.ask("select from dead_letter")) == 2
+    assert all("is another home than the one that it says it is from" in reason for reason in reasons)
+    assert ear.ask("select from peer") == []
