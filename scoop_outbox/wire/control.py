@@ -272,7 +272,7 @@ def _sender(said: Mapping[str, Any]) -> Sender:
 def _subscriptions(said: Mapping[str, Any]) -> Subscriptions:
     known = _object(said.get("known") or {}, "known")
     return Subscriptions(
-        _number(said, "revision"),
+        _number(said, "revision", _GENERATIONS),
         [_listener(one) for one in _objects(said, "subscriptions")],
         {home: _number(known, text) for text in known if (home := id_of(text)) is not None},
     )
@@ -288,7 +288,7 @@ def _listener(said: Mapping[str, Any]) -> Listener:
 
 
 def _confirmed(said: Mapping[str, Any]) -> Confirmed:
-    return Confirmed(_number(said, "revision"))
+    return Confirmed(_number(said, "revision", _GENERATIONS))
 
 
 def _news(said: Mapping[str, Any]) -> News:

@@ -83,7 +83,7 @@ class Peer:
 def delivered(body: bytes, home: str | None = None) -> Delivery:
     """A message on the control channel with this body, published by a home: the one that it says it is from."""
     if home is None:
-        with contextlib.suppress(ValueError, TypeError, KeyError):
+        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
             home = json.loads(body)["from"]["id"]
     ours: dict[str, Any] = {"scoop_home": home} if isinstance(home, str) else {}
     return message(next(_numbers), topic=CHANNEL, body=body, message_id=uuid.uuid4(), **ours)

@@ -341,7 +341,7 @@ def listening(*topics: str) -> list[dict[str, Any]]:
 @given(chance=CHANCE, last=st.integers(1, 5))
 @SOME
 async def test_the_newest_list_of_subscriptions_counts(ear: Ear, chance: random.Random, last: int) -> None:
-    there, mine = Peer(f"there {uuid.uuid4()}"), 3
+    there, mine = Peer(f"there-{uuid.uuid4()}"), 3
     ear.execute("update home set revision = %s, announced = '[]'", mine)
     lists = {number: listening(*(f"topic {one}" for one in range(number % 3))) for number in range(1, last + 1)}
     known = {str((await ear.identity()).id): mine}
@@ -380,7 +380,7 @@ async def test_a_home_is_told_our_subscriptions_unless_it_knows_them(ear: Ear, t
 @given(chance=CHANCE)
 @SOME
 async def test_what_was_confirmed_stays_so(ear: Ear, chance: random.Random) -> None:
-    there = Peer(f"there {uuid.uuid4()}")
+    there = Peer(f"there-{uuid.uuid4()}")
     for batch in jumbled(chance, [there.says(Kind.CONFIRMED, revision=number) for number in (1, 2, 3)]):
         await ear.hear(*batch)
     assert ear.ask("select confirmed from peer where id = %s", there.sender.id) == [(3,)]

@@ -190,7 +190,7 @@ async def test_another_home_of_the_same_name_is_not_listened_to(
         "subscriptions": lambda: twin.says(Kind.SUBSCRIPTIONS, revision=1, subscriptions=[LISTENER], known={}),
     }
     with caplog.at_level(logging.ERROR):
-        await ear.hear(said[does](), Peer("other").says(Kind.CONFIRMED, revision=1))
+        await ear.hear(said[does](), Peer("other").says(Kind.CONFIRMED, revision=0))
     assert "two homes have one name" in caplog.text
     assert str(twin.sender.id) in caplog.text
     # It is known, so that neither starts again like this.
@@ -207,9 +207,7 @@ async def test_what_a_home_has_said_itself_does_nothing(ear: Ear) -> None:
 
 async def test_whoever_speaks_in_the_name_of_another_home_is_not_heard(ear: Ear) -> None:
     body = Peer("there").says(Kind.CONFIRMED, revision=2).envelope.body
-    for home in (str(uuid.uuid4()), ""):
-        await ear.hear(delivered(body, home))
-    reasons = {reason for (reason,) in ear.ask("select reason from dead_letter")}
-    assert len(ear.ask("select from dead_letter")) == 2
-    assert all("is another home than the one that it says it is from" in reason for reason in reasons)
+    await ear.hear(delivered(body, str(uuid.uuid4())))
+    ((reason,),) = ear.ask("select reason from dead_letter")
+    assert "is another home than the one that it says it is from" in reason
     assert ear.ask("select from peer") == []

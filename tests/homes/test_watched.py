@@ -39,7 +39,9 @@ class Channel(Verdicts):
     def body(self, body: bytes) -> None:
         """Let something come."""
         self.said += 1
-        self.put(message(self.said, topic="scoop.control.orders", body=body, message_id=uuid.uuid4()))
+        self.put(
+            message(self.said, topic="scoop.control.orders", body=body, message_id=uuid.uuid4(), scoop_home=str(STOCK))
+        )
 
 
 def listening(*topics: str, revision: int = 1) -> dict[str, Any]:

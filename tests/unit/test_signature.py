@@ -15,9 +15,7 @@ from hypothesis import strategies as st
 from scoop_outbox.errors import DefinitionError
 from scoop_outbox.wire.signature import SIGNED, ControlKey, ControlKeys, canonical_form, control_keys
 
-GOLDEN = json.loads(
-    (Path(__file__).parent.parent.parent / "docs" / "protocol" / "fixtures" / "signatures.json").read_text("utf-8")
-)
+GOLDEN = json.loads((Path(__file__).parent.parent.parent / "docs" / "protocol" / "signatures.json").read_text("utf-8"))
 SECRET = "5ec2e7" * 8
 KEY = f"k1:{SECRET}"
 SHORT, BYTES = bytes(range(16)), b"\xfb\xff" * 16
