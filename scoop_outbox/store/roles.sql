@@ -133,7 +133,7 @@ begin
             ('relay', 'dead_letter', 'insert', ''),
 
             -- And to ask other homes after children that have been silent for long.
-            ('relay', 'child', 'select (message_id, service, saga, run_id, seq, open, home, generation, state, failure)', ''),
+            ('relay', 'child', 'select (message_id, service, saga, run_id, seq, open, home, generation, state, failure, reported_at)', ''),
             ('relay', 'run', 'select (id, giving_up, failure, context, rollback_by)', ''),
             ('relay', 'request', 'select (id, target, kind, failure, outcome)', ''),
             ('relay', 'failure', 'select', ''),
