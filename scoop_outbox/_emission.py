@@ -104,10 +104,7 @@ def emission(
         PayloadError: payload, key or a header cannot be encoded, the payload is too large, or id or `dedup_key` cannot
             be used.
     """
-    if is_reserved(topic_name(topic)):
-        raise DefinitionError(
-            f"topic {topic_name(topic)!r} is what homes speak on: nobody else launches anything there"
-        )
+    _check_topic(topic)
     body, content_type = encode(topic, payload)
     limits.check(len(body), f"the payload for topic {topic_name(topic)!r}")
     others, said = _checked_headers(headers or {})
@@ -126,6 +123,11 @@ def emission(
         timeouts,
         dedup_key=dedup_key,
     )
+
+
+def _check_topic(topic: str | Topic[Any]) -> None:
+    if is_reserved(topic_name(topic)):
+        raise DefinitionError(f"topic {topic_name(topic)!r} is what homes speak on: nobody else launches there")
 
 
 def deduplicated_id(topic: str, dedup_key: str) -> uuid.UUID:

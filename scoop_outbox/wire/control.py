@@ -6,7 +6,6 @@ what is malformed, or of a version that nobody here knows, is refused in words a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import uuid
@@ -16,7 +15,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from scoop_outbox.wire.headers import id_of
+from scoop_outbox.wire.headers import id_of, run_id
 
 VERSION = 1
 
@@ -220,12 +219,6 @@ def is_reserved(topic: str) -> bool:
     """Tell whether homes speak on a topic, however it is written, unless they have chosen other names."""
     name = topic.rpartition("/")[2]
     return name == homes_topic(PREFIX) or name.startswith(control_topic(PREFIX, ""))
-
-
-def run_id(message: uuid.UUID, service: str, saga: str) -> uuid.UUID:
-    """Return the id of the run of a saga for a message, as whoever takes the message in computes it."""
-    digest = hashlib.md5(f"{message}\n{len(service)}\n{service}{saga}".encode(), usedforsecurity=False).hexdigest()
-    return uuid.UUID(f"{str(message)[:19]}8{digest[:15]}")
 
 
 def control_topic(prefix: str, home: str) -> str:

@@ -101,6 +101,12 @@ def derived_id(*parts: str | bytes, milliseconds: int | None = None) -> str:
     return str(uuid.UUID(int=value & ~(0xF << 76) & ~(0b11 << 62) | 8 << 76 | 0b10 << 62))
 
 
+def run_id(message: uuid.UUID, service: str, saga: str) -> uuid.UUID:
+    """Return the id of the run of a saga for a message, as whoever takes the message in computes it."""
+    digest = hashlib.md5(f"{message}\n{len(service)}\n{service}{saga}".encode(), usedforsecurity=False).hexdigest()
+    return uuid.UUID(f"{str(message)[:19]}8{digest[:15]}")
+
+
 def storable(value: str) -> str:
     """Return text with what Postgres cannot hold written as Python would write it."""
     return value.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
