@@ -31,7 +31,7 @@ _WAIT = 300.0
 _COUNTED = """
 create table said (topic text, bytes int);
 create function note_said() returns trigger language plpgsql as
-    'begin insert into said values (new.topic, octet_length(new.body)); return null; end';
+    'begin insert into scoop_outbox.said values (new.topic, octet_length(new.body)); return null; end';
 create trigger said after insert on outbox for each row
     when (new.topic ~ '(control[.]|homes$)') execute function note_said()
 """
