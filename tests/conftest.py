@@ -18,7 +18,7 @@ from scoop_outbox.devservers.kafka import KAFKA_URL, kafka_here
 from scoop_outbox.devservers.postgres import DATABASE_URL, PostgresNotFoundError, postgres_for_tests
 from scoop_outbox.devservers.rabbitmq import RABBITMQ_URL, rabbitmq_here
 from scoop_outbox.testing import servers_required
-from tests.servers import SharedServers, ask
+from tests.servers import SharedServers, ask, skip_without
 
 # It says which tests of the contract of an adapter are not run, and why.
 pytest_plugins = ["scoop_outbox.testing.contract.plugin"]
@@ -72,9 +72,11 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
 def pytest_runtest_makereport(
     item: pytest.Function,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Note in the report of a test which servers it is about, for the summary."""
+    """Note in a report which servers its test is about, for the summary; where nothing may be skipped, it fails."""
     report = yield
     report.servers = _servers_of(item)  # type: ignore[attr-defined]
+    if report.skipped and servers_required():
+        report.outcome, report.longrepr = "failed", f"skipped, where nothing may be: {_reason(report)}"
     return report
 
 
@@ -120,9 +122,7 @@ def postgres_url() -> Iterator[str]:
         try:
             url = stack.enter_context(postgres_for_tests())
         except PostgresNotFoundError as error:
-            if servers_required() or os.environ.get(DATABASE_URL):
-                raise
-            pytest.skip(str(error))
+            skip_without(error, given=bool(os.environ.get(DATABASE_URL)))
         yield url
 
 
@@ -157,18 +157,14 @@ def _url_of_shared_server(config: pytest.Config, name: str, variable: str) -> st
         address, key = config.workerinput["servers"]  # type: ignore[attr-defined]
         return ask(address, key, name)
     except ServerNotFoundError as error:
-        if servers_required() or os.environ.get(variable):
-            raise
-        pytest.skip(str(error))
+        skip_without(error, given=bool(os.environ.get(variable)))
 
 
 def _skip_unless(here: Callable[[], None]) -> None:
     try:
         here()
     except ServerNotFoundError as error:
-        if servers_required():
-            raise
-        pytest.skip(str(error))
+        skip_without(error)
 
 
 @pytest.fixture(scope="session")

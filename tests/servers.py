@@ -8,16 +8,31 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from multiprocessing import connection
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NoReturn
+
+import pytest
 
 from scoop_outbox.devservers._errors import ServerNotFoundError
 from scoop_outbox.devservers.kafka import KafkaNotFoundError, kafka_for_tests
 from scoop_outbox.devservers.rabbitmq import RabbitNotFoundError, rabbitmq_for_tests
+from scoop_outbox.testing import servers_required
 
 Finder = Callable[[], AbstractContextManager[str]]
 
 FINDERS: Final[Mapping[str, Finder]] = MappingProxyType({"kafka": kafka_for_tests, "rabbitmq": rabbitmq_for_tests})
 _ERRORS: Final = MappingProxyType({"kafka": KafkaNotFoundError, "rabbitmq": RabbitNotFoundError})
+
+
+def skip_without(error: Exception, *, given: bool = False) -> NoReturn:
+    """Skip the test that needs what is missing here, and say what to install; where nothing may be missing, it fails.
+
+    Args:
+        error: says what is missing, and how to get it.
+        given: whether somebody has said where it is: then it is not missing, but wrong.
+    """
+    if given or servers_required():
+        raise error
+    pytest.skip(str(error))
 
 
 class SharedServers:

@@ -18,10 +18,10 @@ from scoop_outbox.app import service_of
 from scoop_outbox.devservers.postgres import PostgresNotFoundError, PostgresServer, start_postgres
 from scoop_outbox.errors import DatabaseError
 from scoop_outbox.store.migrate import migrate
-from scoop_outbox.testing import servers_required
 from tests.crash import flow
 from tests.crash.ledger import assert_exactly_once, count, is_quiet
 from tests.crash.processes import Fleet, Process
+from tests.servers import skip_without
 from tests.waiting import until, until_blocking
 
 PARENTS = 100
@@ -34,9 +34,7 @@ def server(tmp_path: Path) -> Iterator[PostgresServer]:
     try:
         server = start_postgres(tmp_path / "postgres")
     except PostgresNotFoundError as error:
-        if servers_required():
-            raise
-        pytest.skip(str(error))
+        skip_without(error)
     try:
         yield server
     finally:

@@ -5,11 +5,12 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from scoop_outbox.devservers._errors import ServerNotFoundError
 from scoop_outbox.devservers.kafka import KafkaCluster, start_kafka
 from scoop_outbox.devservers.rabbitmq import RabbitServer, start_rabbitmq
-from scoop_outbox.testing import servers_required
 from tests.kafka.trial import Trial as KafkaTrial
 from tests.rabbitmq.trial import Trial as RabbitTrial
+from tests.servers import skip_without
 
 
 @pytest.fixture
@@ -53,7 +54,5 @@ def kcat() -> str:
     """Another client of Kafka."""
     found = shutil.which("kcat")
     if found is None:
-        if servers_required():
-            pytest.fail("kcat is not installed: apt-get install kcat")
-        pytest.skip("kcat is not installed: apt-get install kcat")
+        skip_without(ServerNotFoundError("kcat is not installed: apt-get install kcat"))
     return found

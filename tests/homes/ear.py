@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import psycopg
+from psycopg import sql
 
 from scoop_outbox.broker.protocol import Delivery
 from scoop_outbox.core.plans.homes import Identity, read_identity
@@ -157,7 +158,7 @@ class Ear:
     def holding(self, table: str) -> Iterator[None]:
         """Let nobody write into a table meanwhile."""
         with psycopg.connect(self.home.url, options=f"-c search_path={DEFAULT_SCHEMA}") as connection:
-            connection.execute(f"lock table {table} in share mode".encode())
+            connection.execute(sql.SQL("lock table {} in share mode").format(sql.Identifier(table)))
             yield
 
     def waiting(self) -> int:

@@ -21,7 +21,6 @@ from scoop_outbox import Scoop
 from scoop_outbox.devservers._server import free_ports
 from scoop_outbox.devservers.kafka import start_kafka
 from scoop_outbox.devservers.postgres import PostgresNotFoundError, start_postgres
-from scoop_outbox.testing import servers_required
 from tests.carriers import RABBITMQ, REAL
 from tests.crash import flow
 from tests.crash.processes import START, Fleet
@@ -29,6 +28,7 @@ from tests.homes.accounts import assert_all_agree
 from tests.homes.proxy import DOWN, UP, Link, Network, network
 from tests.homes.sites import BEGUN, Site, create_topics_now, know_each_other, new_prefix, site
 from tests.scenarios.conftest import MATRIX
+from tests.servers import skip_without
 from tests.waiting import until_blocking
 
 ORDERS = 300 if MATRIX else 60
@@ -87,9 +87,7 @@ def sites(links: tuple[str, list[Link], list[str]], wires: Network, tmp_path: Pa
             try:
                 server = start_postgres(tmp_path / f"postgres-{service}")
             except PostgresNotFoundError as error:
-                if servers_required():
-                    raise
-                pytest.skip(str(error))
+                skip_without(error)
             stack.callback(server.stop)
             made.append(site(service, server, wires, link, url, prefix))
         yield made

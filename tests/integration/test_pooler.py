@@ -14,8 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from scoop_outbox import AsyncScope, BlockingScope, DatabaseError, DistributedError, Message, Retry, Scoop
 from scoop_outbox.app import service_of
 from scoop_outbox.devservers._errors import ServerNotFoundError
-from scoop_outbox.testing import servers_required
 from tests.pgbouncer import pgbouncer
+from tests.servers import skip_without
 from tests.waiting import until
 
 LONG = 30.0
@@ -36,9 +36,7 @@ def pooler(postgres_url: str) -> Iterator[str]:
         with pgbouncer(postgres_url, size=SERVERS) as url:
             yield url
     except ServerNotFoundError as error:
-        if servers_required():
-            raise
-        pytest.skip(str(error))
+        skip_without(error)
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import pytest
 import pytest_asyncio
 
 from scoop_outbox import Scoop
-from scoop_outbox.testing import servers_required
 from tests.carriers import REAL, Carrier
 from tests.participant.counterpart import Counterpart
 from tests.participant.node import Courier, NodeNotFoundError, install, node_here
 from tests.scenarios.shop import Journal, Shop
+from tests.servers import skip_without
 
 
 @pytest.fixture(scope="session")
@@ -22,9 +22,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
         node_here()
         install(folder)
     except NodeNotFoundError as error:
-        if servers_required():
-            raise
-        pytest.skip(str(error))
+        skip_without(error)
     return folder
 
 

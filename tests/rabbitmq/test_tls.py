@@ -12,8 +12,8 @@ from scoop_outbox.devservers._errors import ServerNotFoundError
 from scoop_outbox.devservers._tls import certificates
 from scoop_outbox.devservers.rabbitmq import RabbitServer, start_rabbitmq
 from scoop_outbox.errors import BrokerError
-from scoop_outbox.testing import servers_required
 from tests.rabbitmq.trial import ACKNOWLEDGED, Trial, envelope, name, received, verdicts
+from tests.servers import skip_without
 
 SUBSCRIPTION = Subscription("s", "q", ("t",))
 
@@ -112,9 +112,7 @@ def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_password(tmp_pa
     try:
         made = certificates(tmp_path / "tls")
     except ServerNotFoundError as error:
-        if servers_required():
-            raise
-        pytest.skip(str(error))
+        skip_without(error)
     encrypted = tmp_path / "encrypted.pem"
     command = ("openssl", "pkey", "-in", made.client_key, "-aes256", "-passout", "pass:secret", "-out", encrypted)
     subprocess.run(command, check=True)
