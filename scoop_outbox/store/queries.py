@@ -1,8 +1,8 @@
 """Loads the statements: `-- name: x` sections of the files in `sql/`, with the schema's name filled in.
 
-What several statements of one file say alike is a `-- part: x` section above them; a line `-- use: x` stands for it. A
-section of two names, `-- name: x y`, is two statements: what is only in one of them stands between the lines
-`-- only: y` and `-- both`.
+What several statements say alike is a `-- part: x` section above them, or one of `parts.sql` if they are in several
+files; a line `-- use: x` stands for it. A section of two names, `-- name: x y`, is two statements: what is only in one
+of them stands between the lines `-- only: y` and `-- both`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from scoop_outbox.store.schema import SHARDS
 
 _MARK = re.compile(r"^-- (name|part): (\w+(?: \w+)?)\n", re.MULTILINE)
 _USE = re.compile(r"^ *-- use: (\w+)$", re.MULTILINE)
+_PARTS = "parts.sql"
 _ONLY = re.compile(r"^ *-- only: (\w+)\n(.*?)^ *-- both\n", re.MULTILINE | re.DOTALL)
 
 
@@ -30,8 +31,11 @@ def load(schema: str) -> Mapping[str, bytes]:
     name = schema.replace("%", "%%")
     fill = {"schema": sql.Identifier(name), "schema_name": sql.Literal(name), "shards": sql.Literal(SHARDS)}
     statements: dict[str, bytes] = {}
-    for file in sorted((resources.files(__package__) / "sql").iterdir(), key=lambda entry: entry.name):
-        for statement, text in _sections(file.read_text("utf-8")):
+    shared: dict[str, str] = {}
+    files = (resources.files(__package__) / "sql").iterdir()
+    for file in sorted(files, key=lambda entry: (entry.name != _PARTS, entry.name)):
+        parts = shared if file.name == _PARTS else dict(shared)
+        for statement, text in _sections(file.read_text("utf-8"), parts):
             if statement in statements:
                 raise ValueError(f"statement {statement!r} is defined twice, the second time in {file.name}")
             lines = [line for line in text.splitlines() if not line.lstrip().startswith("--")]
@@ -41,9 +45,8 @@ def load(schema: str) -> Mapping[str, bytes]:
     return statements
 
 
-def _sections(text: str) -> Iterator[tuple[str, str]]:
-    """Yield the statements of a file by name, with their comments."""
-    parts: dict[str, str] = {}
+def _sections(text: str, parts: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield the statements of a file by name, with their comments; its parts join those that are known."""
     _, *found = _MARK.split(text)  # the first is the essay at the top
     for kind, names, section in zip(found[::3], found[1::3], found[2::3], strict=True):
         whole = _USE.sub(lambda use: parts[use[1]].rstrip(), section)

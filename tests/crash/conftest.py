@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from tests.crash.flow import EFFECT_TABLE
-from tests.crash.processes import Fleet
+from tests.crash.processes import Fleet, with_tails
 
 
 @pytest.fixture
@@ -32,8 +32,4 @@ def fleet(database_url: str, effects: psycopg.Connection[Any], tmp_path: Path) -
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show the logs of the processes of a test that fails."""
-    report = yield
-    fleet = getattr(item, "funcargs", {}).get("fleet")
-    if report.failed and isinstance(fleet, Fleet):
-        report.sections.append(("logs of the processes", fleet.tails()))
-    return report
+    return with_tails(item, (yield))

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
+
 from tests.waiting import until_blocking
 
 REPOSITORY = Path(__file__).parents[2]
@@ -118,3 +120,11 @@ class Fleet:
     def tails(self) -> str:
         """Return the ends of all logs."""
         return "\n".join(f"--- {process}\n{process.log[-_TAIL:]}" for process in self._all)
+
+
+def with_tails(item: pytest.Item, report: pytest.TestReport) -> pytest.TestReport:
+    """Add the ends of the logs of a test's processes to its report, if it has failed."""
+    fleet = getattr(item, "funcargs", {}).get("fleet")
+    if report.failed and isinstance(fleet, Fleet):
+        report.sections.append(("logs of the processes", fleet.tails()))
+    return report

@@ -9,7 +9,7 @@ import pytest_asyncio
 from scoop_outbox import Scoop
 from scoop_outbox.app import service_of
 from tests.carriers import REAL, Carrier, carrier_of
-from tests.crash.processes import Fleet
+from tests.crash.processes import with_tails
 from tests.scenarios.shop import Journal, Shop
 
 MakeHome = Callable[..., Shop]
@@ -48,8 +48,4 @@ async def make_home(make_database: Callable[[], str], carrier: Carrier, journal:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show the logs of the processes of a test that fails."""
-    report = yield
-    fleet = getattr(item, "funcargs", {}).get("fleet")
-    if report.failed and isinstance(fleet, Fleet):
-        report.sections.append(("logs of the processes", fleet.tails()))
-    return report
+    return with_tails(item, (yield))

@@ -47,3 +47,15 @@ def test_a_part_stands_in_every_statement_that_uses_it(tmp_path: Path, monkeypat
     monkeypatch.setattr(resources, "files", lambda _: tmp_path)
     loaded = {name: " ".join(text.decode().split()) for name, text in queries.load.__wrapped__("scoop_outbox").items()}
     assert loaded == {"one": "select 1 where late", "two": "select ( select 2 where late )"}
+
+
+def test_a_part_of_all_files_and_a_statement_of_two_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "sql"
+    folder.mkdir()
+    (folder / "parts.sql").write_text("-- An essay.\n\n-- part: late\nlate\n")
+    (folder / "a.sql").write_text(
+        "-- An essay.\n\n-- name: one other\nselect 1\n-- only: other\nwhere\n-- use: late\n-- both\n;\n"
+    )
+    monkeypatch.setattr(resources, "files", lambda _: tmp_path)
+    loaded = {name: " ".join(text.decode().split()) for name, text in queries.load.__wrapped__("scoop_outbox").items()}
+    assert loaded == {"one": "select 1 ;", "other": "select 1 where late ;"}

@@ -151,9 +151,6 @@ full join waited_for w on w.home = p.id
 cross join {schema}.home h
 order by 1, p.id
 
--- part: sender
-json_build_object('id', h.id, 'name', h.name, 'replyTo', h.prefix || 'control.' || h.name, 'at', clock_timestamp())
-
 -- name: know_peers
 -- Whoever waits can be told. Before any row of a child is written: whoever hears of a home notes it first, too.
 insert into {schema}.peer (id, name, reply_to)

@@ -165,8 +165,8 @@ with live as (
     insert into {schema}.outbox (shard, message_id, topic, key, body, content_type, headers)
     select abs(hashtext(t.message_id::text) %% {shards}), gen_random_uuid(), p.reply_to, t.message_id::text,
            convert_to(json_build_object('version', 1, 'kind', 'news', 'from',
-               json_build_object('id', h.id, 'name', h.name, 'replyTo', h.prefix || 'control.' || h.name),
-               'children', json_build_array(json_build_object(
+               -- use: sender
+               , 'children', json_build_array(json_build_object(
                    'message', t.message_id, 'run', t.run_id, 'service', t.service, 'saga', t.saga,
                    'generation', t.generation, 'state', case
                        when not t.unstarted then 'rollback_failed'

@@ -162,8 +162,9 @@ insert into {schema}.outbox (shard, message_id, topic, key, body, content_type, 
 select abs(hashtext(c.home::text) %% {shards}), gen_random_uuid(), p.reply_to, c.home::text,
        convert_to(json_build_object(
            'version', 1, 'kind', 'orders',
-           'from', json_build_object('id', h.id, 'name', h.name, 'replyTo', h.prefix || 'control.' || h.name),
-           'order', 'release', 'children', c.children
+           'from',
+           -- use: sender
+           , 'order', 'release', 'children', c.children
        )::text, 'UTF8'), 'application/json', json_build_object()
 from (
     select home, json_agg(json_build_object(

@@ -231,8 +231,9 @@ insert into {schema}.outbox (shard, message_id, topic, key, body, content_type, 
 select abs(hashtext(%(run)s::uuid::text) %% {shards}), gen_random_uuid(), p.reply_to, %(run)s::uuid::text,
        convert_to(json_build_object(
            'version', 1, 'kind', 'orders',
-           'from', json_build_object('id', h.id, 'name', h.name, 'replyTo', h.prefix || 'control.' || h.name),
-           'order', %(order)s::text, 'children', o.children, 'reason', %(reason)s::json,
+           'from',
+           -- use: sender
+           , 'order', %(order)s::text, 'children', o.children, 'reason', %(reason)s::json,
            'context', %(context)s::json, 'rollbackBy', %(rollback_by)s::timestamptz
        )::text, 'UTF8'), 'application/json', json_build_object()
 from (
