@@ -18,6 +18,7 @@ from scoop_outbox import Message, Scoop, Scope
 from scoop_outbox.devservers.kafka import KafkaCluster
 from scoop_outbox.devservers.rabbitmq import RabbitServer
 from tests.dropin.listener import Listener
+from tests.homes.homes import forge
 from tests.kafka.trial import name
 from tests.waiting import until
 
@@ -75,7 +76,7 @@ async def cooperate(make_database: MakeDatabase, orders: str, stock: str, users:
         await (await app.launch(f"{orders}.placed", 1)).wait(LONG)
         assert results == ["taken"]
         # Not with everybody.
-        await app.launch("scoop.control.somebody", {})
+        await forge(app, "scoop.control.somebody", {})
         await until(lambda: listener.dead_letters, LONG)
         ((_, reason),) = listener.dead_letters
         assert "permit" in reason or "access to topic" in reason, reason

@@ -4,6 +4,10 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import psycopg
+
+from scoop_outbox import Scoop
+from scoop_outbox.app import service_of
 from tests.scenarios.shop import LONG, Shop
 from tests.waiting import until
 
@@ -31,10 +35,11 @@ async def know_each_other(*shops: Shop) -> bool:
     return True
 
 
-async def forge(shop: Shop, topic: str, body: object) -> None:
-    """Write into the outbox what no launch would take."""
-    await shop.execute(
-        "insert into scoop_outbox.outbox (shard, message_id, topic, body, content_type, headers) "
-        "values (0, gen_random_uuid(), %s, %s, 'application/json', '{}')",
-        *(topic, json.dumps(body).encode()),
-    )
+async def forge(app: Scoop, topic: str, body: object) -> None:
+    """Write into the outbox of a home what no launch would take."""
+    async with await psycopg.AsyncConnection.connect(service_of(app).home.url) as connection:
+        await connection.execute(
+            "insert into scoop_outbox.outbox (shard, message_id, topic, body, content_type, headers) "
+            "values (0, gen_random_uuid(), %s, %s, 'application/json', '{}')",
+            (topic, json.dumps(body).encode()),
+        )

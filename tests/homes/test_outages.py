@@ -82,8 +82,8 @@ async def test_what_nobody_understands_holds_up_nobody(make_home: MakeHome) -> N
     stock.saga("child", "C", lambda scope, _: scope.set_result(1))
     async with running(orders, stock):
         for said in ({"version": 2, "kind": "news"}, ["gossip"], "news", {"version": 1, "kind": "orders", "from": 1}):
-            await forge(stock, "scoop.control.orders", said)
-            await forge(orders, "scoop.homes", said)
+            await forge(stock.app, "scoop.control.orders", said)
+            await forge(orders.app, "scoop.homes", said)
         assert await (await orders.app.launch("R", None)).wait(LONG) == 1
         await until(lambda: _has_dead_letters(orders, 8), LONG)
         await until(lambda: _has_dead_letters(stock, 4), LONG)  # what was said to all

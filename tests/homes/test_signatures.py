@@ -56,9 +56,9 @@ async def test_what_nobody_has_signed_steers_nothing(
         }
         body = {**said, "revision": 1, "subscriptions": [], "known": {}}
         async with plain.running(worker=False), stranger.running(worker=False):
-            await forge(plain, "scoop.control.stock", body)  # without a signature
-            await forge(stranger, "scoop.control.stock", body)  # with one of another key
-            await forge(stranger, "scoop.homes", body)
+            await forge(plain.app, "scoop.control.stock", body)  # without a signature
+            await forge(stranger.app, "scoop.control.stock", body)  # with one of another key
+            await forge(stranger.app, "scoop.homes", body)
             # Messages that say nothing of ours are taken in as ever.
             await plain.app.launch("C", None)
             await until(lambda: all_are_there(stock, journal), LONG)

@@ -51,7 +51,15 @@ def new_topic(bootstrap: str, **more: str) -> str:
     topic = f"topic-{secrets.token_hex(4)}"
     admin = AdminClient({"bootstrap.servers": bootstrap, **more})
     admin.create_topics([NewTopic(topic, num_partitions=1)], operation_timeout=30)[topic].result(30)
+    # The node that is asked may hear of the topic after the node that made it, and of its partition later still.
+    until_blocking(lambda: leader(admin, topic), 30)
     return topic
+
+
+def leader(admin: AdminClient, topic: str) -> int | None:
+    """The node that leads a topic's only partition, as far as the node that is asked knows."""
+    partitions = admin.list_topics(topic, timeout=10).topics[topic].partitions
+    return partitions[0].leader if partitions and partitions[0].leader > 0 else None
 
 
 def send(
