@@ -16,12 +16,16 @@ def home() -> None:
 @home.command()
 @on_a_database
 def moved(*, database: str | None, schema: str) -> None:
-    """Say that this database is the home from now on, and that the one that it is a copy of is gone for good."""
+    """Say that this database is the home from now on, and that the one that it is a copy of is gone for good.
+
+    Also after it was restored from a backup: other homes are told, and what they know of runs is compared with what
+    this one does.
+    """
     from scoop_outbox.operations.homes import Homes
 
     with Homes(required(database), schema=schema) as homes:
-        homes.move()
-    click.echo("moved")
+        asked = homes.move()
+    click.echo(f"moved: other homes are told, and are asked after {asked} children")
 
 
 @home.command()

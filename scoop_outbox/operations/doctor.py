@@ -11,7 +11,7 @@ from enum import StrEnum
 from scoop_outbox.broker.protocol import Broker
 from scoop_outbox.core.plans.home import read_home
 from scoop_outbox.core.plans.homes import Identity, read_identity
-from scoop_outbox.core.plans.peers import Peer, examine_peers, read_trouble
+from scoop_outbox.core.plans.peers import LostChildren, Peer, examine_peers, is_elsewhere, read_trouble
 from scoop_outbox.core.plans.subscriptions import read_revision
 from scoop_outbox.core.statement import Plan, Rows
 from scoop_outbox.daemon.announcer import control_subscription
@@ -31,12 +31,19 @@ BEHIND = 60.0
 """A lag above that is worth a look: the clock of the other home is behind, or what it says is long on its way."""
 
 
+_MOVED = (
+    "this database is not the one in which the home was named, so no worker cooperates in it: it is a copy, or was "
+    "restored from a backup. If it is the home from now on: scoop-outbox home moved"
+)
+
+
 class Fault(StrEnum):
     """What is wrong.
 
     Attributes:
         TABLES: the tables are older than this library.
         UNNAMED: this home has no name, and children are waited for in others.
+        MOVED: this database is not the one in which the home was named: a copy, or restored from a backup.
         NAMESAKE: two homes have one name.
         UNKNOWN: a home is waited for, or waits, that is not known here.
         UNCONFIRMED: a home has not said that it knows who listens here now.
@@ -49,6 +56,7 @@ class Fault(StrEnum):
 
     TABLES = "tables"
     UNNAMED = "unnamed"
+    MOVED = "moved"
     NAMESAKE = "namesake"
     UNKNOWN = "unknown"
     UNCONFIRMED = "unconfirmed"
@@ -171,10 +179,12 @@ def _examine() -> Plan[Examination]:
     identity = yield from read_identity()
     peers = yield from examine_peers()
     lost, letters = yield from read_trouble(identity)
+    moved = identity.name is not None and (yield from is_elsewhere())
     problems = [
+        *([Problem(Fault.MOVED, _MOVED)] if moved else []),
         *_about_itself(identity, peers),
         *(problem for peer in peers for problem in _about(peer, identity)),
-        *_lost(lost, peers),
+        *_lost(lost),
         *_dead_letters(letters),
     ]
     return Examination(
@@ -234,14 +244,13 @@ def _about(peer: Peer, identity: Identity) -> Iterator[Problem]:
         yield Problem(Fault.CLOCK, text, peer.id)
 
 
-def _lost(rows: Rows, peers: Sequence[Peer]) -> Iterator[Problem]:
-    names = {one.id: one.name for one in peers}
-    for home, count, parent in rows:
+def _lost(lost: Sequence[LostChildren]) -> Iterator[Problem]:
+    for one in lost:
         text = (
-            f"home {names.get(home) or home} did not know {count} children when it was asked, and their parents are "
-            f"stuck: scoop-outbox show {parent}"
+            f"home {one.name} did not know {one.children} children when it was asked, and their parents are "
+            f"stuck: scoop-outbox show {one.parent}"
         )
-        yield Problem(Fault.LOST, text, home)
+        yield Problem(Fault.LOST, text, one.home)
 
 
 def _dead_letters(rows: Rows) -> Iterator[Problem]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from scoop_outbox._log import get_logger
 from scoop_outbox.core.plans.gone_homes import forget_home
-from scoop_outbox.core.plans.homes import store_place
+from scoop_outbox.core.plans.restored import move_home
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from scoop_outbox.store.standalone import OpenedDatabase
 
@@ -27,9 +27,16 @@ class Homes(OpenedDatabase):
         """Open nothing yet."""
         super().__init__(database, schema, "homes")
 
-    def move(self) -> None:
-        """Note that the home is in this database from now on, and nowhere else."""
-        self._run(store_place())
+    def move(self) -> int:
+        """Note that the home is in this database from now on, and nowhere else.
+
+        It may be older than what other homes have heard of it, if it was restored from a backup. So they are told, and
+        ask after children that they wait for here; and this home asks after children in theirs.
+
+        Returns:
+            After how many children this home asks.
+        """
+        return self._run(move_home(self._home.failures))
 
     def forget(self, name: str) -> int | None:
         """Forget another home that is gone for good, and end what waits for children there: they have failed.

@@ -18,10 +18,8 @@ from typing import Any
 from scoop_outbox.wire.headers import id_of, run_id
 
 VERSION = 1
-
 PREFIX = "scoop."
 """What the topics begin with on which homes speak, unless somebody has chosen something else."""
-
 
 _CONTROL_TOPIC = re.compile(r"(.*[.])?control[.][A-Za-z0-9._-]{1,100}", re.DOTALL)
 _GENERATIONS = 1 << 30
@@ -108,11 +106,13 @@ class Subscriptions:
         revision: grows with each change of the list.
         listeners: who.
         known: of other homes, by id, the revision that the sender has taken in.
+        restored: whether the sender was restored from an older backup: children there are to be asked after.
     """
 
     revision: int
     listeners: Sequence[Listener]
     known: Mapping[uuid.UUID, int]
+    restored: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +268,7 @@ def _subscriptions(said: Mapping[str, Any]) -> Subscriptions:
         _number(said, "revision", _GENERATIONS),
         [_listener(one) for one in _objects(said, "subscriptions")],
         {home: _number(known, text) for text in known if (home := id_of(text)) is not None},
+        said.get("restored") is True,
     )
 
 

@@ -134,7 +134,8 @@ def fill_oddly(url: str) -> None:
             "insert into scoop_outbox.peer (id, name, reply_to) values (%s, 'stock', 'scoop.control.stock')",
             [elsewhere],
         )
-        connection.execute("update scoop_outbox.child set home = %s", [elsewhere])
+        connection.execute("update scoop_outbox.child set home = %s, reported_at = clock_timestamp()", [elsewhere])
+        connection.execute("update scoop_outbox.run set parent_home = %s where saga = 'above'", [elsewhere])
         connection.execute(
             "insert into scoop_outbox.foreign_child (message_id, service, saga, run_id, home) "
             "select id, service, saga, id, %s from scoop_outbox.run where saga = 'above'",

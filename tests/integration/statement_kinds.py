@@ -15,7 +15,7 @@ UTILITY |= {"release_session", "release_locks", "wait_for_backend"}  # they look
 UTILITY |= {"read_schema_exists", "read_backend", "limit_lock_waits", "lock_migrations", "read_blockers"}
 LIVING = {"read_handlers", "read_under_way", "retire_waiting", "retire_runs", "take_over", "is_in_outbox"}
 LIVING |= {"read_silent_children", "retire_children_of_home", "retire_elsewhere"}
-LIVING |= {"examine_peers", "find_peer"}
+LIVING |= {"examine_peers", "find_peer", "read_committed_elsewhere"}
 LIVING |= {"find_ids_in_transit", "read_whereabouts", "list_found_runs", "read_external_in_outbox"}
 """What operators ask, and a saga that has another name: they look through all that lives, but not through what was.
 They are asked on connections that search indexes, as in `plan_once`."""

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from scoop_outbox.core.plans.claim import Hints
 from scoop_outbox.core.plans.failures import Known, Writing, id_of, recall
-from scoop_outbox.core.plans.homes import Identity, announce_again, learn, read_identity
+from scoop_outbox.core.plans.homes import Identity, learn, read_identity
+from scoop_outbox.core.plans.restored import compare
+from scoop_outbox.core.plans.silence import ask_all
 from scoop_outbox.core.run import RunState
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, Rows, Statement, ask, document, statement
 from scoop_outbox.failure import Failure, ParentSaidSo
@@ -41,14 +45,34 @@ _AGAIN = 5
 """How often a row is looked for that somebody else has written at that moment."""
 
 
-def take_in_control(controls: Sequence[Control], known: Known, hints: Hints) -> Plan[None]:
+@dataclass(slots=True)
+class Noticed:
+    """What somebody should know of what other homes have said.
+
+    Attributes:
+        restored: homes that say that they were restored from an older backup, and how many children are asked after.
+        restored_here: who has heard more of this home than it knows, which was restored, and how many children are
+            asked after.
+        unknown: how many children homes say that they do not know.
+    """
+
+    restored: list[tuple[str, int]] = field(default_factory=list)
+    restored_here: list[tuple[str, int]] = field(default_factory=list)
+    unknown: Counter[str] = field(default_factory=Counter)
+
+
+def take_in_control(controls: Sequence[Control], known: Known, hints: Hints) -> Plan[Noticed]:
     """Take in what other homes have said, in one transaction.
 
     Args:
         controls: what they have said. What this home has said itself to all is left out by the caller.
         known: the failures that this process knows.
         hints: told which runs have mail, and which messages have been handled.
+
+    Returns:
+        What somebody should know of it.
     """
+    noticed = Noticed(unknown=_count_unknown(controls))
     writing = Writing(known)
     reports = _reports(controls, writing)
     reasons = {place: _reason(one.sender, one.content, writing) for place, one in _orders(controls)}
@@ -63,16 +87,29 @@ def take_in_control(controls: Sequence[Control], known: Known, hints: Hints) -> 
                 posted += yield from _obey(control.sender, orders, reasons[place], known)
             case Subscriptions() as listed:
                 yield from learn(control.sender, listed)
+                if listed.restored:
+                    noticed.restored.append((control.sender.name, (yield from ask_all(control.sender.id, known))))
             case Confirmed(revision):
                 stored = statement("store_confirmed", home=control.sender.id, revision=revision)
                 (restored,) = yield from ask(stored)
                 if restored:
-                    yield from announce_again()
+                    noticed.restored_here.append((control.sender.name, (yield from compare(known))))
             case News():
                 pass  # all news together, above
     yield from ask(COMMIT)
     writing.written()
     _pass_on(posted, hints)
+    return noticed
+
+
+def _count_unknown(controls: Sequence[Control]) -> Counter[str]:
+    return Counter(
+        one.sender.name
+        for one in controls
+        if isinstance(one.content, News)
+        for report in one.content.reports
+        if report.state is ReportedState.UNKNOWN
+    )
 
 
 def _orders(controls: Sequence[Control]) -> list[tuple[int, Any]]:
@@ -133,7 +170,7 @@ def _reason(sender: Sender, orders: Orders, writing: Writing) -> uuid.UUID | Non
 def _obey(sender: Sender, orders: Orders, reason: uuid.UUID | None, known: Known) -> Plan[list[Rows]]:
     """Carry out what another home asks of runs here, and answer for those that are not here."""
     children = list(orders.children)
-    yield from ask(
+    (raised,) = yield from ask(
         statement(
             "raise_generations",
             messages=[one.message for one in children],
@@ -141,6 +178,9 @@ def _obey(sender: Sender, orders: Orders, reason: uuid.UUID | None, known: Known
             generations=[one.generation for one in children],
         )
     )
+    if raised and orders.order in (Order.CANCEL, Order.ROLL_BACK):
+        ended = {run for (run,) in raised}
+        yield from _answer_known(sender, [one for one in children if one.run in ended], known)
     match orders.order:
         case Order.CANCEL:
             return (yield from _cancel(sender, children, reason))
@@ -175,7 +215,7 @@ def _roll_back(
 
 
 def _cancel(sender: Sender, children: Sequence[ChildRef], reason: uuid.UUID | None) -> Plan[list[Rows]]:
-    """Cancel what has begun; what has not never will, and is reported so."""
+    """Cancel what has begun; what has not never will, and is reported so. What had begun and is not known is lost."""
     buried: list[ChildRef] = []
     left = list(children)
     for _ in range(_AGAIN):
@@ -196,7 +236,8 @@ def _cancel(sender: Sender, children: Sequence[ChildRef], reason: uuid.UUID | No
         left = [one for one in left if done.get(one.run) is False]
         if not left:
             break
-    yield from _report(sender, buried, ReportedState.CANCELLED)
+    yield from _report(sender, [one for one in buried if one.generation == 0], ReportedState.CANCELLED)
+    yield from _report(sender, [one for one in buried if one.generation > 0], ReportedState.UNKNOWN)
     runs = [one.run for one in children]
     (told,) = yield from ask(statement("cancel_foreign", home=sender.id, runs=runs, failure=reason))
     return [told]

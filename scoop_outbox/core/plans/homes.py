@@ -91,25 +91,24 @@ def name_home(name: str | None) -> Plan[Identity]:
 
 def _check_place(name: str) -> Plan[None]:
     """Refuse to cooperate in a copy of a home: both would be told what is meant for one, and would answer."""
-    (allowed,) = yield from ask(statement("may_read_place"))
-    if not allowed[0][0]:
-        return
-    (rows,) = yield from ask(statement("read_place"))
-    stored, here = rows[0]
-    if stored is None:
+    stored, here = yield from read_place()
+    if here is not None and stored is None:
         yield from ask(statement("store_place", place=here))
-    elif stored != here:
+    elif here is not None and stored != here:
         raise DefinitionError(
             f"this database is a copy of the home {name!r}, which was named in another database: both would answer for "
-            "each other. If the other one is gone for good, say so: scoop-outbox home moved. If it is not, use a "
-            "schema that is migrated anew, and another name"
+            "each other. If the other one is gone for good, or this was restored from a backup, say so: scoop-outbox "
+            "home moved. If it is not, use a schema that is migrated anew, and another name"
         )
 
 
-def store_place() -> Plan[None]:
-    """Note that this home is here from now on."""
+def read_place() -> Plan[tuple[str | None, str | None]]:
+    """Return where this home was when it was named, and where it is; neither where the server does not say."""
+    (allowed,) = yield from ask(statement("may_read_place"))
+    if not allowed[0][0]:
+        return None, None
     (rows,) = yield from ask(statement("read_place"))
-    yield from ask(statement("store_place", place=rows[0][1]))
+    return rows[0][0], rows[0][1]
 
 
 def _check_namesakes(name: str) -> Plan[None]:
@@ -146,20 +145,24 @@ def announce_home(*, begins: bool = False) -> Plan[bool]:
     return changed
 
 
-def announce_again() -> Plan[None]:
-    """Tell all homes who listens here under a new number, in the transaction that is open."""
+def announce_restored() -> Plan[None]:
+    """Tell all homes that this one was restored from an older backup, and who listens here, under a new number.
+
+    In the transaction that is open.
+    """
     home, listeners = yield from ask(statement("lock_identity"), statement("read_listeners_here"))
     *known, _ = home[0]
     identity = Identity(*known)
     said = json.dumps(_listed(listeners), separators=(",", ":"), sort_keys=True)
-    yield from _announce(identity, identity.revision + 1, said)
+    yield from _announce(identity, identity.revision + 1, said, restored=True)
 
 
-def _announce(identity: Identity, revision: int, said: str) -> Plan[None]:
+def _announce(identity: Identity, revision: int, said: str, *, restored: bool = False) -> Plan[None]:
     (peers,) = yield from ask(statement("read_known_revisions"))
+    members = _members(revision, said, peers) | ({"restored": True} if restored else {})
     yield from ask(
         statement("store_announced", revision=revision, announced=said),
-        _say(identity, identity.homes_topic, Kind.SUBSCRIPTIONS, _members(revision, said, peers)),
+        _say(identity, identity.homes_topic, Kind.SUBSCRIPTIONS, members),
     )
 
 

@@ -6,7 +6,7 @@ import uuid
 from dataclasses import dataclass
 
 from scoop_outbox.core.plans.control import UNKNOWN_RUN
-from scoop_outbox.core.plans.homes import Identity
+from scoop_outbox.core.plans.homes import Identity, read_place
 from scoop_outbox.core.statement import Plan, Rows, ask, statement
 from scoop_outbox.wire.control import control_topic
 
@@ -78,18 +78,46 @@ def examine_peers() -> Plan[list[Peer]]:
     return [Peer(*row) for row in rows]
 
 
-def read_trouble(identity: Identity) -> Plan[tuple[Rows, Rows]]:
+@dataclass(frozen=True, slots=True)
+class LostChildren:
+    """Children that their home did not know when it was asked, and for which runs are stuck.
+
+    Attributes:
+        home: the id of that home.
+        name: its name; its id if it is not known here.
+        children: how many.
+        parent: one of the runs that are stuck.
+    """
+
+    home: uuid.UUID
+    name: str
+    children: int
+    parent: str
+
+
+def read_lost() -> Plan[list[LostChildren]]:
+    """Return which homes did not know children when they were asked."""
+    (rows,) = yield from ask(statement("read_lost_children", type=UNKNOWN_RUN))
+    return [LostChildren(*row) for row in rows]
+
+
+def is_elsewhere() -> Plan[bool]:
+    """Tell whether this database is not the one in which the home was named."""
+    stored, here = yield from read_place()
+    return stored is not None and here is not None and stored != here
+
+
+def read_trouble(identity: Identity) -> Plan[tuple[list[LostChildren], Rows]]:
     """Return what has gone wrong between this home and others.
 
     Returns:
-        Of each home that did not know children when it was asked: its id, how many these are, and one of their parents.
-        Then dead letters of the control channel by origin: how many, and the newest.
+        Which homes did not know children when they were asked, and dead letters of the control channel by origin: how
+        many, and the newest.
     """
     channels = control_topic(identity.prefix, "")
-    lost, letters = yield from ask(
-        statement("read_lost_children", type=UNKNOWN_RUN),
+    (letters,) = yield from ask(
         statement(
             "count_control_letters", channel=identity.control_topic, homes=identity.homes_topic, channels=channels
-        ),
+        )
     )
-    return lost, letters
+    return (yield from read_lost()), letters

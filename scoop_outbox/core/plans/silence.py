@@ -10,7 +10,7 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from scoop_outbox.core.plans.failures import Known, recall
@@ -22,6 +22,8 @@ from scoop_outbox.wire.control import ChildRef, Kind, Order, body_of
 
 AT_ONCE = 500
 """Of how many children another home is asked in one message."""
+
+_EVER = datetime.min.replace(tzinfo=UTC)
 
 _TOLD = {ChildState.CANCELLING.value: Order.CANCEL, ChildState.ROLLING_BACK.value: Order.ROLL_BACK}
 """What children in these states have been told, unless they have got there by themselves."""
@@ -72,26 +74,77 @@ def ask_silent(
         after: the last that was asked after before; None begins with the first.
         known: the failures that this process knows.
     """
-    message, service, saga = after or (uuid.UUID(int=0), "", "")
-    of = {"heard_since": heard_since, "silent": silent, "message": message, "service": service, "saga": saga}
-    _, rows, clock = yield from ask(BEGIN, statement("read_silent_children", **of, most=AT_ONCE), READ_CLOCK)
+    _, rows, clock = yield from ask(BEGIN, _silent_children(after, heard_since, silent), READ_CLOCK)
     now: datetime = clock[0][0]
     found = [_Silent(*row) for row in rows]
-    writes: list[Statement] = []
-    if found:
-        identity = yield from read_identity()
-        reasons = yield from recall([one.failure for one in found if one.state in _TOLD], known)
-        writes = [*_questions(found, identity), *_repeated(found, reasons, identity)]
+    writes = yield from _asking(found, known)
     yield from ask(*writes, COMMIT)
+    return Asked(len(found), _place(found), now)
+
+
+def ask_all(home: uuid.UUID | None, known: Known) -> Plan[int]:
+    """Ask after all children in another home whose parents are under way, in the transaction that is open.
+
+    Also after those that have committed: the other home, or this one, may know something else of them than before.
+
+    Args:
+        home: which one; None: in all of them.
+        known: the failures that this process knows.
+
+    Returns:
+        After how many.
+    """
+    asked, after = 0, None
+    while True:
+        (rows,) = yield from ask(_silent_children(after, _EVER, timedelta(0), home))
+        found = [_Silent(*row) for row in rows]
+        writes = yield from _asking(found, known)
+        if writes:
+            yield from ask(*writes)
+        asked, after = asked + len(found), _place(found)
+        if after is None:
+            break
+    (rows,) = yield from ask(statement("read_committed_elsewhere", home=home))
+    if rows:
+        identity = yield from read_identity()
+        refs = [(to, ChildRef.of(*child).to_json()) for to, *child in rows]
+        yield from ask(*_questions(refs, identity))
+    return asked + len(rows)
+
+
+def _silent_children(
+    after: tuple[uuid.UUID, str, str] | None, heard_since: datetime, silent: timedelta, home: uuid.UUID | None = None
+) -> Statement:
+    message, service, saga = after or (uuid.UUID(int=0), "", "")
+    of = {"heard_since": heard_since, "silent": silent, "message": message, "service": service, "saga": saga}
+    return statement("read_silent_children", **of, home=home, most=AT_ONCE)
+
+
+def _asking(found: Sequence[_Silent], known: Known) -> Plan[list[Statement]]:
+    """Return what asks after children, and tells them once more what they had been told."""
+    if not found:
+        return []
+    identity = yield from read_identity()
+    reasons = yield from recall([one.failure for one in found if one.state in _TOLD], known)
+    refs = [(one.reply_to, one.ref) for one in found]
+    return [*_questions(refs, identity), *_repeated(found, reasons, identity)]
+
+
+def _place(found: Sequence[_Silent]) -> tuple[uuid.UUID, str, str] | None:
+    """Return the last of them, if there may be more."""
     last = found[-1] if len(found) == AT_ONCE else None
-    return Asked(len(found), None if last is None else (last.message, last.service, last.saga), now)
+    return None if last is None else (last.message, last.service, last.saga)
 
 
-def _questions(found: Sequence[_Silent], identity: Identity) -> list[Statement]:
+def _questions(refs: Sequence[tuple[str, dict[str, Any]]], identity: Identity) -> list[Statement]:
     asked: dict[str, list[dict[str, Any]]] = {}
-    for one in found:
-        asked.setdefault(one.reply_to, []).append(one.ref)
-    return [_order(identity, to, Order.WHERE, children) for to, children in asked.items()]
+    for reply_to, ref in refs:
+        asked.setdefault(reply_to, []).append(ref)
+    return [
+        _order(identity, to, Order.WHERE, children[first : first + AT_ONCE])
+        for to, children in asked.items()
+        for first in range(0, len(children), AT_ONCE)
+    ]
 
 
 def _repeated(found: Sequence[_Silent], reasons: Mapping[uuid.UUID, Failure], identity: Identity) -> list[Statement]:

@@ -14,7 +14,7 @@ import psycopg
 from scoop_outbox._log import get_logger
 from scoop_outbox.broker.protocol import Broker, Delivery
 from scoop_outbox.core.plans.claim import Hints
-from scoop_outbox.core.plans.control import noted_senders, take_in_control
+from scoop_outbox.core.plans.control import Noticed, noted_senders, take_in_control
 from scoop_outbox.core.plans.homes import Identity, read_identity
 from scoop_outbox.core.plans.intake import Unusable, bury
 from scoop_outbox.core.statement import ask
@@ -82,10 +82,34 @@ class ControlInbox:
             await driver.run(ask(noted_senders(namesakes)))  # so that neither starts again like this
         foreign = [one for one in controls if self._is_foreign(one.sender)]
         if foreign:
-            await driver.run(take_in_control(foreign, self._home.failures, self._hints))
+            self._say(await driver.run(take_in_control(foreign, self._home.failures, self._hints)))
         if unusable:
             await self._bury(driver, unusable)
         self.counters.taken_in += len(controls)
+
+    def _say(self, noticed: Noticed) -> None:
+        """Say what somebody should know."""
+        for name, asked in noticed.restored:
+            log.warning(
+                "home: restored (home %s has moved, or was restored from an older backup: it is asked after %d "
+                "children)",
+                *(name, asked),
+                extra={"home": name},
+            )
+        for name, asked in noticed.restored_here:
+            log.error(
+                "home: this one was restored from an older backup (home %s has heard more of it; other homes are told, "
+                "and are asked after %d children)",
+                *(name, asked),
+                extra={"home": name},
+            )
+        for name, count in noticed.unknown.items():
+            log.error(
+                "home: children are not known there (home %s does not know %d runs that it was asked for: they were "
+                "pruned, or it was restored from an older backup)",
+                *(name, count),
+                extra={"home": name},
+            )
 
     def _disbelief(self, one: Delivery) -> str | None:
         return None if self._keys is None else self._keys.problem(one.envelope.headers, one.envelope.body)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from scoop_outbox.core.plans.mail import count_due
 from scoop_outbox.core.plans.outbox import look_at_outbox
 from scoop_outbox.core.plans.parking import count_stuck
-from scoop_outbox.core.plans.peers import look_at_homes
+from scoop_outbox.core.plans.peers import look_at_homes, read_lost
 from scoop_outbox.core.plans.subscriptions import read_revision
 from scoop_outbox.daemon.daemons import Daemons
 from scoop_outbox.daemon.monitoring.http import Answer, serve_http
@@ -87,7 +87,8 @@ class Health:
             case "/livez":
                 return Answer.of_problems("alive", self.deaths())
             case "/readyz":
-                return Answer.of_problems("ready", self._problems(self._look_from_thread()))
+                seen = self._look_from_thread()
+                return Answer.of_problems("ready", self._problems(seen), seen.notes)
             case "/metrics":
                 return Answer(200, *exposition(self._daemons, self._look_from_thread(), accept))
             case _:
@@ -171,7 +172,8 @@ class Health:
             count, age = await driver.run(look_at_outbox(COUNTED))
             seen = Snapshot(self._revisions[revision], count, age)
             if daemons is not None and daemons.control is not None:
-                seen = replace(seen, homes=await driver.run(look_at_homes(COUNTED_DUE)))
+                homes = await driver.run(look_at_homes(COUNTED_DUE))
+                seen = replace(seen, homes=homes, lost=await driver.run(read_lost()))
             if daemons is None or daemons.worker is None:
                 return seen
             due = await driver.run(count_due(daemons.service, daemons.sagas, COUNTED_DUE))

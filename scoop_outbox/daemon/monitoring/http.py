@@ -28,9 +28,10 @@ class Answer:
     body: bytes
 
     @classmethod
-    def of_problems(cls, what: str, problems: Mapping[str, str]) -> Answer:
-        """Return 200 when there are no problems, else 503; the body is JSON and says which."""
-        body = json.dumps({what: not problems, "problems": dict(problems)}) + "\n"
+    def of_problems(cls, what: str, problems: Mapping[str, str], notes: Mapping[str, str] | None = None) -> Answer:
+        """Return 200 when there are no problems, else 503; the body is JSON and says which, and what is noted."""
+        said = {what: not problems, "problems": dict(problems)} | ({"notes": dict(notes)} if notes else {})
+        body = json.dumps(said) + "\n"
         return cls(_UNAVAILABLE if problems else _OK, "application/json", body.encode())
 
 

@@ -15,7 +15,7 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from scoop_outbox.core.plans.peers import HomeGlance
+from scoop_outbox.core.plans.peers import HomeGlance, LostChildren
 from scoop_outbox.daemon.counters import Histogram, RunCounters
 from scoop_outbox.daemon.daemons import Daemons
 from scoop_outbox.daemon.intake.intake import Intake
@@ -55,6 +55,7 @@ class _Collector(Collector):
         """Read everything."""
         yield from _database(self._seen)
         yield from _homes(self._seen.homes)
+        yield from _lost(self._seen.lost)
         if self._daemons is not None:
             if self._daemons.relay is not None:
                 yield from _relay(self._daemons.relay)
@@ -151,6 +152,17 @@ def _homes(homes: Sequence[HomeGlance] | None) -> Iterator[Metric]:
     yield _by_home("lag_seconds", "Seconds from what a home says to its intake here, by the clocks of both.", lags)
     unconfirmed = sum(one.unconfirmed for one in homes)
     yield _gauge("home_unconfirmed", "Homes that do not know yet who listens here.", unconfirmed)
+
+
+def _lost(lost: Sequence[LostChildren] | None) -> Iterator[Metric]:
+    if lost is None:
+        return
+    children: Counter[str] = Counter()
+    for one in lost:
+        children[one.name] += one.children
+    yield _by_home(
+        "children_lost", "Children that their home did not know when asked: their parents are stuck.", children
+    )
 
 
 def _by_home(name: str, text: str, values: Mapping[str, float]) -> Metric:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scoop_outbox.core.plans.peers import HomeGlance
+from scoop_outbox.core.plans.peers import HomeGlance, LostChildren
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,7 @@ class Snapshot:
         stuck: how many of its runs could not be rolled back, likewise.
         interrupted: how many of its runs were interrupted and have made no progress since, likewise.
         homes: the other homes that are known, or in which children are waited for; None without a control channel.
+        lost: which of them did not know children when they were asked; None likewise.
     """
 
     problem: str | None = None
@@ -31,3 +32,12 @@ class Snapshot:
     interrupted: int = 0
     stuck: int = 0
     homes: Sequence[HomeGlance] | None = None
+    lost: Sequence[LostChildren] | None = None
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What somebody should look at, and what keeps no process from its work, by what it is about."""
+        if not self.lost:
+            return {}
+        told = ", ".join(f"home {one.name} did not know {one.children} children" for one in self.lost)
+        return {"homes": f"{told}: their parents are stuck, see scoop-outbox doctor"}

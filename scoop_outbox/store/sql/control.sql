@@ -272,11 +272,26 @@ left join lateral (
 ) q on true
 left join {schema}.step s on s.run_id = c.run_id and s.seq = c.seq
 where c.open and c.home is not null and (c.message_id, c.service, c.saga) > (%(message)s, %(service)s, %(saga)s)
-  and p.heard_at > %(heard_since)s
+  and p.heard_at > %(heard_since)s and c.home = coalesce(%(home)s::uuid, c.home)
   -- Of a message from outside nobody has noted when it was launched: it is asked after as soon as anybody asks.
   and coalesce(greatest(s.ended_at, c.reported_at), '-infinity') < clock_timestamp() - %(silent)s::interval
 order by c.message_id, c.service, c.saga
 limit %(most)s
+
+-- name: read_committed_elsewhere
+-- Children that have committed in another home, or in all others, and whose parents are under way.
+with living as (
+    select run_id as id from {schema}.mailbox
+    union
+    select run_id from {schema}.child where open
+    union
+    select run_id from {schema}.lane_entry
+)
+select p.reply_to, c.message_id, c.service, c.saga, c.generation
+from living l
+join {schema}.child c on c.run_id = l.id and c.state = 'committed'
+join {schema}.peer p on p.id = c.home and p.id = coalesce(%(home)s::uuid, p.id)
+order by p.id, c.message_id, c.service, c.saga
 
 -- name: release_foreign
 -- Their parents have been pruned: they are kept, and pruned, as if they had begun hierarchies of their own.
@@ -362,18 +377,26 @@ union all
 select run_id, null, null, null, 0 from ended where is_root
 
 -- name: raise_generations
--- A home that was restored from a backup counts on from where its parent's home has heard of it.
+-- A home that was restored from a backup counts on from where its parent's home has heard of it. What has been rolled back
+-- is not what was reported under that number, or nobody would ask: it is reported under the next one. Answers what.
 with found as (
-    select f.message_id, f.service, f.saga, g.generation
+    select f.message_id, f.service, f.saga, g.generation + case when e.ended then 1 else 0 end as generation, e.ended
     from unnest(%(messages)s::uuid[], %(runs)s::uuid[], %(generations)s::int[]) as g (message, run, generation)
-    join {schema}.foreign_child f on f.message_id = g.message and f.run_id = g.run and f.generation < g.generation
+    join {schema}.foreign_child f on f.message_id = g.message and f.run_id = g.run and f.generation <= g.generation
+    cross join lateral (
+        select exists (select from {schema}.run r where r.id = f.run_id and r.state in ('rolled_back', 'rollback_failed'))
+    ) as e (ended)
+    where e.ended or f.generation < g.generation
     order by f.message_id, f.service, f.saga
     for update of f
+), raised as (
+    update {schema}.foreign_child f
+    set generation = n.generation
+    from found n
+    where f.message_id = n.message_id and f.service = n.service and f.saga = n.saga and f.generation < n.generation
+    returning f.run_id, n.ended
 )
-update {schema}.foreign_child f
-set generation = n.generation
-from found n
-where f.message_id = n.message_id and f.service = n.service and f.saga = n.saga and f.generation < n.generation
+select run_id from raised where ended
 
 -- name: read_unknown_children
 select g.run

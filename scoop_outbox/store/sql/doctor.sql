@@ -33,10 +33,11 @@ order by p.name, 1
 
 -- name: read_lost_children
 -- Runs that are stuck because another home did not know a child of theirs when it was asked.
-select c.home, count(*), min(c.run_id::text)
+select c.home, coalesce(min(p.name), c.home::text), count(*), min(c.run_id::text)
 from {schema}.run r
 join {schema}.child c on c.run_id = r.id and c.home is not null and c.state = 'rollback_failed'
 join {schema}.failure f on f.id = c.obstacle and f.type = %(type)s
+left join {schema}.peer p on p.id = c.home
 where r.obstacle is not null and not r.abandoned
 group by c.home
 order by c.home
