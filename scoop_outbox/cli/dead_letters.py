@@ -156,10 +156,11 @@ def replay(
     """Replay dead letters: put them back into the outbox, or take them in for their service.
 
     A message that is still defective is refused and stays; then the exit code is 1. Each replay is a transaction of its
-    own: the command can be interrupted and repeated.
+    own: the command can be interrupted and repeated. What another home has said is taken in as if it came now; where
+    control messages are signed, this needs the control keys, in the environment as workers have them.
     """
     selection = _chosen(ids, everything, _selection(origin, topic, service))
-    with _opened(database, schema) as letters:
+    with _opened(database, schema, hears=True) as letters:
         counts = {"replayed": 0, "refused": 0, "unknown": 0}
         for number in letters.numbers(selection) if selection is not None else ids:
             answer = letters.replay(number)
@@ -224,7 +225,8 @@ def _chosen(ids: tuple[int, ...], everything: bool, selection: Selection) -> Sel
     return None
 
 
-def _opened(database: str | None, schema: str) -> DeadLetters:
+def _opened(database: str | None, schema: str, *, hears: bool = False) -> DeadLetters:
+    from scoop_outbox.client.control_keys import control_keys
     from scoop_outbox.operations.dead_letters import DeadLetters
 
-    return DeadLetters(required(database), schema=schema)
+    return DeadLetters(required(database), schema=schema, control_keys=control_keys(None) if hears else None)

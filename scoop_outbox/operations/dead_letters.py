@@ -10,11 +10,14 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 import psycopg
 
 from scoop_outbox.core.plans import dead_letters as plans
+from scoop_outbox.core.plans.control_letters import Listening
 from scoop_outbox.core.plans.dead_letters import Contents, DeadLetter, Origin, Replay, ReplayStatus, Selection
 from scoop_outbox.core.statement import Plan
 from scoop_outbox.store.faults import is_refusal
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from scoop_outbox.store.standalone import AsyncOpenedDatabase, OpenedDatabase
+from scoop_outbox.wire.signature import ControlKeys
+from scoop_outbox.wire.signature import control_keys as read_keys
 
 __all__ = ["AsyncDeadLetters", "Contents", "DeadLetter", "DeadLetters", "Origin", "Replay", "ReplayStatus", "Selection"]
 
@@ -23,6 +26,9 @@ PAGE = 100
 
 MOST = 1000
 """How many can be asked for."""
+
+Keys = str | Iterable[str] | ControlKeys | None
+"""Control keys: texts of the form `id:secret`, or what has been made of them."""
 
 _ALL = Selection()
 
@@ -36,15 +42,18 @@ class DeadLetters(OpenedDatabase):
     Args:
         database: a PostgreSQL URL.
         schema: the schema of our tables.
+        control_keys: those of the home, if it has any, as `Scoop` takes them: what other homes have said is taken in
+            only if one of them has signed it.
 
     Raises:
         DatabaseError: the URL is not usable. Every method raises it too, when the database cannot be used.
-        DefinitionError: the name of the schema is not usable.
+        DefinitionError: the name of the schema, or a key, is not usable.
     """
 
-    def __init__(self, database: str, *, schema: str = DEFAULT_SCHEMA) -> None:
+    def __init__(self, database: str, *, schema: str = DEFAULT_SCHEMA, control_keys: Keys = None) -> None:
         """Open nothing yet."""
         super().__init__(database, schema, "dead-letters")
+        self._listening = Listening(self._home.failures, _keys(control_keys))
 
     def page(self, selection: Selection = _ALL, *, after: int = 0, limit: int = PAGE) -> list[DeadLetter]:
         """Return a page of dead letters in the order of their numbers.
@@ -76,11 +85,12 @@ class DeadLetters(OpenedDatabase):
         What could not be published goes back into the outbox, with the same id, key and headers, behind what is there.
         What a service could not take in is taken in for that service; if it did so in another way meanwhile, nothing
         is started twice. What is still defective is refused, and stays. Whether its body fits the type of a saga's
-        topic is not known here: if it does not, the run fails.
+        topic is not known here: if it does not, the run fails. What another home has said is taken in as if it came
+        now; what is still not believed, or not understood, is refused.
         """
         with self._home.blocking_driver() as driver:
             try:
-                return driver.run(plans.replay(letter))
+                return driver.run(plans.replay(letter, self._listening))
             except psycopg.Error as error:
                 return _refusal(letter, error)
 
@@ -101,15 +111,18 @@ class AsyncDeadLetters(AsyncOpenedDatabase):
     Args:
         database: a PostgreSQL URL.
         schema: the schema of our tables.
+        control_keys: those of the home, if it has any, as `Scoop` takes them: what other homes have said is taken in
+            only if one of them has signed it.
 
     Raises:
         DatabaseError: the URL is not usable. Every method raises it too, when the database cannot be used.
-        DefinitionError: the name of the schema is not usable.
+        DefinitionError: the name of the schema, or a key, is not usable.
     """
 
-    def __init__(self, database: str, *, schema: str = DEFAULT_SCHEMA) -> None:
+    def __init__(self, database: str, *, schema: str = DEFAULT_SCHEMA, control_keys: Keys = None) -> None:
         """Open nothing yet."""
         super().__init__(database, schema, "dead-letters")
+        self._listening = Listening(self._home.failures, _keys(control_keys))
 
     async def page(self, selection: Selection = _ALL, *, after: int = 0, limit: int = PAGE) -> list[DeadLetter]:
         """Do as `DeadLetters.page`."""
@@ -131,7 +144,7 @@ class AsyncDeadLetters(AsyncOpenedDatabase):
         """Do as `DeadLetters.replay`."""
         async with self._home.driver() as driver:
             try:
-                return await driver.run(plans.replay(letter))
+                return await driver.run(plans.replay(letter, self._listening))
             except psycopg.Error as error:
                 return _refusal(letter, error)
 
@@ -155,3 +168,7 @@ def _refusal(letter: int, error: psycopg.Error) -> Replay:
     if not is_refusal(error):
         raise error
     return Replay(letter, ReplayStatus.REFUSED, f"it cannot be stored: {type(error).__name__}")
+
+
+def _keys(given: Keys) -> ControlKeys | None:
+    return given if given is None or isinstance(given, ControlKeys) else read_keys(given)

@@ -61,13 +61,22 @@ class Noticed:
     unknown: Counter[str] = field(default_factory=Counter)
 
 
-def take_in_control(controls: Sequence[Control], known: Known, hints: Hints) -> Plan[Noticed]:
+def take_in_control(
+    controls: Sequence[Control],
+    known: Known,
+    hints: Hints | None,
+    *,
+    begin: Sequence[Statement] = (BEGIN,),
+    end: Sequence[Statement] = (COMMIT,),
+) -> Plan[Noticed]:
     """Take in what other homes have said, in one transaction.
 
     Args:
         controls: what they have said. What this home has said itself to all is left out by the caller.
         known: the failures that this process knows.
         hints: told which runs have mail, and which messages have been handled.
+        begin: begins the transaction, unless it is open.
+        end: ends it.
 
     Returns:
         What somebody should know of it.
@@ -77,7 +86,7 @@ def take_in_control(controls: Sequence[Control], known: Known, hints: Hints) -> 
     reports = _reports(controls, writing)
     reasons = {place: _reason(one.sender, one.content, writing) for place, one in _orders(controls)}
     posted: list[Rows] = []
-    yield from ask(BEGIN, *writing.statements(), noted_senders([one.sender for one in controls]))
+    yield from ask(*begin, *writing.statements(), noted_senders([one.sender for one in controls]))
     if reports:
         (told,) = yield from ask(statement("apply_news", document=document(reports)))
         posted.append(told)
@@ -96,9 +105,10 @@ def take_in_control(controls: Sequence[Control], known: Known, hints: Hints) -> 
                     noticed.restored_here.append((control.sender.name, (yield from compare(known))))
             case News():
                 pass  # all news together, above
-    yield from ask(COMMIT)
+    yield from ask(*end)
     writing.written()
-    _pass_on(posted, hints)
+    if hints is not None:
+        _pass_on(posted, hints)
     return noticed
 
 

@@ -9,9 +9,10 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from scoop_outbox.core.plans.control_letters import Listening, take_in_letter
 from scoop_outbox.core.plans.homes import Identity
 from scoop_outbox.core.plans.intake import intake_params, started_elsewhere, taking_in
-from scoop_outbox.core.statement import BEGIN, COMMIT, ROLLBACK, Plan, ask, statement
+from scoop_outbox.core.statement import BEGIN, COMMIT, ROLLBACK, Plan, Statement, ask, statement
 from scoop_outbox.errors import PayloadError
 from scoop_outbox.message import Envelope
 from scoop_outbox.wire import headers as wire
@@ -149,11 +150,12 @@ def drop_dead_letters(letters: Sequence[int]) -> Plan[list[int]]:
     return sorted(row[0] for row in rows)
 
 
-def replay(letter: int) -> Plan[Replay]:
+def replay(letter: int, listening: Listening) -> Plan[Replay]:
     """Put a message back where it was given up, in one transaction.
 
     What the relay could not publish goes back into the outbox; what a service could not take in is taken in for that
-    service. What can still not be taken in stays a dead letter.
+    service, and what another home has said is taken in as if it came now. What can still not be taken in stays a dead
+    letter.
     """
     _, rows, home = yield from ask(BEGIN, statement("read_dead_letter", letter=letter), statement("read_identity"))
     if not rows:
@@ -164,21 +166,37 @@ def replay(letter: int) -> Plan[Replay]:
     if contents.letter.origin is Origin.RELAY:
         yield from ask(statement("relaunch", letter=letter), drop, COMMIT)
         return Replay(letter, ReplayStatus.REPLAYED, "back in the outbox")
+    identity = Identity(*home[0])
+    if contents.letter.service is not None and contents.letter.service == identity.control_topic:
+        problem = yield from take_in_letter(contents.envelope, contents.letter.reason, identity, listening, drop)
+        done = "taken in as said by another home"
+    else:
+        problem, done = yield from _take_in(contents, identity, drop)
+    if problem is None:
+        return Replay(letter, ReplayStatus.REPLAYED, done)
+    yield from ask(ROLLBACK)
+    return Replay(letter, ReplayStatus.REFUSED, problem)
+
+
+def _take_in(contents: Contents, identity: Identity, drop: Statement) -> Plan[tuple[str | None, str]]:
+    """Take a message in for its service, and commit, if it can be now.
+
+    Returns:
+        Why it cannot, or None; and where it went.
+    """
     defect = _defect(contents.envelope)
     if defect is not None:
-        yield from ask(ROLLBACK)
-        return Replay(letter, ReplayStatus.REFUSED, defect)
+        return defect, ""
     service = contents.letter.service
-    params = intake_params([contents.envelope], service, Identity(*home[0]))
+    params = intake_params([contents.envelope], service, identity)
     known, reported = started_elsewhere([contents.envelope], params)
     handles = statement("is_handled", message=contents.envelope.id, service=service)
     answers = yield from ask(*known, taking_in(params), *reported, handles, drop)
     started, handled = answers[len(known)], answers[-2]
     if not handled[0][0]:
-        yield from ask(ROLLBACK)
-        return Replay(letter, ReplayStatus.REFUSED, _nobody(contents.envelope, service))
+        return _nobody(contents.envelope, service), ""
     yield from ask(COMMIT)
-    return Replay(letter, ReplayStatus.REPLAYED, f"taken in by {service}" + ("" if started else " already"))
+    return None, f"taken in by {service}" + ("" if started else " already")
 
 
 def _nobody(envelope: Envelope, service: str | None) -> str:

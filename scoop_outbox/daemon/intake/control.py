@@ -15,6 +15,7 @@ from scoop_outbox._log import get_logger
 from scoop_outbox.broker.protocol import Broker, Delivery
 from scoop_outbox.core.plans.claim import Hints
 from scoop_outbox.core.plans.control import Noticed, noted_senders, take_in_control
+from scoop_outbox.core.plans.control_letters import NOT_BELIEVED, spoken
 from scoop_outbox.core.plans.homes import Identity, read_identity
 from scoop_outbox.core.plans.intake import Unusable, bury
 from scoop_outbox.core.statement import ask
@@ -24,8 +25,7 @@ from scoop_outbox.daemon.counters import IntakeCounters
 from scoop_outbox.daemon.intake.intake import Intake
 from scoop_outbox.store.async_driver import AsyncDriver
 from scoop_outbox.store.home import Home
-from scoop_outbox.wire.control import Control, MalformedControl, Sender, read_control
-from scoop_outbox.wire.headers import HOME
+from scoop_outbox.wire.control import Control, MalformedControl, Sender
 from scoop_outbox.wire.signature import ControlKeys
 
 log = get_logger(__name__)
@@ -71,7 +71,7 @@ class ControlInbox:
         unusable: list[Unusable] = []
         for one in deliveries:
             if (problem := self._disbelief(one)) is not None:
-                unusable.append(Unusable(one.envelope, one.position, f"not believed: {problem}"))
+                unusable.append(Unusable(one.envelope, one.position, f"{NOT_BELIEVED}: {problem}"))
                 continue
             try:
                 controls.append(_read(one))
@@ -152,11 +152,7 @@ class ControlInbox:
 def _read(one: Delivery) -> Control:
     if one.defect is not None:
         raise MalformedControl(one.defect)
-    control = read_control(one.envelope.body)
-    # Whoever may launch could speak in the name of another home: what is published carries its own.
-    if one.envelope.headers.get(HOME) != str(control.sender.id):
-        raise MalformedControl(f"its header {HOME} is another home than the one that it says it is from")
-    return control
+    return spoken(one.envelope.headers, one.envelope.body)
 
 
 def control_intake(
