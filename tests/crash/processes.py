@@ -27,16 +27,24 @@ class Process:
         arguments: the command and its options.
         environment: what it reads.
         folder: where its log goes.
+        code: the checkout that it runs.
     """
 
-    def __init__(self, name: str, arguments: tuple[str, ...], environment: Mapping[str, str], folder: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        arguments: tuple[str, ...],
+        environment: Mapping[str, str],
+        folder: Path,
+        code: Path = REPOSITORY,
+    ) -> None:
         self.name = name
         self.arguments = arguments
         self._log = folder / f"{name}.log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "scoop_outbox", *arguments],
-                cwd=REPOSITORY,
+                cwd=code,
                 env={**os.environ, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -88,18 +96,20 @@ class Fleet:
     Args:
         database_url: the home of all of them.
         folder: where logs go.
+        code: the checkout that they run.
     """
 
-    def __init__(self, database_url: str, folder: Path) -> None:
+    def __init__(self, database_url: str, folder: Path, code: Path = REPOSITORY) -> None:
         self._url = database_url
         self._folder = folder
+        self._code = code
         self._all: list[Process] = []
 
     def start(self, *arguments: str, **environment: str) -> Process:
         """Start a process with the arguments of the command line."""
         name = f"{len(self._all):03d}-{arguments[0]}-{arguments[-1].rpartition(':')[2]}"
         known = {"SCOOP_OUTBOX_DATABASE": self._url, **environment}
-        process = Process(name, arguments, known, self._folder)
+        process = Process(name, arguments, known, self._folder, self._code)
         self._all.append(process)
         return process
 
