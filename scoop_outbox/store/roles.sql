@@ -179,8 +179,10 @@ begin
             ('operator', 'foreign_child', 'update', ''),
             ('operator', 'dead_letter', 'select, update (reason), delete', ''),
             ('operator', 'subscription', 'delete', ''),
-            ('operator', 'peer', 'delete', ''),
-            ('operator', 'peer_subscription', 'delete', ''),
+            ('operator', 'peer', 'insert, update, delete', ''),
+            ('operator', 'peer_subscription', 'insert, update, delete', ''),
+            -- To tell other homes what runs are asked for, and what children have to be told again.
+            ('operator', 'run', 'select (context, result)', ''),
             ('operator', 'home', 'update', ''),
             ('operator', 'expected_root', 'update', '')
         ) as given (members, relation, privileges, hidden)

@@ -43,6 +43,8 @@ LOOKING |= {
     "count_stuck",
     "count_due",
     "look_at_outbox",
+    "may_read_place",
+    "read_place",
 }
 EXECUTING = asked_by(
     *("claim", "execute", "settle", "news", "deadlines", "placement", "strategy", "mail", "workers", "failures"),
@@ -58,6 +60,7 @@ EXECUTING = asked_by(
         "home",
         "homes",
         "control",
+        "silence",
     ),
 )
 NEEDED = {
@@ -69,7 +72,7 @@ NEEDED = {
     "launcher": asked_by("launch", "idempotency", "required_handlers", "progress") | HOME
     | {"read_roots", "read_origins", "read_failures", "list_services_via_broker", "is_pruned"} | LOOKING,
     "operator": asked_by("stuck", "requests", "rollback", "external", "handlers", "healing", "dead_letters")
-    | asked_by("gone_homes") | {"may_read_place", "read_place", "store_place"} | LOOKING,
+    | asked_by("gone_homes", "restored", "silence", "control", "homes") | LOOKING,
     "reader": LOOKING,
 }  # fmt: skip
 

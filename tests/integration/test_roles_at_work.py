@@ -1,6 +1,7 @@
 """The whole work of services, relays, launching programs and operators, each with the rights of its role only."""
 
 import asyncio
+import json
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
@@ -37,9 +38,12 @@ from scoop_outbox.cli import main
 from scoop_outbox.core.plans.dead_letters import ReplayStatus
 from scoop_outbox.core.plans.handlers import ForgetStatus
 from scoop_outbox.daemon import maintenance
+from scoop_outbox.operations.homes import Homes
 from scoop_outbox.store.roles import script
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from scoop_outbox.store.url import parse_url
+from scoop_outbox.wire import control
+from tests.homes.ear import Child, Ear, Peer, delivered, failure
 from tests.integration.roles import Roles, new_roles
 from tests.integration.test_migrations import empty_url
 from tests.waiting import until
@@ -188,6 +192,41 @@ async def test_operators_mend_and_undo_and_readers_look_on(roles: Roles) -> None
         assert await operator.complete(work.id, "approval", result=1, source="anna") is Answer.ACCEPTED
         assert await outside.wait(LONG) == "done"
     await app.close()
+
+
+async def test_operators_take_in_what_other_homes_have_said_and_say_that_a_home_was_restored(
+    roles: Roles, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ear, there, theirs, ours = Ear(database_url), Peer(), Child(uuid4()), Child(uuid4())
+    await ear.take_in(there.launched(theirs))
+    ear.execute("update run set state = 'committed', result = '7'")
+    ear.execute(
+        "insert into child (message_id, service, saga, run_id, seq, ordinal, home) values (%s, %s, %s, %s, 1, 1, %s)",
+        *(*ours, uuid4(), there.sender.id),
+    )
+    reason = failure("why")
+    listed = [{"topic": "t", "service": "s", "saga": "s"}]
+    said = [
+        there.says("subscriptions", revision=1, subscriptions=listed, known={}),
+        there.says("confirmed", revision=9),
+        there.orders("where", theirs.said(1), Child(uuid4()).said(1)),
+        there.orders("cancel", theirs.said(1), Child(uuid4()).said(0), reason=reason),
+        there.orders("roll_back", theirs.said(1), reason=reason),
+        there.orders("release", theirs.said(1)),
+        there.news(ours.said(1, state="started")),
+    ]
+    newer = [json.dumps({**json.loads(one.envelope.body), "version": 2}).encode() for one in said]
+    await ear.hear(*map(delivered, newer))
+    monkeypatch.setattr(control, "VERSION", 2)
+    with DeadLetters(roles.url("operator")) as letters:
+        answers = [letters.replay(number) for number in list(letters.numbers())]
+    assert [(one.status, one.reason) for one in answers] == [
+        (ReplayStatus.REPLAYED, "taken in as said by another home")
+    ] * len(said)
+    assert ear.ask("select state from run") == [("rolling_back",)]
+    with Homes(roles.url("operator")) as homes:
+        assert homes.move() == 1
+    await ear.close()
 
 
 async def test_operators_see_to_handlers_and_dead_letters_and_a_pruner_prunes(roles: Roles) -> None:
