@@ -37,26 +37,38 @@ create trigger said after insert on outbox for each row
 """
 
 
-class _Ring:
-    """Homes in a ring, each with a service of its own, in this process: children of one live in the next.
+class _Homes:
+    """Homes in this process.
+
+    They stand in a ring, each with a service of its own, and the children of one live in the next. Or the first one
+    has a service, and all others are homes of another one, which share its children.
+
+    Args:
+        controls: their databases.
+        url: the broker.
+        shared: whether the second service has all other homes.
 
     Attributes:
-        apps: the services.
+        apps: the services, by home.
         controls: their databases.
+        prefix: what the names of topics begin with.
     """
 
-    def __init__(self, controls: Sequence[Control], url: str) -> None:
+    def __init__(self, controls: Sequence[Control], url: str, *, shared: bool = False) -> None:
         self.controls = controls
         # Others on this broker have names, topics and groups of their own, and are none of our homes.
         self.prefix = f"{secrets.token_hex(4)}."
         names = [f"{self.prefix}home-{number}" for number in range(len(controls))]
+        services = [names[min(number, 1)] for number in range(len(names))] if shared else names
         cooperates = len(controls) > 1
         self.apps = [
-            Scoop(name, database=control.url, broker=url, start="earliest", home=name if cooperates else None)
-            for name, control in zip(names, controls, strict=True)
+            Scoop(service, database=control.url, broker=url, start="earliest", home=name if cooperates else None)
+            for service, name, control in zip(services, names, controls, strict=True)
         ]
         for number, app in enumerate(self.apps):
-            _declare(app, self.prefix, number, (number - 1) % len(self.apps))
+            launches = not shared or number == 0
+            handles = (number - 1) % len(self.apps) if not shared else None if number == 0 else 0
+            _declare(app, self.prefix, number if launches else None, handles)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -86,24 +98,27 @@ async def _create_control_topics(app: Scoop, prefix: str) -> None:
     await broker.topology(control.topics, control, create=True)
 
 
-def _declare(app: Scoop, prefix: str, number: int, before: int) -> None:
-    """Declare parents of this home, and the children of those in the home before."""
+def _declare(app: Scoop, prefix: str, number: int | None, before: int | None) -> None:
+    """Declare parents of this home, and the children of those in the home before, if there are any."""
 
     async def launch_hop(scope: Scope, message: Message) -> None:
         scope.launch(f"{prefix}hop.{number}", {})
 
     async def launch_fan(scope: Scope, message: Message) -> None:
         for one in range(message.payload["children"]):
-            scope.launch(f"{prefix}fan.{number}", {"number": one})
+            scope.launch(f"{prefix}fan.{number}", {"number": one}, key=str(one))
 
+    if before is not None:
+        app.saga("hop-child", on=f"{prefix}hop.{before}").add_step("only", nothing)
+        app.saga("fan-child", on=f"{prefix}fan.{before}").add_step("only", nothing)
+    if number is None:
+        return
     root = app.saga("hop-root", on=f"{prefix}hop.root.{number}")
     root.add_step("launch", launch_hop)
     root.add_step("finish", nothing)
     fan = app.saga("fan-root", on=f"{prefix}fan.root.{number}")
     fan.add_step("launch", launch_fan)
     fan.add_step("finish", nothing)
-    app.saga("hop-child", on=f"{prefix}hop.{before}").add_step("only", nothing)
-    app.saga("fan-child", on=f"{prefix}fan.{before}").add_step("only", nothing)
 
 
 async def measure(bench: Bench) -> list[Table]:
@@ -118,13 +133,17 @@ async def measure(bench: Bench) -> list[Table]:
     )
     growth = Table(
         "(t) processor ms for each tree of two runs, all launched at once, in a ring of homes in one process",
-        ("", "two homes", "four homes", "ratio"),
+        ("", "one home", "two homes", "four homes", "four to two", "trees per second: one", "two", "four"),
+    )
+    shares = Table(
+        "(t) processor ms for each child with a key, of a service with so many homes, all in one process",
+        ("", "one home", "two homes", "three homes", "three to two"),
     )
     for kind in (KAFKA, RABBITMQ):
         with serving(kind, hops.notes) as url:
             if url is not None:
-                await _over(bench, kind.name, url, (hops, fans, growth))
-    return [hops, fans, growth]
+                await _over(bench, kind.name, url, (hops, fans, growth, shares))
+    return [hops, fans, growth, shares]
 
 
 async def _over(bench: Bench, name: str, url: str, tables: Sequence[Table]) -> None:
@@ -137,13 +156,18 @@ async def _over(bench: Bench, name: str, url: str, tables: Sequence[Table]) -> N
             await _fan(ring, FEW)
             for size in (FEW, bench.size(MANY, FEW * 2)):
                 columns[f"fan {size if size == FEW else MANY}"].append(await _fan(ring, size) / size)
-        for homes in (2, 4):
+        for homes in (1, 2, 4):
             async with _ring(bench, url, homes) as ring:
-                columns[f"cost {homes}"].append(await _cost(ring, bench.size(1000, 100)))
+                cost, rate = await _cost(ring, bench.size(1000, 100))
+            columns[f"cost {homes}"].append(cost)
+            columns[f"rate {homes}"].append(rate)
+        for homes in (1, 2, 3):
+            async with _ring(bench, url, 1 + homes, shared=True) as ring:
+                columns[f"share {homes}"].append(await _cost_of_fan(ring, bench.size(MANY, FEW)))
     async with _ring(bench, url, 2, counted=True) as ring:
         said, octets = await _said(ring, 20)
         said_of_fan, _ = await _said(ring, 1, FEW)
-    hops, fans, growth = tables
+    hops, fans, growth, shares = tables
     share = ratios(columns["hop 2"], columns["hop 1"])
     hops.add(name, columns["hop 1"], columns["hop 2"], share, [said], [octets])
     hops.targets.append(Target(f"{name}: at most {MOST_HOP}", statistics.median(share), most=MOST_HOP))
@@ -151,23 +175,28 @@ async def _over(bench: Bench, name: str, url: str, tables: Sequence[Table]) -> N
     fans.add(name, columns[f"fan {FEW}"], columns[f"fan {MANY}"], flat, [said_of_fan / FEW])
     fans.targets.append(Target(f"{name}: at most {MOST_FAN}", statistics.median(flat), most=MOST_FAN))
     grown = ratios(columns["cost 4"], columns["cost 2"])
-    growth.add(name, columns["cost 2"], columns["cost 4"], grown)
+    rates = [columns[f"rate {homes}"] for homes in (1, 2, 4)]
+    growth.add(name, columns["cost 1"], columns["cost 2"], columns["cost 4"], grown, *rates)
     growth.targets.append(Target(f"{name}: at most {MOST_GROWTH}", statistics.median(grown), most=MOST_GROWTH))
+    shared = [columns[f"share {homes}"] for homes in (1, 2, 3)]
+    shares.add(name, *shared, ratios(shared[2], shared[1]))
 
 
 @asynccontextmanager
-async def _ring(bench: Bench, url: str, homes: int, *, counted: bool = False) -> AsyncIterator[_Ring]:
+async def _ring(
+    bench: Bench, url: str, homes: int, *, counted: bool = False, shared: bool = False
+) -> AsyncIterator[_Homes]:
     async with AsyncExitStack() as stack:
         controls = [await stack.enter_async_context(bench.database()) for _ in range(homes)]
         if counted:
             for control in controls:
                 await control.all(_COUNTED)
-        ring = _Ring(controls, url)
+        ring = _Homes(controls, url, shared=shared)
         async with ring.running():
             yield ring
 
 
-async def _hops(ring: _Ring, count: int) -> list[float]:
+async def _hops(ring: _Homes, count: int) -> list[float]:
     """Launch messages one by one; return milliseconds."""
     took: list[float] = []
     for _ in range(10 + count):
@@ -177,18 +206,19 @@ async def _hops(ring: _Ring, count: int) -> list[float]:
     return took[10:]
 
 
-async def _fan(ring: _Ring, children: int) -> float:
+async def _fan(ring: _Homes, children: int) -> float:
     """Launch one message with so many children; return milliseconds."""
     began = time.perf_counter()
     await (await ring.apps[0].launch(f"{ring.prefix}fan.root.0", {"children": children})).wait(_WAIT)
     return (time.perf_counter() - began) * 1000
 
 
-async def _cost(ring: _Ring, count: int) -> float:
-    """Launch trees in all homes at once; return milliseconds of processor time for each, Python's and Postgres's."""
+async def _cost(ring: _Homes, count: int) -> tuple[float, float]:
+    """Launch trees in all homes at once; return processor milliseconds for each, and how many there are in a second."""
     server = await Server.of(ring.controls[0])
     await _hops(ring, 10)
     meter = Meter(server, [os.getpid()])
+    began = time.perf_counter()
     each = count // len(ring.apps)
     handles = [
         await app.launch(f"{ring.prefix}hop.root.{number}", {})
@@ -196,11 +226,25 @@ async def _cost(ring: _Ring, count: int) -> float:
         for _ in range(each)
     ]
     await asyncio.gather(*(handle.wait(_WAIT) for handle in handles))
+    return _processor_ms(meter) / len(handles), len(handles) / (time.perf_counter() - began)
+
+
+async def _cost_of_fan(ring: _Homes, children: int) -> float:
+    """Launch one message with so many children; return processor milliseconds for each."""
+    server = await Server.of(ring.controls[0])
+    await _fan(ring, 10)
+    meter = Meter(server, [os.getpid()])
+    await _fan(ring, children)
+    return _processor_ms(meter) / children
+
+
+def _processor_ms(meter: Meter) -> float:
+    """Return what Python and Postgres have used together."""
     spent = meter.spent()
-    return (spent.python + (spent.postgres or 0.0)) * 1000 / len(handles)
+    return (spent.python + (spent.postgres or 0.0)) * 1000
 
 
-async def _said(ring: _Ring, count: int, children: int = 1) -> tuple[float, float]:
+async def _said(ring: _Homes, count: int, children: int = 1) -> tuple[float, float]:
     """Return how many messages homes say to each other because of a tree, and of how many bytes."""
     for control in ring.controls:
         await control.all("truncate said")

@@ -13,7 +13,9 @@ export const isJson = (contentType) => /^application\/json *(;|$)/i.test(content
 const uuid = (hex) => hex.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, '$1-$2-$3-$4-$5');
 const isUuid = (text) => /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/.test(text);
 const isObject = (value) => typeof value === 'object' && value !== null && !Array.isArray(value);
-const isPairs = (value) => Array.isArray(value) && value.every((pair) => Array.isArray(pair) && pair.length === 2);
+/** A service and a saga each, and perhaps the home that is to handle it: this service has one home. */
+const isPairs = (value) =>
+  Array.isArray(value) && value.every((pair) => Array.isArray(pair) && (pair.length === 2 || isUuid(pair[2])));
 
 /** Return a new id of version 7: ids sort by the time at which they were made. */
 export function newId() {

@@ -13,6 +13,7 @@ from scoop_outbox.cli.options import in_one_line, on_a_database, required
 from scoop_outbox.cli.settings import broker_settings, settings_of
 
 if TYPE_CHECKING:
+    from scoop_outbox.core.plans.peers import Peer
     from scoop_outbox.operations.doctor import Examination
 
 PROBLEMS = 1
@@ -79,7 +80,7 @@ def _lines(found: Examination) -> Iterator[str]:
                 in_one_line(one.name or "(unknown)"),
                 str(one.id),
                 _ago(one.heard),
-                f"{one.listeners}, revision {one.revision}" if one.revision else "not told",
+                _subscriptions(one),
                 "yes" if one.confirmed >= found.revision else f"{one.confirmed} of {found.revision}",
                 "-" if one.lag is None else f"{one.lag:.3f} s",
                 str(one.children),
@@ -89,6 +90,12 @@ def _lines(found: Examination) -> Iterator[str]:
         )
     for problem in found.problems:
         yield f"{problem.fault}: {in_one_line(problem.text)}"
+
+
+def _subscriptions(one: Peer) -> str:
+    if not one.revision:
+        return "not told"
+    return f"{one.listeners}, revision {one.revision}" + (", draining" if one.draining else "")
 
 
 def _ago(seconds: float | None) -> str:

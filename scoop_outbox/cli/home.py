@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import click
 
 from scoop_outbox.cli.options import on_a_database, required
 from scoop_outbox.cli.requests import NOT_ALL
+
+if TYPE_CHECKING:
+    from scoop_outbox.core.plans.draining import Draining
+
+_EVERY = 5.0
+"""Seconds from one look to the next while a home is being drained."""
 
 
 @click.group()
@@ -45,3 +55,46 @@ def forget(*, name: str, database: str | None, schema: str) -> None:
         click.echo(f"{name}\tunknown")
         raise SystemExit(NOT_ALL)
     click.echo(f"{name}\tforgotten\t{forgotten} children that were waited for have failed")
+
+
+@home.command()
+@click.option("--resume", is_flag=True, help="Share with the other homes again.")
+@click.option("--alone", is_flag=True, help="Also if it has sagas that no other home has.")
+@click.option("--wait", is_flag=True, help="Wait until it is drained.")
+@on_a_database
+def drain(*, resume: bool, alone: bool, wait: bool, database: str | None, schema: str) -> None:
+    """Have other homes of its services take over from this one, and say what is left here.
+
+    Its workers and its relay go on: what has begun here ends here. The exit code is 1 until it is drained.
+    """
+    from scoop_outbox.operations.homes import Homes
+
+    with Homes(required(database), schema=schema) as homes:
+        found = homes.drain(resume=resume, alone=alone)
+        while wait and not resume and not found.is_drained:
+            time.sleep(_EVERY)
+            found = homes.drain(alone=True)
+    for line in _left(found):
+        click.echo(line)
+    if not resume and not found.is_drained:
+        raise SystemExit(NOT_ALL)
+
+
+def _left(found: Draining) -> Iterator[str]:
+    if not found.draining:
+        yield "shared\tthis home takes its part again"
+        return
+    yield "drained" if found.is_drained else "draining"
+    for name in found.unconfirmed:
+        yield f"unconfirmed\t{name} has not said that it knows"
+    for name, count in found.awaited.items():
+        if count is None:
+            yield f"awaited\t{name} has not said whether it waits for children here"
+        elif count:
+            yield f"awaited\t{name} waits for {count} children here"
+    if found.unpublished:
+        yield f"unpublished\t{found.unpublished} messages in the outbox"
+    if found.unfinished:
+        yield f"unfinished\t{found.unfinished} runs"
+    if found.undoable:
+        yield f"undoable\t{found.undoable} runs that other homes may ask to undo: until then, keep a worker and a relay"

@@ -101,10 +101,12 @@ class IntakeCounters:
 
     Attributes:
         taken_in: how many were taken in, those that came again too.
+        forwarded: how many of these another home of the service was told to handle.
         dead_letters: how many could not be.
     """
 
     taken_in: int = 0
+    forwarded: int = 0
     dead_letters: int = 0
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from scoop_outbox._log import get_logger
+from scoop_outbox.core.plans.draining import Draining, drain_home, read_draining
 from scoop_outbox.core.plans.gone_homes import forget_home
 from scoop_outbox.core.plans.restored import move_home
+from scoop_outbox.errors import DefinitionError
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
 from scoop_outbox.store.standalone import OpenedDatabase
 
@@ -37,6 +39,32 @@ class Homes(OpenedDatabase):
             After how many children this home asks.
         """
         return self._run(move_home(self._home.failures))
+
+    def drain(self, *, resume: bool = False, alone: bool = False) -> Draining:
+        """Have other homes of its services preferred to this one, and say what is left here.
+
+        What has begun here ends here, and so does what somebody waits for here already. Call it again to see what is
+        left then: each time, the other homes are asked for how many children here they wait.
+
+        Args:
+            resume: share with the other homes again.
+            alone: drain it even if it has sagas that no other home has: what is launched for them still comes here.
+
+        Raises:
+            DefinitionError: it has such sagas; or no home cooperates under this name yet.
+        """
+        found = self._run(read_draining())
+        if not resume and not alone and found.alone:
+            sagas = ", ".join(f"{saga} of {service}" for service, saga in found.alone)
+            raise DefinitionError(
+                f"no other home has these sagas: {sagas}. Start a worker of theirs in another home first, in the same "
+                "group or on the same queue, or forget them: scoop-outbox handlers forget"
+            )
+        self._run(drain_home(draining=not resume))
+        if found.draining is not resume:
+            return found  # what the others have answered last; they have been asked again
+        log.warning("home: %s", "shares again with other homes" if resume else "is being drained")
+        return self._run(read_draining())
 
     def forget(self, name: str) -> int | None:
         """Forget another home that is gone for good, and end what waits for children there: they have failed.

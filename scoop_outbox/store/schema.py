@@ -74,6 +74,8 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         Column("announced", Text),
         # The server and the database that it was in when it was named: a copy of it is somewhere else.
         Column("place", Text),
+        # Whether other homes that have its sagas, too, are to be preferred.
+        Column("draining", Boolean, nullable=False, server_default=text("false")),
     )
 
     # Saga X of service Y listens on topic T. Forgotten only by an explicit command, so that a service which is down

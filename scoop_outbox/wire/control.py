@@ -15,6 +15,19 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from scoop_outbox.wire.control_fields import (
+    MalformedControl,
+    failure_of,
+    is_storable,
+    json_of,
+    number_of,
+    object_of,
+    objects_of,
+    text_of,
+    time_of,
+    uuid_of,
+)
+from scoop_outbox.wire.forwarded import Forwarded, read_forwarded
 from scoop_outbox.wire.headers import id_of, run_id
 
 VERSION = 1
@@ -33,6 +46,7 @@ class Kind(StrEnum):
     CONFIRMED = "confirmed"
     NEWS = "news"
     ORDERS = "orders"
+    FORWARDED = "forwarded"
 
 
 class Order(StrEnum):
@@ -54,10 +68,6 @@ class ReportedState(StrEnum):
     ROLLBACK_FAILED = "rollback_failed"
     CANCELLED = "cancelled"
     UNKNOWN = "unknown"
-
-
-class MalformedControl(ValueError):
-    """A control message cannot be understood; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,19 +117,27 @@ class Subscriptions:
         listeners: who.
         known: of other homes, by id, the revision that the sender has taken in.
         restored: whether the sender was restored from an older backup: children there are to be asked after.
+        draining: whether other homes that have these sagas, too, are to be preferred.
     """
 
     revision: int
     listeners: Sequence[Listener]
     known: Mapping[uuid.UUID, int]
     restored: bool = False
+    draining: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Confirmed:
-    """The sender has taken in this revision of the receiver's subscriptions."""
+    """The sender has taken in this revision of the receiver's subscriptions.
+
+    Attributes:
+        revision: which.
+        waiting: how many children in the receiver's home the sender waits for at that moment; None if it does not say.
+    """
 
     revision: int
+    waiting: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +217,7 @@ class Orders:
     rollback_by: datetime | None = None
 
 
-Content = Subscriptions | Confirmed | News | Orders
+Content = Subscriptions | Confirmed | News | Orders | Forwarded
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +265,7 @@ def read_control(body: bytes) -> Control:
         said = json.loads(body)
     except (ValueError, RecursionError):
         raise MalformedControl("it is no JSON") from None
-    said = _object(said, "it")
+    said = object_of(said, "it")
     if said.get("version") != VERSION:
         raise MalformedControl(f"it is of version {said.get('version')!r:.40}, and only {VERSION} is known here")
     if said.get("kind") not in list(Kind):
@@ -256,37 +274,39 @@ def read_control(body: bytes) -> Control:
 
 
 def _sender(said: Mapping[str, Any]) -> Sender:
-    sender = _object(said.get("from"), "from")
-    if not is_control_topic(_text(sender, "replyTo")):
+    sender = object_of(said.get("from"), "from")
+    if not is_control_topic(text_of(sender, "replyTo")):
         raise MalformedControl("replyTo is no control topic")
-    return Sender(_uuid(sender, "id"), _text(sender, "name"), _text(sender, "replyTo"), _time(sender, "at"))
+    return Sender(uuid_of(sender, "id"), text_of(sender, "name"), text_of(sender, "replyTo"), time_of(sender, "at"))
 
 
 def _subscriptions(said: Mapping[str, Any]) -> Subscriptions:
-    known = _object(said.get("known") or {}, "known")
+    known = object_of(said.get("known") or {}, "known")
     return Subscriptions(
-        _number(said, "revision", _GENERATIONS),
-        [_listener(one) for one in _objects(said, "subscriptions")],
-        {home: _number(known, text) for text in known if (home := id_of(text)) is not None},
+        number_of(said, "revision", _GENERATIONS),
+        [_listener(one) for one in objects_of(said, "subscriptions")],
+        {home: number_of(known, text) for text in known if (home := id_of(text)) is not None},
         said.get("restored") is True,
+        said.get("draining") is True,
     )
 
 
 def _listener(said: Mapping[str, Any]) -> Listener:
     names = said.get("names") or []
-    if not isinstance(names, list) or not all(_is_storable(name) for name in names):
+    if not isinstance(names, list) or not all(is_storable(name) for name in names):
         raise MalformedControl("names is no list of texts")
     # Whether it is one says the database, which is who reads it.
-    pattern = None if said.get("pattern") is None else _text(said, "pattern")
-    return Listener(_text(said, "topic"), _text(said, "service"), _text(said, "saga"), pattern, tuple(names))
+    pattern = None if said.get("pattern") is None else text_of(said, "pattern")
+    return Listener(text_of(said, "topic"), text_of(said, "service"), text_of(said, "saga"), pattern, tuple(names))
 
 
 def _confirmed(said: Mapping[str, Any]) -> Confirmed:
-    return Confirmed(_number(said, "revision", _GENERATIONS))
+    waiting = None if said.get("waiting") is None else number_of(said, "waiting")
+    return Confirmed(number_of(said, "revision", _GENERATIONS), waiting)
 
 
 def _news(said: Mapping[str, Any]) -> News:
-    return News([_report(one) for one in _objects(said, "children")])
+    return News([_report(one) for one in objects_of(said, "children")])
 
 
 def _report(said: Mapping[str, Any]) -> Report:
@@ -295,10 +315,10 @@ def _report(said: Mapping[str, Any]) -> Report:
     return Report(
         _child(said),
         ReportedState(said["state"]),
-        _json(said["result"], "result") if "result" in said else None,
-        _failure(said, "failure"),
-        _failure(said, "obstacle"),
-        _time(said, "failedAt"),
+        json_of(said["result"], "result") if "result" in said else None,
+        failure_of(said, "failure"),
+        failure_of(said, "obstacle"),
+        time_of(said, "failedAt"),
     )
 
 
@@ -308,20 +328,20 @@ def _orders(said: Mapping[str, Any]) -> Orders:
     context = said.get("context")
     return Orders(
         Order(said["order"]),
-        [_child(one) for one in _objects(said, "children")],
-        _failure(said, "reason"),
-        None if context is None else _json(_object(context, "context"), "context"),
-        _time(said, "rollbackBy"),
+        [_child(one) for one in objects_of(said, "children")],
+        failure_of(said, "reason"),
+        None if context is None else json_of(object_of(context, "context"), "context"),
+        time_of(said, "rollbackBy"),
     )
 
 
 def _child(said: Mapping[str, Any]) -> ChildRef:
     return ChildRef(
-        _uuid(said, "message"),
-        _uuid(said, "run"),
-        _text(said, "service"),
-        _text(said, "saga"),
-        _number(said, "generation", _GENERATIONS),
+        uuid_of(said, "message"),
+        uuid_of(said, "run"),
+        text_of(said, "service"),
+        text_of(said, "saga"),
+        number_of(said, "generation", _GENERATIONS),
     )
 
 
@@ -330,71 +350,5 @@ _READERS: Mapping[Kind, Callable[[Mapping[str, Any]], Content]] = {
     Kind.CONFIRMED: _confirmed,
     Kind.NEWS: _news,
     Kind.ORDERS: _orders,
+    Kind.FORWARDED: read_forwarded,
 }
-
-
-def _object(value: object, name: str) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise MalformedControl(f"{name} is no JSON object")
-    return value
-
-
-def _objects(said: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
-    value = said.get(name)
-    if not isinstance(value, list):
-        raise MalformedControl(f"{name} is no list")
-    return [_object(one, f"an element of {name}") for one in value]
-
-
-def _failure(said: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
-    return None if said.get(name) is None else _object(said[name], name)
-
-
-def _uuid(said: Mapping[str, Any], name: str) -> uuid.UUID:
-    value = said.get(name)
-    found = id_of(value) if isinstance(value, str) else None
-    if found is None:
-        raise MalformedControl(f"{name} is no UUID")
-    return found
-
-
-def _text(said: Mapping[str, Any], name: str) -> str:
-    value = said.get(name)
-    if not _is_storable(value):
-        raise MalformedControl(f"{name} is no text that can be stored")
-    assert isinstance(value, str)  # noqa: S101 - it is storable
-    return value
-
-
-def _is_storable(value: object) -> bool:
-    try:
-        return isinstance(value, str) and value != "" and "\0" not in value and value.encode() is not None
-    except UnicodeEncodeError:
-        return False
-
-
-def _json(value: object, name: str) -> str:
-    """Return a value as JSON text; what Python reads as a number and JSON has no word for is refused."""
-    try:
-        return json.dumps(value, allow_nan=False)
-    except (ValueError, RecursionError):
-        raise MalformedControl(f"{name} is no JSON that can be stored") from None
-
-
-def _number(said: Mapping[str, Any], name: str, most: int = (1 << 31) - 1) -> int:
-    value = said.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
-        raise MalformedControl(f"{name} is no number from 0 to {most}")
-    return value
-
-
-def _time(said: Mapping[str, Any], name: str) -> datetime | None:
-    if said.get(name) is None:
-        return None
-    try:
-        found = datetime.fromisoformat(said[name])
-    except (TypeError, ValueError):
-        found = None
-    if found is None or found.tzinfo is None:
-        raise MalformedControl(f"{name} is no time of ISO 8601 with its offset from UTC")
-    return found

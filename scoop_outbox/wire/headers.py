@@ -22,7 +22,11 @@ CONTEXT = "scoop-context"
 LAUNCHED_AT = "scoop-launched-at"
 DEADLINES = "scoop-deadlines"
 EXPECTS = "scoop-expects"
-"""Which sagas of other homes the launching home waits for: a JSON list of pairs of a service and a saga."""
+"""Which sagas the launching home waits for: a JSON list of lists of a service, a saga and the id of a home.
+
+Those of its own home are in it only if other homes have sagas of their service, too. A list without an id means
+whichever home takes the message in.
+"""
 REPLY_TO = "scoop-reply-to"
 """The control topic on which the launching home is told of them."""
 SIGNATURE = "scoop-signature"

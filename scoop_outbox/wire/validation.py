@@ -29,6 +29,7 @@ from scoop_outbox.wire.headers import (
 KEY_LIMIT = 1024
 CONTENT_TYPE_LIMIT = 255
 _PAIR = 2
+_PAIR_IN_A_HOME = 3
 
 _LINEAGE = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(,[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})*")
 
@@ -128,10 +129,15 @@ def _are_pairs(value: str) -> bool:
         pairs = json.loads(value)
     except (ValueError, RecursionError):
         return False
-    return isinstance(pairs, list) and all(
-        isinstance(pair, list) and len(pair) == _PAIR and all(is_text(name) and "\0" not in name for name in pair)
-        for pair in pairs
-    )
+    return isinstance(pairs, list) and all(isinstance(pair, list) and _is_pair(pair) for pair in pairs)
+
+
+def _is_pair(pair: list[object]) -> bool:
+    """Tell whether these are a service and a saga, and perhaps the id of the home that is to handle it."""
+    if len(pair) == _PAIR_IN_A_HOME and not (isinstance(pair[-1], str) and id_of(pair[-1]) is not None):
+        return False
+    names = pair[:_PAIR]
+    return len(pair) in (_PAIR, _PAIR_IN_A_HOME) and all(is_text(name) and "\0" not in str(name) for name in names)
 
 
 def _is_json_object(value: str) -> bool:
@@ -145,7 +151,7 @@ _RULES: Sequence[tuple[str, Callable[[str], bool], str]] = (
     (ID, lambda value: id_of(value) is not None, "is no UUID"),
     (HOME, lambda value: id_of(value) is not None, "is no UUID"),
     (LINEAGE, lambda value: _LINEAGE.fullmatch(value) is not None, "is no list of run ids"),
-    (EXPECTS, _are_pairs, "is no list of pairs of a service and a saga"),
+    (EXPECTS, _are_pairs, "is no list of services and sagas"),
     (REPLY_TO, is_control_topic, "is no control topic"),
     (CONTEXT, _is_json_object, "is no JSON object"),
     (LAUNCHED_AT, _is_json_object, "is no JSON object"),

@@ -29,12 +29,12 @@ def journal() -> Journal:
 
 @pytest_asyncio.fixture
 async def make_home(make_database: Callable[[], str], carrier: Carrier, journal: Journal) -> AsyncIterator[MakeHome]:
-    """Makes services, each in a home of its own that is called as the service, or in that of another one."""
+    """Makes services, each in a home of its own, called as the service or otherwise, or in that of another one."""
     made: list[Shop] = []
 
     def make(service: str, *, beside: Shop | None = None, **options: Any) -> Shop:
         if beside is None:
-            app = Scoop(service, database=make_database(), home=service, **options)
+            app = Scoop(service, database=make_database(), **{"home": service} | options)
         else:
             app = Scoop(service, database=service_of(beside.app).home.url, home=beside.app.service, **options)
         made.append(Shop(carrier.carry(app), journal, "mixed"))

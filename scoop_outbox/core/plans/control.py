@@ -35,6 +35,7 @@ from scoop_outbox.wire.control import (
     Subscriptions,
     body_of,
 )
+from scoop_outbox.wire.forwarded import Forwarded
 
 UNKNOWN_RUN = "UnknownRun"
 """Type of the failure with which a home answers about a run that it does not know."""
@@ -98,13 +99,15 @@ def take_in_control(
                 yield from learn(control.sender, listed)
                 if listed.restored:
                     noticed.restored.append((control.sender.name, (yield from ask_all(control.sender.id, known))))
-            case Confirmed(revision):
-                stored = statement("store_confirmed", home=control.sender.id, revision=revision)
+            case Confirmed(revision, waiting):
+                stored = statement("store_confirmed", home=control.sender.id, revision=revision, waiting=waiting)
                 (restored,) = yield from ask(stored)
                 if restored:
                     noticed.restored_here.append((control.sender.name, (yield from compare(known))))
             case News():
                 pass  # all news together, above
+            case Forwarded():
+                pass  # each service takes in what was passed on to it: see daemon/intake/forwarded.py
     yield from ask(*end)
     writing.written()
     if hints is not None:

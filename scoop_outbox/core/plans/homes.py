@@ -133,9 +133,7 @@ def announce_home(*, begins: bool = False) -> Plan[bool]:
     if (yield from read_identity()).name is None:
         return False
     _, home, listeners = yield from ask(BEGIN, statement("lock_identity"), statement("read_listeners_here"))
-    *known, announced = home[0]
-    identity = Identity(*known)
-    said = json.dumps(_listed(listeners), separators=(",", ":"), sort_keys=True)
+    identity, announced, said = _announcement(home, listeners)
     changed: bool = said != announced
     if not changed and not begins:
         yield from ask(COMMIT)
@@ -151,9 +149,7 @@ def announce_restored() -> Plan[None]:
     In the transaction that is open.
     """
     home, listeners = yield from ask(statement("lock_identity"), statement("read_listeners_here"))
-    *known, _ = home[0]
-    identity = Identity(*known)
-    said = json.dumps(_listed(listeners), separators=(",", ":"), sort_keys=True)
+    identity, _, said = _announcement(home, listeners)
     yield from _announce(identity, identity.revision + 1, said, restored=True)
 
 
@@ -177,24 +173,26 @@ def learn(sender: Sender, told: Subscriptions) -> Plan[None]:
 
     What is known of a home is its newest list. That is confirmed, and a home that does not know ours is told.
     """
-    home, known, listeners, peers = yield from ask(
+    home, known, listeners, peers, waiting = yield from ask(
         statement("lock_identity"),
         statement("lock_peer", home=sender.id),
         statement("read_listeners_here"),
         statement("read_known_revisions"),
+        statement("count_waiting", home=sender.id),
     )
-    *mine, announced = home[0]
-    identity, revision = Identity(*mine), known[0][0]
+    identity, announced, said = _announcement(home, listeners)
+    revision = known[0][0]
     writes: list[Statement] = []
     if told.revision > revision:
         revision = told.revision
         writes += _stored(sender.id, told)
-    writes.append(_say(identity, sender.reply_to, Kind.CONFIRMED, {"revision": revision}))
+    confirmed = {"revision": revision, "waiting": waiting[0][0]}
+    writes.append(_say(identity, sender.reply_to, Kind.CONFIRMED, confirmed))
     if announced is not None and told.known.get(identity.id, 0) < identity.revision:
         known_now = {one: number for one, number in peers if one != sender.id}
         pairs = [*known_now.items(), (sender.id, revision)]
-        said = _members(identity.revision, json.dumps(_listed(listeners)), pairs)
-        writes.append(_say(identity, sender.reply_to, Kind.SUBSCRIPTIONS, said))
+        members = _members(identity.revision, said, pairs)
+        writes.append(_say(identity, sender.reply_to, Kind.SUBSCRIPTIONS, members))
     yield from ask(*writes)
 
 
@@ -209,22 +207,25 @@ def _stored(home: uuid.UUID, told: Subscriptions) -> list[Statement]:
         "names": [json.dumps(one.names) for one in told.listeners],
     }
     return [
-        statement("store_peer_revision", home=home, revision=told.revision),
+        statement("store_peer_revision", home=home, revision=told.revision, draining=told.draining),
         statement("drop_peer_subscriptions", home=home, **columns),
         statement("store_peer_subscriptions", home=home, **columns, **more),
     ]
 
 
-def _listed(listeners: Rows) -> list[dict[str, Any]]:
-    found = [
-        Listener(topic, service, saga, pattern, tuple(names)) for topic, service, saga, pattern, names in listeners
+def _announcement(home: Rows, listeners: Rows) -> tuple[Identity, str | None, str]:
+    """Return this home, what it has announced last, and what it has to announce."""
+    *known, announced, draining = home[0]
+    listed = [
+        Listener(topic, service, saga, pattern, tuple(names)).to_json()
+        for topic, service, saga, pattern, names in listeners
     ]
-    return [one.to_json() for one in found]
+    said = {"subscriptions": listed} | ({"draining": True} if draining else {})
+    return Identity(*known), announced, json.dumps(said, separators=(",", ":"), sort_keys=True)
 
 
-def _members(revision: int, listeners: str, peers: Sequence[Sequence[Any]]) -> dict[str, Any]:
-    known = {str(home): number for home, number in peers}
-    return {"revision": revision, "subscriptions": json.loads(listeners), "known": known}
+def _members(revision: int, said: str, peers: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    return {"revision": revision, **json.loads(said), "known": {str(home): number for home, number in peers}}
 
 
 def _say(identity: Identity, topic: str, kind: Kind, members: Mapping[str, Any]) -> Statement:

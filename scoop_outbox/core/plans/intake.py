@@ -24,6 +24,9 @@ from scoop_outbox.wire.headers import (
     REPLY_TO,
     storable,
 )
+from scoop_outbox.wire.sharing import expected
+
+_NOWHERE: Mapping[str, frozenset[uuid.UUID]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,8 @@ def take_in(
     *,
     service: str | None = None,
     home: Identity | None = None,
+    elsewhere: Mapping[str, frozenset[uuid.UUID]] = _NOWHERE,
+    passing: Sequence[Statement] = (),
     unusable: Sequence[Unusable] = (),
 ) -> Plan[list[str]]:
     """Take messages into this home: each once, and one run for each saga that is to handle it.
@@ -55,19 +60,21 @@ def take_in(
         hints: told which runs have mail, and which messages are handled by nobody.
         service: take in for this service only; None is all that share the home.
         home: this home. None when they cannot but be our own.
+        elsewhere: by message, other homes in which sagas of the service are to handle it.
+        passing: what tells these homes in the same transaction.
         unusable: messages that become dead letters of this service in the same transaction.
 
     Returns:
         The ids of messages that nobody of the service handles, has handled or was to handle.
     """
-    params = intake_params(envelopes, service, home)
+    params = intake_params(envelopes, service, home, elsewhere)
     known, reported = started_elsewhere(envelopes, params)
     buried = [statement("bury_incoming", **_buried(unusable, service))] if unusable else []
     taking = taking_in(params)
-    started = (yield from ask(BEGIN, *known, taking, *reported, *buried, COMMIT))[1 + len(known)]
+    started = (yield from ask(BEGIN, *known, taking, *reported, *passing, *buried, COMMIT))[1 + len(known)]
     for run_id, of, saga, _ in started:
         hints.mail(of, saga, "", run_id, 0.0)
-    if reported:
+    if reported or passing:
         hints.outbox()
     begun = {str(message_id) for *_, message_id in started}
     left = [envelope.id for envelope in envelopes if envelope.id not in begun]
@@ -128,7 +135,12 @@ def waits_elsewhere(envelope: Envelope, home: Identity | None) -> bool:
     return envelope.headers.get(HOME, str(home.id)) != str(home.id)
 
 
-def intake_params(envelopes: Sequence[Envelope], service: str | None, home: Identity | None) -> dict[str, Any]:
+def intake_params(
+    envelopes: Sequence[Envelope],
+    service: str | None,
+    home: Identity | None,
+    elsewhere: Mapping[str, frozenset[uuid.UUID]] = _NOWHERE,
+) -> dict[str, Any]:
     """Return the parameters of `take_in`; see the plan of that name."""
 
     def lineage(envelope: Envelope) -> str | None:
@@ -149,12 +161,21 @@ def intake_params(envelopes: Sequence[Envelope], service: str | None, home: Iden
         "service": service,
     }
     waits = [waits_elsewhere(envelope, home) for envelope in envelopes]
-    if any(waits):
+    shared = [elsewhere.get(envelope.id, frozenset()) for envelope in envelopes]
+    if any(waits) or any(shared):
         from_there = list(zip(envelopes, waits, strict=True))
         params["homes"] = [uuid.UUID(envelope.headers[HOME]) if waits else None for envelope, waits in from_there]
         params["above"] = [envelope.headers.get(LINEAGE) if waits else None for envelope, waits in from_there]
-        params["expects"] = [envelope.headers[EXPECTS] if waits else None for envelope, waits in from_there]
+        params["expects"] = [
+            _expects(envelope, others) if waits or others else None
+            for (envelope, waits), others in zip(from_there, shared, strict=True)
+        ]
     return params
+
+
+def _expects(envelope: Envelope, elsewhere: frozenset[uuid.UUID]) -> str:
+    """Return who is waited for, and whether here."""
+    return json.dumps([[one.service, one.saga, one.home not in elsewhere] for one in expected(envelope.headers)])
 
 
 def _deadlines(envelope: Envelope) -> str | None:

@@ -57,6 +57,7 @@ class Peer:
         children: how many children are waited for there.
         silent: seconds since that of these was heard of which has been silent for longest.
         runs: how many runs here are under way for it.
+        draining: whether others that have its sagas, too, are preferred to it.
     """
 
     id: uuid.UUID
@@ -70,6 +71,7 @@ class Peer:
     children: int
     silent: float | None
     runs: int
+    draining: bool = False
 
 
 def examine_peers() -> Plan[list[Peer]]:

@@ -12,9 +12,12 @@ from scoop_outbox.broker.protocol import Delivery
 from scoop_outbox.core.plans.claim import Hints
 from scoop_outbox.core.plans.homes import Identity, read_identity
 from scoop_outbox.core.plans.intake import Unusable, bury, take_in, waits_elsewhere
+from scoop_outbox.core.plans.sharing import forwarding
 from scoop_outbox.daemon.bisection import bisect
 from scoop_outbox.daemon.counters import IntakeCounters
+from scoop_outbox.daemon.intake.sharing import Sorter
 from scoop_outbox.daemon.intake.validation import Validation
+from scoop_outbox.message import Envelope
 from scoop_outbox.store.async_driver import AsyncDriver
 from scoop_outbox.wire.signature import ControlKeys
 
@@ -40,6 +43,7 @@ class Inbox:
         self._validation = validation
         self._hints = hints
         self._keys = keys
+        self._sorter = Sorter(service)
         self._home: Identity | None = None
         self.counters = IntakeCounters()
 
@@ -60,39 +64,34 @@ class Inbox:
         usable: list[Delivery] = []
         unusable: list[Unusable] = []
         for one, defect in zip(deliveries, await self._validation.defects(driver, deliveries), strict=True):
-            reason = self._disbelief(one) if defect is None else defect
+            reason = disbelief(self._keys, one.envelope, self._home) if defect is None else defect
             if reason is None:
                 usable.append(one)
             else:
                 unusable.append(Unusable(one.envelope, one.position, reason))
-        envelopes = [one.envelope for one in usable]
-        plan = take_in(envelopes, self._hints, service=self._service, home=self._home, unusable=unusable)
+        found = await self._sorter.sort(driver, self._home, [one.envelope for one in usable])
+        passing = [] if self._home is None else forwarding(self._home, found.passed)
+        plan = take_in(
+            found.here,
+            self._hints,
+            service=self._service,
+            home=self._home,
+            elsewhere=found.elsewhere,
+            passing=passing,
+            unusable=unusable,
+        )
         if nobody := set(await driver.run(plan)):
             # The broker has not been told yet: it comes again if this process dies before it is written down.
             lost = [one for one in usable if one.envelope.id in nobody]
-            unhandled = [Unusable(one.envelope, one.position, _nobody(self._service, one)) for one in lost]
+            unhandled = [
+                Unusable(one.envelope, one.position, nobody_for(self._service, one.envelope.topic)) for one in lost
+            ]
             await driver.run(bury(unhandled, self._service))
             unusable += unhandled
-        for one_unusable in unusable:
-            log.error(
-                "intake: message became a dead letter (position %s: %s)",
-                *(one_unusable.position, one_unusable.reason),
-                extra={
-                    "service": self._service,
-                    "message_id": one_unusable.envelope.id,
-                    "position": one_unusable.position,
-                    "reason": one_unusable.reason,
-                },
-            )
+        lament(self._service, unusable)
         self.counters.taken_in += len(deliveries) - len(unusable)
+        self.counters.forwarded += len(found.passed)
         self.counters.dead_letters += len(unusable)
-
-    def _disbelief(self, one: Delivery) -> str | None:
-        """Say why it is not believed that another home waits for a message, if so."""
-        if self._keys is None or not waits_elsewhere(one.envelope, self._home):
-            return None
-        problem = self._keys.problem(one.envelope.headers, one.envelope.body)
-        return None if problem is None else f"another home is said to wait for it, but {problem}"
 
     async def _bury(self, driver: AsyncDriver, one: Delivery, error: psycopg.Error) -> None:
         """Make a dead letter of what the database refuses.
@@ -111,9 +110,32 @@ class Inbox:
         await self._store(driver, [Delivery(one.envelope, one.position, reason, one.tag)])
 
 
-def _nobody(service: str, one: Delivery) -> str:
+def disbelief(keys: ControlKeys | None, envelope: Envelope, home: Identity | None) -> str | None:
+    """Say why it is not believed that another home waits for a message, if so."""
+    if keys is None or not waits_elsewhere(envelope, home):
+        return None
+    problem = keys.problem(envelope.headers, envelope.body)
+    return None if problem is None else f"another home is said to wait for it, but {problem}"
+
+
+def lament(service: str, unusable: Sequence[Unusable]) -> None:
+    """Say which messages have become dead letters of a service."""
+    for one in unusable:
+        log.error(
+            "intake: message became a dead letter (position %s: %s)",
+            *(one.position, one.reason),
+            extra={
+                "service": service,
+                "message_id": one.envelope.id,
+                "position": one.position,
+                "reason": one.reason,
+            },
+        )
+
+
+def nobody_for(service: str, topic: str) -> str:
     """Say that no saga of a service is there for a message, and what to do about it."""
     return (
-        f"no saga of {service} listens on {one.envelope.topic!r}: what brings it here lets in too much, or a saga is "
+        f"no saga of {service} listens on {topic!r}: what brings it here lets in too much, or a saga is "
         "missing; start the service with the saga, then replay this"
     )

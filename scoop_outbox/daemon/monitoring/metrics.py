@@ -122,6 +122,7 @@ def _maintenance(maintenance: Maintenance) -> Iterator[Metric]:
 
 def _intake(intake: Intake) -> Iterator[Metric]:
     yield _counter("intake_taken_in", "Messages taken in, duplicates included.", intake.counters.taken_in)
+    yield _counter("intake_forwarded", "Messages passed on to another home of the service.", intake.counters.forwarded)
     yield _gauge("intake_paused", "1 while intake is paused (backpressure, or no database).", intake.paused)
     yield _gauge("intake_problem", "1 while /readyz names a problem of intake.", intake.problem is not None)
 

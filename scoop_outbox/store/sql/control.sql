@@ -25,7 +25,10 @@ update {schema}.home set place = %(place)s
 select p.id from {schema}.peer p join {schema}.home h on p.name = h.name and p.id <> h.id
 
 -- name: lock_identity
-select id, name, prefix, revision, clock_timestamp(), announced from {schema}.home for update
+select id, name, prefix, revision, clock_timestamp(), announced, draining from {schema}.home for update
+
+-- name: drain_home
+update {schema}.home set draining = %(draining)s where draining <> %(draining)s
 
 -- name: read_listeners_here
 -- Whom messages from other homes reach: those whom a broker brings theirs.
@@ -59,7 +62,11 @@ where (known.name, known.reply_to) is distinct from (excluded.name, excluded.rep
 select revision from {schema}.peer where id = %(home)s for update
 
 -- name: store_peer_revision
-update {schema}.peer set revision = %(revision)s where id = %(home)s
+update {schema}.peer set revision = %(revision)s, draining = %(draining)s where id = %(home)s
+
+-- name: count_waiting
+-- How many children in a home are waited for, up to a thousand.
+select count(*) from (select from {schema}.child where open and home = (select %(home)s::uuid) limit 1000) c
 
 -- name: drop_peer_subscriptions
 delete from {schema}.peer_subscription p
@@ -82,7 +89,7 @@ where (known.pattern, known.names) is distinct from (excluded.pattern, excluded.
 -- name: store_confirmed
 -- Who knows a newer list than we have made was told it before we were restored from an older backup.
 with noted as (
-    update {schema}.peer set confirmed = greatest(confirmed, %(revision)s) where id = %(home)s
+    update {schema}.peer set confirmed = greatest(confirmed, %(revision)s), waiting = %(waiting)s where id = %(home)s
 )
 update {schema}.home set revision = %(revision)s, announced = null where revision < %(revision)s returning true
 
@@ -299,6 +306,41 @@ update {schema}.run r
 set parent_run = null, parent_home = null
 from unnest(%(messages)s::uuid[], %(runs)s::uuid[]) as g (message, run)
 where r.id = g.run and r.message_id = g.message and r.parent_home = %(home)s and r.state not in ('running', 'rolling_back')
+
+-- name: read_neighbours
+-- Other homes, and whether they have sagas of this service, too.
+select p.id, p.reply_to, exists (
+    select from {schema}.peer_subscription s where s.home = p.id and s.service = (select %(service)s)
+)
+from {schema}.peer p
+
+-- name: read_sharing
+-- In which homes a service listens, and which of them share what nobody has addressed: those in which most of its sagas
+-- listen, but for those that are being drained, if there are others.
+with listening as (
+    select t.topic, s.home, s.draining, count(distinct s.saga) as sagas
+    from unnest((select %(topics)s::text[])) as t (topic)
+    join (
+        select topic, saga, pattern, names, h.id as home, h.draining
+        from {schema}.subscription cross join {schema}.home h
+        where service = (select %(service)s)
+        union all
+        select topic, saga, pattern, names, home, p.draining
+        from {schema}.peer_subscription join {schema}.peer p on p.id = home
+        where service = (select %(service)s)
+    ) s on s.topic = t.topic or t.topic = any(s.names) or t.topic ~ s.pattern
+    group by t.topic, s.home, s.draining
+), best as (
+    select topic, home, draining, rank() over (partition by topic order by draining, sagas desc) as place from listening
+)
+select topic, array_agg(home), array_agg(home) filter (where place = 1) from best group by topic
+
+-- name: forward
+-- To each home in the order in which it came, as far as keys say that there is one.
+insert into {schema}.outbox (shard, message_id, topic, key, body, content_type, headers)
+select abs(hashtext(g.key) %% {shards}), gen_random_uuid(), g.topic, g.key, g.body, 'application/json', json_build_object()
+from unnest(%(topics)s::text[], %(keys)s::text[], %(bodies)s::bytea[]) with ordinality as g (topic, key, body, ordinal)
+order by g.ordinal
 
 -- name: apply_news
 -- A report counts if its number is higher than that of the last one: whatever comes late, twice or in another order does

@@ -25,7 +25,8 @@ with awaited as (
 select coalesce(p.id, a.home, w.home), p.name, p.reply_to, coalesce(p.revision, 0), coalesce(p.confirmed, 0),
        extract(epoch from clock_timestamp() - p.heard_at)::float8, extract(epoch from p.lag)::float8,
        (select count(*) from {schema}.peer_subscription s where s.home = p.id),
-       coalesce(a.children, 0), extract(epoch from clock_timestamp() - a.since)::float8, coalesce(w.runs, 0)
+       coalesce(a.children, 0), extract(epoch from clock_timestamp() - a.since)::float8, coalesce(w.runs, 0),
+       coalesce(p.draining, false)
 from {schema}.peer p
 full join awaited a on a.home = p.id
 full join wanted w on w.home = coalesce(p.id, a.home)
@@ -50,3 +51,42 @@ where origin = 'intake' and service = %(channel)s
    or origin = 'relay' and (topic = %(homes)s or starts_with(topic, %(channels)s))
 group by origin
 order by origin
+
+-- name: read_draining
+-- What a home that is being drained has left. That a run was committed for another home, which may ask to undo it until it
+-- has pruned its parent, is looked for in all that was.
+with living as (
+    select run_id as id from {schema}.mailbox
+    union
+    select run_id from {schema}.child where open and run_id <> message_id
+    union
+    select run_id from {schema}.lane_entry
+    union
+    select id from {schema}.run where reason is not null
+    union
+    select id from {schema}.run where obstacle is not null and not abandoned
+)
+select h.draining, (select count(*) from {schema}.outbox), (select count(*) from living), (
+    select count(*) from (
+        select from {schema}.run where parent_home is not null and state = 'committed' and not erased limit 1000
+    ) r
+)
+from {schema}.home h
+
+-- name: read_sagas_only_here
+-- Whom nobody takes over from.
+select distinct s.service, s.saga
+from {schema}.subscription s
+where s.via_broker and not exists (
+    select from {schema}.peer_subscription o
+    join {schema}.peer p on p.id = o.home
+    where o.service = s.service and o.saga = s.saga and not p.draining
+)
+order by 1, 2
+
+-- name: read_awaiting
+select p.name, p.confirmed >= h.revision, p.waiting
+from {schema}.peer p
+cross join {schema}.home h
+where p.revision > 0
+order by p.name

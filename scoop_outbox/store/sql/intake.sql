@@ -54,6 +54,9 @@ with arrived as (
     where (select count(*) from taken) >= 0
       and c.message_id = any(%(ids)s::uuid[]) and c.message_id = m.id and c.state in ('waiting', 'left_behind')
       and m.lineage is not null and (%(service)s::text is null or c.service = %(service)s::text)
+      -- only: take_in_across
+      and c.home is null
+      -- both
     returning m.id, m.topic, m.key, m.lineage, m.context, m.launched_at, m.deadlines, c.service, c.saga,
               c.state = 'left_behind' as late
 -- only: take_in_across
@@ -64,7 +67,10 @@ with arrived as (
                md5(concat_ws(e'\n', m.id, length(x.service), x.service || x.saga)), 15))::uuid, m.home
     from arrived m
     cross join lateral (
-        select e.value ->> 0 as service, e.value ->> 1 as saga from json_array_elements(m.expects::json) e
+        -- Of several homes of a service one is to handle it.
+        select e.value ->> 0 as service, e.value ->> 1 as saga
+        from json_array_elements(m.expects::json) e
+        where (e.value ->> 2)::bool
     ) x
     where m.home is not null and x.service = %(service)s::text
     order by m.id, x.service, x.saga
@@ -96,9 +102,11 @@ with arrived as (
       -- only: take_in_across
       -- Of a message that another home waits for, too. Who is waited for is its child, under whatever name, or has been
       -- cancelled: if only at this moment, so that it is the message that is asked, and not the row.
-      and (m.home is null or not exists (
+      -- Nor does one start here that is to start in another home of its service.
+      and (m.expects is null or not exists (
           select from json_array_elements(m.expects::json) e
-          where e.value ->> 0 = s.service and (e.value ->> 1 = s.saga or exists (
+          where (m.home is not null or not (e.value ->> 2)::bool)
+            and e.value ->> 0 = s.service and (e.value ->> 1 = s.saga or exists (
               select from {schema}.renamed n
               where n.service = s.service
                 and (n.former = e.value ->> 1 and n.saga = s.saga or n.former = s.saga and n.saga = e.value ->> 1)

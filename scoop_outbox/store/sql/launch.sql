@@ -19,8 +19,8 @@ with launched as (
     -- Once, however many of its topics are this one: a saga that has changed its topic is known under both.
     select t.topic, s.service, s.saga
     -- only: launch_across
-           -- One that moves from one home to another is here if this home is one of them.
-           , case when not bool_or(s.home is null) then (array_agg(s.home))[1] end as home
+           -- Homes of one service share what comes for it, but for those that are being drained, if there are others.
+           , coalesce(array_agg(distinct s.home) filter (where not s.draining), array_agg(distinct s.home)) as homes
     -- both
     from (select distinct topic from launched) t
     -- only: launch
@@ -28,12 +28,39 @@ with launched as (
     -- both
     -- only: launch_across
     join (
-        select topic, service, saga, pattern, names, null::uuid as home from {schema}.subscription
+        select topic, service, saga, pattern, names, h.id as home, h.draining
+        from {schema}.subscription cross join {schema}.home h
         union all
-        select topic, service, saga, pattern, names, home from {schema}.peer_subscription
+        select topic, service, saga, pattern, names, home, p.draining
+        from {schema}.peer_subscription join {schema}.peer p on p.id = home
     ) s on s.topic = t.topic or t.topic = any(s.names) or t.topic ~ s.pattern
     -- both
     group by t.topic, s.service, s.saga
+-- only: launch_across
+), assigned as (
+    -- All messages of one key to one home, whoever launches them, and few of them to another one when homes are added or
+    -- drained: rendezvous hashing. Intake chooses in the same way: see wire/sharing.py.
+    select l.id, l.ordinal, l.awaited, l.deadline, s.service, s.saga, nullif(c.home, o.id) as home, c.home as target,
+           bool_or(cardinality(s.homes) > 1) over (partition by l.id, s.service) as shared
+    from launched l
+    join listening s on s.topic = l.topic
+    cross join {schema}.home o
+    cross join lateral (
+        select case
+            when cardinality(s.homes) = 1 then s.homes[1]
+            else (
+                select x.home from unnest(s.homes) as x (home)
+                order by md5(x.home::text || coalesce(l.key, l.id::text)) collate "C" desc
+                limit 1
+            )
+        end as home
+    ) c
+), addressed as (
+    select id, json_agg(json_build_array(service, saga, target) order by service, saga)::text as expects
+    from assigned
+    where home is not null or shared
+    group by id
+-- both
 ), expected as (
     -- only: launch
     insert into {schema}.child (message_id, service, saga, run_id, seq, ordinal, deadline)
@@ -45,11 +72,9 @@ with launched as (
     -- only: launch_across
     -- Nothing here is told of what handles a message from outside in another home: it is a child of the message.
     insert into {schema}.child (message_id, service, saga, run_id, seq, ordinal, deadline, home)
-    select l.id, s.service, s.saga, case when l.awaited then %(run)s::uuid else l.id end, %(seq)s::int, l.ordinal,
-           l.deadline, s.home
-    from launched l
-    join listening s on s.topic = l.topic
-    where l.awaited or s.home is not null
+    select id, service, saga, case when awaited then %(run)s::uuid else id end, %(seq)s::int, ordinal, deadline, home
+    from assigned
+    where awaited or home is not null
     -- both
 ), rooted as (
     -- Where each service takes in at a time of its own, whoever waits for a root has to know which of them will.
@@ -57,9 +82,11 @@ with launched as (
     select l.id, coalesce(array_agg(s.service) filter (where s.service is not null), array[]::text[]),
            coalesce(array_agg(s.saga) filter (where s.service is not null), array[]::text[])
     from launched l
+    -- only: launch
     left join listening s on s.topic = l.topic
+    -- both
     -- only: launch_across
-    and s.home is null
+    left join assigned s on s.id = l.id and s.home is null
     -- both
     where (select %(via_broker)s::bool) and not l.awaited
     group by l.id
@@ -72,13 +99,12 @@ with launched as (
     select abs(hashtext(coalesce(l.key, l.id::text)) %% {shards}), l.id, l.topic, l.key, l.body, l.content_type,
            l.headers::json
     -- only: launch_across
-           , (
-               select json_agg(json_build_array(s.service, s.saga) order by s.service, s.saga)::text
-               from listening s
-               where s.topic = l.topic and s.home is not null
-           )
+           , a.expects
     -- both
     from launched l
+    -- only: launch_across
+    left join addressed a on a.id = l.id
+    -- both
     order by l.ordinal
 )
 -- Those of which nobody is waited for, by their places. Counted by whoever asks: to do it here took a third longer.

@@ -1,0 +1,265 @@
+"""Several homes of one service: they share its group or queue, and each message is handled in the one it belongs to."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from scoop_outbox import DistributedError
+from scoop_outbox.app import service_of
+from scoop_outbox.core.plans.draining import Draining
+from scoop_outbox.operations.homes import Homes
+from scoop_outbox.wire.sharing import choose
+from tests.homes.conftest import MakeHome
+from tests.scenarios.shop import LONG, Gate, Journal, Shop
+from tests.waiting import until
+
+_SELDOM = 0.2
+"""Seconds between two questions to all homes: each time they are told something, and answer."""
+KEYS = [f"key {number}" for number in range(24)]
+
+
+class Stock:
+    """A service with several homes, each of which says which one it is.
+
+    Args:
+        make_home: makes them.
+        options: of each `Scoop`.
+    """
+
+    def __init__(self, make_home: MakeHome, **options: Any) -> None:
+        self._make = make_home
+        self._options = options
+        self.handled: list[tuple[str, str]] = []
+        self.undone: list[tuple[str, str]] = []
+        self.gate = Gate()
+        self.gate.open = True
+
+    def home(self, name: str, **options: Any) -> Shop:
+        """Make one more home."""
+        shop = self._make("stock", home=name, **self._options | options)
+
+        def reserve(scope: Any, message: Any) -> Iterator[Any]:
+            yield from self.gate()
+            self.handled.append((message.key, name))
+            scope.set_result(name)
+
+        def release(_: Any, message: Any, __: BaseException) -> None:
+            self.undone.append((message.key, name))
+
+        saga = shop.app.saga("reserve", on="reserve")
+        saga.add_step("reserve", shop.coloured(reserve), compensate=release)
+        return shop
+
+
+def launching(orders: Shop, outcome: list[Any], *, fails: bool = False) -> None:
+    """A root that launches a message of each key, and looks at what became of them."""
+
+    def look(scope: Any, _: Any) -> None:
+        outcome.extend(result.value for result in scope.results)
+        if fails:
+            raise RuntimeError("card declined")
+
+    def launch(scope: Any, message: Any) -> None:
+        for key in message.payload:
+            scope.launch("reserve", None, key=key)
+
+    saga = orders.app.saga("root", on="order")
+    saga.add_step("launch", launch)
+    saga.add_step("look", look)
+
+
+async def identity(shop: Shop) -> Any:
+    return (await shop.ask("select id from scoop_outbox.home"))[0][0]
+
+
+async def know(count: int, *shops: Shop) -> None:
+    """Wait until each of these homes knows of so many others of the service."""
+
+    async def all_know() -> bool:
+        found = [await shop.ask("select distinct home from scoop_outbox.peer_subscription") for shop in shops]
+        return all(len(one) >= count for one in found)
+
+    await until(all_know, LONG)
+
+
+async def drain(homes: Homes, **options: Any) -> Draining:
+    return await asyncio.to_thread(homes.drain, **options)
+
+
+async def is_drained(homes: Homes) -> bool:
+    return (await drain(homes)).is_drained
+
+
+async def is_awaited(homes: Homes, by: str) -> bool:
+    return ((await drain(homes)).awaited[by] or 0) > 0
+
+
+async def handled_in(shop: Shop) -> int:
+    return int((await shop.ask("select count(*) from scoop_outbox.run where saga = 'reserve'"))[0][0])
+
+
+async def test_each_key_is_handled_in_its_home_whoever_receives_it(make_home: MakeHome) -> None:
+    orders, stock, outcome = make_home("orders"), Stock(make_home), list[Any]()
+    first, second = stock.home("stock.1"), stock.home("stock.2")
+    launching(orders, outcome)
+    async with orders.running(), first.running(), second.running():
+        await know(2, orders)
+        await know(1, first, second)
+        await (await orders.app.launch("order", KEYS)).wait(LONG)
+        by_home = {await identity(first): "stock.1", await identity(second): "stock.2"}
+        expected = {key: by_home[choose(list(by_home), key)] for key in KEYS}
+        assert dict(stock.handled) == expected
+        assert len(stock.handled) == len(KEYS)
+        assert sorted(outcome) == sorted(expected.values())
+        assert await handled_in(first) + await handled_in(second) == len(KEYS)
+        rows = await orders.ask("select home, count(*) from scoop_outbox.child where home is not null group by home")
+        assert {by_home[home]: count for home, count in rows} == {
+            name: list(expected.values()).count(name) for name in ("stock.1", "stock.2")
+        }
+
+
+async def test_what_nobody_waits_for_lies_in_the_home_of_its_key_too(make_home: MakeHome) -> None:
+    orders, stock = make_home("orders"), Stock(make_home)
+    first, second = stock.home("stock.1"), stock.home("stock.2")
+    stranger = make_home("stranger", home=None)
+    async with first.running(), second.running(), stranger.running(worker=False):
+        await know(1, first, second)
+        for key in KEYS:
+            await stranger.app.launch("reserve", None, key=key)
+        await until(lambda: len(stock.handled) >= len(KEYS), LONG)
+        strange = dict(stock.handled)
+        assert len(stock.handled) == len(KEYS)
+        stock.handled.clear()
+        launching(orders, [])
+        async with orders.running():
+            await know(2, orders)
+            await (await orders.app.launch("order", KEYS)).wait(LONG)
+        assert dict(stock.handled) == strange
+        assert len(set(strange.values())) == 2
+
+
+async def test_what_comes_to_both_homes_is_handled_once(make_home: MakeHome) -> None:
+    """As after a crash behind the commit: the broker gives the message to the other one."""
+    orders, stock, outcome = make_home("orders"), Stock(make_home), list[Any]()
+    first, second = stock.home("stock.1", group="one"), stock.home("stock.2", group="two")
+    launching(orders, outcome)
+    async with orders.running(), first.running(), second.running():
+        await know(2, orders)
+        await know(1, first, second)
+        await (await orders.app.launch("order", KEYS)).wait(LONG)
+        assert len(outcome) == len(KEYS)
+        # What each had to pass on has come a second time to the other one.
+        await until(lambda: _are_quiet(first, second), LONG)
+        assert await handled_in(first) + await handled_in(second) == len(KEYS)
+        assert sorted(key for key, _ in stock.handled) == sorted(KEYS)
+
+
+async def _are_quiet(*shops: Shop) -> bool:
+    left = [
+        await shop.ask("select from scoop_outbox.outbox union all select from scoop_outbox.mailbox") for shop in shops
+    ]
+    return not any(left)
+
+
+async def test_compensations_go_to_the_home_that_has_handled_it(make_home: MakeHome) -> None:
+    orders, stock, outcome = make_home("orders"), Stock(make_home), list[Any]()
+    first, second = stock.home("stock.1"), stock.home("stock.2")
+    launching(orders, outcome, fails=True)
+    async with orders.running(), first.running(), second.running():
+        await know(2, orders)
+        await know(1, first, second)
+        with pytest.raises(DistributedError, match="card declined"):
+            await (await orders.app.launch("order", KEYS)).wait(LONG)
+        assert sorted(stock.undone) == sorted(stock.handled)
+        assert len(stock.undone) == len(KEYS)
+
+
+async def test_a_service_that_launches_for_itself_shares_that_as_well(make_home: MakeHome) -> None:
+    stock, outcome = Stock(make_home), list[Any]()
+    first, second = stock.home("stock.1"), stock.home("stock.2")
+    for shop in (first, second):
+        launching(shop, outcome)
+    async with first.running(), second.running():
+        await know(1, first, second)
+        await (await first.app.launch("order", KEYS, key="any")).wait(LONG)
+        assert sorted(key for key, _ in stock.handled) == sorted(KEYS)
+        assert len({home for _, home in stock.handled}) == 2
+        assert len(outcome) == len(KEYS)
+
+
+async def test_homes_are_added_and_drained_under_load_and_nothing_is_lost(make_home: MakeHome) -> None:
+    orders, stock, outcome = make_home("orders"), Stock(make_home), list[Any]()
+    first, second = stock.home("stock.1"), stock.home("stock.2")
+    launching(orders, outcome)
+    launched, stop = 0, asyncio.Event()
+
+    async def load() -> None:
+        nonlocal launched
+        while not stop.is_set():
+            keys = [f"{launched + number}" for number in range(4)]
+            await (await orders.app.launch("order", keys)).wait(LONG)
+            launched += len(keys)
+
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(orders.running())
+        await stack.enter_async_context(first.running())
+        await know(1, orders)
+        loading = asyncio.create_task(load())
+        await until(lambda: launched >= 8, LONG)
+        await stack.enter_async_context(second.running())
+        await until(lambda: any(home == "stock.2" for _, home in stock.handled), LONG)
+        with Homes(service_of(first.app).home.url) as homes:
+            assert (await drain(homes)).draining
+            await until(lambda: is_drained(homes), LONG, _SELDOM)
+            so_far = [home for _, home in stock.handled].count("stock.1")
+            more = launched + 16
+            await until(lambda: launched >= more, LONG)
+            assert [home for _, home in stock.handled].count("stock.1") == so_far
+            assert not (await drain(homes, resume=True)).draining
+        await until(lambda: [home for _, home in stock.handled].count("stock.1") > so_far, LONG)
+        stop.set()
+        await loading
+    assert sorted(map(int, (key for key, _ in stock.handled))) == list(range(launched))
+    assert len(outcome) == launched
+
+
+async def test_a_home_is_not_drained_while_somebody_waits_for_it(make_home: MakeHome) -> None:
+    orders, stock, outcome = make_home("orders"), Stock(make_home), list[Any]()
+    first, second = stock.home("stock.1"), stock.home("stock.2")
+    launching(orders, outcome)
+    stock.gate.open = False
+    async with orders.running(), first.running(), second.running():
+        await know(2, orders)
+        await know(1, first, second)
+        handle = await orders.app.launch("order", KEYS)
+        await until(lambda: stock.gate.entered, LONG)
+        with Homes(service_of(first.app).home.url) as homes:
+            await drain(homes)
+            await until(lambda: is_awaited(homes, "orders"), LONG, _SELDOM)
+            assert not await is_drained(homes)
+            stock.gate.open = True
+            await handle.wait(LONG)
+            await until(lambda: is_drained(homes), LONG, _SELDOM)
+            assert (await drain(homes)).undoable > 0
+    assert len(outcome) == len(KEYS)
+
+
+async def test_the_last_home_of_a_saga_is_not_drained_unless_that_is_meant(
+    make_home: MakeHome, journal: Journal
+) -> None:
+    orders, stock, outcome = make_home("orders"), Stock(make_home), list[Any]()
+    first = stock.home("stock.1")
+    launching(orders, outcome)
+    async with orders.running(), first.running():
+        await know(1, orders)
+        with Homes(service_of(first.app).home.url) as homes:
+            with pytest.raises(Exception, match="no other home has these sagas: reserve of stock"):
+                await drain(homes)
+            assert (await drain(homes, alone=True)).alone == [("stock", "reserve")]
+        # Nobody else is there: it is handled all the same.
+        await (await orders.app.launch("order", KEYS)).wait(LONG)
+    assert len(outcome) == len(KEYS)
+    assert journal.entries == []
