@@ -63,7 +63,10 @@ class Homes(OpenedDatabase):
         self._run(drain_home(draining=not resume))
         if found.draining is not resume:
             return found  # what the others have answered last; they have been asked again
-        log.warning("home: %s", "shares again with other homes" if resume else "is being drained")
+        if resume:
+            log.warning("home: shares again with other homes of its services")
+        else:
+            log.warning("home: is being drained")
         return self._run(read_draining())
 
     def forget(self, name: str) -> int | None:

@@ -61,6 +61,7 @@ EXECUTING = asked_by(
         "homes",
         "control",
         "silence",
+        "sharing",
     ),
 )
 NEEDED = {
@@ -72,7 +73,7 @@ NEEDED = {
     "launcher": asked_by("launch", "idempotency", "required_handlers", "progress") | HOME
     | {"read_roots", "read_origins", "read_failures", "list_services_via_broker", "is_pruned"} | LOOKING,
     "operator": asked_by("stuck", "requests", "rollback", "external", "handlers", "healing", "dead_letters")
-    | asked_by("gone_homes", "restored", "silence", "control", "homes") | LOOKING,
+    | asked_by("gone_homes", "restored", "silence", "control", "homes", "draining") | LOOKING,
     "reader": LOOKING,
 }  # fmt: skip
 
@@ -97,7 +98,7 @@ FORBIDDEN = {
     | {"claim_run", "read_taken_in", "read_children", "read_roots", "read_outside"},
     "intake": {name for name in EXAMPLES if used_by(name) & {"outbox", "request", "failure", "step"}},
     "pruner": {name for name in EXAMPLES if written_by(name) & {"outbox", "subscription", "worker", "outbox_shard"}}
-    - {"release_elsewhere", "send_control", "report_started"},
+    - {"release_elsewhere", "send_control", "report_started", "forward"},
     "launcher": {name for name in EXAMPLES if written_by(name) - LAUNCHED} | {"read_taken_in", "read_outbox"},
     "operator": {"read_taken_in", "read_roots", "read_outbox", "claim_run", "prune", "acquire_shards"},
     "reader": {name for name in EXAMPLES if written_by(name)} | PAYLOAD | {"read_outbox", "read_dead_letter"},

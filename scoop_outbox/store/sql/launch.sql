@@ -31,8 +31,8 @@ with launched as (
         select topic, service, saga, pattern, names, h.id as home, h.draining
         from {schema}.subscription cross join {schema}.home h
         union all
-        select topic, service, saga, pattern, names, home, p.draining
-        from {schema}.peer_subscription join {schema}.peer p on p.id = home
+        select topic, service, saga, pattern, names, home, coalesce(p.draining, false)
+        from {schema}.peer_subscription left join {schema}.peer p on p.id = home
     ) s on s.topic = t.topic or t.topic = any(s.names) or t.topic ~ s.pattern
     -- both
     group by t.topic, s.service, s.saga
