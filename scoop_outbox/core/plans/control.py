@@ -16,6 +16,7 @@ from typing import Any
 
 from scoop_outbox.core.plans.claim import Hints
 from scoop_outbox.core.plans.failures import Known, Writing, id_of, recall
+from scoop_outbox.core.plans.forwarded import Lost, take_in_forwarded
 from scoop_outbox.core.plans.homes import Identity, learn, read_identity
 from scoop_outbox.core.plans.restored import compare
 from scoop_outbox.core.plans.silence import ask_all
@@ -36,6 +37,7 @@ from scoop_outbox.wire.control import (
     body_of,
 )
 from scoop_outbox.wire.forwarded import Forwarded
+from scoop_outbox.wire.signature import ControlKeys
 
 UNKNOWN_RUN = "UnknownRun"
 """Type of the failure with which a home answers about a run that it does not know."""
@@ -55,11 +57,13 @@ class Noticed:
         restored_here: who has heard more of this home than it knows, which was restored, and how many children are
             asked after.
         unknown: how many children homes say that they do not know.
+        dead_letters: what was passed on and could not be taken in.
     """
 
     restored: list[tuple[str, int]] = field(default_factory=list)
     restored_here: list[tuple[str, int]] = field(default_factory=list)
     unknown: Counter[str] = field(default_factory=Counter)
+    dead_letters: list[Lost] = field(default_factory=list)
 
 
 def take_in_control(
@@ -67,6 +71,7 @@ def take_in_control(
     known: Known,
     hints: Hints | None,
     *,
+    keys: ControlKeys | None = None,
     begin: Sequence[Statement] = (BEGIN,),
     end: Sequence[Statement] = (COMMIT,),
 ) -> Plan[Noticed]:
@@ -76,6 +81,7 @@ def take_in_control(
         controls: what they have said. What this home has said itself to all is left out by the caller.
         known: the failures that this process knows.
         hints: told which runs have mail, and which messages have been handled.
+        keys: messages that are passed on have to be signed with one of them, if anybody else waits for them.
         begin: begins the transaction, unless it is open.
         end: ends it.
 
@@ -88,31 +94,36 @@ def take_in_control(
     reasons = {place: _reason(one.sender, one.content, writing) for place, one in _orders(controls)}
     posted: list[Rows] = []
     yield from ask(*begin, *writing.statements(), noted_senders([one.sender for one in controls]))
+    # First, as an intake does: whoever takes in locks messages, and then what belongs to them.
+    passed = [one.content for one in controls if isinstance(one.content, Forwarded)]
+    noticed.dead_letters.extend((yield from take_in_forwarded(passed, keys, hints)))
     if reports:
         (told,) = yield from ask(statement("apply_news", document=document(reports)))
         posted.append(told)
     for place, control in enumerate(controls):
-        match control.content:
-            case Orders() as orders:
-                posted += yield from _obey(control.sender, orders, reasons[place], known)
-            case Subscriptions() as listed:
-                yield from learn(control.sender, listed)
-                if listed.restored:
-                    noticed.restored.append((control.sender.name, (yield from ask_all(control.sender.id, known))))
-            case Confirmed(revision, waiting):
-                stored = statement("store_confirmed", home=control.sender.id, revision=revision, waiting=waiting)
-                (restored,) = yield from ask(stored)
-                if restored:
-                    noticed.restored_here.append((control.sender.name, (yield from compare(known))))
-            case News():
-                pass  # all news together, above
-            case Forwarded():
-                pass  # each service takes in what was passed on to it: see daemon/intake/forwarded.py
+        if isinstance(control.content, Orders):
+            posted += yield from _obey(control.sender, control.content, reasons[place], known)
+        else:
+            yield from _hear(control, known, noticed)
     yield from ask(*end)
     writing.written()
     if hints is not None:
         _pass_on(posted, hints)
     return noticed
+
+
+def _hear(control: Control, known: Known, noticed: Noticed) -> Plan[None]:
+    """Take in what another home has said of itself. News, and what was passed on, is taken in together, before."""
+    match control.content:
+        case Subscriptions() as listed:
+            yield from learn(control.sender, listed)
+            if listed.restored:
+                noticed.restored.append((control.sender.name, (yield from ask_all(control.sender.id, known))))
+        case Confirmed(revision, waiting):
+            stored = statement("store_confirmed", home=control.sender.id, revision=revision, waiting=waiting)
+            (restored,) = yield from ask(stored)
+            if restored:
+                noticed.restored_here.append((control.sender.name, (yield from compare(known))))
 
 
 def _count_unknown(controls: Sequence[Control]) -> Counter[str]:

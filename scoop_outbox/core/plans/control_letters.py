@@ -15,7 +15,8 @@ from scoop_outbox.core.plans.homes import Identity
 from scoop_outbox.core.statement import COMMIT, Plan, Statement
 from scoop_outbox.message import Envelope
 from scoop_outbox.wire import validation
-from scoop_outbox.wire.control import Control, MalformedControl, read_control
+from scoop_outbox.wire.control import Control, read_control
+from scoop_outbox.wire.control_fields import MalformedControl
 from scoop_outbox.wire.headers import HOME
 from scoop_outbox.wire.signature import ControlKeys
 
@@ -75,7 +76,7 @@ def take_in_letter(
         return "this home has said it itself"
     if identity.name == control.sender.name:
         return f"another home, {control.sender.id}, has the name of this one"
-    yield from take_in_control([control], listening.known, None, begin=(), end=(drop, COMMIT))
+    yield from take_in_control([control], listening.known, None, keys=listening.keys, begin=(), end=(drop, COMMIT))
     return None
 
 

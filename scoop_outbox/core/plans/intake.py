@@ -25,6 +25,7 @@ from scoop_outbox.wire.headers import (
     storable,
 )
 from scoop_outbox.wire.sharing import expected
+from scoop_outbox.wire.signature import ControlKeys
 
 _NOWHERE: Mapping[str, frozenset[uuid.UUID]] = {}
 
@@ -69,7 +70,7 @@ def take_in(
     """
     params = intake_params(envelopes, service, home, elsewhere)
     known, reported = started_elsewhere(envelopes, params)
-    buried = [statement("bury_incoming", **_buried(unusable, service))] if unusable else []
+    buried = [burying(unusable, service)] if unusable else []
     taking = taking_in(params)
     started = (yield from ask(BEGIN, *known, taking, *reported, *passing, *buried, COMMIT))[1 + len(known)]
     for run_id, of, saga, _ in started:
@@ -92,7 +93,7 @@ def take_in(
 
 def bury(unusable: Sequence[Unusable], service: str) -> Plan[None]:
     """Make dead letters of messages that a service cannot take in; what is one already stays the same one."""
-    yield from ask(BEGIN, statement("bury_incoming", **_buried(unusable, service)), COMMIT)
+    yield from ask(BEGIN, burying(unusable, service), COMMIT)
 
 
 def read_listening(service: str, topics: Sequence[str]) -> Plan[dict[str, set[str]]]:
@@ -133,6 +134,22 @@ def waits_elsewhere(envelope: Envelope, home: Identity | None) -> bool:
     if home is None or EXPECTS not in envelope.headers or REPLY_TO not in envelope.headers:
         return False
     return envelope.headers.get(HOME, str(home.id)) != str(home.id)
+
+
+def disbelief(keys: ControlKeys | None, envelope: Envelope, home: Identity | None) -> str | None:
+    """Say why it is not believed that another home waits for a message, if so."""
+    if keys is None or not waits_elsewhere(envelope, home):
+        return None
+    problem = keys.problem(envelope.headers, envelope.body)
+    return None if problem is None else f"another home is said to wait for it, but {problem}"
+
+
+def nobody_for(service: str, topic: str) -> str:
+    """Say that no saga of a service is there for a message, and what to do about it."""
+    return (
+        f"no saga of {service} listens on {topic!r}: what brings it here lets in too much, or a saga is "
+        "missing; start the service with the saga, then replay this"
+    )
 
 
 def intake_params(
@@ -184,19 +201,21 @@ def _deadlines(envelope: Envelope) -> str | None:
     return None if text is None else Deadlines.from_json(json.loads(text)).dumps()
 
 
-def _buried(unusable: Sequence[Unusable], service: str | None) -> dict[str, Any]:
-    return {
-        "ids": [one.envelope.id for one in unusable],
-        "topics": [storable(one.envelope.topic) for one in unusable],
-        "keys": [None if one.envelope.key is None else storable(one.envelope.key) for one in unusable],
-        "bodies": [one.envelope.body for one in unusable],
-        "content_types": [storable(one.envelope.content_type) for one in unusable],
+def burying(unusable: Sequence[Unusable], service: str | None) -> Statement:
+    """Return the statement that makes dead letters of messages; what is one already stays the same one."""
+    return statement(
+        "bury_incoming",
+        ids=[one.envelope.id for one in unusable],
+        topics=[storable(one.envelope.topic) for one in unusable],
+        keys=[None if one.envelope.key is None else storable(one.envelope.key) for one in unusable],
+        bodies=[one.envelope.body for one in unusable],
+        content_types=[storable(one.envelope.content_type) for one in unusable],
         # All of them, ours too: a replay starts from what came.
-        "headers": [json.dumps(dict(one.envelope.headers)) for one in unusable],
-        "positions": [storable(one.position) for one in unusable],
-        "reasons": [storable(one.reason) for one in unusable],
-        "service": service,
-    }
+        headers=[json.dumps(dict(one.envelope.headers)) for one in unusable],
+        positions=[storable(one.position) for one in unusable],
+        reasons=[storable(one.reason) for one in unusable],
+        service=service,
+    )
 
 
 def _own(envelope: Envelope) -> dict[str, str]:

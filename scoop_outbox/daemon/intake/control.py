@@ -22,13 +22,12 @@ from scoop_outbox.core.statement import ask
 from scoop_outbox.daemon.announcer import control_subscription
 from scoop_outbox.daemon.bisection import bisect
 from scoop_outbox.daemon.counters import IntakeCounters
-from scoop_outbox.daemon.intake.forwarded import PassedOn
+from scoop_outbox.daemon.intake.inbox import lament
 from scoop_outbox.daemon.intake.intake import Intake
 from scoop_outbox.store.async_driver import AsyncDriver
 from scoop_outbox.store.home import Home
 from scoop_outbox.wire.control import Control, Sender
 from scoop_outbox.wire.control_fields import MalformedControl
-from scoop_outbox.wire.forwarded import Forwarded
 from scoop_outbox.wire.signature import ControlKeys
 
 log = get_logger(__name__)
@@ -53,7 +52,6 @@ class ControlInbox:
         self._channel = channel
         self._hints = hints
         self._keys = keys
-        self._passed_on = PassedOn(hints, keys)
         self._identity: Identity | None = None
         self.counters = IntakeCounters()
 
@@ -86,15 +84,16 @@ class ControlInbox:
             await driver.run(ask(noted_senders(namesakes)))  # so that neither starts again like this
         foreign = [one for one in controls if self._is_foreign(one.sender)]
         if foreign:
-            self._say(await driver.run(take_in_control(foreign, self._home.failures, self._hints)))
-            passed_on = [one.content for one in foreign if isinstance(one.content, Forwarded)]
-            await self._passed_on.take_in(driver, self._identity, passed_on)
+            taking = take_in_control(foreign, self._home.failures, self._hints, keys=self._keys)
+            self._say(await driver.run(taking))
         if unusable:
             await self._bury(driver, unusable)
         self.counters.taken_in += len(controls)
 
     def _say(self, noticed: Noticed) -> None:
         """Say what somebody should know."""
+        for service, one in noticed.dead_letters:
+            lament(service, [one])
         for name, asked in noticed.restored:
             log.warning(
                 "home: restored (home %s has moved, or was restored from an older backup: it is asked after %d "

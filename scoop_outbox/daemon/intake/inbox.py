@@ -11,13 +11,12 @@ from scoop_outbox._log import get_logger
 from scoop_outbox.broker.protocol import Delivery
 from scoop_outbox.core.plans.claim import Hints
 from scoop_outbox.core.plans.homes import Identity, read_identity
-from scoop_outbox.core.plans.intake import Unusable, bury, take_in, waits_elsewhere
+from scoop_outbox.core.plans.intake import Unusable, bury, disbelief, nobody_for, take_in
 from scoop_outbox.core.plans.sharing import forwarding
 from scoop_outbox.daemon.bisection import bisect
 from scoop_outbox.daemon.counters import IntakeCounters
 from scoop_outbox.daemon.intake.sharing import Sorter
 from scoop_outbox.daemon.intake.validation import Validation
-from scoop_outbox.message import Envelope
 from scoop_outbox.store.async_driver import AsyncDriver
 from scoop_outbox.wire.signature import ControlKeys
 
@@ -110,14 +109,6 @@ class Inbox:
         await self._store(driver, [Delivery(one.envelope, one.position, reason, one.tag)])
 
 
-def disbelief(keys: ControlKeys | None, envelope: Envelope, home: Identity | None) -> str | None:
-    """Say why it is not believed that another home waits for a message, if so."""
-    if keys is None or not waits_elsewhere(envelope, home):
-        return None
-    problem = keys.problem(envelope.headers, envelope.body)
-    return None if problem is None else f"another home is said to wait for it, but {problem}"
-
-
 def lament(service: str, unusable: Sequence[Unusable]) -> None:
     """Say which messages have become dead letters of a service."""
     for one in unusable:
@@ -131,11 +122,3 @@ def lament(service: str, unusable: Sequence[Unusable]) -> None:
                 "reason": one.reason,
             },
         )
-
-
-def nobody_for(service: str, topic: str) -> str:
-    """Say that no saga of a service is there for a message, and what to do about it."""
-    return (
-        f"no saga of {service} listens on {topic!r}: what brings it here lets in too much, or a saga is "
-        "missing; start the service with the saga, then replay this"
-    )
