@@ -15,7 +15,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from scoop_outbox.wire.control_fields import (
+from scoop_outbox.wire.members import (
     MalformedControl,
     failure_of,
     is_storable,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scoop_outbox.message import Envelope
-from scoop_outbox.wire.control_fields import MalformedControl, object_of, text_of, uuid_of
+from scoop_outbox.wire.members import MalformedControl, object_of, text_of, uuid_of
 
 
 @dataclass(frozen=True, slots=True)

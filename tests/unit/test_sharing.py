@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from scoop_outbox.message import Envelope
-from scoop_outbox.wire.control_fields import MalformedControl
+from scoop_outbox.wire.members import MalformedControl
 from scoop_outbox.wire.forwarded import Forwarded, read_forwarded
 from scoop_outbox.wire.headers import EXPECTS, HOME, text
 from scoop_outbox.wire.sharing import Place, choose, passed_on

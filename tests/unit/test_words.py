@@ -15,7 +15,7 @@ OF_THE_FIELD = """
     adaptation after announce announcer answers app arrays assignment async backward blockers blocking bounds cache
     cancellation changes channels classes client commit connect consumer contracts count counters daemons ddl decide
     demonstration diagram disconnect docker doctor engine env errors events execute exits explain explanation faults
-    fields finding forks frames gate generics groups handlers harness headers health http idempotency incoming inside
+    finding forks frames gate generics groups handlers harness headers health http idempotency incoming inside
     inspect installation kafka killed launch launcher leases leftovers lending limit limits log loops membership
     metrics migrate migrations mode names node options orders other outages output parking payments pipeline placement
     places plugin plugins policy polling pooler pools positions postgres prefetch prefixes preparing probe process

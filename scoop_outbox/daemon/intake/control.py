@@ -27,7 +27,7 @@ from scoop_outbox.daemon.intake.intake import Intake
 from scoop_outbox.store.async_driver import AsyncDriver
 from scoop_outbox.store.home import Home
 from scoop_outbox.wire.control import Control, Sender
-from scoop_outbox.wire.control_fields import MalformedControl
+from scoop_outbox.wire.members import MalformedControl
 from scoop_outbox.wire.signature import ControlKeys
 
 log = get_logger(__name__)

@@ -1,12 +1,12 @@
-"""The fields of control messages: each is read, or refused in words."""
+"""Members of the JSON objects that control messages are made of: each is read, or refused in words."""
 
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 from scoop_outbox.wire.headers import id_of
 
@@ -16,14 +16,14 @@ class MalformedControl(ValueError):
 
 
 def object_of(value: object, name: str) -> Mapping[str, Any]:
-    """Return a value that has to be a JSON object."""
+    """Return a value that has to be an object."""
     if not isinstance(value, dict):
         raise MalformedControl(f"{name} is no JSON object")
     return value
 
 
 def objects_of(said: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
-    """Return a member that has to be a list of JSON objects."""
+    """Return a member that has to be a list of objects."""
     value = said.get(name)
     if not isinstance(value, list):
         raise MalformedControl(f"{name} is no list")
@@ -31,12 +31,12 @@ def objects_of(said: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
 
 
 def failure_of(said: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
-    """Return a member that is a failure, if it is there."""
+    """Return a failure as it was told; None if there is none."""
     return None if said.get(name) is None else object_of(said[name], name)
 
 
-def uuid_of(said: Mapping[str, Any], name: str) -> UUID:
-    """Return a member that has to be a UUID."""
+def uuid_of(said: Mapping[str, Any], name: str) -> uuid.UUID:
+    """Return a member that has to be an id."""
     value = said.get(name)
     found = id_of(value) if isinstance(value, str) else None
     if found is None:
@@ -45,7 +45,7 @@ def uuid_of(said: Mapping[str, Any], name: str) -> UUID:
 
 
 def text_of(said: Mapping[str, Any], name: str) -> str:
-    """Return a member that has to be text, and not empty."""
+    """Return a member that has to be a text, and one that Postgres can hold."""
     value = said.get(name)
     if not is_storable(value):
         raise MalformedControl(f"{name} is no text that can be stored")
@@ -54,7 +54,7 @@ def text_of(said: Mapping[str, Any], name: str) -> str:
 
 
 def is_storable(value: object) -> bool:
-    """Tell whether a value is text that Postgres can hold, and not empty."""
+    """Tell whether a value is a text that Postgres can hold, and not empty."""
     try:
         return isinstance(value, str) and value != "" and "\0" not in value and value.encode() is not None
     except UnicodeEncodeError:
@@ -70,7 +70,7 @@ def json_of(value: object, name: str) -> str:
 
 
 def number_of(said: Mapping[str, Any], name: str, most: int = (1 << 31) - 1) -> int:
-    """Return a member that has to be a number from 0 on."""
+    """Return a member that has to be an integer from 0 to the most that it may be."""
     value = said.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
         raise MalformedControl(f"{name} is no number from 0 to {most}")
@@ -78,7 +78,7 @@ def number_of(said: Mapping[str, Any], name: str, most: int = (1 << 31) - 1) -> 
 
 
 def time_of(said: Mapping[str, Any], name: str) -> datetime | None:
-    """Return a member that is a time with its offset, if it is there."""
+    """Return a member that has to be a time; None if there is none."""
     if said.get(name) is None:
         return None
     try:
