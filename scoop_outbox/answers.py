@@ -27,6 +27,10 @@ class Answer(StrEnum):
         GAVE_UP: it was cancelled, or was late, before it was completed: nobody waits for it.
         NOT_YET: its message has not been taken in, and inside a session nothing is kept for it. Ask again.
         NOT_EXTERNAL: a saga of that name handles the message, which ends when its steps have.
+        ASK_ELSEWHERE: the message was launched in another home, which knows who handles it. Ask there, or by the id of
+            a run.
+        UNANSWERED: other homes were asked whether the runs above have ended, and have not answered yet. Nothing was
+            done. Ask again.
         AMBIGUOUS: several services handle the message under that name. Say which is meant.
     """
 
@@ -47,6 +51,8 @@ class Answer(StrEnum):
     NOT_YET = "not yet"
     NOT_EXTERNAL = "not external"
     AMBIGUOUS = "ambiguous"
+    ASK_ELSEWHERE = "ask elsewhere"
+    UNANSWERED = "unanswered"
 
     @property
     def fulfils(self) -> bool:
@@ -75,10 +81,12 @@ class RollbackAnswer:
     Attributes:
         answer: as for any request.
         active: with `REFUSED_ACTIVE` the runs that have not ended, at most `MOST_ACTIVE` of them.
+        home: with `ASK_ELSEWHERE` the name of the home to ask, with `UNANSWERED` of the one that was asked.
     """
 
     answer: Answer
     active: tuple[ActiveRun, ...] = ()
+    home: str | None = None
 
     @property
     def fulfils(self) -> bool:
@@ -88,7 +96,7 @@ class RollbackAnswer:
     def __eq__(self, other: object) -> bool:
         """Compare it with another one, or with what any request is answered."""
         if isinstance(other, RollbackAnswer):
-            return (self.answer, self.active) == (other.answer, other.active)
+            return (self.answer, self.active, self.home) == (other.answer, other.active, other.home)
         return self.answer is other if isinstance(other, Answer) else NotImplemented
 
     def __hash__(self) -> int:

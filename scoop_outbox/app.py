@@ -416,6 +416,8 @@ class Scoop:
         Returns:
             An object with the `answer`: `ACCEPTED`; `REFUSED_ACTIVE`, with the runs that are `active`;
             `REFUSED_ROLLBACK_FAILED` when a run could not be rolled back before, `ABANDONED` when it was given up;
+            `ASK_ELSEWHERE` when another home has launched the message, `UNANSWERED` when another home has been asked
+            about runs above and has not answered within five seconds, each with the name of that `home`;
             `ALREADY_REQUESTED`; `ALREADY_ROLLED_BACK`; `NOTHING_TO_DO` when nobody has handled the message; `UNKNOWN`
             when this database has no such message or run; `EXPIRED` when it had, and its hierarchy has been pruned, or
             its payload erased.

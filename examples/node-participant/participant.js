@@ -108,6 +108,8 @@ export class Participant {
         return this.runs.hear(from.replyTo, said);
       case 'orders':
         return this.runs.follow(from.replyTo, said);
+      case 'question':
+        return this.runs.answer(said);
       default:
         throw new Error(`a control message of an unknown kind: ${kind}`);
     }

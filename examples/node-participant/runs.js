@@ -134,10 +134,26 @@ export class Runs {
     this.#say(child.reply_to, run.id, 'orders', members);
   }
 
+  /** Answer which runs above a child have not ended; if none here, the home of who is above them knows. */
+  answer({ question, child, answerTo }) {
+    const { parent } = this.home.one('select parent from child where run = ?', child.run) ?? {};
+    const run = parent && this.load(parent);
+    const goesOn = run && !ENDED.includes(run.state);
+    if (run?.reply_to && !goesOn) {
+      const { id, message, saga, generation } = run;
+      const above = { message, run: id, service: this.service, saga, generation };
+      this.#say(run.reply_to, this.home.id, 'question', { question, child: above, answerTo });
+    } else {
+      const active = goesOn ? [{ run: run.id, service: this.service, saga: run.saga, state: run.state }] : [];
+      this.home.say(answerTo, this.home.id, 'answer', { question, active });
+    }
+  }
+
   /** Say something to a home: at once if it is this one. */
   #say(replyTo, key, kind, members) {
     if (replyTo !== this.home.control) this.home.say(replyTo, key, kind, members);
     else if (kind === 'news') this.hear(replyTo, members);
+    else if (kind === 'question') this.answer(members);
     else this.follow(replyTo, members);
   }
 

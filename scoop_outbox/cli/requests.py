@@ -9,7 +9,7 @@ from typing import Literal
 
 import click
 
-from scoop_outbox.answers import ActiveRun, Answer
+from scoop_outbox.answers import Answer, RollbackAnswer
 from scoop_outbox.cli.options import in_one_line, on_a_database, required
 
 NOT_ALL = 1
@@ -69,13 +69,11 @@ def rollback(
     """
     from scoop_outbox.operations.runs import Runs
 
-    answers: dict[uuid.UUID, Answer] = {}
-    active: dict[uuid.UUID, Sequence[ActiveRun]] = {}
+    answers: dict[uuid.UUID, RollbackAnswer] = {}
     with Runs(required(database), schema=schema) as runs:
         for target in _found(runs.find_target, targets):
-            answered = runs.rollback(target, reason=reason, source=source or user(), if_active=if_active)
-            answers[target], active[target] = answered.answer, answered.active
-    _answered(answers, active)
+            answers[target] = runs.rollback(target, reason=reason, source=source or user(), if_active=if_active)
+    _answered(answers)
 
 
 def user() -> str:
@@ -163,12 +161,13 @@ def _found(find: Callable[[str], uuid.UUID], given: Sequence[str]) -> Sequence[u
     return list(dict.fromkeys(map(find, given)))
 
 
-def _answered(
-    answers: Mapping[uuid.UUID, Answer], active: Mapping[uuid.UUID, Sequence[ActiveRun]] | None = None
-) -> None:
-    for target, answer in answers.items():
-        click.echo(f"{target}\t{answer}")
-        for run in (active or {}).get(target, ()):
+def _answered(answers: Mapping[uuid.UUID, Answer] | Mapping[uuid.UUID, RollbackAnswer]) -> None:
+    for target, answered in answers.items():
+        told = answered if isinstance(answered, RollbackAnswer) else RollbackAnswer(answered)
+        click.echo(f"{target}\t{told.answer}")
+        for run in told.active:
             click.echo(f"  {run.id}\t{run.state}\t{in_one_line(run.service)}/{in_one_line(run.saga)}")
-    if not all(answer.fulfils for answer in answers.values()):
+        if told.home is not None:
+            click.echo(f"  home {in_one_line(told.home)}")
+    if not all(answered.fulfils for answered in answers.values()):
         raise SystemExit(NOT_ALL)

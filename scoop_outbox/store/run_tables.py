@@ -112,7 +112,8 @@ def run_tables(metadata: MetaData) -> None:
     # What somebody asks of a run: a person, or the parent of one that gives up. Insert only, and no row of `run` is
     # locked for it: a step holds that lock as long as it takes. `target` is a run, or a message and all its runs, also
     # those to come; `failure` is what they are told. `outcome` is what has become of a request to roll back: none while
-    # it waits. What a person does about a stuck run: who (`source`), why, and of which execution (`seq`). Who completed
+    # it waits. One that ends with `above` is a question about it to other homes, and `note` the runs that they have
+    # named. What a person does about a stuck run: who (`source`), why, and of which execution (`seq`). Who completed
     # an external participant, with which `result`, or why it failed: of its run, also of one that is still to come.
     request = Table(
         "request",

@@ -15,6 +15,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from scoop_outbox.answers import ActiveRun
+from scoop_outbox.wire.forwarded import Forwarded, read_forwarded
+from scoop_outbox.wire.headers import id_of, run_id
 from scoop_outbox.wire.members import (
     MalformedControl,
     failure_of,
@@ -27,8 +30,6 @@ from scoop_outbox.wire.members import (
     time_of,
     uuid_of,
 )
-from scoop_outbox.wire.forwarded import Forwarded, read_forwarded
-from scoop_outbox.wire.headers import id_of, run_id
 
 VERSION = 1
 PREFIX = "scoop."
@@ -47,6 +48,8 @@ class Kind(StrEnum):
     NEWS = "news"
     ORDERS = "orders"
     FORWARDED = "forwarded"
+    QUESTION = "question"
+    ANSWER = "answer"
 
 
 class Order(StrEnum):
@@ -181,6 +184,7 @@ class Report:
         failure: why it was rolled back, as a JSON object.
         obstacle: why it could not be rolled back, as a JSON object.
         failed_at: when it failed, by the clock of its home: failures are told in that order.
+        abandoned: whether somebody has given it up that could not be rolled back: it counts as done.
     """
 
     child: ChildRef
@@ -189,6 +193,7 @@ class Report:
     failure: Mapping[str, Any] | None = None
     obstacle: Mapping[str, Any] | None = None
     failed_at: datetime | None = None
+    abandoned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +222,30 @@ class Orders:
     rollback_by: datetime | None = None
 
 
-Content = Subscriptions | Confirmed | News | Orders | Forwarded
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Whether all runs above a child have ended, asked of the home of its parent by who wants to undo it.
+
+    Attributes:
+        question: names it in the answer.
+        child: which one.
+        answer_to: the topic on which the answer is expected: whoever does not know all that is above passes it on.
+    """
+
+    question: str
+    child: ChildRef
+    answer_to: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Which runs above a child have not ended; none: all have."""
+
+    question: str
+    active: Sequence[ActiveRun]
+
+
+Content = Subscriptions | Confirmed | News | Orders | Forwarded | Question | Answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,6 +347,7 @@ def _report(said: Mapping[str, Any]) -> Report:
         failure_of(said, "failure"),
         failure_of(said, "obstacle"),
         time_of(said, "failedAt"),
+        said.get("abandoned") is True,
     )
 
 
@@ -333,6 +362,21 @@ def _orders(said: Mapping[str, Any]) -> Orders:
         None if context is None else json_of(object_of(context, "context"), "context"),
         time_of(said, "rollbackBy"),
     )
+
+
+def _question(said: Mapping[str, Any]) -> Question:
+    if not is_control_topic(text_of(said, "answerTo")):
+        raise MalformedControl("answerTo is no control topic")
+    child = _child(object_of(said.get("child"), "child"))
+    return Question(text_of(said, "question"), child, text_of(said, "answerTo"))
+
+
+def _answer(said: Mapping[str, Any]) -> Answer:
+    return Answer(text_of(said, "question"), [_active(one) for one in objects_of(said, "active")])
+
+
+def _active(said: Mapping[str, Any]) -> ActiveRun:
+    return ActiveRun(uuid_of(said, "run"), *(text_of(said, name) for name in ("service", "saga", "state")))
 
 
 def _child(said: Mapping[str, Any]) -> ChildRef:
@@ -351,4 +395,6 @@ _READERS: Mapping[Kind, Callable[[Mapping[str, Any]], Content]] = {
     Kind.NEWS: _news,
     Kind.ORDERS: _orders,
     Kind.FORWARDED: read_forwarded,
+    Kind.QUESTION: _question,
+    Kind.ANSWER: _answer,
 }

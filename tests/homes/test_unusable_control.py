@@ -25,6 +25,9 @@ ORDERS = {**BASE, "kind": "orders", "order": "cancel", "children": [CHILD], "rea
 LISTENER = {"topic": "t", "pattern": None, "names": ["u"], "service": SERVICE, "saga": SAGA}
 LISTS = {**BASE, "kind": "subscriptions", "revision": 1, "subscriptions": [LISTENER], "known": {}}
 CONFIRMED = {**BASE, "kind": "confirmed", "revision": 1}
+QUESTION = {**BASE, "kind": "question", "question": "1", "child": CHILD, "answerTo": "scoop.control.there"}
+ACTIVE = {"run": str(uuid.uuid4()), "service": SERVICE, "saga": SAGA, "state": "running"}
+ANSWER = {**BASE, "kind": "answer", "question": "1", "active": [ACTIVE]}
 DEEP = 1_000_000
 
 
@@ -104,6 +107,12 @@ UNUSABLE: dict[str, bytes] = {
     "a topic that no index can hold": but(LISTS, "subscriptions", 0, topic="".join(map(chr, range(0x4E00, 0x6E00)))),
     "known homes that are a list": but(LISTS, known=[1]),
     "a known home with a revision that is none": but(LISTS, known={HOME["id"]: "two"}),
+    "a question of nobody": but(QUESTION, child=...),
+    "a question that cannot be answered": but(QUESTION, answerTo="somewhere"),
+    "a question without a name": but(QUESTION, question=""),
+    "an answer to nothing": but(ANSWER, question=...),
+    "an answer of nothing": but(ANSWER, active=...),
+    "an answer of a run without a state": but(ANSWER, "active", 0, state=None),
     "a confirmation of nothing": but(CONFIRMED, revision=...),
 }
 

@@ -66,6 +66,7 @@ def control_examples() -> list[tuple[str, dict[str, Any]]]:
         ("tell_home", {**ended, "state": "committed", "result": "7", "failure": None}),
         ("apply_news", {"document": document(news)}),
         ("apply_news", {"document": document([_news(FANOUT + 30_000, "committed")])}),
+        ("report_abandoned", {"run": ended["run"], "message": ended["message"], "failure": "{}", "obstacle": "{}"}),
         ("report_reopened", {"runs": children["runs"]}),
         ("read_foreign_children", children),
         ("read_silent_children", {**first, "heard_since": datetime.min.replace(tzinfo=UTC), "most": 500,
@@ -74,6 +75,13 @@ def control_examples() -> list[tuple[str, dict[str, Any]]]:
         ("release_foreign", {**children, "home": HOME}),
         ("release_elsewhere", {"runs": [run_id(FAMILY + n) for n in range(FAMILY)], "roots": [message_id(FAMILY)]}),
         ("read_elsewhere", {"target": message_id(numbers[0])}),
+        *[("read_top_elsewhere", {"target": one})
+          for one in (run_id(numbers[0]), message_id(numbers[0]), message_id(FAMILY), run_id(FAMILY + 1), uuid4())],
+        *[("ask_above", {"target": one}) for one in (run_id(numbers[0]), message_id(FAMILY))],
+        ("read_answer_from_above", {"question": 1}),
+        ("store_answer_from_above", {"question": 1, "outcome": "ended above", "note": None}),
+        *[("read_above_child", {"message": message_id(one), "service": "shop", "saga": "saga 1", "most": 100})
+          for one in (numbers[0], FAMILY, FANOUT + 30_000)],
         ("cancel_elsewhere", {**asked, "order": "cancel", "failure": UUID(int=4)}),
         ("roll_back_elsewhere", {**asked, "order": "roll_back"}),
         ("raise_generations", {**children, "generations": [3] * 10}),

@@ -302,6 +302,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("lock_stuck", {"run": run_id(STUCK)}),
         ("read_stuck", {"run": run_id(STUCK)}),
         ("read_stuck", {"run": run_id(FANOUT)}),
+        ("read_why_stuck", {"run": run_id(STUCK)}),
         ("lock_parent", {"run": run_id(STUCK + 1)}),
         ("read_origins_below", {"run": run_id(STUCK)}),
         ("read_origins_below", {"run": run_id(FANOUT)}),
@@ -315,7 +316,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         ("abandon", {"run": run_id(STUCK), "failure": FAILURE}),
         ("record_action", {"run": run_id(STUCK), "kind": "skip", "note": "n", "source": "s", "seq": 1}),
         ("read_actions", {"runs": [run_id(OLD + number) for number in range(FAMILY)]}),
-        ("hold_runs", {"runs": [run_id(OLD + number) for number in range(FAMILY)]}),
+        ("hold_runs", {"runs": [run_id(OLD + number) for number in range(FAMILY)], "target": run_id(OLD)}),
         ("is_asked_to_give_up", {"run": run_id(OPEN), "deadline": NOW}),
         ("read_target", {"target": run_id(OPEN)}),
         ("read_target", {"target": message_id(OPEN)}),
@@ -326,7 +327,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         *[("read_in_the_way", {"target": one, "most": 100})
           for one in (run_id(OLD), message_id(OLD), run_id(OLD + 1), message_id(OPEN + 1), run_id(FINISHED))],
         *[(name, {"target": message_id(OLD)}) for name in ("is_rollback_waiting",)],
-        ("hold_runs", {"runs": [run_id(FINISHED - n) for n in range(1, 10)]}),
+        ("hold_runs", {"runs": [run_id(FINISHED - n) for n in range(1, 10)], "target": message_id(FINISHED - 1)}),
         ("pause", {"seconds": 0.0}),
         *[("roll_back_runs", {"runs": runs, "failure": FAILURE})
           for runs in ([], [run_id(FINISHED)], [run_id(FINISHED - n) for n in range(1, 10)])],

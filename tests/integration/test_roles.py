@@ -62,6 +62,7 @@ EXECUTING = asked_by(
         "control",
         "silence",
         "sharing",
+        "ancestors",
     ),
 )
 NEEDED = {
@@ -73,6 +74,7 @@ NEEDED = {
     "launcher": asked_by("launch", "idempotency", "required_handlers", "progress") | HOME
     | {"read_roots", "read_origins", "read_failures", "list_services_via_broker", "is_pruned"} | LOOKING,
     "operator": asked_by("stuck", "requests", "rollback", "external", "handlers", "healing", "dead_letters")
+    | {"ask_above", "read_answer_from_above"}
     | asked_by("gone_homes", "restored", "silence", "control", "homes", "draining") | LOOKING,
     "reader": LOOKING,
 }  # fmt: skip

@@ -33,13 +33,15 @@ OF_KINDS = {
     "confirmed": {"revision"},
     "news": {"children"},
     "orders": {"order", "children", "reason", "context", "rollbackBy"},
+    "question": {"question", "child", "answerTo"},
+    "answer": {"question", "active"},
 }
 OF_STATES: dict[str, set[str]] = {
     "started": set(),
     "committed": {"result"},
     "rolling_back": set(),
     "rolled_back": {"failure"},
-    "rollback_failed": {"failure", "obstacle"},
+    "rollback_failed": {"failure", "obstacle", "abandoned"},
     "cancelled": set(),
     "unknown": {"failure"},
 }

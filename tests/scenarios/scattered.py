@@ -46,7 +46,16 @@ where r.lineage[1] = any(%s) and not exists (
 """
 """What a hierarchy has launched elsewhere and is handled here."""
 _LAUNCHES = "select child_run, seq from scoop_outbox.child where child_run = any(%s) and home is not null"
-_RUN = "select from scoop_outbox.run where %s in (id, message_id)"
+_RUN = "select from scoop_outbox.run where id = %s"
+_HANDLES = "select from scoop_outbox.run where message_id = %s"
+_WAITS = "select from scoop_outbox.child where message_id = %s and home is not null"
+_REPORTED = "select run_id, generation from scoop_outbox.foreign_child"
+_CANCELLING = "select child_run from scoop_outbox.child where state = 'cancelling' and child_run is not null"
+_CANCELLED = """
+select target from scoop_outbox.request where kind = 'cancel'
+union select id from scoop_outbox.run where ended_at is not null
+"""
+_HEARD = "select child_run, generation from scoop_outbox.child where home is not null and child_run is not null"
 _EXPECTED = "select from scoop_outbox.child where message_id = %s and (run_id = message_id or service = %s)"
 _KNOWN = """
 select h.id, h.revision, array(
@@ -233,8 +242,9 @@ class Scattered(Scoop):
         return next((home for home in self._others.values() if name in home.sagas), self)
 
     def _of(self, run_id: uuid.UUID) -> Scoop:
-        """The service in whose home a run is, or the runs of a message."""
-        return next((home for home in self._others.values() if _ask(home, _RUN, run_id)), self)
+        """The service in whose home a run is, or that has launched a message; else one that handles it."""
+        asked = ((home, question) for question in (_RUN, _WAITS, _HANDLES) for home in self.homes)
+        return next((home for home, question in asked if _ask(home, question, run_id)), self)
 
     # Somebody who does something about a run does it at the home where it is.
 
@@ -242,7 +252,17 @@ class Scattered(Scoop):
         return await Scoop.cancel(self._of(id), id, **said)
 
     async def rollback(self, id: uuid.UUID, **said: Any) -> RollbackAnswer:  # noqa: A002
-        return await Scoop.rollback(self._of(id), id, **said)
+        """Ask when homes know what has happened, and let children hear that they are to give up.
+
+        What becomes of it otherwise is for tests of homes.
+        """
+        runs = self in self._world.running
+        if runs:
+            await until(lambda: have_heard_all(self._world.running), PATIENCE)
+        answered = await Scoop.rollback(self._of(id), id, **said)
+        if runs and said.get("if_active") == "cancel":
+            await until(lambda: have_been_told(self._world.running), PATIENCE)
+        return answered
 
     async def complete(self, id: uuid.UUID, name: Any, **said: Any) -> Answer:  # noqa: A002
         return await Scoop.complete(self._where(name), id, name, **said)
@@ -286,6 +306,28 @@ def _ask(home: Scoop, statement: str, *params: object) -> list[tuple[Any, ...]]:
 async def know_each_other(homes: Sequence[Scoop]) -> bool:
     """Tell whether each home knows who listens in all others now, and has been told that they know."""
     return await asyncio.to_thread(_know_each_other, homes)
+
+
+async def have_heard_all(homes: Sequence[Scoop]) -> bool:
+    """Tell whether each home has been told the last that others have to say of the children that it waits for."""
+    return await asyncio.to_thread(_have_heard_all, homes)
+
+
+def _have_heard_all(homes: Sequence[Scoop]) -> bool:
+    reported, heard = (
+        {run: number for home in homes for run, number in _ask(home, one)} for one in (_REPORTED, _HEARD)
+    )
+    return reported == heard
+
+
+async def have_been_told(homes: Sequence[Scoop]) -> bool:
+    """Tell whether children that are to give up have been asked to, or have ended."""
+    return await asyncio.to_thread(_have_been_told, homes)
+
+
+def _have_been_told(homes: Sequence[Scoop]) -> bool:
+    asked, told = ({run for home in homes for (run,) in _ask(home, one)} for one in (_CANCELLING, _CANCELLED))
+    return asked <= told
 
 
 def _know_each_other(homes: Sequence[Scoop]) -> bool:

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import pytest
-
 from scoop_outbox import (
     Answer,
     RunState,
@@ -72,7 +70,6 @@ async def test_q6_a_parked_run_has_nothing_to_skip_before_it_rolls_back_and_can_
     assert [cause.type for cause in error.failure.causes] == ["RunAbandoned"]
 
 
-@pytest.mark.one_home("not yet: whether a part of a hierarchy may be undone is judged by what one home knows")
 async def test_q6_a_part_that_was_abandoned_counts_as_undone_when_the_whole_is(mixed: Shop) -> None:
     broken = Broken()
     mixed.saga("root", "R", launches("C"))

@@ -14,6 +14,7 @@ from tests.scenarios.shop import LONG, Shop, launches, with_a_message_on_its_way
 from tests.waiting import until
 
 
+@pytest.mark.one_home("it is about locks in one database: nobody waits for one of another home")
 @pytest.mark.parametrize("held", ["root", "child"])
 async def test_ur_01_a_request_does_not_wait_for_a_lock_but_is_left_for_later(
     make_shop: MakeShop, database_url: str, monkeypatch: pytest.MonkeyPatch, held: str

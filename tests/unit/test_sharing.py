@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 
 from scoop_outbox.message import Envelope
-from scoop_outbox.wire.members import MalformedControl
 from scoop_outbox.wire.forwarded import Forwarded, read_forwarded
 from scoop_outbox.wire.headers import EXPECTS, HOME, text
+from scoop_outbox.wire.members import MalformedControl
 from scoop_outbox.wire.sharing import Place, choose, passed_on
 
 HERE, THERE, FAR, GONE = (uuid.UUID(int=number) for number in range(1, 5))

@@ -16,7 +16,8 @@ OF_THE_FIELD = """
     cancellation changes channels classes client commit connect consumer contracts count counters daemons ddl decide
     demonstration diagram disconnect docker doctor engine env errors events execute exits explain explanation faults
     finding forks frames gate generics groups handlers harness headers health http idempotency incoming inside
-    inspect installation kafka killed launch launcher leases leftovers lending limit limits log loops membership
+    inspect installation kafka killed launch launcher leases leftovers lending limit limits log loops members
+    membership
     metrics migrate migrations mode names node options orders other outages output parking payments pipeline placement
     places plugin plugins policy polling pooler pools positions postgres prefetch prefixes preparing probe process
     processes progress properties protocol publisher publishing queries query queue rabbitmq reasons receiving

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from scoop_outbox.core.plans.ancestors import answer_question, take_in_answer
 from scoop_outbox.core.plans.claim import Hints
 from scoop_outbox.core.plans.failures import Known, Writing, id_of, recall
 from scoop_outbox.core.plans.forwarded import Lost, take_in_forwarded
@@ -24,6 +25,7 @@ from scoop_outbox.core.run import RunState
 from scoop_outbox.core.statement import BEGIN, COMMIT, Plan, Rows, Statement, ask, document, statement
 from scoop_outbox.failure import Failure, ParentSaidSo
 from scoop_outbox.wire.control import (
+    Answer,
     ChildRef,
     Confirmed,
     Control,
@@ -31,6 +33,7 @@ from scoop_outbox.wire.control import (
     News,
     Order,
     Orders,
+    Question,
     ReportedState,
     Sender,
     Subscriptions,
@@ -113,7 +116,7 @@ def take_in_control(
 
 
 def _hear(control: Control, known: Known, noticed: Noticed) -> Plan[None]:
-    """Take in what another home has said of itself. News, and what was passed on, is taken in together, before."""
+    """Take in what another home has said or asked. News, and what was passed on, is taken in together, before."""
     match control.content:
         case Subscriptions() as listed:
             yield from learn(control.sender, listed)
@@ -124,6 +127,10 @@ def _hear(control: Control, known: Known, noticed: Noticed) -> Plan[None]:
             (restored,) = yield from ask(stored)
             if restored:
                 noticed.restored_here.append((control.sender.name, (yield from compare(known))))
+        case Question() as asked:
+            yield from answer_question(asked)
+        case Answer() as answered:
+            yield from take_in_answer(answered)
 
 
 def _count_unknown(controls: Sequence[Control]) -> Counter[str]:
@@ -170,6 +177,7 @@ def _reports(controls: Sequence[Control], writing: Writing) -> list[dict[str, An
                     "failure": None if failure is None else str(failure),
                     "obstacle": None if obstacle is None else str(obstacle),
                     "failed_at": None if report.failed_at is None else report.failed_at.isoformat(),
+                    "abandoned": report.abandoned,
                 }
             )
     return found

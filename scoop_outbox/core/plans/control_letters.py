@@ -16,8 +16,8 @@ from scoop_outbox.core.statement import COMMIT, Plan, Statement
 from scoop_outbox.message import Envelope
 from scoop_outbox.wire import validation
 from scoop_outbox.wire.control import Control, read_control
-from scoop_outbox.wire.members import MalformedControl
 from scoop_outbox.wire.headers import HOME
+from scoop_outbox.wire.members import MalformedControl
 from scoop_outbox.wire.signature import ControlKeys
 
 NOT_BELIEVED = "not believed"

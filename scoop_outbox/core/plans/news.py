@@ -30,7 +30,7 @@ from scoop_outbox.wire.control import Order
 
 _POSTS = ("ask_children", "cancel_children", "expire_children", "leave_behind", "tell_parent", "leave_lane")
 """Statements that answer which runs they have posted mail for."""
-REPORTS = ("tell_home", "report_reopened")
+REPORTS = ("tell_home", "report_reopened", "report_abandoned")
 """Statements that answer whether they have written something to be published."""
 
 

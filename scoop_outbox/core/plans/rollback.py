@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from scoop_outbox.answers import MOST_ACTIVE, ActiveRun, Answer, RollbackAnswer
+from scoop_outbox.core.plans.ancestors import Top, ask_above, hear_from_above, top_of
 from scoop_outbox.core.plans.claim import Hints
 from scoop_outbox.core.plans.failures import Known, Writing, id_of, recall, shown
 from scoop_outbox.core.plans.requests import asked_elsewhere, cancel, pass_on, read_target
@@ -42,6 +43,7 @@ class _Found:
         waits: whether a request for it waits.
         expired: whether its hierarchy has been pruned, or its payload erased.
         elsewhere: the states of those who handle the message in other homes.
+        top: what is above lives in another home from here on, which has not said that it has ended.
     """
 
     known: bool
@@ -57,6 +59,7 @@ class _Found:
     waits: bool
     expired: bool
     elsewhere: frozenset[str] = frozenset()
+    top: Top | None = None
 
     @property
     def can_be_undone(self) -> bool:
@@ -81,14 +84,13 @@ def roll_back(
         ValueError: `if_active` is none of these words.
     """
     _check(if_active)
-    found = yield from _look(target)
-    answer = _judge(found, if_active)
-    if answer is not Answer.ACCEPTED:
-        return _answered(answer, found)
+    found, answered = yield from _judged(target, if_active, hints)
+    if answered != Answer.ACCEPTED:
+        return answered
     writing = Writing(known)
     failure = writing.name(_requested(reason, source))
     stored = [*writing.statements(), statement("store_rollback", target=target, failure=id_of(failure))]
-    if not found.active:
+    if not found.active and (found.top is None or if_active != "wait"):
         if (yield from _carry_out(target, found, failure, stored, hints, _PAUSES)):
             writing.written()
             return RollbackAnswer(Answer.ACCEPTED)
@@ -100,6 +102,8 @@ def roll_back(
     *_, new, _ = yield from ask(BEGIN, *stored, COMMIT)
     writing.written()
     accepted = bool(new)
+    if new and found.top is not None:
+        yield from ask_above(target, found.top, hints)
     if if_active == "cancel" and (found.can_give_up or found.to_come):
         accepted |= (yield from cancel(target, reason, source, known, hints)) is Answer.ACCEPTED
     return RollbackAnswer(Answer.ACCEPTED if accepted else Answer.ALREADY_REQUESTED)
@@ -114,8 +118,24 @@ def judge(target: uuid.UUID, if_active: IfActive) -> Plan[RollbackAnswer]:
     _check(if_active)
     if if_active == "cancel":
         raise ValueError("if_active='cancel' cannot be undone, should the session not commit: ask without session=")
+    _, answered = yield from _judged(target, if_active, None)
+    return answered
+
+
+def _judged(target: uuid.UUID, if_active: IfActive, hints: Hints | None) -> Plan[tuple[_Found, RollbackAnswer]]:
+    """Return what becomes of a request; those who know are asked whether all runs above have ended.
+
+    A request that waits is one for which they are asked as long as it takes.
+    """
     found = yield from _look(target)
-    return _answered(_judge(found, if_active), found)
+    answer = _judge(found, if_active)
+    if answer is Answer.ACCEPTED and found.top is not None and not found.active and if_active != "wait":
+        above = yield from hear_from_above(target, found.top, hints)
+        if above is None:
+            return found, RollbackAnswer(Answer.UNANSWERED, home=found.top.home)
+        if above:
+            return found, RollbackAnswer(Answer.REFUSED_ACTIVE, above)
+    return found, _answered(answer, found)
 
 
 def store(target: uuid.UUID, reason: str | None, source: str, known: Known) -> Plan[bool]:
@@ -166,6 +186,9 @@ def try_waiting(target: uuid.UUID, reason: uuid.UUID, known: Known, hints: Hints
     if found.active:
         return None
     answer = _judge(replace(found, waits=False), "wait")
+    if answer is Answer.ACCEPTED and found.top is not None:
+        yield from ask_above(target, found.top, hints)
+        return None  # the answer is found the next time
     if answer is Answer.ACCEPTED:
         failure = (yield from recall([reason], known))[reason]
         if not found.can_be_undone:
@@ -195,7 +218,7 @@ def _carry_out(
     elsewhere = [statement("roll_back_elsewhere", **asked_elsewhere(target, Order.ROLL_BACK, failure))]
     elsewhere = elsewhere if found.elsewhere else []
     runs = list(found.committed)
-    if not (yield from _hold(runs, pauses)):
+    if not (yield from _hold(target, runs, pauses)):
         return False
     *answers, told = yield from ask(
         *first, *coming, *elsewhere, statement("roll_back_runs", runs=runs, failure=id_of(failure))
@@ -216,10 +239,10 @@ def _carry_out(
     return True
 
 
-def _hold(runs: Sequence[uuid.UUID], pauses: Sequence[float]) -> Plan[bool]:
+def _hold(target: uuid.UUID, runs: Sequence[uuid.UUID], pauses: Sequence[float]) -> Plan[bool]:
     """Lock runs, in a transaction that goes on if all of them could be; try again after each of these pauses."""
     for pause in (*pauses, None):
-        _, held = yield from ask(BEGIN, statement("hold_runs", runs=list(runs)))
+        _, held = yield from ask(BEGIN, statement("hold_runs", runs=list(runs), target=target))
         if held[0][0]:
             return True
         yield from ask(ROLLBACK)
@@ -231,10 +254,11 @@ def _hold(runs: Sequence[uuid.UUID], pauses: Sequence[float]) -> Plan[bool]:
 def _look(target: uuid.UUID) -> Plan[_Found]:
     meant = yield from read_target(target)
     runs, to_come = meant.runs, meant.to_come
-    in_the_way, waiting, handling = yield from ask(
+    in_the_way, waiting, handling, tops = yield from ask(
         statement("read_in_the_way", target=target, most=MOST_ACTIVE),
         statement("is_rollback_waiting", target=target),
         statement("read_elsewhere", target=target),
+        statement("read_top_elsewhere", target=target),
     )
     elsewhere = frozenset(state for (state,) in handling)
     states = [RunState(state) for _, _, state, *_ in runs]
@@ -256,24 +280,35 @@ def _look(target: uuid.UUID) -> Plan[_Found]:
         waits=waiting[0][0],
         expired=meant.pruned or any(erased for *_, erased in runs),
         elsewhere=elsewhere,
+        top=top_of(tops),
     )
 
 
 def _judge(found: _Found, if_active: IfActive) -> Answer:
     """Return `ACCEPTED` when something is to be done, now or later, and else why nothing is."""
-    if not found.known and not found.expired:
-        return Answer.UNKNOWN
-    if found.rolled_back and not found.to_come:
-        return Answer.ALREADY_ROLLED_BACK
-    if found.expired:
-        return Answer.EXPIRED
+    nothing = _judge_known(found)
+    if nothing is not None:
+        return nothing
     later = bool(found.active) or (found.to_come and not found.can_be_undone)
-    if later and ((found.undone and not found.to_come) or (found.waits and if_active != "cancel")):
+    if later and found.undone and not found.to_come:
+        return Answer.ALREADY_REQUESTED
+    if (later or found.top is not None) and found.waits and if_active != "cancel":
         return Answer.ALREADY_REQUESTED
     if found.active:
         wanted = if_active == "wait" or (if_active == "cancel" and found.active_below)
         return Answer.ACCEPTED if wanted else Answer.REFUSED_ACTIVE
     return _judge_ended(found)
+
+
+def _judge_known(found: _Found) -> Answer | None:
+    """Return why nothing is to be done whatever else is known; None when something may be."""
+    if not found.known and not found.expired:
+        return Answer.UNKNOWN
+    if found.top is not None and found.top.is_launched_there:
+        return Answer.ASK_ELSEWHERE
+    if found.rolled_back and not found.to_come:
+        return Answer.ALREADY_ROLLED_BACK
+    return Answer.EXPIRED if found.expired else None
 
 
 def _judge_ended(found: _Found) -> Answer:
@@ -295,4 +330,6 @@ def _requested(reason: str | None, source: str) -> Failure:
 
 
 def _answered(answer: Answer, found: _Found) -> RollbackAnswer:
+    if answer is Answer.ASK_ELSEWHERE and found.top is not None:
+        return RollbackAnswer(answer, home=found.top.home)
     return RollbackAnswer(answer, found.active if answer is Answer.REFUSED_ACTIVE else ())

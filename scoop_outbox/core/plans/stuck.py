@@ -15,7 +15,7 @@ from typing import Any
 from scoop_outbox.answers import Answer
 from scoop_outbox.core.plans.claim import Hints
 from scoop_outbox.core.plans.failures import Known, Writing, id_of, recall
-from scoop_outbox.core.plans.news import REPORTS, tell_home
+from scoop_outbox.core.plans.news import REPORTS
 from scoop_outbox.core.run import RunState
 from scoop_outbox.core.statement import BEGIN, COMMIT, ROLLBACK, Plan, Statement, ask, statement
 from scoop_outbox.failure import Failure
@@ -147,7 +147,9 @@ def _abandon(run_id: uuid.UUID, origin: Origin, known: Known, hints: Hints | Non
         return found
     recorded = _recorded(found, Action.ABANDON, origin)
     if found.state is RunState.ROLLBACK_FAILED:
-        return (yield from _write([statement("abandon", run=run_id, failure=None), recorded], hints))
+        gone = statement("abandon", run=run_id, failure=None)
+        told = yield from _told_abandoned(found, known)
+        return (yield from _write([gone, *told, recorded], hints))
     writing = Writing(known)
     obstacle = writing.name(Failure(_ABANDONED, origin.note, origin.source).within_limits())
     *_, ended = yield from ask(*writing.statements(), statement("abandon", run=run_id, failure=id_of(obstacle)))
@@ -162,7 +164,7 @@ def _news(found: _Stuck, failure: uuid.UUID, obstacle: Failure, known: Known) ->
     state = RunState.ROLLBACK_FAILED
     if found.parent_home is not None:
         why = obstacle if failure == id_of(obstacle) else (yield from recall([failure], known))[failure]
-        told = [tell_home(found.id, found.message_id, state, None, why, obstacle)]
+        told = [_report_abandoned(found, why, obstacle)]
     else:
         whose: dict[str, Any] = {"message": found.message_id, "service": found.service, "saga": found.saga}
         ended = {"state": state.value, "result": None, "failure": failure, "obstacle": id_of(obstacle)}
@@ -170,6 +172,25 @@ def _news(found: _Stuck, failure: uuid.UUID, obstacle: Failure, known: Known) ->
     if found.lane is not None:
         told += [statement("lock_lane", lane=found.lane), statement("leave_lane", run=found.id)]
     return told
+
+
+def _told_abandoned(found: _Stuck, known: Known) -> Plan[list[Statement]]:
+    """Return the statement that tells a parent in another home that what it was told of counts as done."""
+    if found.parent_home is None:
+        return []
+    (rows,) = yield from ask(statement("read_why_stuck", run=found.id))
+    failures = yield from recall([failure for row in rows for failure in row], known)
+    return [_report_abandoned(found, failures.get(why), failures.get(obstacle)) for why, obstacle in rows]
+
+
+def _report_abandoned(found: _Stuck, failure: Failure | None, obstacle: Failure | None) -> Statement:
+    return statement(
+        "report_abandoned",
+        message=found.message_id,
+        run=found.id,
+        failure=None if failure is None else failure.dumps(),
+        obstacle=None if obstacle is None else obstacle.dumps(),
+    )
 
 
 def _locked(run_id: uuid.UUID, action: Action) -> Plan[_Stuck | Answer]:

@@ -223,6 +223,29 @@ join {schema}.peer p on p.id = t.home
 cross join {schema}.home h
 returning true
 
+-- name: report_abandoned
+-- A run that could not be rolled back was given up: to a parent that has committed it is as good as done. Older homes take
+-- it for a second report of the same.
+with told as (
+    update {schema}.foreign_child
+    set generation = generation + 1
+    where message_id = %(message)s and run_id = %(run)s
+    returning message_id, service, saga, run_id, home, generation
+)
+insert into {schema}.outbox (shard, message_id, topic, key, body, content_type, headers)
+select abs(hashtext(t.message_id::text) %% {shards}), gen_random_uuid(), p.reply_to, t.message_id::text,
+       convert_to(json_build_object('version', 1, 'kind', 'news', 'from',
+           -- use: sender
+           , 'children', json_build_array(json_build_object(
+               'message', t.message_id, 'run', t.run_id, 'service', t.service, 'saga', t.saga,
+               'generation', t.generation, 'state', 'rollback_failed', 'abandoned', true,
+               'failure', %(failure)s::json, 'obstacle', %(obstacle)s::json)))::text, 'UTF8'),
+       'application/json', json_build_object()
+from told t
+join {schema}.peer p on p.id = t.home
+cross join {schema}.home h
+returning true
+
 -- name: report_reopened
 -- Runs that had ended for another home are being rolled back, or rolled back further.
 with told as (
@@ -275,6 +298,7 @@ left join lateral (
     union all
     select failure from {schema}.request
     where c.state = 'rolling_back' and target = c.message_id and kind = 'rollback' and outcome is not null
+      and failure is not null
     limit 1
 ) q on true
 left join {schema}.step s on s.run_id = c.run_id and s.seq = c.seq
@@ -350,11 +374,11 @@ with given as (
     select distinct on (message, run) *
     from json_to_recordset(convert_from(%(document)s::bytea, 'UTF8')::json)
          as g (message uuid, run uuid, home uuid, generation int, state text, result text, failure uuid, obstacle uuid,
-               failed_at timestamptz)
+               failed_at timestamptz, abandoned bool)
     order by message, run, generation desc
 ), found as (
     select c.message_id, c.service, c.saga, g.run, g.home, g.generation, g.state, g.result, g.failure, g.obstacle,
-           g.failed_at
+           g.failed_at, coalesce(g.abandoned, false) as abandoned
     from given g
     join {schema}.child c on c.message_id = g.message and c.home is not null
     where g.generation > c.generation
@@ -387,7 +411,11 @@ with given as (
         healing = case
             when c.open and f.state <> 'rolling_back' then c.healing
             else exists (select from {schema}.run p where p.id = c.run_id and p.state = 'rollback_failed' offset 0)
-        end
+        end,
+        -- As `abandon` does where parent and child live in one home. Of a message from outside there is no parent.
+        consumed = c.consumed or f.abandoned and f.state = 'rollback_failed' and not exists (
+            select from {schema}.run p where p.id = c.run_id and p.state <> 'committed' offset 0
+        )
     from found f
     where c.message_id = f.message_id and c.service = f.service and c.saga = f.saga
     returning c.run_id, c.message_id, c.service, c.saga, c.open

@@ -92,7 +92,8 @@ with recursive asked as (
     (
         select parent_run from asked
         union
-        select run_id from {schema}.child where message_id = %(target)s and open and state = 'waiting'
+        select run_id from {schema}.child
+        where message_id = %(target)s and (home is not null or open and state = 'waiting')
     )
     union
     select r.parent_run from above a join {schema}.run r on r.id = a.id
@@ -160,7 +161,12 @@ with wanted as (
 ), above as (
     select p.id
     from {schema}.run p
-    where p.id in (select parent_run from wanted) and p.state not in ('running', 'rolling_back', 'parked')
+    where p.id in (
+        select parent_run from wanted
+        union all
+        -- Of those who handle the message in other homes.
+        select run_id from {schema}.child where message_id = %(target)s and home is not null
+    ) and p.state not in ('running', 'rolling_back', 'parked')
 ), held_above as (
     select p.id from {schema}.run p where p.id in (select id from above) for share skip locked
 ), held as (

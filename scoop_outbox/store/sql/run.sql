@@ -376,7 +376,11 @@ select count(*) from elsewhere
 with elsewhere as (
     update {schema}.child
     set state = 'rolling_back', open = true
-    where message_id = %(run)s and home is not null and state = 'committed'
+    where message_id = %(run)s and home is not null and state = 'committed' and not exists (
+        select from {schema}.run p
+        where p.id = run_id and p.state in ('running', 'rolling_back', 'parked')
+        offset 0
+    )
     returning message_id, service, saga, home, generation
 )
 -- use: order_elsewhere

@@ -50,6 +50,9 @@ select r.state, r.abandoned, r.undo_seq is not null,
 from {schema}.run r
 where r.id = %(run)s
 
+-- name: read_why_stuck
+select failure, obstacle from {schema}.run where id = %(run)s
+
 -- name: lock_parent
 -- A run that goes on again is waited for by its parent, which must not decide anything at that moment. Answers whether it
 -- may: a parent that has handled what could not be undone does not wait.
