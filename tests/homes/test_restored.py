@@ -166,13 +166,16 @@ async def test_a_home_that_was_restored_goes_on_with_what_others_have_done(
         async with again.running():
             await again.app.handle(early.id).wait(LONG)
             await (await again.app.launch("R", None)).wait(LONG)
-        # What it has forgotten has happened elsewhere. Operators find it, and undo it there.
-        ((parent, run, state),) = [row for row in await asked(stock, FORGOTTEN) if not await again.ask(*_knows(row[0]))]
-        assert state == "committed"
-        assert refused(url_of(again), "show", str(parent))
-        assert printed(url_of(stock), "rollback", str(run))
-        undone = "select from scoop_outbox.run where id = %s and state = 'rolled_back'"
-        await until(lambda: stock.ask(undone, run), LONG)
+            # What it has forgotten has happened elsewhere. Operators find it, and undo it there.
+            ((parent, run, state),) = [
+                row for row in await asked(stock, FORGOTTEN) if not await again.ask(*_knows(row[0]))
+            ]
+            assert state == "committed"
+            assert refused(url_of(again), "show", str(parent))
+            # Its home is asked whether anything above goes on: it knows of nothing.
+            assert await asyncio.to_thread(printed, url_of(stock), "rollback", str(run))
+            undone = "select from scoop_outbox.run where id = %s and state = 'rolled_back'"
+            await until(lambda: stock.ask(undone, run), LONG)
     assert journal.count("child-rb0") == 1
 
 
