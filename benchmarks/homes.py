@@ -58,7 +58,7 @@ class _Homes:
         self.controls = controls
         # Others on this broker have names, topics and groups of their own, and are none of our homes.
         self.prefix = f"{secrets.token_hex(4)}."
-        names = [f"{self.prefix}home-{number}" for number in range(len(controls))]
+        self._names = names = [f"{self.prefix}home-{number}" for number in range(len(controls))]
         services = [names[min(number, 1)] for number in range(len(names))] if shared else names
         cooperates = len(controls) > 1
         self.apps = [
@@ -74,10 +74,10 @@ class _Homes:
     async def running(self) -> AsyncIterator[None]:
         """Run all of them, and begin when each knows who listens in the others."""
         async with AsyncExitStack() as stack:
-            for app, control in zip(self.apps, self.controls, strict=True):
+            for app, name, control in zip(self.apps, self._names, self.controls, strict=True):
                 await control.all("update home set prefix = %(prefix)s", {"prefix": self.prefix})
                 await app.apply_topology()
-                await _create_control_topics(app, self.prefix)
+                await _create_control_topics(app, name, self.prefix)
             for app in self.apps:
                 await stack.enter_async_context(app.running(slots=SLOTS))
             while not all([await self._knows_all(control) for control in self.controls]):
@@ -91,10 +91,10 @@ class _Homes:
         return known >= len(self.apps) - 1 or len(self.apps) == 1
 
 
-async def _create_control_topics(app: Scoop, prefix: str) -> None:
+async def _create_control_topics(app: Scoop, home: str, prefix: str) -> None:
     broker = service_of(app).broker
     assert broker is not None
-    control = control_subscription(Identity(uuid.UUID(int=0), app.service, prefix))
+    control = control_subscription(Identity(uuid.UUID(int=0), home, prefix))
     await broker.topology(control.topics, control, create=True)
 
 
