@@ -1,6 +1,8 @@
 """Several homes of one service: they share its group or queue, and each message is handled in the one it belongs to."""
 
 import asyncio
+import json
+import uuid
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -10,9 +12,16 @@ import pytest
 from scoop_outbox import DistributedError
 from scoop_outbox.app import service_of
 from scoop_outbox.core.plans.draining import Draining
+from scoop_outbox.core.plans.homes import name_home
+from scoop_outbox.message import Envelope
 from scoop_outbox.operations.homes import Homes
+from scoop_outbox.wire.control import Kind, Sender, body_of
+from scoop_outbox.wire.forwarded import Forwarded
+from scoop_outbox.wire.headers import EXPECTS, HOME, REPLY_TO
 from scoop_outbox.wire.sharing import choose
 from tests.homes.conftest import MakeHome
+from tests.homes.homes import forge
+from tests.homes.test_signatures import NEW, dead_letters
 from tests.scenarios.shop import LONG, Gate, Journal, Shop
 from tests.waiting import until
 
@@ -263,3 +272,41 @@ async def test_the_last_home_of_a_saga_is_not_drained_unless_that_is_meant(
         await (await orders.app.launch("order", KEYS)).wait(LONG)
     assert len(outcome) == len(KEYS)
     assert journal.entries == []
+
+
+async def test_what_is_passed_on_keeps_its_signature(make_home: MakeHome) -> None:
+    orders, stock, outcome = make_home("orders", control_keys=NEW), Stock(make_home, control_keys=NEW), list[Any]()
+    first, second = stock.home("stock.1"), stock.home("stock.2")
+    launching(orders, outcome)
+    async with orders.running(), first.running(), second.running():
+        await know(2, orders)
+        await know(1, first, second)
+        await (await orders.app.launch("order", KEYS)).wait(LONG)
+        assert len({home for _, home in stock.handled}) == 2
+    assert len(outcome) == len(KEYS)
+    assert await dead_letters(first) == await dead_letters(second) == []
+
+
+async def test_what_is_passed_on_and_cannot_be_taken_in_is_a_dead_letter(make_home: MakeHome) -> None:
+    """Of a service that knows no such topic, that nobody has signed, or with a header that cannot be meant."""
+    stock = Stock(make_home, control_keys=NEW)
+    first, second = stock.home("stock.1"), stock.home("stock.2")
+    here = await identity_of(first)
+    expects = {EXPECTS: '[["stock", "reserve"]]', HOME: str(uuid.uuid4()), REPLY_TO: "scoop.control.orders"}
+    for topic, headers in (("nowhere", {}), ("reserve", expects), ("reserve", {EXPECTS: "?"}), ("reserve", {})):
+        envelope = Envelope(str(uuid.uuid4()), topic, "key", b"{}", "application/json", headers)
+        said = json.loads(body_of(here, Kind.FORWARDED, Forwarded("stock", envelope).to_json()))
+        await forge(first.app, "scoop.control.stock.2", said)
+    async with second.running(), first.running(worker=False):
+        await until(lambda: len(stock.handled) == 1, LONG)
+    reasons = {topic + ": " + reason for _, topic, _, reason in await dead_letters(second)}
+    assert len(reasons) == 3
+    assert any(one.startswith("nowhere: no saga of stock listens on 'nowhere'") for one in reasons)
+    assert any(one.startswith("reserve: another home is said to wait for it, but") for one in reasons)
+    assert "reserve: its header scoop-expects is no list of services and sagas" in reasons
+
+
+async def identity_of(shop: Shop) -> Sender:
+    """How a home signs what it says."""
+    async with service_of(shop.app).home.driver() as driver:
+        return (await driver.run(name_home("stock.1"))).sender
