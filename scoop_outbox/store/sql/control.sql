@@ -454,7 +454,10 @@ with found as (
     from unnest(%(messages)s::uuid[], %(runs)s::uuid[], %(generations)s::int[]) as g (message, run, generation)
     join {schema}.foreign_child f on f.message_id = g.message and f.run_id = g.run and f.generation <= g.generation
     cross join lateral (
-        select exists (select from {schema}.run r where r.id = f.run_id and r.state in ('rolled_back', 'rollback_failed'))
+        -- `offset 0`: run by run, and not by reading all that were.
+        select exists (
+            select from {schema}.run r where r.id = f.run_id and r.state in ('rolled_back', 'rollback_failed') offset 0
+        )
     ) as e (ended)
     where e.ended or f.generation < g.generation
     order by f.message_id, f.service, f.saga
