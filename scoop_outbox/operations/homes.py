@@ -5,6 +5,7 @@ from __future__ import annotations
 from scoop_outbox._log import get_logger
 from scoop_outbox.core.plans.draining import Draining, drain_home, read_draining
 from scoop_outbox.core.plans.gone_homes import forget_home
+from scoop_outbox.core.plans.homes import read_identity
 from scoop_outbox.core.plans.restored import move_home
 from scoop_outbox.errors import DefinitionError
 from scoop_outbox.store.schema import DEFAULT_SCHEMA
@@ -51,8 +52,10 @@ class Homes(OpenedDatabase):
             alone: drain it even if it has sagas that no other home has: what is launched for them still comes here.
 
         Raises:
-            DefinitionError: it has such sagas; or no home cooperates under this name yet.
+            DefinitionError: it has such sagas; or it has no name, and cooperates with nobody.
         """
+        if self._run(read_identity()).name is None:
+            raise DefinitionError("this home has no name, and cooperates with no other: nobody could take over from it")
         found = self._run(read_draining())
         if not resume and not alone and found.alone:
             sagas = ", ".join(f"{saga} of {service}" for service, saga in found.alone)

@@ -13,6 +13,7 @@ from scoop_outbox import DistributedError
 from scoop_outbox.app import service_of
 from scoop_outbox.core.plans.draining import Draining
 from scoop_outbox.core.plans.homes import name_home
+from scoop_outbox.errors import DefinitionError
 from scoop_outbox.message import Envelope
 from scoop_outbox.operations.homes import Homes
 from scoop_outbox.wire.control import Kind, Sender, body_of
@@ -265,13 +266,18 @@ async def test_the_last_home_of_a_saga_is_not_drained_unless_that_is_meant(
     async with orders.running(), first.running():
         await know(1, orders)
         with Homes(service_of(first.app).home.url) as homes:
-            with pytest.raises(Exception, match="no other home has these sagas: reserve of stock"):
+            with pytest.raises(DefinitionError, match="no other home has these sagas: reserve of stock"):
                 await drain(homes)
             assert (await drain(homes, alone=True)).alone == [("stock", "reserve")]
         # Nobody else is there: it is handled all the same.
         await (await orders.app.launch("order", KEYS)).wait(LONG)
     assert len(outcome) == len(KEYS)
     assert journal.entries == []
+
+
+def test_a_home_that_cooperates_with_nobody_is_not_drained(database_url: str) -> None:
+    with Homes(database_url) as homes, pytest.raises(DefinitionError, match="this home has no name"):
+        homes.drain()
 
 
 async def test_what_is_passed_on_keeps_its_signature(make_home: MakeHome) -> None:
