@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import secrets
-import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,38 +14,23 @@ import psycopg
 import pytest
 
 from scoop_outbox import Scoop
-from scoop_outbox.devservers._errors import ServerNotFoundError
 from tests.carriers import BUILTIN, RABBITMQ
 from tests.crash import flow
+from tests.crash.history import HOMES, code_before_homes
 from tests.crash.ledger import assert_exactly_once, count, is_quiet
-from tests.crash.processes import REPOSITORY, Fleet, Process
+from tests.crash.processes import Fleet, Process
 from tests.crash.test_kill_9 import _ends
 from tests.homes.sites import create_topics_now
-from tests.servers import skip_without
 from tests.waiting import until_blocking
 
 ORDERS = 60
-HOMES = "scoop_outbox/store/migrations/versions/0024_homes.py"
-"""The migration that the older code does not know."""
-
-
-def git(*arguments: str) -> bytes:
-    """What git answers; nothing if there is no repository."""
-    try:
-        return subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return b""
 
 
 @pytest.fixture(scope="module")
 def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout of the last code that does not know other homes."""
-    added = git("log", "--diff-filter=A", "--format=%H", "--", HOMES).split()
-    archive = git("archive", f"{added[-1].decode()}^") if added else b""
-    if not archive:
-        skip_without(ServerNotFoundError("the code before homes is not here: git fetch --unshallow"))
     folder = tmp_path_factory.mktemp("older")
-    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+    with tarfile.open(fileobj=io.BytesIO(code_before_homes())) as files:
         files.extractall(folder, filter="data")
     assert not (folder / HOMES).exists()
     return folder
