@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _EVERY = 5.0
 """Seconds from one look to the next while a home is being drained."""
+_LOOKS = 2
+"""How often in a row nothing has to be left: what was being passed on at the first look has come by the second."""
 
 
 @click.group()
@@ -71,9 +73,11 @@ def drain(*, resume: bool, alone: bool, wait: bool, database: str | None, schema
 
     with Homes(required(database), schema=schema) as homes:
         found = homes.drain(resume=resume, alone=alone)
-        while wait and not resume and not found.is_drained:
+        quiet = 0
+        while wait and not resume and quiet < _LOOKS:
             time.sleep(_EVERY)
             found = homes.drain(alone=True)
+            quiet = quiet + 1 if found.is_drained else 0
     for line in _left(found):
         click.echo(line)
     if not resume and not found.is_drained:
@@ -89,9 +93,9 @@ def _left(found: Draining) -> Iterator[str]:
         yield f"unconfirmed\t{name} has not said that it knows"
     for name, count in found.awaited.items():
         if count is None:
-            yield f"awaited\t{name} has not said whether it waits for children here"
+            yield f"awaited\t{name} has not said whether it waits for anything here, or a transaction is open there"
         elif count:
-            yield f"awaited\t{name} waits for {count} children here"
+            yield f"awaited\t{name} waits for {count} children here, or is passing messages on"
     if found.unpublished:
         yield f"unpublished\t{found.unpublished} messages in the outbox"
     if found.unfinished:

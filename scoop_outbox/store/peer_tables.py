@@ -27,9 +27,12 @@ def peer_tables(metadata: MetaData) -> None:
         Column("confirmed", BigInteger, nullable=False, server_default=text("0")),
         time_column("heard_at", nullable=False, default=True),
         Column("lag", Interval),
-        # Whether it is being drained, and for how many children here it has said last that it waits, up to a thousand.
+        # Whether it is being drained, and for how many children here it has said last that it waits, and messages are
+        # on their way, up to a thousand each.
         Column("draining", Boolean, nullable=False, server_default=text("false")),
         Column("waiting", Integer),
+        # Transactions that were open when it was first asked, behind that, who waits for it: they may launch for it.
+        Column("launching", ARRAY(Text)),
     )
 
     # Who listens in other homes, as they have said it. As `subscription` is for this home.

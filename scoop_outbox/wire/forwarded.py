@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scoop_outbox.message import Envelope
-from scoop_outbox.wire.members import MalformedControl, object_of, text_of, uuid_of
+from scoop_outbox.wire.members import MalformedControl, is_storable, object_of, text_of, uuid_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +23,12 @@ class Forwarded:
     Attributes:
         service: whose sagas are to handle it.
         envelope: the message, as it was received.
+        elsewhere: sagas of the service that handle it in other homes.
     """
 
     service: str
     envelope: Envelope
+    elsewhere: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the members of the control message."""
@@ -39,7 +41,7 @@ class Forwarded:
             "headers": dict(one.headers),
             "body": base64.b64encode(one.body).decode(),
         }
-        return {"service": self.service, "message": message}
+        return {"service": self.service, "message": message, "elsewhere": list(self.elsewhere)}
 
 
 def read_forwarded(said: Mapping[str, Any]) -> Forwarded:
@@ -63,7 +65,10 @@ def read_forwarded(said: Mapping[str, Any]) -> Forwarded:
         content_type,
         headers,
     )
-    return Forwarded(text_of(said, "service"), envelope)
+    elsewhere = said.get("elsewhere") or []
+    if not isinstance(elsewhere, list) or not all(is_storable(saga) for saga in elsewhere):
+        raise MalformedControl("elsewhere is no list of texts")
+    return Forwarded(text_of(said, "service"), envelope, tuple(elsewhere))
 
 
 def _key(value: object) -> str:

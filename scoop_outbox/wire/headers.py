@@ -22,10 +22,10 @@ CONTEXT = "scoop-context"
 LAUNCHED_AT = "scoop-launched-at"
 DEADLINES = "scoop-deadlines"
 EXPECTS = "scoop-expects"
-"""Which sagas the launching home waits for: a JSON list of lists of a service, a saga and the id of a home.
+"""Which sagas the launching home waits for: a JSON list of lists of a service, a saga, the id of a home and its topic.
 
-Those of its own home are in it only if other homes have sagas of their service, too. A list without an id means
-whichever home takes the message in.
+Those of its own home are in it, too: another one that has the same service may receive the message, and passes it on. A
+list without an id means whichever home takes the message in.
 """
 REPLY_TO = "scoop-reply-to"
 """The control topic on which the launching home is told of them."""

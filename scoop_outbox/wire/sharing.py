@@ -1,8 +1,8 @@
 """Which of several homes of a service handles a message.
 
 Homes of one service share its consumer group or queue, and the broker gives a message to any of them. It is handled in
-the home that its launcher has chosen, or, if it has no launcher that knows of homes, in the one that its key belongs
-to: what is delivered twice, to two of them, is then handled once, and what belongs to one key lies in one database.
+the homes that its launcher has chosen, saga by saga. If no saga of the service is waited for, each saga handles it in
+the home that the message's key belongs to: what belongs to one key lies in one database.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from scoop_outbox.message import Envelope
 from scoop_outbox.wire.headers import EXPECTS, HOME, id_of
 
-_IN_A_HOME = 3
+_MEMBERS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +24,16 @@ class Expected:
     """A saga that a launcher waits for.
 
     Attributes:
-        service, saga: which.
+        service: whose it is.
+        saga: its name.
         home: the home in which it is to run; None is whichever takes the message in.
+        reply_to: the control topic of that home.
     """
 
     service: str
     saga: str
-    home: uuid.UUID | None
+    home: uuid.UUID | None = None
+    reply_to: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,23 +43,54 @@ class Place:
     Attributes:
         service: whose it is here.
         home: the home that has received it.
-        known: the homes that this one could pass it on to.
-        listening: the homes, this one included, in which sagas of the service listen on its topic.
-        sharing: those of them that share what nobody has addressed.
+        known: the control topics of the homes that are known.
+        sharing: by saga of the service that listens on the topic, the homes that share what is for it.
     """
 
     service: str
     home: uuid.UUID
-    known: Collection[uuid.UUID]
-    listening: Collection[uuid.UUID] = ()
-    sharing: Collection[uuid.UUID] = ()
+    known: Mapping[uuid.UUID, str] = field(default_factory=dict)
+    sharing: Mapping[str, Collection[uuid.UUID]] = field(default_factory=dict)
 
 
-def expected(headers: Mapping[str, str]) -> list[Expected]:
-    """Return who is waited for, as a header says; it is known to be well-formed."""
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a message is handled.
+
+    Attributes:
+        homes: by saga of the service, the other home in which it handles the message; None is this one. Who is not
+            named is not affected.
+        others: the control topics of these homes.
+    """
+
+    homes: Mapping[str, uuid.UUID | None] = field(default_factory=dict)
+    others: Mapping[uuid.UUID, str] = field(default_factory=dict)
+
+    @property
+    def stays(self) -> bool:
+        """Whether it is taken in where it is."""
+        return not self.others or None in self.homes.values()
+
+    @property
+    def elsewhere(self) -> frozenset[str]:
+        """The sagas that do not handle it here."""
+        return frozenset(saga for saga, home in self.homes.items() if home is not None)
+
+
+def expected(headers: Mapping[str, str], service: str | None = None) -> list[Expected]:
+    """Return who is waited for, as a header says that is known to be well-formed.
+
+    Args:
+        headers: of a message.
+        service: only sagas of this one; None is all.
+    """
+    if EXPECTS not in headers:
+        return []
+    named = [[*one, None, None][:_MEMBERS] for one in json.loads(headers[EXPECTS])]
     return [
-        Expected(one[0], one[1], id_of(one[2]) if len(one) == _IN_A_HOME else None)
-        for one in json.loads(headers.get(EXPECTS, "[]"))
+        Expected(of, saga, None if home is None else id_of(home), reply_to)
+        for of, saga, home, reply_to in named
+        if service in (None, of)
     ]
 
 
@@ -69,24 +103,40 @@ def choose(homes: Collection[uuid.UUID], key: str) -> uuid.UUID:
     return max(homes, key=lambda home: hashlib.md5(f"{home}{key}".encode(), usedforsecurity=False).hexdigest())
 
 
-def passed_on(envelope: Envelope, place: Place) -> tuple[bool, frozenset[uuid.UUID]]:
-    """Return whether a message is handled where it is, and which other homes are to handle it.
+def route(envelope: Envelope, place: Place) -> Route:
+    """Say where a message is handled that a home has received.
 
-    A home that is not known any more cannot be passed anything: what was meant for it is handled here.
+    A launcher says which homes those are, and how they are told: they are, also when nobody here has heard of them yet.
     """
-    chosen = _chosen(envelope, place)
-    elsewhere = frozenset(one for one in chosen if one != place.home and one in place.known)
-    return len(chosen) == 0 or len(elsewhere) < len(chosen), elsewhere
-
-
-def _chosen(envelope: Envelope, place: Place) -> set[uuid.UUID]:
-    """Return the homes that are to handle a message; none means whichever has it."""
-    named = [one.home or place.home for one in expected(envelope.headers) if one.service == place.service]
+    named = expected(envelope.headers, place.service)
     if named:
-        return set(named)
-    launcher = id_of(envelope.headers.get(HOME, ""))
-    if launcher is not None and launcher in place.listening:
-        return {launcher}  # it did not know of the others yet, and waits for its own sagas
-    if launcher == place.home or not place.sharing:
-        return set()
-    return {choose(place.sharing, envelope.id if envelope.key is None else envelope.key)}
+        return _routed(place, ((one.saga, one.home, one.reply_to) for one in named))
+    if envelope.headers.get(HOME) == str(place.home):
+        return Route()
+    key = envelope.id if envelope.key is None else envelope.key
+    chosen = ((saga, choose(homes, key)) for saga, homes in place.sharing.items())
+    return _routed(place, ((saga, home, place.known.get(home)) for saga, home in chosen))
+
+
+def passed_over(envelope: Envelope, service: str, home: uuid.UUID, elsewhere: Iterable[str]) -> frozenset[str]:
+    """Return the sagas that do not handle a message in the home to which it was passed on.
+
+    Args:
+        envelope: the message.
+        service: whose it is.
+        home: the home.
+        elsewhere: those of them that the home has named that has received it.
+    """
+    named = [one.saga for one in expected(envelope.headers, service) if one.home != home]
+    return frozenset(named) | frozenset(elsewhere)
+
+
+def _routed(place: Place, chosen: Iterable[tuple[str, uuid.UUID | None, str | None]]) -> Route:
+    homes: dict[str, uuid.UUID | None] = {}
+    others: dict[uuid.UUID, str] = {}
+    for saga, home, reply_to in chosen:
+        if home is None or home == place.home or reply_to is None:
+            homes[saga] = None
+        else:
+            homes[saga], others[home] = home, reply_to
+    return Route(homes, others)

@@ -29,7 +29,7 @@ from scoop_outbox.wire.headers import (
 KEY_LIMIT = 1024
 CONTENT_TYPE_LIMIT = 255
 _PAIR = 2
-_PAIR_IN_A_HOME = 3
+_IN_A_HOME = 4
 
 _LINEAGE = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(,[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})*")
 
@@ -133,11 +133,15 @@ def _are_pairs(value: str) -> bool:
 
 
 def _is_pair(pair: list[object]) -> bool:
-    """Tell whether these are a service and a saga, and perhaps the id of the home that is to handle it."""
-    if len(pair) == _PAIR_IN_A_HOME and not (isinstance(pair[-1], str) and id_of(pair[-1]) is not None):
+    """Tell whether these are a service and a saga, and perhaps the id of a home and its control topic."""
+    if not _PAIR <= len(pair) <= _IN_A_HOME:
         return False
-    names = pair[:_PAIR]
-    return len(pair) in (_PAIR, _PAIR_IN_A_HOME) and all(is_text(name) and "\0" not in str(name) for name in names)
+    names, (home, reply_to) = pair[:_PAIR], [*pair[_PAIR:], None, None][:_PAIR]
+    return (
+        all(is_text(name) and "\0" not in name for name in names)
+        and (home is None or (isinstance(home, str) and id_of(home) is not None))
+        and (reply_to is None or (is_text(reply_to) and "\0" not in reply_to and is_control_topic(reply_to)))
+    )
 
 
 def _is_json_object(value: str) -> bool:

@@ -7,14 +7,16 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from typing import Any
 
+import psycopg
 import pytest
 
-from scoop_outbox import DistributedError
+from scoop_outbox import DistributedError, Draft
 from scoop_outbox.app import service_of
 from scoop_outbox.core.plans.draining import Draining
 from scoop_outbox.core.plans.homes import name_home
 from scoop_outbox.errors import DefinitionError
 from scoop_outbox.message import Envelope
+from scoop_outbox.operations.dead_letters import DeadLetters
 from scoop_outbox.operations.homes import Homes
 from scoop_outbox.wire.control import Kind, Sender, body_of
 from scoop_outbox.wire.forwarded import Forwarded
@@ -316,3 +318,95 @@ async def identity_of(shop: Shop) -> Sender:
     """How a home signs what it says."""
     async with service_of(shop.app).home.driver() as driver:
         return (await driver.run(name_home("stock.1"))).sender
+
+
+async def test_a_home_that_knows_nobody_yet_takes_nothing_of_others(make_home: MakeHome) -> None:
+    """It joins while another one, which does not know it, launches for itself: that waits for its own sagas."""
+    stock, outcome = Stock(make_home), list[Any]()
+    first = stock.home("stock.1", group="one")
+    launching(first, outcome)
+    async with first.running():
+        await (await first.app.launch("order", KEYS)).wait(LONG)
+    second = stock.home("stock.2", group="two")  # it is given all that there was, from the beginning
+    late = second.app.saga("late", on="late")
+    late.add_step("only", lambda scope, message: stock.handled.append(("late", "stock.2")))
+    handle = await first.app.launch("order", ["one more"])
+    async with second.running():
+        async with first.running(worker=False):
+            await second.app.launch("late", None)
+            await until(lambda: ("late", "stock.2") in stock.handled, LONG)
+        async with first.running():
+            await handle.wait(LONG)
+            await until(lambda: _are_quiet(first, second), LONG)
+    # The last one was launched once both knew of each other.
+    assert {home for key, home in stock.handled if key in KEYS} == {"stock.1"}
+    assert len(outcome) == len(KEYS) + 1
+    assert sorted(key for key, _ in stock.handled) == sorted([*KEYS, "late", "one more"])
+
+
+async def test_homes_of_a_service_may_have_different_sagas(make_home: MakeHome) -> None:
+    """As while one of them is deployed: each saga handles what nobody waits for in a home that has it, once."""
+    stock, stranger = Stock(make_home), make_home("stranger", home=None)
+    shops = first, second = stock.home("stock.1"), stock.home("stock.2")
+    for shop, name in zip(shops, ("old", "new"), strict=True):
+        saga = shop.app.saga(name, on="reserve")
+        saga.add_step("note", lambda scope, message, name=name: stock.undone.append((message.key, name)))
+    async with first.running(), second.running(), stranger.running(worker=False):
+        await know(1, first, second)
+        for key in KEYS:
+            await stranger.app.launch("reserve", None, key=key)
+        await until(lambda: len(stock.handled) >= len(KEYS) and len(stock.undone) >= 2 * len(KEYS), LONG)
+        await until(lambda: _are_quiet(first, second), LONG)
+    assert sorted(stock.undone) == sorted((key, name) for key in KEYS for name in ("old", "new"))
+    assert sorted(key for key, _ in stock.handled) == sorted(KEYS)
+    assert len({home for _, home in stock.handled}) == 2
+
+
+async def test_what_could_not_be_published_is_replayed_for_the_same_homes(make_home: MakeHome) -> None:
+    stock = Stock(make_home)
+    first, second = stock.home("stock.1"), stock.home("stock.2")
+    launching(first, [])
+    saga = first.app.saga("here", on="reserve")
+    saga.add_step("only", lambda *_: None)
+    async with first.running(), second.running():
+        await know(1, first, second)
+    await first.app.launch_many([Draft("reserve", None, key=key) for key in KEYS])
+    launched = "select message_id, expects from scoop_outbox.outbox where topic = 'reserve' order by message_id"
+    before = await first.ask(launched)
+    await first.execute(
+        "with gone as (delete from scoop_outbox.outbox where topic = 'reserve' returning *) "
+        "insert into scoop_outbox.dead_letter (message_id, topic, key, body, content_type, headers, origin, reason) "
+        "select message_id, topic, key, body, content_type, headers, 'relay', 'too large' from gone"
+    )
+    with DeadLetters(service_of(first.app).home.url) as letters:
+        for (letter,) in await first.ask(LETTERS):
+            await asyncio.to_thread(letters.replay, letter)
+    assert await first.ask(launched) == before
+    assert {len(json.loads(expects)) for _, expects in before} == {2}
+
+
+LETTERS = "select id from scoop_outbox.dead_letter"
+
+
+async def test_a_transaction_that_may_launch_for_a_home_is_waited_for_before_it_is_drained(make_home: MakeHome) -> None:
+    orders, stock, outcome = make_home("orders"), Stock(make_home), list[Any]()
+    first, second = stock.home("stock.1"), stock.home("stock.2")
+    launching(orders, outcome)
+    async with orders.running(), first.running(), second.running():
+        await know(2, orders)
+        await know(1, first, second)
+        async with await psycopg.AsyncConnection.connect(service_of(orders.app).home.url) as connection:
+            await connection.execute("delete from scoop_outbox.outbox where false")  # as a launch, it may write there
+            with Homes(service_of(first.app).home.url) as homes:
+                await drain(homes)
+                await until(lambda: is_confirmed(homes), LONG, _SELDOM)
+                left = await drain(homes)
+                assert left.awaited["orders"] is None
+                assert not left.is_drained
+                await connection.commit()
+                await until(lambda: is_drained(homes), LONG, _SELDOM)
+
+
+async def is_confirmed(homes: Homes) -> bool:
+    left = await drain(homes)
+    return not left.unconfirmed and left.awaited.get("stock.2") == 0

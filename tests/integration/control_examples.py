@@ -45,7 +45,6 @@ def control_examples() -> list[tuple[str, dict[str, Any]]]:
         ("store_peer_revision", {"home": HOME, "revision": 2, "draining": False}),
         ("drain_home", {"draining": True}),
         ("count_waiting", {"home": HOME}),
-        ("read_neighbours", {"service": "shop"}),
         ("read_sharing", {"service": "shop", "topics": ["t", "u"]}),
         ("forward", {"topics": ["scoop.control.stock"] * 10, "keys": ["k"] * 10, "bodies": [b"{}"] * 10}),
         ("read_draining", {}),

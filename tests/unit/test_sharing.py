@@ -10,11 +10,14 @@ from scoop_outbox.message import Envelope
 from scoop_outbox.wire.forwarded import Forwarded, read_forwarded
 from scoop_outbox.wire.headers import EXPECTS, HOME, text
 from scoop_outbox.wire.members import MalformedControl
-from scoop_outbox.wire.sharing import Place, choose, passed_on
+from scoop_outbox.wire.sharing import Place, choose, passed_over, route
 
-HERE, THERE, FAR, GONE = (uuid.UUID(int=number) for number in range(1, 5))
+HERE, THERE, FAR, NEW = (uuid.UUID(int=number) for number in range(1, 5))
 BOTH = frozenset({HERE, THERE})
-NOBODY: frozenset[uuid.UUID] = frozenset()
+
+
+def told(home: uuid.UUID) -> str:
+    return f"scoop.control.{home.int}"
 
 
 def key_of(home: uuid.UUID) -> str:
@@ -25,51 +28,68 @@ def key_of(home: uuid.UUID) -> str:
 def message(
     *expects: tuple[str, str, uuid.UUID | None], home: uuid.UUID | None = None, key: str | None = None
 ) -> Envelope:
-    named = [[service, saga] if at is None else [service, saga, str(at)] for service, saga, at in expects]
+    named = [[service, saga] if at is None else [service, saga, str(at), told(at)] for service, saga, at in expects]
     headers = ({EXPECTS: json.dumps(named)} if named else {}) | ({} if home is None else {HOME: str(home)})
     return Envelope(str(uuid.UUID(int=9)), "t", key, b"{}", "application/json", headers)
 
 
-def place(listening: frozenset[uuid.UUID] = BOTH, sharing: frozenset[uuid.UUID] = BOTH) -> Place:
-    return Place("stock", HERE, {THERE, FAR}, listening, sharing)
+def place(**sharing: frozenset[uuid.UUID]) -> Place:
+    return Place("stock", HERE, {THERE: told(THERE)}, sharing)
 
 
 @pytest.mark.parametrize(
-    "envelope, at, stays, others",
+    "envelope, at, here, others",
     [
-        # Who is waited for has been frozen, and where.
-        (message(("stock", "a", HERE), home=FAR), place(), True, NOBODY),
-        (message(("stock", "a", THERE), home=FAR), place(), False, {THERE}),
-        (message(("stock", "a", THERE), ("stock", "b", HERE), home=FAR), place(), True, {THERE}),
-        (message(("stock", "a", THERE), ("stock", "b", FAR), home=HERE), place(), False, {THERE, FAR}),
-        (message(("stock", "a", None), home=FAR), place(), True, NOBODY),
-        # Whoever is not there any more is answered for by whoever is.
-        (message(("stock", "a", GONE), home=FAR), place(), True, NOBODY),
-        (message(("stock", "a", GONE), ("stock", "b", THERE), home=FAR), place(), True, {THERE}),
+        # Who is waited for has been frozen, and where: it does not matter whether anybody here knows that home.
+        (message(("stock", "a", HERE), home=FAR), place(a=BOTH), {"a"}, set()),
+        (message(("stock", "a", THERE), home=FAR), place(a=BOTH), set(), {THERE}),
+        (message(("stock", "a", NEW), home=NEW), place(a=BOTH), set(), {NEW}),
+        (message(("stock", "a", NEW), home=NEW), place(), set(), {NEW}),
+        (message(("stock", "a", THERE), ("stock", "b", HERE), home=FAR), place(a=BOTH), {"b"}, {THERE}),
+        (message(("stock", "a", THERE), ("stock", "b", FAR), home=HERE), place(a=BOTH), set(), {THERE, FAR}),
+        (message(("stock", "a", None), home=FAR), place(a=BOTH), {"a"}, set()),
         # Others are waited for: that says nothing of this service.
-        (message(("billing", "a", THERE), home=FAR, key=key_of(THERE)), place(), False, {THERE}),
-        (message(("billing", "a", THERE), home=HERE, key=key_of(THERE)), place(), True, NOBODY),
-        # A home that did not know yet that there are others waits for its own.
-        (message(home=THERE, key=key_of(HERE)), place(), False, {THERE}),
-        (message(home=HERE, key=key_of(THERE)), place(), True, NOBODY),
-        # Nobody waits for it: it belongs where its key does.
-        (message(home=FAR, key=key_of(THERE)), place(), False, {THERE}),
-        (message(key=key_of(THERE)), place(), False, {THERE}),
-        (message(key=key_of(HERE)), place(), True, NOBODY),
+        (message(("billing", "x", THERE), home=FAR, key=key_of(THERE)), place(a=BOTH), set(), {THERE}),
+        (message(("billing", "x", THERE), home=HERE, key=key_of(THERE)), place(a=BOTH), None, set()),
+        # Nobody waits for it: it belongs where its key does, saga by saga.
+        (message(key=key_of(THERE)), place(a=BOTH), set(), {THERE}),
+        (message(key=key_of(HERE)), place(a=BOTH), {"a"}, set()),
+        (message(home=FAR, key=key_of(THERE)), place(a=BOTH, b=frozenset({HERE})), {"b"}, {THERE}),
+        (message(key=key_of(HERE)), place(a=BOTH, c=frozenset({THERE})), {"a"}, {THERE}),
         # It is drained, or the other one is.
-        (message(key=key_of(HERE)), place(sharing=frozenset({THERE})), False, {THERE}),
-        (message(key=key_of(THERE)), place(sharing=frozenset({HERE})), True, NOBODY),
+        (message(key=key_of(HERE)), place(a=frozenset({THERE})), set(), {THERE}),
+        (message(key=key_of(THERE)), place(a=frozenset({HERE})), {"a"}, set()),
         # There is one home.
-        (message(key=key_of(THERE)), place(NOBODY, NOBODY), True, NOBODY),
+        (message(key=key_of(THERE)), place(), None, set()),
     ],
 )
-def test_where_a_message_is_handled(envelope: Envelope, at: Place, stays: bool, others: frozenset[uuid.UUID]) -> None:
-    assert passed_on(envelope, at) == (stays, others)
+def test_where_a_message_is_handled(
+    envelope: Envelope, at: Place, here: set[str] | None, others: set[uuid.UUID]
+) -> None:
+    found = route(envelope, at)
+    assert found.others == {home: told(home) for home in others}
+    assert found.stays is (here is None or bool(here))
+    assert {saga for saga, home in found.homes.items() if home is None} == (here or set())
+
+
+@pytest.mark.parametrize(
+    "envelope, elsewhere, expected",
+    [
+        (message(("stock", "a", HERE), ("stock", "b", THERE), home=FAR), (), {"b"}),
+        (message(("stock", "a", HERE), ("billing", "b", THERE), home=FAR), (), set()),
+        (message(key="k"), ("c",), {"c"}),
+        (message(key="k"), (), set()),
+    ],
+)
+def test_who_is_passed_over_where_a_message_was_passed_on(
+    envelope: Envelope, elsewhere: tuple[str, ...], expected: set[str]
+) -> None:
+    assert passed_over(envelope, "stock", HERE, elsewhere) == expected
 
 
 def test_without_a_key_a_message_belongs_where_its_id_does() -> None:
-    found = {passed_on(message()._replace(id=str(uuid.UUID(int=number))), place()) for number in range(50)}
-    assert found == {(True, NOBODY), (False, frozenset({THERE}))}
+    messages = [message()._replace(id=str(uuid.UUID(int=number))) for number in range(50)]
+    assert {route(one, place(a=BOTH)).stays for one in messages} == {True, False}
 
 
 def test_a_home_that_is_added_takes_keys_from_all_and_moves_no_others() -> None:
@@ -87,8 +107,8 @@ def test_what_is_passed_on_arrives_as_it_was() -> None:
         Envelope(str(uuid.UUID(int=9)), "t", "", b"", "text/plain", {}),
         Envelope(str(uuid.UUID(int=9)), "t", "\\xff00", b"{}", "application/json", {}),
     ):
-        said = json.loads(json.dumps(Forwarded("stock", one).to_json()))
-        assert read_forwarded(said) == Forwarded("stock", one)
+        said = json.loads(json.dumps(Forwarded("stock", one, ("b",)).to_json()))
+        assert read_forwarded(said) == Forwarded("stock", one, ("b",))
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 
 from scoop_outbox.core.plans.control import take_in_control
 from scoop_outbox.core.plans.failures import Known
+from scoop_outbox.core.plans.forwarded import refusal
 from scoop_outbox.core.plans.homes import Identity
 from scoop_outbox.core.statement import COMMIT, Plan, Statement
 from scoop_outbox.message import Envelope
 from scoop_outbox.wire import validation
 from scoop_outbox.wire.control import Control, read_control
+from scoop_outbox.wire.forwarded import Forwarded
 from scoop_outbox.wire.headers import HOME
 from scoop_outbox.wire.members import MalformedControl
 from scoop_outbox.wire.signature import ControlKeys
@@ -76,6 +78,10 @@ def take_in_letter(
         return "this home has said it itself"
     if identity.name == control.sender.name:
         return f"another home, {control.sender.id}, has the name of this one"
+    if isinstance(control.content, Forwarded):
+        problem = refusal(control.content, listening.keys, identity)
+        if problem is not None:
+            return problem
     yield from take_in_control([control], listening.known, None, keys=listening.keys, begin=(), end=(drop, COMMIT))
     return None
 

@@ -12,11 +12,13 @@ from typing import Any
 from scoop_outbox.core.plans.control_letters import Listening, take_in_letter
 from scoop_outbox.core.plans.homes import Identity
 from scoop_outbox.core.plans.intake import intake_params, started_elsewhere, taking_in
+from scoop_outbox.core.plans.sharing import forwarding
 from scoop_outbox.core.statement import BEGIN, COMMIT, ROLLBACK, Plan, Statement, ask, statement
 from scoop_outbox.errors import PayloadError
 from scoop_outbox.message import Envelope
 from scoop_outbox.wire import headers as wire
 from scoop_outbox.wire import validation
+from scoop_outbox.wire.sharing import Place, Route, route
 
 
 class Origin(StrEnum):
@@ -187,14 +189,20 @@ def _take_in(contents: Contents, identity: Identity, drop: Statement) -> Plan[tu
     defect = _defect(contents.envelope)
     if defect is not None:
         return defect, ""
-    service = contents.letter.service
-    params = intake_params([contents.envelope], service, identity)
-    known, reported = started_elsewhere([contents.envelope], params)
-    handles = statement("is_handled", message=contents.envelope.id, service=service)
-    answers = yield from ask(*known, taking_in(params), *reported, handles, drop)
+    service, envelope = contents.letter.service, contents.envelope
+    cooperates = service is not None and identity.name is not None
+    routed = route(envelope, Place(service, identity.id)) if service is not None and cooperates else Route()
+    passing = forwarding(identity, service, [(envelope, routed)]) if service is not None and cooperates else []
+    if not routed.stays:
+        yield from ask(*passing, drop, COMMIT)
+        return None, f"passed on to another home of {service}"
+    params = intake_params([envelope], service, identity, {envelope.id: routed.elsewhere})
+    known, reported = started_elsewhere([envelope], params)
+    handles = statement("is_handled", message=envelope.id, service=service)
+    answers = yield from ask(*known, taking_in(params), *reported, *passing, handles, drop)
     started, handled = answers[len(known)], answers[-2]
     if not handled[0][0]:
-        return _nobody(contents.envelope, service), ""
+        return _nobody(envelope, service), ""
     yield from ask(COMMIT)
     return None, f"taken in by {service}" + ("" if started else " already")
 

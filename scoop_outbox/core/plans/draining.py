@@ -16,8 +16,8 @@ class Draining:
         draining: whether it is being drained.
         alone: services and sagas that no other home has which takes over.
         unconfirmed: homes that have not said that they know.
-        awaited: for how many children here other homes wait, up to a thousand each, as they have said last; None for
-            one that has not said.
+        awaited: for how many children here other homes wait, and messages they are passing on, as they have said last;
+            None for one that has not said, or cannot say: a transaction is open there that may launch for this home.
         unpublished: messages in the outbox.
         unfinished: runs that have not ended, or wait for an operator.
         undoable: runs that other homes may still ask to be rolled back, up to a thousand.

@@ -6,7 +6,6 @@ would send a message in a circle.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 
 from scoop_outbox.core.plans.claim import Hints
@@ -23,7 +22,7 @@ from scoop_outbox.core.plans.intake import (
 from scoop_outbox.core.statement import Plan, ask, statement
 from scoop_outbox.message import Envelope
 from scoop_outbox.wire.forwarded import Forwarded
-from scoop_outbox.wire.sharing import expected
+from scoop_outbox.wire.sharing import passed_over
 from scoop_outbox.wire.signature import ControlKeys
 from scoop_outbox.wire.validation import defect
 
@@ -44,32 +43,33 @@ def take_in_forwarded(passed: Sequence[Forwarded], keys: ControlKeys | None, hin
     Returns:
         What could not be taken in.
     """
-    services: dict[str, list[Envelope]] = {}
+    services: dict[str, list[Forwarded]] = {}
     for one in passed:
-        services.setdefault(one.service, []).append(one.envelope)
+        services.setdefault(one.service, []).append(one)
     if not services:
         return []
     home = yield from read_identity()
     lost: list[Lost] = []
-    for service, envelopes in services.items():
-        unusable = yield from _take_in(service, envelopes, home, keys, hints)
+    for service, given in services.items():
+        unusable = yield from _take_in(service, given, home, keys, hints)
         lost += [(service, one) for one in unusable]
     return lost
 
 
 def _take_in(
-    service: str, envelopes: Sequence[Envelope], home: Identity, keys: ControlKeys | None, hints: Hints | None
+    service: str, passed: Sequence[Forwarded], home: Identity, keys: ControlKeys | None, hints: Hints | None
 ) -> Plan[list[Unusable]]:
     usable: list[Envelope] = []
     unusable: list[Unusable] = []
-    for one in envelopes:
-        # As whoever has received it has seen to, if it is one of us.
-        reason = defect(one) or disbelief(keys, one, home)
+    elsewhere: dict[str, frozenset[str]] = {}
+    for given in passed:
+        one, reason = given.envelope, refusal(given, keys, home)
         if reason is None:
             usable.append(one)
+            elsewhere[one.id] = passed_over(one, service, home.id, given.elsewhere)
         else:
             unusable.append(Unusable(one, _POSITION, reason))
-    params = intake_params(usable, service, home, {one.id: _others(one, home) for one in usable})
+    params = intake_params(usable, service, home, elsewhere)
     known, reported = started_elsewhere(usable, params)
     started = (yield from ask(*known, taking_in(params), *reported))[len(known)]
     if hints is not None:
@@ -88,6 +88,6 @@ def _take_in(
     return unusable
 
 
-def _others(envelope: Envelope, home: Identity) -> frozenset[uuid.UUID]:
-    """Return the homes that are to handle a message besides this one."""
-    return frozenset(one.home for one in expected(envelope.headers) if one.home not in (None, home.id))
+def refusal(given: Forwarded, keys: ControlKeys | None, home: Identity) -> str | None:
+    """Say why a message is not taken in, if so: as whoever has received it has seen to, if it is one of us."""
+    return defect(given.envelope) or disbelief(keys, given.envelope, home, given.service)

@@ -173,21 +173,25 @@ def learn(sender: Sender, told: Subscriptions) -> Plan[None]:
 
     What is known of a home is its newest list. That is confirmed, and a home that does not know ours is told.
     """
-    home, known, listeners, peers, waiting = yield from ask(
+    home, known, listeners, peers = yield from ask(
         statement("lock_identity"),
         statement("lock_peer", home=sender.id),
         statement("read_listeners_here"),
         statement("read_known_revisions"),
-        statement("count_waiting", home=sender.id),
     )
+    if not known:
+        return  # it is being forgotten at this moment
     identity, announced, said = _announcement(home, listeners)
     revision = known[0][0]
-    writes: list[Statement] = []
+    waiting = None
     if told.revision > revision:
         revision = told.revision
-        writes += _stored(sender.id, told)
-    confirmed = {"revision": revision, "waiting": waiting[0][0]}
-    writes.append(_say(identity, sender.reply_to, Kind.CONFIRMED, confirmed))
+        yield from ask(*_stored(sender.id, told))
+    else:  # before, whoever launches at this moment may not know yet that the home is being drained
+        (counted,) = yield from ask(statement("count_waiting", home=sender.id))
+        waiting = counted[0][0]
+    confirmed = {"revision": revision, "waiting": waiting}
+    writes = [_say(identity, sender.reply_to, Kind.CONFIRMED, confirmed)]
     if announced is not None and told.known.get(identity.id, 0) < identity.revision:
         known_now = {one: number for one, number in peers if one != sender.id}
         pairs = [*known_now.items(), (sender.id, revision)]

@@ -27,7 +27,7 @@ from scoop_outbox.wire.headers import (
 from scoop_outbox.wire.sharing import expected
 from scoop_outbox.wire.signature import ControlKeys
 
-_NOWHERE: Mapping[str, frozenset[uuid.UUID]] = {}
+_NOWHERE: Mapping[str, frozenset[str]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def take_in(
     *,
     service: str | None = None,
     home: Identity | None = None,
-    elsewhere: Mapping[str, frozenset[uuid.UUID]] = _NOWHERE,
+    elsewhere: Mapping[str, frozenset[str]] = _NOWHERE,
     passing: Sequence[Statement] = (),
     unusable: Sequence[Unusable] = (),
 ) -> Plan[list[str]]:
@@ -61,7 +61,7 @@ def take_in(
         hints: told which runs have mail, and which messages are handled by nobody.
         service: take in for this service only; None is all that share the home.
         home: this home. None when they cannot but be our own.
-        elsewhere: by message, other homes in which sagas of the service are to handle it.
+        elsewhere: by message, the sagas of the service that handle it in other homes.
         passing: what tells these homes in the same transaction.
         unusable: messages that become dead letters of this service in the same transaction.
 
@@ -129,16 +129,18 @@ def started_elsewhere(
     return [known], [statement("report_started", ids=ids, homes=homes, service=params["service"])]
 
 
-def waits_elsewhere(envelope: Envelope, home: Identity | None) -> bool:
-    """Tell whether another home waits for a message to be handled here."""
+def waits_elsewhere(envelope: Envelope, home: Identity | None, service: str | None) -> bool:
+    """Tell whether another home waits for a message to be handled by a service; None is any."""
     if home is None or EXPECTS not in envelope.headers or REPLY_TO not in envelope.headers:
         return False
-    return envelope.headers.get(HOME, str(home.id)) != str(home.id)
+    if envelope.headers.get(HOME, str(home.id)) == str(home.id):
+        return False
+    return bool(expected(envelope.headers, service))
 
 
-def disbelief(keys: ControlKeys | None, envelope: Envelope, home: Identity | None) -> str | None:
-    """Say why it is not believed that another home waits for a message, if so."""
-    if keys is None or not waits_elsewhere(envelope, home):
+def disbelief(keys: ControlKeys | None, envelope: Envelope, home: Identity | None, service: str) -> str | None:
+    """Say why it is not believed that another home waits for a service to handle a message, if so."""
+    if keys is None or not waits_elsewhere(envelope, home, service):
         return None
     problem = keys.problem(envelope.headers, envelope.body)
     return None if problem is None else f"another home is said to wait for it, but {problem}"
@@ -156,7 +158,7 @@ def intake_params(
     envelopes: Sequence[Envelope],
     service: str | None,
     home: Identity | None,
-    elsewhere: Mapping[str, frozenset[uuid.UUID]] = _NOWHERE,
+    elsewhere: Mapping[str, frozenset[str]] = _NOWHERE,
 ) -> dict[str, Any]:
     """Return the parameters of `take_in`; see the plan of that name."""
 
@@ -177,22 +179,24 @@ def intake_params(
         "deadlines": [_deadlines(envelope) for envelope in envelopes],
         "service": service,
     }
-    waits = [waits_elsewhere(envelope, home) for envelope in envelopes]
+    waits = [waits_elsewhere(envelope, home, service) for envelope in envelopes]
     shared = [elsewhere.get(envelope.id, frozenset()) for envelope in envelopes]
     if any(waits) or any(shared):
         from_there = list(zip(envelopes, waits, strict=True))
         params["homes"] = [uuid.UUID(envelope.headers[HOME]) if waits else None for envelope, waits in from_there]
         params["above"] = [envelope.headers.get(LINEAGE) if waits else None for envelope, waits in from_there]
         params["expects"] = [
-            _expects(envelope, others) if waits or others else None
+            _expects(envelope, service, others) if waits or others else None
             for (envelope, waits), others in zip(from_there, shared, strict=True)
         ]
     return params
 
 
-def _expects(envelope: Envelope, elsewhere: frozenset[uuid.UUID]) -> str:
-    """Return who is waited for, and whether here."""
-    return json.dumps([[one.service, one.saga, one.home not in elsewhere] for one in expected(envelope.headers)])
+def _expects(envelope: Envelope, service: str | None, elsewhere: frozenset[str]) -> str:
+    """Return who is waited for, or handles a message elsewhere, and whether here."""
+    named = [(one.service, one.saga) for one in expected(envelope.headers, service)]
+    others = [(service, saga) for saga in sorted(elsewhere) if (service, saga) not in named]
+    return json.dumps([[of, saga, saga not in elsewhere] for of, saga in (*named, *others)])
 
 
 def _deadlines(envelope: Envelope) -> str | None:

@@ -4,54 +4,53 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from scoop_outbox.core.plans.homes import Identity
 from scoop_outbox.core.statement import Plan, Statement, ask, statement
+from scoop_outbox.message import Envelope
 from scoop_outbox.wire.control import Kind, body_of
 from scoop_outbox.wire.forwarded import Forwarded
-
-
-@dataclass(frozen=True, slots=True)
-class Neighbours:
-    """Other homes, as one service sees them.
-
-    Attributes:
-        reply_to: the control topics of those that are known.
-        beside: whether any of them has sagas of the service, too.
-    """
-
-    reply_to: Mapping[uuid.UUID, str]
-    beside: bool
+from scoop_outbox.wire.sharing import Route
 
 
 @dataclass(frozen=True, slots=True)
 class Sharing:
-    """The homes in which a service listens on one topic, and those of them that share what nobody has addressed."""
+    """The homes that share what comes for a service on one topic.
 
-    listening: frozenset[uuid.UUID] = frozenset()
-    sharing: frozenset[uuid.UUID] = frozenset()
+    Attributes:
+        homes: by saga.
+        known: the control topics of the others.
+    """
 
-
-def read_neighbours(service: str) -> Plan[Neighbours]:
-    """Return the other homes that are known."""
-    (rows,) = yield from ask(statement("read_neighbours", service=service))
-    return Neighbours({home: reply_to for home, reply_to, _ in rows}, any(beside for *_, beside in rows))
+    homes: Mapping[str, frozenset[uuid.UUID]] = field(default_factory=dict)
+    known: Mapping[uuid.UUID, str] = field(default_factory=dict)
 
 
 def read_sharing(service: str, topics: Sequence[str]) -> Plan[dict[str, Sharing]]:
-    """Return which homes have sagas of a service on some topics, this one included."""
+    """Return which homes share what comes for a service on some topics; nothing if it has one home."""
     (rows,) = yield from ask(statement("read_sharing", service=service, topics=list(topics)))
-    return {topic: Sharing(frozenset(listening), frozenset(sharing)) for topic, listening, sharing in rows}
+    homes: dict[str, dict[str, frozenset[uuid.UUID]]] = {topic: {} for topic in topics}
+    known: dict[str, dict[uuid.UUID, str]] = {topic: {} for topic in topics}
+    for topic, saga, ids, others in rows:
+        homes[topic][saga] = frozenset(ids)
+        known[topic] |= {uuid.UUID(home): reply_to for home, reply_to in others or ()}
+    return {topic: Sharing(homes[topic], known[topic]) for topic in topics}
 
 
-def forwarding(home: Identity, passed: Sequence[tuple[str, Forwarded]]) -> list[Statement]:
-    """Return what passes messages on.
+def forwarding(home: Identity, service: str, routed: Sequence[tuple[Envelope, Route]]) -> list[Statement]:
+    """Return what passes messages on to the other homes that handle them.
 
     Args:
         home: this home.
-        passed: control topics of other homes, and what is said there.
+        service: whose messages they are.
+        routed: the messages, and where each is handled.
     """
+    passed = [
+        (reply_to, Forwarded(service, one, _elsewhere(route, other)))
+        for one, route in routed
+        for other, reply_to in route.others.items()
+    ]
     if not passed:
         return []
     return [
@@ -62,3 +61,8 @@ def forwarding(home: Identity, passed: Sequence[tuple[str, Forwarded]]) -> list[
             bodies=[body_of(home.sender, Kind.FORWARDED, one.to_json()) for _, one in passed],
         )
     ]
+
+
+def _elsewhere(route: Route, home: uuid.UUID) -> tuple[str, ...]:
+    """Return the sagas that handle a message, but not in a home to which it is passed on."""
+    return tuple(saga for saga, of in route.homes.items() if of != home)

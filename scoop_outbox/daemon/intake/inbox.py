@@ -15,7 +15,7 @@ from scoop_outbox.core.plans.intake import Unusable, bury, disbelief, nobody_for
 from scoop_outbox.core.plans.sharing import forwarding
 from scoop_outbox.daemon.bisection import bisect
 from scoop_outbox.daemon.counters import IntakeCounters
-from scoop_outbox.daemon.intake.sharing import Sorter
+from scoop_outbox.daemon.intake.sharing import Router
 from scoop_outbox.daemon.intake.validation import Validation
 from scoop_outbox.store.async_driver import AsyncDriver
 from scoop_outbox.wire.signature import ControlKeys
@@ -42,7 +42,7 @@ class Inbox:
         self._validation = validation
         self._hints = hints
         self._keys = keys
-        self._sorter = Sorter(service)
+        self._router = Router(service)
         self._home: Identity | None = None
         self.counters = IntakeCounters()
 
@@ -63,20 +63,20 @@ class Inbox:
         usable: list[Delivery] = []
         unusable: list[Unusable] = []
         for one, defect in zip(deliveries, await self._validation.defects(driver, deliveries), strict=True):
-            reason = disbelief(self._keys, one.envelope, self._home) if defect is None else defect
+            reason = disbelief(self._keys, one.envelope, self._home, self._service) if defect is None else defect
             if reason is None:
                 usable.append(one)
             else:
                 unusable.append(Unusable(one.envelope, one.position, reason))
-        found = await self._sorter.sort(driver, self._home, [one.envelope for one in usable])
-        passing = [] if self._home is None else forwarding(self._home, found.passed)
+        envelopes = [one.envelope for one in usable]
+        routed = list(zip(envelopes, await self._router.routes(driver, self._home, envelopes), strict=True))
         plan = take_in(
-            found.here,
+            [one for one, route in routed if route.stays],
             self._hints,
             service=self._service,
             home=self._home,
-            elsewhere=found.elsewhere,
-            passing=passing,
+            elsewhere={one.id: route.elsewhere for one, route in routed if route.others},
+            passing=[] if self._home is None else forwarding(self._home, self._service, routed),
             unusable=unusable,
         )
         if nobody := set(await driver.run(plan)):
@@ -89,7 +89,7 @@ class Inbox:
             unusable += unhandled
         lament(self._service, unusable)
         self.counters.taken_in += len(deliveries) - len(unusable)
-        self.counters.forwarded += len(found.passed)
+        self.counters.forwarded += sum(len(route.others) for _, route in routed)
         self.counters.dead_letters += len(unusable)
 
     async def _bury(self, driver: AsyncDriver, one: Delivery, error: psycopg.Error) -> None:

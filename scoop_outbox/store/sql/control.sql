@@ -28,7 +28,11 @@ select p.id from {schema}.peer p join {schema}.home h on p.name = h.name and p.i
 select id, name, prefix, revision, clock_timestamp(), announced, draining from {schema}.home for update
 
 -- name: drain_home
-update {schema}.home set draining = %(draining)s where draining <> %(draining)s
+-- What other homes have said before of what they wait for is no answer.
+with changed as (
+    update {schema}.home set draining = %(draining)s where draining <> %(draining)s returning true
+)
+update {schema}.peer set waiting = null where exists (select from changed)
 
 -- name: read_listeners_here
 -- Whom messages from other homes reach: those whom a broker brings theirs.
@@ -52,6 +56,12 @@ insert into {schema}.peer as known (id, name, reply_to, lag)
 select g.id, g.name, g.reply_to, clock_timestamp() - g.said_at::timestamptz
 from unnest(%(homes)s::uuid[], %(names)s::text[], %(reply_to)s::text[], %(said_at)s::text[])
      as g (id, name, reply_to, said_at)
+-- What is known is not offered: its row would be locked until the end, and those who take in what one home says wait in line.
+where not exists (
+    select from {schema}.peer p
+    where p.id = g.id and p.name = g.name and p.reply_to = g.reply_to
+      and p.heard_at >= clock_timestamp() - interval '1 minute'
+)
 order by g.id
 on conflict (id) do update
 set name = excluded.name, reply_to = excluded.reply_to, heard_at = clock_timestamp(), lag = excluded.lag
@@ -62,11 +72,32 @@ where (known.name, known.reply_to) is distinct from (excluded.name, excluded.rep
 select revision from {schema}.peer where id = %(home)s for update
 
 -- name: store_peer_revision
-update {schema}.peer set revision = %(revision)s, draining = %(draining)s where id = %(home)s
+update {schema}.peer
+set revision = %(revision)s, draining = %(draining)s,
+    launching = case when %(draining)s then launching end
+where id = %(home)s
 
 -- name: count_waiting
--- How many children in a home are waited for, up to a thousand.
-select count(*) from (select from {schema}.child where open and home = (select %(home)s::uuid) limit 1000) c
+-- How many children in a home are waited for, and messages are on their way to it, up to a thousand each. Of one that is being
+-- drained nobody knows as long as a transaction is open that was writing when this was asked first: it may launch for that.
+with writing as (
+    -- use: writers
+    and pid <> pg_backend_pid()
+), noted as (
+    update {schema}.peer p
+    set launching = array(select virtualtransaction from writing)
+    where p.id = %(home)s and p.draining and p.launching is null
+    returning p.launching
+)
+select case when not exists (
+    select from writing where virtualtransaction = any(coalesce((select launching from noted), p.launching))
+) then (
+    select count(*) from (select from {schema}.child where open and home = p.id limit 1000) c
+) + (
+    select count(*) from (select from {schema}.outbox where topic = p.reply_to limit 1000) o
+) end
+from {schema}.peer p
+where p.id = %(home)s
 
 -- name: drop_peer_subscriptions
 delete from {schema}.peer_subscription p
@@ -331,18 +362,11 @@ set parent_run = null, parent_home = null
 from unnest(%(messages)s::uuid[], %(runs)s::uuid[]) as g (message, run)
 where r.id = g.run and r.message_id = g.message and r.parent_home = %(home)s and r.state not in ('running', 'rolling_back')
 
--- name: read_neighbours
--- Other homes, and whether they have sagas of this service, too.
-select p.id, p.reply_to, exists (
-    select from {schema}.peer_subscription s where s.home = p.id and s.service = (select %(service)s)
-)
-from {schema}.peer p
-
 -- name: read_sharing
--- In which homes a service listens, and which of them share what nobody has addressed: those in which most of its sagas
--- listen, but for those that are being drained, if there are others.
+-- Which homes share what comes for the sagas of a service on some topics: all in which a saga listens, but for those that are
+-- being drained, if there are others; and how they are told. Nothing if the service has no other home.
 with listening as (
-    select t.topic, s.home, s.draining, count(distinct s.saga) as sagas
+    select t.topic, s.saga, s.home, s.draining
     from unnest((select %(topics)s::text[])) as t (topic)
     join (
         select topic, saga, pattern, names, h.id as home, h.draining
@@ -353,11 +377,15 @@ with listening as (
         from {schema}.peer_subscription join {schema}.peer p on p.id = home
         where service = (select %(service)s)
     ) s on s.topic = t.topic or t.topic = any(s.names) or t.topic ~ s.pattern
-    group by t.topic, s.home, s.draining
-), best as (
-    select topic, home, draining, rank() over (partition by topic order by draining, sagas desc) as place from listening
+    where exists (select from {schema}.peer_subscription where service = (select %(service)s))
 )
-select topic, array_agg(home), array_agg(home) filter (where place = 1) from best group by topic
+select topic, saga, array_agg(distinct l.home), array_agg(distinct array[p.id::text, p.reply_to]) filter (where p.id is not null)
+from listening l
+left join {schema}.peer p on p.id = l.home
+where not l.draining or not exists (
+    select from listening o where o.topic = l.topic and o.saga = l.saga and not o.draining
+)
+group by topic, saga
 
 -- name: forward
 -- To each home in the order in which it came, as far as keys say that there is one.

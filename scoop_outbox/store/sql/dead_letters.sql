@@ -31,9 +31,21 @@ select exists (select from {schema}.run where message_id = %(message)s and servi
 -- Behind what is in the outbox already: its turn has passed.
 insert into {schema}.outbox (shard, message_id, topic, key, body, content_type, headers, expects)
 select abs(hashtext(coalesce(key, message_id::text)) %% {shards}), message_id, topic, key, body, content_type, headers, (
-    select json_agg(json_build_array(c.service, c.saga) order by c.service, c.saga)::text
-    from {schema}.child c
-    where c.message_id = d.message_id and c.home is not null
+    -- As its launch has said: see `addressed` there.
+    select json_agg(json_build_array(x.service, x.saga, x.home, x.reply_to) order by x.service, x.saga)::text
+    from (
+        select c.service, c.saga, coalesce(c.home, h.id) as home,
+               case when c.home is null then h.prefix || 'control.' || h.name else p.reply_to end as reply_to
+        from {schema}.child c
+        left join {schema}.peer p on p.id = c.home
+        where c.message_id = d.message_id
+        union
+        select r.service, r.saga, h.id, h.prefix || 'control.' || h.name
+        from {schema}.expected_root e, unnest(e.services, e.sagas) as r (service, saga)
+        where e.message_id = d.message_id
+    ) x
+    where h.name is not null
 )
 from {schema}.dead_letter d
-where id = %(letter)s
+cross join {schema}.home h
+where d.id = %(letter)s

@@ -55,18 +55,17 @@ order by origin
 -- name: read_draining
 -- What a home that is being drained has left. That a run was committed for another home, which may ask to undo it until it
 -- has pruned its parent, is looked for in all that was.
-with living as (
-    select run_id as id from {schema}.mailbox
-    union
-    select run_id from {schema}.child where open and run_id <> message_id
-    union
-    select run_id from {schema}.lane_entry
-    union
-    select id from {schema}.run where reason is not null
-    union
-    select id from {schema}.run where obstacle is not null and not abandoned
+-- Work outside leaves a run without mail: its state says that it goes on. And who has launched from outside waits, too.
+with unfinished as (
+    select from {schema}.run
+    where state in ('running', 'rolling_back', 'parked') or obstacle is not null and not abandoned
+    union all
+    select from {schema}.child where open and run_id = message_id
+    union all
+    select from {schema}.expected_root e
+    where cardinality(e.services) > 0 and not exists (select from {schema}.message m where m.id = e.message_id)
 )
-select h.draining, (select count(*) from {schema}.outbox), (select count(*) from living), (
+select h.draining, (select count(*) from {schema}.outbox), (select count(*) from unfinished), (
     select count(*) from (
         select from {schema}.run where parent_home is not null and state = 'committed' and not erased limit 1000
     ) r
@@ -80,7 +79,7 @@ from {schema}.subscription s
 where s.via_broker and not exists (
     select from {schema}.peer_subscription o
     join {schema}.peer p on p.id = o.home
-    where o.service = s.service and o.saga = s.saga and not p.draining
+    where o.topic = s.topic and o.service = s.service and o.saga = s.saga and not p.draining
 )
 order by 1, 2
 

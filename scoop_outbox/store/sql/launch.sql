@@ -41,7 +41,7 @@ with launched as (
     -- All messages of one key to one home, whoever launches them, and few of them to another one when homes are added or
     -- drained: rendezvous hashing. Intake chooses in the same way: see wire/sharing.py.
     select l.id, l.ordinal, l.awaited, l.deadline, s.service, s.saga, nullif(c.home, o.id) as home, c.home as target,
-           bool_or(cardinality(s.homes) > 1) over (partition by l.id, s.service) as shared
+           case when c.home = o.id then o.prefix || 'control.' || o.name else p.reply_to end as reply_to
     from launched l
     join listening s on s.topic = l.topic
     cross join {schema}.home o
@@ -55,10 +55,11 @@ with launched as (
             )
         end as home
     ) c
+    left join {schema}.peer p on p.id = c.home
 ), addressed as (
-    select id, json_agg(json_build_array(service, saga, target) order by service, saga)::text as expects
+    -- Those of this home, too: one that has just joined the group knows nobody yet, and is told where it belongs.
+    select id, json_agg(json_build_array(service, saga, target, reply_to) order by service, saga)::text as expects
     from assigned
-    where home is not null or shared
     group by id
 -- both
 ), expected as (

@@ -36,15 +36,7 @@ cross join lateral (
 ) o
 
 -- name: read_writers
--- Whoever writes into a table holds this lock on it until the transaction ends. Relays do as well, but not for long.
-select virtualtransaction
-from pg_locks
-where locktype = 'relation' and mode = 'RowExclusiveLock' and granted
-  and database = (select oid from pg_database where datname = current_database())
-  and relation = (
-      select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace
-      where n.nspname = {schema_name} and c.relname = 'outbox'
-  )
+-- use: writers
 
 -- name: delete_published
 -- A relay that lost its shard deletes nothing: what it published will be published again by the new owner, and
