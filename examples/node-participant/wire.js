@@ -15,7 +15,7 @@ const isUuid = (text) => /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/.test(text
 const isObject = (value) => typeof value === 'object' && value !== null && !Array.isArray(value);
 /** A service and a saga each, and perhaps the home that is to handle it: this service has one home. */
 const isPairs = (value) =>
-  Array.isArray(value) && value.every((pair) => Array.isArray(pair) && (pair.length === 2 || isUuid(pair[2])));
+  Array.isArray(value) && value.every((pair) => Array.isArray(pair) && (pair[2] == null || isUuid(pair[2])));
 
 /** Return a new id of version 7: ids sort by the time at which they were made. */
 export function newId() {

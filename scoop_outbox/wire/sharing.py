@@ -113,9 +113,14 @@ def route(envelope: Envelope, place: Place) -> Route:
         return _routed(place, ((one.saga, one.home, one.reply_to) for one in named))
     if envelope.headers.get(HOME) == str(place.home):
         return Route()
-    key = envelope.id if envelope.key is None else envelope.key
-    chosen = ((saga, choose(homes, key)) for saga, homes in place.sharing.items())
+    chosen = ((saga, _home_of(envelope, homes)) for saga, homes in place.sharing.items())
     return _routed(place, ((saga, home, place.known.get(home)) for saga, home in chosen))
+
+
+def _home_of(envelope: Envelope, homes: Collection[uuid.UUID]) -> uuid.UUID:
+    """Return the home to which a message belongs that nobody has addressed: its launcher's, or the one of its key."""
+    launcher = id_of(envelope.headers.get(HOME, ""))
+    return launcher if launcher in homes else choose(homes, envelope.id if envelope.key is None else envelope.key)
 
 
 def passed_over(envelope: Envelope, service: str, home: uuid.UUID, elsewhere: Iterable[str]) -> frozenset[str]:

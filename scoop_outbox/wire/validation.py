@@ -29,7 +29,6 @@ from scoop_outbox.wire.headers import (
 KEY_LIMIT = 1024
 CONTENT_TYPE_LIMIT = 255
 _PAIR = 2
-_IN_A_HOME = 4
 
 _LINEAGE = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(,[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})*")
 
@@ -133,8 +132,8 @@ def _are_pairs(value: str) -> bool:
 
 
 def _is_pair(pair: list[object]) -> bool:
-    """Tell whether these are a service and a saga, and perhaps the id of a home and its control topic."""
-    if not _PAIR <= len(pair) <= _IN_A_HOME:
+    """Tell whether these are a service and a saga, perhaps the id of a home and its control topic, and more."""
+    if len(pair) < _PAIR:
         return False
     names, (home, reply_to) = pair[:_PAIR], [*pair[_PAIR:], None, None][:_PAIR]
     return (

@@ -51,6 +51,9 @@ def place(**sharing: frozenset[uuid.UUID]) -> Place:
         # Others are waited for: that says nothing of this service.
         (message(("billing", "x", THERE), home=FAR, key=key_of(THERE)), place(a=BOTH), set(), {THERE}),
         (message(("billing", "x", THERE), home=HERE, key=key_of(THERE)), place(a=BOTH), None, set()),
+        # Its launcher has not known of this service, not even of its own sagas.
+        (message(home=THERE, key=key_of(HERE)), place(a=BOTH), set(), {THERE}),
+        (message(home=HERE, key=key_of(THERE)), place(a=BOTH), None, set()),
         # Nobody waits for it: it belongs where its key does, saga by saga.
         (message(key=key_of(THERE)), place(a=BOTH), set(), {THERE}),
         (message(key=key_of(HERE)), place(a=BOTH), {"a"}, set()),
