@@ -32,6 +32,8 @@ def run_line(run: OpenRun) -> str:
         does = f"waits for {run.children} open child{'ren' if run.children > 1 else ''} of step {run.step!r} {since}"
     elif run.queued:
         does = f"waits for its turn {since}"
+    elif run.sleeps:
+        does = f"sleeps behind step {run.step!r} {since}, and wakes in {run.ahead:.1f} s"
     elif run.state is RunState.ROLLING_BACK:
         does = f"is due or at work {since}"
     else:
@@ -90,7 +92,7 @@ def dead_letter_text(number: int) -> str:
 
 def _in_short(run: OpenRun) -> str:
     told = run_line(run)
-    if run.ahead is not None and run.ahead > 0:
+    if run.ahead is not None and run.ahead > 0 and not run.sleeps:
         told += f"; it is tried again in {run.ahead:.1f} s"
     if run.interruptions:
         told += f"; {interruption_text(run.interruptions, run.interruption)}"

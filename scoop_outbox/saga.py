@@ -12,6 +12,7 @@ from scoop_outbox._deadlines import Timeouts
 from scoop_outbox._generics import Params, R, T
 from scoop_outbox._options import Options, StepOptions
 from scoop_outbox._retention import SagaRetention
+from scoop_outbox._sleep import Duration, PointInTime, sleeping_for, sleeping_until
 from scoop_outbox.errors import DefinitionError
 from scoop_outbox.message import Topic, checked_name, topic_name
 from scoop_outbox.policy import COMPENSATION, ONCE, Retry
@@ -255,6 +256,34 @@ class Saga(Generic[T]):
         self._steps[name] = step
         self._after = None
         return step
+
+    def sleep(self, name: str, duration: Duration[T]) -> Step[T]:
+        """Declare a step that sleeps: the next one is executed when so much time has passed, by the database's clock.
+
+        A run that sleeps holds no connection, no thread and no slot, and survives restarts. Whoever cancels it wakes
+        it, and so do deadlines.
+
+        Args:
+            name: of the step.
+            duration: in seconds or as a `timedelta`; or a callback of a step, `(scope, message)`, that returns one. Of
+                less than 0 it is 0, of more than a hundred years a hundred.
+
+        Raises:
+            DefinitionError: it is no time, or as `add_step` says.
+        """
+        return self.add_step(name, sleeping_for(f"step {name!r} of saga {self.name!r}", duration))
+
+    def sleep_until(self, name: str, at: PointInTime[T]) -> Step[T]:
+        """Declare a step that sleeps until a point in time, or not at all if that is over: see `sleep`.
+
+        Args:
+            name: of the step.
+            at: with a time zone; or a callback of a step, `(scope, message)`, that returns one.
+
+        Raises:
+            DefinitionError: it has no time zone, or as `add_step` says.
+        """
+        return self.add_step(name, sleeping_until(f"step {name!r} of saga {self.name!r}", at))
 
     def get(self, name: str) -> Step[T] | None:
         """Return the step of this name, if the saga has it."""

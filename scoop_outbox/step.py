@@ -125,7 +125,7 @@ def is_async(callback: Callback) -> bool:
     return inspect.iscoroutinefunction(callback) or inspect.iscoroutinefunction(type(callback).__call__)
 
 
-def _checked(callback: object, what: str, arguments: Sequence[str]) -> Callback:
+def checked_callback(callback: object, what: str, arguments: Sequence[str]) -> Callback:
     """Return `callback` if it can be called with `arguments`."""
     call = f"({', '.join(arguments)})"
     if not callable(callback):
@@ -143,7 +143,8 @@ def _checked(callback: object, what: str, arguments: Sequence[str]) -> Callback:
     return callback
 
 
-_STEP = ("scope", "message")
+STEP_ARGUMENTS = ("scope", "message")
+"""How steps are called, and their finalisers."""
 _FAILED = ("scope", "message", "error")
 
 
@@ -178,7 +179,7 @@ class Step(Generic[T, P, R_co]):
         self._of = f"step {name!r} of saga {saga!r}"
         self.sealed = False
         self.name = checked_name("step", name)
-        self.invoke = _checked(invoke, self._of, _STEP)
+        self.invoke = checked_callback(invoke, self._of, STEP_ARGUMENTS)
         self.compensation: Callback | None = None
         self.child_failure_handler: Callback | None = None
         self.child_rollback_failure_handler: Callback | None = None
@@ -226,7 +227,7 @@ class Step(Generic[T, P, R_co]):
             DefinitionError: there is one already, or it cannot be called with three arguments.
         """
         what = f"the compensation of {self._of}"
-        self.compensation = self._set(self.compensation, _checked(callback, what, _FAILED), what)
+        self.compensation = self._set(self.compensation, checked_callback(callback, what, _FAILED), what)
         return callback
 
     @overload
@@ -244,7 +245,8 @@ class Step(Generic[T, P, R_co]):
             DefinitionError: there is one already, or it cannot be called with three arguments.
         """
         what = f"the child-failure handler of {self._of}"
-        self.child_failure_handler = self._set(self.child_failure_handler, _checked(callback, what, _FAILED), what)
+        handler = checked_callback(callback, what, _FAILED)
+        self.child_failure_handler = self._set(self.child_failure_handler, handler, what)
         return callback
 
     @overload
@@ -261,7 +263,7 @@ class Step(Generic[T, P, R_co]):
             DefinitionError: there is one already, or it cannot be called with three arguments.
         """
         what = f"the child-rollback-failure handler of {self._of}"
-        handler = _checked(callback, what, _FAILED)
+        handler = checked_callback(callback, what, _FAILED)
         self.child_rollback_failure_handler = self._set(self.child_rollback_failure_handler, handler, what)
         return callback
 
@@ -284,7 +286,7 @@ class Step(Generic[T, P, R_co]):
                 transaction of a step of the other colour.
         """
         what = f"the finaliser of {self._of}"
-        checked = _checked(callback, what, _STEP)
+        checked = checked_callback(callback, what, STEP_ARGUMENTS)
         if self.options.finally_transaction == "step" and is_async(checked) is not is_async(self.invoke):
             raise DefinitionError(
                 f"{what} is called in the transaction of the step: make both a def, or both an async def; or leave "

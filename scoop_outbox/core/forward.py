@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from scoop_outbox._sleep import Asleep
 from scoop_outbox.core.deadline import kept_deadline
 from scoop_outbox.core.decision import Complete, HandleChildFailure, Invoke
 from scoop_outbox.core.run import Run, RunState, StepKind, changed
@@ -32,7 +33,7 @@ def next_step(saga: Saga, step: str, value: object) -> str | None:
         StepError: `value` is nothing that a step may return, or names a step that the saga does not have.
     """
     match value:
-        case None:
+        case None | Asleep():
             return saga.after(step)
         case Repeat():
             return step
@@ -48,15 +49,17 @@ def next_step(saga: Saga, step: str, value: object) -> str | None:
             )
 
 
-def step_returned(saga: Saga, run: Run, due: Invoke, outcome: Returned) -> Transition:
-    """A step has done its work: the run goes on, waits for children, or has finished."""
+def step_returned(saga: Saga, run: Run, due: Invoke, outcome: Returned, now: datetime) -> Transition:
+    """A step has done its work: the run goes on, waits for children, sleeps, or has finished."""
     follows = next_step(saga, due.step.name, outcome.value)
     waits = awaited(outcome.emissions)
     options = due.step.options
     yields = not (saga.shield or options.shield or options.complete_on_give_up)
     # What is committed whatever is asked of the run does not end it: whether it gives up is looked at afterwards.
     finishes = due.step.finaliser is None
-    finished = follows is None and not waits and finishes and (yields or saga.shield)
+    until = outcome.value.wakes_at(now) if isinstance(outcome.value, Asleep) else None
+    rests = waits or until is not None
+    finished = follows is None and not rests and finishes and (yields or saga.shield)
     seq = run.seq + 1
     after = changed(
         run,
@@ -68,7 +71,7 @@ def step_returned(saga: Saga, run: Run, due: Invoke, outcome: Returned) -> Trans
         iteration=due.iteration,
         attempt=0,
         handled=0,
-        not_before=None,
+        not_before=until,
         context=outcome.context,
         result=outcome.result or run.result,
         own_deadline=run.own_deadline if outcome.asks is None else outcome.deadline,
@@ -78,7 +81,8 @@ def step_returned(saga: Saga, run: Run, due: Invoke, outcome: Returned) -> Trans
         after,
         Record(seq, due.step.name, StepKind.STEP, due.iteration, run.attempt),
         outcome.emissions,
-        mail=Mail.DROP if finished else Mail.DROP_IF_WAITING if waits else Mail.KEEP,
+        mail=Mail.DROP_IF_WAITING if waits else Mail.DROP if finished or rests else Mail.KEEP,
+        wake_at=until,
         yields=yields,
     )
 

@@ -108,7 +108,7 @@ class Run:
         attempt: failed attempts of the callback that is due.
         handled: calls of the child-failure handler since `step` was executed; while rolling back, of the handler of
             rollback failures for the instance that is being undone, or in reverse for one message of it.
-        not_before: a retry waits until then.
+        not_before: a retry waits until then, or a run that sleeps.
         undo_seq: while rolling back, instances above this number are undone already.
         compensation_seq: while rolling back, the compensation whose children are waited for.
         handler_seq: while rolling back, the call of the handler of rollback failures whose children are waited for.

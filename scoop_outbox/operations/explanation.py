@@ -22,6 +22,7 @@ class Cause(StrEnum):
         EXECUTING: a worker executes the run at this moment.
         ROW_LOCK: another transaction holds the lock of the run's row.
         LANE: another run of its key comes first.
+        SLEEP: it sleeps until a point in time.
         RETRY: a failed attempt is made again later.
         INTERRUPTED: it was interrupted, and is executed again later.
         HOME: it lives in another home, which is waited for.
@@ -44,6 +45,7 @@ class Cause(StrEnum):
     EXECUTING = "executing"
     ROW_LOCK = "row_lock"
     LANE = "lane"
+    SLEEP = "sleep"
     RETRY = "retry"
     INTERRUPTED = "interrupted"
     HOME = "home"
@@ -65,7 +67,7 @@ class Reason:
 
     Attributes:
         text: all of it in words.
-        at: since when it is so; of a retry, an interruption or what is due, the time when it is due.
+        at: since when it is so; of a sleep, a retry, an interruption or what is due, the time when it is due.
         run_id: the run that comes first in the lane.
         dead_letter: the number of a dead letter.
         process: who holds the lock of the run's row.

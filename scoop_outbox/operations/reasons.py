@@ -200,7 +200,10 @@ def _no_worker(one: Situation) -> Iterator[Reason]:
 def _when(one: Situation) -> Iterator[Reason]:
     """Yield when a run is looked at."""
     run, mail, now = one.run, one.mail_due, one.now
-    if run.not_before is not None and run.not_before > now:
+    if run.not_before is not None and run.not_before > now and run.attempt == 0:
+        text = f"it sleeps behind step {run.step!r}, and wakes {_when_due(run.not_before, now)}"
+        yield Reason(Cause.SLEEP, text, at=run.not_before)
+    elif run.not_before is not None and run.not_before > now:
         text = f"attempts that failed: {run.attempt}; the next one is made {_when_due(run.not_before, now)}"
         yield Reason(Cause.RETRY, text, at=run.not_before)
     elif one.interruptions:

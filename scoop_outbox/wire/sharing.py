@@ -120,7 +120,9 @@ def route(envelope: Envelope, place: Place) -> Route:
 def _home_of(envelope: Envelope, homes: Collection[uuid.UUID]) -> uuid.UUID:
     """Return the home to which a message belongs that nobody has addressed: its launcher's, or the one of its key."""
     launcher = id_of(envelope.headers.get(HOME, ""))
-    return launcher if launcher in homes else choose(homes, envelope.id if envelope.key is None else envelope.key)
+    if launcher is not None and launcher in homes:
+        return launcher
+    return choose(homes, envelope.id if envelope.key is None else envelope.key)
 
 
 def passed_over(envelope: Envelope, service: str, home: uuid.UUID, elsewhere: Iterable[str]) -> frozenset[str]:

@@ -1,5 +1,6 @@
 """What becomes of a run, as a table: what was due, how it ended, and the transition."""
 
+import functools
 import json
 import uuid
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from scoop_outbox._deadlines import Deadline, Timeouts
 from scoop_outbox._emission import Emission
+from scoop_outbox._sleep import Asleep
 from scoop_outbox.core import backward, deadline, decision, forward, transition
 from scoop_outbox.core.run import RUN_TRANSITIONS, Instance, Run, RunState, StepKind
 from scoop_outbox.core.transition import Mail, Raised, Record, Returned, Transition
@@ -23,6 +25,8 @@ from scoop_outbox.saga import Saga
 from scoop_outbox.step import GoTo, Repeat
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+step_returned = functools.partial(forward.step_returned, now=NOW)
 SOURCE = "parent[worker]"
 HERE = Frame("shop.py", 7, None, "place_order")
 BOOM = Failure("Boom", "no", SOURCE)
@@ -92,7 +96,7 @@ SUSPENDED = replace(MIDDLE, attempt=0, not_before=None)
 
 def forwarded(**changes: Any) -> Run:
     same = {"step": "second", "next_step": "patient", "seq": 5, "instance": 5, "iteration": 0, "context": "{}"}
-    return replace(MIDDLE, attempt=0, handled=0, not_before=None, **{**same, **changes})
+    return replace(MIDDLE, attempt=0, handled=0, **{"not_before": None, **same, **changes})
 
 
 def rolling_back(of: Run, failure: Failure, **changes: Any) -> Run:
@@ -103,42 +107,42 @@ def rolling_back(of: Run, failure: Failure, **changes: Any) -> Run:
 CASES: dict[str, tuple[Run, Transition, Transition]] = {
     # Steps
     "a step goes straight on": (
-        MIDDLE, forward.step_returned(SAGA, MIDDLE, invoke, returned()),
+        MIDDLE, step_returned(SAGA, MIDDLE, invoke, returned()),
         Transition(forwarded(), Record(5, "second", STEP, 0, 1), mail=Mail.KEEP, yields=True)),
     "a step that launched waits": (
-        MIDDLE, forward.step_returned(SAGA, MIDDLE, invoke, returned(None, AWAITED)),
+        MIDDLE, step_returned(SAGA, MIDDLE, invoke, returned(None, AWAITED)),
         Transition(forwarded(), Record(5, "second", STEP, 0, 1), AWAITED, mail=Mail.DROP_IF_WAITING, yields=True)),
     "a launch on the global scope is not waited for": (
-        MIDDLE, forward.step_returned(SAGA, MIDDLE, invoke, returned(None, GLOBAL)),
+        MIDDLE, step_returned(SAGA, MIDDLE, invoke, returned(None, GLOBAL)),
         Transition(forwarded(), Record(5, "second", STEP, 0, 1), GLOBAL, mail=Mail.KEEP, yields=True)),
     "the last step ends the run": (
-        START, forward.step_returned(SAGA, START, decision.Invoke(PATIENT, 0), returned(result="1")),
+        START, step_returned(SAGA, START, decision.Invoke(PATIENT, 0), returned(result="1")),
         Transition(
             replace(START, state=RunState.COMMITTED, step="patient", seq=1, instance=1, context="{}", result="1"),
             Record(1, "patient", STEP, 0, 0), mail=Mail.DROP, yields=True)),
     "the last step waits for what it launched": (
-        START, forward.step_returned(SAGA, START, decision.Invoke(PATIENT, 0), returned(None, AWAITED)),
+        START, step_returned(SAGA, START, decision.Invoke(PATIENT, 0), returned(None, AWAITED)),
         Transition(replace(START, step="patient", seq=1, instance=1, context="{}"),
                    Record(1, "patient", STEP, 0, 0), AWAITED, mail=Mail.DROP_IF_WAITING, yields=True)),
     "the last step does not wait for a launch on the global scope": (
-        START, forward.step_returned(SAGA, START, decision.Invoke(PATIENT, 0), returned(None, GLOBAL)),
+        START, step_returned(SAGA, START, decision.Invoke(PATIENT, 0), returned(None, GLOBAL)),
         Transition(replace(START, state=RunState.COMMITTED, step="patient", seq=1, instance=1, context="{}"),
                    Record(1, "patient", STEP, 0, 0), GLOBAL, mail=Mail.DROP, yields=True)),
     "Repeat": (
-        MIDDLE, forward.step_returned(SAGA, MIDDLE, decision.Invoke(SECOND, 3), returned(Repeat())),
+        MIDDLE, step_returned(SAGA, MIDDLE, decision.Invoke(SECOND, 3), returned(Repeat())),
         Transition(forwarded(next_step="second", iteration=3), Record(5, "second", STEP, 3, 1), yields=True)),
     "the last step repeats": (
-        START, forward.step_returned(SAGA, START, decision.Invoke(PATIENT, 0), returned(Repeat())),
+        START, step_returned(SAGA, START, decision.Invoke(PATIENT, 0), returned(Repeat())),
         Transition(replace(START, step="patient", next_step="patient", seq=1, instance=1, context="{}"),
                    Record(1, "patient", STEP, 0, 0), yields=True)),
     "GoTo by name": (
-        MIDDLE, forward.step_returned(SAGA, MIDDLE, invoke, returned(GoTo("first"))),
+        MIDDLE, step_returned(SAGA, MIDDLE, invoke, returned(GoTo("first"))),
         Transition(forwarded(next_step="first"), Record(5, "second", STEP, 0, 1), yields=True)),
     "GoTo a step": (
-        MIDDLE, forward.step_returned(SAGA, MIDDLE, invoke, returned(GoTo(PATIENT))),
+        MIDDLE, step_returned(SAGA, MIDDLE, invoke, returned(GoTo(PATIENT))),
         Transition(forwarded(next_step="patient"), Record(5, "second", STEP, 0, 1), yields=True)),
     "a result stays until it is replaced": (
-        replace(MIDDLE, result="1"), forward.step_returned(SAGA, replace(MIDDLE, result="1"), invoke, returned()),
+        replace(MIDDLE, result="1"), step_returned(SAGA, replace(MIDDLE, result="1"), invoke, returned()),
         Transition(forwarded(result="1"), Record(5, "second", STEP, 0, 1), yields=True)),
     "a step without retry rolls back, with the context that it left": (
         MIDDLE, forward.step_raised(MIDDLE, invoke, raised(), NOW, 0.0),
@@ -267,16 +271,16 @@ CASES: dict[str, tuple[Run, Transition, Transition]] = {
         Transition(SUSPENDED, expires=Failure.gave_up([deadline.missed(Deadline(NOW, SOURCE))], source=SOURCE),
                    mail=Mail.DROP_IF_WAITING)),
     "a step that has set a deadline": (
-        MIDDLE, forward.step_returned(
+        MIDDLE, step_returned(
             SAGA, MIDDLE, invoke, replace(returned(), asks=Timeouts(1.0), deadline=Deadline(NOW, SOURCE))),
         Transition(forwarded(own_deadline=Deadline(NOW, SOURCE)), Record(5, "second", STEP, 0, 1), yields=True)),
     "a step that says nothing leaves the deadline": (
         replace(MIDDLE, own_deadline=Deadline(NOW, SOURCE)),
-        forward.step_returned(SAGA, replace(MIDDLE, own_deadline=Deadline(NOW, SOURCE)), invoke, returned()),
+        step_returned(SAGA, replace(MIDDLE, own_deadline=Deadline(NOW, SOURCE)), invoke, returned()),
         Transition(forwarded(own_deadline=Deadline(NOW, SOURCE)), Record(5, "second", STEP, 0, 1), yields=True)),
     "a step that has lifted the deadline": (
         replace(MIDDLE, own_deadline=Deadline(NOW, SOURCE)),
-        forward.step_returned(SAGA, replace(MIDDLE, own_deadline=Deadline(NOW, SOURCE)), invoke,
+        step_returned(SAGA, replace(MIDDLE, own_deadline=Deadline(NOW, SOURCE)), invoke,
                               replace(returned(), asks=Timeouts())),
         Transition(forwarded(), Record(5, "second", STEP, 0, 1), yields=True)),
     "it has given up, and its children have ended": (
@@ -284,14 +288,26 @@ CASES: dict[str, tuple[Run, Transition, Transition]] = {
         transition.roll_back(replace(SUSPENDED, giving_up=REASON), BOOM, SUSPENDED.context),
         Transition(rolling_back(SUSPENDED, BOOM, undo_seq=SUSPENDED.seq))),
     "a shielded step is committed, whatever is asked": (
-        MIDDLE, forward.step_returned(ASIDE, MIDDLE, decision.Invoke(SHIELDED, 0), returned()),
+        MIDDLE, step_returned(ASIDE, MIDDLE, decision.Invoke(SHIELDED, 0), returned()),
         Transition(forwarded(step="shielded", next_step="completing"), Record(5, "shielded", STEP, 0, 1))),
     "a step that completes on giving up is committed, whatever is asked": (
-        MIDDLE, forward.step_returned(ASIDE, MIDDLE, decision.Invoke(COMPLETING, 0), returned(GoTo("shielded"))),
+        MIDDLE, step_returned(ASIDE, MIDDLE, decision.Invoke(COMPLETING, 0), returned(GoTo("shielded"))),
         Transition(forwarded(step="completing", next_step="shielded"), Record(5, "completing", STEP, 0, 1))),
     "the last step, if it is committed whatever is asked, does not end the run": (
-        MIDDLE, forward.step_returned(ASIDE, MIDDLE, decision.Invoke(COMPLETING, 0), returned()),
+        MIDDLE, step_returned(ASIDE, MIDDLE, decision.Invoke(COMPLETING, 0), returned()),
         Transition(forwarded(step="completing", next_step=None), Record(5, "completing", STEP, 0, 1))),
+    # Sleeping
+    "a step sleeps": (
+        MIDDLE, step_returned(SAGA, MIDDLE, invoke, returned(Asleep(HOUR))),
+        Transition(forwarded(not_before=NOW + HOUR), Record(5, "second", STEP, 0, 1), mail=Mail.DROP,
+                   wake_at=NOW + HOUR, yields=True)),
+    "a step sleeps until a point in time, and waits for what it has launched": (
+        MIDDLE, step_returned(SAGA, MIDDLE, invoke, returned(Asleep(NOW + HOUR), AWAITED)),
+        Transition(forwarded(not_before=NOW + HOUR), Record(5, "second", STEP, 0, 1), AWAITED,
+                   mail=Mail.DROP_IF_WAITING, wake_at=NOW + HOUR, yields=True)),
+    "a step would sleep until what is over": (
+        MIDDLE, step_returned(SAGA, MIDDLE, invoke, returned(Asleep(NOW))),
+        Transition(forwarded(), Record(5, "second", STEP, 0, 1), yields=True)),
     # Ends
     "committed": (
         SUSPENDED, forward.committed(SAGA, SUSPENDED),

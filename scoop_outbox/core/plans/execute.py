@@ -318,7 +318,7 @@ def _change(due: Decision, claimed: Claim, outcome: CallOutcome | None, chance: 
         case decision.Invoke():
             if raised is not None:
                 return forward.step_raised(run, due, raised, now, chance())
-            return forward.step_returned(saga, run, due, returned)
+            return forward.step_returned(saga, run, due, returned, now)
         case decision.Complete():
             return forward.completed(run, due)
         case decision.HandleChildFailure():

@@ -18,7 +18,8 @@ class OpenRun:
         parent: the run that waits for it.
         children: how many children it waits for, counted up to 1000.
         idle: seconds since its last execution has ended, or since it was taken in.
-        ahead: seconds until it is tried again; negative when that is past, None when it is not to be.
+        ahead: seconds until it is tried again, or wakes; negative when that is past, None when it is not to be.
+        attempt: failed attempts of the callback that is due.
         reason: why it is parked.
         interruptions: how often in a row it has been interrupted.
         interruption: why it was interrupted last.
@@ -38,12 +39,18 @@ class OpenRun:
     children: int
     idle: float
     ahead: float | None
+    attempt: int
     reason: str | None
     interruptions: int
     interruption: str | None
     queued: bool
     served: bool
     parent_home: str | None
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether it goes on at a point in time; what has failed is tried again instead."""
+        return self.ahead is not None and self.ahead > 0 and self.attempt == 0
 
 
 @dataclass(frozen=True, slots=True)

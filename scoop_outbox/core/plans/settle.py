@@ -173,8 +173,10 @@ def _writes_mail(claimed: Claim, change: Transition, *, go_on: bool) -> Iterator
 
 
 def _advances(change: Transition) -> bool:
-    """Tell whether a step was executed without failing: one statement writes that, the commonest of all."""
+    """Tell whether a step was executed without failing, and is no sleep: one statement writes that, the commonest."""
     record = change.record
+    if change.run.not_before is not None:
+        return False
     return record is not None and record.kind is StepKind.STEP and record.failure is None
 
 

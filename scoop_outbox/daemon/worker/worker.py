@@ -36,6 +36,8 @@ from scoop_outbox.store.reconnecting import ReconnectingDriver
 log = get_logger(__name__)
 
 SLOTS = 16
+_NEAR = 60.0
+"""Seconds up to which the feeder is woken for mail that is due later: it looks more often than that."""
 
 
 class Worker:
@@ -160,6 +162,8 @@ class Worker:
         """Take mail that was posted in this process; answer whether this worker sees to it."""
         if not self._roster.is_ours(saga, version, run_id):
             return False
+        if delay > _NEAR:
+            return True  # the feeder's looks find it: many runs may sleep for days
         if delay > 0:
             self._loop.call_later(delay, self._feeder.wake)
             return True

@@ -79,7 +79,7 @@ with recursive open as (
 -- use: open_runs
 select r.id, r.message_id, r.parent_run, r.service, r.saga, r.state, r.step, r.next_step, w.children,
        extract(epoch from clock_timestamp() - coalesce(s.ended_at, r.created_at))::float8 as idle,
-       extract(epoch from r.not_before - clock_timestamp())::float8, r.reason, r.interruptions, r.interruption,
+       extract(epoch from r.not_before - clock_timestamp())::float8, r.attempt, r.reason, r.interruptions, r.interruption,
        coalesce((select not t.held from {schema}.lane_entry t where t.run_id = r.id), false),
        exists (select from {schema}.worker k where k.service = r.service and k.alive_until > clock_timestamp()),
        coalesce(h.name, r.parent_home::text), count(*) over ()
