@@ -18,16 +18,12 @@ SHORT = timedelta(seconds=0.3)
 
 
 async def is_asleep(shop: Shop, handle: Handle, saga: str = "root") -> bool:
-    """Tell whether the run of a saga sleeps, as `explain` says."""
-    for home in shop.homes:
-        async with AsyncRuns(service_of(home).home.url) as runs:
-            try:
-                waiting = (await runs.explain(handle.id)).waiting
-            except UnknownMessage:
-                continue  # it has not been taken in
-        if any(one.saga == saga and "sleeps behind step" in one.text for one in waiting):
-            return True
-    return False
+    """Tell whether the run of a saga sleeps."""
+    try:
+        (run,) = await shop.runs(handle, saga)
+    except (UnknownMessage, ValueError):
+        return False  # it has not been taken in
+    return bool(await shop.ask("select from scoop_outbox.run where id = %s and not_before > clock_timestamp()", run.id))
 
 
 def times(run: RunStatus) -> dict[str, datetime]:
