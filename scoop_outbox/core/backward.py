@@ -116,7 +116,7 @@ def _broken(saga: Saga, run: Run, instance: Instance, why: Failure, record: Reco
 def passed_over(run: Run, due: PassOver, record: Record | None = None) -> Transition:
     """An instance cannot be undone, and stays as it is; the one before it is next all the same (behaviour Q74)."""
     why = due.failure
-    after = undone(run, due.instance).run
+    after = _above(run, due.instance)
     if record is not None:
         record = replace(record, failure=why)
     above = run.undo_seq if run.undo_from is None else run.undo_from
@@ -132,8 +132,15 @@ def _together(before: Failure | None, why: Failure) -> Failure:
 
 
 def undone(run: Run, instance: Instance) -> Transition:
-    """An instance is undone; the one before it is next."""
-    after = changed(
+    """An instance is undone. The one before it is next; with the first one the rollback ends, in one transaction."""
+    after = _above(run, instance)
+    change = rolled_back(after) if instance.seq == 1 and run.unresolved is None else Transition(after)
+    return replace(change, undone=instance.seq)
+
+
+def _above(run: Run, instance: Instance) -> Run:
+    """Return a run one instance of which has been dealt with."""
+    return changed(
         run,
         undo_seq=instance.seq - 1,
         compensation_seq=None,
@@ -142,7 +149,6 @@ def undone(run: Run, instance: Instance) -> Transition:
         attempt=0,
         not_before=None,
     )
-    return Transition(after, undone=instance.seq)
 
 
 def rolled_back(run: Run) -> Transition:

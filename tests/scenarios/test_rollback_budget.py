@@ -82,9 +82,12 @@ async def test_rf_09_q6_a_retry_of_a_run_that_was_parked_begins_a_new_budget(
 async def test_rf_09_q6_a_run_that_goes_on_because_a_child_was_retried_has_a_new_budget_too(mixed: Shop) -> None:
     broken = Broken()
     root = mixed.app.saga("root", "R")
+    mixed.step(root, "before")
     mixed.step(root, "0", launches("C"))
     mixed.step(root, "1", fails)
-    mixed.step(mixed.app.saga("child", "C"), "0", compensate=broken)
+    child = mixed.app.saga("child", "C")
+    mixed.step(child, "before")
+    mixed.step(child, "0", compensate=broken)
 
     async with mixed.running():
         handle: Handle = await mixed.app.launch("R", None, rollback_timeout=BUDGET)

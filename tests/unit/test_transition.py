@@ -84,6 +84,7 @@ BACK = run(RunState.ROLLING_BACK, step="second", seq=6, instance=6, undo_seq=5, 
 WAITING = replace(BACK, compensation_seq=6)
 HANDLED = replace(BACK, handler_seq=6, handled=2)
 OF_FIRST = Instance(3, "first", STEP, 2)
+VERY_FIRST = Instance(1, "first", STEP, 0)
 OF_PATIENT = Instance(3, "patient", STEP, 2)
 
 invoke = decision.Invoke(SECOND, 0)
@@ -209,6 +210,13 @@ CASES: dict[str, tuple[Run, Transition, Transition]] = {
     "its children have finished": (
         WAITING, backward.undone(WAITING, OF_FIRST),
         Transition(replace(WAITING, undo_seq=2, compensation_seq=None, attempt=0), undone=3)),
+    "the first instance is undone: nothing is left": (
+        BACK, backward.compensation_returned(BACK, decision.Compensate(FIRST, callback, VERY_FIRST), returned()),
+        Transition(replace(BACK, state=RunState.ROLLED_BACK, seq=7, context="{}", undo_seq=0, attempt=0),
+                   Record(7, "first", COMPENSATION, 0, 1, undoes=1), mail=Mail.DROP, undone=1)),
+    "the first instance is undone, behind something that could not be": (
+        replace(BACK, unresolved=BOOM), backward.undone(replace(BACK, unresolved=BOOM), VERY_FIRST),
+        Transition(replace(BACK, unresolved=BOOM, undo_seq=0, attempt=0), undone=1)),
     "a compensation failed for good": (
         BACK, backward.compensation_raised(SAGA, BACK, compensate, raised(), NOW, 0.0),
         Transition(replace(BACK, state=RunState.ROLLBACK_FAILED, seq=7, obstacle=BOOM, context='{"left":1}'),
