@@ -14,12 +14,16 @@ from pathlib import Path
 from benchmarks.control import Control
 from benchmarks.sagas import build
 from benchmarks.server import Bench, server
-from benchmarks.table import Table, Target
+from benchmarks.table import Table, Target, ratios
+from benchmarks.waiting import fill_with_deadlines
 
 SLOTS = (1, 16, 64)
 MOST_QUERIES = 5.0
 MOST_CPU = 0.02
+DEADLINES = 100_000
+MOST_FOR_DEADLINES = 1.1
 
+_RELAY = " and a relay"
 _SETTLED = 4.0
 """Seconds until a worker that found nothing polls as seldom as it ever does."""
 _PRELOAD = {"shared_preload_libraries": "pg_stat_statements"}
@@ -44,15 +48,20 @@ async def _measure(bench: Bench) -> Table:
     seconds = 1 if bench.smoke else bench.size(20, 4)
     table = Table(
         f"(h) an idle worker process, watched {bench.runs} times for {seconds} s",
-        ("slots", "memory in MiB", "queries per second", "share of a core", "connections"),
+        ("", "memory in MiB", "queries per second", "share of a core", "connections"),
     )
     async with AsyncExitStack() as stack:
         watched = []
-        for slots, relay in (*((slots, False) for slots in bench.some(SLOTS)), (SLOTS[1], True)):
+        deadlines = bench.size(DEADLINES, 1000)
+        beside = f", beside {deadlines:,} deadlines in an hour"
+        kinds = [(slots, "") for slots in bench.some(SLOTS)] + [(SLOTS[1], _RELAY), (SLOTS[1], beside)]
+        for slots, kind in kinds:
             control = await stack.enter_async_context(bench.database())
             await build(control.url).announce()
-            pid = await stack.enter_async_context(_worker(control.url, slots, relay=relay))
-            watched.append((f"{slots}{' and a relay' * relay}", control, pid))
+            if kind == beside:
+                await fill_with_deadlines(control, deadlines)
+            pid = await stack.enter_async_context(_worker(control.url, slots, relay=kind == _RELAY))
+            watched.append((f"{slots} slots{kind}", control, pid))
         counters = [await _counter(control) for _, control, _ in watched]
         await asyncio.sleep(0 if bench.smoke else _SETTLED)
         results: list[list[list[float]]] = [[[], [], [], []] for _ in watched]
@@ -71,15 +80,24 @@ async def _measure(bench: Bench) -> Table:
                 share.append((_cpu(pid) - cpu) / seconds)
                 memory.append(_memory(pid))
                 connections.append(float(await control.one(_CONNECTIONS)))
-    for (name, _, _), result in zip(watched, results, strict=True):
+    alone = f"{SLOTS[1]} slots"
+    found = {name: result for (name, _, _), result in zip(watched, results, strict=True)}
+    for name, result in found.items():
         table.add(name, *result)
-        if "relay" in name:
+        if name.endswith(_RELAY):
             continue
+        if name.endswith(beside) and alone in found:
+            ratio = statistics.median(ratios(result[1], found[alone][1]))
+            table.targets.append(
+                Target(
+                    f"queries per second beside deadlines: at most {MOST_FOR_DEADLINES}", ratio, most=MOST_FOR_DEADLINES
+                )
+            )
         queries, busy = (statistics.median(values) for values in result[1:3])
         table.targets.append(
-            Target(f"{name} slots, queries per second: below {MOST_QUERIES:.0f}", queries, most=MOST_QUERIES)
+            Target(f"{name}: queries per second: below {MOST_QUERIES:.0f}", queries, most=MOST_QUERIES)
         )
-        table.targets.append(Target(f"{name} slots, share of a core: below {MOST_CPU}", busy, most=MOST_CPU))
+        table.targets.append(Target(f"{name}: share of a core: below {MOST_CPU}", busy, most=MOST_CPU))
     what = "statements, by pg_stat_statements" if counters[0] is _STATEMENTS else "transactions, by pg_stat_database"
     table.notes.append(f"Queries are {what}. CPU is the worker's own, not Postgres's.")
     return table

@@ -26,6 +26,21 @@ _OPEN = f"""
 insert into child (message_id, service, saga, run_id, seq, ordinal, open, state)
 select gen_random_uuid(), 'elsewhere', 'slow', {RUN}, 1, 1, true, 'started' from generate_series(1, %(count)s, 2) n
 """
+_LATE = """
+update run set own_deadline = json_build_object(
+    'deadline', to_char(now() + interval '1 hour', 'YYYY-MM-DD"T"HH24:MI:SSTZH:TZM'),
+    'source', 'benchmark', 'trace', '[]'::json
+)
+"""
+_TIMERS = (
+    "insert into mailbox (service, saga, run_id, due) select service, saga, id, now() + interval '1 hour' from run"
+)
+
+
+async def fill_with_deadlines(control: Control, count: int) -> None:
+    """Write so many runs that wait, with a deadline in an hour."""
+    for statement in (MESSAGES, _RUNS, _LATE, _TIMERS):
+        await control.all(statement, {"count": count, "service": SERVICE, "launched_at": LAUNCHED_AT})
 
 
 async def fill_with_waiting(control: Control, count: int) -> None:
