@@ -107,14 +107,14 @@ def route(envelope: Envelope, place: Place) -> Route:
     """Say where a message is handled that a home has received.
 
     A launcher says which homes those are, and how they are told: they are, also when nobody here has heard of them yet.
+    Sagas that it did not know handle the message in the home to which it belongs, as if nobody had addressed it.
     """
-    named = expected(envelope.headers, place.service)
-    if named:
-        return _routed(place, ((one.saga, one.home, one.reply_to) for one in named))
-    if envelope.headers.get(HOME) == str(place.home):
+    named = {one.saga: one for one in expected(envelope.headers, place.service)}
+    if not named and envelope.headers.get(HOME) == str(place.home):
         return Route()
-    chosen = ((saga, _home_of(envelope, homes)) for saga, homes in place.sharing.items())
-    return _routed(place, ((saga, home, place.known.get(home)) for saga, home in chosen))
+    told = [(one.saga, one.home, one.reply_to) for one in named.values()]
+    unknown = [(saga, _home_of(envelope, homes)) for saga, homes in place.sharing.items() if saga not in named]
+    return _routed(place, [*told, *((saga, home, None) for saga, home in unknown)])
 
 
 def _home_of(envelope: Envelope, homes: Collection[uuid.UUID]) -> uuid.UUID:
@@ -141,7 +141,9 @@ def passed_over(envelope: Envelope, service: str, home: uuid.UUID, elsewhere: It
 def _routed(place: Place, chosen: Iterable[tuple[str, uuid.UUID | None, str | None]]) -> Route:
     homes: dict[str, uuid.UUID | None] = {}
     others: dict[uuid.UUID, str] = {}
-    for saga, home, reply_to in chosen:
+    for saga, home, said in chosen:
+        # What a home says of itself counts more than what a launcher has heard of it.
+        reply_to = said if home is None else place.known.get(home, said)
         if home is None or home == place.home or reply_to is None:
             homes[saga] = None
         else:

@@ -48,6 +48,10 @@ def place(**sharing: frozenset[uuid.UUID]) -> Place:
         (message(("stock", "a", THERE), ("stock", "b", HERE), home=FAR), place(a=BOTH), {"b"}, {THERE}),
         (message(("stock", "a", THERE), ("stock", "b", FAR), home=HERE), place(a=BOTH), set(), {THERE, FAR}),
         (message(("stock", "a", None), home=FAR), place(a=BOTH), {"a"}, set()),
+        # Its launcher has not heard of another saga.
+        (message(("stock", "a", HERE), home=FAR, key=key_of(THERE)), place(a=BOTH, b=BOTH), {"a"}, {THERE}),
+        (message(("stock", "a", THERE), home=FAR, key=key_of(HERE)), place(a=BOTH, b=BOTH), {"b"}, {THERE}),
+        (message(("stock", "a", THERE), home=FAR), place(a=BOTH, b=frozenset({HERE})), {"b"}, {THERE}),
         # Others are waited for: that says nothing of this service.
         (message(("billing", "x", THERE), home=FAR, key=key_of(THERE)), place(a=BOTH), set(), {THERE}),
         (message(("billing", "x", THERE), home=HERE, key=key_of(THERE)), place(a=BOTH), None, set()),

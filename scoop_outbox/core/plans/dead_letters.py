@@ -12,7 +12,7 @@ from typing import Any
 from scoop_outbox.core.plans.control_letters import Listening, take_in_letter
 from scoop_outbox.core.plans.homes import Identity
 from scoop_outbox.core.plans.intake import intake_params, started_elsewhere, taking_in
-from scoop_outbox.core.plans.sharing import forwarding
+from scoop_outbox.core.plans.sharing import forwarding, read_sharing
 from scoop_outbox.core.statement import BEGIN, COMMIT, ROLLBACK, Plan, Statement, ask, statement
 from scoop_outbox.errors import PayloadError
 from scoop_outbox.message import Envelope
@@ -191,8 +191,11 @@ def _take_in(contents: Contents, identity: Identity, drop: Statement) -> Plan[tu
         return defect, ""
     service, envelope = contents.letter.service, contents.envelope
     cooperates = service is not None and identity.name is not None
-    routed = route(envelope, Place(service, identity.id)) if service is not None and cooperates else Route()
-    passing = forwarding(identity, service, [(envelope, routed)]) if service is not None and cooperates else []
+    routed, passing = Route(), []
+    if service is not None and cooperates:
+        sharing = (yield from read_sharing(service, [envelope.topic]))[envelope.topic]
+        routed = route(envelope, Place(service, identity.id, sharing.known, sharing.homes))
+        passing = forwarding(identity, service, [(envelope, routed)])
     if not routed.stays:
         yield from ask(*passing, drop, COMMIT)
         return None, f"passed on to another home of {service}"

@@ -139,11 +139,22 @@ def waits_elsewhere(envelope: Envelope, home: Identity | None, service: str | No
 
 
 def disbelief(keys: ControlKeys | None, envelope: Envelope, home: Identity | None, service: str) -> str | None:
-    """Say why it is not believed that another home waits for a service to handle a message, if so."""
-    if keys is None or not waits_elsewhere(envelope, home, service):
+    """Say why it is not believed that other homes wait for a service to handle a message, or are to handle it, if so.
+
+    A home without a name shares nothing: it has no part in what is to be handled in a home that is named.
+    """
+    others = (
+        [] if home is None else [one for one in expected(envelope.headers, service) if one.home not in (None, home.id)]
+    )
+    if others and home is not None and home.name is None:
+        return (
+            f"saga {others[0].saga!r} of {service} is to handle it in home {others[0].home}, whose group or queue this home "
+            "reads; it has no name: give it one (SCOOP_OUTBOX_HOME), or a group of its own, and replay this there"
+        )
+    if keys is None or not (others or waits_elsewhere(envelope, home, service)):
         return None
     problem = keys.problem(envelope.headers, envelope.body)
-    return None if problem is None else f"another home is said to wait for it, but {problem}"
+    return None if problem is None else f"other homes are said to wait for it, or to handle it, but {problem}"
 
 
 def nobody_for(service: str, topic: str) -> str:

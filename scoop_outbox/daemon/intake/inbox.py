@@ -62,16 +62,24 @@ class Inbox:
         """Store in one transaction."""
         usable: list[Delivery] = []
         unusable: list[Unusable] = []
-        for one, defect in zip(deliveries, await self._validation.defects(driver, deliveries), strict=True):
-            reason = disbelief(self._keys, one.envelope, self._home, self._service) if defect is None else defect
+        for one in deliveries:
+            reason = self._validation.defect(one) or disbelief(self._keys, one.envelope, self._home, self._service)
             if reason is None:
                 usable.append(one)
             else:
                 unusable.append(Unusable(one.envelope, one.position, reason))
         envelopes = [one.envelope for one in usable]
         routed = list(zip(envelopes, await self._router.routes(driver, self._home, envelopes), strict=True))
+        staying = [one for one, route in routed if route.stays]
+        # What other homes handle is for them to read: they may have a newer version.
+        unreadable = await self._validation.unreadable(driver, staying)
+        unusable += [
+            Unusable(one.envelope, one.position, unreadable[one.envelope.id])
+            for one in usable
+            if one.envelope.id in unreadable
+        ]
         plan = take_in(
-            [one for one, route in routed if route.stays],
+            [one for one in staying if one.id not in unreadable],
             self._hints,
             service=self._service,
             home=self._home,

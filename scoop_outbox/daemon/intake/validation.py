@@ -35,22 +35,16 @@ class Validation:
         self._spellings = spellings
         self._limits = limits
 
-    async def defects(self, driver: AsyncDriver, deliveries: Sequence[Delivery]) -> list[str | None]:
-        """Return of each delivery the reason why it cannot be taken in, if there is one."""
-        defects = [self.defect(one) for one in deliveries]
-        unreadable = [
-            None if defect is not None else self._why_unreadable(one.envelope)
-            for one, defect in zip(deliveries, defects, strict=True)
-        ]
-        topics = {one.envelope.topic for one, why in zip(deliveries, unreadable, strict=True) if why is not None}
-        if topics:
-            # A newer version of this service may have a saga that can read what ours cannot.
-            known = await driver.run(read_listening(self._service, list(topics)))
-            readable = {topic for topic, sagas in known.items() if sagas - self._names}
-            unreadable = [
-                None if one.envelope.topic in readable else why for one, why in zip(deliveries, unreadable, strict=True)
-            ]
-        return [defect or why for defect, why in zip(defects, unreadable, strict=True)]
+    async def unreadable(self, driver: AsyncDriver, envelopes: Sequence[Envelope]) -> dict[str, str]:
+        """Return of the messages that no saga here can read the reason, by their ids."""
+        found = {one.id: (one.topic, why) for one in envelopes if (why := self._why_unreadable(one)) is not None}
+        topics = {topic for topic, _ in found.values()}
+        if not topics:
+            return {}
+        # A newer version of this service may have a saga that can read what ours cannot.
+        known = await driver.run(read_listening(self._service, list(topics)))
+        readable = {topic for topic, sagas in known.items() if sagas - self._names}
+        return {message_id: why for message_id, (topic, why) in found.items() if topic not in readable}
 
     def defect(self, one: Delivery) -> str | None:
         """Return what is wrong with a delivery, whoever listens. An adapter may have made it without `delivery()`."""
