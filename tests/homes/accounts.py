@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 
+from scoop_outbox.wire.sharing import choose
 from tests.crash import flow
 from tests.crash.ledger import assert_exactly_once
 from tests.homes.sites import Site
@@ -26,15 +27,58 @@ class Effect(NamedTuple):
 
 
 def assert_all_agree(sites: Sequence[Site], orders: int) -> None:
-    """Each home by itself has done everything once; together they have done what was to be done, in order."""
+    """Each home by itself has done everything once; together they have done what was to be done, once and in order."""
     for one in sites:
         with psycopg.connect(one.server.url, autocommit=True) as connection:
             assert_exactly_once(connection)
     ends = Counter(tuple(row) for one in sites for row in one.ask("select saga, state from scoop_outbox.run"))
     expected = Counter(end for n in range(1, orders + 1) for end in flow.expected_ends(n).items())
     assert ends == expected, f"too many: {ends - expected}; too few: {expected - ends}"
+    handled = "select message_id, service, saga from scoop_outbox.run"
+    begun = Counter(tuple(row) for one in sites for row in one.ask(handled))
+    assert {run: times for run, times in begun.items() if times > 1} == {}, "handled in several homes"
     _assert_children_are_known(sites)
     _assert_parents_waited(sites)
+
+
+def assert_shared(sites: Sequence[Site]) -> None:
+    """Homes of one service have each handled what belongs to them, and have passed messages on to each other."""
+    services = {one.service for one in sites}
+    together = [[one for one in sites if one.service == service] for service in sorted(services)]
+    shared = [homes for homes in together if len(homes) > 1]
+    assert shared
+    for homes in shared:
+        _assert_each_has_its_own(homes)
+        _assert_passed_on(homes)
+
+
+def _assert_each_has_its_own(homes: Sequence[Site]) -> None:
+    """What has the same key is handled in the same home, and each home has something to do."""
+    ids = {one.name: one.ask("select id from scoop_outbox.home")[0][0] for one in homes}
+    for one in homes:
+        runs = one.ask(
+            "select m.topic, m.id::text, coalesce(m.key, m.id::text)"
+            " from scoop_outbox.run r join scoop_outbox.message m on m.id = r.message_id"
+        )
+        print(f"{one.name} has handled", *Counter(topic for topic, _, _ in runs).items())
+        assert runs, f"{one.name} has handled nothing"
+        strange = [run for run in runs if choose(ids.values(), run[2]) != ids[one.name]]
+        assert strange == [], f"handled in {one.name}, where they do not belong"
+
+
+def _assert_passed_on(homes: Sequence[Site]) -> None:
+    """Each message that was passed on was handled where it was sent to, and nowhere else."""
+    passed: Counter[str] = Counter()
+    for one in homes:
+        rows = one.ask("select message_id, topic, reply_to from passed_on")
+        passed[one.name] = len(rows)
+        print(f"{one.name} has passed on", len(rows), f"of {len({row[0] for row in rows})} messages")
+        for other in homes:
+            told = {message for message, _, reply_to in rows if reply_to.endswith(f"control.{other.name}")}
+            here = {message for (message,) in other.ask("select message_id from scoop_outbox.run")}
+            assert told <= here, f"{one.name} has passed on to {other.name} what that has not handled: {told - here}"
+            assert not (told and other is one), f"{one.name} has passed messages on to itself"
+    assert passed.total() > 0, "nothing was passed on"
 
 
 def _assert_children_are_known(sites: Sequence[Site]) -> None:

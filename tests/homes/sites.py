@@ -1,4 +1,4 @@
-"""Homes whose processes, Postgres servers and networks are a test's to break: one for each service of `crash.flow`."""
+"""Homes whose processes, Postgres servers and networks are a test's to break, for the services of `crash.flow`."""
 
 from __future__ import annotations
 
@@ -24,10 +24,32 @@ from tests.crash.ledger import UNENDED, count
 from tests.crash.processes import Fleet, Process
 from tests.homes.proxy import Link, Network
 
+SITES = {"orders": "orders", "stock": "stock", "billing": "billing", "stock.2": "stock"}
+"""Homes, and the service of each."""
 BEGUN = "select count(*) from scoop_outbox.step"
 KNOWN = """
 select count(*) from scoop_outbox.peer p, scoop_outbox.home h where p.revision > 0 and p.confirmed = h.revision
 """
+_PASSED_ON = """
+create table passed_on (
+    id bigint generated always as identity primary key,
+    message_id uuid not null, topic text not null, reply_to text not null
+);
+create function note_what_is_passed_on() returns trigger language plpgsql as $$
+declare
+    said json := convert_from(new.body, 'UTF8')::json;
+begin
+    if said->>'kind' = 'forwarded' then
+        insert into passed_on (message_id, topic, reply_to)
+        values ((said->'message'->>'id')::uuid, said->'message'->>'topic', new.topic);
+    end if;
+    return null;
+end
+$$;
+create trigger note_what_is_passed_on after insert on scoop_outbox.outbox
+for each row when (new.topic like '%control.%') execute function note_what_is_passed_on();
+"""
+"""What was passed on leaves nothing behind in the home that did it."""
 
 
 @dataclass
@@ -35,6 +57,7 @@ class Site:
     """A home, and what can be broken of it.
 
     Attributes:
+        name: of the home.
         service: the one that lives there.
         server: its Postgres.
         postgres: the link of its processes to that.
@@ -43,6 +66,7 @@ class Site:
         processes: a worker and a relay, by these names.
     """
 
+    name: str
     service: str
     server: PostgresServer
     postgres: Link
@@ -78,11 +102,11 @@ class Site:
         return not any(map(self.count, left))
 
 
-def site(service: str, server: PostgresServer, network: Network, broker: Link, url: str, prefix: str) -> Site:
+def site(name: str, server: PostgresServer, network: Network, broker: Link, url: str, prefix: str) -> Site:
     """Make a home ready that nothing runs in yet.
 
     Args:
-        service: which lives there.
+        name: one of `SITES`.
         server: a Postgres that runs.
         network: where its link to that begins.
         broker: the link to the broker.
@@ -93,6 +117,7 @@ def site(service: str, server: PostgresServer, network: Network, broker: Link, u
     with psycopg.connect(server.url, autocommit=True) as connection:
         connection.execute(EFFECT_TABLE)
         connection.execute("alter table effect add at timestamptz not null default clock_timestamp()")
+        connection.execute(_PASSED_ON)
         connection.execute("update scoop_outbox.home set prefix = %s", (prefix,))
     parsed = make_url(server.url)
     assert parsed.host is not None
@@ -101,10 +126,10 @@ def site(service: str, server: PostgresServer, network: Network, broker: Link, u
     environment = {
         "SCOOP_OUTBOX_DATABASE": parsed.set(port=postgres.port).render_as_string(hide_password=False),
         "SCOOP_OUTBOX_BROKER": url,
-        "SCOOP_OUTBOX_HOME": service,
+        "SCOOP_OUTBOX_HOME": name,
         "SCOOP_TEST_PREFIX": prefix,
     }
-    return Site(service, server, postgres, broker, environment, {})
+    return Site(name, SITES[name], server, postgres, broker, environment, {})
 
 
 def new_prefix() -> str:
@@ -115,10 +140,11 @@ def new_prefix() -> str:
 async def create_topics(url: str, prefix: str) -> None:
     """Make the broker ready for all services and homes, as `scoop-outbox topology apply` does."""
     broker = plugins.load(url)
-    for name, app in flow.SERVICES.items():
+    for app in flow.SERVICES.values():
         mine = service_of(app).subscription
         topics = tuple(prefix + topic for topic in mine.topics)
         await broker.topology(topics, replace(mine, group=prefix + mine.group, topics=topics), create=True)
+    for name in SITES:
         control = control_subscription(Identity(uuid.UUID(int=0), name, prefix))
         await broker.topology(control.topics, control, create=True)
 

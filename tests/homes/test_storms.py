@@ -1,8 +1,8 @@
-"""Networks fail and processes die between three homes, and every hierarchy ends as if nothing had happened.
+"""Networks fail and processes die between homes, and every hierarchy ends as if nothing had happened.
 
-Each home has a Postgres of its own, a worker and a relay, and links of its own to both servers. Over Kafka a broker
-tells its clients where to connect: the one here has a listener for each home, whose advertised address is that home's
-link.
+There are three services, one of which has two homes: they share its group or queue, and pass messages on. Each home has
+a Postgres of its own, a worker and a relay, and links of its own to both servers. Over Kafka a broker tells its clients
+where to connect: the one here has a listener for each home, whose advertised address is that home's link.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from scoop_outbox.devservers._server import free_ports
 from scoop_outbox.devservers.kafka import start_kafka
 from scoop_outbox.devservers.postgres import PostgresNotFoundError, start_postgres
 from tests.carriers import RABBITMQ, REAL
-from tests.crash import flow
 from tests.crash.processes import START, Fleet
-from tests.homes.accounts import assert_all_agree
+from tests.homes.accounts import assert_all_agree, assert_shared
 from tests.homes.proxy import DOWN, UP, Link, Network, network
-from tests.homes.sites import BEGUN, Site, create_topics_now, know_each_other, new_prefix, site
+from tests.homes.sites import BEGUN, SITES, Site, create_topics_now, know_each_other, new_prefix, site
 from tests.scenarios.conftest import MATRIX
 from tests.servers import skip_without
 from tests.waiting import until_blocking
@@ -54,12 +53,12 @@ def links(
         url = str(request.getfixturevalue("rabbitmq_url"))
         host, port = make_url(url).host, make_url(url).port
         assert host is not None
-        found = [wires.link(host, port or 5672) for _ in flow.SERVICES]
+        found = [wires.link(host, port or 5672) for _ in SITES]
         urls = [make_url(url).set(port=one.port).render_as_string(hide_password=False) for one in found]
         yield url, found, urls
         return
     request.getfixturevalue("kafka_installed")
-    names = [f"HOME{number}" for number in range(len(flow.SERVICES))]
+    names = [f"HOME{number}" for number in range(len(SITES))]
     client, internal, controller, *ports = free_ports(3 + len(names))
     found = [wires.link(HOST, port) for port in ports]
     own = {"CLIENT": client, "INTERNAL": internal, **dict(zip(names, ports, strict=True))}
@@ -77,19 +76,19 @@ def links(
 
 @pytest.fixture
 def sites(links: tuple[str, list[Link], list[str]], wires: Network, tmp_path: Path) -> Iterator[list[Site]]:
-    """A home for each service, with topics at the broker; nothing runs yet."""
+    """A home for each service, and a second one for one of them, with topics at the broker; nothing runs yet."""
     broker, to_broker, urls = links
     prefix = new_prefix()
     create_topics_now(broker, prefix)
     with contextlib.ExitStack() as stack:
         made: list[Site] = []
-        for service, link, url in zip(flow.SERVICES, to_broker, urls, strict=True):
+        for name, link, url in zip(SITES, to_broker, urls, strict=True):
             try:
-                server = start_postgres(tmp_path / f"postgres-{service}")
+                server = start_postgres(tmp_path / f"postgres-{name}")
             except PostgresNotFoundError as error:
                 skip_without(error)
             stack.callback(server.stop)
-            made.append(site(service, server, wires, link, url, prefix))
+            made.append(site(name, server, wires, link, url, prefix))
         yield made
 
 
@@ -192,7 +191,7 @@ def test_hierarchies_across_homes_outlast(storm: str, sites: list[Site], fleet: 
     chosen = [*faults, *chance.choices(list(faults), k=max(0, FAULTS - len(faults)))]
     chance.shuffle(chosen)
     victims = [chance.choice(sites) for _ in chosen]
-    print(f"seed {seed}", *(f"{what}: {one.service}" for what, one in zip(chosen, victims, strict=True)), sep="\n")
+    print(f"seed {seed}", *(f"{what}: {one.name}" for what, one in zip(chosen, victims, strict=True)), sep="\n")
     orders = sites[0]
     launcher = Scoop("launcher", database=orders.server.url, broker=orders.environment["SCOOP_OUTBOX_BROKER"])
     topic = f"{orders.environment['SCOOP_TEST_PREFIX']}order.placed"
@@ -214,6 +213,7 @@ def test_hierarchies_across_homes_outlast(storm: str, sites: list[Site], fleet: 
     until_blocking(lambda: _have_done(sites, None, fleet) and orders.count(taken_in, topic) == ORDERS, 200, 0.2)
     print(f"quiet after {time.monotonic() - began:.1f} s")
     assert_all_agree(sites, ORDERS)
+    assert_shared(sites)
     assert all(link.connections > 0 for one in sites for link in (one.broker, one.postgres))
 
 
