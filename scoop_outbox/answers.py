@@ -27,8 +27,8 @@ class Answer(StrEnum):
         GAVE_UP: it was cancelled, or was late, before it was completed: nobody waits for it.
         NOT_YET: its message has not been taken in, and inside a session nothing is kept for it. Ask again.
         NOT_EXTERNAL: a saga of that name handles the message, which ends when its steps have.
-        ASK_ELSEWHERE: the message was launched in another home, which knows who handles it. Ask there, or by the id of
-            a run.
+        ASK_ELSEWHERE: another home knows: the message was launched there, or is handled there. Ask there, or by the id
+            of a run.
         UNANSWERED: other homes were asked whether the runs above have ended, and have not answered yet. Nothing was
             done. Ask again.
         AMBIGUOUS: several services handle the message under that name. Say which is meant.

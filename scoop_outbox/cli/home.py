@@ -96,9 +96,14 @@ def _left(found: Draining) -> Iterator[str]:
             yield f"awaited\t{name} has not said whether it waits for anything here, or a transaction is open there"
         elif count:
             yield f"awaited\t{name} waits for {count} children here, or is passing messages on"
-    if found.unpublished:
-        yield f"unpublished\t{found.unpublished} messages in the outbox"
-    if found.unfinished:
-        yield f"unfinished\t{found.unfinished} runs"
-    if found.undoable:
-        yield f"undoable\t{found.undoable} runs that other homes may ask to undo: until then, keep a worker and a relay"
+    for service, saga in found.alone:
+        yield f"alone\t{saga} of {service}: no other home takes over from this one"
+    counts = {
+        "unpublished": (found.unpublished, "messages in the outbox"),
+        "dead letters": (found.dead_letters, "messages to be replayed, or dropped"),
+        "unfinished": (found.unfinished, "runs"),
+        "undoable": (found.undoable, "runs that other homes may ask to undo: until then, keep a worker and a relay"),
+    }
+    for what, (count, of) in counts.items():
+        if count:
+            yield f"{what}\t{count} {of}"

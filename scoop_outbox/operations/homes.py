@@ -57,7 +57,7 @@ class Homes(OpenedDatabase):
         if self._run(read_identity()).name is None:
             raise DefinitionError("this home has no name, and cooperates with no other: nobody could take over from it")
         found = self._run(read_draining())
-        if not resume and not alone and found.alone:
+        if not resume and not alone and found.alone and not found.draining:
             sagas = ", ".join(f"{saga} of {service}" for service, saga in found.alone)
             raise DefinitionError(
                 f"no other home has these sagas: {sagas}. Start a worker of theirs in another home first, in the same "

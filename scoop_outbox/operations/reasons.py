@@ -102,7 +102,8 @@ def of_message(missing: Missing, places: Rows, workers: Workers) -> Iterator[Rea
     if any(where == "outbox" or (where == "dead letter" and who is None) for _, where, *_, who, _ in mine):
         return
     if missing.dead_letter is None:
-        text = f"it has left the outbox: service {missing.service!r} takes it in from the broker"
+        whose = "whoever handles it" if missing.service is None else f"service {missing.service!r}"
+        text = f"it has left the outbox: {whose} takes it in from the broker"
         yield Reason(Cause.INTAKE, text)
     if missing.service is not None and not workers.alive:
         yield Reason(Cause.NO_WORKER, f"no worker of service {missing.service!r} is alive")

@@ -51,7 +51,7 @@ class Stock:
 
     def home(self, name: str, **options: Any) -> Shop:
         """Make one more home."""
-        shop = self._make("stock", home=name, **self._options | options)
+        shop = self._make("stock", **{"home": name} | self._options | options)
 
         def reserve(scope: Any, message: Any) -> Iterator[Any]:
             yield from self.gate()

@@ -339,6 +339,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
         *[("read_external", {"target": target, "name": "saga 1", "service": service})
           for target, service in ((message_id(OPEN), None), (run_id(OPEN), "shop"), (uuid4(), None))],
         ("read_external_in_outbox", {"target": uuid4(), "name": "saga 1", "service": None}),
+        ("is_external_elsewhere", {"target": uuid4(), "name": "saga 1", "service": None}),
         *[(name, {"run": run_id(OPEN)}) for name in ("read_outside", "lock_external", "post_outside")],
         ("say_outside", {"run": run_id(OPEN), "kind": "complete", "failure": None, "result": "1", "source": "s"}),
         ("say_outside_joined", {"document": document({

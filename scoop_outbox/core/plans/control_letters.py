@@ -13,7 +13,7 @@ from scoop_outbox.core.plans.control import take_in_control
 from scoop_outbox.core.plans.failures import Known
 from scoop_outbox.core.plans.forwarded import refusal
 from scoop_outbox.core.plans.homes import Identity
-from scoop_outbox.core.statement import COMMIT, Plan, Statement
+from scoop_outbox.core.statement import COMMIT, Plan, Statement, ask
 from scoop_outbox.message import Envelope
 from scoop_outbox.wire import validation
 from scoop_outbox.wire.control import Control, read_control
@@ -74,16 +74,23 @@ def take_in_letter(
         control = spoken(envelope.headers, envelope.body)
     except MalformedControl as error:
         return f"no control message: {error}"
+    problem = _misheard(control, identity, listening.keys)
+    if problem is not None:
+        return problem
+    noticed = yield from take_in_control([control], listening.known, None, keys=listening.keys, begin=(), end=(drop,))
+    if noticed.dead_letters:
+        return noticed.dead_letters[0][1].reason
+    yield from ask(COMMIT)
+    return None
+
+
+def _misheard(control: Control, identity: Identity, keys: ControlKeys | None) -> str | None:
+    """Say why a control message is not for this home, or what it passes on is not believed."""
     if identity.id == control.sender.id:
         return "this home has said it itself"
     if identity.name == control.sender.name:
         return f"another home, {control.sender.id}, has the name of this one"
-    if isinstance(control.content, Forwarded):
-        problem = refusal(control.content, listening.keys, identity)
-        if problem is not None:
-            return problem
-    yield from take_in_control([control], listening.known, None, keys=listening.keys, begin=(), end=(drop, COMMIT))
-    return None
+    return refusal(control.content, keys, identity) if isinstance(control.content, Forwarded) else None
 
 
 def _disbelief(envelope: Envelope, reason: str, keys: ControlKeys | None) -> str | None:

@@ -19,6 +19,7 @@ class Draining:
         awaited: for how many children here other homes wait, and messages they are passing on, as they have said last;
             None for one that has not said, or cannot say: a transaction is open there that may launch for this home.
         unpublished: messages in the outbox.
+        dead_letters: messages that somebody has to replay, or to drop.
         unfinished: runs that have not ended, or wait for an operator.
         undoable: runs that other homes may still ask to be rolled back, up to a thousand.
     """
@@ -28,13 +29,14 @@ class Draining:
     unconfirmed: list[str]
     awaited: dict[str, int | None]
     unpublished: int
+    dead_letters: int
     unfinished: int
     undoable: int
 
     @property
     def is_drained(self) -> bool:
-        """Tell whether nothing is under way here, and no home waits for anything here."""
-        left = self.unconfirmed or self.unpublished or self.unfinished
+        """Tell whether nothing is under way here, no home waits for anything here, and others take over all of it."""
+        left = self.alone or self.unconfirmed or self.unpublished or self.dead_letters or self.unfinished
         return self.draining and not left and all(count == 0 for count in self.awaited.values())
 
 
@@ -43,13 +45,14 @@ def read_draining() -> Plan[Draining]:
     here, alone, peers = yield from ask(
         statement("read_draining"), statement("read_sagas_only_here"), statement("read_awaiting")
     )
-    draining, unpublished, unfinished, undoable = here[0]
+    draining, unpublished, dead_letters, unfinished, undoable = here[0]
     return Draining(
         draining,
         [(service, saga) for service, saga in alone],
         [name for name, confirmed, _ in peers if not confirmed],
         {name: waiting for name, _, waiting in peers},
         unpublished,
+        dead_letters,
         unfinished,
         undoable,
     )

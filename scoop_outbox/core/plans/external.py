@@ -149,7 +149,12 @@ def judge(word: Word) -> Plan[Whose]:
     if not rows:
         (rows,) = yield from ask(statement("read_external_in_outbox", **meant))
     if not rows:
-        (rows,) = yield from ask(statement("read_external", **meant))  # it may have left the outbox meanwhile
+        # It may have left the outbox meanwhile; or it is handled in another home.
+        rows, elsewhere = yield from ask(
+            statement("read_external", **meant), statement("is_external_elsewhere", **meant)
+        )
+        if not rows and elsewhere[0][0]:
+            return Whose(Answer.ASK_ELSEWHERE)
     return _judge(rows, word.kind)
 
 

@@ -188,8 +188,10 @@ def learn(sender: Sender, told: Subscriptions) -> Plan[None]:
         revision = told.revision
         yield from ask(*_stored(sender.id, told))
     else:  # before, whoever launches at this moment may not know yet that the home is being drained
-        (counted,) = yield from ask(statement("count_waiting", home=sender.id))
-        waiting = counted[0][0]
+        open_still, counted = yield from ask(
+            statement("read_launching", home=sender.id), statement("count_waiting", home=sender.id)
+        )
+        waiting = None if open_still[0][0] else counted[0][0]
     confirmed = {"revision": revision, "waiting": waiting}
     writes = [_say(identity, sender.reply_to, Kind.CONFIRMED, confirmed)]
     if announced is not None and told.known.get(identity.id, 0) < identity.revision:

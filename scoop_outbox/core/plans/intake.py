@@ -143,18 +143,16 @@ def disbelief(keys: ControlKeys | None, envelope: Envelope, home: Identity | Non
 
     A home without a name shares nothing: it has no part in what is to be handled in a home that is named.
     """
-    others = (
-        [] if home is None else [one for one in expected(envelope.headers, service) if one.home not in (None, home.id)]
-    )
+    told = [] if home is None else expected(envelope.headers, service)
+    others = [one for one in told if home is not None and one.home not in (None, home.id)]
     if others and home is not None and home.name is None:
         return (
-            f"saga {others[0].saga!r} of {service} is to handle it in home {others[0].home}, whose group or queue this home "
-            "reads; it has no name: give it one (SCOOP_OUTBOX_HOME), or a group of its own, and replay this there"
+            f"saga {others[0].saga!r} of {service} is to handle it in home {others[0].home}, which shares its group or "
+            "queue with this one. This one has no name: give it one (SCOOP_OUTBOX_HOME), or a group of its own"
         )
-    if keys is None or not (others or waits_elsewhere(envelope, home, service)):
-        return None
-    problem = keys.problem(envelope.headers, envelope.body)
-    return None if problem is None else f"other homes are said to wait for it, or to handle it, but {problem}"
+    waits = waits_elsewhere(envelope, home, service)
+    problem = keys.problem(envelope.headers, envelope.body) if keys is not None and (waits or others) else None
+    return None if problem is None else f"another home is said to {'wait for' if waits else 'handle'} it, but {problem}"
 
 
 def nobody_for(service: str, topic: str) -> str:

@@ -56,6 +56,7 @@ def forwarding(home: Identity, service: str, routed: Sequence[tuple[Envelope, Ro
     return [
         statement(
             "forward",
+            ids=[one.envelope.id for _, one in passed],
             topics=[topic for topic, _ in passed],
             keys=[one.envelope.id if one.envelope.key is None else one.envelope.key for _, one in passed],
             bodies=[body_of(home.sender, Kind.FORWARDED, one.to_json()) for _, one in passed],

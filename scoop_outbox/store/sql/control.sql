@@ -77,9 +77,8 @@ set revision = %(revision)s, draining = %(draining)s,
     launching = case when %(draining)s then launching end
 where id = %(home)s
 
--- name: count_waiting
--- How many children in a home are waited for, and messages are on their way to it, up to a thousand each. Of one that is being
--- drained nobody knows as long as a transaction is open that was writing when this was asked first: it may launch for that.
+-- name: read_launching
+-- Whether a transaction is open that may launch for a home that is being drained: it was writing when this was asked first.
 with writing as (
     -- use: writers
     and pid <> pg_backend_pid()
@@ -89,13 +88,18 @@ with writing as (
     where p.id = %(home)s and p.draining and p.launching is null
     returning p.launching
 )
-select case when not exists (
-    select from writing where virtualtransaction = any(coalesce((select launching from noted), p.launching))
-) then (
+select exists (select from writing where virtualtransaction = any(coalesce((select launching from noted), p.launching)))
+from {schema}.peer p
+where p.id = %(home)s
+
+-- name: count_waiting
+-- How many children in a home are waited for, and messages are on their way to it, up to a thousand each. It is asked behind
+-- `read_launching`: what was being launched then, and is not any more, is seen.
+select (
     select count(*) from (select from {schema}.child where open and home = p.id limit 1000) c
 ) + (
     select count(*) from (select from {schema}.outbox where topic = p.reply_to limit 1000) o
-) end
+)
 from {schema}.peer p
 where p.id = %(home)s
 
@@ -388,10 +392,12 @@ where not l.draining or not exists (
 group by topic, saga
 
 -- name: forward
--- To each home in the order in which it came, as far as keys say that there is one.
+-- To each home in the order in which it came, as far as keys say that there is one. Under the message's own id: so whoever
+-- asks for that finds where it is.
 insert into {schema}.outbox (shard, message_id, topic, key, body, content_type, headers)
-select abs(hashtext(g.key) %% {shards}), gen_random_uuid(), g.topic, g.key, g.body, 'application/json', json_build_object()
-from unnest(%(topics)s::text[], %(keys)s::text[], %(bodies)s::bytea[]) with ordinality as g (topic, key, body, ordinal)
+select abs(hashtext(g.key) %% {shards}), g.id, g.topic, g.key, g.body, 'application/json', json_build_object()
+from unnest(%(ids)s::uuid[], %(topics)s::text[], %(keys)s::text[], %(bodies)s::bytea[]) with ordinality
+     as g (id, topic, key, body, ordinal)
 order by g.ordinal
 
 -- name: apply_news

@@ -65,7 +65,8 @@ with unfinished as (
     select from {schema}.expected_root e
     where cardinality(e.services) > 0 and not exists (select from {schema}.message m where m.id = e.message_id)
 )
-select h.draining, (select count(*) from {schema}.outbox), (select count(*) from unfinished), (
+select h.draining, (select count(*) from {schema}.outbox), (select count(*) from {schema}.dead_letter),
+       (select count(*) from unfinished), (
     select count(*) from (
         select from {schema}.run where parent_home is not null and state = 'committed' and not erased limit 1000
     ) r
@@ -84,8 +85,7 @@ where s.via_broker and not exists (
 order by 1, 2
 
 -- name: read_awaiting
-select p.name, p.confirmed >= h.revision, p.waiting
+select coalesce(p.name, p.id::text), coalesce(p.confirmed >= h.revision, false), p.waiting
 from {schema}.peer p
 cross join {schema}.home h
-where p.revision > 0
-order by p.name
+order by 1

@@ -13,7 +13,8 @@ where target = %(run)s and kind in ('complete', 'fail')
 with expected as (
     select message_id, service, saga, state
     from {schema}.child
-    where message_id = %(target)s and child_run is null and state in ('waiting', 'cancelled', 'rolled_back')
+    where message_id = %(target)s and home is null and child_run is null
+      and state in ('waiting', 'cancelled', 'rolled_back')
     union
     select o.message_id, e.service, e.saga, 'waiting'
     from {schema}.expected_root o
@@ -54,9 +55,22 @@ from (
                md5(concat_ws(e'\n', o.message_id, length(s.service), s.service || s.saga)), 15))::uuid as id
     from {schema}.outbox o
     join {schema}.subscription s on s.topic = o.topic or o.topic = any(s.names) or o.topic ~ s.pattern
+    cross join {schema}.home h
     where o.message_id = %(target)s and s.saga = %(name)s
+      and not exists (
+          select from json_array_elements(o.expects::json) e
+          where e ->> 0 = s.service and e ->> 1 = s.saga and (e ->> 2)::uuid <> h.id
+      )
       and (%(service)s::text is null or s.service = %(service)s::text)
 ) f
+
+-- name: is_external_elsewhere
+-- Whether another home handles a message, or was to.
+select exists (
+    select from {schema}.child
+    where message_id = %(target)s and home is not null and saga = %(name)s
+      and (%(service)s::text is null or service = %(service)s::text)
+)
 
 -- name: lock_external
 -- Behind this lock nobody decides that the run gives up: what is said now counts. Those who execute it look again soon.
