@@ -28,3 +28,9 @@ def storing(settings: Mapping[str, str], connection: sa.Connection, schema: str,
     """Return the statement that says how a table is stored: to create it so, SQLAlchemy has words only from 2.1 on."""
     told = ", ".join(f"{name} = {value}" for name, value in settings.items())
     return defining(f"alter table %(table)s set ({told})", connection, schema, table)
+
+
+def counting_distinct(column: str, count: str, connection: sa.Connection, schema: str, table: str) -> sa.DDL:
+    """Return the statement that says how many values a column has, as the planner shall see it."""
+    statement = f"alter table %(table)s alter column {column} set (n_distinct = {count})"
+    return defining(statement, connection, schema, table)

@@ -61,6 +61,8 @@ def ask(url: str, question: str, *values: Any) -> list[tuple[Any, ...]]:
 # Everything that the server knows about the tables of a schema, except the name of the schema itself.
 CATALOGUE = {
     "options": "select relname, relkind, reloptions from pg_class where relnamespace = %s::regnamespace",
+    "columns that the planner is told of": "select c.relname, a.attname, a.attoptions from pg_attribute a "
+    "join pg_class c on c.oid = a.attrelid where c.relnamespace = %s::regnamespace and a.attoptions is not null",
     "columns": """
         select c.relname, a.attname, a.attnum, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity,
                pg_get_expr(d.adbin, d.adrelid)

@@ -68,6 +68,57 @@ def test_d1_nor_if_it_was_planned_while_there_was_no_history(database_url: str) 
     ] == []
 
 
+IN_STEPS = {
+    *(
+        "claim_run",
+        "claim_again",
+        "read_children",
+        "read_children_without_results",
+        "read_untold",
+        "read_open_children",
+    ),
+    *("read_instance", "read_body", "advance_run", "update_run", "record_step", "mark_undone", "drop_mail_if_waiting"),
+    *(
+        "ask_children",
+        "cancel_children",
+        "tell_parent",
+        "consume_failures",
+        "deliver_failures",
+        "launch",
+        "launch_across",
+    ),
+}
+"""What is asked on the connections of steps, in most of their transactions."""
+FILLED = ("run", "step", "message", "child")
+A_FAN_OUT = """
+with root as (
+    select gen_random_uuid() as id
+), children as (
+    select gen_random_uuid() as run, gen_random_uuid() as message, n from generate_series(1, 3000) n
+), runs as (
+    insert into scoop_outbox.run (id, message_id, service, saga, lineage, step, next_step, seq, instance)
+    select run, message, 'shop', 'child', array[root.id, run], 'first', 'second', 1, 1 from children, root
+), steps as (
+    insert into scoop_outbox.step (run_id, seq, step, kind, iteration, attempt, state, started_at, ended_at, worker)
+    select run, 1, 'first', 'step', 0, 0, 'committed', now(), now(), gen_random_uuid() from children
+), messages as (
+    insert into scoop_outbox.message (id, topic, body, content_type, headers)
+    select message, 'children', '1', 'application/json', '{}' from children
+)
+insert into scoop_outbox.child (message_id, service, saga, run_id, seq, ordinal, open, state, child_run)
+select message, 'shop', 'child', root.id, 1, n, true, 'started', run from children, root
+"""
+
+
+def test_d1_nor_if_it_was_planned_while_no_child_had_ended(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(A_FAN_OUT.encode())
+        connection.execute("vacuum analyze")
+        plans = planned(connection)  # as on the connections of steps, which are as users expect them to be
+    scanned = {name for name, plan in plans.items() if any(f"Seq Scan on {table} " in plan for table in FILLED)}
+    assert scanned & IN_STEPS == set()
+
+
 @pytest.mark.parametrize("rows", [0, 1, 60, 1000])
 def test_d1_nor_if_it_was_planned_while_there_was_little_work(database_url: str, rows: int) -> None:
     with psycopg.connect(database_url, autocommit=True) as connection:

@@ -83,7 +83,8 @@ order by c.failed_at, c.ordinal
 limit 1
 
 -- name: read_instance
--- What is to be undone next, with a row for each failed child that stands in the way.
+-- What is to be undone next, with a row for each failed child that stands in the way. Without `offset 0`, whoever plans this
+-- while hardly any child is committed has all of them read, each time.
 with instance as (
     select s.run_id, s.seq, s.step, s.kind, s.iteration, r.compensation_seq, r.handler_seq
     from {schema}.run r
@@ -97,10 +98,11 @@ with instance as (
     limit 1
 )
 select i.seq, i.step, i.kind, i.iteration,
-       exists (select from {schema}.child c where c.run_id = i.run_id and c.seq = i.seq and c.state = 'committed'),
+       exists (select from {schema}.child c where c.run_id = i.run_id and c.seq = i.seq and c.state = 'committed' offset 0),
        exists (
            select from {schema}.child c
            where c.run_id = i.run_id and c.seq = i.seq and c.state = 'committed' and c.home is not null
+           offset 0
        ),
        (select h.failure from {schema}.step h where h.run_id = i.run_id and h.seq = i.handler_seq),
        f.seq, f.message_id, f.saga, f.state, f.ordinal, null, f.failure, f.obstacle, f.failed_at, f.delivered
