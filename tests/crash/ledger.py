@@ -71,7 +71,8 @@ def _assert_compensated_once_in_reverse(connection: psycopg.Connection[Any]) -> 
         select s.run_id, s.step, s.state, count(c.seq)
         from scoop_outbox.step s
         join scoop_outbox.run r on r.id = s.run_id
-        left join scoop_outbox.step c on c.run_id = s.run_id and c.undoes = s.seq and c.state <> 'failed'
+        left join scoop_outbox.step c
+          on c.run_id = s.run_id and c.undoes = s.seq and c.state <> 'failed' and c.kind = 'compensation'
         where s.kind = 'step' and s.state <> 'failed'
         group by s.run_id, s.seq, s.step, s.state, r.state
         having (s.state, count(c.seq)) is distinct from
