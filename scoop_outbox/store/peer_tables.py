@@ -45,6 +45,7 @@ def peer_tables(metadata: MetaData) -> None:
         Column("saga", Text, primary_key=True),
         Column("pattern", Text),
         Column("names", ARRAY(Text), nullable=False, server_default=text("'{}'")),
+        Column("formerly", ARRAY(Text), nullable=False, server_default=text("'{}'")),
     )
 
     # A run here, or one that is never to be, which another home waits for. The generation grows with each report. One

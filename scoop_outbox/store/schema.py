@@ -101,6 +101,8 @@ def tables(schema: str = DEFAULT_SCHEMA) -> MetaData:
         Column("retain_payload", Interval),
         # Whether somebody outside does the work, and says how it ended.
         Column("external", Boolean, nullable=False, server_default=text("false")),
+        # Names that the saga had before, all of them: other homes of the service may still have them.
+        Column("formerly", ARRAY(Text), nullable=False, server_default=text("'{}'")),
     )
 
     # A saga that had another name: what was launched for that one, and handled by it, is this one's.

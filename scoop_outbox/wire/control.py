@@ -97,18 +97,30 @@ class Sender:
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A saga of another home, and what it listens on: by name, other names, or a regular expression."""
+    """A saga of another home, what it listens on, and what it was called before.
+
+    Attributes:
+        topic: by name.
+        service: whose saga it is.
+        saga: its name.
+        pattern: a regular expression of the topics, if these are several.
+        names: other names of the topic.
+        formerly: names that the saga had before: other homes of the service may still have them.
+    """
 
     topic: str
     service: str
     saga: str
     pattern: str | None = None
     names: tuple[str, ...] = ()
+    formerly: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the form on the wire."""
         said = {"topic": self.topic, "pattern": self.pattern, "names": list(self.names)}
-        return {**said, "service": self.service, "saga": self.saga}
+        # Left out where there is none: what a home announces is the same, whichever version says it.
+        more = {"formerly": list(self.formerly)} if self.formerly else {}
+        return {**said, "service": self.service, "saga": self.saga, **more}
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,12 +332,17 @@ def _subscriptions(said: Mapping[str, Any]) -> Subscriptions:
 
 
 def _listener(said: Mapping[str, Any]) -> Listener:
-    names = said.get("names") or []
-    if not isinstance(names, list) or not all(is_storable(name) for name in names):
-        raise MalformedControl("names is no list of texts")
+    names, formerly = (_texts(said, member) for member in ("names", "formerly"))
     # Whether it is one says the database, which is who reads it.
     pattern = None if said.get("pattern") is None else text_of(said, "pattern")
-    return Listener(text_of(said, "topic"), text_of(said, "service"), text_of(said, "saga"), pattern, tuple(names))
+    return Listener(text_of(said, "topic"), text_of(said, "service"), text_of(said, "saga"), pattern, names, formerly)
+
+
+def _texts(said: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    texts = said.get(name) or []
+    if not isinstance(texts, list) or not all(is_storable(one) for one in texts):
+        raise MalformedControl(f"{name} is no list of texts")
+    return tuple(texts)
 
 
 def _confirmed(said: Mapping[str, Any]) -> Confirmed:

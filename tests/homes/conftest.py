@@ -36,7 +36,7 @@ async def make_home(make_database: Callable[[], str], carrier: Carrier, journal:
         if beside is None:
             app = Scoop(service, database=make_database(), **{"home": service} | options)
         else:
-            app = Scoop(service, database=service_of(beside.app).home.url, home=beside.app.service, **options)
+            app = Scoop(service, database=service_of(beside.app).home.url, **{"home": beside.app.service} | options)
         made.append(Shop(carrier.carry(app), journal, "mixed"))
         return made[-1]
 

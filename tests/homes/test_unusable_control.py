@@ -102,6 +102,7 @@ UNUSABLE: dict[str, bytes] = {
     "a pattern that is beyond all numbers": but(LISTS, "subscriptions", 0, pattern="a{99999999999999999999}"),
     "a pattern that is nested too deep": but(LISTS, "subscriptions", 0, pattern="(" * 200_000 + ")" * 200_000),
     "other names that are a text": but(LISTS, "subscriptions", 0, names="u"),
+    "former names that are a text": but(LISTS, "subscriptions", 0, formerly="u"),
     "another name that is a number": but(LISTS, "subscriptions", 0, names=[1]),
     "a topic with a NUL": but(LISTS, "subscriptions", 0, topic="a\0b"),
     "a topic that no index can hold": but(LISTS, "subscriptions", 0, topic="".join(map(chr, range(0x4E00, 0x6E00)))),

@@ -211,6 +211,7 @@ def _stored(home: uuid.UUID, told: Subscriptions) -> list[Statement]:
     more = {
         "patterns": [one.pattern for one in told.listeners],
         "names": [json.dumps(one.names) for one in told.listeners],
+        "formerly": [json.dumps(one.formerly) for one in told.listeners],
     }
     return [
         statement("store_peer_revision", home=home, revision=told.revision, draining=told.draining),
@@ -223,8 +224,8 @@ def _announcement(home: Rows, listeners: Rows) -> tuple[Identity, str | None, st
     """Return this home, what it has announced last, and what it has to announce."""
     *known, announced, draining = home[0]
     listed = [
-        Listener(topic, service, saga, pattern, tuple(names)).to_json()
-        for topic, service, saga, pattern, names in listeners
+        Listener(topic, service, saga, pattern, tuple(names), tuple(formerly)).to_json()
+        for topic, service, saga, pattern, names, formerly in listeners
     ]
     said = {"subscriptions": listed} | ({"draining": True} if draining else {})
     return Identity(*known), announced, json.dumps(said, separators=(",", ":"), sort_keys=True)

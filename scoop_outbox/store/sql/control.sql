@@ -36,7 +36,7 @@ update {schema}.peer set waiting = null where exists (select from changed)
 
 -- name: read_listeners_here
 -- Whom messages from other homes reach: those whom a broker brings theirs.
-select topic, service, saga, pattern, names from {schema}.subscription where via_broker order by service, saga, topic
+select topic, service, saga, pattern, names, formerly from {schema}.subscription where via_broker order by service, saga, topic
 
 -- name: read_known_revisions
 select id, revision from {schema}.peer where revision > 0 order by id
@@ -112,14 +112,17 @@ where p.home = %(home)s and not exists (
 
 -- name: store_peer_subscriptions
 -- A pattern that Postgres cannot read is refused here: each launch would meet it.
-insert into {schema}.peer_subscription as known (home, topic, service, saga, pattern, names)
+insert into {schema}.peer_subscription as known (home, topic, service, saga, pattern, names, formerly)
 select distinct on (g.topic, g.service, g.saga)
-       %(home)s::uuid, g.topic, g.service, g.saga, g.pattern, array(select json_array_elements_text(g.names::json))
-from unnest(%(topics)s::text[], %(services)s::text[], %(sagas)s::text[], %(patterns)s::text[], %(names)s::text[])
-     as g (topic, service, saga, pattern, names)
+       %(home)s::uuid, g.topic, g.service, g.saga, g.pattern, array(select json_array_elements_text(g.names::json)),
+       array(select json_array_elements_text(g.formerly::json))
+from unnest(%(topics)s::text[], %(services)s::text[], %(sagas)s::text[], %(patterns)s::text[], %(names)s::text[],
+            %(formerly)s::text[])
+     as g (topic, service, saga, pattern, names, formerly)
 where g.pattern is null or '' ~ g.pattern is not null
-on conflict (home, topic, service, saga) do update set pattern = excluded.pattern, names = excluded.names
-where (known.pattern, known.names) is distinct from (excluded.pattern, excluded.names)
+on conflict (home, topic, service, saga) do update
+set pattern = excluded.pattern, names = excluded.names, formerly = excluded.formerly
+where (known.pattern, known.names, known.formerly) is distinct from (excluded.pattern, excluded.names, excluded.formerly)
 
 -- name: store_confirmed
 -- Who knows a newer list than we have made was told it before we were restored from an older backup.
@@ -367,29 +370,36 @@ from unnest(%(messages)s::uuid[], %(runs)s::uuid[]) as g (message, run)
 where r.id = g.run and r.message_id = g.message and r.parent_home = %(home)s and r.state not in ('running', 'rolling_back')
 
 -- name: read_sharing
--- Which homes share what comes for the sagas of a service on some topics: all in which a saga listens, but for those that are
--- being drained, if there are others; and how they are told. Nothing if the service has no other home.
-with listening as (
-    select t.topic, s.saga, s.home, s.draining
+-- Which homes share what comes for the sagas of a service on some topics: all in which a saga listens, under whatever name, but
+-- for those that are being drained, if there are others; and how they are told. Nothing if the service has no other home.
+with listed as (
+    select t.topic, s.service, s.saga, s.home, s.draining, s.formerly
     from unnest((select %(topics)s::text[])) as t (topic)
     join (
-        select topic, saga, pattern, names, h.id as home, h.draining
+        select topic, service, saga, pattern, names, formerly, h.id as home, h.draining
         from {schema}.subscription cross join {schema}.home h
         where service = (select %(service)s)
         union all
-        select topic, saga, pattern, names, home, p.draining
+        select topic, service, saga, pattern, names, formerly, home, p.draining
         from {schema}.peer_subscription join {schema}.peer p on p.id = home
         where service = (select %(service)s)
     ) s on s.topic = t.topic or t.topic = any(s.names) or t.topic ~ s.pattern
     where exists (select from {schema}.peer_subscription where service = (select %(service)s))
+),
+    -- use: grouped
+, sharing as (
+    select distinct g.topic, g.one, g.home
+    from grouped g
+    where not g.draining or not exists (
+        select from grouped o where o.topic = g.topic and o.one = g.one and not o.draining
+    )
 )
-select topic, saga, array_agg(distinct l.home), array_agg(distinct array[p.id::text, p.reply_to]) filter (where p.id is not null)
-from listening l
-left join {schema}.peer p on p.id = l.home
-where not l.draining or not exists (
-    select from listening o where o.topic = l.topic and o.saga = l.saga and not o.draining
-)
-group by topic, saga
+select n.topic, n.saga, array_agg(s.home),
+       array_agg(array[p.id::text, p.reply_to]) filter (where p.id is not null)
+from (select distinct topic, saga, one from grouped) n
+join sharing s on s.topic = n.topic and s.one = n.one
+left join {schema}.peer p on p.id = s.home
+group by n.topic, n.saga
 
 -- name: forward
 -- To each home in the order in which it came, as far as keys say that there is one. Under the message's own id: so whoever

@@ -15,32 +15,39 @@ with launched as (
             as (id uuid, topic text, key text, start int, size int, content_type text, headers text, awaited bool,
                 deadline timestamptz)
     ) with ordinality as l (id, topic, key, start, size, content_type, headers, awaited, deadline, ordinal)
+-- only: launch
 ), listening as (
     -- Once, however many of its topics are this one: a saga that has changed its topic is known under both.
     select t.topic, s.service, s.saga
-    -- only: launch_across
-           -- Homes of one service share what comes for it, but for those that are being drained, if there are others.
-           , coalesce(array_agg(distinct s.home) filter (where not s.draining), array_agg(distinct s.home)) as homes
-    -- both
     from (select distinct topic from launched) t
-    -- only: launch
     join {schema}.subscription s on s.topic = t.topic or t.topic = any(s.names) or t.topic ~ s.pattern
-    -- both
-    -- only: launch_across
+    group by t.topic, s.service, s.saga
+-- both
+-- only: launch_across
+), listed as (
+    select t.topic, s.service, s.saga, s.home, s.draining, s.formerly
+    from (select distinct topic from launched) t
     join (
-        select topic, service, saga, pattern, names, h.id as home, h.draining
+        select topic, service, saga, pattern, names, formerly, h.id as home, h.draining
         from {schema}.subscription cross join {schema}.home h
         union all
-        select topic, service, saga, pattern, names, home, coalesce(p.draining, false)
+        select topic, service, saga, pattern, names, formerly, home, coalesce(p.draining, false)
         from {schema}.peer_subscription left join {schema}.peer p on p.id = home
     ) s on s.topic = t.topic or t.topic = any(s.names) or t.topic ~ s.pattern
-    -- both
-    group by t.topic, s.service, s.saga
--- only: launch_across
+),
+    -- use: grouped
+, listening as (
+    -- Homes of one service share what comes for it, but for those that are being drained, if there are others. What a saga is
+    -- called in a home stands in the same place as that.
+    select topic, service,
+           coalesce(array_agg(home) filter (where not draining), array_agg(home)) as homes,
+           coalesce(array_agg(saga) filter (where not draining), array_agg(saga)) as sagas
+    from grouped
+    group by topic, service, one
 ), assigned as (
     -- All messages of one key to one home, whoever launches them, and few of them to another one when homes are added or
     -- drained: rendezvous hashing. Intake chooses in the same way: see wire/sharing.py.
-    select l.id, l.ordinal, l.awaited, l.deadline, s.service, s.saga, nullif(c.home, o.id) as home, c.home as target,
+    select l.id, l.ordinal, l.awaited, l.deadline, s.service, n.saga, nullif(c.home, o.id) as home, c.home as target,
            case when c.home = o.id then o.prefix || 'control.' || o.name else p.reply_to end as reply_to
     from launched l
     join listening s on s.topic = l.topic
@@ -55,6 +62,7 @@ with launched as (
             )
         end as home
     ) c
+    join lateral unnest(s.homes, s.sagas) as n (home, saga) on n.home = c.home
     left join {schema}.peer p on p.id = c.home
 ), addressed as (
     -- Those of this home, too: one that has just joined the group knows nobody yet, and is told where it belongs.

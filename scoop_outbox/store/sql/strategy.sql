@@ -67,19 +67,45 @@ group by t.topic, s.service, s.saga
 order by t.topic, s.service, s.saga
 
 -- name: expect_children
--- Who is waited for, as the strategy of the launching saga says, in the place of those that are subscribed.
+-- Who is waited for, as the strategy of the launching saga says, in the place of those that are subscribed. What was launched
+-- for another name of one of them is what it means: a saga that is renamed home by home is subscribed under both.
 with given as (
     select (m.value ->> 'id')::uuid as id, (m.value ->> 'ordinal')::int as ordinal,
            (m.value ->> 'deadline')::timestamptz as deadline, h.value ->> 0 as service, h.value ->> 1 as saga
     from json_array_elements(convert_from((select %(document)s::bytea), 'UTF8')::json) m
     left join lateral json_array_elements(m.value -> 'handlers') h on true
+), same as (
+    select s.service, s.saga, f.former
+    from (
+        select service, saga, formerly from {schema}.subscription
+        union all
+        select service, saga, formerly from {schema}.peer_subscription
+    ) s
+    cross join lateral unnest(s.formerly) as f (former)
+), meant as (
+    select g.id, g.service, g.saga, c.saga as launched
+    from given g
+    join {schema}.child c on c.message_id = g.id and c.service = g.service
+    join same x on x.service = g.service and (
+        x.saga = c.saga and x.former = g.saga or x.saga = g.saga and x.former = c.saga
+    )
+    where not exists (
+        select from {schema}.child k where k.message_id = g.id and k.service = g.service and k.saga = g.saga
+    )
 ), gone as (
     delete from {schema}.child c
     where c.message_id in (select id from given)
       and not exists (
           select from given g where g.id = c.message_id and g.service = c.service and g.saga = c.saga
       )
+      and not exists (
+          select from meant m where m.id = c.message_id and m.service = c.service and m.launched = c.saga
+      )
 )
 insert into {schema}.child (message_id, service, saga, run_id, seq, ordinal, deadline)
-select id, service, saga, %(run)s, %(seq)s, ordinal, deadline from given where service is not null
+select id, service, saga, %(run)s, %(seq)s, ordinal, deadline
+from given g
+where service is not null and not exists (
+    select from meant m where m.id = g.id and m.service = g.service and m.saga = g.saga
+)
 on conflict do nothing

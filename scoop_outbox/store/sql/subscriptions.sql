@@ -36,10 +36,14 @@ with gone as (
     returning s.*, case when n.former = s.saga then n.saga else n.former end as now
 )
 insert into {schema}.subscription
-    (topic, service, saga, created_at, ordered, pattern, via_broker, lane, names, retention, retain_payload)
+    (topic, service, saga, created_at, ordered, pattern, via_broker, lane, names, retention, retain_payload, formerly)
 select distinct on (topic, now) topic, service, now, created_at, ordered, pattern, via_broker, coalesce(lane, saga), names,
-       retention, retain_payload
-from gone
+       retention, retain_payload, array(
+           select n.former from {schema}.renamed n
+           where n.service = g.service and n.saga = g.now and n.former <> all(%(sagas)s::text[])
+           order by n.former
+       )
+from gone g
 order by topic, now, created_at
 on conflict do nothing
 
@@ -47,7 +51,7 @@ on conflict do nothing
 -- What is ordered stays so under another name, and on another topic. Whether a broker serves a saga is never unsaid:
 -- a process that lacks the broker would take its messages away from it.
 insert into {schema}.subscription as known
-    (topic, service, saga, ordered, pattern, names, via_broker, lane, retention, retain_payload, external)
+    (topic, service, saga, ordered, pattern, names, via_broker, lane, retention, retain_payload, external, formerly)
 select a.topic, a.service, a.saga, a.ordered, a.pattern, array(select json_array_elements_text(a.names::json)),
        %(via_broker)s::bool, (
     select min(coalesce(s.lane, s.saga))
@@ -57,17 +61,22 @@ select a.topic, a.service, a.saga, a.ordered, a.pattern, array(select json_array
         where n.service = s.service
           and (n.former = s.saga and n.saga = a.saga or n.former = a.saga and n.saga = s.saga)
     ))
-), a.retention * interval '1 second', a.retain_payload * interval '1 second', a.external
+), a.retention * interval '1 second', a.retain_payload * interval '1 second', a.external, array(
+    select n.former from {schema}.renamed n
+    where n.service = a.service and n.saga = a.saga and n.former <> all(%(sagas)s::text[])
+    order by n.former
+)
 from unnest(%(topics)s::text[], %(services)s::text[], %(sagas)s::text[], %(ordered)s::bool[], %(patterns)s::text[],
             %(names)s::text[], %(retentions)s::float8[], %(payload_retentions)s::float8[], %(external)s::bool[])
      as a (topic, service, saga, ordered, pattern, names, retention, retain_payload, external)
 on conflict (topic, service, saga) do update
 set ordered = excluded.ordered, pattern = excluded.pattern, names = excluded.names,
     via_broker = known.via_broker or excluded.via_broker, retention = excluded.retention,
-    retain_payload = excluded.retain_payload, external = excluded.external
-where (known.ordered, known.pattern, known.names, known.via_broker, known.retention, known.retain_payload, known.external)
+    retain_payload = excluded.retain_payload, external = excluded.external, formerly = excluded.formerly
+where (known.ordered, known.pattern, known.names, known.via_broker, known.retention, known.retain_payload, known.external,
+       known.formerly)
       is distinct from (excluded.ordered, excluded.pattern, excluded.names, known.via_broker or excluded.via_broker,
-                        excluded.retention, excluded.retain_payload, excluded.external)
+                        excluded.retention, excluded.retain_payload, excluded.external, excluded.formerly)
 
 -- name: read_former
 select former, saga from {schema}.renamed
@@ -75,7 +84,8 @@ where service = %(service)s and saga = any(%(sagas)s::text[]) and former <> all(
 
 -- name: take_over
 -- What has not ended goes on under the new name: found in what lives, not in what has been. A run that is being executed
--- at this moment is left; whoever has the new name executes it under the old one, too.
+-- at this moment is left; whoever has the new name executes it under the old one, too. Children in other homes keep the
+-- name for which they were launched: their runs' ids are made of it.
 with names as (
     select * from unnest(%(formers)s::text[], %(sagas)s::text[]) as n (former, saga)
 ), live as (
@@ -106,14 +116,14 @@ with names as (
     update {schema}.child c
     set saga = m.saga
     from mine m
-    where c.message_id = m.message_id and c.service = %(service)s and c.saga = m.former
+    where c.message_id = m.message_id and c.service = %(service)s and c.saga = m.former and c.home is null
 ), mail as (
     update {schema}.mailbox b set saga = m.saga from mine m where b.run_id = m.id and b.saga = m.former
 ), awaited as (
     select c.message_id, c.saga as former, n.saga
     from {schema}.child c
     join names n on n.former = c.saga
-    where c.open and c.service = %(service)s and c.state = 'waiting' and not exists (
+    where c.open and c.home is null and c.service = %(service)s and c.state = 'waiting' and not exists (
         select from {schema}.child x where x.message_id = c.message_id and x.service = c.service and x.saga = n.saga
     )
     order by c.message_id
