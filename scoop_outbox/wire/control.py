@@ -21,12 +21,12 @@ from scoop_outbox.wire.headers import id_of, run_id
 from scoop_outbox.wire.members import (
     MalformedControl,
     failure_of,
-    is_storable,
     json_of,
     number_of,
     object_of,
     objects_of,
     text_of,
+    texts_of,
     time_of,
     uuid_of,
 )
@@ -97,16 +97,7 @@ class Sender:
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A saga of another home, what it listens on, and what it was called before.
-
-    Attributes:
-        topic: by name.
-        service: whose saga it is.
-        saga: its name.
-        pattern: a regular expression of the topics, if these are several.
-        names: other names of the topic.
-        formerly: names that the saga had before: other homes of the service may still have them.
-    """
+    """A saga, with names that it had before, and what it listens on: by name, other names, or a regular expression."""
 
     topic: str
     service: str
@@ -116,11 +107,10 @@ class Listener:
     formerly: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the form on the wire."""
+        """Return the form on the wire: where there are no former names, as older versions do."""
         said = {"topic": self.topic, "pattern": self.pattern, "names": list(self.names)}
-        # Left out where there is none: what a home announces is the same, whichever version says it.
-        more = {"formerly": list(self.formerly)} if self.formerly else {}
-        return {**said, "service": self.service, "saga": self.saga, **more}
+        former = {"formerly": list(self.formerly)} if self.formerly else {}
+        return {**said, "service": self.service, "saga": self.saga, **former}
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,17 +322,10 @@ def _subscriptions(said: Mapping[str, Any]) -> Subscriptions:
 
 
 def _listener(said: Mapping[str, Any]) -> Listener:
-    names, formerly = (_texts(said, member) for member in ("names", "formerly"))
+    names, formerly = texts_of(said, "names"), texts_of(said, "formerly")
     # Whether it is one says the database, which is who reads it.
     pattern = None if said.get("pattern") is None else text_of(said, "pattern")
     return Listener(text_of(said, "topic"), text_of(said, "service"), text_of(said, "saga"), pattern, names, formerly)
-
-
-def _texts(said: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    texts = said.get(name) or []
-    if not isinstance(texts, list) or not all(is_storable(one) for one in texts):
-        raise MalformedControl(f"{name} is no list of texts")
-    return tuple(texts)
 
 
 def _confirmed(said: Mapping[str, Any]) -> Confirmed:

@@ -53,6 +53,14 @@ def text_of(said: Mapping[str, Any], name: str) -> str:
     return value
 
 
+def texts_of(said: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """Return a member that has to be a list of texts; none if there is none."""
+    value = said.get(name) or []
+    if not isinstance(value, list) or not all(is_storable(one) for one in value):
+        raise MalformedControl(f"{name} is no list of texts")
+    return tuple(value)
+
+
 def is_storable(value: object) -> bool:
     """Tell whether a value is a text that Postgres can hold, and not empty."""
     try:

@@ -8,7 +8,7 @@ from alembic import context, op
 from scoop_outbox.store.ddl import counting_distinct
 
 revision = "0029"
-down_revision = "0027"
+down_revision = "0028"
 locks = ("child", "step")
 
 
