@@ -83,14 +83,15 @@ with given as (
     ) s
     cross join lateral unnest(s.formerly) as f (former)
 ), meant as (
+    -- `offset 0`: message by message, and only if anything is renamed.
     select g.id, g.service, g.saga, c.saga as launched
     from given g
-    join {schema}.child c on c.message_id = g.id and c.service = g.service
-    join same x on x.service = g.service and (
-        x.saga = c.saga and x.former = g.saga or x.saga = g.saga and x.former = c.saga
-    )
-    where not exists (
-        select from {schema}.child k where k.message_id = g.id and k.service = g.service and k.saga = g.saga
+    join same x on x.service = g.service and g.saga in (x.saga, x.former)
+    cross join lateral (
+        select saga from {schema}.child where message_id = g.id and service = g.service offset 0
+    ) c
+    where c.saga in (x.saga, x.former) and c.saga <> g.saga and not exists (
+        select from {schema}.child k where k.message_id = g.id and k.service = g.service and k.saga = g.saga offset 0
     )
 ), gone as (
     delete from {schema}.child c
