@@ -45,12 +45,14 @@ class Place:
         home: the home that has received it.
         known: the control topics of the homes that are known.
         sharing: by saga of the service that listens on the topic, the homes that share what is for it.
+        names: by saga, its names in other homes, and former ones: it is renamed in one home after the other.
     """
 
     service: str
     home: uuid.UUID
     known: Mapping[uuid.UUID, str] = field(default_factory=dict)
     sharing: Mapping[str, Collection[uuid.UUID]] = field(default_factory=dict)
+    names: Mapping[str, Collection[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +109,22 @@ def route(envelope: Envelope, place: Place) -> Route:
     """Say where a message is handled that a home has received.
 
     A launcher says which homes those are, and how they are told: they are, also when nobody here has heard of them yet.
-    Sagas that it did not know handle the message in the home to which it belongs, as if nobody had addressed it.
+    Sagas that it did not know, by whatever name, handle the message in the home to which it belongs, as if nobody had
+    addressed it.
     """
     named = {one.saga: one for one in expected(envelope.headers, place.service)}
     if not named and envelope.headers.get(HOME) == str(place.home):
         return Route()
     told = [(one.saga, one.home, one.reply_to) for one in named.values()]
-    unknown = [(saga, _home_of(envelope, homes)) for saga, homes in place.sharing.items() if saga not in named]
-    return _routed(place, [*told, *((saga, home, None) for saga, home in unknown)])
+    for saga, homes in place.sharing.items():
+        if saga in named:
+            continue
+        same = next((named[name] for name in place.names.get(saga, ()) if name in named), None)
+        if same is None:
+            told.append((saga, _home_of(envelope, homes), None))
+        else:
+            told.append((saga, same.home, same.reply_to))
+    return _routed(place, told)
 
 
 def _home_of(envelope: Envelope, homes: Collection[uuid.UUID]) -> uuid.UUID:

@@ -10,9 +10,10 @@ import pytest
 from scoop_outbox import DistributedError, Participant, Scoop, Strategy
 from scoop_outbox.app import service_of
 from scoop_outbox.core.plans.sharing import read_sharing
+from scoop_outbox.operations.homes import Homes
 from scoop_outbox.wire.sharing import choose
 from tests.homes.conftest import MakeHome
-from tests.homes.test_shared_services import KEYS, Stock, _are_quiet, identity, know, launching
+from tests.homes.test_shared_services import KEYS, Stock, _are_quiet, drain, identity, know, launching
 from tests.scenarios.shop import LONG, Gate, Shop
 from tests.waiting import until
 
@@ -166,7 +167,7 @@ async def test_what_comes_to_both_homes_is_handled_once_under_either_name(make_h
         assert await stock.take(first, second) == homes
 
 
-@pytest.mark.parametrize("launcher", ["stock.2"])
+@pytest.mark.parametrize("launcher", ["stock.1", "stock.2"])
 async def test_a_home_of_the_service_launches_for_both_names(make_home: MakeHome, launcher: str) -> None:
     stock, outcome = Renamed(make_home), list[Any]()
     first, old = await began(stock)
@@ -277,4 +278,20 @@ async def test_whom_a_launch_tells_in_which_home(
         chosen = [(choose(homes, key), homes) for homes in same]
         assert told == {(home, saga) for home, homes in chosen for saga in homes[home]}
     # So do those who receive what nobody has addressed.
-    assert sharing.homes == {saga: frozenset(homes) for homes in same for sagas in homes.values() for saga in sagas}
+    called = [(homes, {saga for sagas in homes.values() for saga in sagas}) for homes in same]
+    assert sharing.homes == {saga: frozenset(homes) for homes, sagas in called for saga in sagas}
+    assert sharing.names == {saga: sagas - {saga} for _, sagas in called for saga in sagas}
+
+
+@pytest.mark.parametrize("drained", [0, 1])
+async def test_a_home_may_be_drained_if_another_one_has_its_saga_under_another_name(
+    make_home: MakeHome, drained: int
+) -> None:
+    stock = Renamed(make_home)
+    first, old = await began(stock)
+    second = stock.renamed(old, "stock.2")
+    async with first.running(), second.running():
+        await hear(NEW, first)
+        await hear({"reserve"}, second)
+        with Homes(service_of((first, second)[drained].app).home.url) as homes:
+            assert (await drain(homes)).draining

@@ -3,6 +3,7 @@
 import json
 import uuid
 from collections import Counter
+from collections.abc import Collection
 
 import pytest
 
@@ -33,8 +34,9 @@ def message(
     return Envelope(str(uuid.UUID(int=9)), "t", key, b"{}", "application/json", headers)
 
 
-def place(**sharing: frozenset[uuid.UUID]) -> Place:
-    return Place("stock", HERE, {THERE: told(THERE)}, sharing)
+def place(same: Collection[str] = (), **sharing: frozenset[uuid.UUID]) -> Place:
+    names = {saga: set(same) - {saga} for saga in sharing if saga in same}
+    return Place("stock", HERE, {THERE: told(THERE)}, sharing, names)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +54,10 @@ def place(**sharing: frozenset[uuid.UUID]) -> Place:
         (message(("stock", "a", HERE), home=FAR, key=key_of(THERE)), place(a=BOTH, b=BOTH), {"a"}, {THERE}),
         (message(("stock", "a", THERE), home=FAR, key=key_of(HERE)), place(a=BOTH, b=BOTH), {"b"}, {THERE}),
         (message(("stock", "a", THERE), home=FAR), place(a=BOTH, b=frozenset({HERE})), {"b"}, {THERE}),
+        # Its launcher knows a saga by another name.
+        (message(("stock", "a", THERE), home=HERE), place(["a", "b"], b=BOTH), set(), {THERE}),
+        (message(("stock", "a", HERE), home=THERE), place(["a", "b"], b=BOTH), {"a", "b"}, set()),
+        (message(("stock", "a", THERE), home=FAR, key=key_of(HERE)), place(["a", "b"], a=BOTH, b=BOTH), set(), {THERE}),
         # Others are waited for: that says nothing of this service.
         (message(("billing", "x", THERE), home=FAR, key=key_of(THERE)), place(a=BOTH), set(), {THERE}),
         (message(("billing", "x", THERE), home=HERE, key=key_of(THERE)), place(a=BOTH), None, set()),

@@ -194,7 +194,7 @@ def _take_in(contents: Contents, identity: Identity, drop: Statement) -> Plan[tu
     routed, passing = Route(), []
     if service is not None and cooperates:
         sharing = (yield from read_sharing(service, [envelope.topic]))[envelope.topic]
-        routed = route(envelope, Place(service, identity.id, sharing.known, sharing.homes))
+        routed = route(envelope, Place(service, identity.id, sharing.known, sharing.homes, sharing.names))
         passing = forwarding(identity, service, [(envelope, routed)])
     if not routed.stays:
         yield from ask(*passing, drop, COMMIT)

@@ -19,12 +19,14 @@ class Sharing:
     """The homes that share what comes for a service on one topic.
 
     Attributes:
-        homes: by saga.
+        homes: by saga, under each name that it has in some home.
         known: the control topics of the others.
+        names: by saga, what it is called in other homes, or was called.
     """
 
     homes: Mapping[str, frozenset[uuid.UUID]] = field(default_factory=dict)
     known: Mapping[uuid.UUID, str] = field(default_factory=dict)
+    names: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 def read_sharing(service: str, topics: Sequence[str]) -> Plan[dict[str, Sharing]]:
@@ -32,10 +34,12 @@ def read_sharing(service: str, topics: Sequence[str]) -> Plan[dict[str, Sharing]
     (rows,) = yield from ask(statement("read_sharing", service=service, topics=list(topics)))
     homes: dict[str, dict[str, frozenset[uuid.UUID]]] = {topic: {} for topic in topics}
     known: dict[str, dict[uuid.UUID, str]] = {topic: {} for topic in topics}
-    for topic, saga, ids, others in rows:
+    names: dict[str, dict[str, frozenset[str]]] = {topic: {} for topic in topics}
+    for topic, saga, ids, others, called in rows:
+        names[topic][saga] = frozenset(called)
         homes[topic][saga] = frozenset(ids)
         known[topic] |= {uuid.UUID(home): reply_to for home, reply_to in others or ()}
-    return {topic: Sharing(homes[topic], known[topic]) for topic in topics}
+    return {topic: Sharing(homes[topic], known[topic], names[topic]) for topic in topics}
 
 
 def forwarding(home: Identity, service: str, routed: Sequence[tuple[Envelope, Route]]) -> list[Statement]:

@@ -41,4 +41,4 @@ class Router:
         return [route(one, self._place(home, self._topics[one.topic])) for one in envelopes]
 
     def _place(self, home: Identity, on: Sharing) -> Place:
-        return Place(self._service, home.id, on.known, on.homes)
+        return Place(self._service, home.id, on.known, on.homes, on.names)

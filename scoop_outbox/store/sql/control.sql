@@ -387,7 +387,16 @@ with listed as (
     where exists (select from {schema}.peer_subscription where service = (select %(service)s))
 ),
     -- use: grouped
-, sharing as (
+, called as (
+    -- What a saga is called in some home, or was: a launcher may not have heard of its newest name.
+    select topic, one, saga as name from grouped
+    union
+    select g.topic, g.one, f.name
+    from grouped g
+    join listed l on l.topic = g.topic and l.saga = g.saga
+    cross join lateral unnest(l.formerly) as f (name)
+    where not exists (select from listed x where x.topic = g.topic and x.saga = f.name)
+), sharing as (
     select distinct g.topic, g.one, g.home
     from grouped g
     where not g.draining or not exists (
@@ -395,11 +404,12 @@ with listed as (
     )
 )
 select n.topic, n.saga, array_agg(s.home),
-       array_agg(array[p.id::text, p.reply_to]) filter (where p.id is not null)
+       array_agg(array[p.id::text, p.reply_to]) filter (where p.id is not null),
+       array(select c.name from called c where c.topic = n.topic and c.one = n.one and c.name <> n.saga)
 from (select distinct topic, saga, one from grouped) n
 join sharing s on s.topic = n.topic and s.one = n.one
 left join {schema}.peer p on p.id = s.home
-group by n.topic, n.saga
+group by n.topic, n.saga, n.one
 
 -- name: forward
 -- To each home in the order in which it came, as far as keys say that there is one. Under the message's own id: so whoever

@@ -80,7 +80,8 @@ from {schema}.subscription s
 where s.via_broker and not exists (
     select from {schema}.peer_subscription o
     join {schema}.peer p on p.id = o.home
-    where o.topic = s.topic and o.service = s.service and o.saga = s.saga and not p.draining
+    where o.topic = s.topic and o.service = s.service and not p.draining
+      and (o.saga = s.saga or o.saga = any(s.formerly) or s.saga = any(o.formerly))
 )
 order by 1, 2
 
