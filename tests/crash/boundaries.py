@@ -8,8 +8,8 @@ import signal
 from typing import Any
 
 from scoop_outbox import AsyncScope, BlockingScope, Message, Retry, Scoop
-from scoop_outbox.core.statement import COMMIT, COMMIT_AND_BEGIN
-from scoop_outbox.store.pipeline import Batch, Pipeline
+from scoop_outbox.core.statement import COMMIT, COMMIT_AND_BEGIN, Batch
+from scoop_outbox.store.pipeline import Pipeline
 from tests.crash.flow import Refusal, note, note_blocking
 
 VARIABLE = "BOUNDARY"
