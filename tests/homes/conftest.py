@@ -10,6 +10,7 @@ from scoop_outbox import Scoop
 from scoop_outbox.app import service_of
 from tests.carriers import REAL, Carrier, carrier_of
 from tests.crash.processes import with_tails
+from tests.homes.ear import Ear, Peer
 from tests.scenarios.shop import Journal, Shop
 
 MakeHome = Callable[..., Shop]
@@ -43,6 +44,20 @@ async def make_home(make_database: Callable[[], str], carrier: Carrier, journal:
     yield make
     for shop in made:
         await shop.app.close()
+
+
+@pytest_asyncio.fixture
+async def ear(database_url: str) -> AsyncIterator[Ear]:
+    """A home that hears."""
+    ear = Ear(database_url)
+    yield ear
+    await ear.close()
+
+
+@pytest.fixture
+def there() -> Peer:
+    """The home at the other end."""
+    return Peer()
 
 
 @pytest.hookimpl(wrapper=True)

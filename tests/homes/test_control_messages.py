@@ -9,11 +9,10 @@ import itertools
 import json
 import random
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pytest
-import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -25,20 +24,6 @@ from tests.homes.ear import SAGA, SERVICE, TOPIC, Child, Ear, Peer, failure
 
 SOME = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 CHANCE = st.integers(0, 1 << 32).map(random.Random)
-
-
-@pytest_asyncio.fixture
-async def ear(database_url: str) -> AsyncIterator[Ear]:
-    """A home that hears."""
-    ear = Ear(database_url)
-    yield ear
-    await ear.close()
-
-
-@pytest.fixture
-def there() -> Peer:
-    """The home of the other end."""
-    return Peer()
 
 
 def jumbled(chance: random.Random, new: Sequence[Delivery], old: Sequence[Delivery] = ()) -> list[list[Delivery]]:

@@ -4,31 +4,15 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from scoop_outbox.broker.protocol import Delivery
 from scoop_outbox.message import uuid7
 from scoop_outbox.wire.control import Kind
 from tests.homes.ear import CHANNEL, Child, Ear, Peer, failure
 from tests.homes.test_control_messages import parent_of
-
-
-@pytest_asyncio.fixture
-async def ear(database_url: str) -> AsyncIterator[Ear]:
-    """A home that hears."""
-    ear = Ear(database_url)
-    yield ear
-    await ear.close()
-
-
-@pytest.fixture
-def there() -> Peer:
-    """The home of the child."""
-    return Peer()
 
 
 def asks(home: Peer, child: Child, question: str = "7", answer_to: str | None = None) -> Delivery:

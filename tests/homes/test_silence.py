@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from scoop_outbox import DistributedError, GaveUp
 from scoop_outbox.app import service_of
@@ -24,14 +22,6 @@ from tests.scenarios.shop import LONG, Gate, Journal, Shop, launches, raises
 from tests.waiting import until
 
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
-
-
-@pytest_asyncio.fixture
-async def ear(database_url: str) -> AsyncIterator[Ear]:
-    """A home that hears."""
-    ear = Ear(database_url)
-    yield ear
-    await ear.close()
 
 
 async def test_nothing_is_said_of_a_child_whose_message_may_be_on_its_way(ear: Ear) -> None:

@@ -2,12 +2,10 @@
 
 import json
 import uuid
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from scoop_outbox.core.plans.failures import Writing, id_of
 from scoop_outbox.core.plans.gone_homes import forget_home
@@ -21,14 +19,6 @@ from tests.homes.ear import Child, Ear, Peer, failure
 
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
 TEN_MINUTES = timedelta(minutes=10)
-
-
-@pytest_asyncio.fixture
-async def ear(database_url: str) -> AsyncIterator[Ear]:
-    """A home that hears."""
-    ear = Ear(database_url)
-    yield ear
-    await ear.close()
 
 
 def state_of(ear: Ear, child: Child) -> list[tuple[Any, ...]]:

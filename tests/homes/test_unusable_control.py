@@ -6,12 +6,11 @@ import copy
 import json
 import logging
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from scoop_outbox.message import uuid7
 from scoop_outbox.wire.control import Kind
@@ -29,14 +28,6 @@ QUESTION = {**BASE, "kind": "question", "question": "1", "child": CHILD, "answer
 ACTIVE = {"run": str(uuid.uuid4()), "service": SERVICE, "saga": SAGA, "state": "running"}
 ANSWER = {**BASE, "kind": "answer", "question": "1", "active": [ACTIVE]}
 DEEP = 1_000_000
-
-
-@pytest_asyncio.fixture
-async def ear(database_url: str) -> AsyncIterator[Ear]:
-    """A home that hears."""
-    ear = Ear(database_url)
-    yield ear
-    await ear.close()
 
 
 def but(said: dict[str, Any], *path: str | int, **members: Any) -> bytes:
