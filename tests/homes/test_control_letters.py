@@ -16,20 +16,19 @@ from tests.homes.ear import Child, Ear, Peer, delivered
 from tests.homes.homes import running
 from tests.homes.test_restored import url_of
 from tests.homes.test_signatures import NEW, OLD, family
-from tests.homes.test_silence import ear  # noqa: F401 - a fixture
 from tests.integration.seeing import command, printed
 from tests.scenarios.shop import LONG, Journal, launches
 from tests.waiting import until
 
 
-async def replayed(ear: Ear) -> Replay:  # noqa: F811
+async def replayed(ear: Ear) -> Replay:
     """Replay the newest dead letter."""
     ((letter,),) = ear.ask("select max(id) from dead_letter")
     async with AsyncDeadLetters(ear.home.url) as letters:
         return await letters.replay(letter)
 
 
-async def test_what_is_understood_now_is_taken_in(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+async def test_what_is_understood_now_is_taken_in(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> None:
     there = Peer()
     listed = {"revision": 3, "subscriptions": [{"topic": "t", "service": "s", "saga": "s"}], "known": {}}
     await ear.hear(there.says(Kind.SUBSCRIPTIONS, **listed, version=2))
@@ -45,7 +44,7 @@ async def test_what_is_understood_now_is_taken_in(ear: Ear, monkeypatch: pytest.
     assert [one["revision"] for one in ear.said(Kind.CONFIRMED)] == [3]
 
 
-async def test_what_has_been_heard_since_counts(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+async def test_what_has_been_heard_since_counts(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> None:
     there, child = Peer(), Child(uuid.uuid4())
     await ear.hear(there.says(Kind.CONFIRMED, revision=1))
     ear.execute(
@@ -61,7 +60,7 @@ async def test_what_has_been_heard_since_counts(ear: Ear, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("whose", ["ours", "our name", "another header"])
-async def test_who_may_not_say_it_is_refused(ear: Ear, whose: str, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+async def test_who_may_not_say_it_is_refused(ear: Ear, whose: str, monkeypatch: pytest.MonkeyPatch) -> None:
     speaker = Peer("here" if whose == "our name" else "there")
     said = json.loads(speaker.says(Kind.CONFIRMED, revision=9).envelope.body)
     if whose == "ours":

@@ -23,7 +23,6 @@ from tests.docs.markdown import ROOT, blocks
 from tests.homes.conftest import MakeHome
 from tests.homes.ear import Child, Ear, Peer
 from tests.homes.homes import know_each_other, running
-from tests.homes.test_silence import ear  # noqa: F401 - a fixture
 from tests.integration.seeing import printed, refused
 from tests.scenarios.shop import LONG, Gate, Journal, Shop, launches, raises
 from tests.waiting import until
@@ -242,7 +241,7 @@ async def test_a_home_that_was_restored_in_its_place_is_told_so_by_others(
     assert "home: this one was restored from an older backup (home orders has heard more of it" in caplog.text
 
 
-async def test_what_was_rolled_back_otherwise_is_reported_when_somebody_asks(ear: Ear) -> None:  # noqa: F811
+async def test_what_was_rolled_back_otherwise_is_reported_when_somebody_asks(ear: Ear) -> None:
     """Its parent has been told under that number that it had committed, before this home was restored."""
     there, children = Peer(), [Child(uuid.uuid4()) for _ in range(3)]
     await ear.take_in(*(there.launched(one) for one in children))
@@ -264,7 +263,7 @@ async def test_what_was_rolled_back_otherwise_is_reported_when_somebody_asks(ear
     assert {(one["generation"], one["state"]) for one in told["children"]} == {(8, "rolled_back"), (7, "committed")}
 
 
-async def test_who_is_cancelled_and_had_begun_is_not_known_any_more(ear: Ear) -> None:  # noqa: F811
+async def test_who_is_cancelled_and_had_begun_is_not_known_any_more(ear: Ear) -> None:
     there, begun, waiting = Peer(), Child(uuid.uuid4()), Child(uuid.uuid4())
     await ear.hear(there.orders("cancel", begun.said(1), waiting.said(0)))
     told = {one["run"]: one["state"] for said in ear.said(Kind.NEWS) for one in said["children"]}
