@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -99,7 +100,10 @@ def _length(duration: object) -> timedelta | str:
     """Return a time to sleep for, or what is wrong with it."""
     if isinstance(duration, bool) or not isinstance(duration, int | float | timedelta):
         return f"{duration!r} is no time to sleep for: give seconds, or a timedelta"
-    length = seconds(duration)
+    try:
+        length = seconds(duration)
+    except OverflowError:  # of an integer that is no number of seconds any more
+        length = math.copysign(LONGEST, duration)  # type: ignore[arg-type]
     if length != length:  # noqa: PLR0124 - no number
         return f"{duration!r} is no time to sleep for: give seconds, or a timedelta"
     return timedelta(seconds=max(min(length, LONGEST), 0.0))

@@ -260,8 +260,8 @@ class Saga(Generic[T]):
     def sleep(self, name: str, duration: Duration[T]) -> Step[T]:
         """Declare a step that sleeps: the next one is executed when so much time has passed, by the database's clock.
 
-        A run that sleeps holds no connection, no thread and no slot, and survives restarts. Whoever cancels it wakes
-        it, and so do deadlines.
+        It sleeps from when this step begins. A run that sleeps holds no connection, no thread and no slot, and survives
+        restarts. Whoever cancels it wakes it, and so do deadlines, and failures of what the step has launched.
 
         Args:
             name: of the step.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from typing import Any, Unpack
 
 from scoop_outbox._log import get_logger
 from scoop_outbox.answers import Answer
 from scoop_outbox.client.service import Service
 from scoop_outbox.core.plans.external import ExternalOrName, Word, completion, failing, judge, say, say_joined
-from scoop_outbox.external import CompleteOptions, FailOptions
+from scoop_outbox.external import CompleteOptions, External, FailOptions
 from scoop_outbox.store.connect import map_missing_tables
 from scoop_outbox.store.external_transaction import AsyncTransaction, Transaction, run_joined, run_joined_blocking
 
@@ -97,7 +98,7 @@ def _completed(
     service: str | None = None,
     source: str | None = None,
 ) -> Word:
-    return completion(target, name, result, service, source or of.name, of.servers.limits)
+    return _declared(of, completion(target, name, result, service, source or of.name, of.servers.limits))
 
 
 def _failed(
@@ -110,7 +111,11 @@ def _failed(
     service: str | None = None,
     source: str | None = None,
 ) -> Word:
-    return failing(target, name, reason, error, service, source or of.name)
+    return _declared(of, failing(target, name, reason, error, service, source or of.name))
+
+
+def _declared(of: Service, word: Word) -> Word:
+    return replace(word, declared=of.name) if isinstance(of.sagas.get(word.name), External) else word
 
 
 async def _settle(service: Service, word: Word, session: AsyncTransaction | None) -> Answer:

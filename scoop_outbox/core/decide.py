@@ -74,7 +74,7 @@ def decide(saga: Saga, run: Run, facts: Facts, source: str) -> Decision:
             return EndRollbackFailed(_given_up(told, source))
     if _has_no_time_left(run, facts):
         return EndRollbackFailed(missed_rollback(run, source))
-    if run.not_before is not None and facts.now < run.not_before:
+    if run.not_before is not None and facts.now < run.not_before and not _failed_below_a_sleep(run, facts):
         return Wait(_look(saga, facts, run.not_before))
     if run.state is RunState.RUNNING:
         return _forward(saga, run, facts, source)
@@ -118,6 +118,11 @@ def _as_said(saga: Saga, outside: Outside) -> Decision:
     if outside.failure is not None:
         return RollBack(outside.failure)
     return Complete(saga.steps[0], outside.result)
+
+
+def _failed_below_a_sleep(run: Run, facts: Facts) -> bool:
+    """Tell whether children have failed that were launched by a sleep: they do not wait until it is over."""
+    return run.state is RunState.RUNNING and run.attempt == 0 and bool(facts.failed_children)
 
 
 def _has_no_time_left(run: Run, facts: Facts) -> bool:

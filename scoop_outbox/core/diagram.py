@@ -53,7 +53,7 @@ RULES: tuple[tuple[str, str, type[Decision]], ...] = (
     ("any", "a child is open", Wait),
     ("rolling_back", "its strategy gives the rollback up", EndRollbackFailed),
     ("rolling_back", "the rollback has taken longer than it may, and something is left", EndRollbackFailed),
-    ("any", "it sleeps, or a retry is not due yet", Wait),
+    ("any", "it sleeps, or a retry is not due yet, and no children failed", Wait),
     ("running", "children failed, and their step is not in the code any more", Park),
     ("running", "children failed, and their step has no handler for that", RollBack),
     ("running", "children failed", HandleChildFailure),

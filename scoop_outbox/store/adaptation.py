@@ -9,18 +9,46 @@ connections that belong to users.
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
-from psycopg.adapt import AdaptersMap
+from psycopg.abc import AdaptContext, Buffer
+from psycopg.abc import Loader as AbcLoader
+from psycopg.adapt import AdaptersMap, Loader
 from psycopg.dbapi20 import register_dbapi20_adapters
 from psycopg.postgres import register_default_adapters, register_default_types
+from psycopg.pq import Format
 from psycopg.rows import TupleRow, tuple_row
 from psycopg.types import TypesRegistry
 from psycopg.types.array import register_all_arrays
+from psycopg.types.datetime import TimestamptzBinaryLoader, TimestamptzLoader
 from psycopg.types.json import set_json_dumps, set_json_loads
 
 _Connection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
+
+
+class _Moment(Loader):
+    """Loads points in time in UTC, whatever the time zone of the session.
+
+    Two times of one zone are compared as its clocks show them: in the hour that clocks show twice a run that slept was
+    looked at again and again, and what was to come behind it counted as over.
+    """
+
+    _kind: type[AbcLoader] = TimestamptzLoader
+
+    def __init__(self, oid: int, context: AdaptContext | None = None) -> None:
+        super().__init__(oid, context)
+        self._given = self._kind(oid, context)
+
+    def load(self, data: Buffer) -> datetime:
+        found: datetime = self._given.load(data)
+        return found.astimezone(UTC)
+
+
+class _BinaryMoment(_Moment):
+    format = Format.BINARY
+    _kind = TimestamptzBinaryLoader
 
 
 def _defaults() -> AdaptersMap:
@@ -34,6 +62,8 @@ def _defaults() -> AdaptersMap:
     # Those of JSON look up what they call in a global variable unless they are told.
     set_json_dumps(json.dumps, adapters)
     set_json_loads(json.loads, adapters)
+    for loader in (_Moment, _BinaryMoment):
+        adapters.register_loader("timestamptz", loader)
     return adapters
 
 

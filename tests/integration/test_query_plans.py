@@ -336,7 +336,7 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
             "target": str(message_id(2)), "failure": str(uuid4()), "type": "Boom", "message": None, "source": "s",
             "document": "{}",
         })}),
-        *[("read_external", {"target": target, "name": "saga 1", "service": service})
+        *[("read_external", {"target": target, "name": "saga 1", "service": service, "declared": None})
           for target, service in ((message_id(OPEN), None), (run_id(OPEN), "shop"), (uuid4(), None))],
         ("read_external_in_outbox", {"target": uuid4(), "name": "saga 1", "service": None}),
         ("is_external_elsewhere", {"target": uuid4(), "name": "saga 1", "service": None}),

@@ -29,6 +29,7 @@ from tests.waiting import until
 
 
 @pytest.mark.everywhere
+@pytest.mark.one_home("who completes work before it has come says so where it was launched, or where it goes")
 async def test_q64_it_is_completed_while_its_message_is_on_its_way(mixed: Shop, carrier: Carrier) -> None:
     approval(mixed)
     async with with_a_message_on_its_way(mixed, carrier) as handle:
@@ -119,6 +120,7 @@ async def test_q64_a_session_lets_it_fail_and_does_not_wait_for_what_is_on_its_w
     await engine.dispose()
 
 
+@pytest.mark.one_home("it looks at what one database stores")
 async def test_q64_it_is_listed_and_explained(mixed: Shop) -> None:
     approval(mixed)
     async with mixed.running():
@@ -144,6 +146,7 @@ def _waits_outside(runs: Runs, handle: Handle) -> bool:
     return [reason.cause for one in runs.explain(handle.id).waiting for reason in one.reasons] == [Cause.OUTSIDE]
 
 
+@pytest.mark.one_home("it looks at what one database stores")
 async def test_q64_from_the_command_line(mixed: Shop) -> None:
     approval(mixed)
     command = CliRunner()
@@ -199,6 +202,7 @@ def test_q64_it_has_no_steps_and_a_name_of_its_own(mixed: Shop) -> None:
     assert repr(external) == "<external 'manager-approval' on 'approvals'>"
 
 
+@pytest.mark.one_home("it looks at what one database stores")
 async def test_q64_it_is_completed_under_the_name_that_it_has_now(make_shop: MakeShop) -> None:
     old, new = make_shop(), make_shop()
     old.app.external("boss", on="approvals")
@@ -222,6 +226,7 @@ async def test_q64_what_was_asked_to_give_up_before_it_came_does_not_begin(mixed
             await handle.wait(LONG)
 
 
+@pytest.mark.one_home("it looks at what one database stores")
 async def test_q64_what_was_said_is_pruned_with_its_hierarchy(mixed: Shop) -> None:
     approval(mixed)
     async with mixed.running():

@@ -232,6 +232,35 @@ async def test_a_sleep_may_launch_and_waits_for_both(mixed: Shop) -> None:
     assert mixed.journal == ["child-0", "root-1"]
 
 
+async def test_what_fails_below_a_sleep_is_handled_at_once(mixed: Shop) -> None:
+    root = mixed.app.saga("root", "R")
+    step = root.sleep("sleep", mixed.coloured(lambda scope, _: (scope.launch("C", None), HOUR)[1]))
+    mixed.saga("child", "C", raises("boom"))
+
+    _, error = await mixed.fail("R")
+
+    assert step.name in str(error)
+    assert "boom" in str(error)
+
+
+async def test_a_run_whose_failed_child_is_handled_sleeps_on(mixed: Shop) -> None:
+    def launches_and_sleeps(scope: Any, _: Any) -> float:
+        scope.launch("C", None)
+        return 1.0
+
+    root = mixed.app.saga("root", "R")
+    step = root.sleep("sleep", mixed.coloured(launches_and_sleeps))
+    step.on_child_failure(mixed.coloured(lambda *_: mixed.journal("handled")))
+    mixed.step(root, "1")
+    mixed.saga("child", "C", raises("boom"))
+
+    handle = await mixed.run("R")
+
+    assert mixed.journal == ["child-0", "handled", "root-1"]
+    run = await mixed.only(handle, "root")
+    assert times(run)["1"] - run.steps[0].started_at >= timedelta(seconds=1)
+
+
 async def _is_over(shop: Shop) -> bool:
     return bool(await shop.ask("select from scoop_outbox.run where saga = 'root' and not_before < clock_timestamp()"))
 

@@ -206,8 +206,11 @@ CASES: dict[str, tuple[Run, Facts, Decision]] = {
         run(**BETWEEN, next_step="full"), facts(open_children=True, children=FAILED), Wait()),
     "an open child goes before a missing step": (run(**BETWEEN, next_step=GONE), facts(open_children=True), Wait()),
     "an open child goes before the end": (run(**BETWEEN), facts(open_children=True), Wait()),
-    "not before goes before failed children": (
-        run(**BETWEEN, next_step="full", not_before=LATER), facts(children=FAILED), Wait(LATER)),
+    "a retry that is not due goes before failed children": (
+        run(**BETWEEN, next_step="full", not_before=LATER, attempt=1), facts(children=FAILED), Wait(LATER)),
+    "failed children go before a sleep": (
+        run(**BETWEEN, next_step="full", not_before=LATER), facts(children=FAILED),
+        RollBack(failed_in("plain", BOOM))),
     "not before goes before a missing step": (run(**BETWEEN, next_step=GONE, not_before=LATER), facts(), Wait(LATER)),
     # Failed children
     "failed children without a handler": (

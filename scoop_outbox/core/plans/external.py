@@ -42,6 +42,8 @@ class Word:
         source: who says so.
         result: as JSON text, when it is completed and there is one.
         failure: why it has failed; None when it is completed.
+        declared: the service that has one of that name, as the asking process has declared it; None if it has not. It
+            may not have been announced yet.
     """
 
     target: uuid.UUID
@@ -50,6 +52,7 @@ class Word:
     source: str
     result: str | None = None
     failure: Failure | None = None
+    declared: str | None = None
 
     @property
     def kind(self) -> Literal["complete", "fail"]:
@@ -143,16 +146,15 @@ def say(word: Word, known: Known, hints: Hints | None) -> Plan[Answer]:
 def judge(word: Word) -> Plan[Whose]:
     """Return whose work is meant, and what becomes of a word about it that is said now."""
     meant = {"target": word.target, "name": word.name, "service": word.service}
-    (rows,) = yield from ask(statement("read_external", **meant))
+    external = statement("read_external", **meant, declared=word.declared)
+    (rows,) = yield from ask(external)
     if not rows and (yield from is_pruned(word.target)):
         return Whose(Answer.EXPIRED)
     if not rows:
         (rows,) = yield from ask(statement("read_external_in_outbox", **meant))
     if not rows:
         # It may have left the outbox meanwhile; or it is handled in another home.
-        rows, elsewhere = yield from ask(
-            statement("read_external", **meant), statement("is_external_elsewhere", **meant)
-        )
+        rows, elsewhere = yield from ask(external, statement("is_external_elsewhere", **meant))
         if not rows and elsewhere[0][0]:
             return Whose(Answer.ASK_ELSEWHERE)
     return _judge(rows, word.kind)

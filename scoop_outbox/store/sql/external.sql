@@ -33,7 +33,7 @@ with expected as (
     from expected
 )
 select f.id, f.seq > 0, f.state,
-       exists (
+       f.service = %(declared)s::text is true or exists (
            select from {schema}.subscription s
            where s.service = f.service and s.saga in (f.saga, %(name)s) and s.external
        ),
@@ -57,6 +57,7 @@ from (
     join {schema}.subscription s on s.topic = o.topic or o.topic = any(s.names) or o.topic ~ s.pattern
     cross join {schema}.home h
     where o.message_id = %(target)s and s.saga = %(name)s
+      and not exists (select from {schema}.peer p where p.reply_to = o.topic)
       and not exists (
           select from json_array_elements(o.expects::json) e
           where e ->> 0 = s.service and e ->> 1 = s.saga and (e ->> 2)::uuid <> h.id

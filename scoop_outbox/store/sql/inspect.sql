@@ -75,7 +75,8 @@ with recursive open as (
 )
 
 -- name: read_open_runs
--- First those that wait for no other one, as nothing goes on before they do, the longest idle first.
+-- First those that wait for no other one, as nothing goes on before they do, the longest idle first; behind them those that
+-- sleep, for they do as they should.
 -- use: open_runs
 select r.id, r.message_id, r.parent_run, r.service, r.saga, r.state, r.step, r.next_step, w.children,
        extract(epoch from clock_timestamp() - coalesce(s.ended_at, r.created_at))::float8 as idle,
@@ -92,7 +93,7 @@ cross join lateral (
 left join lateral (
     select ended_at from {schema}.step where run_id = r.id order by seq desc limit 1
 ) s on true
-order by w.children > 0, idle desc, r.id
+order by w.children > 0, coalesce(r.not_before > clock_timestamp() and r.attempt = 0, false), idle desc, r.id
 limit %(most)s
 
 -- name: read_not_taken_in

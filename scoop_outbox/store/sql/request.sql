@@ -49,7 +49,11 @@ select e.come, k.taken from known k, expected e
 
 -- name: is_in_outbox
 -- Looks through the outbox, which has no index for it: asked of messages that nobody else knows of.
-select exists (select from {schema}.outbox where message_id = %(target)s)
+-- What is being passed on to another home is handled there.
+select exists (
+    select from {schema}.outbox o
+    where o.message_id = %(target)s and not exists (select from {schema}.peer p where p.reply_to = o.topic)
+)
 
 -- name: request_cancellation
 -- The first reason counts.
