@@ -54,7 +54,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     everywhere = metafunc.module.__name__.rpartition(".")[2] in EVERYWHERE or any(
         metafunc.definition.iter_markers("everywhere")
     )
-    real = REAL if carried and (everywhere or MATRIX) else ()
+    real = REAL if carried and (everywhere or MATRIX) and not any(metafunc.definition.iter_markers("builtin")) else ()
     chosen = any("colour" in one for one in named)
     if "colour" in metafunc.fixturenames and not chosen:
         if carried:
@@ -72,7 +72,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _homes(metafunc: pytest.Metafunc) -> Sequence[str]:
     """The brokers over which a scenario runs with a home for each saga."""
     module = metafunc.module.__name__.rpartition(".")[2]
-    return () if module in ONE_HOME or any(metafunc.definition.iter_markers("one_home")) else HOMES
+    kept = any(mark.name in ("one_home", "builtin") for mark in metafunc.definition.iter_markers())
+    return () if module in ONE_HOME or kept else HOMES
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

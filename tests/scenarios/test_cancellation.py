@@ -268,7 +268,7 @@ async def test_q14_the_message_of_a_cancelled_child_starts_no_late_run(make_shop
     assert sorted(here.journal.entries) == ["child-0", "late-0", "root-0", "root-rb0"]
 
 
-@pytest.mark.one_home("it locks a table of the one database")
+@pytest.mark.builtin("a relay without a worker takes in what is launched")
 async def test_a_message_that_is_taken_in_while_it_is_looked_for_is_cancelled(mixed: Shop, database_url: str) -> None:
     mixed.saga("root", "R", None)
     await mixed.app.announce()

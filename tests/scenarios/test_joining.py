@@ -128,6 +128,7 @@ def declare(shop: Shop) -> list[Message]:
     return seen
 
 
+@pytest.mark.builtin("Kafka refuses the name of the topic")
 @by_name(ASYNC)
 @pytest.mark.parametrize("setting", ["", *SETTINGS])
 async def test_a_launch_arrives_as_it_is(make_shop: MakeShop, database_url: str, join: Joins, setting: str) -> None:
@@ -148,6 +149,7 @@ async def test_a_launch_arrives_as_it_is(make_shop: MakeShop, database_url: str,
     assert gone.id != kept.id
 
 
+@pytest.mark.builtin("Kafka refuses the name of the topic")
 @by_name(BLOCKING)
 @pytest.mark.parametrize("setting", ["", *SETTINGS])
 async def test_a_blocking_launch_arrives_as_it_is(

@@ -275,6 +275,7 @@ async def test_launching_without_a_server_says_what_to_do() -> None:
         app.launch_sync("R", None)
 
 
+@pytest.mark.builtin("RabbitMQ has no queue before a worker has made it")
 async def test_launching_before_the_first_worker_ever_ran(make_shop: MakeShop) -> None:
     """The launch itself makes the service's sagas known: nobody has to have run them before."""
     launcher, worker = make_shop(), make_shop()

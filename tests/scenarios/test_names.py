@@ -23,6 +23,7 @@ ALIKE = [
 ]
 
 
+@pytest.mark.builtin("RabbitMQ refuses queues of these names")
 @pytest.mark.parametrize("colour", ["async", "blocking"])
 @pytest.mark.parametrize("one, other", ALIKE)
 async def test_q41_runs_of_services_and_sagas_that_are_alike_are_others(

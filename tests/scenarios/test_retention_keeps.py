@@ -51,6 +51,7 @@ async def test_q18_a_service_that_was_down_still_gets_a_message_of_a_foreign_pro
     assert await sagas(shop) == ["audit", "here"]
 
 
+@pytest.mark.builtin("a relay without a worker takes in what is launched")
 async def test_q18_who_was_left_behind_handles_the_message_when_it_comes(make_shop: MakeShop) -> None:
     shop, audit = make_shop(), make_shop(service="audit")
     root = shop.app.saga("root", "R", strategy=AcknowledgedWithin(0.2))

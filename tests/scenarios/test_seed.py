@@ -132,6 +132,7 @@ def fails_blocking(scope: BlockingScope, message: Any) -> None:
     ],
     ids=["async", "blocking", "async-blocking-async", "blocking-async-blocking"],
 )
+@pytest.mark.one_home("it compares the failures that one database stores")
 async def test_seed_2_the_distributed_stack_trace(mixed: Shop, parent_emits: Any, child_emits: Any, fails: Any) -> None:
     declared = Log(mixed)
     parent = mixed.app.saga("parent-handler", on="parent-topic")

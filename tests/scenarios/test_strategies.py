@@ -131,6 +131,7 @@ async def test_promise_23_a_first_step_that_takes_long_is_waited_for_quietly(
     assert not [one for one in caplog.messages if "left behind" in one]
 
 
+@pytest.mark.builtin("a relay without a worker takes in what is launched")
 async def test_promise_23_who_is_taken_in_while_it_is_left_behind_does_not_vanish(make_shop: MakeShop) -> None:
     shop, relay, audit = make_shop(), make_shop(service="relay"), make_shop(service="audit")
     root = shop.app.saga("root", "R", strategy=AcknowledgedWithin(SOON))
@@ -177,6 +178,7 @@ async def _intake_waits(shop: Shop) -> bool:
     )
 
 
+@pytest.mark.builtin("a relay without a worker takes in what is launched")
 async def test_promise_23_a_run_that_gives_up_leaves_behind_who_has_not_started(make_shop: MakeShop) -> None:
     shop, audit = make_shop(), make_shop(service="audit")
     root = shop.app.saga("root", "R", strategy=AcknowledgedWithin(ENOUGH))
