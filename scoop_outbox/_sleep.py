@@ -55,6 +55,21 @@ class Asleep:
         return at if at > now else None
 
 
+@dataclass(frozen=True, slots=True)
+class FixedSleep:
+    """The callback of a step that always sleeps alike. It is of neither colour: nobody has to call it.
+
+    Attributes:
+        asleep: what it returns.
+    """
+
+    asleep: Asleep
+
+    def __call__(self, *_: object) -> Asleep:
+        """Return it."""
+        return self.asleep
+
+
 def sleeping_for(of: str, duration: Duration[T]) -> Callback:
     """Return the callback of a step that sleeps for a time.
 
@@ -78,7 +93,7 @@ def _sleeping(of: str, given: Any, read: Callable[[object], datetime | timedelta
         until = read(given)
         if isinstance(until, str):
             raise DefinitionError(f"{of}: {until}")
-        return lambda *_: Asleep(until)
+        return FixedSleep(Asleep(until))
     checked_callback(given, of, STEP_ARGUMENTS)
 
     def asleep(found: object) -> Asleep:

@@ -230,6 +230,16 @@ def test_a_callback_of_the_other_colour_is_handed_over_before_anything_is_done(c
     assert store.calls == []
 
 
+@pytest.mark.parametrize("coroutines", [True, False])
+def test_a_sleep_is_of_neither_colour(coroutines: bool) -> None:
+    one = Saga("parent", "topic")
+    one.sleep("sleep", 5)
+    store = Store({"claim_run": [row()]})
+    assert store.drive(execute(RUN, executor(one, coroutines=coroutines))) is Execution.DONE
+    assert store.calls == []
+    assert store.batches[1:] == [["record_step", "update_run", "drop_mail", "post_timer", "commit"]]
+
+
 def test_a_run_of_both_colours_is_handed_over_between_its_steps() -> None:
     mixed = Saga("parent", "topic")
     mixed.add_step("first", coroutine)

@@ -11,6 +11,7 @@ from enum import Enum, auto
 from typing import Any
 
 from scoop_outbox._failure.traceback import keep_root
+from scoop_outbox._sleep import FixedSleep
 from scoop_outbox.core import backward, decision, finaliser, forward, transition
 from scoop_outbox.core.deadline import dated, expire_children
 from scoop_outbox.core.decide import decide, giving_up
@@ -227,6 +228,8 @@ def _call(due: Decision, claimed: Claim) -> Call | None:
         return forward.next_step(saga, step.name, value)
 
     match due:
+        case decision.Invoke(step=Step(invoke=FixedSleep())):
+            return None
         case decision.Invoke(step, iteration):
             numbers = (run.instance + 1, iteration, run.attempt)
             here = None if step.options.complete_on_give_up else _checkpoint(claimed, step)
@@ -315,6 +318,8 @@ def _change(due: Decision, claimed: Claim, outcome: CallOutcome | None, chance: 
     match due:
         case decision.Wait(until):
             return forward.waits(saga, run, until)
+        case decision.Invoke(step=Step(invoke=FixedSleep(asleep=asleep))):
+            return forward.step_returned(saga, run, due, replace(returned, value=asleep), now)
         case decision.Invoke():
             if raised is not None:
                 return forward.step_raised(run, due, raised, now, chance())

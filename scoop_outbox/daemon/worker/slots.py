@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from scoop_outbox._cancellation import StrayCancellationError, own_cancellation_only
 from scoop_outbox._log import get_logger
+from scoop_outbox._sleep import FixedSleep
 from scoop_outbox.core.plans.execute import Execution, execute
 from scoop_outbox.core.statement import Call
 from scoop_outbox.daemon.worker.connections import StepConnections
@@ -204,5 +205,6 @@ class Slots:
 
 def mostly_async(saga: Saga) -> bool:
     """Tell in which colour of slot a saga is begun: that of most of its callbacks."""
-    colours = [is_async(callback) for step in saga.steps for callback in step.callbacks]
+    callbacks = [one for step in saga.steps for one in step.callbacks if not isinstance(one, FixedSleep)]
+    colours = [is_async(callback) for callback in callbacks]
     return 2 * sum(colours) >= len(colours)
