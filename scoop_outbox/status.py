@@ -85,6 +85,7 @@ class RunStatus:
         abandoned: whether somebody has abandoned it: it stays as it is.
         actions: what people have done about it, in order.
         parent_home: the name of the home in which its parent is, if that is another one; or its id.
+        sleeps_until: when it goes on, if it sleeps.
     """
 
     id: uuid.UUID
@@ -113,6 +114,7 @@ class RunStatus:
     abandoned: bool = False
     actions: tuple[ActionStatus, ...] = ()
     parent_home: str | None = None
+    sleeps_until: datetime | None = None
 
     @property
     def parent(self) -> uuid.UUID | None:
@@ -237,7 +239,7 @@ def _run_of(row: Row, steps: Sequence[StepStatus], actions: Sequence[ActionStatu
     """Return the run in a row of `read_hierarchy`."""
     run_id, service, saga, message_id, state, lineage, launched_by, step, next_step, failure, obstacle, *rest = row
     reason, created_at, ended_at, topic, version, interruptions, interruption, late, giving_up, abandoned, *times = rest
-    deadlines, own_deadline, rollback_by, parent_home = times
+    deadlines, own_deadline, rollback_by, parent_home, sleeps_until = times
     return RunStatus(
         run_id,
         service,
@@ -265,4 +267,5 @@ def _run_of(row: Row, steps: Sequence[StepStatus], actions: Sequence[ActionStatu
         abandoned,
         tuple(actions),
         parent_home,
+        sleeps_until,
     )

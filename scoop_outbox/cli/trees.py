@@ -107,6 +107,9 @@ def _run(run: RunStatus, found: Hierarchy) -> Iterator[str]:
         if one.run_id == run.id:
             since = "" if one.since is None else f" since {time_text(one.since)}, {seconds_text(found.at - one.since)}"
             yield f"{_INDENT}being executed{since}"
+    if run.sleeps_until is not None:
+        left = seconds_text(run.sleeps_until - found.at)
+        yield f"{_INDENT}sleeps until {time_text(run.sleeps_until)}, {left} more"
     if run.failure is not None:
         yield f"{_INDENT}failure: {failure_line(run.failure)}"
     if run.rollback_reason is not None and run.rollback_reason != run.failure:

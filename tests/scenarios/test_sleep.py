@@ -1,13 +1,17 @@
 """SL: runs that sleep between two steps."""
 
+import asyncio
 import functools
+import re
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from scoop_outbox import Answer, DefinitionError, GaveUp, Handle, RunState, RunStatus, UnknownMessage
 from scoop_outbox.app import service_of
+from scoop_outbox.cli import main
 from scoop_outbox.operations.runs import AsyncRuns
 from tests.scenarios.cancelling import FEELZ, gave_up
 from tests.scenarios.shop import LONG, Gate, Shop, launches, order, raises
@@ -276,6 +280,11 @@ async def test_what_says_how_long_may_look_at_the_context_and_fail(mixed: Shop) 
     assert mixed.journal == ["root-0", "root-rb0"]
 
 
+def show(shop: Shop, handle: Handle) -> str:
+    options = ["--database", service_of(shop.homes[0]).home.url]
+    return CliRunner().invoke(main, ["show", str(handle.id), *options], catch_exceptions=False).output
+
+
 async def test_who_waits_is_told_that_it_sleeps(mixed: Shop) -> None:
     root = mixed.saga("root", "R", None)
     root.sleep("over night", 8 * HOUR)
@@ -287,6 +296,9 @@ async def test_who_waits_is_told_that_it_sleeps(mixed: Shop) -> None:
             await handle.wait(0.01)
         async with AsyncRuns(service_of(mixed.homes[0]).home.url) as runs:
             (waiting,) = (await runs.explain(handle.id)).waiting
+        shown = await asyncio.to_thread(show, mixed, handle)
+    assert re.search(r"sleeps until \d{4}-.*, 8.0 h more", shown)
+    assert (await mixed.only(handle, "root")).sleeps_until is not None
     (reason,) = waiting.reasons
     assert reason.cause == "sleep"
     assert reason.text.startswith("it sleeps behind step 'over night', and wakes in 28")

@@ -175,7 +175,8 @@ with recursive tree as (
 select r.id, r.service, r.saga, r.message_id, r.state, r.lineage, t.launched_by, r.step, r.next_step, r.failure, r.obstacle,
        r.reason, r.created_at, r.ended_at, m.topic, r.version, r.interruptions, r.interruption, r.late,
        r.giving_up, r.abandoned, r.deadlines::text, r.own_deadline::text, r.rollback_by,
-       coalesce(p.name, r.parent_home::text)
+       coalesce(p.name, r.parent_home::text),
+       case when r.state = 'running' and r.attempt = 0 and r.not_before > clock_timestamp() then r.not_before end
 from tree t
 join {schema}.run r on r.id = t.id
 join {schema}.message m on m.id = r.message_id
