@@ -23,22 +23,6 @@ NEW, BOTH = frozenset({"book"}), frozenset({"reserve", "book"})
 class Renamed(Stock):
     """A service whose homes have its saga under different names."""
 
-    def home(self, name: str, saga: str = "reserve", *formerly: str, **options: Any) -> Shop:
-        """Make a home; it is that of another process if it is `beside` that."""
-        shop = self._make("stock", home=name, **self._options | options)
-
-        def reserve(scope: Any, message: Any) -> Iterator[Any]:
-            yield from self.gate()
-            self.handled.append((message.key, name))
-            scope.set_result(name)
-
-        def release(_: Any, message: Any, __: BaseException) -> None:
-            self.undone.append((message.key, name))
-
-        made = shop.app.saga(saga, on="reserve", formerly=formerly)
-        made.add_step("reserve", shop.coloured(reserve), compensate=release)
-        return shop
-
     def renamed(self, home: Shop, name: str, **options: Any) -> Shop:
         """Return a newer version of a home."""
         return self.home(name, "book", "reserve", beside=home, **options)

@@ -49,8 +49,8 @@ class Stock:
         self.gate = Gate()
         self.gate.open = True
 
-    def home(self, name: str, **options: Any) -> Shop:
-        """Make one more home."""
+    def home(self, name: str, saga: str = "reserve", *formerly: str, **options: Any) -> Shop:
+        """Make one more home, with its saga under this name; it is that of another process if it is `beside` that."""
         shop = self._make("stock", **{"home": name} | self._options | options)
 
         def reserve(scope: Any, message: Any) -> Iterator[Any]:
@@ -61,8 +61,8 @@ class Stock:
         def release(_: Any, message: Any, __: BaseException) -> None:
             self.undone.append((message.key, name))
 
-        saga = shop.app.saga("reserve", on="reserve")
-        saga.add_step("reserve", shop.coloured(reserve), compensate=release)
+        made = shop.app.saga(saga, on="reserve", formerly=formerly)
+        made.add_step("reserve", shop.coloured(reserve), compensate=release)
         return shop
 
 
